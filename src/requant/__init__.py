@@ -1,1 +1,18 @@
-"""requant."""
+"""Reproducible builds of quantized checkpoints, and proofs about published ones.
+
+The map, from the top floor down:
+
+cli                                        parses, calls one verb, prints its result, returns its status
+build, lock                                verbs that start programs or use the network
+preflight                                  what a full build needs, and what it costs
+runner, passes, attestation, fetch, twin   the room and what surrounds it
+verify, download                           are these the recorded bytes?; one file from the Hub
+verdict, manifest, inventory, packing      comparisons as data; what a checkpoint is; every tensor, from config alone
+recipe, environment, pins, checkpoint, journal   what a person asks for, and files on disk
+safetensors                                one file format
+digest, errors                             the ground
+
+quantizer/                                 the room: the only place that knows torch; nobody imports it
+
+Every noun is a file that can be held, every verb a command that can be typed: docs/README.md.
+"""

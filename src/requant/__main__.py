@@ -1,0 +1,5 @@
+"""`python -m requant` is the command `requant`."""
+
+from requant.cli import main
+
+main()

@@ -1,0 +1,100 @@
+"""How a checkpoint came about: an in-toto Statement v1 with a SLSA Provenance v1 predicate, not signed yet.
+
+Formats: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance. Subjects and dependencies are
+named by SHA-256 only. Times, memory and host facts stand here and nowhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.digest import canonical_json, strict_json
+from requant.errors import CheckpointError
+
+BUILD_TYPE = "https://requant.dev/build/v1"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a build reports of itself; `taints` say what keeps it from being evidence about the base."""
+
+    recipe: str
+    twin: str | None
+    environment: str
+    lock: str
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+    taints: tuple[str, ...]
+    dependencies: Mapping[str, str]
+    journal: str
+    log: str
+    started: str
+    finished: str
+    room: Mapping[str, Any]
+    requant: str
+
+
+def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
+    """Return the statement as one line of canonical JSON; `subjects` maps each output file to its SHA-256."""
+    value = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [_resource(name, digest) for name, digest in sorted(subjects.items())],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": built.recipe, "twin": built.twin},
+                "internalParameters": {
+                    "environment": built.environment,
+                    "hardware": _whole(built.hardware),
+                    "versions": built.versions,
+                    "taints": list(built.taints),
+                },
+                "resolvedDependencies": [
+                    _resource(name, digest)
+                    for name, digest in sorted({**built.dependencies, "lock": built.lock}.items())
+                ],
+            },
+            "runDetails": {
+                "builder": {
+                    "id": "https://requant.dev/builder/local/v1",
+                    "version": {"requant": built.requant},
+                },
+                "metadata": {"startedOn": built.started, "finishedOn": built.finished},
+                "byproducts": [
+                    _resource("journal", built.journal),
+                    _resource("log", built.log),
+                    {"name": "room", "annotations": _whole(built.room)},
+                ],
+            },
+        },
+    }
+    return canonical_json(value) + b"\n"
+
+
+def hardware_of(path: Path) -> dict[str, Any]:
+    """Return the hardware class that a recorded statement states; raise CheckpointError where it states none."""
+    try:
+        value = strict_json(path.read_bytes())
+        hardware = value["predicate"]["buildDefinition"]["internalParameters"]["hardware"]
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a statement of a build: {error!r}") from None
+    if not isinstance(hardware, dict):
+        raise CheckpointError(f"{path}: not a statement of a build: its hardware class is {hardware!r}")
+    return hardware
+
+
+def _resource(name: str, digest: str) -> dict[str, Any]:
+    return {"name": name, "digest": {"sha256": digest}}
+
+
+def _whole(value: Any) -> Any:
+    """Write fractions as strings: canonical JSON has no portable form for them."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, Mapping):
+        return {key: _whole(each) for key, each in value.items()}
+    return [_whole(each) for each in value] if isinstance(value, list) else value

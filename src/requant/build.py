@@ -1,0 +1,274 @@
+"""`build RECIPE`: make a checkpoint, hash it, and hold it against what was recorded for this recipe.
+
+Nothing appears under the final name before it is complete: everything happens in a folder beside it, which is
+renamed at the end. The room tunes; what it leaves is examined, finished and hashed here, with the code that
+anybody runs who verifies the result.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from requant import passes, preflight, runner
+from requant.attestation import Provenance, hardware_of, statement
+from requant.checkpoint import list_files, open_checkpoint, write_checkpoint
+from requant.digest import canonical_json, sha256, sha256_file
+from requant.environment import environment_digest, read_lock, room_sources
+from requant.errors import CheckpointError, UsageError
+from requant.fetch import fetch
+from requant.journal import read_journal
+from requant.manifest import Manifest, make_manifest, read_manifest
+from requant.pins import read_pins
+from requant.recipe import FILE, Recipe
+from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
+from requant.verdict import Outcome, Verdict
+from requant.verify import verify
+
+RECORDED = ("manifest.json", "journal.jsonl", "intoto.jsonl")
+"""What stands beside a checkpoint, and beside its recipe once it is recorded: `<stem>.<each>`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is; without a `total` nobody knows."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes into the room: a base and a text on disk, what they are by digest, and what is wrong with them."""
+
+    base: Path
+    text: Path
+    digests: dict[str, str]
+    taints: tuple[str, ...]
+
+    @property
+    def base_digest(self) -> str:
+        """The identity of the base: its files by digest, without the calibration text."""
+        return sha256(canonical_json({name: self.digests[name] for name in self.digests if name.startswith("base/")}))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build: the checkpoint's folder, its manifest, and how it compares with the record."""
+
+    folder: Path
+    manifest: Manifest
+    verdict: Verdict
+    taints: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def beside(folder: Path, name: str) -> Path:
+    """Return the path of what is written beside a checkpoint: `ec-twin.manifest.json` beside `ec-twin`."""
+    return folder.with_name(f"{folder.name}.{name}")
+
+
+def recorded(recipe: Recipe, twin: str | None, name: str) -> Path:
+    """Return where a build's manifest, journal or statement is recorded, in the recipe's folder."""
+    stem = {None: "checkpoint", "demo": "twin"}.get(twin, twin)
+    return recipe.beside(f"{stem}.{name}")
+
+
+def build(
+    recipe: Recipe,
+    *,
+    twin: str | None,
+    out: Path,
+    threads: int = 1,
+    replace_existing: bool = False,
+    keep_raw: bool = False,
+    endpoint: str | None = None,
+    tell: Callable[[Progress], None] = lambda _: None,
+) -> Built:
+    """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
+
+    Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output.
+
+    Raises UsageError where `out` exists, NotAvailableError for what is missing here, BuildError where the room
+    or a pass fails; then `out` does not exist, and the log stands beside it.
+    """
+    if twin is not None and twin not in SIZES:
+        raise UsageError(f"--size {twin}: no such twin; there are {', '.join(SIZES)}")
+    if out.exists() and not replace_existing:
+        raise UsageError(f"{out}: exists already", "Name another folder with --out, or remove this one.")
+    started = datetime.now(UTC)
+    effort = recipe.effort(twin is not None)
+    lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
+    lock = read_lock(lockfiles, effort.environment)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as name:
+        work = Path(name)
+        inputs = _twin_inputs(twin, work, tell) if twin else _pinned_inputs(recipe, out, endpoint, tell)
+        python = runner.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage)))
+        prefix = runner.isolation()
+        taints = (*inputs.taints, *(() if prefix else ("network: the kernel grants no network namespace",)))
+        _furnish(work, recipe, twin, inputs, environment_digest(lock))
+        tuning = _timed()
+        try:
+            runner.run_room(python, work, threads, prefix, lambda: _watch(work / "journal.jsonl", tell))
+        finally:
+            if (work / "log").exists():
+                shutil.copyfile(work / "log", beside(out, "log"))
+        room: dict[str, Any] = json.loads((work / "room.json").read_text())
+        seconds = {"room": tuning()}
+
+        finishing = _timed()
+        raw = open_checkpoint(work / "raw")
+        version_of_autoround = json.loads(raw.file("quantization_config.json"))["autoround_version"]
+        context = passes.Context(open_checkpoint(inputs.base), recipe, effort, version_of_autoround)
+        finished = passes.apply(recipe.passes.order, raw, context)
+        write_checkpoint(finished, work / "checkpoint", lambda file: tell(Progress("passes", note=file)))
+        seconds["passes"] = finishing()
+        hashing = _timed()
+        total = sum(tensor.spec.nbytes for shard in finished.shards.values() for tensor in shard.values())
+        done = 0
+
+        def hashed(count: int) -> None:
+            nonlocal done
+            done += count
+            tell(Progress("manifest", done, max(total, done)))
+
+        manifest = make_manifest(work / "checkpoint", hashed)
+        seconds["manifest"] = hashing()
+
+        built = Provenance(
+            recipe=recipe.digest,
+            twin=twin,
+            environment=environment_digest(lock),
+            lock=lock.digest,
+            hardware=room["hardware"],
+            versions=room["versions"],
+            taints=taints,
+            dependencies=inputs.digests,
+            journal=sha256_file(work / "journal.jsonl"),
+            log=sha256_file(work / "log"),
+            started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+            finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            room={key: room[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")},
+            requant=version("requant"),
+        )
+        subjects = {path: record.sha256 for path, record in manifest.files.items()}
+        beside(out, "manifest.json").write_bytes(manifest.to_json())
+        beside(out, "intoto.jsonl").write_bytes(statement(subjects, built))
+        shutil.copyfile(work / "journal.jsonl", beside(out, "journal.jsonl"))
+        if keep_raw:
+            shutil.rmtree(beside(out, "raw"), ignore_errors=True)
+            (work / "raw").rename(beside(out, "raw"))
+        if out.exists():
+            shutil.rmtree(out)
+        (work / "checkpoint").rename(out)
+    return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
+
+
+def compare(recipe: Recipe, twin: str | None, folder: Path) -> Verdict:
+    """Hold a build against the recorded one; other bits from another hardware class are inconclusive."""
+    reference = recorded(recipe, twin, "manifest.json")
+    if not reference.exists():
+        return Verdict(Outcome.INCONCLUSIVE, reasons=(f"nothing is recorded: no {reference}",))
+    verdict = verify(folder, read_manifest(reference))
+    if verdict.outcome is not Outcome.DIFFERENT:
+        return verdict
+    ours = hardware_of(beside(folder, "intoto.jsonl"))
+    try:
+        theirs = hardware_of(recorded(recipe, twin, "intoto.jsonl"))
+    except CheckpointError as error:
+        return replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(f"no hardware class is recorded: {error}",))
+    if ours == theirs:
+        return verdict
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    reasons = tuple(f"another hardware class: {key} is {ours.get(key)!r}, recorded {theirs.get(key)!r}" for key in keys)
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=reasons)
+
+
+def record(recipe: Recipe, twin: str | None, folder: Path) -> tuple[Path, ...]:
+    """Record what a build wrote beside its checkpoint; return the files written."""
+    written = []
+    for name in RECORDED:
+        target = recorded(recipe, twin, name)
+        shutil.copyfile(beside(folder, name), target)
+        written.append(target)
+    return tuple(written)
+
+
+def _twin_inputs(size: str, work: Path, tell: Callable[[Progress], None]) -> Inputs:
+    write_twin(size, work / "base", lambda file: tell(Progress(f"twin {size}", note=file)))
+    (work / CALIBRATION).write_bytes(calibration_text())
+    digests = {f"base/{path}": record.sha256 for path, record in make_manifest(work / "base").files.items()}
+    digests["calibration"] = sha256_file(work / CALIBRATION)
+    return Inputs(work / "base", work / CALIBRATION, digests, (f"twin: {size}, instead of the base",))
+
+
+def _pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Callable[[Progress], None]) -> Inputs:
+    base, data = read_pins(recipe.beside(recipe.base.files)), read_pins(recipe.beside(recipe.calibration.files))
+    folders = {
+        kind: runner.cache() / kind / pins.repository / pins.revision
+        for kind, pins in (("bases", base), ("datasets", data))
+    }
+    pinned = {folders["bases"]: base, folders["datasets"]: data}
+    wanted = {
+        folders["bases"]: [path for path, file in base.files.items() if file.sha256],
+        folders["datasets"]: [recipe.calibration.file],
+    }
+    found = preflight.cost(recipe, pinned, wanted, out)
+    preflight.require(found)
+    tell(Progress("full build", note=found.text()))
+    for folder, pins in pinned.items():
+        fetch(
+            pins,
+            folder,
+            wanted=wanted[folder],
+            progress=lambda file, done, total: tell(Progress(f"fetch {file}", done, total)),
+            endpoint=endpoint,
+        )
+    if stray := list_files(folders["bases"]).keys() - base.files.keys():
+        raise CheckpointError(
+            f"{folders['bases']}: {min(stray)} is not pinned, and could change what is loaded", "Remove it."
+        )
+    digests = {f"base/{path}": str(base.files[path].sha256) for path in wanted[folders["bases"]]}
+    digests["calibration"] = str(data.files[recipe.calibration.file].sha256)
+    return Inputs(folders["bases"], folders["datasets"] / recipe.calibration.file, digests, ())
+
+
+def _furnish(work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, environment: str) -> None:
+    for name, data in room_sources().items():
+        path = work / "sources" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    shutil.copyfile(recipe.path, work / FILE)
+    request = {
+        "twin": twin,
+        "base": str(inputs.base.resolve()),
+        "text": str(inputs.text.resolve()),
+        "environment": environment,
+        "base_digest": inputs.base_digest,
+    }
+    (work / "request.json").write_text(json.dumps(request))
+
+
+def _watch(path: Path, tell: Callable[[Progress], None]) -> None:
+    if not path.exists() or not path.stat().st_size:
+        return tell(Progress("tuning", note="loading model and text"))
+    journal = read_journal(path, growing=True)
+    note = ""
+    if journal.blocks:
+        last = journal.blocks[-1]
+        initial, best = float.fromhex(last.loss.initial), float.fromhex(last.loss.best)
+        note = f"{last.block}: loss {initial:.6f} -> {best:.6f}, best of iteration {last.loss.best_iteration}"
+    return tell(Progress("tuning", len(journal.blocks), journal.header.blocks, note))
+
+
+def _timed() -> Callable[[], float]:
+    begin = datetime.now(UTC)
+    return lambda: (datetime.now(UTC) - begin).total_seconds()

@@ -1,0 +1,183 @@
+"""A checkpoint: tensors spread over safetensors files, and side files. A value that reads nothing until asked.
+
+Files whose path has a part that begins with a dot are not part of a checkpoint: no loader reads them, and
+download tools and git leave them behind. Symbolic links are refused: what is verified must be what is there.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from requant.digest import file_chunks
+from requant.errors import CheckpointError
+from requant.safetensors import Spec, Stretch, read_header, write_file
+
+SUFFIX = ".safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Content(Protocol):
+    """Bytes that are somewhere; a value that can be hashed, so that what is made of it can be kept."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes in bounded pieces."""
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes in memory."""
+
+    data: bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes."""
+        yield self.data
+
+
+@dataclass(frozen=True)
+class Made:
+    """Bytes that are computed when they are wanted, and not kept."""
+
+    make: Callable[[], bytes]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes."""
+        yield self.make()
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor: what it is, and where its bytes are."""
+
+    spec: Spec
+    content: Content
+
+    def read(self) -> bytes:
+        """Return all its bytes: row-major, little-endian."""
+        return b"".join(self.content.chunks())
+
+    def part(self, start: int, stop: int) -> Content:
+        """Return its bytes `start` to `stop`; on disk, nothing else is read."""
+        if isinstance(self.content, Stretch):
+            return replace(self.content, start=self.content.start + start, stop=self.content.start + stop)
+        return Held(self.read()[start:stop])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`shards`: file name to its tensors in file order. `files`: path to content, for everything else."""
+
+    shards: Mapping[str, Mapping[str, Tensor]]
+    files: Mapping[str, Content]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; where two files hold one name, the last file in sorted order, as loaders do."""
+        return {name: tensor for file in sorted(self.shards) for name, tensor in self.shards[file].items()}
+
+    def file(self, path: str) -> bytes:
+        """Return the bytes of a side file; raise CheckpointError where there is none."""
+        if path not in self.files:
+            raise CheckpointError(
+                f"{path}: not in the checkpoint, which has {', '.join(sorted(self.files)) or 'no side files'}"
+            )
+        return b"".join(self.files[path].chunks())
+
+
+def spread(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Spread tensors over files, in order: a tensor goes to the file in whose equal share of bytes it begins.
+
+    Raises CheckpointError where a file would stay empty.
+    """
+    total = sum(tensor.spec.nbytes for tensor in tensors.values())
+    shards: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    begin = 0
+    for key, tensor in tensors.items():
+        shards[names[begin * len(names) // total]][key] = tensor
+        begin += tensor.spec.nbytes
+    if empty := [name for name, shard in shards.items() if not shard]:
+        raise CheckpointError(f"{empty[0]}: would be empty: {len(tensors)} tensors do not fill {len(names)} files")
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    """Return the names of `count` shards, as transformers writes them."""
+    return [f"model-{i:05d}-of-{count:05d}{SUFFIX}" for i in range(1, count + 1)]
+
+
+def index(shards: Mapping[str, Mapping[str, Tensor]]) -> Held:
+    """Return `model.safetensors.index.json`: each tensor's file, and the bytes of all of them."""
+    total = sum(tensor.spec.nbytes for tensors in shards.values() for tensor in tensors.values())
+    weight_map = {name: file for file in sorted(shards) for name in shards[file]}
+    return json_file({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def json_file(value: object) -> Held:
+    """Return a JSON side file as transformers formats it: two spaces, final newline."""
+    return Held((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a checkpoint by POSIX path relative to `folder`, sorted.
+
+    Raises CheckpointError for a folder that is not there, a symbolic link, or anything that is no regular file.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise CheckpointError(
+                    f"{path}: not a regular file",
+                    "Give a folder of real files: a download into a local folder, not a cache.",
+                )
+            if not name.isprintable():
+                raise CheckpointError(f"{path.parent}: {name!r} is no name for a file of a checkpoint")
+            if path.is_file():
+                found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the headers of a checkpoint's safetensors files; everything else is read when it is asked for."""
+    shards, files = {}, {}
+    for name, path in list_files(folder).items():
+        if name.endswith(SUFFIX):
+            entries, _ = read_header(path)
+            shards[name] = {key: Tensor(spec, stretch) for key, (spec, stretch) in entries.items()}
+        else:
+            files[name] = _WholeFile(path)
+    return Checkpoint(shards, files)
+
+
+@dataclass(frozen=True)
+class _WholeFile:
+    path: Path
+
+    def chunks(self) -> Iterator[bytes]:
+        return file_chunks(self.path)
+
+
+def write_checkpoint(checkpoint: Checkpoint, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Write a checkpoint into an empty or new folder, file by file; `progress` hears each file's name first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in checkpoint.shards.items():
+        progress(name)
+        write_file(folder / name, {key: (tensor.spec, tensor.content.chunks()) for key, tensor in tensors.items()})
+    for name, content in checkpoint.files.items():
+        progress(name)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            for chunk in content.chunks():
+                file.write(chunk)

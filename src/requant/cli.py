@@ -1,0 +1,267 @@
+"""The command line: parses, calls one verb, prints its result, returns its status. Results go to standard output.
+
+Everything else, progress and advice, goes to standard error. Exit status: 0 identical, 1 different or
+equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from requant import build as building
+from requant import lock as locking
+from requant.errors import RequantError
+from requant.manifest import make_manifest, read_manifest
+from requant.recipe import Recipe, read_recipe
+from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
+from requant.verdict import EXIT_STATUS, Outcome, Verdict
+from requant.verify import verify as verify_checkpoint
+
+SHOWN = 12
+"""Differences that a person is shown; `--json` has all of them."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.")]
+Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
+
+
+def main() -> NoReturn:
+    """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
+    try:
+        app(standalone_mode=False)
+    except RequantError as error:
+        _fail(str(error), error.advice, error.exit_status)
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", "Nothing was left under the final name.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own errors of usage
+            _fail(error.format_message(), "requant --help lists the verbs.", 2)
+        raise
+    raise SystemExit(0)
+
+
+@app.callback()
+def _requant() -> None:
+    """Build quantized checkpoints that anyone can build again, and verify published ones."""
+
+
+@app.command()
+def build(
+    recipe: RecipePath,
+    twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
+    size: Size = "demo",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    runner: Annotated[
+        str, typer.Option(help="Where the room runs: venv, a virtual environment from the lock.")
+    ] = "venv",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the room; they change no byte.")] = os.cpu_count()
+    or 1,
+    keep_raw: Annotated[
+        bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
+    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="Record this build as the one to compare with.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
+    if runner != "venv":
+        raise typer.BadParameter(f"{runner}: this version has the runner venv only")
+    read = read_recipe(recipe)
+    stand_in = size if twin else None
+    kind = {None: "full", "demo": "twin"}.get(stand_in, size)
+    folder = out_folder or Path("out", f"{read.name}-{kind}")
+    with _progress() as tell:
+        built = building.build(
+            read,
+            twin=stand_in,
+            out=folder,
+            threads=threads,
+            replace_existing=out_folder is None,
+            keep_raw=keep_raw,
+            tell=tell,
+        )
+    _say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    for taint in built.taints:
+        _say(f"[yellow]taint[/] {escape(taint)}")
+    _say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
+    reference = building.recorded(read, stand_in, "manifest.json")
+    if record:
+        _record(read, stand_in, built)
+        raise typer.Exit(0)
+    if as_json:
+        _print_json({"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()})
+    else:
+        _show(built.verdict, f"compared with {reference}")
+    raise typer.Exit(EXIT_STATUS[built.verdict.outcome])
+
+
+def _record(recipe: Recipe, twin: str | None, built: building.Built) -> None:
+    _show(built.verdict, "against what was recorded until now")
+    for path in building.record(recipe, twin, built.folder):
+        _say(f"recorded {escape(str(path))}")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+    manifest: Annotated[Path, typer.Argument(help="A manifest, as `build` or `manifest` writes it.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="Be content with equal tensors.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a checkpoint with its manifest: are these the recorded bytes?"""
+    recorded = read_manifest(manifest)
+    with _progress() as tell:
+        total = sum(record.bytes for record in recorded.files.values())
+        verdict = verify_checkpoint(checkpoint, recorded, _counted(tell, "verify", total))
+    if as_json:
+        _print_json(verdict.as_json())
+    else:
+        _show(verdict, f"compared with {manifest}")
+    equal = (Outcome.IDENTICAL, Outcome.EQUIVALENT) if tensors else (Outcome.IDENTICAL,)
+    raise typer.Exit(0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome])
+
+
+@app.command()
+def manifest(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+) -> None:
+    """Print a checkpoint's manifest: every file and every tensor by digest."""
+    with _progress() as tell:
+        made = make_manifest(checkpoint, _counted(tell, "manifest", 0))
+    sys.stdout.write(made.to_json().decode())
+
+
+@app.command()
+def twin(
+    out_folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    size: Size = "demo",
+) -> None:
+    """Write the twin: a small model of the base's architecture, the same bytes everywhere."""
+    if out_folder.exists():
+        raise typer.BadParameter(f"{out_folder}: exists already")
+    if size not in SIZES:
+        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+    with _progress() as tell:
+        write_twin(size, out_folder, lambda file: tell(building.Progress(f"twin {size}", note=file)))
+    _say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
+
+
+@app.command()
+def lock(
+    names: Annotated[list[str] | None, typer.Argument(help="Environments; all of them without a name.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the locks are what would be written.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where the .in files are.")] = Path("lockfiles"),
+) -> None:
+    """Resolve lockfiles/<name>.in into <name>.txt: one wheel per package, by its hash."""
+    chosen = names or sorted(path.stem for path in folder.glob("*.in"))
+    if not check:
+        locking.write_locks(folder, chosen)
+        _say(f"wrote {', '.join(f'{folder / name}.txt' for name in chosen)}")
+        return
+    differences = locking.check_locks(folder, chosen)
+    for line in differences:
+        out.print(escape(line))
+    _say(f"{', '.join(chosen)}: {'not what would be resolved' if differences else 'as they would be resolved'}")
+    raise typer.Exit(1 if differences else 0)
+
+
+def _show(verdict: Verdict, compared: str) -> None:
+    colour = {Outcome.IDENTICAL: "green", Outcome.DIFFERENT: "red"}.get(verdict.outcome, "yellow")
+    if verdict.differences:
+        table = Table("what", "name", "file", box=None, pad_edge=False)
+        for each in verdict.differences[:SHOWN]:
+            table.add_row(each.kind, escape(each.name), escape(each.file))
+        out.print(table)
+        if len(verdict.differences) > SHOWN:
+            out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
+    for reason in verdict.reasons:
+        out.print(escape(reason))
+    out.print(f"[bold {colour}]{verdict.outcome}[/], {escape(compared)}")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _say(text: str) -> None:
+    err.print(text)
+
+
+def _fail(message: str, advice: str, status: int) -> NoReturn:
+    err.print(f"[bold red]error[/] {escape(message)}")
+    if advice:
+        err.print(f"      {escape(advice)}")
+    raise SystemExit(status)
+
+
+def _counted(tell: Callable[[building.Progress], None], stage: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(read: int) -> None:
+        nonlocal done
+        done += read
+        tell(building.Progress(stage, done, max(total, done)))
+
+    return count
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[building.Progress], None]]:
+    """Draw the running stage as a bar, and leave a line for each stage and each tuned block."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    lines: dict[str, int] = {}
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+
+        def tell(progress: building.Progress) -> None:
+            if progress.stage not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1, visible=False)
+                tasks[progress.stage] = bars.add_task(escape(progress.stage), total=None)
+                bars.console.print(escape(progress.stage))
+            task, file = tasks[progress.stage], "" if progress.done else progress.note
+            bars.update(
+                task,
+                completed=progress.done,
+                total=progress.total or None,
+                description=escape(f"{progress.stage} {file}"),
+            )
+            if progress.note and progress.done > lines.get(progress.stage, 0):
+                lines[progress.stage] = progress.done
+                bars.console.print(f"  {escape(progress.note)}")
+
+        yield tell

@@ -1,0 +1,157 @@
+"""A manifest: what a checkpoint is. Equal checkpoints have byte-equal manifests: no time, host or version in it."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from requant.checkpoint import SUFFIX, list_files
+from requant.digest import canonical_json, file_chunks, sha256_file, strict_json
+from requant.errors import CheckpointError
+from requant.safetensors import ITEM_BYTES, read_header
+
+SCHEMA = 1
+MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file, by size in bytes and SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor: the file it stands in, what it is, and the SHA-256 of its bytes as they stand there."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every file by path, every tensor by name."""
+
+    files: Mapping[str, FileRecord]
+    tensors: Mapping[str, TensorRecord]
+
+    def to_json(self) -> bytes:
+        """Return the one form of this manifest: canonical JSON and a line end."""
+        files = {path: asdict(record) for path, record in self.files.items()}
+        tensors = {name: asdict(record) for name, record in self.tensors.items()}
+        return canonical_json({"schema": SCHEMA, "files": files, "tensors": tensors}) + b"\n"
+
+
+def make_manifest(folder: Path, progress: Callable[[int], None] = lambda _: None) -> Manifest:
+    """Read every byte of a checkpoint once; several files at a time. `progress` hears how many bytes were read.
+
+    Raises CheckpointError where a file is broken, or one tensor name stands in two files.
+    """
+    found = list_files(folder)
+    with ThreadPoolExecutor() as pool:
+        records = dict(zip(found, pool.map(lambda name: read_file(found[name], name, progress), found), strict=True))
+    tensors: dict[str, TensorRecord] = {}
+    for _, inside in records.values():
+        for name, record in inside.items():
+            if name in tensors:
+                raise CheckpointError(f"{folder}: tensor {name} stands in {tensors[name].file} and in {record.file}")
+            tensors[name] = record
+    return Manifest({name: record for name, (record, _) in records.items()}, tensors)
+
+
+def read_file(
+    path: Path, name: str, progress: Callable[[int], None] = lambda _: None
+) -> tuple[FileRecord, dict[str, TensorRecord]]:
+    """Return the records of one file and of the tensors in it, from one read."""
+    size = path.stat().st_size
+    if not name.endswith(SUFFIX):
+        digest = sha256_file(path)
+        progress(size)
+        return FileRecord(size, digest), {}
+    entries, _ = read_header(path)
+    whole = hashlib.sha256()
+    data = min((stretch.start for _, stretch in entries.values()), default=size)
+    _feed(file_chunks(path, 0, data), whole)
+    tensors = {}
+    for tensor, (spec, stretch) in entries.items():
+        own = hashlib.sha256()
+        _feed(stretch.chunks(), whole, own)
+        tensors[tensor] = TensorRecord(name, spec.dtype, spec.shape, own.hexdigest())
+        progress(stretch.stop - stretch.start)
+    return FileRecord(size, whole.hexdigest()), tensors
+
+
+def _feed(chunks: Iterable[bytes], *digests: Any) -> None:
+    for chunk in chunks:
+        for digest in digests:
+            digest.update(chunk)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; raise CheckpointError for anything that `Manifest.to_json` would not have written."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+        data = path.read_bytes()
+        value = strict_json(data)
+        _keys("", value, {"schema", "files", "tensors"})
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema: found {value['schema']!r}, this requant reads {SCHEMA}")
+        files = {name: _file(name, record) for name, record in _object("files", value["files"]).items()}
+        tensors = {name: _tensor(name, record, files) for name, record in _object("tensors", value["tensors"]).items()}
+        manifest = Manifest(files, tensors)
+        if manifest.to_json() != data:
+            raise ValueError("not in canonical form: keys sorted, no white space, one line end")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a manifest: {error}", "Get it again from where it was published.") from None
+    return manifest
+
+
+def _file(name: str, record: Any) -> FileRecord:
+    _keys(f"files: {name}", record, {"bytes", "sha256"})
+    path = PurePosixPath(name)
+    if not name.isprintable() or path.is_absolute() or ".." in path.parts or path.as_posix() != name or name == ".":
+        raise ValueError(f"files: {name!r} is no path inside a checkpoint")
+    if type(record["bytes"]) is not int or record["bytes"] < 0:
+        raise ValueError(f"files: {name}: bytes: found {record['bytes']!r}")
+    return FileRecord(record["bytes"], _hex(f"files: {name}", record["sha256"]))
+
+
+def _tensor(name: str, record: Any, files: Mapping[str, FileRecord]) -> TensorRecord:
+    _keys(f"tensors: {name}", record, {"file", "dtype", "shape", "sha256"})
+    shape = record["shape"]
+    if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
+        raise ValueError(f"tensors: {name}: shape: found {shape!r}")
+    if not isinstance(record["dtype"], str) or record["dtype"] not in ITEM_BYTES:
+        raise ValueError(f"tensors: {name}: dtype: found {record['dtype']!r}")
+    if not isinstance(record["file"], str) or record["file"] not in files:
+        raise ValueError(f"tensors: {name}: file: {record['file']!r} is not among the files")
+    return TensorRecord(record["file"], record["dtype"], tuple(shape), _hex(f"tensors: {name}", record["sha256"]))
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: not an object")
+    return value
+
+
+def _keys(name: str, value: Any, allowed: set[str]) -> None:
+    found = _object(name, value).keys()
+    for key in found - allowed:
+        raise ValueError(f"{name}: unknown key {key!r}" if name else f"unknown key {key!r}")
+    for key in allowed - found:
+        raise ValueError(f"{name}: no {key!r}" if name else f"no {key!r}")
+
+
+def _hex(name: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise ValueError(f"{name}: sha256: found {value!r}, expected 64 hexadecimal digits")
+    return value

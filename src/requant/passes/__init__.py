@@ -1,0 +1,26 @@
+"""What the host does to AutoRound's raw output: named, pure passes, checkpoint in, checkpoint out.
+
+Nothing that AutoRound writes after its tuning is kept unexamined. The tuned tensors keep their bytes; all else
+comes from the base, or follows from the recipe. The recipe lists the passes; each can be used alone.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+
+from requant.checkpoint import Checkpoint
+from requant.passes.context import Context
+from requant.passes.extras import mtp, visual
+from requant.passes.layout import index, shards, side_files
+from requant.passes.main import tuned, untouched
+from requant.passes.overrides import quantization_config
+
+__all__ = ["PASSES", "Context", "apply"]
+
+PASSES: dict[str, Callable[[Checkpoint, Context], Checkpoint]] = {
+    each.__name__: each for each in (tuned, untouched, visual, mtp, shards, quantization_config, side_files, index)
+}
+
+
+def apply(names: tuple[str, ...], raw: Checkpoint, context: Context) -> Checkpoint:
+    """Apply the passes `names` in order; each gets the last one's result."""
+    return reduce(lambda checkpoint, name: PASSES[name](checkpoint, context), names, raw)

@@ -1,0 +1,73 @@
+"""The language model: tuned tensors as AutoRound wrote them, all others as the base has them."""
+
+import numpy as np
+
+from requant.checkpoint import Checkpoint, Tensor
+from requant.errors import BuildError
+from requant.inventory import MTP, PACKED, VISUAL
+from requant.packing import ZERO_WORD, bfloat16_to_float32
+from requant.passes.context import EXTRAS, MAIN, Context
+
+
+def tuned(raw: Checkpoint, context: Context) -> Checkpoint:
+    """Keep the main tensors of AutoRound's main files, byte for byte, and nothing else.
+
+    Its `model_extra_tensors.safetensors` goes: the visual tower and the MTP block are made anew, and copies of
+    main tensors in it (defects D01, D02) must not win. Its side files go too (D04, D21, D22). Raises BuildError
+    for a tensor that is missing, in two main files, of another shape, unknown, or that cannot be loaded.
+    """
+    found: dict[str, Tensor] = {}
+    for file, tensors in raw.shards.items():
+        for name, tensor in tensors.items():
+            if file == EXTRAS or name.startswith((VISUAL, MTP)):
+                continue
+            if name in found:
+                raise BuildError(f"{name}: stands in two of AutoRound's files, the second is {file}")
+            if name not in context.main:
+                raise BuildError(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
+            found[name] = tensor
+    for name, spec in context.main.items():
+        if name not in found:
+            raise BuildError(f"{name}: AutoRound did not write it")
+        if name.endswith(PACKED):
+            if found[name].spec != spec:
+                raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
+            _examine(name, found[name])
+    return Checkpoint({MAIN: {name: found[name] for name in context.main}}, {})
+
+
+def untouched(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+    """Replace every main tensor that is not packed by the base's bytes, after confirming that it has its values.
+
+    AutoRound writes them in the precision of the tuning (defect D13).
+    """
+    base = context.base.tensors
+
+    def from_base(name: str, tensor: Tensor) -> Tensor:
+        if name.endswith(PACKED):
+            return tensor
+        if not _equal(tensor, base[name]):
+            raise BuildError(f"{name}: the tuning has changed it, the recipe leaves it alone")
+        return base[name]
+
+    main = {name: from_base(name, tensor) for name, tensor in checkpoint.shards[MAIN].items()}
+    return Checkpoint({**checkpoint.shards, MAIN: main}, checkpoint.files)
+
+
+def _examine(name: str, tensor: Tensor) -> None:
+    if name.endswith(".qzeros"):
+        if (np.frombuffer(tensor.read(), "<u4") != ZERO_WORD).any():
+            raise BuildError(f"{name}: not {ZERO_WORD:#010x} throughout, which the packing format means (defect D10)")
+    elif name.endswith(".scales"):
+        scales = np.frombuffer(tensor.read(), "<f2")
+        if not np.isfinite(scales).all() or (scales == 0).any():
+            raise BuildError(f"{name}: has scales that are zero or not finite (defect D12)")
+
+
+def _equal(tensor: Tensor, base: Tensor) -> bool:
+    """Say whether a tensor in BF16 or F32 has the bits of the base's BF16 one."""
+    if tensor.spec.shape != base.spec.shape or base.spec.dtype != "BF16":
+        return tensor.spec == base.spec and tensor.read() == base.read()
+    if tensor.spec.dtype == "F32":
+        return tensor.read() == bfloat16_to_float32(base.read()).astype("<f4").tobytes()
+    return tensor.spec.dtype == "BF16" and tensor.read() == base.read()

@@ -1,0 +1,69 @@
+"""What a full build needs, checked before anything long starts: device, memory, disk, downloads."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.errors import NotAvailableError
+from requant.fetch import missing
+from requant.pins import Pins
+from requant.recipe import Recipe
+from requant.runner import accelerators
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a full build will take; `lacking` says what this machine does not have."""
+
+    download_bytes: int
+    disk_bytes: int
+    hours: float
+    lacking: tuple[str, ...]
+
+    def text(self) -> str:
+        """Return the cost in one line."""
+        return (
+            f"{self.download_bytes / GIB:.1f} GiB to download, {self.disk_bytes / GIB:.1f} GiB of disk, "
+            f"about {self.hours:g} hours of tuning"
+        )
+
+
+def cost(recipe: Recipe, pinned: dict[Path, Pins], wanted: dict[Path, list[str]], out: Path) -> Cost:
+    """Return what a build would take; `pinned` maps each folder of downloads to what belongs in it."""
+    download = sum(missing(pins, folder, wanted=wanted[folder]).bytes for folder, pins in pinned.items())
+    base = sum(file.bytes or 0 for pins in pinned.values() for file in pins.files.values())
+    disk = download + base  # the raw and the finished checkpoint together are smaller than the base
+    return Cost(download, disk, recipe.hardware.hours, tuple(_lacking(recipe, disk, out)))
+
+
+def require(found: Cost) -> None:
+    """Raise NotAvailableError with everything that is lacking, and what the build would cost."""
+    if found.lacking:
+        raise NotAvailableError(
+            "\n".join(("this machine cannot do the full build:", *(f"  {each}" for each in found.lacking))),
+            f"The full build takes {found.text()}. Without a GPU, --twin runs the same code on a small model.",
+        )
+
+
+def _lacking(recipe: Recipe, disk: int, out: Path) -> list[str]:
+    hardware = recipe.hardware
+    lacking = []
+    if hardware.device == "cuda":
+        found = accelerators()
+        if not any(hardware.accelerator in name and memory >= hardware.memory_gib * 1000 for name, memory in found):
+            seen = ", ".join(f"{name} ({memory} MiB)" for name, memory in found) or "none"
+            lacking.append(f"GPU: {hardware.accelerator} with {hardware.memory_gib} GiB; found {seen}")
+    memory = _memory()
+    if memory < hardware.host_memory_gib * GIB:
+        lacking.append(f"memory: {hardware.host_memory_gib} GiB; found {memory / GIB:.0f} GiB")
+    place = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    if (free := shutil.disk_usage(place).free) < disk:
+        lacking.append(f"disk: {disk / GIB:.0f} GiB under {place}; {free / GIB:.0f} GiB are free")
+    return lacking
+
+
+def _memory() -> int:
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,77 @@
+"""Calls AutoRound through its API, with every argument that can change a byte written out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from requant.recipe import Effort, Recipe
+
+
+def load(base: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of the base, the model in the precision of its files, on the CPU.
+
+    The whole class from `config.json` is loaded, visual tower and all: `AutoModelForCausalLM` would take the
+    text model only, whose tensor names differ from the base's (defect D01).
+    """
+    import transformers
+
+    architecture = json.loads((base / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(base, dtype="auto", local_files_only=True)
+    return model, transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
+
+
+def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effort) -> Any:
+    """Return AutoRound, ready to tune; nothing is left to its defaults or to what it finds on the machine."""
+    from auto_round import AutoRound
+    from auto_round.compressors import base
+
+    tuning, scheme = recipe.tuning, recipe.scheme
+    half = effort.precision == "bfloat16"
+    # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
+    base.CpuInfo.bf16 = property(lambda _: half)
+
+    def rate(value: float | str) -> float:
+        return 1.0 / effort.iterations if value == "1/iterations" else float(value)
+
+    return AutoRound(
+        model,
+        tokenizer,
+        platform="hf",
+        scheme="W4A16",
+        layer_config=None,
+        dataset=batches,
+        iters=effort.iterations,
+        seqlen=effort.sequence_length,
+        nsamples=effort.samples,
+        batch_size=tuning.batch_size,
+        gradient_accumulate_steps=tuning.gradient_accumulation,
+        low_gpu_mem_usage=tuning.low_gpu_memory,
+        device_map="cpu" if effort.device == "cpu" else 0,
+        enable_torch_compile=tuning.torch_compile,
+        seed=tuning.seed,
+        enable_adam=tuning.adam,
+        extra_config=None,
+        enable_alg_ext=tuning.algorithm_extension,
+        low_cpu_mem_usage=True,
+        bits=scheme.bits,
+        group_size=scheme.group_size,
+        sym=scheme.symmetric,
+        data_type=scheme.data_type,
+        act_bits=16,
+        scale_dtype={"float16": "fp16"}[scheme.scale_dtype],
+        amp=half,
+        lr=rate(tuning.learning_rate),
+        minmax_lr=rate(tuning.minmax_learning_rate),
+        lr_scheduler=None,
+        momentum=tuning.momentum,
+        enable_minmax_tuning=tuning.tune_minmax,
+        enable_norm_bias_tuning=tuning.tune_norm_and_bias,
+        enable_quanted_input=tuning.quantized_input,
+        not_use_best_mse=not tuning.keep_best,
+        dynamic_max_gap=tuning.patience,
+        nblocks=tuning.blocks_at_once,
+        to_quant_block_names=None,
+        quant_lm_head=False,
+        ignore_layers=",".join(recipe.layers.ignore),
+        enable_deterministic_algorithms=True,
+    )

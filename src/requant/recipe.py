@@ -1,0 +1,308 @@
+"""A recipe: everything that a person asks for and that can change a byte of the checkpoint, complete and strict.
+
+Every key must be there and no other may be: nothing is inherited, defaulted or read from the environment.
+The dataclasses below are the whole language.
+"""
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from requant.digest import canonical_json, sha256
+from requant.errors import RecipeError
+
+FILE = "recipe.toml"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unquantized model: `files` names its pins, relative to the recipe."""
+
+    repository: str
+    revision: str
+    files: str
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a weight is stored: INT4, symmetric, in groups along the inputs."""
+
+    bits: Literal[4]
+    group_size: Literal[32, 64, 128]
+    symmetric: Literal[True]
+    data_type: Literal["int"]
+    scale_dtype: Literal["float16"]
+    packing: Literal["auto_round:auto_gptq"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The arguments of AutoRound's constructor that can change a byte."""
+
+    iterations: int
+    batch_size: int
+    gradient_accumulation: int
+    learning_rate: float | Literal["1/iterations"]
+    minmax_learning_rate: float | Literal["1/iterations"]
+    momentum: float
+    seed: int
+    precision: Literal["bfloat16", "float32"]
+    tune_minmax: bool
+    tune_norm_and_bias: bool
+    quantized_input: bool
+    keep_best: bool
+    patience: int
+    blocks_at_once: Literal[1]
+    algorithm_extension: Literal[False]
+    adam: Literal[False]
+    torch_compile: Literal[False]
+    low_gpu_memory: bool
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens."""
+
+    dataset: str
+    revision: str
+    files: str
+    file: str
+    samples: int
+    sequence_length: int
+    concatenate: bool
+    chat_template: Literal[False]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers that stay float: AutoRound's `ignore_layers`, each pattern a part of a layer's name."""
+
+    ignore: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Mtp:
+    """What becomes of the block that predicts several tokens: copied, or rounded to nearest per expert."""
+
+    policy: Literal["bf16", "rtn"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the main tensors are spread over files."""
+
+    shards: int
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the host does to AutoRound's raw output, in order."""
+
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the recipe runs on; `device` is torch's name for it."""
+
+    device: Literal["cpu", "cuda"]
+    accelerator: str
+    memory_gib: int
+    host_memory_gib: int
+    hours: float
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The few values that shrink when the twin stands in for the base."""
+
+    environment: str
+    device: Literal["cpu"]
+    precision: Literal["float32", "bfloat16"]
+    iterations: int
+    samples: int
+    sequence_length: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done, where, for the base or for its twin."""
+
+    environment: str
+    device: Literal["cpu", "cuda"]
+    precision: Literal["bfloat16", "float32"]
+    iterations: int
+    samples: int
+    sequence_length: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One build, asked for in full; `digest` is that of its values, so comments may change."""
+
+    path: Path
+    digest: str
+    environment: str
+    base: Base
+    scheme: Scheme
+    tuning: Tuning
+    calibration: Calibration
+    layers: Layers
+    mtp: Mtp
+    layout: Layout
+    passes: Passes
+    hardware: Hardware
+    twin: Twin
+
+    @property
+    def name(self) -> str:
+        """The name of the build: that of its folder."""
+        return self.path.parent.name
+
+    def effort(self, twin: bool) -> Effort:
+        """Return what the base costs, or what its twin does."""
+        if twin:
+            return Effort(**{field.name: getattr(self.twin, field.name) for field in fields(Effort)})
+        return Effort(
+            self.environment,
+            self.hardware.device,
+            self.tuning.precision,
+            self.tuning.iterations,
+            self.calibration.samples,
+            self.calibration.sequence_length,
+            self.layout.shards,
+        )
+
+    def beside(self, name: str) -> Path:
+        """Return the path of a file that the recipe names relative to itself."""
+        return self.path.parent / name
+
+
+PASSES = ("tuned", "untouched", "visual", "mtp", "shards", "quantization_config", "side_files", "index")
+"""The passes that exist, in the only order in which each finds what it needs."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read `recipe.toml`, or the one in the folder `path`.
+
+    Raises RecipeError, which names file and key, what was found and what is allowed.
+    """
+    path = path / FILE if path.is_dir() else path
+    try:
+        document = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}", "Name a folder under builds/, or its recipe.toml.") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from None
+    tables = {field: kind for field, kind in get_type_hints(Recipe).items() if field not in ("path", "digest")}
+    _same_keys(path, "", document, set(tables))
+    values = {
+        key: _table(path, key, kind, document[key])
+        if hasattr(kind, "__dataclass_fields__")
+        else _value(path, key, kind, document[key])
+        for key, kind in tables.items()
+    }
+    recipe = Recipe(path=path, digest=sha256(canonical_json(document)), **values)
+    _check(recipe)
+    return recipe
+
+
+def _table(path: Path, name: str, kind: Any, found: object) -> Any:
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: {name}: found {found!r}, expected a table [{name}]")
+    hints = get_type_hints(kind)
+    _same_keys(path, f"{name}.", found, {field.name for field in fields(kind)})
+    return kind(**{key: _value(path, f"{name}.{key}", hints[key], value) for key, value in found.items()})
+
+
+def _same_keys(path: Path, prefix: str, found: dict[str, Any], allowed: set[str]) -> None:
+    for key in found:
+        if key not in allowed:
+            raise RecipeError(f"{path}: {prefix}{key}: unknown key; allowed here: {', '.join(sorted(allowed))}")
+    for key in sorted(allowed - found.keys()):
+        raise RecipeError(f"{path}: {prefix}{key}: missing", "A recipe states every value; see builds/ec/recipe.toml.")
+
+
+def _value(path: Path, key: str, kind: Any, found: Any) -> Any:
+    for each in get_args(kind) if get_origin(kind) not in (Literal, tuple) and get_args(kind) else (kind,):
+        if get_origin(each) is Literal:
+            if any(type(found) is type(allowed) and found == allowed for allowed in get_args(each)):
+                return found
+        elif get_origin(each) is tuple:
+            if isinstance(found, list) and all(isinstance(item, str) for item in found):
+                return tuple(found)
+        elif type(found) is each:
+            return found
+    raise RecipeError(f"{path}: {key}: found {found!r}, allowed: {_allowed(kind)}")
+
+
+def _allowed(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list of strings"
+    if get_args(kind):
+        return " or ".join(_allowed(each) for each in get_args(kind))
+    return {int: "a whole number", float: "a number with a point", bool: "true or false", str: "a string"}[kind]
+
+
+def _check(recipe: Recipe) -> None:
+    def refuse(key: str, found: object, allowed: str) -> None:
+        raise RecipeError(f"{recipe.path}: {key}: found {found!r}, allowed: {allowed}")
+
+    for table in ("tuning", "calibration", "layout", "hardware", "twin"):
+        value = getattr(recipe, table)
+        for field in fields(value):
+            number = getattr(value, field.name)
+            if isinstance(number, int | float) and field.name not in ("seed", "momentum", "patience") and number < 0:
+                refuse(f"{table}.{field.name}", number, "0 or more")
+    for effort, key in ((recipe.calibration, "calibration"), (recipe.twin, "twin")):
+        if effort.samples == 0 or effort.samples % recipe.tuning.batch_size:
+            refuse(
+                f"{key}.samples",
+                effort.samples,
+                f"a multiple of tuning.batch_size = {recipe.tuning.batch_size}",
+            )
+        if effort.sequence_length == 0:
+            refuse(f"{key}.sequence_length", 0, "1 or more")
+    for key, number in (
+        ("tuning.iterations", recipe.tuning.iterations),
+        ("tuning.batch_size", recipe.tuning.batch_size),
+        ("tuning.gradient_accumulation", recipe.tuning.gradient_accumulation),
+        ("layout.shards", recipe.layout.shards),
+        ("twin.iterations", recipe.twin.iterations),
+        ("twin.shards", recipe.twin.shards),
+    ):
+        if number < 1:
+            refuse(key, number, "1 or more")
+    if not 0 <= recipe.tuning.seed < 2**32:
+        refuse("tuning.seed", recipe.tuning.seed, "0 to 4294967295, what numpy accepts")
+    for pattern in recipe.layers.ignore:
+        if not pattern or pattern[-1].isdigit() or any(each in pattern for each in ", "):
+            refuse(
+                "layers.ignore",
+                pattern,
+                "a part of a layer's name that does not end in a digit (AutoRound adds a dot to it)",
+            )
+    if recipe.passes.order != PASSES:
+        refuse(
+            "passes.order",
+            list(recipe.passes.order),
+            f"{list(PASSES)}, the order in which each pass finds what it needs",
+        )
+    if recipe.mtp.policy == "rtn" and not any(pattern in "mtp.fc" for pattern in recipe.layers.ignore):
+        refuse(
+            "mtp.policy",
+            "rtn",
+            'bf16, or "mtp.fc" in layers.ignore: loaders read mtp.fc as float only (defect D08)',
+        )
+    halves = [any(p in f"linear_attn.{half}" for p in recipe.layers.ignore) for half in ("in_proj_a", "in_proj_b")]
+    if halves[0] != halves[1]:
+        refuse(
+            "layers.ignore",
+            list(recipe.layers.ignore),
+            "in_proj_a and in_proj_b both or neither: vLLM fuses them (defect D05)",
+        )

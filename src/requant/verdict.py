@@ -1,0 +1,66 @@
+"""The outcome of a comparison, as data. It has no truth value: every outcome must be named where it is used."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Literal, NoReturn
+
+Kind = Literal[
+    "missing file",
+    "extra file",
+    "changed file",
+    "unreadable file",
+    "missing tensor",
+    "extra tensor",
+    "changed tensor",
+]
+
+
+class Outcome(StrEnum):
+    """What a comparison found."""
+
+    IDENTICAL = "identical"
+    """Every file has the recorded bytes."""
+    EQUIVALENT = "equivalent"
+    """Every tensor has the recorded bytes, though not every file."""
+    DIFFERENT = "different"
+    INCONCLUSIVE = "inconclusive"
+    """The two cannot be held against each other: another hardware class, or no reference."""
+
+
+EXIT_STATUS: Mapping[Outcome, int] = {
+    Outcome.IDENTICAL: 0,
+    Outcome.EQUIVALENT: 1,
+    Outcome.DIFFERENT: 1,
+    Outcome.INCONCLUSIVE: 3,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One file or tensor that is not as recorded; for a tensor, `file` is where it stands now, or stood."""
+
+    kind: Kind
+    name: str
+    file: str
+    expected: str = ""
+    found: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An outcome, the differences behind it in order of name, and what must be known to read it."""
+
+    outcome: Outcome
+    differences: tuple[Difference, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a verdict has no truth value: compare its outcome")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the verdict as `--json` prints it."""
+        return {
+            "outcome": str(self.outcome),
+            **{key: value for key, value in asdict(self).items() if key != "outcome"},
+        }

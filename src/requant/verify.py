@@ -1,0 +1,88 @@
+"""`verify CHECKPOINT MANIFEST`: are these the recorded bytes? Python's standard library alone.
+
+`python3 -S -m requant.verify CHECKPOINT MANIFEST` does the same without any installed package. What there is to
+read: this module, and manifest, checkpoint, safetensors, digest, verdict and errors.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from requant.checkpoint import list_files
+from requant.digest import sha256_file
+from requant.errors import CheckpointError, RequantError, UsageError
+from requant.manifest import Manifest, TensorRecord, read_file, read_manifest
+from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict
+
+
+def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None) -> Verdict:
+    """Compare a checkpoint with a manifest, and name every file and every tensor that is not as recorded.
+
+    A file with the recorded digest is not looked into; another is read again, tensor by tensor. `progress`
+    hears how many bytes were read. Raises CheckpointError where the folder cannot be read at all.
+    """
+    found = list_files(folder)
+
+    def look(name: str) -> tuple[list[Difference], dict[str, TensorRecord]]:
+        path, record = found[name], manifest.files.get(name)
+        if record and path.stat().st_size == record.bytes and sha256_file(path) == record.sha256:
+            progress(record.bytes)
+            return [], {key: tensor for key, tensor in manifest.tensors.items() if tensor.file == name}
+        try:
+            now, tensors = read_file(path, name, progress)
+        except CheckpointError as error:
+            return [Difference("unreadable file", name, name, record.sha256 if record else "", str(error))], {}
+        if record is None:
+            return [Difference("extra file", name, name, "", now.sha256)], tensors
+        return [Difference("changed file", name, name, record.sha256, now.sha256)], tensors
+
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(look, found))
+    differences = [each for some, _ in looks for each in some]
+    gone = manifest.files.keys() - found.keys()
+    differences += [Difference("missing file", name, name, manifest.files[name].sha256) for name in gone]
+    in_tensors = list(_tensors(manifest, [tensors for _, tensors in looks]))
+    outcome = Outcome.IDENTICAL
+    if in_tensors or any(each.kind == "unreadable file" for each in differences):
+        outcome = Outcome.DIFFERENT
+    elif differences:
+        outcome = Outcome.EQUIVALENT
+    return Verdict(outcome, tuple(sorted(differences + in_tensors, key=lambda each: (each.file, each.name, each.kind))))
+
+
+def _tensors(manifest: Manifest, found: list[dict[str, TensorRecord]]) -> Iterator[Difference]:
+    seen: set[str] = set()
+    for tensors in found:
+        for name, now in tensors.items():
+            then = manifest.tensors.get(name)
+            if then is None or name in seen:
+                yield Difference("extra tensor", name, now.file, "", _text(now))
+            elif (now.dtype, now.shape, now.sha256) != (then.dtype, then.shape, then.sha256):
+                yield Difference("changed tensor", name, now.file, _text(then), _text(now))
+            seen.add(name)
+    for name in manifest.tensors.keys() - seen:
+        yield Difference("missing tensor", name, manifest.tensors[name].file, _text(manifest.tensors[name]))
+
+
+def _text(record: TensorRecord) -> str:
+    return f"{record.dtype} {list(record.shape)} {record.sha256}"
+
+
+def main(arguments: list[str]) -> int:
+    """Verify from the command line; return the exit status. Here, beside `cli`, requant prints."""
+    try:
+        if len(arguments) != 2:
+            raise UsageError("usage: python3 -S -m requant.verify CHECKPOINT MANIFEST")
+        verdict = verify(Path(arguments[0]), read_manifest(Path(arguments[1])))
+    except RequantError as error:
+        sys.stderr.write(f"requant: {error}\n{error.advice}\n")
+        return error.exit_status
+    for each in verdict.differences:
+        sys.stdout.write(f"{each.kind}: {each.name} ({each.file})\n")
+    sys.stdout.write(f"{verdict.outcome}\n")
+    return EXIT_STATUS[verdict.outcome]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
