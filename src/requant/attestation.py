@@ -12,7 +12,7 @@ from typing import Any
 from requant.digest import canonical_json, strict_json
 from requant.errors import CheckpointError
 
-BUILD_TYPE = "https://requant.dev/build/v1"
+BUILD_TYPE = "urn:requant:build:1"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
             },
             "runDetails": {
                 "builder": {
-                    "id": "https://requant.dev/builder/local/v1",
+                    "id": "urn:requant:builder:local:1",
                     "version": {"requant": built.requant},
                 },
                 "metadata": {"startedOn": built.started, "finishedOn": built.finished},

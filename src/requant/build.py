@@ -15,48 +15,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from requant import passes, preflight, runner
+from requant import passes, runner
 from requant.attestation import Provenance, hardware_of, statement
-from requant.checkpoint import list_files, open_checkpoint, write_checkpoint
-from requant.digest import canonical_json, sha256, sha256_file
+from requant.checkpoint import open_checkpoint, write_checkpoint
+from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock, room_sources
 from requant.errors import CheckpointError, UsageError
-from requant.fetch import fetch
+from requant.inputs import Inputs, pinned_inputs, twin_inputs
 from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
-from requant.pins import read_pins
+from requant.progress import Progress, Tell
 from requant.recipe import FILE, Recipe
-from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
+from requant.twin import SIZES
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
 
 RECORDED = ("manifest.json", "journal.jsonl", "intoto.jsonl")
 """What stands beside a checkpoint, and beside its recipe once it is recorded: `<stem>.<each>`."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a stage is; without a `total` nobody knows."""
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What goes into the room: a base and a text on disk, what they are by digest, and what is wrong with them."""
-
-    base: Path
-    text: Path
-    digests: dict[str, str]
-    taints: tuple[str, ...]
-
-    @property
-    def base_digest(self) -> str:
-        """The identity of the base: its files by digest, without the calibration text."""
-        return sha256(canonical_json({name: self.digests[name] for name in self.digests if name.startswith("base/")}))
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,7 @@ def build(
     replace_existing: bool = False,
     keep_raw: bool = False,
     endpoint: str | None = None,
-    tell: Callable[[Progress], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> Built:
     """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
 
@@ -110,7 +85,7 @@ def build(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as name:
         work = Path(name)
-        inputs = _twin_inputs(twin, work, tell) if twin else _pinned_inputs(recipe, out, endpoint, tell)
+        inputs = twin_inputs(twin, work, tell) if twin else pinned_inputs(recipe, out, endpoint, tell)
         python = runner.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage)))
         prefix = runner.isolation()
         taints = (*inputs.taints, *(() if prefix else ("network: the kernel grants no network namespace",)))
@@ -202,45 +177,6 @@ def record(recipe: Recipe, twin: str | None, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _twin_inputs(size: str, work: Path, tell: Callable[[Progress], None]) -> Inputs:
-    write_twin(size, work / "base", lambda file: tell(Progress(f"twin {size}", note=file)))
-    (work / CALIBRATION).write_bytes(calibration_text())
-    digests = {f"base/{path}": record.sha256 for path, record in make_manifest(work / "base").files.items()}
-    digests["calibration"] = sha256_file(work / CALIBRATION)
-    return Inputs(work / "base", work / CALIBRATION, digests, (f"twin: {size}, instead of the base",))
-
-
-def _pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Callable[[Progress], None]) -> Inputs:
-    base, data = read_pins(recipe.beside(recipe.base.files)), read_pins(recipe.beside(recipe.calibration.files))
-    folders = {
-        kind: runner.cache() / kind / pins.repository / pins.revision
-        for kind, pins in (("bases", base), ("datasets", data))
-    }
-    pinned = {folders["bases"]: base, folders["datasets"]: data}
-    wanted = {
-        folders["bases"]: [path for path, file in base.files.items() if file.sha256],
-        folders["datasets"]: [recipe.calibration.file],
-    }
-    found = preflight.cost(recipe, pinned, wanted, out)
-    preflight.require(found)
-    tell(Progress("full build", note=found.text()))
-    for folder, pins in pinned.items():
-        fetch(
-            pins,
-            folder,
-            wanted=wanted[folder],
-            progress=lambda file, done, total: tell(Progress(f"fetch {file}", done, total)),
-            endpoint=endpoint,
-        )
-    if stray := list_files(folders["bases"]).keys() - base.files.keys():
-        raise CheckpointError(
-            f"{folders['bases']}: {min(stray)} is not pinned, and could change what is loaded", "Remove it."
-        )
-    digests = {f"base/{path}": str(base.files[path].sha256) for path in wanted[folders["bases"]]}
-    digests["calibration"] = str(data.files[recipe.calibration.file].sha256)
-    return Inputs(folders["bases"], folders["datasets"] / recipe.calibration.file, digests, ())
-
-
 def _furnish(work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, environment: str) -> None:
     for name, data in room_sources().items():
         path = work / "sources" / name
@@ -257,7 +193,7 @@ def _furnish(work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, envir
     (work / "request.json").write_text(json.dumps(request))
 
 
-def _watch(path: Path, tell: Callable[[Progress], None]) -> None:
+def _watch(path: Path, tell: Tell) -> None:
     if not path.exists() or not path.stat().st_size:
         return tell(Progress("tuning", note="loading model and text"))
     journal = read_journal(path, growing=True)

@@ -5,13 +5,11 @@ download tools and git leave them behind. Symbolic links are refused: what is ve
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from requant.digest import file_chunks
 from requant.errors import CheckpointError
 from requant.safetensors import Spec, Stretch, read_header, write_file
 
@@ -92,13 +90,13 @@ class Checkpoint:
 def spread(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Spread tensors over files, in order: a tensor goes to the file in whose equal share of bytes it begins.
 
-    Raises CheckpointError where a file would stay empty.
+    A last tensor without bytes goes to the last file. Raises CheckpointError where a file would stay empty.
     """
     total = sum(tensor.spec.nbytes for tensor in tensors.values())
     shards: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     begin = 0
     for key, tensor in tensors.items():
-        shards[names[begin * len(names) // total]][key] = tensor
+        shards[names[begin * len(names) // total if begin < total else -1]][key] = tensor
         begin += tensor.spec.nbytes
     if empty := [name for name, shard in shards.items() if not shard]:
         raise CheckpointError(f"{empty[0]}: would be empty: {len(tensors)} tensors do not fill {len(names)} files")
@@ -125,27 +123,34 @@ def json_file(value: object) -> Held:
 def list_files(folder: Path) -> dict[str, Path]:
     """Return the files of a checkpoint by POSIX path relative to `folder`, sorted.
 
-    Raises CheckpointError for a folder that is not there, a symbolic link, or anything that is no regular file.
+    Raises CheckpointError for a folder that is not there or cannot be read, a symbolic link, or anything that is
+    no regular file.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (*folders, *names):
-            path = Path(parent, name)
-            if name.startswith("."):
+    try:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder")
+        return dict(sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder)))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    folders = [folder]
+    while folders:
+        for path in folders.pop().iterdir():
+            if path.name.startswith("."):
                 continue
+            if not path.name.isprintable():
+                raise CheckpointError(f"{path.parent}: {path.name!r} is no name for a file of a checkpoint")
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise CheckpointError(
                     f"{path}: not a regular file",
                     "Give a folder of real files: a download into a local folder, not a cache.",
                 )
-            if not name.isprintable():
-                raise CheckpointError(f"{path.parent}: {name!r} is no name for a file of a checkpoint")
-            if path.is_file():
-                found[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(found.items()))
+            if path.is_dir():
+                folders.append(path)
+            else:
+                yield path
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -156,28 +161,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             entries, _ = read_header(path)
             shards[name] = {key: Tensor(spec, stretch) for key, (spec, stretch) in entries.items()}
         else:
-            files[name] = _WholeFile(path)
+            files[name] = Stretch(path, 0, path.stat().st_size)
     return Checkpoint(shards, files)
-
-
-@dataclass(frozen=True)
-class _WholeFile:
-    path: Path
-
-    def chunks(self) -> Iterator[bytes]:
-        return file_chunks(self.path)
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:
     """Write a checkpoint into an empty or new folder, file by file; `progress` hears each file's name first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, *((folder / name).parent for name in (*checkpoint.shards, *checkpoint.files))):
+        path.mkdir(parents=True, exist_ok=True)
     for name, tensors in checkpoint.shards.items():
         progress(name)
         write_file(folder / name, {key: (tensor.spec, tensor.content.chunks()) for key, tensor in tensors.items()})
     for name, content in checkpoint.files.items():
         progress(name)
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with (folder / name).open("xb") as file:
             for chunk in content.chunks():
                 file.write(chunk)

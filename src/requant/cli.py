@@ -6,6 +6,7 @@ equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,23 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from requant import build as building
 from requant import lock as locking
 from requant.errors import RequantError
 from requant.manifest import make_manifest, read_manifest
+from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS, Outcome, Verdict
@@ -49,6 +43,7 @@ Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
 
 def main() -> NoReturn:
     """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app(standalone_mode=False)
     except RequantError as error:
@@ -65,6 +60,10 @@ def main() -> NoReturn:
             _fail(error.format_message(), "requant --help lists the verbs.", 2)
         raise
     raise SystemExit(0)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @app.callback()
@@ -134,7 +133,7 @@ def verify(
     tensors: Annotated[bool, typer.Option("--tensors", help="Be content with equal tensors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a checkpoint with its manifest: are these the recorded bytes?"""
+    """Say whether a checkpoint has the recorded bytes, and name every file and tensor that does not."""
     recorded = read_manifest(manifest)
     with _progress() as tell:
         total = sum(record.bytes for record in recorded.files.values())
@@ -168,7 +167,7 @@ def twin(
     if size not in SIZES:
         raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
     with _progress() as tell:
-        write_twin(size, out_folder, lambda file: tell(building.Progress(f"twin {size}", note=file)))
+        write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
     _say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
 
 
@@ -222,40 +221,40 @@ def _fail(message: str, advice: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def _counted(tell: Callable[[building.Progress], None], stage: str, total: int) -> Callable[[int], None]:
+def _counted(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
     done = 0
 
     def count(read: int) -> None:
         nonlocal done
         done += read
-        tell(building.Progress(stage, done, max(total, done)))
+        tell(Progress(stage, done, max(total, done)))
 
     return count
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[building.Progress], None]]:
+def _progress() -> Iterator[Tell]:
     """Draw the running stage as a bar, and leave a line for each stage and each tuned block."""
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
     )
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[str, rich_progress.TaskID] = {}
     lines: dict[str, int] = {}
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+    with rich_progress.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
 
-        def tell(progress: building.Progress) -> None:
+        def tell(progress: Progress) -> None:
             if progress.stage not in tasks:
                 for task in tasks.values():
                     bars.update(task, total=1, completed=1, visible=False)
-                tasks[progress.stage] = bars.add_task(escape(progress.stage), total=None)
+                tasks[progress.stage] = bars.add_task("", total=None)
                 bars.console.print(escape(progress.stage))
-            task, file = tasks[progress.stage], "" if progress.done else progress.note
+            file = "" if progress.done else progress.note
             bars.update(
-                task,
+                tasks[progress.stage],
                 completed=progress.done,
                 total=progress.total or None,
                 description=escape(f"{progress.stage} {file}"),

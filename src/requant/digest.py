@@ -7,11 +7,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 20
 """Bytes read at a time; bounds the memory of every hash."""
+MAX_WHOLE = 1 << 28
+"""Bytes of the largest file that is read whole: ten times the manifest of a checkpoint of 100,000 tensors."""
 
 
 def sha256(data: bytes) -> str:
@@ -42,6 +45,15 @@ def sha256_file(path: Path, start: int = 0, stop: int | None = None) -> str:
     return sha256_chunks(file_chunks(path, start, stop))
 
 
+def read_whole(path: Path) -> bytes:
+    """Return the bytes of a file; raise ValueError where there are more than `MAX_WHOLE`, and read no further."""
+    with path.open("rb") as file:
+        data = b"".join(islice(iter(lambda: file.read(CHUNK), b""), MAX_WHOLE // CHUNK + 1))
+    if len(data) > MAX_WHOLE:
+        raise ValueError(f"larger than {MAX_WHOLE:,} bytes")
+    return data
+
+
 def canonical_json(value: Any) -> bytes:
     """Return `value` as canonical JSON: sorted keys, no white space, UTF-8.
 
@@ -52,14 +64,18 @@ def canonical_json(value: Any) -> bytes:
 
 
 def strict_json(data: bytes) -> Any:
-    """Parse JSON and refuse what readers understand differently: duplicate keys, NaN, bytes that are not UTF-8.
+    """Parse JSON and refuse what readers understand differently: duplicate keys, NaN, text that is not Unicode.
 
     Raises ValueError, which says what was found.
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        if "\\u" in text:
+            canonical_json(value)  # refuses half a surrogate pair, which only an escape can hide in UTF-8
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -40,12 +40,19 @@ class Fused:
 
 
 def base_tensors(config: Mapping[str, Any]) -> Specs:
-    """Return the tensors of the base, in the model's own order: language model, visual tower, MTP."""
+    """Return the tensors of the base, in the model's own order: language model, visual tower, MTP.
+
+    Raises CheckpointError where the configuration lacks a field, or gives a tensor an impossible shape.
+    """
     try:
         text, vision = config["text_config"], config["vision_config"]
-        return _language_model(text) | _visual(vision) | _mtp(text)
-    except (KeyError, TypeError) as error:
+        specs = _language_model(text) | _visual(vision) | _mtp(text)
+        for name, spec in specs.items():
+            if not all(type(each) is int and each > 0 for each in spec.shape):
+                raise ValueError(f"{name} would have the shape {spec.shape}")
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: not a Qwen3.5-MoE configuration: {error!r}") from None
+    return specs
 
 
 def blocks(config: Mapping[str, Any]) -> list[str]:
@@ -171,7 +178,10 @@ def layer_types(text: Mapping[str, Any]) -> list[str]:
     """Return each block's kind, `linear_attention` or `full_attention`; every n-th is full where none is listed."""
     every = text.get("full_attention_interval", 4)
     kinds = ["linear_attention" if i % every else "full_attention" for i in range(1, text["num_hidden_layers"] + 1)]
-    return list(text.get("layer_types", kinds))
+    found = list(text.get("layer_types", kinds))
+    if len(found) != len(kinds) or not {*found} <= {"linear_attention", "full_attention"}:
+        raise ValueError(f"layer_types: found {found}, expected {len(kinds)} linear_attention or full_attention")
+    return found
 
 
 def _language_model(text: Mapping[str, Any]) -> Specs:

@@ -1,19 +1,19 @@
 """A manifest: what a checkpoint is. Equal checkpoints have byte-equal manifests: no time, host or version in it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from requant.checkpoint import SUFFIX, list_files
-from requant.digest import canonical_json, file_chunks, sha256_file, strict_json
+from requant.digest import canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError
-from requant.safetensors import ITEM_BYTES, read_header
+from requant.safetensors import ITEM_BYTES, Stretch, read_header
 
 SCHEMA = 1
-MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,27 @@ def make_manifest(folder: Path, progress: Callable[[int], None] = lambda _: None
 def read_file(
     path: Path, name: str, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[FileRecord, dict[str, TensorRecord]]:
-    """Return the records of one file and of the tensors in it, from one read."""
+    """Return the records of one file and of the tensors in it, from one read.
+
+    Raises CheckpointError for a file that cannot be read to its end, or is no safetensors file for all its name.
+    """
     size = path.stat().st_size
-    if not name.endswith(SUFFIX):
-        digest = sha256_file(path)
-        progress(size)
-        return FileRecord(size, digest), {}
-    entries, _ = read_header(path)
-    whole = hashlib.sha256()
+    entries = read_header(path)[0] if name.endswith(SUFFIX) else {}
     data = min((stretch.start for _, stretch in entries.values()), default=size)
-    _feed(file_chunks(path, 0, data), whole)
+    whole = hashlib.sha256()
+    _feed(Stretch(path, 0, data), whole)
+    progress(data)
     tensors = {}
     for tensor, (spec, stretch) in entries.items():
         own = hashlib.sha256()
-        _feed(stretch.chunks(), whole, own)
+        _feed(stretch, whole, own)
         tensors[tensor] = TensorRecord(name, spec.dtype, spec.shape, own.hexdigest())
         progress(stretch.stop - stretch.start)
     return FileRecord(size, whole.hexdigest()), tensors
 
 
-def _feed(chunks: Iterable[bytes], *digests: Any) -> None:
-    for chunk in chunks:
+def _feed(stretch: Stretch, *digests: Any) -> None:
+    for chunk in stretch.chunks():
         for digest in digests:
             digest.update(chunk)
 
@@ -96,13 +96,11 @@ def _feed(chunks: Iterable[bytes], *digests: Any) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; raise CheckpointError for anything that `Manifest.to_json` would not have written."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
-        data = path.read_bytes()
+        data = read_whole(path)
         value = strict_json(data)
-        _keys("", value, {"schema", "files", "tensors"})
+        _keys("top level", value, {"schema", "files", "tensors"})
         if value["schema"] != SCHEMA:
-            raise ValueError(f"schema: found {value['schema']!r}, this requant reads {SCHEMA}")
+            raise ValueError(f"schema: found {reprlib.repr(value['schema'])}, this requant reads {SCHEMA}")
         files = {name: _file(name, record) for name, record in _object("files", value["files"]).items()}
         tensors = {name: _tensor(name, record, files) for name, record in _object("tensors", value["tensors"]).items()}
         manifest = Manifest(files, tensors)
@@ -116,24 +114,26 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _file(name: str, record: Any) -> FileRecord:
-    _keys(f"files: {name}", record, {"bytes", "sha256"})
     path = PurePosixPath(name)
     if not name.isprintable() or path.is_absolute() or ".." in path.parts or path.as_posix() != name or name == ".":
         raise ValueError(f"files: {name!r} is no path inside a checkpoint")
+    _keys(f"files: {name}", record, {"bytes", "sha256"})
     if type(record["bytes"]) is not int or record["bytes"] < 0:
-        raise ValueError(f"files: {name}: bytes: found {record['bytes']!r}")
+        raise ValueError(f"files: {name}: bytes: found {reprlib.repr(record['bytes'])}")
     return FileRecord(record["bytes"], _hex(f"files: {name}", record["sha256"]))
 
 
 def _tensor(name: str, record: Any, files: Mapping[str, FileRecord]) -> TensorRecord:
+    if not (name and name.isprintable()):
+        raise ValueError(f"tensors: {name!r} is no name for a tensor")
     _keys(f"tensors: {name}", record, {"file", "dtype", "shape", "sha256"})
     shape = record["shape"]
     if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
-        raise ValueError(f"tensors: {name}: shape: found {shape!r}")
+        raise ValueError(f"tensors: {name}: shape: found {reprlib.repr(shape)}")
     if not isinstance(record["dtype"], str) or record["dtype"] not in ITEM_BYTES:
-        raise ValueError(f"tensors: {name}: dtype: found {record['dtype']!r}")
+        raise ValueError(f"tensors: {name}: dtype: found {reprlib.repr(record['dtype'])}")
     if not isinstance(record["file"], str) or record["file"] not in files:
-        raise ValueError(f"tensors: {name}: file: {record['file']!r} is not among the files")
+        raise ValueError(f"tensors: {name}: file: {reprlib.repr(record['file'])} is not among the files")
     return TensorRecord(record["file"], record["dtype"], tuple(shape), _hex(f"tensors: {name}", record["sha256"]))
 
 
@@ -145,13 +145,13 @@ def _object(name: str, value: Any) -> dict[str, Any]:
 
 def _keys(name: str, value: Any, allowed: set[str]) -> None:
     found = _object(name, value).keys()
-    for key in found - allowed:
-        raise ValueError(f"{name}: unknown key {key!r}" if name else f"unknown key {key!r}")
-    for key in allowed - found:
-        raise ValueError(f"{name}: no {key!r}" if name else f"no {key!r}")
+    for key in sorted(found - allowed):
+        raise ValueError(f"{name}: unknown key {key!r}")
+    for key in sorted(allowed - found):
+        raise ValueError(f"{name}: no {key!r}")
 
 
 def _hex(name: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
-        raise ValueError(f"{name}: sha256: found {value!r}, expected 64 hexadecimal digits")
+        raise ValueError(f"{name}: sha256: found {reprlib.repr(value)}, expected 64 hexadecimal digits")
     return value

@@ -1,6 +1,7 @@
 """What a full build needs, checked before anything long starts: device, memory, disk, downloads."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +31,11 @@ class Cost:
         )
 
 
-def cost(recipe: Recipe, pinned: dict[Path, Pins], wanted: dict[Path, list[str]], out: Path) -> Cost:
-    """Return what a build would take; `pinned` maps each folder of downloads to what belongs in it."""
-    download = sum(missing(pins, folder, wanted=wanted[folder]).bytes for folder, pins in pinned.items())
-    base = sum(file.bytes or 0 for pins in pinned.values() for file in pins.files.values())
+def cost(recipe: Recipe, downloads: Iterable[tuple[Pins, Path, list[str]]], out: Path) -> Cost:
+    """Return what a build would take; each of `downloads` is what to fetch, whereto, and which files of it."""
+    downloads = tuple(downloads)
+    download = sum(missing(pins, folder, wanted=wanted).bytes for pins, folder, wanted in downloads)
+    base = sum(file.bytes or 0 for pins, _, _ in downloads for file in pins.files.values())
     disk = download + base  # the raw and the finished checkpoint together are smaller than the base
     return Cost(download, disk, recipe.hardware.hours, tuple(_lacking(recipe, disk, out)))
 

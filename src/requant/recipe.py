@@ -4,7 +4,10 @@ Every key must be there and no other may be: nothing is inherited, defaulted or 
 The dataclasses below are the whole language.
 """
 
+import math
+import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -49,7 +52,7 @@ class Tuning:
     seed: int
     precision: Literal["bfloat16", "float32"]
     tune_minmax: bool
-    tune_norm_and_bias: bool
+    tune_norm_and_bias: Literal[False]
     quantized_input: bool
     keep_best: bool
     patience: int
@@ -234,7 +237,7 @@ def _value(path: Path, key: str, kind: Any, found: Any) -> Any:
         elif get_origin(each) is tuple:
             if isinstance(found, list) and all(isinstance(item, str) for item in found):
                 return tuple(found)
-        elif type(found) is each:
+        elif type(found) is each and (each is not float or math.isfinite(found)):
             return found
     raise RecipeError(f"{path}: {key}: found {found!r}, allowed: {_allowed(kind)}")
 
@@ -246,47 +249,37 @@ def _allowed(kind: Any) -> str:
         return "a list of strings"
     if get_args(kind):
         return " or ".join(_allowed(each) for each in get_args(kind))
-    return {int: "a whole number", float: "a number with a point", bool: "true or false", str: "a string"}[kind]
+    return {int: "a whole number", float: "a finite number with a point", bool: "true or false", str: "a string"}[kind]
 
 
 def _check(recipe: Recipe) -> None:
     def refuse(key: str, found: object, allowed: str) -> None:
         raise RecipeError(f"{recipe.path}: {key}: found {found!r}, allowed: {allowed}")
 
+    tuning = recipe.tuning
     for table in ("tuning", "calibration", "layout", "hardware", "twin"):
         value = getattr(recipe, table)
         for field in fields(value):
-            number = getattr(value, field.name)
-            if isinstance(number, int | float) and field.name not in ("seed", "momentum", "patience") and number < 0:
-                refuse(f"{table}.{field.name}", number, "0 or more")
+            number, key = getattr(value, field.name), f"{table}.{field.name}"
+            if isinstance(number, int | float) and field.name not in ("seed", "patience") and number < 0:
+                refuse(key, number, "0 or more")
+            if number == 0 and field.name in _AT_LEAST_ONE:
+                refuse(key, number, "1 or more")
+            if number == 0 and field.name.endswith("learning_rate"):
+                refuse(key, number, "more than 0, for which AutoRound takes a rate of its own")
     for effort, key in ((recipe.calibration, "calibration"), (recipe.twin, "twin")):
-        if effort.samples == 0 or effort.samples % recipe.tuning.batch_size:
+        step = tuning.batch_size * tuning.gradient_accumulation
+        if effort.samples % tuning.batch_size or effort.samples < step:
             refuse(
                 f"{key}.samples",
                 effort.samples,
-                f"a multiple of tuning.batch_size = {recipe.tuning.batch_size}",
+                f"a multiple of tuning.batch_size = {tuning.batch_size}, and no fewer than the {step} of one iteration",
             )
-        if effort.sequence_length == 0:
-            refuse(f"{key}.sequence_length", 0, "1 or more")
-    for key, number in (
-        ("tuning.iterations", recipe.tuning.iterations),
-        ("tuning.batch_size", recipe.tuning.batch_size),
-        ("tuning.gradient_accumulation", recipe.tuning.gradient_accumulation),
-        ("layout.shards", recipe.layout.shards),
-        ("twin.iterations", recipe.twin.iterations),
-        ("twin.shards", recipe.twin.shards),
-    ):
-        if number < 1:
-            refuse(key, number, "1 or more")
-    if not 0 <= recipe.tuning.seed < 2**32:
-        refuse("tuning.seed", recipe.tuning.seed, "0 to 4294967295, what numpy accepts")
-    for pattern in recipe.layers.ignore:
-        if not pattern or pattern[-1].isdigit() or any(each in pattern for each in ", "):
-            refuse(
-                "layers.ignore",
-                pattern,
-                "a part of a layer's name that does not end in a digit (AutoRound adds a dot to it)",
-            )
+    if not 0 <= tuning.seed < 2**32:
+        refuse("tuning.seed", tuning.seed, "0 to 4294967295, what numpy accepts")
+    if tuning.patience != -1 and (tuning.patience < 1 or not tuning.keep_best):
+        refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
+    _check_ignore(recipe.layers.ignore, refuse)
     if recipe.passes.order != PASSES:
         refuse(
             "passes.order",
@@ -299,10 +292,36 @@ def _check(recipe: Recipe) -> None:
             "rtn",
             'bf16, or "mtp.fc" in layers.ignore: loaders read mtp.fc as float only (defect D08)',
         )
-    halves = [any(p in f"linear_attn.{half}" for p in recipe.layers.ignore) for half in ("in_proj_a", "in_proj_b")]
-    if halves[0] != halves[1]:
-        refuse(
-            "layers.ignore",
-            list(recipe.layers.ignore),
-            "in_proj_a and in_proj_b both or neither: vLLM fuses them (defect D05)",
-        )
+
+
+_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
+
+_FUSED = (
+    ("linear_attn.in_proj_a", "linear_attn.in_proj_b"),
+    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+)
+"""Layers that loaders make one of."""
+
+
+def _check_ignore(ignore: tuple[str, ...], refuse: Callable[[str, object, str], None]) -> None:
+    for pattern in ignore:
+        if not re.fullmatch(r"[\w.]*[a-zA-Z_.]", pattern, re.ASCII):
+            refuse(
+                "layers.ignore",
+                pattern,
+                "a part of a layer's name that does not end in a digit (AutoRound adds a dot to it), no expression",
+            )
+
+    def kept(name: str) -> bool:
+        return any(pattern in name for pattern in ignore)
+
+    numbers = sorted({"0"}.union(*(re.findall(r"\d+", pattern) for pattern in ignore)))
+    for block in (f"{prefix}.layers.{number}" for prefix in ("model.language_model", "mtp") for number in numbers):
+        for group in _FUSED:
+            if len({kept(f"{block}.{name}") for name in group}) == 2:
+                refuse("layers.ignore", list(ignore), f"{' and '.join(group)} alike: loaders fuse them (defect D06)")
+        names = (f"{block}.mlp.experts.{each}.{half}_proj" for each in numbers for half in ("gate", "up", "down"))
+        if any(map(kept, names)):
+            refuse("layers.ignore", list(ignore), "nothing of mlp.experts: loaders read no override there (defect D17)")

@@ -128,17 +128,21 @@ def _install(python: Path, lock_file: Path, lock: Lock) -> None:
 def isolation() -> list[str]:
     """Return the words that start a program without network, or none where the kernel does not allow it."""
     words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    return words if _works(words) else []
+
+
+def _works(words: Sequence[str]) -> bool:
     try:
         run([*words, "true"])
     except RequantError:
-        return []
-    return words
+        return False
+    return True
 
 
 def run_room(python: Path, folder: Path, threads: int, prefix: Sequence[str], watch: Callable[[], None]) -> None:
     """Run the room on `folder`, its output into `folder/log`; call `watch` a few times a second meanwhile.
 
-    Raises BuildError with the log's last lines. The room is stopped with this process, whatever ends it.
+    Raises BuildError with the log's last lines. The room does not outlive this process, whatever ends it.
     """
     home = folder / "home"
     home.mkdir()
@@ -156,7 +160,17 @@ def run_room(python: Path, folder: Path, threads: int, prefix: Sequence[str], wa
         "PYTHONPATH": str(folder / "sources"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [*prefix, str(python), "-s", "-P", "-m", "requant.quantizer", str(folder)]
+    mortal = ["setpriv", "--pdeathsig", "KILL"]
+    command = [
+        *prefix,
+        *(mortal if _works(mortal) else ()),
+        str(python),
+        "-s",
+        "-P",
+        "-m",
+        "requant.quantizer",
+        str(folder),
+    ]
     with (folder / "log").open("wb") as log:
         room = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:

@@ -1,11 +1,12 @@
 """The safetensors file format, read by header and written in one stream; no tensor is ever decoded here.
 
-Format: https://huggingface.co/docs/safetensors, as of version 0.7.0: eight bytes little-endian length, that
-many bytes of JSON, then the data. This reader is stricter than the format asks: tensors must fill the data
+Format: README of safetensors 0.7.0, section "Format": eight bytes, the header's length, little-endian; that
+many bytes of JSON; then the data. This reader is stricter than the format asks: tensors must fill the data
 without hole or overlap, so that every byte of the file belongs to the header or to exactly one tensor.
 """
 
 import math
+import reprlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,11 +49,14 @@ class Stretch:
     stop: int
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes in bounded pieces; raise CheckpointError where the file has shrunk."""
+        """Yield the bytes in bounded pieces; raise CheckpointError where they cannot be read, or are gone."""
         left = self.stop - self.start
-        for chunk in file_chunks(self.path, self.start, self.stop):
-            left -= len(chunk)
-            yield chunk
+        try:
+            for chunk in file_chunks(self.path, self.start, self.stop):
+                left -= len(chunk)
+                yield chunk
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {error.strerror}") from None
         if left:
             raise CheckpointError(f"{self.path}: {left} bytes fewer than its header promised a moment ago")
 
@@ -105,9 +109,10 @@ def _entry(name: str, entry: Any) -> tuple[int, int, Spec]:
         raise ValueError(f"tensor {name!r} is not described by exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
+        raise ValueError(f"tensor {name!r} has the unknown dtype {reprlib.repr(dtype)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {name!r} has the shape {shape!r} and the offsets {offsets!r}")
+        shown = f"the shape {reprlib.repr(shape)} and the offsets {reprlib.repr(offsets)}"
+        raise ValueError(f"tensor {name!r} has {shown}: not lists of sizes")
     spec = Spec(dtype, tuple(shape))
     if spec.nbytes != offsets[1] - offsets[0]:
         raise ValueError(f"tensor {name!r} needs {spec.nbytes:,} bytes, its offsets span {offsets[1] - offsets[0]:,}")

@@ -4,6 +4,7 @@
 read: this module, and manifest, checkpoint, safetensors, digest, verdict and errors.
 """
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +24,18 @@ def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = l
     hears how many bytes were read. Raises CheckpointError where the folder cannot be read at all.
     """
     found = list_files(folder)
+    recorded: dict[str, dict[str, TensorRecord]] = {name: {} for name in manifest.files}
+    for key, tensor in manifest.tensors.items():
+        recorded[tensor.file][key] = tensor
 
     def look(name: str) -> tuple[list[Difference], dict[str, TensorRecord]]:
         path, record = found[name], manifest.files.get(name)
-        if record and path.stat().st_size == record.bytes and sha256_file(path) == record.sha256:
-            progress(record.bytes)
-            return [], {key: tensor for key, tensor in manifest.tensors.items() if tensor.file == name}
         try:
+            if record and path.stat().st_size == record.bytes and sha256_file(path) == record.sha256:
+                progress(record.bytes)
+                return [], recorded[name]
             now, tensors = read_file(path, name, progress)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             return [Difference("unreadable file", name, name, record.sha256 if record else "", str(error))], {}
         if record is None:
             return [Difference("extra file", name, name, "", now.sha256)], tensors
@@ -52,15 +56,18 @@ def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = l
 
 
 def _tensors(manifest: Manifest, found: list[dict[str, TensorRecord]]) -> Iterator[Difference]:
+    def elsewhere(pair: tuple[str, TensorRecord]) -> bool:
+        return pair[0] not in manifest.tensors or manifest.tensors[pair[0]].file != pair[1].file
+
     seen: set[str] = set()
-    for tensors in found:
-        for name, now in tensors.items():
-            then = manifest.tensors.get(name)
-            if then is None or name in seen:
-                yield Difference("extra tensor", name, now.file, "", _text(now))
-            elif (now.dtype, now.shape, now.sha256) != (then.dtype, then.shape, then.sha256):
-                yield Difference("changed tensor", name, now.file, _text(then), _text(now))
-            seen.add(name)
+    # A tensor in its recorded file comes first: of two of one name, the other is the extra one.
+    for name, now in sorted((pair for tensors in found for pair in tensors.items()), key=elsewhere):
+        then = manifest.tensors.get(name)
+        if then is None or name in seen:
+            yield Difference("extra tensor", name, now.file, "", _text(now))
+        elif (now.dtype, now.shape, now.sha256) != (then.dtype, then.shape, then.sha256):
+            yield Difference("changed tensor", name, now.file, _text(then), _text(now))
+        seen.add(name)
     for name in manifest.tensors.keys() - seen:
         yield Difference("missing tensor", name, manifest.tensors[name].file, _text(manifest.tensors[name]))
 
@@ -71,12 +78,14 @@ def _text(record: TensorRecord) -> str:
 
 def main(arguments: list[str]) -> int:
     """Verify from the command line; return the exit status. Here, beside `cli`, requant prints."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
         if len(arguments) != 2:
             raise UsageError("usage: python3 -S -m requant.verify CHECKPOINT MANIFEST")
         verdict = verify(Path(arguments[0]), read_manifest(Path(arguments[1])))
     except RequantError as error:
-        sys.stderr.write(f"requant: {error}\n{error.advice}\n")
+        sys.stderr.write(f"requant: {error}. {error.advice}".rstrip(". ") + ".\n")
         return error.exit_status
     for each in verdict.differences:
         sys.stdout.write(f"{each.kind}: {each.name} ({each.file})\n")

@@ -1,0 +1,99 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""Sessions name things; what they do is in src/. `nox -l` lists them, arguments follow `--`."""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"  # pip, so that pip's own settings hold for everything
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def needs(session: nox.Session, *groups: str) -> None:
+    """Install requant and dependency groups."""
+    session.install("--quiet", "--editable", ".", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+def define_build(name: str) -> None:
+    """Define the session `build-<name>`."""
+
+    @nox.session(name=f"build-{name}")
+    def build(session: nox.Session) -> None:
+        needs(session)
+        session.run("requant", "build", f"builds/{name}", *session.posargs)
+
+    build.__doc__ = f"Build builds/{name} and compare it with what is recorded; with `-- --twin`, its twin."
+
+
+for recipe in sorted(ROOT.glob("builds/*/recipe.toml")):
+    define_build(recipe.parent.name)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Style, types and all tests; with arguments, pytest alone with these."""
+    needs(session, "lint", "lock", "tests", "typecheck")
+    if not session.posargs:
+        check_style(session)
+        check_types(session)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and that imports go down."""
+    needs(session, "lint")
+    check_style(session)
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Types, strictly."""
+    needs(session, "typecheck")
+    check_types(session)
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Verify a checkpoint: `-- CHECKPOINT MANIFEST`."""
+    needs(session)
+    session.run("requant", "verify", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve lockfiles/*.in anew; with `-- --check`, only say whether that would change a lock."""
+    needs(session, "lock")
+    session.run("requant", "lock", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against peers, in one run: the tables of docs/benchmarks.md."""
+    needs(session)
+    for script in sorted(ROOT.glob("benchmarks/*.py")):
+        session.run("python", str(script), *session.posargs)
+
+
+def check_style(session: nox.Session) -> None:
+    """Run ruff and import-linter."""
+    session.run("ruff", "check", "--quiet")
+    session.run("ruff", "format", "--check", "--quiet")
+    session.run("lint-imports", "--no-cache")
+
+
+def check_types(session: nox.Session) -> None:
+    """Run mypy."""
+    session.run("mypy")
+
+
+if __name__ == "__main__":
+    nox.main()

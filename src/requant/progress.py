@@ -1,0 +1,22 @@
+"""How far something is, as data: what a verb tells while it works, and `cli` draws."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is; without a `total` nobody knows."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+Tell = Callable[[Progress], None]
+"""Hears of progress."""
+
+
+def silent(_: Progress) -> None:
+    """Hear nothing."""

@@ -1,0 +1,291 @@
+"""The promise itself: builds repeat byte for byte, and what is not equal is found, named and judged."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+from tests.hub import running
+
+from requant import passes, runner
+from requant.build import Built, beside, build, compare, record, recorded
+from requant.checkpoint import open_checkpoint
+from requant.digest import sha256_file
+from requant.environment import environment_digest, read_lock
+from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, UsageError
+from requant.journal import read_journal
+from requant.manifest import read_manifest
+from requant.pins import read_pins
+from requant.recipe import read_recipe
+from requant.twin import CALIBRATION, calibration_text, write_twin
+from requant.verdict import Outcome
+
+pytestmark = pytest.mark.room
+NAMES = ("ec", "gb10", "intel")
+BASE = read_pins(ROOT / "builds" / "bases" / "qwen3.6-35b-a3b.json")
+DATA = read_pins(ROOT / "builds" / "datasets" / "pile-10k.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mini_build_is_the_recorded_one(name: str, built: Callable[[str], Built]) -> None:
+    result = built(name)
+    assert result.verdict.outcome is Outcome.IDENTICAL, result.verdict
+    written = beside(result.folder, "journal.jsonl")
+    assert written.read_bytes() == recorded(read_recipe(ROOT / "builds" / name), "mini", "journal.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", ["mini", "demo"])
+def test_records_are_of_this_recipe_and_this_environment(name: str, size: str) -> None:
+    recipe = read_recipe(ROOT / "builds" / name)
+    header = read_journal(recorded(recipe, size, "journal.jsonl")).header
+    assert header.recipe == recipe.digest
+    assert header.environment == environment_digest(read_lock(ROOT / "lockfiles", recipe.twin.environment))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", ["mini", "demo"])
+def test_tuning_bites(name: str, size: str) -> None:
+    """In most blocks the best iteration is not the first, so equal bits are evidence about tuning."""
+    blocks = read_journal(recorded(read_recipe(ROOT / "builds" / name), size, "journal.jsonl")).blocks
+    assert sum(block.loss.best_iteration > 0 for block in blocks) > len(blocks) / 2
+
+
+def test_chain_of_outputs_and_inputs(built: Callable[[str], Built]) -> None:
+    """What a block puts out is what the next one is given, in both streams."""
+    blocks = read_journal(beside(built("ec").folder, "journal.jsonl")).blocks
+    for before, after in pairwise(blocks):
+        assert before.outputs == after.inputs
+
+
+def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], tmp_path: Path) -> None:
+    reference = built("ec")
+    change_host = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    change_user = ["unshare", "--map-user=1234", "--map-group=1234"]
+    try:
+        runner.run([*change_host, *change_user, "true"])
+    except (BuildError, NotAvailableError) as error:
+        pytest.skip(f"this kernel grants no user namespaces: {error}")
+    out = tmp_path / "a folder with another name" / "x"
+    command = [*change_host, *change_user, sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec")]
+    command += ["--twin", "--size", "mini", "--threads", "1", "--out", str(out), "--json"]
+    env = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "USER": "somebody", "AR_LOG_LEVEL": "debug"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, umask=0o077, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "identical"
+    for name in ("manifest.json", "journal.jsonl"):
+        assert beside(out, name).read_bytes() == beside(reference.folder, name).read_bytes()
+
+
+@pytest.fixture
+def copy(built: Callable[[str], Built], tmp_path: Path) -> Path:
+    """A copy of the ec mini build that a test may spoil, with its statement beside it."""
+    folder = built("ec").folder
+    copied = tmp_path / "ec"
+    shutil.copytree(folder, copied)
+    for name in ("intoto.jsonl", "manifest.json"):
+        shutil.copyfile(beside(folder, name), beside(copied, name))
+    return copied
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_one_flipped_bit_is_different_and_named(copy: Path) -> None:
+    shard = sorted(copy.glob("model-*.safetensors"))[1]
+    flip(shard, shard.stat().st_size - 1)
+    verdict = compare(read_recipe(ROOT / "builds" / "ec"), "mini", copy)
+    assert verdict.outcome is Outcome.DIFFERENT
+    last = list(open_checkpoint(copy).shards[shard.name])[-1]
+    assert {(each.kind, each.name) for each in verdict.differences} == {
+        ("changed file", shard.name),
+        ("changed tensor", last),
+    }
+
+
+def test_other_bits_from_another_hardware_class_are_inconclusive(copy: Path) -> None:
+    flip(copy / "model_extra_tensors.safetensors", (copy / "model_extra_tensors.safetensors").stat().st_size - 1)
+    statement = beside(copy, "intoto.jsonl")
+    statement.write_text(statement.read_text().replace("AVX2", "AVX512"))
+    verdict = compare(read_recipe(ROOT / "builds" / "ec"), "mini", copy)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert any("caps" in reason and "AVX512" in reason for reason in verdict.reasons)
+
+
+def test_equal_bits_from_another_hardware_class_are_identical(copy: Path) -> None:
+    statement = beside(copy, "intoto.jsonl")
+    statement.write_text(statement.read_text().replace("AVX2", "AVX512"))
+    assert compare(read_recipe(ROOT / "builds" / "ec"), "mini", copy).outcome is Outcome.IDENTICAL
+
+
+def test_without_a_record_nothing_is_claimed(copy: Path) -> None:
+    verdict = compare(read_recipe(ROOT / "builds" / "ec"), "wide", copy)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+
+
+def project(tmp_path: Path, name: str = "ec", **replaced: tuple[str, str]) -> Path:
+    """A project of its own with one recipe, changed, and the locks; returns the recipe's folder."""
+    shutil.copytree(ROOT / "lockfiles", tmp_path / "lockfiles")
+    folder = tmp_path / "builds" / name
+    folder.mkdir(parents=True)
+    text = (ROOT / "builds" / name / "recipe.toml").read_text()
+    for old, new in replaced.values():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "recipe.toml").write_text(text)
+    return folder
+
+
+def test_recording_and_comparing_again(built: Callable[[str], Built], tmp_path: Path) -> None:
+    recipe = read_recipe(project(tmp_path))
+    result = built("ec")
+    assert compare(recipe, "mini", result.folder).outcome is Outcome.INCONCLUSIVE
+    written = record(recipe, "mini", result.folder)
+    assert [path.name for path in written] == ["mini.manifest.json", "mini.journal.jsonl", "mini.intoto.jsonl"]
+    assert compare(recipe, "mini", result.folder).outcome is Outcome.IDENTICAL
+
+
+def test_a_stale_or_absent_lock_is_refused(tmp_path: Path) -> None:
+    recipe = read_recipe(project(tmp_path))
+    with (tmp_path / "lockfiles" / "cpu.in").open("a") as file:
+        file.write("# one more thing\n")
+    with pytest.raises(LockError, match="stale"):
+        build(recipe, twin="mini", out=tmp_path / "out")
+    (tmp_path / "lockfiles" / "cpu.txt").unlink()
+    with pytest.raises(LockError, match=r"cpu\.txt"):
+        build(recipe, twin="mini", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=tmp_path / "out")
+
+
+def test_too_few_samples_is_an_error_and_leaves_the_log(room: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(project(tmp_path, samples=("samples = 16\n", "samples = 64\n")))
+    with pytest.raises(BuildError, match="56 sequences of 64 tokens, the recipe asks for 64"):
+        build(recipe, twin="mini", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "56 sequences" in beside(tmp_path / "out", "log").read_text()
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Path, signalled: int) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec"), "--twin", "--size", "mini"]
+    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for line in process.stderr:
+        if "layers.0: loss" in line:
+            break
+    process.send_signal(signalled)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert not out.exists()
+    if signalled != signal.SIGKILL:  # nobody can clean up after that, but nothing runs on
+        assert not list(tmp_path.glob(".out.*"))
+    for _ in range(50):
+        if not [line for line in runner.run(["ps", "-eo", "args"]).splitlines() if str(tmp_path) in line]:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the room outlives its host")
+
+
+def pin(kind: str, repository: str, revision: str, folder: Path) -> str:
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    value = {"schema": 1, "kind": kind, "repository": repository, "revision": revision, "files": files}
+    return json.dumps({**value, "provenance": "made by a test"})
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe whose base is a twin on a Hub of its own: only sizes and pins differ from a real full build."""
+    folder = project(
+        tmp_path,
+        environment=('environment = "cu124"\n', 'environment = "cpu"\n'),
+        device=('device = "cuda"\n', 'device = "cpu"\n'),
+        host=("host_memory_gib = 110\n", "host_memory_gib = 1\n"),
+        precision=('precision = "bfloat16"\n', 'precision = "float32"\n'),
+        iterations=("iterations = 400\n", "iterations = 8\n"),
+        samples=("samples = 256\n", "samples = 16\n"),
+        length=("sequence_length = 4096\n", "sequence_length = 64\n"),
+        shards=("shards = 10\n", "shards = 3\n"),
+        base=("../bases/qwen3.6-35b-a3b.json", "base.json"),
+        data=("../datasets/pile-10k.json", "data.json"),
+        file=("data/train-00000-of-00001-4746b8785c874cc7.parquet", CALIBRATION),
+    )
+    write_twin("mini", tmp_path / "served" / "base")
+    (tmp_path / "served" / "data").mkdir()
+    (tmp_path / "served" / "data" / CALIBRATION).write_bytes(calibration_text())
+    (folder / "base.json").write_text(pin("model", BASE.repository, BASE.revision, tmp_path / "served" / "base"))
+    (folder / "data.json").write_text(pin("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data"))
+    cached = runner.cache() / "environments"
+    (tmp_path / "cache" / "requant").mkdir(parents=True)
+    (tmp_path / "cache" / "requant" / "environments").symlink_to(cached)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def test_the_full_path_on_a_hub(full: Path, tmp_path: Path, built: Callable[[str], Built]) -> None:
+    """Fetch, confirm, tune, finish: the same tensors as the twin's, whose base is generated instead."""
+    recipe = read_recipe(full)
+    with running() as hub:
+        hub.serve("model", BASE.repository, BASE.revision, tmp_path / "served" / "base")
+        hub.serve("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data")
+        result = build(recipe, twin=None, out=tmp_path / "full", endpoint=hub.url)
+    assert result.manifest.tensors == built("ec").manifest.tensors
+    assert not [taint for taint in result.taints if "twin" in taint]
+    header, twin = (
+        read_journal(beside(each, "journal.jsonl")).header for each in (tmp_path / "full", built("ec").folder)
+    )
+    assert (header.calibration, header.base, header.twin) == (twin.calibration, twin.base, None)
+
+
+def test_the_full_path_refuses_other_bytes(full: Path, tmp_path: Path) -> None:
+    flip(tmp_path / "served" / "base" / "model-00001-of-00003.safetensors", 5000)
+    with running() as hub:
+        hub.serve("model", BASE.repository, BASE.revision, tmp_path / "served" / "base")
+        hub.serve("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data")
+        with pytest.raises(CheckpointError, match="model-00001-of-00003"):
+            build(read_recipe(full), twin=None, out=tmp_path / "full", endpoint=hub.url)
+    assert not (tmp_path / "full").exists()
+
+
+def test_the_real_full_build_says_what_is_missing_before_it_starts(tmp_path: Path) -> None:
+    recipe = read_recipe(ROOT / "builds" / "ec")
+    if any(recipe.hardware.accelerator in name for name, _ in runner.accelerators()):
+        pytest.skip("this machine has the GPU that the recipe asks for")
+    with pytest.raises(NotAvailableError, match="NVIDIA H200") as error:
+        build(recipe, twin=None, out=tmp_path / "full")
+    assert "GiB to download" in error.value.advice
+    assert "--twin" in error.value.advice
+
+
+def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None:
+    result = built("gb10")
+    assert read_manifest(beside(result.folder, "manifest.json")) == result.manifest
+
+
+def test_recipes_name_the_passes_that_exist() -> None:
+    for name in NAMES:
+        assert read_recipe(ROOT / "builds" / name).passes.order == tuple(passes.PASSES)

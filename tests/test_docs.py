@@ -1,0 +1,30 @@
+"""What the documentation lists is what there is."""
+
+import re
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+from requant.passes import PASSES
+from requant.recipe import Recipe
+from tests.conftest import ROOT
+
+
+def test_every_key_of_a_recipe_is_described() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    for table, kind in get_type_hints(Recipe).items():
+        if is_dataclass(kind):
+            for field in fields(kind):
+                assert f"`{table}.{field.name}`" in page
+    assert re.findall(r"^\| `([a-z_]+)` \| .* \| (?:D\d|\|)", page.partition("## Passes")[2], re.M)[: len(PASSES)]
+    assert [name for name in re.findall(r"^\| `([a-z_]+)` \|", page.partition("## Passes")[2], re.M)] == list(PASSES)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_tests_that_the_claims_name_exist() -> None:
+    for name in set(re.findall(r"`(tests/[a-z_]+\.py)`", (ROOT / "docs" / "claims.md").read_text())):
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,264 @@
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from requant.checkpoint import open_checkpoint
+from requant.errors import CheckpointError
+from requant.inventory import (
+    LM,
+    MTP,
+    VISUAL,
+    Fused,
+    Specs,
+    base_tensors,
+    blocks,
+    extra_tensors,
+    ignored,
+    linears,
+    main_tensors,
+    mtp_quantized,
+    origin,
+    quantized,
+)
+from requant.recipe import read_recipe
+from requant.safetensors import Spec
+from requant.twin import SIZES, config, twin, write_twin
+
+BUILDS = Path(__file__).parent.parent / "builds"
+BASE: dict[str, Any] = json.loads((BUILDS / "bases" / "qwen3.6-35b-a3b.config.json").read_text())
+IGNORED = {name: read_recipe(BUILDS / name).layers.ignore for name in ("ec", "gb10", "intel")}
+ATTENTION = "model.language_model.layers.3."
+LINEAR = "model.language_model.layers.4."
+
+
+def part(specs: Specs, prefix: str) -> Specs:
+    return {name: spec for name, spec in specs.items() if name.startswith(prefix)}
+
+
+def size(specs: Specs) -> int:
+    return sum(spec.size for spec in specs.values())
+
+
+def nbytes(specs: Specs) -> int:
+    return sum(spec.nbytes for spec in specs.values())
+
+
+# The base: facts published about it, by count and by sum.
+
+
+def test_tensors_of_the_base() -> None:
+    base = base_tensors(BASE)
+    visual, mtp = part(base, VISUAL), part(base, MTP)
+    assert (len(base), len(visual), len(mtp)) == (1045, 333, 19)
+    assert len(base) - len(visual) - len(mtp) == 693
+    assert sum(name.endswith(".weight") for name in visual) == 167
+    assert (len(part(base, LINEAR)), len(part(base, ATTENTION))) == (18, 15)
+
+
+def test_parameters_and_bytes_of_the_base() -> None:
+    base = base_tensors(BASE)
+    assert size(base) == 35_951_822_704
+    assert size(part(base, MTP)) == 844_640_768
+    assert size(part(base, VISUAL)) == 446_571_248
+    assert nbytes(base) == 71_903_645_408
+    assert {spec.dtype for spec in base.values()} == {"BF16"}
+
+
+def test_shapes_of_the_base() -> None:
+    base = base_tensors(BASE)
+    assert base[f"{LINEAR}mlp.experts.gate_up_proj"] == Spec("BF16", (256, 1024, 2048))
+    assert base[f"{LINEAR}mlp.experts.down_proj"] == Spec("BF16", (256, 2048, 512))
+    assert base[f"{LINEAR}linear_attn.in_proj_a.weight"] == Spec("BF16", (32, 2048))
+    assert base[f"{LINEAR}linear_attn.conv1d.weight"] == Spec("BF16", (8192, 1, 4))
+    assert base[f"{ATTENTION}self_attn.q_proj.weight"] == Spec("BF16", (8192, 2048))
+    assert base["mtp.layers.0.mlp.experts.gate_up_proj"] == Spec("BF16", (256, 1024, 2048))
+    assert base["lm_head.weight"] == base["model.language_model.embed_tokens.weight"] == Spec("BF16", (248320, 2048))
+
+
+def test_every_fourth_block_has_full_attention() -> None:
+    base = base_tensors(BASE)
+    full = [i for i, block in enumerate(blocks(BASE)) if f"{block}.self_attn.q_proj.weight" in base]
+    linear = [i for i, block in enumerate(blocks(BASE)) if f"{block}.linear_attn.A_log" in base]
+    assert full == list(range(3, 40, 4))
+    assert sorted(full + linear) == list(range(40))
+
+
+def test_linear_layers_of_the_base() -> None:
+    found = linears(BASE)
+    assert len(found) == 31_181
+    assert sum(name.startswith(VISUAL) for name in found) == 110
+    assert [name for name in found if not name.startswith((VISUAL, LM))] == ["lm_head"]
+    assert sum(name.startswith(f"{LINEAR}mlp.experts.") for name in found) == 3 * 256
+
+
+# What the recipes make of it.
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "tensors", "main", "extras"),
+    [
+        ("ec", 31_030, 96_061, 19_545_968_896, 1_345_173_984),
+        ("intel", 31_030, 96_061, 19_545_968_896, 1_345_173_984),
+        ("gb10", 30_850, 93_385, 19_738_076_416, 2_582_424_032),
+    ],
+)
+def test_what_a_recipe_writes(name: str, layers: int, tensors: int, main: int, extras: int) -> None:
+    policy = read_recipe(BUILDS / name).mtp.policy
+    written = main_tensors(BASE, IGNORED[name], 128), extra_tensors(BASE, IGNORED[name], 128, policy)
+    assert len(quantized(BASE, IGNORED[name])) == layers
+    assert len(written[0]) + len(written[1]) == len(written[0] | written[1]) == tensors
+    assert (nbytes(written[0]), nbytes(written[1])) == (main, extras)
+
+
+def test_sums_that_the_cards_can_be_held_against() -> None:
+    ec = nbytes(main_tensors(BASE, IGNORED["ec"], 128))
+    gb10 = nbytes(main_tensors(BASE, IGNORED["gb10"], 128))
+    packed = extra_tensors(BASE, IGNORED["ec"], 128, "rtn")
+    visual = nbytes(part(packed, VISUAL))
+    assert (visual, nbytes(part(packed, MTP))) == (893_142_496, 452_031_488)
+    assert ec + nbytes(packed) == 20_891_142_880
+    assert gb10 + nbytes(extra_tensors(BASE, IGNORED["gb10"], 128, "bf16")) == 22_320_500_448
+    assert gb10 + nbytes(packed) == 21_083_250_400  # GB10's main part with a whole MTP block in INT4
+
+    # The raw output of EC's command: visual tower in the main part, routed MTP experts left as they are.
+    experts = part(base_tensors(BASE), "mtp.layers.0.mlp.experts.")
+    split = [name for name in packed if name.startswith("mtp.layers.0.mlp.experts.")]
+    raw_mtp = {name: spec for name, spec in part(packed, MTP).items() if name not in split} | experts
+    assert (len(raw_mtp), nbytes(raw_mtp)) == (33, 1_644_262_400)
+    assert ec + visual == 20_439_111_392
+    assert ec + visual + nbytes(raw_mtp) == 22_083_373_792
+
+
+def test_mtp_by_policy() -> None:
+    packed = part(extra_tensors(BASE, IGNORED["ec"], 128, "rtn"), MTP)
+    assert len(packed) == 2335
+    assert sum(".mlp.experts." in name for name in packed) == 2304 == 256 * 3 * 3
+    left = {name.removesuffix(".weight") for name in packed if packed[name].dtype == "BF16" and "norm" not in name}
+    assert left == {"mtp.fc", "mtp.layers.0.mlp.gate", "mtp.layers.0.mlp.shared_expert_gate"}
+    copied = extra_tensors(BASE, IGNORED["gb10"], 128, "bf16")
+    assert part(copied, MTP) == part(base_tensors(BASE), MTP)
+
+
+@pytest.mark.parametrize("name", ["ec", "gb10"])
+def test_what_stays_float_in_the_blocks(name: str) -> None:
+    """Widths that are no multiple of 32 leave shared_expert_gate alone; everything else, the recipe names."""
+    packed = quantized(BASE, IGNORED[name])
+    left = {each for each in linears(BASE) if each.startswith((LINEAR, ATTENTION)) and each not in packed}
+    gates = {f"{block}mlp.shared_expert_gate" for block in (LINEAR, ATTENTION)}
+    shared = {
+        f"{block}mlp.shared_expert.{half}_proj" for block in (LINEAR, ATTENTION) for half in ("gate", "up", "down")
+    }
+    halves = {f"{LINEAR}linear_attn.in_proj_{half}" for half in "ab"}
+    assert left == (gates if name == "ec" else gates | shared | halves)
+    assert not any(each.startswith((VISUAL, "lm_head")) for each in packed)
+
+
+def test_the_three_tensors_of_a_packed_layer() -> None:
+    main = main_tensors(BASE, IGNORED["ec"], 128)
+    layer = f"{LINEAR}mlp.experts.255.down_proj"
+    assert main[f"{layer}.qweight"] == Spec("I32", (512 // 8, 2048))
+    assert main[f"{layer}.qzeros"] == Spec("I32", (4, 2048 // 8))
+    assert main[f"{layer}.scales"] == Spec("F16", (4, 2048))
+    assert f"{layer}.weight" not in main
+    assert f"{LINEAR}mlp.experts.down_proj" not in main
+
+
+def test_where_a_weight_lies_in_the_base() -> None:
+    experts = f"{LINEAR}mlp.experts."
+    assert origin(f"{LINEAR}linear_attn.out_proj", BASE) == f"{LINEAR}linear_attn.out_proj.weight"
+    assert origin(f"{experts}7.gate_proj", BASE) == Fused(f"{experts}gate_up_proj", 7, slice(0, 512))
+    assert origin(f"{experts}7.up_proj", BASE) == Fused(f"{experts}gate_up_proj", 7, slice(512, 1024))
+    assert origin(f"{experts}7.down_proj", BASE) == Fused(f"{experts}down_proj", 7, slice(None))
+    base = base_tensors(BASE)
+    for name in quantized(BASE, ()) | mtp_quantized(BASE, ()):
+        where = origin(name, BASE)
+        assert (where.tensor if isinstance(where, Fused) else where) in base
+
+
+def test_a_pattern_is_a_part_of_a_name() -> None:
+    assert ignored("mtp.layers.0.mlp.shared_expert_gate", ("shared_expert",))
+    assert not ignored("mtp.layers.0.mlp.shared_expert_gate", ("shared_experts", "gate."))
+
+
+# The twin has the same form.
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_twins_shards_hold_the_inventory_in_order(size: str) -> None:
+    found = {name: tensor.spec for shard in twin(size).shards.values() for name, tensor in shard.items()}
+    assert list(found.items()) == list(base_tensors(config(size)).items())
+
+
+def test_the_twins_headers_are_the_inventory(tmp_path: Path) -> None:
+    write_twin("mini", tmp_path)
+    written = open_checkpoint(tmp_path)
+    found = {name: tensor.spec for name, tensor in written.tensors.items()}
+    assert found == base_tensors(json.loads(written.file("config.json")))
+
+
+def test_the_twin_has_the_names_of_the_base() -> None:
+    """Of a block of each kind, of the MTP block, of a visual block and of everything around them."""
+
+    def kinds(found: Specs) -> set[str]:
+        return {".".join("N" if each.isdigit() else each for each in name.split(".")) for name in found}
+
+    assert kinds(base_tensors(config("mini"))) == kinds(base_tensors(BASE))
+
+
+# Configurations that are none.
+
+
+@pytest.mark.parametrize("table", ["text_config", "vision_config"])
+@pytest.mark.parametrize("value", [None, [], "x", 1, {}])
+def test_a_table_of_another_type_is_refused(table: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        base_tensors(BASE | {table: value})
+
+
+OPTIONAL = ("full_attention_interval", "attn_output_gate", "mtp_num_hidden_layers", "tie_word_embeddings")
+UNREAD = ("model_type", "num_experts_per_tok", "num_heads")
+FIELDS = [(table, key) for table in ("text_config", "vision_config") for key in BASE[table] if key not in UNREAD]
+
+
+@pytest.mark.parametrize(("table", "key"), [field for field in FIELDS if field[1] not in OPTIONAL])
+def test_a_missing_field_is_named(table: str, key: str) -> None:
+    broken = deepcopy(BASE)
+    del broken[table][key]
+    with pytest.raises(CheckpointError, match=key):
+        base_tensors(broken)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [field for field in FIELDS if field[1] not in OPTIONAL or field[1] == "mtp_num_hidden_layers"]
+)
+@pytest.mark.parametrize("value", [None, "2048", 2.5, [1]])
+def test_a_field_that_is_no_number_is_refused(table: str, key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        base_tensors(BASE | {table: BASE[table] | {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 0),
+        ("num_experts", -1),
+        ("full_attention_interval", 0),
+        ("layer_types", []),
+        ("layer_types", ["full_attention"] * 39),
+        ("layer_types", ["sliding_attention"] * 40),
+        ("layer_types", None),
+    ],
+)
+def test_an_impossible_value_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        base_tensors(BASE | {"text_config": BASE["text_config"] | {key: value}})
+
+
+def test_listed_layer_types_win_over_the_interval() -> None:
+    kinds = ["full_attention", *["linear_attention"] * 39]
+    base = base_tensors(BASE | {"text_config": BASE["text_config"] | {"layer_types": kinds}})
+    assert "model.language_model.layers.0.self_attn.q_proj.weight" in base
+    assert "model.language_model.layers.3.linear_attn.A_log" in base

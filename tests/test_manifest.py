@@ -1,0 +1,261 @@
+import hashlib
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.checkpoints import BITS, SMALL, checkpoints, frame, names, nobody, on_disk, shard, write
+
+from requant.errors import CheckpointError
+from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest, read_manifest
+
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+paths = st.from_regex(r"[\wé世 -]+(/[\wé世 -]+)?\.safetensors", fullmatch=True)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    files = draw(st.dictionaries(paths, st.builds(FileRecord, st.integers(0, 2**53), digests), max_size=3))
+    if not files:
+        return Manifest({}, {})
+    records = st.builds(
+        TensorRecord,
+        st.sampled_from(sorted(files)),
+        st.sampled_from(sorted(BITS)),
+        st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
+        digests,
+    )
+    return Manifest(files, draw(st.dictionaries(names, records, max_size=4)))
+
+
+def read(data: bytes) -> Manifest:
+    with on_disk({"manifest.json": data}) as folder:
+        return read_manifest(folder / "manifest.json")
+
+
+@given(manifest=manifests())
+def test_what_is_written_is_read_back(manifest: Manifest) -> None:
+    assert read(manifest.to_json()) == manifest
+    assert read(manifest.to_json()).to_json() == manifest.to_json()
+
+
+@given(manifest=manifests(), data=st.data())
+def test_no_two_texts_are_one_manifest(manifest: Manifest, data: st.DataObject) -> None:
+    text = bytearray(manifest.to_json())
+    at = data.draw(st.integers(0, len(text) - 1))
+    text[at] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        assert read(bytes(text)) != manifest
+    except CheckpointError as error:
+        assert "manifest.json" in str(error)
+
+
+@given(files=checkpoints(), data=st.data())
+def test_equal_checkpoints_have_byte_equal_manifests(files: dict[str, bytes], data: st.DataObject) -> None:
+    shuffled = dict(data.draw(st.permutations(sorted(files.items()))))
+    with on_disk(files) as one, on_disk({".cache/x": b"", **shuffled}) as other:
+        for at, name in enumerate(shuffled):
+            os.utime(other / name, (at, at))
+            (other / name).chmod(0o600)
+        assert make_manifest(one).to_json() == make_manifest(other).to_json()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_manifest_names_every_file_and_every_tensor(tmp_path: Path) -> None:
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    assert json.loads(make_manifest(write(tmp_path, SMALL)).to_json()) == {
+        "schema": 1,
+        "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in SMALL.items()},
+        "tensors": {
+            "a": {"file": first, "dtype": "F16", "shape": [2], "sha256": sha256(b"\x01\x02\x03\x04")},
+            "b": {"file": first, "dtype": "U8", "shape": [3], "sha256": sha256(b"\x05\x06\x07")},
+            "c": {"file": second, "dtype": "F16", "shape": [2], "sha256": sha256(b"\x08\x09\x0a\x0b")},
+        },
+    }
+
+
+def test_every_byte_is_reported_as_read(tmp_path: Path) -> None:
+    heard: list[int] = []
+    make_manifest(write(tmp_path, SMALL), heard.append)
+    assert sum(heard) == sum(len(data) for data in SMALL.values())
+
+
+def test_one_name_in_two_files_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, {"a.safetensors": shard({"t": ("U8", [0], b"")}), "b.safetensors": shard({"t": ("U8", [0], b"")})})
+    with pytest.raises(CheckpointError, match=r"tensor t stands in a\.safetensors and in b\.safetensors"):
+        make_manifest(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_an_error() -> None:
+    with on_disk({"config.json": b"{}"}) as folder:
+        (folder / "config.json").chmod(0)
+        with nobody(), pytest.raises(CheckpointError, match=r"config\.json: Permission denied"):
+            make_manifest(folder)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, {"tokenizer.json": bytes(3 << 20)}) / "tokenizer.json"
+
+    class Sha256:
+        def update(self, chunk: bytes) -> None:
+            os.truncate(path, 1 << 20)
+
+    monkeypatch.setattr(hashlib, "sha256", Sha256)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: \d+ bytes fewer"):
+        make_manifest(tmp_path)
+
+
+FILE = {"bytes": 3, "sha256": "ab" * 32}
+TENSOR = {"file": "a.safetensors", "dtype": "U8", "shape": [1], "sha256": "cd" * 32}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {"schema": 1, "files": {"a.safetensors": FILE}, "tensors": {"t": TENSOR}} | changes
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def test_the_document_that_is_spoilt_below_is_a_manifest() -> None:
+    assert read(canonical(document())).tensors["t"].shape == (1,)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"schema": 2}, "schema: found 2, this requant reads 1"),
+        ({"schema": True}, "canonical"),
+        ({"schema": nested(800)}, "schema"),
+        ({"host": "here"}, "top level: unknown key 'host'"),
+        ({"\x1b[2J": "here"}, r"unknown key '\x1b[2J'"),
+        ({"files": []}, "files: not an object"),
+        ({"files": {"a.safetensors": None}}, "files: a.safetensors: not an object"),
+        ({"files": {"a.safetensors": FILE | {"mode": 420}}}, "files: a.safetensors: unknown key 'mode'"),
+        ({"files": {"a.safetensors": {"bytes": 3}}}, "files: a.safetensors: no 'sha256'"),
+        ({"files": {"a.safetensors": FILE | {"bytes": -1}}}, "bytes"),
+        ({"files": {"a.safetensors": FILE | {"bytes": 3.0}}}, "bytes"),
+        ({"files": {"a.safetensors": FILE | {"bytes": True}}}, "bytes"),
+        ({"files": {"a.safetensors": FILE | {"bytes": "3"}}}, "bytes"),
+        ({"files": {"a.safetensors": FILE | {"sha256": "AB" * 32}}}, "sha256"),
+        ({"files": {"a.safetensors": FILE | {"sha256": "ab" * 31}}}, "sha256"),
+        ({"files": {"a.safetensors": FILE | {"sha256": ["a"] * 64}}}, "sha256"),
+        *(
+            ({"files": {path: FILE}, "tensors": {}}, "no path inside a checkpoint")
+            for path in (
+                "../a", "a/../../b", "/etc/passwd", "//a", "", ".", "..", "./a", "a//b", "a/", "a/.", "a\0b", "a\nb", "\x1b[2J"
+            )
+        ),
+        ({"files": {"\ud800": FILE}, "tensors": {}}, "surrogate"),
+        ({"tensors": {"\udfff": TENSOR}}, "surrogate"),
+        ({"tensors": {"t": TENSOR | {"dtype": "\ud800"}}}, "surrogate"),
+        ({"tensors": {"t": TENSOR | {"\ud800": 1}}}, "surrogate"),
+        ({"tensors": {"": TENSOR}}, "no name for a tensor"),
+        ({"tensors": {"a\x1b[2J": TENSOR}}, "no name for a tensor"),
+        ({"tensors": [["t", TENSOR]]}, "tensors: not an object"),
+        ({"tensors": {"t": TENSOR | {"offset": 0}}}, "tensors: t: unknown key 'offset'"),
+        ({"tensors": {"t": {}}}, "tensors: t: no 'dtype'"),
+        ({"tensors": {"t": TENSOR | {"file": "b.safetensors"}}}, "'b.safetensors' is not among the files"),
+        ({"tensors": {"t": TENSOR | {"file": ["a.safetensors"]}}}, "is not among the files"),
+        ({"tensors": {"t": TENSOR | {"dtype": "U9"}}}, "dtype"),
+        ({"tensors": {"t": TENSOR | {"dtype": ["U8"]}}}, "dtype"),
+        ({"tensors": {"t": TENSOR | {"shape": [-1]}}}, "shape"),
+        ({"tensors": {"t": TENSOR | {"shape": [True]}}}, "shape"),
+        ({"tensors": {"t": TENSOR | {"shape": [1.0]}}}, "shape"),
+        ({"tensors": {"t": TENSOR | {"shape": {"0": 1}}}}, "shape"),
+        ({"tensors": {"t": TENSOR | {"shape": nested(800)}}}, "shape"),
+    ],
+)
+def test_a_hostile_manifest_is_refused_in_words_that_print(changes: dict[str, Any], found: str) -> None:
+    with pytest.raises(CheckpointError, match=r"manifest\.json") as caught:
+        read(canonical(document(**changes)))
+    assert found in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("key", document())
+def test_a_key_that_is_missing_is_named(key: str) -> None:
+    value = document()
+    del value[key]
+    with pytest.raises(CheckpointError, match=f"top level: no '{key}'"):
+        read(canonical(value))
+
+
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut": lambda text: text[:-10],
+    "without line end": lambda text: text[:-1],
+    "with two": lambda text: text + b"\n",
+    "with that of Windows": lambda text: text[:-1] + b"\r\n",
+    "with a mark of byte order": lambda text: b"\xef\xbb\xbf" + text,
+    "with white space": lambda text: text.replace(b":", b": ", 1),
+    "with an escape": lambda text: text.replace(b"a.safetensors", b"\\u0061.safetensors"),
+    "keys out of order": lambda text: json.dumps(document(), separators=(",", ":")).encode() + b"\n",
+    "key twice": lambda text: text.replace(b'"schema":1', b'"schema":1,"schema":1'),
+    "number with an exponent": lambda text: text.replace(b'"bytes":3', b'"bytes":3e0'),
+    "infinite number": lambda text: text.replace(b'"bytes":3', b'"bytes":1e999'),
+    "NaN": lambda text: text.replace(b'"bytes":3', b'"bytes":NaN'),
+    "endless number": lambda text: text.replace(b'"bytes":3', b'"bytes":' + b"3" * 5000),
+    "not UTF-8": lambda text: text.replace(b'"t"', b'"\xff"'),
+    "nested without end": lambda _: b"[" * 100_000,
+    "not an object": lambda _: b"[]\n",
+    "a shard": lambda _: frame(b"{}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_any_other_text_is_refused(spoil: Callable[[bytes], bytes]) -> None:
+    text = spoil(canonical(document()))
+    assert text != canonical(document())
+    with pytest.raises(CheckpointError, match=r"manifest\.json: not a manifest"):
+        read(text)
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    for name, found in (("absent", "No such file"), (".", "Is a directory"), ("x" * 5000, "File name too long")):
+        with pytest.raises(CheckpointError, match=found):
+            read_manifest(tmp_path / name)
+    with on_disk({"locked": canonical(document())}) as folder:
+        (folder / "locked").chmod(0)
+        with nobody(), pytest.raises(CheckpointError, match="locked: Permission denied"):
+            read_manifest(folder / "locked")
+
+
+def test_a_file_without_end_is_refused_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requant.digest.MAX_WHOLE", 1 << 20)
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 1 << 40)
+    tracemalloc.start()
+    try:
+        for path in (Path("/dev/zero"), tmp_path / "sparse"):
+            with pytest.raises(CheckpointError, match="larger than 1,048,576 bytes"):
+                read_manifest(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_manifest_may_come_through_a_pipe() -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, canonical(document()))
+    os.close(theirs)
+    try:
+        assert read_manifest(Path(f"/dev/fd/{ours}")) == read(canonical(document()))
+    finally:
+        os.close(ours)

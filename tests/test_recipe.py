@@ -1,0 +1,395 @@
+import json
+import tomllib
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from requant.errors import RecipeError
+from requant.recipe import Effort, Recipe, read_recipe
+
+BUILDS = Path(__file__).parent.parent / "builds"
+NAMES = ("ec", "gb10", "intel")
+EC: dict[str, Any] = tomllib.loads((BUILDS / "ec" / "recipe.toml").read_text())
+
+
+def flat(document: dict[str, Any]) -> dict[str, Any]:
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    own = {key: value for key, value in document.items() if key not in tables}
+    return own | {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+
+
+VALUES = flat(EC)
+
+
+def with_value(key: str, value: Any) -> dict[str, Any]:
+    document = deepcopy(EC)
+    table, _, name = key.rpartition(".")
+    (document[table] if table else document)[name] = value
+    return document
+
+
+def without(key: str) -> dict[str, Any]:
+    document = deepcopy(EC)
+    table, _, name = key.rpartition(".")
+    del (document[table] if table else document)[name]
+    return document
+
+
+class Word(str):
+    """TOML that has no JSON."""
+
+    __slots__ = ()
+
+
+def toml(document: dict[str, Any]) -> str:
+    def line(key: str, value: Any) -> str:
+        return f"{json.dumps(key)} = {value if isinstance(value, Word) else json.dumps(value)}"
+
+    own = [line(key, value) for key, value in document.items() if not isinstance(value, dict)]
+    for name, table in document.items():
+        if isinstance(table, dict):
+            own += [f"[{json.dumps(name)}]", *(line(key, value) for key, value in table.items())]
+    return "\n".join(own) + "\n"
+
+
+def read(folder: Path, document: dict[str, Any] | str) -> Recipe:
+    path = folder / "recipe.toml"
+    path.write_text(document if isinstance(document, str) else toml(document))
+    return read_recipe(path)
+
+
+def refused(folder: Path, document: dict[str, Any] | str) -> str:
+    with pytest.raises(RecipeError) as error:
+        read(folder, document)
+    assert str(error.value).startswith(f"{folder / 'recipe.toml'}: ")
+    return str(error.value).removeprefix(f"{folder / 'recipe.toml'}: ")
+
+
+# What the issue asks for.
+
+SCHEME = {
+    "scheme.bits": 4,
+    "scheme.group_size": 128,
+    "scheme.symmetric": True,
+    "scheme.data_type": "int",
+    "scheme.scale_dtype": "float16",
+    "scheme.packing": "auto_round:auto_gptq",
+}
+SOURCES = {
+    "base.repository": "Qwen/Qwen3.6-35B-A3B",
+    "base.revision": "995ad96eacd98c81ed38be0c5b274b04031597b0",
+    "calibration.dataset": "NeelNanda/pile-10k",
+    "calibration.revision": "127bfedcd5047750df5ccf3a12979a47bfa0bafa",
+    "calibration.file": "data/train-00000-of-00001-4746b8785c874cc7.parquet",
+}
+ASKED = {
+    "ec": {
+        "environment": "cu124",
+        "tuning.iterations": 400,
+        "calibration.samples": 256,
+        "calibration.sequence_length": 4096,
+        "layers.ignore": ["mtp.fc"],
+        "mtp.policy": "rtn",
+        "layout.shards": 10,
+    },
+    "gb10": {
+        "environment": "gb10",
+        "tuning.iterations": 400,
+        "calibration.samples": 256,
+        "calibration.sequence_length": 2048,
+        "layers.ignore": ["shared_expert", "mtp.fc", "linear_attn.in_proj_a", "linear_attn.in_proj_b"],
+        "mtp.policy": "bf16",
+    },
+    "intel": {
+        "environment": "cu124",
+        "tuning.iterations": 200,
+        "calibration.samples": 128,
+        "calibration.sequence_length": 2048,
+        "layers.ignore": ["mtp.fc"],
+        "mtp.policy": "rtn",
+        "layout.shards": 10,
+    },
+}
+COMMON = SCHEME | SOURCES | {"tuning.batch_size": 8, "tuning.gradient_accumulation": 1, "tuning.precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipes_ask_for_what_the_cards_describe(name: str) -> None:
+    recipe = read_recipe(BUILDS / name)
+    found = flat(tomllib.loads((BUILDS / name / "recipe.toml").read_text()))
+    for key, value in (COMMON | ASKED[name]).items():
+        assert found[key] == value, key
+        table, _, attribute = key.rpartition(".")
+        read_value = getattr(getattr(recipe, table) if table else recipe, attribute)
+        assert read_value == (tuple(value) if isinstance(value, list) else value), key
+    assert recipe.name == name
+    assert recipe.beside(recipe.base.files).is_file()
+    assert recipe.beside(recipe.calibration.files).is_file()
+
+
+def test_intel_is_ec_at_the_default_effort() -> None:
+    intel = flat(tomllib.loads((BUILDS / "intel" / "recipe.toml").read_text()))
+    other = {key for key, value in intel.items() if value != VALUES[key]}
+    assert {key for key in other if not key.startswith(("hardware.", "twin."))} == {
+        "tuning.iterations",
+        "calibration.samples",
+        "calibration.sequence_length",
+    }
+
+
+def test_the_twin_shrinks_the_effort_and_nothing_else() -> None:
+    recipe = read_recipe(BUILDS / "ec")
+    assert recipe.effort(twin=False) == Effort("cu124", "cuda", "bfloat16", 400, 256, 4096, 10)
+    assert recipe.effort(twin=True) == Effort("cpu", "cpu", "float32", 8, 16, 64, 3)
+
+
+def test_a_folder_and_its_recipe_are_the_same() -> None:
+    assert read_recipe(BUILDS / "ec") == read_recipe(BUILDS / "ec" / "recipe.toml")
+
+
+# Strictness.
+
+
+@pytest.mark.parametrize("key", [*VALUES, *(key for key in EC if isinstance(EC[key], dict))])
+def test_no_key_can_be_left_out(key: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, without(key)) == f"{key}: missing"
+
+
+TYPES = {
+    "whole": 3,
+    "point": 1.5,
+    "truth": True,
+    "word": "other",
+    "words": ["other"],
+    "numbers": [1],
+    "table": Word('{ "a" = 1 }'),
+    "date": Word("1979-05-27"),
+}
+
+
+@pytest.mark.parametrize("key", VALUES)
+def test_no_value_can_be_of_another_type(key: str, tmp_path: Path) -> None:
+    right = {type(VALUES[key]), float} if key.endswith("learning_rate") else {type(VALUES[key])}
+    wrong = {name: value for name, value in TYPES.items() if type(value) not in right}
+    wrong |= {"numbers": [1], "mixed": ["a", 1]}
+    for name, value in wrong.items():
+        message = refused(tmp_path, with_value(key, value))
+        assert message.startswith(f"{key}: found "), name
+        assert ", allowed: " in message, name
+
+
+@pytest.mark.parametrize("value", [3, 1.5, True, "other", ["other"]])
+@pytest.mark.parametrize("table", [key for key in EC if isinstance(EC[key], dict)])
+def test_no_table_can_be_a_value(table: str, value: Any, tmp_path: Path) -> None:
+    assert refused(tmp_path, EC | {table: value}) == f"{table}: found {value!r}, expected a table [{table}]"
+
+
+@pytest.mark.parametrize("table", ["", *(f"{key}." for key in EC if isinstance(EC[key], dict))])
+def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
+    message = refused(tmp_path, with_value(f"{table}surprise", 1))
+    assert message.startswith(f"{table}surprise: unknown key; allowed here: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scheme.bits", 8),
+        ("scheme.group_size", 16),
+        ("scheme.symmetric", False),
+        ("scheme.packing", "auto_round:gptqmodel"),
+        ("tuning.learning_rate", "2/iterations"),
+        ("tuning.precision", "float16"),
+        ("tuning.tune_norm_and_bias", True),
+        ("tuning.blocks_at_once", 2),
+        ("tuning.torch_compile", True),
+        ("calibration.chat_template", True),
+        ("mtp.policy", "calibrated"),
+        ("hardware.device", "xpu"),
+        ("twin.device", "cuda"),
+    ],
+)
+def test_choices_are_closed(key: str, value: Any, tmp_path: Path) -> None:
+    assert refused(tmp_path, with_value(key, value)).startswith(f"{key}: found {value!r}, allowed: ")
+
+
+@pytest.mark.parametrize("key", [key for key in VALUES if isinstance(VALUES[key], float) or key.endswith("_rate")])
+@pytest.mark.parametrize("value", ["nan", "+nan", "-nan", "inf", "-inf", "1e400"])
+def test_numbers_are_finite(key: str, value: str, tmp_path: Path) -> None:
+    assert "a finite number" in refused(tmp_path, with_value(key, Word(value)))
+
+
+# Combinations.
+
+COUNTS = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
+
+
+@pytest.mark.parametrize("key", [key for key in VALUES if key.rpartition(".")[2] in COUNTS])
+@pytest.mark.parametrize("value", [0, -1])
+def test_there_is_at_least_one_of_each(key: str, value: int, tmp_path: Path) -> None:
+    assert refused(tmp_path, with_value(key, value)).startswith(f"{key}: found {value}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tuning.learning_rate", -0.1),
+        ("tuning.learning_rate", 0.0),  # AutoRound would take 1/iterations
+        ("tuning.minmax_learning_rate", 0.0),  # AutoRound would take the other rate
+        ("tuning.momentum", -0.5),
+        ("tuning.seed", -1),
+        ("tuning.seed", 2**32),
+        ("tuning.patience", 0),  # AutoRound would never stop
+        ("tuning.patience", -2),
+        ("hardware.memory_gib", -1),
+        ("hardware.hours", -1.0),
+        ("calibration.samples", 252),
+        ("calibration.samples", 4),  # AutoRound would shrink the batch
+        ("twin.samples", 12),
+    ],
+)
+def test_numbers_out_of_range_are_refused(key: str, value: float, tmp_path: Path) -> None:
+    assert refused(tmp_path, with_value(key, value)).startswith(f"{key}: found {value}, allowed: ")
+
+
+def test_an_iteration_takes_no_more_samples_than_there_are(tmp_path: Path) -> None:
+    """AutoRound would lower gradient_accumulation to 2, and only warn."""
+    assert "no fewer than the 24" in refused(tmp_path, with_value("tuning.gradient_accumulation", 3))
+    assert read(tmp_path, with_value("tuning.gradient_accumulation", 2)).tuning.gradient_accumulation == 2
+
+
+def test_patience_needs_the_best_to_be_kept(tmp_path: Path) -> None:
+    """AutoRound stops early only where it keeps the best iteration."""
+    document = with_value("tuning.patience", 5)
+    assert read(tmp_path, document).tuning.patience == 5
+    document["tuning"]["keep_best"] = False
+    assert refused(tmp_path, document).startswith("tuning.patience: found 5")
+
+
+@pytest.mark.parametrize("order", [["tuned"], [], VALUES["passes.order"][::-1], [*VALUES["passes.order"], "index"]])
+def test_the_passes_have_one_order(order: list[str], tmp_path: Path) -> None:
+    assert refused(tmp_path, with_value("passes.order", order)).startswith("passes.order: found ")
+
+
+def test_rtn_needs_mtp_fc_as_float(tmp_path: Path) -> None:
+    document = with_value("layers.ignore", [])
+    assert refused(tmp_path, document).startswith("mtp.policy: found 'rtn'")
+    document["mtp"]["policy"] = "bf16"
+    assert read(tmp_path, document).layers.ignore == ()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", "layers.1", "lm_head,mtp.fc", "in proj", "in_proj_[ab]", ".*gate.*", "gate$", "a|b", "été", "mtp.fc\n"],
+)
+def test_a_pattern_is_a_part_of_a_name(pattern: str, tmp_path: Path) -> None:
+    """AutoRound splits at commas, drops spaces, adds a dot to a last digit, and reads some signs as an expression."""
+    assert refused(tmp_path, with_value("layers.ignore", ["mtp.fc", pattern])).startswith("layers.ignore: found ")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "reason"),
+    [
+        (["linear_attn.in_proj_a"], "D06"),
+        (["in_proj_qkv"], "D06"),
+        (["q_proj"], "D06"),
+        (["k_proj", "v_proj"], "D06"),
+        (["shared_expert.up_proj"], "D06"),
+        (["layers.7.self_attn.q_proj"], "D06"),
+        (["mtp.layers.0.self_attn.v_proj"], "D06"),
+        (["1.self_attn.q_proj", "11.self_attn.k_proj", "11.self_attn.v_proj"], "D06"),
+        (["experts"], "D17"),
+        (["mlp"], "D17"),
+        (["experts.17.down_proj"], "D17"),
+        (["layers.3.mlp.experts."], "D17"),
+    ],
+)
+def test_a_layer_is_ignored_with_those_that_loaders_join_it_to(
+    patterns: list[str], reason: str, tmp_path: Path
+) -> None:
+    assert reason in refused(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns]))
+
+
+@pytest.mark.parametrize(
+    "patterns", [["in_proj_a", "in_proj_b"], ["in_proj"], ["self_attn"], ["layers.3.linear_attn"], ["shared_expert"]]
+)
+def test_whole_groups_can_be_ignored(patterns: list[str], tmp_path: Path) -> None:
+    assert read(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns])).layers.ignore[1:] == tuple(patterns)
+
+
+# What is no recipe at all.
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "recipe.toml", tmp_path / "no" / "recipe.toml"):
+        with pytest.raises(RecipeError, match="No such file") as error:
+            read_recipe(path)
+        assert str(tmp_path) in str(error.value)
+        assert error.value.advice
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").mkdir()
+    with pytest.raises(RecipeError, match=r"recipe\.toml"):
+        read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"environment", b"\xff\xfe", b"\xef\xbb\xbf", b"a = 1\na = 2", b"a = " + b"[" * 5000, b"a = " + b"1" * 5000],
+    ids=["words", "no UTF-8", "byte order mark", "twice", "deep", "long"],
+)
+def test_what_is_not_toml_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(data)
+    with pytest.raises(RecipeError, match="not TOML") as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(data)
+    with pytest.raises(RecipeError):
+        read_recipe(path)
+
+
+# The digest.
+
+
+def test_comments_order_and_spelling_do_not_change_the_digest(tmp_path: Path) -> None:
+    expected = read_recipe(BUILDS / "ec").digest
+    backwards = {name: EC[name] for name in reversed(EC)}
+    backwards["tuning"] = {name: EC["tuning"][name] for name in reversed(EC["tuning"])}
+    backwards["tuning"] |= {"momentum": Word("0e0"), "seed": Word("0x2A")}
+    assert read(tmp_path, "# A comment.\n\n" + toml(backwards)).digest == expected
+
+
+FIXED = {
+    *("scheme.bits", "scheme.symmetric", "scheme.data_type", "scheme.scale_dtype", "scheme.packing"),
+    *("tuning.tune_norm_and_bias", "tuning.blocks_at_once", "tuning.algorithm_extension", "tuning.adam"),
+    *("tuning.torch_compile", "calibration.chat_template", "passes.order", "twin.device"),
+}
+OTHERS = {
+    "scheme.group_size": 64,
+    "tuning.learning_rate": 0.5,
+    "tuning.minmax_learning_rate": 0.5,
+    "tuning.precision": "float32",
+    "tuning.patience": 5,
+    "layers.ignore": ["mtp.fc", "self_attn"],
+    "mtp.policy": "bf16",
+    "hardware.device": "cpu",
+    "twin.precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("key", sorted(VALUES.keys() - FIXED))
+def test_any_value_changes_the_digest(key: str, tmp_path: Path) -> None:
+    value = VALUES[key]
+    other = not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value * 2 or 0.5
+    changed = read(tmp_path, with_value(key, OTHERS.get(key, other)))
+    assert changed.digest != read_recipe(BUILDS / "ec").digest

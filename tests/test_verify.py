@@ -1,0 +1,420 @@
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_disk, shard, write
+
+import requant
+from requant.errors import CheckpointError
+from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest
+from requant.verdict import Difference, Outcome, Verdict
+from requant.verify import verify
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+SOURCES = Path(requant.__file__).parents[1]
+MODULES = ("verify", "manifest", "checkpoint", "safetensors", "digest", "verdict", "errors")
+LINES = 500
+
+
+def named(verdict: Verdict) -> set[tuple[str, str, str]]:
+    return {(each.kind, each.name, each.file) for each in verdict.differences}
+
+
+def owners(data: bytes) -> list[str | None]:
+    """Whose each byte of a file is: the name of its tensor, None in headers and side files."""
+    if data not in (SMALL[FIRST], SMALL[SECOND]):
+        return [None] * len(data)
+    start = 8 + int.from_bytes(data[:8], "little")
+    found: list[str | None] = [None] * len(data)
+    for name, each in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            begin, end = each["data_offsets"]
+            found[start + begin : start + end] = [name] * (end - begin)
+    return found
+
+
+@given(files=checkpoints())
+def test_a_checkpoint_is_what_its_manifest_says(files: dict[str, bytes]) -> None:
+    with on_disk(files) as folder:
+        heard: list[int] = []
+        assert verify(folder, make_manifest(folder), heard.append) == Verdict(Outcome.IDENTICAL)
+        assert sum(heard) == sum(len(data) for data in files.values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_single_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    for at, owner in enumerate(owners(SMALL[name])):
+        for bit in range(8):
+            spoilt = bytearray(SMALL[name])
+            spoilt[at] ^= 1 << bit
+            (tmp_path / name).write_bytes(spoilt)
+            verdict = verify(tmp_path, manifest)
+            if owner:
+                assert named(verdict) == {("changed file", name, name), ("changed tensor", owner, name)}, (at, bit)
+                assert verdict.outcome is Outcome.DIFFERENT
+            else:
+                assert named(verdict) & {("changed file", name, name), ("unreadable file", name, name)}, (at, bit)
+                assert {file for _, _, file in named(verdict)} == {name}
+                assert verdict.outcome in (Outcome.DIFFERENT, Outcome.EQUIVALENT)
+
+
+@given(files=checkpoints().filter(lambda files: any(files.values())), data=st.data())
+def test_a_flipped_bit_of_any_checkpoint_is_found_and_named(files: dict[str, bytes], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(name for name in files if files[name])))
+    spoilt = bytearray(files[name])
+    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with on_disk(files) as folder:
+        manifest = make_manifest(folder)
+        write(folder, {name: spoilt})
+        verdict = verify(folder, manifest)
+        assert verdict.outcome in (Outcome.DIFFERENT, Outcome.EQUIVALENT)
+        assert named(verdict) & {("changed file", name, name), ("unreadable file", name, name)}
+
+
+A, B, C = ("F16", [2], b"\x01\x02\x03\x04"), ("U8", [3], b"\x05\x06\x07"), ("F16", [2], b"\x08\x09\x0a\x0b")
+PT = {"format": "pt"}
+LINK = Path("config.json")
+
+CHANGED: dict[str, tuple[dict[str, bytes | None], Outcome, set[tuple[str, str, str]]]] = {
+    "two tensors exchanged": (
+        {FIRST: shard({"a": C, "b": B}, PT), SECOND: shard({"c": A})},
+        Outcome.DIFFERENT,
+        {
+            ("changed file", FIRST, FIRST),
+            ("changed file", SECOND, SECOND),
+            ("changed tensor", "a", FIRST),
+            ("changed tensor", "c", SECOND),
+        },
+    ),
+    "two names exchanged": (
+        {FIRST: shard({"b": A, "a": B}, PT)},
+        Outcome.DIFFERENT,
+        {("changed file", FIRST, FIRST), ("changed tensor", "a", FIRST), ("changed tensor", "b", FIRST)},
+    ),
+    "another dtype of the same bytes": (
+        {FIRST: shard({"a": ("BF16", [2], A[2]), "b": B}, PT)},
+        Outcome.DIFFERENT,
+        {("changed file", FIRST, FIRST), ("changed tensor", "a", FIRST)},
+    ),
+    "another shape of the same bytes": (
+        {FIRST: shard({"a": ("F16", [1, 2], A[2]), "b": B}, PT)},
+        Outcome.DIFFERENT,
+        {("changed file", FIRST, FIRST), ("changed tensor", "a", FIRST)},
+    ),
+    "a tensor missing": (
+        {FIRST: shard({"a": A}, PT)},
+        Outcome.DIFFERENT,
+        {("changed file", FIRST, FIRST), ("missing tensor", "b", FIRST)},
+    ),
+    "a tensor renamed": (
+        {SECOND: shard({"d": C})},
+        Outcome.DIFFERENT,
+        {("changed file", SECOND, SECOND), ("missing tensor", "c", SECOND), ("extra tensor", "d", SECOND)},
+    ),
+    "a tensor added": (
+        {SECOND: shard({"c": C, "d": B})},
+        Outcome.DIFFERENT,
+        {("changed file", SECOND, SECOND), ("extra tensor", "d", SECOND)},
+    ),
+    "a truncated shard": (
+        {FIRST: SMALL[FIRST][:-1]},
+        Outcome.DIFFERENT,
+        {("unreadable file", FIRST, FIRST), ("missing tensor", "a", FIRST), ("missing tensor", "b", FIRST)},
+    ),
+    "an empty shard": (
+        {SECOND: b""},
+        Outcome.DIFFERENT,
+        {("unreadable file", SECOND, SECOND), ("missing tensor", "c", SECOND)},
+    ),
+    "a missing shard": (
+        {SECOND: None},
+        Outcome.DIFFERENT,
+        {("missing file", SECOND, SECOND), ("missing tensor", "c", SECOND)},
+    ),
+    "a missing side file": (
+        {"config.json": None},
+        Outcome.EQUIVALENT,
+        {("missing file", "config.json", "config.json")},
+    ),
+    "a changed side file": (
+        {"config.json": b"{}"},
+        Outcome.EQUIVALENT,
+        {("changed file", "config.json", "config.json")},
+    ),
+    "an extra side file": (
+        {"sub/LICENSE": b""},
+        Outcome.EQUIVALENT,
+        {("extra file", "sub/LICENSE", "sub/LICENSE")},
+    ),
+    "an extra shard": (
+        {"z.safetensors": shard({"d": B})},
+        Outcome.DIFFERENT,
+        {("extra file", "z.safetensors", "z.safetensors"), ("extra tensor", "d", "z.safetensors")},
+    ),
+    "an extra shard without tensors": (
+        {"z.safetensors": shard({})},
+        Outcome.EQUIVALENT,
+        {("extra file", "z.safetensors", "z.safetensors")},
+    ),
+    "an extra shard that cannot be read": (
+        {"z.safetensors": frame(b"[]")},
+        Outcome.DIFFERENT,
+        {("unreadable file", "z.safetensors", "z.safetensors")},
+    ),
+    "a tensor twice, the copy in a file that comes first": (
+        {"0.safetensors": shard({"c": C})},
+        Outcome.DIFFERENT,
+        {("extra file", "0.safetensors", "0.safetensors"), ("extra tensor", "c", "0.safetensors")},
+    ),
+    "a tensor moved to another shard": (
+        {FIRST: shard({"a": A}, PT), SECOND: shard({"b": B, "c": C})},
+        Outcome.EQUIVALENT,
+        {("changed file", FIRST, FIRST), ("changed file", SECOND, SECOND)},
+    ),
+    "tensors in another order": (
+        {FIRST: shard({"b": B, "a": A}, PT)},
+        Outcome.EQUIVALENT,
+        {("changed file", FIRST, FIRST)},
+    ),
+    "other metadata": (
+        {FIRST: shard({"a": A, "b": B}, {"format": "np"})},
+        Outcome.EQUIVALENT,
+        {("changed file", FIRST, FIRST)},
+    ),
+    "everything in one file": (
+        {FIRST: None, SECOND: None, "model.safetensors": shard({"a": A, "b": B, "c": C})},
+        Outcome.EQUIVALENT,
+        {
+            ("missing file", FIRST, FIRST),
+            ("missing file", SECOND, SECOND),
+            ("extra file", "model.safetensors", "model.safetensors"),
+        },
+    ),
+}  # fmt: skip
+
+
+def change(folder: Path, changes: dict[str, bytes | None]) -> None:
+    write(folder, {name: data for name, data in changes.items() if data is not None})
+    for name in changes.keys() - {name for name, data in changes.items() if data is not None}:
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(("changes", "outcome", "differences"), CHANGED.values(), ids=CHANGED)
+def test_what_changed_is_named_and_nothing_else(
+    tmp_path: Path, changes: dict[str, bytes | None], outcome: Outcome, differences: set[tuple[str, str, str]]
+) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    change(tmp_path, changes)
+    verdict = verify(tmp_path, manifest)
+    assert named(verdict) == differences
+    assert len(verdict.differences) == len(differences)
+    assert verdict.outcome is outcome
+
+
+def test_a_difference_says_what_was_expected_and_what_was_found(tmp_path: Path) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    write(tmp_path, {SECOND: shard({"c": ("BF16", [2], C[2])})})
+    now = make_manifest(tmp_path)
+    digest = manifest.tensors["c"].sha256
+    assert verify(tmp_path, manifest).differences == (
+        Difference("changed tensor", "c", SECOND, f"F16 [2] {digest}", f"BF16 [2] {digest}"),
+        Difference("changed file", SECOND, SECOND, manifest.files[SECOND].sha256, now.files[SECOND].sha256),
+    )
+
+
+def test_a_folder_in_place_of_a_file_is_a_missing_file(tmp_path: Path) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    (tmp_path / SECOND).unlink()
+    (tmp_path / SECOND).mkdir()
+    assert named(verify(tmp_path, manifest)) == {("missing file", SECOND, SECOND), ("missing tensor", "c", SECOND)}
+
+
+@pytest.mark.parametrize("name", ["config.json", SECOND])
+def test_a_file_that_cannot_be_read_is_named(name: str) -> None:
+    with on_disk(SMALL) as folder:
+        manifest = make_manifest(folder)
+        (folder / name).chmod(0)
+        with nobody():
+            verdict = verify(folder, manifest)
+    assert verdict.outcome is Outcome.DIFFERENT
+    (difference,) = (each for each in verdict.differences if each.kind == "unreadable file")
+    assert difference.file == name
+    assert "Permission denied" in difference.found
+
+
+@pytest.mark.parametrize("plant", [lambda path: path.symlink_to("config.json"), os.mkfifo])
+def test_a_link_or_a_pipe_is_an_error_even_where_it_leads_to_the_recorded_bytes(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    manifest = make_manifest(write(tmp_path, {**SMALL, "copy.json": SMALL["config.json"]}))
+    (tmp_path / "copy.json").unlink()
+    plant(tmp_path / "copy.json")
+    with pytest.raises(CheckpointError, match=r"copy\.json: not a regular file"):
+        verify(tmp_path, manifest)
+
+
+def test_many_files_and_many_tensors_take_seconds(tmp_path: Path) -> None:
+    """Neither is multiplied by the other."""
+    count = 2000
+    empty = shard({})
+    write(tmp_path, {f"{i}.safetensors": empty for i in range(count)})
+    blank = FileRecord(len(empty), make_manifest(tmp_path).files["0.safetensors"].sha256)
+    tensors = {f"t{i}": TensorRecord(f"{i % count}.safetensors", "U8", (0,), "") for i in range(100_000)}
+    started = time.process_time()
+    verdict = verify(tmp_path, Manifest({f"{i}.safetensors": blank for i in range(count)}, tensors))
+    assert verdict.outcome is Outcome.IDENTICAL
+    assert time.process_time() - started < 5
+
+
+# From here on through the command lines: `requant verify`, and the one that needs the standard library alone.
+
+BARE = (sys.executable, "-S", "-s", "-m", "requant.verify")
+CLI = (sys.executable, "-m", "requant", "verify")
+
+
+def run(command: tuple[str, ...], *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without this process's environment, its site packages hidden from `-S`."""
+    return subprocess.run(
+        [*command, *map(os.fspath, arguments)],
+        env={"PYTHONPATH": str(SOURCES), "PYTHONUTF8": "1", "COLUMNS": "200", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint, and its manifest beside it."""
+    (tmp_path / "manifest.json").write_bytes(make_manifest(write(tmp_path / "checkpoint", SMALL)).to_json())
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])
+def test_the_exit_status_is_the_outcome(folder: Path, command: tuple[str, ...]) -> None:
+    checkpoint, manifest = folder / "checkpoint", folder / "manifest.json"
+    done = run(command, checkpoint, manifest)
+    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "identical", "")
+    write(checkpoint, {"config.json": b""})
+    done = run(command, checkpoint, manifest)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "changed file" in done.stdout
+    assert "equivalent" in done.stdout
+    write(checkpoint, {SECOND: shard({"c": A})})
+    done = run(command, checkpoint, manifest)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "changed tensor" in done.stdout
+    assert "different" in done.stdout
+
+
+def test_equal_tensors_are_enough_where_that_is_asked_for(folder: Path) -> None:
+    write(folder / "checkpoint", {"config.json": b""})
+    assert run(CLI, folder / "checkpoint", folder / "manifest.json", "--tensors").returncode == 0
+    write(folder / "checkpoint", {SECOND: shard({"c": A})})
+    assert run(CLI, folder / "checkpoint", folder / "manifest.json", "--tensors").returncode == 1
+
+
+def test_json_is_one_document_on_standard_output(folder: Path) -> None:
+    write(folder / "checkpoint", {SECOND: b"broken"})
+    done = run(CLI, folder / "checkpoint", folder / "manifest.json", "--json")
+    value = json.loads(done.stdout)
+    assert (done.returncode, value["outcome"], value["reasons"]) == (1, "different", [])
+    assert [(each["kind"], each["name"]) for each in value["differences"]] == [
+        ("missing tensor", "c"),
+        ("unreadable file", SECOND),
+    ]
+    assert SECOND in value["differences"][1]["found"]
+
+
+def unknown_key(folder: Path) -> None:
+    value = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps({**value, "host": "here"}))
+
+
+def surrogate(folder: Path) -> None:
+    text = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(text.replace(b'"a":', b'"\\ud800":'))
+
+
+def traversal(folder: Path) -> None:
+    text = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(text.replace(b'"config.json"', b'"../../etc/passwd"'))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no checkpoint": (lambda folder: (folder / "checkpoint").rename(folder / "other"), "checkpoint: no such folder"),
+    "a link": (lambda folder: (folder / "checkpoint" / "x").symlink_to("/"), "x: not a regular file"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "checkpoint" / "x"), "x: not a regular file"),
+    "a name of bytes": (lambda folder: Path(os.fsdecode(bytes(folder / "checkpoint") + b"/\xff")).touch(), r"\udcff"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
+    "an empty manifest": (lambda folder: (folder / "manifest.json").write_bytes(b""), "manifest.json: not a manifest"),
+    "an unknown key": (unknown_key, "manifest.json: not a manifest: top level: unknown key 'host'"),
+    "half a surrogate pair": (surrogate, "surrogate"),
+    "a path that leads out": (traversal, "'../../etc/passwd' is no path inside a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("command", [BARE, (*CLI, "--json")], ids=["standard library", "requant"])
+@pytest.mark.parametrize(("spoil", "found"), BROKEN.values(), ids=BROKEN)
+def test_broken_input_is_an_error_of_status_6_and_not_a_traceback(
+    folder: Path, command: tuple[str, ...], spoil: Callable[[Path], object], found: str
+) -> None:
+    spoil(folder)
+    done = run(command, folder / "checkpoint", folder / "manifest.json")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert found in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])
+def test_a_name_is_printed_even_where_the_terminal_lacks_its_letters(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """And neither as markup nor as an emoji."""
+    name = "[red]世:bomb:"
+    (tmp_path / "manifest.json").write_bytes(
+        make_manifest(write(tmp_path / "checkpoint", {"a.safetensors": shard({name: A})})).to_json()
+    )
+    write(tmp_path / "checkpoint", {"a.safetensors": shard({name: C})})
+    for encoding, printed in (("utf-8", name), ("ascii", r"[red]\u4e16:bomb:")):
+        done = run(command, tmp_path / "checkpoint", tmp_path / "manifest.json", PYTHONIOENCODING=encoding)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert f"changed tensor: {printed}" in " ".join(done.stdout.replace("changed tensor", "changed tensor:").replace("::", ":").split())
+
+
+@pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])
+@pytest.mark.parametrize("arguments", [[], ["one"], ["one", "two", "three"]])
+def test_wrong_usage_has_status_2(command: tuple[str, ...], arguments: list[str]) -> None:
+    done = run(command, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_verifying_needs_the_standard_library_alone() -> None:
+    done = run((sys.executable, "-S", "-s"), "-c", "import requant.verify, sys; print(*sys.modules)")
+    imported = {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert imported == {"requant", *(f"requant.{name}" for name in MODULES)}
+
+
+def test_what_must_be_read_to_trust_it_is_short() -> None:
+    """Lines of code: those that hold neither nothing, nor only a comment or a docstring."""
+    lines = 0
+    for name in MODULES:
+        for node in ast.walk(tree := ast.parse((SOURCES / "requant" / f"{name}.py").read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [
+                    each
+                    for each in node.body
+                    if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+                ] or [ast.Pass()]
+        lines += len({each.lineno for each in ast.walk(tree) if hasattr(each, "lineno")})
+    assert lines <= LINES
