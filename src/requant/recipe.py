@@ -53,7 +53,7 @@ class Tuning:
     precision: Literal["bfloat16", "float32"]
     tune_minmax: bool
     tune_norm_and_bias: Literal[False]
-    quantized_input: bool
+    quantized_input: Literal[True]
     keep_best: bool
     patience: int
     blocks_at_once: Literal[1]

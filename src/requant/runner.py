@@ -39,7 +39,8 @@ def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, st
     except FileNotFoundError:
         raise NotAvailableError(f"{command[0]}: no such program") from None
     if done.returncode:
-        raise BuildError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-TAIL:].strip()}")
+        words = (done.stdout + done.stderr)[-TAIL:].strip()
+        raise BuildError(f"{' '.join(command)}: exit status {done.returncode}\n{words}")
     return done.stdout
 
 

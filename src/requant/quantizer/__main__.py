@@ -57,7 +57,8 @@ def main(folder: Path) -> None:
         "absent": list(determinism.AUTOTUNED),
         "seconds": {
             "preparing": round(prepared - started, 3),
-            "blocks": [round(seconds, 3) for seconds in heard.seconds],
+            "tuning": [round(seconds, 3) for seconds in heard.tuning],
+            "listening": round(heard.listening, 3),
             "total": round(time.monotonic() - started, 3),
         },
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
