@@ -194,7 +194,7 @@ def _furnish(work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, envir
 
 
 def _watch(path: Path, tell: Tell) -> None:
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists() or b"\n" not in path.read_bytes():
         return tell(Progress("tuning", note="loading model and text"))
     journal = read_journal(path, growing=True)
     note = ""

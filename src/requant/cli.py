@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from requant import build as building
 from requant import lock as locking
-from requant.errors import RequantError
+from requant.errors import NotAvailableError, RequantError
 from requant.manifest import make_manifest, read_manifest
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
@@ -55,6 +55,8 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        _fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
             _fail(error.format_message(), "requant --help lists the verbs.", 2)
