@@ -20,7 +20,7 @@ from requant.build import Built, beside, build, compare, record, recorded
 from requant.checkpoint import open_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
-from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, UsageError
+from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.pins import read_pins
@@ -289,3 +289,9 @@ def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None
 def test_recipes_name_the_passes_that_exist() -> None:
     for name in NAMES:
         assert read_recipe(ROOT / "builds" / name).passes.order == tuple(passes.PASSES)
+
+
+def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    recipe = read_recipe(project(tmp_path, ignore=('"mtp.fc"]', '"mtp.fc", "shared_expret"]')))
+    with pytest.raises(RecipeError, match="shared_expret"):
+        build(recipe, twin="mini", out=tmp_path / "out")

@@ -20,8 +20,9 @@ from requant.attestation import Provenance, hardware_of, statement
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock, room_sources
-from requant.errors import CheckpointError, UsageError
+from requant.errors import CheckpointError, RecipeError, UsageError
 from requant.inputs import Inputs, pinned_inputs, twin_inputs
+from requant.inventory import unmatched
 from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
 from requant.progress import Progress, Tell
@@ -86,6 +87,9 @@ def build(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as name:
         work = Path(name)
         inputs = twin_inputs(twin, work, tell) if twin else pinned_inputs(recipe, out, endpoint, tell)
+        config = json.loads((inputs.base / "config.json").read_text())
+        if typos := unmatched(config, recipe.layers.ignore):
+            raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
         python = runner.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage)))
         prefix = runner.isolation()
         taints = (*inputs.taints, *(() if prefix else ("network: the kernel grants no network namespace",)))
