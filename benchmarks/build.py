@@ -22,7 +22,7 @@ def main(size: str) -> None:
     rows: dict[str, list[float]] = {}
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:
-            built = build(read_recipe(ROOT / "builds" / "ec"), twin=size, out=Path(folder, "ec"), threads=2)
+            built = build(read_recipe(ROOT / "builds" / "ec"), twin=size, out=Path(folder, "ec"))
             statement = json.loads(beside(built.folder, "intoto.jsonl").read_text())
         room = statement["predicate"]["runDetails"]["byproducts"][-1]["annotations"]["seconds"]
         tuning = sum(float(seconds) for seconds in room["tuning"])

@@ -67,7 +67,7 @@ def test_chain_of_outputs_and_inputs(built: Callable[[str], Built]) -> None:
 
 
 def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], tmp_path: Path) -> None:
-    reference = built("ec")
+    reference = built("ec")  # made with the threads that torch takes by itself
     change_host = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
     change_user = ["unshare", "--map-user=1234", "--map-group=1234"]
     try:
@@ -76,8 +76,15 @@ def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], 
         pytest.skip(f"this kernel grants no user namespaces: {error}")
     out = tmp_path / "a folder with another name" / "x"
     command = [*change_host, *change_user, sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec")]
-    command += ["--twin", "--size", "mini", "--threads", "1", "--out", str(out), "--json"]
-    env = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "USER": "somebody", "AR_LOG_LEVEL": "debug"}
+    command += ["--twin", "--size", "mini", "--out", str(out), "--json"]
+    env = {
+        **os.environ,
+        "TZ": "Pacific/Kiritimati",
+        "LC_ALL": "C",
+        "USER": "somebody",
+        "AR_LOG_LEVEL": "debug",
+        "OMP_NUM_THREADS": "2",
+    }
     done = subprocess.run(command, cwd=tmp_path, env=env, umask=0o077, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "identical"

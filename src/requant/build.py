@@ -62,7 +62,6 @@ def build(
     *,
     twin: str | None,
     out: Path,
-    threads: int = 1,
     replace_existing: bool = False,
     keep_raw: bool = False,
     endpoint: str | None = None,
@@ -96,7 +95,7 @@ def build(
         _furnish(work, recipe, twin, inputs, environment_digest(lock))
         tuning = _timed()
         try:
-            runner.run_room(python, work, threads, prefix, lambda: _watch(work / "journal.jsonl", tell))
+            runner.run_room(python, work, prefix, lambda: _watch(work / "journal.jsonl", tell))
         finally:
             if (work / "log").exists():
                 shutil.copyfile(work / "log", beside(out, "log"))

@@ -82,8 +82,6 @@ def build(
     runner: Annotated[
         str, typer.Option(help="Where the room runs: venv, a virtual environment from the lock.")
     ] = "venv",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the room; they change no byte.")] = os.cpu_count()
-    or 1,
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
     ] = False,
@@ -102,7 +100,6 @@ def build(
             read,
             twin=stand_in,
             out=folder,
-            threads=threads,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
             tell=tell,
