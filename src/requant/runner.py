@@ -5,6 +5,7 @@ lock, every file by its hash, and kept by the lock's digest.
 """
 
 import fcntl
+import json
 import os
 import platform
 import shutil
@@ -143,7 +144,8 @@ def _works(words: Sequence[str]) -> bool:
 def run_room(python: Path, folder: Path, prefix: Sequence[str], watch: Callable[[], None]) -> None:
     """Run the room on `folder`, its output into `folder/log`; call `watch` a few times a second meanwhile.
 
-    Raises BuildError with the log's last lines. The room does not outlive this process, whatever ends it.
+    Raises BuildError with what the room says of itself, or else with the log's last words. The room does not
+    outlive this process, whatever ends it.
     """
     home = folder / "home"
     home.mkdir()
@@ -185,6 +187,8 @@ def run_room(python: Path, folder: Path, prefix: Sequence[str], watch: Callable[
                 room.kill()
                 room.wait()
     watch()
+    if (folder / "error.json").exists():
+        raise BuildError(**json.loads((folder / "error.json").read_text()))
     if room.returncode:
         words = (folder / "log").read_text(errors="replace")[-TAIL:].strip()
         raise BuildError(f"the room ended with status {room.returncode}; the last it said:\n{words}")

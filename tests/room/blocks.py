@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from tests.room.prepared import Prepared, answer, prepare
+
 from requant.packing import unpack
 from requant.quantizer.hooks import digest
-from safetensors import safe_open
-
-from tests.room.prepared import Prepared, answer, prepare
 
 GROUP = 128
 

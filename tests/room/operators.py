@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.room.prepared import answer, prepare
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.room.prepared import answer, prepare
-
 BLOCKS = ("model.language_model.layers.0", "model.language_model.layers.3")
-OURS = ("auto_round", "transformers", "requant")
+LIBRARIES = ("auto_round", "transformers")
 
 RAISES = {
     "torch.nn.AvgPool3d": ("avg_pool3d_backward",),
@@ -112,7 +111,9 @@ def described(function: Any, args: Any, kwargs: Any) -> str:
     """Return the operator's name without the underscore of in-place forms, and the argument its fate depends on."""
     name = str(function.overloadpacket._qualified_op_name).removeprefix("aten::").rstrip("_")
     names = [each.name for each in function._schema.arguments]
-    given = {key: value for key, value in {**dict(zip(names, args, strict=False)), **kwargs}.items() if value is not None}
+    given = {
+        key: value for key, value in {**dict(zip(names, args, strict=False)), **kwargs}.items() if value is not None
+    }
     words = [name]
     if name == "cumsum" and (args[0].is_floating_point() or args[0].is_complex()):
         words.append("float")
@@ -133,8 +134,8 @@ def fate(name: str) -> str:
 
 
 def place() -> str:
-    """Return the innermost place in AutoRound, transformers or requant: backward operators come from `backward`."""
-    frames = [frame for frame in traceback.extract_stack() if any(f"/{each}/" in frame.filename for each in OURS)]
+    """Return the innermost place in AutoRound or transformers: backward operators come from `backward`."""
+    frames = [frame for frame in traceback.extract_stack() if any(f"/{each}/" in frame.filename for each in LIBRARIES)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.room.prepared import ROOT, answer
+
 from requant.errors import BuildError
 from requant.quantizer import calibration, determinism, tuning
 from requant.recipe import read_recipe
-
-from tests.room.prepared import ROOT, answer
 
 
 def refusal(action: Callable[[], Any]) -> str:

@@ -81,6 +81,5 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
     except RequantError as error:
-        # The host reads these two lines from the end of the log.
-        sys.stderr.write(f"\nrequant: {error}\nrequant: {error.advice}\n")
+        Path(sys.argv[1], "error.json").write_text(json.dumps({"message": str(error), "advice": error.advice}))
         raise SystemExit(error.exit_status) from None

@@ -35,7 +35,7 @@ class Tokens:
 
         def collate(rows: list[Any]) -> dict[str, Any]:
             ids = torch.stack(rows)
-            return {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.int8)}
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
         return DataLoader(self.rows, batch_size=size, shuffle=False, collate_fn=collate)
 

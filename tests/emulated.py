@@ -1,0 +1,68 @@
+"""Tunes a very small twin on this CPU and on emulated ones, and compares the journals line by line.
+
+Run by `nox -s cpus`, not by pytest: it needs `qemu-x86_64` (Debian and Ubuntu: apt-get install qemu-user), and an
+emulated CPU is some sixty times slower. Words after the program's name are CPU models, as `qemu-x86_64 -cpu help`
+lists them; they must have AVX2. Every other measure is the room's own: only the words that start it are other ones.
+"""
+
+import re
+import sys
+import tempfile
+import time
+from itertools import zip_longest
+from pathlib import Path
+
+from requant import runner
+from requant.build import beside, build
+from requant.recipe import read_recipe
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("Haswell", "EPYC")
+SMALL = {"iterations": 3, "samples": 8, "sequence_length": 16}
+"""The table [twin] of the recipe `ec`, so far reduced that one emulated CPU takes a few minutes."""
+
+
+def small_recipe(folder: Path) -> Path:
+    """Write the recipe `ec` with a smaller twin below `folder`, where it finds the lock; return its folder."""
+    settings, twin = (ROOT / "builds" / "ec" / "recipe.toml").read_text().split("[twin]")
+    for key, value in SMALL.items():
+        twin, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", twin, flags=re.MULTILINE)
+        assert count == 1, key
+    (folder / "lockfiles").symlink_to(ROOT / "lockfiles")
+    recipe = folder / "builds" / "small"
+    recipe.mkdir(parents=True)
+    (recipe / "recipe.toml").write_text(f"{settings}[twin]{twin}")
+    return recipe
+
+
+def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
+    """Build the twin with the room's Python started by `emulator`; return the lines of its journal."""
+    original = runner.isolation
+    runner.isolation = lambda: [*original(), *emulator]
+    try:
+        built = build(read_recipe(recipe), twin="mini", out=out)
+    finally:
+        runner.isolation = original
+    return beside(built.folder, "journal.jsonl").read_text().splitlines()
+
+
+def main(models: tuple[str, ...]) -> int:
+    """Compare this CPU with each model; return the number of lines that differ."""
+    different = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = small_recipe(folder)
+        expected = journal(recipe, folder / "native", [])
+        for model in models:
+            started = time.monotonic()
+            found = journal(recipe, folder / model, ["qemu-x86_64", "-cpu", model])
+            lines = [one == other for one, other in zip_longest(expected, found)]
+            different += lines.count(False)
+            said = f"{lines.count(True)} of {len(lines)} lines of the journal are equal"
+            sys.stdout.write(f"{model}: {said}, {time.monotonic() - started:.0f} s\n")
+            sys.stdout.flush()
+    return different
+
+
+if __name__ == "__main__":
+    raise SystemExit(min(main(tuple(sys.argv[1:]) or MODELS), 1))
