@@ -9,7 +9,7 @@ runner, passes, attestation, fetch, twin   the room and what surrounds it
 verify, download                           are these the recorded bytes?; one file from the Hub
 verdict, manifest, inventory, packing      comparisons as data; what a checkpoint is; every tensor, from config alone
 recipe, environment, pins, checkpoint, journal   what a person asks for, and files on disk
-safetensors                                one file format
+files, safetensors                         which files are a checkpoint's; one file format
 digest, errors                             the ground
 
 quantizer/                                 the room: the only place that knows torch; nobody imports it
