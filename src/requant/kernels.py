@@ -17,6 +17,7 @@ LEAST, MOST, NONE, HALF = np.float32(-8), np.float32(7), np.float32(0), np.float
 MAGIC = np.float32(12582912)
 """1.5 * 2**23: added and taken away, it rounds a small float32 to a whole number, ties to even."""
 
+UNSIGNED = np.uint32(0x7FFFFFFF)
 REBIAS = np.uint32(((127 - 15) << 23) - 0xFFF)
 """From float32's exponent to float16's, less what rounds to nearest where 13 places are cut off."""
 
@@ -94,10 +95,10 @@ def halves(values):
     """Return float32 >= 0, [n], rounded to float16, ties to even, as bits uint16: ten times as fast as numpy does."""
     result = np.empty(values.shape[0], np.uint16)
     bits = values.view(np.uint32)
-    lifted = values + HALF  # 0.5 has float16's smallest step as its last place
+    lifted = np.abs(values) + HALF  # 0.5 has float16's smallest step as its last place
     small = lifted.view(np.uint32)
     for i in range(values.shape[0]):
-        wide = bits[i]
+        wide = bits[i] & UNSIGNED  # 0 may be a negative one
         normal = (wide - REBIAS + ((wide >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
         half = small[i] - np.uint32(0x3F000000) if wide < np.uint32(0x38800000) else normal
         result[i] = np.uint16(half if half < np.uint32(0x7C00) else np.uint32(0x7C00))
