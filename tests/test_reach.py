@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def weights(seed: int, rows: int = 4, columns: int = 256) -> Array:
     return bfloat16_to_float32((drawn.view(np.uint32) >> 16).astype("<u2").tobytes()).reshape(rows, columns)
 
 
-def tuned(values: Array, v: Array, low_factor: Array, high_factor: Array) -> tuple[Array, Array]:
+def tuned(values: Array, v: Any, low_factor: Any, high_factor: Any) -> tuple[Array, Array]:
     """`quant_tensor_sym` in numpy, from its source: float16 scales [rows, groups] and codes of `values`, grouped."""
     low, high = np.minimum(values.min(-1), 0) * low_factor, np.maximum(values.max(-1), 0) * high_factor
     wide = np.where(high < -low, 1, -1).astype(F32) * np.maximum(high, -low)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from requant.checkpoint import Checkpoint
-from requant.inventory import Specs, extra_tensors, main_tensors
+from requant.checkpoint import Checkpoint, Tensor
+from requant.errors import BuildError
+from requant.inventory import Specs, base_tensors, extra_tensors, main_tensors
 from requant.recipe import Effort, Recipe
 
 MAIN = "main.safetensors"
@@ -28,6 +29,16 @@ class Context:
         """The base's `config.json`."""
         value: dict[str, Any] = json.loads(self.base.file("config.json"))
         return value
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The base's tensors; raises BuildError for one that is not what its `config.json` means."""
+        found, expected = self.base.tensors, base_tensors(self.config)
+        for name in sorted(found.keys() | expected.keys()):
+            spec = found[name].spec if name in found else None
+            if spec != expected.get(name):
+                raise BuildError(f"{name}: the base has {spec}, its config.json means {expected.get(name)}")
+        return found
 
     @cached_property
     def main(self) -> Specs:

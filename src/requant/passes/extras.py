@@ -12,7 +12,7 @@ from requant.safetensors import Spec
 
 def visual(checkpoint: Checkpoint, context: Context) -> Checkpoint:
     """Add the visual tower as the base has it: all of it, biases too (defect D03)."""
-    base = context.base.tensors
+    base = context.tensors
     return _with_extras(checkpoint, {name: base[name] for name in context.extras if name.startswith(VISUAL)})
 
 
@@ -22,7 +22,7 @@ def mtp(checkpoint: Checkpoint, context: Context) -> Checkpoint:
     `bf16` copies it, experts fused. `rtn` rounds its linear layers to nearest, experts split one by one, and
     copies the rest. AutoRound at the pinned versions leaves the experts fused in a block declared packed.
     """
-    base = context.base.tensors
+    base = context.tensors
     packed: dict[str, Tensor] = {}
     if context.recipe.mtp.policy == "rtn":
         group_size = context.recipe.scheme.group_size

@@ -41,7 +41,7 @@ def untouched(checkpoint: Checkpoint, context: Context) -> Checkpoint:
 
     AutoRound writes them in the precision of the tuning (defect D13).
     """
-    base = context.base.tensors
+    base = context.tensors
 
     def from_base(name: str, tensor: Tensor) -> Tensor:
         if name.endswith(PACKED):

@@ -51,6 +51,8 @@ def _float_layers(context: Context) -> list[str]:
     if context.recipe.mtp.policy == "rtn":
         packed = packed | mtp_quantized(context.config, ignore)
         layers |= mtp_linears(context.config).keys()
+        # The router is no linear layer, but a loader that goes by prefix takes it for one; AutoRound declares it too.
+        layers |= {name.removesuffix(".weight") for name in context.extras if name.endswith(".mlp.gate.weight")}
     names = sorted(layers - packed.keys())
     fused = [name.removesuffix("a") + "ba" for name in names if name.endswith(".in_proj_a")]
     return sorted(names + fused)
