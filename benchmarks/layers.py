@@ -1,8 +1,8 @@
 """Checkpoints of the base's real width for the benchmarks: blocks of 256 experts at hidden 2048, without MTP.
 
 The base is the wide twin's. Its quantized half is synthesised instead of tuned, with offsets and factors drawn from
-the whole reach of 400 iterations. Blocks after the first repeat its bytes. `python benchmarks/layers.py FOLDER 1 2 4`
-writes FOLDER/base-1, FOLDER/tuned-1 and so on.
+the whole reach of 400 iterations. Blocks after the first repeat its bytes, and shards are about as large as two
+threads can share out. `python benchmarks/layers.py FOLDER 1 2 4` writes FOLDER/base-1, FOLDER/tuned-1 and so on.
 """
 
 import json
@@ -42,7 +42,8 @@ def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
         specs = base_tensors(configuration(layers))
         shards: dict[str, dict[str, Tensor]] = {}
         for name, spec in specs.items():
-            shards.setdefault(_file(name), {})[name] = Tensor(spec, stream("wide", _first(name), spec))
+            file = _file(name).replace("model", "experts" if name.endswith("gate_up_proj") else "model")
+            shards.setdefault(file, {})[name] = Tensor(spec, stream("wide", _first(name), spec))
         write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), base)
     if not (tuned / "config.json").exists():
         opened = open_checkpoint(base).tensors

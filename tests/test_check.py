@@ -171,15 +171,15 @@ def test_codes_moved_by_three_steps_are_found_and_by_two_where_that_leaves_reach
     codes = unpack(build.read(f"{layer}.qweight", "<i4")).copy()
     scale = build.read(f"{layer}.scales", "<f2")[column // 128, row].astype(np.float32)
     least, greatest = codes_within(build.weight(layer)[row, column], scale, bound)
-    moves = [m for m in (-3, -2, 2, 3) if 0 <= codes[row, column] + m <= 15]
-    move = data.draw(st.sampled_from(moves))
-    code = codes[row, column] + move
+    now = int(codes[row, column])
+    move = data.draw(st.sampled_from([each for each in (-3, -2, 2, 3) if 0 <= now + each <= 15]))
+    code = now + move
 
     def edit(words: Array) -> None:
         codes[row, column] = code
         words[:] = pack(codes)
 
-    leaves = not least <= int(code) - 8 <= greatest
+    leaves = not least <= code - 8 <= greatest
     assert leaves or abs(move) == 2
     expected = {("code out of reach", f"{layer}.qweight", (row, column))} if leaves else set()
     assert found(build.spoilt(f"{layer}.qweight", "<i4", edit)) == expected

@@ -20,6 +20,10 @@ from requant.rounding import ABSMAX, FULL, divisors
 F32 = np.float32
 
 
+def f32(values: Any) -> Array:
+    return np.array(values, F32)
+
+
 def weights(seed: int, rows: int = 4, columns: int = 256) -> Array:
     """BF16 weights as float32 [rows, columns]: bell-shaped, some groups with one side only, some of zeros."""
     random = np.random.default_rng(seed)
@@ -86,8 +90,8 @@ def test_the_ends_of_the_reach_are_reached_and_one_step_beyond_is_not(iterations
 
 def test_the_sign_of_a_scale_is_that_of_the_end_that_can_be_wider() -> None:
     bound = Reach(0.5, 0.5)
-    low, high = F32([-1.0, -1.0, -1.0, 0.0, 0.0]), F32([0.4, 0.6, 0.5, 1.0, 0.0])
-    signs = [scale_possible(F32([s] * 5).astype(np.float16).view(np.uint16), low, high, bound) for s in (0.07, -0.07)]
+    low, high = f32([-1.0, -1.0, -1.0, 0.0, 0.0]), f32([0.4, 0.6, 0.5, 1.0, 0.0])
+    signs = [scale_possible(f32([s] * 5).astype(np.float16).view(np.uint16), low, high, bound) for s in (0.07, -0.07)]
     assert signs[0].tolist() == [True, True, True, False, False]
     assert signs[1].tolist() == [False, True, False, True, False]
     smallest = np.full(5, 168, np.uint16)
@@ -95,10 +99,10 @@ def test_the_sign_of_a_scale_is_that_of_the_end_that_can_be_wider() -> None:
 
 
 def test_what_is_not_finite_is_never_possible() -> None:
-    values = F32([np.inf, np.nan, 1, 1])
+    values = f32([np.inf, np.nan, 1, 1])
     scales = np.array([0x2C00, 0x2C00, 0x7C00, 0x7E00], np.uint16)
-    assert not scale_possible(scales, -values, F32([0, 0, 0, 0]), loosest()).any()
-    least, greatest = codes_within(F32([np.nan]), F32([1]), loosest())
+    assert not scale_possible(scales, -values, f32([0, 0, 0, 0]), loosest()).any()
+    least, greatest = codes_within(f32([np.nan]), f32([1]), loosest())
     assert not (least <= 0).any()
     assert not (greatest >= 0).any()
 
@@ -172,7 +176,7 @@ def test_float16_is_rounded_as_numpy_rounds_it() -> None:
     between = (exact[:-1] + exact[1:]) / 2
     random = np.random.default_rng(0).integers(0, 0x7F800001, 100_000, dtype=np.uint32).view(F32)
     near = [np.nextafter(between, F32(side)) for side in (0, np.inf)]
-    values = np.concatenate([exact, between, *near, random, F32([65519, 65520, 65536, np.inf])])
+    values = np.concatenate([exact, between, *near, random, f32([65519, 65520, 65536, np.inf])])
     with np.errstate(over="ignore"):
         assert (halves(values) == values.astype(np.float16).view(np.uint16)).all()
 
@@ -187,7 +191,7 @@ def test_the_kernels_do_what_numpy_does(seed: int, shape: tuple[int, int, int]) 
     words = pack(codes).view(np.uint32)
     assert (unpack(words.view(np.int32)) == codes).all()
     stored, groups = (values.view(np.uint32) >> 16).astype(np.uint16), -(-columns // group)
-    scales = random.choice(F32([0.003, -0.002, 0.01]), (groups, rows))
+    scales = random.choice(f32([0.003, -0.002, 0.01]), (groups, rows))
     low, high, far, moved = (np.empty((groups, rows), np.int32) for _ in range(4))
     extremes(stored, group, low, high)
     distances(stored, words, scales, group, far, moved)

@@ -87,7 +87,7 @@ def judge(
     for name, some in by_piece.items():
         whole = merge(some)
         order = ("", COPIED, rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED)
-        way = min(whole.findings, key=lambda each: (_weight(whole.findings[each]), order.index(each)))
+        way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
         findings += whole.findings[way]
         layers[name] = way if not whole.findings[way] else "in no known way"
         if whole.tally.codes:
@@ -110,8 +110,9 @@ def _where(finding: Finding) -> str:
     return f"{count} ({finding.detail})" if finding.detail else count
 
 
-def _weight(findings: Iterable[Finding]) -> int:
-    return sum(max(1, each.count) for each in findings)
+def _weight(findings: Sequence[Finding]) -> tuple[bool, int]:
+    """Return how ill a way fits: where scales are not its own, codes were not even counted."""
+    return any(each.tensor.endswith(".scales") for each in findings), sum(max(1, each.count) for each in findings)
 
 
 def _position(layer: str) -> tuple[str, str]:

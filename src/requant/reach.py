@@ -80,13 +80,14 @@ def loosest() -> Reach:
 
 def tightest(offset: float, factor: float) -> int | None:
     """Return the most iterations at default rates that reach as far as was seen; None where no number does."""
-    fits = [i for i in (DEFAULTS[0], *DEFAULTS[1:]) if _fits(i, offset, factor)]
+    fits = [iterations for iterations in DEFAULTS if _fits(iterations, offset, factor)]
     return max(fits, default=None)
 
 
 def _fits(iterations: int, offset: float, factor: float) -> bool:
-    far = (iterations - 1) * (iterations + 2) / (2 * iterations * iterations)  # exact enough for a description
-    return offset <= far + 1e-6 and factor >= 1 - far - 1e-6
+    far = (iterations - 1) * (iterations + 2) / (2 * iterations * iterations)
+    # What was seen is measured back from rounded codes' quotients, and from scales rounded to float16.
+    return offset <= far + 2**-19 and factor >= (1 - far) * (1 - 2**-11)
 
 
 def codes_within(values: Array, scales: Array, bound: Reach) -> tuple[Array, Array]:
