@@ -38,6 +38,11 @@ def configuration(layers: int) -> dict[str, Any]:
 def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
     """Write base and checkpoint of so many blocks, unless they are there; return their folders."""
     base, tuned = folder / f"base-{layers}", folder / f"tuned-{layers}"
+    if layers > 1:
+        for one, path in zip(write_pair(folder, 1), (base, tuned), strict=True):
+            if not (path / "config.json").exists():
+                _repeat(one, path, layers)
+        return base, tuned
     if not (base / "config.json").exists():
         specs = base_tensors(configuration(layers))
         shards: dict[str, dict[str, Tensor]] = {}
@@ -64,6 +69,15 @@ def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
                 shards.setdefault(_file(layer), {})[f"{layer}.{suffix}"] = tensor
         write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), tuned)
     return base, tuned
+
+
+def _repeat(one: Path, folder: Path, layers: int) -> None:
+    shards: dict[str, dict[str, Tensor]] = {}
+    for file, tensors in open_checkpoint(one).shards.items():
+        for number in range(layers if "rest" not in file else 1):
+            renamed = {name.replace(".layers.0.", f".layers.{number}."): tensor for name, tensor in tensors.items()}
+            shards[file.replace("-0.", f"-{number}.")] = renamed
+    write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), folder)
 
 
 def _file(name: str) -> str:

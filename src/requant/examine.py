@@ -11,7 +11,7 @@ import numpy as np
 
 from requant import rounding
 from requant.findings import BINS, COPIED, TUNED, Finding, Kind, Measured, Tally
-from requant.kernels import distances, extremes
+from requant.kernels import ERROR, distances, extremes, shares, unlike
 from requant.lineage import Piece
 from requant.packed import Packed
 from requant.packing import PER_WORD
@@ -20,8 +20,6 @@ from requant.safetensors import ITEM_BYTES
 from requant.source import Place, Source
 
 ROUNDED: Kind = "not rounded to nearest"
-MARGIN = 2**-18
-"""Steps of a code below the bound from where on a group is examined weight by weight: more than float32 can err."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def _packed(window: Window, checkpoint: Source, base: Source, bound: Reach) -> M
 
     low, high, far, moved = (_scratch.take(name, np.int32, groups, rows) for name in ("low", "high", "far", "moved"))
     extremes(weights, piece.group, low, high)
-    distances(weights, words, scales.astype(np.float32), piece.group, far, moved)
+    steps = scales.astype(np.float32)
+    distances(weights, words, steps, piece.group, far, moved)
     seen = Packed(piece, first, weights, words, scales, low.view(np.float32), high.view(np.float32))
     common = seen.zeros(zeros)
     findings: dict[str, tuple[Finding, ...]] = {}
@@ -96,14 +95,14 @@ def _packed(window: Window, checkpoint: Source, base: Source, bound: Reach) -> M
         if way == TUNED:
             findings[way] = (*common, *_reach(seen, far, bound))
         elif way != rounding.SEARCHED or all(findings.values()):  # the dear one, where no other way fits
-            findings[way] = (*common, *_rounded(seen, way, moved))
-    return Measured(findings, _tally(seen, far, moved, rows * columns))
+            findings[way] = (*common, *_rounded(seen, way))
+    return Measured(findings, _tally(seen, steps, far, moved, rows * columns))
 
 
 def _reach(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
     possible = scale_possible(seen.scales.view(np.uint16), seen.low, seen.high, bound)
     found = [] if possible.all() else seen.scale("scale out of reach", ~possible)
-    limit = np.float32(0.5 + bound.offset - MARGIN).view(np.int32)
+    limit = np.float32(0.5 + bound.offset - ERROR).view(np.int32)  # from here on, weight by weight
     if far.max(initial=0) <= limit and far.min(initial=0) >= 0:
         return found
     groups, rows = np.nonzero((far > limit) | (far < 0))
@@ -113,34 +112,31 @@ def _reach(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
     return found + seen.codes("code out of reach", rows, inputs, bad, (codes, least, greatest))
 
 
-def _rounded(seen: Packed, way: str, moved: Array) -> list[Finding]:
+def _rounded(seen: Packed, way: str) -> list[Finding]:
+    some = seen.scales[:1]
+    _, expected = rounding.divisors(way, seen.low[:1], seen.high[:1], some)
+    if 2 * np.count_nonzero(differ := expected != some.view(np.uint16)) > some.size:
+        return seen.scale(ROUNDED, differ, f", {way}")  # made in another way altogether: the rest says no more
     divisors, expected = rounding.divisors(way, seen.low, seen.high, seen.scales)
-    unlike = expected != seen.scales.view(np.uint16)
-    found = seen.scale(ROUNDED, unlike, f", {way}") if unlike.any() else []
-    if found and found[0].count > expected.size // 2:
-        return found  # made in another way altogether: its codes say no more
-    if way != rounding.FULL:
-        far, moved = np.empty(expected.shape, np.int32), np.empty(expected.shape, np.int32)
-        distances(seen.weights, seen.words, np.ascontiguousarray(divisors), seen.piece.group, far, moved)
+    differ = expected != seen.scales.view(np.uint16)
+    found = seen.scale(ROUNDED, differ, f", {way}") if differ.any() else []
     if way == rounding.SEARCHED:
         worse = rounding.worse(seen.weights, divisors, seen.piece.group, seen.low, seen.high)
         found += seen.scale(ROUNDED, worse, f", {way}: another candidate errs less") if worse.any() else []
-    groups, rows = np.nonzero(moved)
+    wrong = np.empty(expected.shape, np.int32)
+    unlike(seen.weights, seen.words, np.ascontiguousarray(divisors), seen.piece.group, wrong)
+    groups, rows = np.nonzero(wrong)
     inputs, values, codes = seen.values(groups, rows)
     with np.errstate(all="ignore"):
         nearest = np.clip(np.rint(values / divisors[groups, rows][:, None]), -8, 7)
     return found + seen.codes(ROUNDED, rows, inputs, nearest != codes, (codes, nearest, nearest))
 
 
-def _tally(seen: Packed, far: Array, moved: Array, codes: int) -> Tally:
-    magnitude = np.abs(seen.scales.astype(np.float32)) * np.float32(8)
-    with np.errstate(all="ignore"):
-        share = magnitude / np.where(seen.scales < 0, seen.high, -seen.low)
-        usual = np.where(np.isfinite(share), share, np.float32(1))
-        bins = np.minimum(usual * np.float32(BINS * (1 - 2**-11)), BINS).astype(np.int64)  # 2**-11: float16's rounding
-    shrunk = np.bincount(bins.reshape(-1), minlength=BINS + 1)
+def _tally(seen: Packed, steps: Array, far: Array, moved: Array, codes: int) -> Tally:
+    shrunk = np.zeros(BINS + 1, np.int64)
+    least = shares(steps, seen.low, seen.high, shrunk)
     farthest = max(0.0, float(far.max(initial=0).view(np.float32)) - 0.5)
-    return Tally(codes, int(moved.sum()), farthest, float(usual.min(initial=1.0)), tuple(shrunk.tolist()))
+    return Tally(codes, int(moved.sum()), farthest, float(least), tuple(shrunk.tolist()))
 
 
 def _columns(source: Source, place: Place, dtype: str, first: int, count: int) -> Array:

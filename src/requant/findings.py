@@ -42,7 +42,7 @@ class Finding:
 class Tally:
     """What was measured on codes and scales; tallies of the same layer, block or projection add up.
 
-    `moved` codes are not the nearest to weight/scale, `farthest` is the largest |v| that any code needs, in steps;
+    `moved` codes are not nearest to weight/scale, `farthest` is the largest |v| that any code needs, in steps;
     `shrunk` counts groups by |scale| / (largest |weight| on its side / 8), in `BINS` bins and one for more than 1;
     `least` is the smallest such share.
     """

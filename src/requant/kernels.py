@@ -14,6 +14,10 @@ from numba import njit
 SHIFT, NIBBLE, EIGHT = np.uint32(16), np.uint32(15), np.int32(8)
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
 LEAST, MOST, NONE, HALF = np.float32(-8), np.float32(7), np.float32(0), np.float32(0.5)
+HALF_BITS = np.int32(0x3F000000)
+"""0.5, as bits of float32."""
+ERROR = 2.0**-18
+"""More than five roundings of float32 between 8 and 16 steps, which is farther than any reach."""
 MAGIC = np.float32(12582912)
 """1.5 * 2**23: added and taken away, it rounds a small float32 to a whole number, ties to even."""
 
@@ -47,47 +51,91 @@ def extremes(weights, group, low, high):
 
 
 @njit(**_OPTIONS)
-def distances(weights, words, divisors, group, far, moved):
-    """Compare codes with weights in steps of `divisors`, float32 [groups, rows], signed.
+def distances(weights, words, scales, group, far, moved):
+    """Measure how far codes are from weights, in steps of `scales`, float32 [groups, rows], signed.
 
-    Writes, per group, into `far` int32 the bits of the largest float32 distance of a code from weight/divisor, not
-    counting what clamping explains, and into `moved` int32 how many codes are not the nearest, ties to even.
+    Writes, per group, into `far` int32 the bits of the largest float32 distance of a code from weight/scale, not
+    counting what clamping explains, and into `moved` int32 how many are more than half a step away. It multiplies by
+    the reciprocal, which is faster than to divide and errs by less than `ERROR` steps.
     """
     columns = weights.shape[1]
-    values = np.empty(group, np.float32)
-    bits = values.view(np.uint32)
-    eights = np.empty((group // 8, 8), np.int32)
-    codes = eights.reshape(group)
+    values, bits, eights, codes = _buffers(group)
     away = np.empty(group, np.float32)
     ordered = away.view(np.int32)
-    other = np.empty(group, np.int32)
     for r in range(weights.shape[0]):
         for g in range(far.shape[0]):
-            some = weights[r, g * group : min((g + 1) * group, columns)]
-            count = some.shape[0]
-            for i in range(count):
-                bits[i] = np.uint32(some[i]) << SHIFT
-            some_words = words[g * group // 8 : (g * group + count) // 8, r]
-            for k in range(some_words.shape[0]):
-                word = some_words[k]
-                for j in range(8):
-                    eights[k, j] = np.int32((word >> np.uint32(4 * j)) & NIBBLE) - EIGHT
-            divisor = divisors[g, r]
+            count = _load(weights[r, g * group : min((g + 1) * group, columns)], words, r, g * group // 8, bits, eights)
+            reciprocal = np.float32(1) / scales[g, r]
             for i in range(count):
                 code = np.float32(codes[i])
-                step = values[i] / divisor
-                up = code - step if code > LEAST else NONE
-                down = step - code if code < MOST else NONE
+                distance = code - values[i] * reciprocal
+                up = distance if code > LEAST else NONE
+                down = -distance if code < MOST else NONE
                 away[i] = up if up > down else down
-                near = step if step > LEAST else LEAST
-                near = near if near < MOST else MOST
-                other[i] = np.int32((near + MAGIC) - MAGIC != code)
             farthest = total = np.int32(0)
             for i in range(count):
                 farthest = ordered[i] if ordered[i] > farthest else farthest
             for i in range(count):
-                total += other[i]
+                total += np.int32(1) if ordered[i] > HALF_BITS else np.int32(0)
             far[g, r], moved[g, r] = farthest, total
+
+
+@njit(**_OPTIONS)
+def unlike(weights, words, divisors, group, wrong):
+    """Write into `wrong` int32 [groups, rows] how many codes are not round(weight / divisor), ties to even, clamped."""
+    columns = weights.shape[1]
+    values, bits, eights, codes = _buffers(group)
+    for r in range(weights.shape[0]):
+        for g in range(wrong.shape[0]):
+            count = _load(weights[r, g * group : min((g + 1) * group, columns)], words, r, g * group // 8, bits, eights)
+            divisor = divisors[g, r]
+            total = np.int32(0)
+            for i in range(count):
+                near = values[i] / divisor
+                near = near if near > LEAST else LEAST
+                near = near if near < MOST else MOST
+                total += np.int32((near + MAGIC) - MAGIC != np.float32(codes[i]))
+            wrong[g, r] = total
+
+
+@njit(**_OPTIONS)
+def _buffers(group):
+    values, eights = np.empty(group, np.float32), np.empty((group // 8, 8), np.int32)
+    return values, values.view(np.uint32), eights, eights.reshape(group)
+
+
+@njit(inline="always")
+def _load(some, words, row, first, bits, eights):
+    """Fill the buffers with weights and codes of one group; return how many."""
+    for i in range(some.shape[0]):
+        bits[i] = np.uint32(some[i]) << SHIFT
+    some_words = words[first : first + some.shape[0] // 8, row]
+    for k in range(some_words.shape[0]):
+        word = some_words[k]
+        for j in range(8):
+            eights[k, j] = np.int32((word >> np.uint32(4 * j)) & NIBBLE) - EIGHT
+    return some.shape[0]
+
+
+@njit(**_OPTIONS)
+def shares(scales, low, high, counts):
+    """Count groups by |scale| / (end of its side / 8), into `counts` int64 [bins + 1], the last for more than 1.
+
+    All are float32 [groups, rows]. float16's rounding counts as nothing. Returns the least share.
+    """
+    bins = counts.shape[0] - 1
+    least = np.float32(1)
+    for g in range(scales.shape[0]):
+        for r in range(scales.shape[1]):
+            scale = scales[g, r]
+            end = high[g, r] if scale < 0 else -low[g, r]
+            share = np.abs(scale) * np.float32(8) / end if end > 0 else np.float32(1)
+            if not share < np.float32(2):
+                share = np.float32(2)
+            least = share if share < least else least
+            place = np.int64(share * np.float32(1 - 2**-11) * np.float32(bins))
+            counts[place if place < bins else bins] += 1
+    return least
 
 
 @njit(**_OPTIONS)

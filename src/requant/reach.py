@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from requant.kernels import halves
+from requant.kernels import ERROR, halves
 from requant.recipe import Recipe
 
 F32 = np.float32
@@ -87,7 +87,7 @@ def tightest(offset: float, factor: float) -> int | None:
 def _fits(iterations: int, offset: float, factor: float) -> bool:
     far = (iterations - 1) * (iterations + 2) / (2 * iterations * iterations)
     # What was seen is measured back from rounded codes' quotients, and from scales rounded to float16.
-    return offset <= far + 2**-19 and factor >= (1 - far) * (1 - 2**-11)
+    return offset <= far + ERROR and factor >= (1 - far) * (1 - 2**-11)
 
 
 def codes_within(values: Array, scales: Array, bound: Reach) -> tuple[Array, Array]:
