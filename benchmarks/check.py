@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import layers
 import peers
@@ -58,10 +59,8 @@ def main() -> None:
         seconds = time.perf_counter() - started
         nbytes = peers.size(*layers.write_pair(peers.folder(), count))
         print(f"{count} blocks, {nbytes / 1e9:.2f} GB: {seconds:.2f} s, {nbytes / seconds / 1e9:.2f} GB/s")
-    for threads in range(1, peers.THREADS + 1):
-        started = time.perf_counter()
-        check(1, threads)
-        print(f"{threads} threads: {time.perf_counter() - started:.2f} s")
+    by_threads = {f"{threads} threads": partial(check, 1, threads) for threads in range(1, peers.THREADS + 1)}
+    peers.compare("check by threads", peers.size(*pair), by_threads)
     print(f"peak memory of this process: {peers.peak_mib()} MiB")
     peers.told({"check/openssl": medians["requant check"] / medians["openssl dgst -sha256"]})
 

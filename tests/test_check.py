@@ -203,8 +203,8 @@ def test_of_all_codes_every_move_by_three_steps_leaves_reach_and_most_by_two(
                 counts[0] += int((leaves & possible).sum())
                 counts[1] += int(possible.sum())
     page = (ROOT / "docs" / "levels.md").read_text()
-    for step, (leaves, possible) in moved.items():
-        assert f"| {step} step{'s' if step > 1 else ''} | {leaves / possible:.1%} |" in page, (step, leaves / possible)
+    for step, (leaving, able) in moved.items():
+        assert f"| {step} step{'s' if step > 1 else ''} | {leaving / able:.1%} |" in page, (step, leaving / able)
     assert moved[3][0] == moved[3][1]
 
 
