@@ -535,6 +535,15 @@ def test_what_is_neither_is_named() -> None:
         open_source("/no/such/folder")
 
 
+def test_tensors_of_no_size_are_no_traceback(tmp_path: Path) -> None:
+    nothing = {"q.weight": ("BF16", [0, 16], b""), "s": ("BF16", [], b"\1\2"), "e": ("BF16", [0], b"")}
+    write(tmp_path / "base", {"a.safetensors": shard(nothing)})
+    empty = {"q.qweight": ("I32", [2, 0], b""), "q.qzeros": ("I32", [1, 0], b""), "q.scales": ("F16", [1, 0], b"")}
+    rest = {name: nothing[name] for name in ("s", "e")}
+    write(tmp_path / "made", {"a.safetensors": shard({**empty, **rest})})
+    assert {each.kind for each in checked(tmp_path / "made", tmp_path / "base").findings} == {"wrong shape"}
+
+
 CLI = (sys.executable, "-m", "requant")
 
 

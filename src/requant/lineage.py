@@ -67,7 +67,7 @@ def _packed(layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec]) -> 
         "qzeros": Spec("I32", (groups, rows // PER_WORD)),
         "scales": Spec("F16", (groups, rows)),
     }.items():
-        if found[f"{layer}.{suffix}"] != spec or not group or columns % PER_WORD:
+        if found[f"{layer}.{suffix}"] != spec or not (group and rows and columns) or columns % PER_WORD:
             detail = f"found {_text(found[f'{layer}.{suffix}'])}, the base's {rows} x {columns} gives {_text(spec)}"
             return Finding("wrong shape", f"{layer}.{suffix}", detail=detail)
     return Piece(layer, tensor, first, last, columns, group)
