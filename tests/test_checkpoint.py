@@ -16,13 +16,13 @@ from requant.checkpoint import (
     Made,
     Tensor,
     index,
-    list_files,
     open_checkpoint,
     shard_names,
     spread,
     write_checkpoint,
 )
 from requant.errors import CheckpointError
+from requant.files import list_files
 from requant.safetensors import Spec
 
 SHARD = "model-00001-of-00002.safetensors"

@@ -3,13 +3,19 @@
 The map, from the top floor down:
 
 cli                                        parses, calls one verb, prints its result, returns its status
-build, lock                                verbs that start programs or use the network
+build, check, diff, lock                   verbs
+checked, examine, inputs                   a check's outcome; one window of it; what goes into the room
+packed                                     a window of a packed layer
 preflight                                  what a full build needs, and what it costs
 runner, passes, attestation, fetch, twin   the room and what surrounds it
 verify, download                           are these the recorded bytes?; one file from the Hub
+source, hub, lineage, ledger               where tensors are read from and come from; what an interrupted check did
+reach, rounding, findings                  what tuning can reach, what rounding gives, and what was found
+difference, surroundings                   how two tensors differ, and what stands around them
+kernels                                    the inner loops, compiled
 verdict, manifest, inventory, packing      comparisons as data; what a checkpoint is; every tensor, from config alone
 recipe, environment, pins, checkpoint, journal   what a person asks for, and files on disk
-safetensors                                one file format
+files, safetensors                         which files are a checkpoint's; one file format
 digest, errors                             the ground
 
 quantizer/                                 the room: the only place that knows torch; nobody imports it

@@ -1,19 +1,20 @@
 """A checkpoint: tensors spread over safetensors files, and side files. A value that reads nothing until asked.
 
-Files whose path has a part that begins with a dot are not part of a checkpoint: no loader reads them, and
-download tools and git leave them behind. Symbolic links are refused: what is verified must be what is there.
+Which files of a folder belong to it: files.py.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from requant.digest import canonical_json
 from requant.errors import CheckpointError
-from requant.safetensors import Spec, Stretch, read_header, write_file
+from requant.files import SUFFIX, list_files
+from requant.safetensors import Spec, Stretch, read_header
 
-SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -120,39 +121,6 @@ def json_file(value: object) -> Held:
     return Held((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a checkpoint by POSIX path relative to `folder`, sorted.
-
-    Raises CheckpointError for a folder that is not there or cannot be read, a symbolic link, or anything that is
-    no regular file.
-    """
-    try:
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder")
-        return dict(sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder)))
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}") from None
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    folders = [folder]
-    while folders:
-        for path in folders.pop().iterdir():
-            if path.name.startswith("."):
-                continue
-            if not path.name.isprintable():
-                raise CheckpointError(f"{path.parent}: {path.name!r} is no name for a file of a checkpoint")
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise CheckpointError(
-                    f"{path}: not a regular file",
-                    "Give a folder of real files: a download into a local folder, not a cache.",
-                )
-            if path.is_dir():
-                folders.append(path)
-            else:
-                yield path
-
-
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read the headers of a checkpoint's safetensors files; everything else is read when it is asked for."""
     shards, files = {}, {}
@@ -177,3 +145,27 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, progress: Callable[[s
         with (folder / name).open("xb") as file:
             for chunk in content.chunks():
                 file.write(chunk)
+
+
+def write_file(path: Path, tensors: Mapping[str, tuple[Spec, Iterable[bytes]]]) -> None:
+    """Write tensors in the given order, with the metadata `format: pt` that transformers asks for.
+
+    The header is padded with spaces to a multiple of eight bytes, so that the data is aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (spec, _) in tensors.items():
+        header[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
+        }
+        end += spec.nbytes
+    text = canonical_json(header)
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, (spec, chunks) in tensors.items():
+            written = sum(file.write(chunk) for chunk in chunks)
+            if written != spec.nbytes:
+                raise CheckpointError(f"{path}: tensor {name!r} came with {written:,} bytes, expected {spec.nbytes:,}")

@@ -25,6 +25,7 @@ from requant.errors import NotAvailableError, RequantError
 from requant.manifest import make_manifest, read_manifest
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
+from requant.runner import cache
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS, Outcome, Verdict
 from requant.verify import verify as verify_checkpoint
@@ -146,6 +147,63 @@ def verify(
 
 
 @app.command()
+def check(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
+    base: Annotated[str, typer.Option(help="What it was made from: a folder, or owner/name@revision on the Hub.")],
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="How it was made: bounds are this recipe's.")
+    ] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="With --recipe: the values for its twin.")] = False,
+    sample: Annotated[float, typer.Option(help="Share of the weights to read; the rest is reported as unread.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Which sample.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier check was stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
+    from requant import check as checking  # numba takes half a second to import
+    from requant.source import open_source
+
+    read = read_recipe(recipe) if recipe else None
+    resume = None if fresh else cache() / "check"
+    with (
+        open_source(checkpoint) as theirs,
+        open_source(base) as ours,
+        _progress(rich_progress.DownloadColumn()) as tell,
+    ):
+        options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
+        checked = checking.check(theirs, ours, recipe=read, twin=twin, tell=tell, **options)
+    if as_json:
+        _print_json(checked.as_json())
+    else:
+        for line in checked.text(SHOWN):
+            out.print(escape(line))
+        out.print("[bold green]clean[/]" if checked.clean else "[bold red]violations[/]")
+    raise typer.Exit(0 if checked.clean else 1)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A folder of safetensors and side files.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say which tensors differ: by how many codes and steps, or how much; and how the files around them do."""
+    from requant import diff as comparing
+
+    with _progress(rich_progress.DownloadColumn()) as tell:
+        compared = comparing.diff(first, second, threads=threads, tell=tell)
+    if as_json:
+        _print_json(compared.as_json())
+    else:
+        for line in compared.text(SHOWN):
+            out.print(escape(line))
+        out.print(f"[bold]{compared.outcome}[/]")
+    raise typer.Exit(EXIT_STATUS[compared.outcome])
+
+
+@app.command()
 def manifest(
     checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
 ) -> None:
@@ -229,12 +287,13 @@ def _counted(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def _progress(*more: rich_progress.ProgressColumn) -> Iterator[Tell]:
     """Draw the running stage as a bar, and leave a line for each stage and each tuned block."""
     columns = (
         rich_progress.SpinnerColumn(),
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
+        *more,
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )

@@ -225,7 +225,7 @@ def _lines(file: Path, data: bytes, advice: str) -> list[str]:
     return text.split("\n")[:-1]
 
 
-ROOM = ("__init__", "checkpoint", "digest", "errors", "journal", "recipe", "safetensors")
+ROOM = ("__init__", "digest", "errors", "journal", "recipe")
 """What the room shares with the host, beside its own package `quantizer`."""
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant import preflight
-from requant.checkpoint import list_files
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.errors import CheckpointError, RecipeError
 from requant.fetch import fetch
+from requant.files import list_files
 from requant.manifest import make_manifest
 from requant.pins import Pins, read_pins
 from requant.progress import Progress, Tell

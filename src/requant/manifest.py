@@ -1,6 +1,7 @@
 """A manifest: what a checkpoint is. Equal checkpoints have byte-equal manifests: no time, host or version in it."""
 
 import hashlib
+import os
 import reprlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from requant.checkpoint import SUFFIX, list_files
 from requant.digest import canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError
+from requant.files import SUFFIX, list_files
 from requant.safetensors import ITEM_BYTES, Stretch, read_header
 
 SCHEMA = 1
@@ -49,13 +50,15 @@ class Manifest:
 
 
 def make_manifest(folder: Path, progress: Callable[[int], None] = lambda _: None) -> Manifest:
-    """Read every byte of a checkpoint once; several files at a time. `progress` hears how many bytes were read.
+    """Read every byte of a checkpoint once; several files at a time, the largest first. `progress` hears of bytes read.
 
     Raises CheckpointError where a file is broken, or one tensor name stands in two files.
     """
     found = list_files(folder)
-    with ThreadPoolExecutor() as pool:
-        records = dict(zip(found, pool.map(lambda name: read_file(found[name], name, progress), found), strict=True))
+    names = sorted(found, key=lambda name: -found[name].stat().st_size)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = dict(zip(names, pool.map(lambda name: read_file(found[name], name, progress), names), strict=True))
+    records = {name: read[name] for name in found}
     tensors: dict[str, TensorRecord] = {}
     for _, inside in records.values():
         for name, record in inside.items():
@@ -68,7 +71,7 @@ def make_manifest(folder: Path, progress: Callable[[int], None] = lambda _: None
 def read_file(
     path: Path, name: str, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[FileRecord, dict[str, TensorRecord]]:
-    """Return the records of one file and of the tensors in it, from one read.
+    """Return the records of one file and of the tensors in it, from one read and in two threads.
 
     Raises CheckpointError for a file that cannot be read to its end, or is no safetensors file for all its name.
     """
@@ -76,21 +79,20 @@ def read_file(
     entries = read_header(path)[0] if name.endswith(SUFFIX) else {}
     data = min((stretch.start for _, stretch in entries.values()), default=size)
     whole = hashlib.sha256()
-    _feed(Stretch(path, 0, data), whole)
-    progress(data)
     tensors = {}
-    for tensor, (spec, stretch) in entries.items():
-        own = hashlib.sha256()
-        _feed(stretch, whole, own)
-        tensors[tensor] = TensorRecord(name, spec.dtype, spec.shape, own.hexdigest())
-        progress(stretch.stop - stretch.start)
+    with ThreadPoolExecutor(1) as second:
+        for chunk in Stretch(path, 0, data).chunks():
+            whole.update(chunk)
+            progress(len(chunk))
+        for tensor, (spec, stretch) in entries.items():
+            own = hashlib.sha256()
+            for chunk in stretch.chunks():
+                hashed = second.submit(own.update, chunk)
+                whole.update(chunk)
+                hashed.result()
+                progress(len(chunk))
+            tensors[tensor] = TensorRecord(name, spec.dtype, spec.shape, own.hexdigest())
     return FileRecord(size, whole.hexdigest()), tensors
-
-
-def _feed(stretch: Stretch, *digests: Any) -> None:
-    for chunk in stretch.chunks():
-        for digest in digests:
-            digest.update(chunk)
 
 
 def read_manifest(path: Path) -> Manifest:

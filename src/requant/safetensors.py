@@ -1,4 +1,4 @@
-"""The safetensors file format, read by header and written in one stream; no tensor is ever decoded here.
+"""The safetensors file format, read by header; no tensor is ever decoded here. `checkpoint` writes it.
 
 Format: README of safetensors 0.7.0, section "Format": eight bytes, the header's length, little-endian; that
 many bytes of JSON; then the data. This reader is stricter than the format asks: tensors must fill the data
@@ -8,12 +8,12 @@ without hole or overlap, so that every byte of the file belongs to the header or
 import math
 import reprlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.digest import canonical_json, file_chunks, strict_json
+from requant.digest import file_chunks, strict_json
 from requant.errors import CheckpointError
 
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
@@ -123,27 +123,3 @@ def _sizes(value: Any) -> bool:
     return (
         isinstance(value, list) and len(value) <= 64 and all(type(each) is int and 0 <= each < 2**63 for each in value)
     )
-
-
-def write_file(path: Path, tensors: Mapping[str, tuple[Spec, Iterable[bytes]]]) -> None:
-    """Write tensors in the given order, with the metadata `format: pt` that transformers asks for.
-
-    The header is padded with spaces to a multiple of eight bytes, so that the data is aligned.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (spec, _) in tensors.items():
-        header[name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [end, end + spec.nbytes],
-        }
-        end += spec.nbytes
-    text = canonical_json(header)
-    text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, (spec, chunks) in tensors.items():
-            written = sum(file.write(chunk) for chunk in chunks)
-            if written != spec.nbytes:
-                raise CheckpointError(f"{path}: tensor {name!r} came with {written:,} bytes, expected {spec.nbytes:,}")

@@ -142,9 +142,14 @@ def config(size: str) -> dict[str, Any]:
 def twin(size: str) -> Checkpoint:
     """Return the twin of a size in `SIZES` as a checkpoint whose weights are computed when they are read."""
     specs = base_tensors(config(size))
-    tensors = {name: Tensor(spec, _Stream(f"{size}/{name}", name, spec)) for name, spec in specs.items()}
+    tensors = {name: Tensor(spec, stream(size, name, spec)) for name, spec in specs.items()}
     shards = spread(tensors, shard_names(SHARDS))
     return Checkpoint(shards, {**_side_files(size), INDEX: index(shards)})
+
+
+def stream(size: str, name: str, spec: Spec) -> Content:
+    """Return the weights of one of a twin's tensors."""
+    return _Stream(f"{size}/{name}", name, spec)
 
 
 def write_twin(size: str, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:

@@ -1,0 +1,110 @@
+"""Checkpoints of the base's real width for the benchmarks: blocks of 256 experts at hidden 2048, without MTP.
+
+The base is the wide twin's. Its quantized half is synthesised instead of tuned, with offsets and factors drawn from
+the whole reach of 400 iterations. Blocks after the first repeat its bytes, and shards are about as large as two
+threads can share out. `python benchmarks/layers.py FOLDER 1 2 4` writes FOLDER/base-1, FOLDER/tuned-1 and so on.
+"""
+
+import json
+import os
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from requant.checkpoint import Checkpoint, Held, Tensor, json_file, open_checkpoint, write_checkpoint
+from requant.inventory import Linear, base_tensors, packed_specs, quantized
+from requant.lineage import origin_rows
+from requant.packing import bfloat16_to_float32, pack, zeros
+from requant.reach import reach
+from requant.twin import SIZES, config, stream
+
+GROUP = 128
+REACH = reach(400, 1 / 400, 1 / 400)
+
+
+def configuration(layers: int) -> dict[str, Any]:
+    """Return the configuration of so many blocks of linear attention."""
+    SIZES["layer"] = replace(SIZES["wide"], layers=layers)
+    made = config("layer")
+    made["text_config"] |= {"mtp_num_hidden_layers": 0, "layer_types": ["linear_attention"] * layers}
+    return made
+
+
+def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
+    """Write base and checkpoint of so many blocks, unless they are there; return their folders."""
+    base, tuned = folder / f"base-{layers}", folder / f"tuned-{layers}"
+    if layers > 1:
+        for one, path in zip(write_pair(folder, 1), (base, tuned), strict=True):
+            if not (path / "config.json").exists():
+                _repeat(one, path, layers)
+        return base, tuned
+    if not (base / "config.json").exists():
+        specs = base_tensors(configuration(layers))
+        shards: dict[str, dict[str, Tensor]] = {}
+        for name, spec in specs.items():
+            file = _file(name).replace("model", "experts" if name.endswith("gate_up_proj") else "model")
+            shards.setdefault(file, {})[name] = Tensor(spec, stream("wide", _first(name), spec))
+        write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), base)
+    if not (tuned / "config.json").exists():
+        opened = open_checkpoint(base).tensors
+        packed = quantized(configuration(layers), ("mtp.fc",))
+        specs = {name: tensor.spec for name, tensor in opened.items()}
+        rows = {layer: origin_rows(layer, specs) for layer in packed}
+        split = {where[0] for where in rows.values() if where}
+        shards = {}
+        for name, tensor in opened.items():
+            if name not in split:
+                shards.setdefault(_file(name), {})[name] = tensor
+        first = [layer for layer in packed if layer == _first(layer)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = dict(zip(first, pool.map(lambda each: _tuned(packed[each], opened, rows[each]), first), strict=True))
+        for layer in packed:
+            for suffix, spec in packed_specs(packed[layer], GROUP).items():
+                tensor = Tensor(spec, Held(made[_first(layer)][suffix]))
+                shards.setdefault(_file(layer), {})[f"{layer}.{suffix}"] = tensor
+        write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), tuned)
+    return base, tuned
+
+
+def _repeat(one: Path, folder: Path, layers: int) -> None:
+    shards: dict[str, dict[str, Tensor]] = {}
+    for file, tensors in open_checkpoint(one).shards.items():
+        for number in range(layers if "rest" not in file else 1):
+            renamed = {name.replace(".layers.0.", f".layers.{number}."): tensor for name, tensor in tensors.items()}
+            shards[file.replace("-0.", f"-{number}.")] = renamed
+    write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), folder)
+
+
+def _file(name: str) -> str:
+    return f"model-{name.split('.layers.')[1].split('.')[0] if '.layers.' in name else 'rest'}.safetensors"
+
+
+def _first(name: str) -> str:
+    head, found, rest = name.partition(".layers.")
+    return f"{head}.layers.0.{rest.split('.', 1)[1]}" if found and "visual" not in name else name
+
+
+def _tuned(layer: Linear, opened: dict[str, Tensor], where: Any) -> dict[str, bytes]:
+    tensor, first, last = where
+    columns = layer.in_features
+    part = opened[tensor].part(2 * first * columns, 2 * last * columns)
+    weights = bfloat16_to_float32(b"".join(part.chunks())).reshape(last - first, -1, GROUP)
+    random = np.random.default_rng(zlib.crc32(layer.name.encode()))
+    low, high = weights.min(axis=2), weights.max(axis=2)
+    wide = np.where(-low > high, -low, -high) * random.uniform(REACH.factor, 1, low.shape).astype(np.float32)
+    scales = (wide / np.float32(8)).astype(np.float16)
+    offsets = random.uniform(-REACH.offset, REACH.offset, weights.shape).astype(np.float32)
+    codes = np.clip(np.rint(weights / scales.astype(np.float32)[..., None] + offsets), -8, 7) + 8
+    words = pack(codes.astype(np.uint8).reshape(last - first, columns))
+    data = (words, zeros(scales.shape[1], len(scales)), np.ascontiguousarray(scales.T))
+    return dict(zip(packed_specs(layer, GROUP), (each.tobytes() for each in data), strict=True))
+
+
+if __name__ == "__main__":
+    for each in sys.argv[2:]:
+        print(json.dumps([str(path) for path in write_pair(Path(sys.argv[1]), int(each))]))

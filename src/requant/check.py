@@ -1,0 +1,167 @@
+"""`check CHECKPOINT --base BASE`: does every weight follow from the base? Both sides are read once, in windows.
+
+No GPU, no torch and no trust in the publisher. What each answer proves, and what not: docs/levels.md.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from requant import rounding
+from requant.checked import Checked, judge, sort
+from requant.digest import canonical_json, sha256, strict_json
+from requant.errors import CheckpointError, UsageError
+from requant.examine import Window, examine
+from requant.findings import COPIED, TUNED, Finding, Measured
+from requant.inventory import mtp_quantized, quantized
+from requant.ledger import Ledger
+from requant.lineage import Piece, lineage
+from requant.progress import Progress, Tell, silent
+from requant.reach import Reach, loosest, reach_of
+from requant.recipe import Recipe
+from requant.safetensors import ITEM_BYTES
+from requant.source import Source
+
+WEIGHTS = 1 << 22
+"""Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
+BYTES = 1 << 22
+"""Bytes of a copied tensor in one window."""
+SCHEMA = 1
+
+
+def check(
+    checkpoint: Source,
+    base: Source,
+    *,
+    recipe: Recipe | None = None,
+    twin: bool = False,
+    sample: float = 1.0,
+    seed: int = 0,
+    threads: int = os.cpu_count() or 1,
+    resume: Path | None = None,
+    tell: Tell = silent,
+) -> Checked:
+    """Hold a checkpoint against its base: copied bytes, rounded tensors, reachable codes and scales, coverage.
+
+    Without a recipe each layer may be made in any known way, within the loosest bound. `sample` is the share of
+    windows that are read, chosen by `seed`; headers are always read. `resume` is a folder where finished windows
+    are noted. Raises CheckpointError for what cannot be read, UsageError for an impossible sample.
+    """
+    if not 0 < sample <= 1:
+        raise UsageError(f"--sample {sample}: expected more than 0 and at most 1")
+    bound = reach_of(recipe, twin) if recipe else loosest()
+    pieces, faults = lineage({n: p.spec for n, p in checkpoint.tensors.items()}, _specs(base))
+    faults += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
+    expected = _expected(recipe, base) if recipe else None
+    if expected is not None and recipe:
+        faults += _unlike(recipe, expected, pieces)
+    windows = list(_windows(pieces, expected, base))
+    chosen = sorted(random.Random(seed).sample(range(len(windows)), max(1, round(sample * len(windows)))))  # noqa: S311
+    key = [
+        SCHEMA,
+        checkpoint.files.identity,
+        base.files.identity,
+        asdict(bound),
+        recipe and recipe.digest,
+        sample,
+        seed,
+    ]
+    with Ledger(resume and resume / f"{sha256(canonical_json(_plain(key)))}.jsonl") as ledger:
+        before = {number: each for number, each in ledger.read().items() if number in set(chosen)}
+        results = dict(before)
+        done = resumed = sum(windows[number].nbytes for number in before)
+        total = sum(windows[number].nbytes for number in chosen)
+        left = [number for number in chosen if number not in before]
+        for number, measured in _examined(left, windows, checkpoint, base, bound, threads):
+            results[number] = measured
+            ledger.note(number, measured)
+            done += windows[number].nbytes
+            tell(Progress("check", done, total))
+        ledger.finish()
+    everything = sum(window.nbytes for window in windows)
+    by_piece: dict[str, list[Measured]] = {}
+    for number in sorted(results):
+        by_piece.setdefault(windows[number].piece.name, []).append(results[number])
+    unread = tuple(piece.name for piece in pieces if piece.name not in by_piece)
+    findings, layers, statistics = judge(by_piece)
+    return Checked(bound, sort([*faults, *findings]), layers, statistics, everything, done, resumed, unread)
+
+
+def _examined(
+    numbers: list[int], windows: list[Window], checkpoint: Source, base: Source, bound: Reach, threads: int
+) -> Iterator[tuple[int, Measured]]:
+    """Examine windows in order, a bounded number ahead."""
+    queue = iter(numbers)
+    running: dict[Future[Measured], int] = {}
+    workers = 4 * threads if checkpoint.remote or base.remote else threads
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for number in islice(queue, 2 * workers - len(running)):
+                    running[pool.submit(examine, windows[number], checkpoint, base, bound)] = number
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _windows(pieces: Iterable[Piece], expected: Mapping[str, str] | None, base: Source) -> Iterator[Window]:
+    every = (rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED)
+    for piece in pieces:
+        rows, dtype = piece.last - piece.first, base.tensors[piece.base].spec.dtype
+        if piece.group:
+            if dtype != "BF16":
+                raise CheckpointError(f"{piece.base}: the base has it in {dtype}, check reads BF16 weights only")
+            kind = None if expected is None else expected.get(piece.name)
+            ways = {"tuned": (TUNED,), "rtn": rounding.WAYS}.get(kind or "", every)
+            step = rows if rows * piece.columns <= WEIGHTS else max(8, WEIGHTS // piece.columns // 8 * 8)
+            for first in range(0, rows, step):
+                last = min(rows, first + step)
+                yield Window(piece, first, last, (last - first) * piece.columns * 5 // 2, ways)
+        else:
+            size = rows * piece.columns * ITEM_BYTES[dtype]
+            for first in range(0, max(size, 1), BYTES):
+                last = min(size, first + BYTES)
+                yield Window(piece, first, last, 2 * (last - first), (COPIED,))
+
+
+def _expected(recipe: Recipe, base: Source) -> dict[str, str]:
+    """Return how the recipe makes each packed layer: `tuned`, or `rtn`."""
+    try:
+        config = strict_json(base.files.whole("config.json"))
+    except ValueError as error:
+        raise CheckpointError(f"{base.name}: config.json: {error}") from None
+    packed = dict.fromkeys(quantized(config, recipe.layers.ignore), "tuned")
+    if recipe.mtp.policy == "rtn":
+        packed |= dict.fromkeys(mtp_quantized(config, recipe.layers.ignore), "rtn")
+    return packed
+
+
+def _unlike(recipe: Recipe, expected: Mapping[str, str], pieces: Iterable[Piece]) -> Iterator[Finding]:
+    packed = {piece.name: piece.group for piece in pieces if piece.group}
+    for name, group in packed.items():
+        if name not in expected:
+            yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
+        elif group != recipe.scheme.group_size:
+            detail = f"groups of {group}, the recipe says {recipe.scheme.group_size}"
+            yield Finding("not as the recipe says", f"{name}.scales", detail=detail)
+    for name in expected.keys() - packed.keys():
+        yield Finding(
+            "not as the recipe says", f"{name}.qweight", detail=f"not packed; the recipe says {expected[name]}"
+        )
+
+
+def _specs(base: Source) -> dict[str, Any]:
+    return {name: place.spec for name, place in base.tensors.items()}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value), parse_float=str)

@@ -1,0 +1,157 @@
+"""What differs is counted and placed; what is only arranged otherwise is equivalent, and named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.checkpoints import SMALL, Tensors, checkpoints, on_disk, shard, write
+
+from requant.diff import diff
+from requant.difference import Numbers, Steps
+from requant.errors import CheckpointError
+from requant.verdict import Outcome
+
+WORDS = np.arange(24, dtype="<u4").reshape(3, 8)
+SCALES = np.array([[0.5, -0.25, 0.0, 1.0]], "<f2")
+PACKED: Tensors = {
+    "p.qweight": ("I32", [3, 8], WORDS.tobytes()),
+    "p.scales": ("F16", [1, 4], SCALES.tobytes()),
+    "n": ("BF16", [2, 2], np.array([0x3F80, 0x4000, 0xBF80, 0], "<u2").tobytes()),
+}
+
+
+def two(tmp_path: Path, **changed: tuple[str, list[int], bytes]) -> tuple[Path, Path]:
+    names = {name.replace("_", "."): value for name, value in changed.items()}
+    write(tmp_path / "a", {"model.safetensors": shard(PACKED, {"format": "pt"}), "config.json": b'{"a": 1}'})
+    changes = {**PACKED, **names}
+    write(tmp_path / "b", {"model.safetensors": shard(changes, {"format": "pt"}), "config.json": b'{"a": 1}'})
+    return tmp_path / "a", tmp_path / "b"
+
+
+@given(files=checkpoints())
+def test_a_checkpoint_is_identical_to_itself(files: dict[str, bytes]) -> None:
+    with on_disk(files) as folder:
+        result = diff(folder, folder)
+        assert (result.outcome, result.tensors, result.files, result.arrangement) == (Outcome.IDENTICAL, {}, {}, ())
+
+
+@settings(deadline=None)
+@given(files=checkpoints().filter(lambda files: any(files.values())), data=st.data())
+def test_any_flipped_bit_makes_a_difference(files: dict[str, bytes], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(name for name in files if files[name])))
+    spoilt = bytearray(files[name])
+    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with on_disk(files) as one, on_disk({**files, name: bytes(spoilt)}) as other:
+        try:
+            result = diff(one, other)
+        except CheckpointError as error:
+            assert name in str(error)
+        else:
+            assert result.outcome is not Outcome.IDENTICAL
+
+
+def test_steps_of_codes_are_counted_and_placed(tmp_path: Path) -> None:
+    words = WORDS.copy()
+    words[1, 2] += 1 << 4  # 10 = 0xa: its second code 0 becomes 1
+    words[2, 0] -= 3 << 0  # 16 = 0x10: its first code is 0, so the second falls and the first becomes 13
+    result = diff(*two(tmp_path, p_qweight=("I32", [3, 8], words.tobytes())))
+    assert result.outcome is Outcome.DIFFERENT
+    assert result.tensors == {"p.qweight": Steps(3, 192, {-1: 1, 1: 1, 13: 1}, (1, 2))}
+    assert any("concentrated or large" in line for line in result.text(9))
+
+
+def test_scales_differ_in_ulp_across_zero(tmp_path: Path) -> None:
+    scales = SCALES.copy()
+    scales[0, 0] = np.nextafter(scales[0, 0], np.float16(1))
+    scales[0, 2] = np.float16(-6e-8)  # the smallest below zero
+    result = diff(*two(tmp_path, p_scales=("F16", [1, 4], scales.tobytes())))
+    assert result.tensors == {"p.scales": Numbers(2, 4, 0.00048828125, 1, (0, 0))}
+
+
+def test_numbers_differ_by_value(tmp_path: Path) -> None:
+    changed = np.array([0x3F80, 0x4080, 0xBF80, 0], "<u2").tobytes()
+    result = diff(*two(tmp_path, n=("BF16", [2, 2], changed)))
+    assert result.tensors == {"n": Numbers(1, 4, 2.0, 128, (0, 1))}
+    not_finite = np.array([0x7F80, 0x7FC0, 0xBF80, 0], "<u2").tobytes()
+    write(tmp_path / "b", {"model.safetensors": shard({**PACKED, "n": ("BF16", [2, 2], not_finite)})})
+    assert diff(tmp_path / "a", tmp_path / "b").tensors["n"] == Numbers(2, 4, 0.0, 0x4000, (0, 0))
+
+
+def test_another_shape_is_told_in_words(tmp_path: Path) -> None:
+    result = diff(*two(tmp_path, n=("F16", [4], PACKED["n"][2])))
+    assert result.tensors == {"n": "BF16 [2, 2] in the first, F16 [4] in the second"}
+
+
+SECOND = shard({"c": ("F16", [2], b"\x08\x09\x0a\x0b")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model-00002-of-00002.safetensors": None, "other.safetensors": SECOND}, "other.safetensors: in the second"),
+        (
+            {
+                "model-00001-of-00002.safetensors": shard(
+                    {"b": ("U8", [3], b"\x05\x06\x07"), "a": ("F16", [2], b"\x01\x02\x03\x04")}, {"format": "pt"}
+                )
+            },
+            "another order",
+        ),
+        (
+            {"model-00002-of-00002.safetensors": shard({"c": ("F16", [2], b"\x08\x09\x0a\x0b")}, {"x": "y"})},
+            "other metadata",
+        ),
+        (
+            {"model-00002-of-00002.safetensors": SECOND.replace(b'{"c"', b' {"c"').replace(b": ", b":", 1)},
+            "written otherwise",
+        ),
+    ],
+)
+def test_arrangement_makes_an_equivalent(changes: dict[str, bytes | None], said: str, tmp_path: Path) -> None:
+    write(tmp_path / "a", SMALL)
+    write(tmp_path / "b", {name: data for name, data in {**SMALL, **changes}.items() if data is not None})
+    result = diff(tmp_path / "a", tmp_path / "b")
+    assert result.outcome is Outcome.EQUIVALENT
+    assert any(said in line for line in result.arrangement), result.arrangement
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"a":2}\n', "a: 1 -> 2"),
+        (b'{"b":[1]}', "b: absent -> [1]"),
+        (b'{"a" : 1}', "the same values, written otherwise"),
+        (b'{"a": true}', "a: 1 -> true"),
+        (b"{", "other bytes"),
+        (b'{"a":1,"a":1}', "other bytes"),
+    ],
+)
+def test_side_files_are_told_by_value(text: bytes, said: str, tmp_path: Path) -> None:
+    write(tmp_path / "a", SMALL)
+    write(tmp_path / "b", {**SMALL, "config.json": text})
+    result = diff(tmp_path / "a", tmp_path / "b")
+    assert result.outcome is Outcome.EQUIVALENT
+    assert any(said in line for line in result.files["config.json"]), result.files
+
+
+def test_what_one_side_lacks_is_named(tmp_path: Path) -> None:
+    first, second = two(tmp_path, more=("U8", [0], b""))
+    write(second, {"LICENSE": b"x"})
+    result = diff(first, second)
+    assert (result.only_first, result.only_second, result.files["LICENSE"]) == ((), ("more",), ("in the second only",))
+    assert result.outcome is Outcome.DIFFERENT
+
+
+def test_the_command_line_prints_json(tmp_path: Path) -> None:
+    first, second = two(tmp_path, n=("BF16", [2, 2], bytes(8)))
+    command = [sys.executable, "-m", "requant", "diff", str(first), str(second)]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, env={**os.environ})
+    assert json.loads(done.stdout)["tensors"]["n"]["differ"] == 3, done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "different"
