@@ -76,6 +76,13 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def cpus(session: nox.Session) -> None:
+    """Tune a very small twin here and on emulated CPUs, and compare the journals; `-- MODEL …` names others."""
+    needs(session, "tests")
+    session.run("python", "-m", "tests.emulated", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure against peers, in one run: the tables of docs/benchmarks.md."""
     needs(session)

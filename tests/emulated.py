@@ -6,11 +6,14 @@ lists them; they must have AVX2. Every other measure is the room's own: only the
 """
 
 import re
+import shlex
 import sys
 import tempfile
 import time
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from requant import runner
 from requant.build import beside, build
@@ -18,31 +21,37 @@ from requant.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("Haswell", "EPYC")
-SMALL = {"iterations": 3, "samples": 8, "sequence_length": 16}
-"""The table [twin] of the recipe `ec`, so far reduced that one emulated CPU takes a few minutes."""
+SMALL = {"batch_size": 2, "iterations": 3, "samples": 2, "sequence_length": 16}
+"""What is reduced in the recipe `ec`, so far that one emulated CPU takes a few minutes."""
 
 
 def small_recipe(folder: Path) -> Path:
     """Write the recipe `ec` with a smaller twin below `folder`, where it finds the lock; return its folder."""
-    settings, twin = (ROOT / "builds" / "ec" / "recipe.toml").read_text().split("[twin]")
+    text = (ROOT / "builds" / "ec" / "recipe.toml").read_text()
     for key, value in SMALL.items():
-        twin, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", twin, flags=re.MULTILINE)
-        assert count == 1, key
+        head, found, tail = text.rpartition(f"\n{key} = ")  # the last: a key that stands twice is last the twin's
+        assert found, key
+        text = head + re.sub(r"^[^\n]*", f"\n{key} = {value}", tail, count=1)
     (folder / "lockfiles").symlink_to(ROOT / "lockfiles")
     recipe = folder / "builds" / "small"
     recipe.mkdir(parents=True)
-    (recipe / "recipe.toml").write_text(f"{settings}[twin]{twin}")
+    (recipe / "recipe.toml").write_text(text)
     return recipe
 
 
 def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
     """Build the twin with the room's Python started by `emulator`; return the lines of its journal."""
-    original = runner.isolation
-    runner.isolation = lambda: [*original(), *emulator]
-    try:
+    original = runner.virtual_environment
+
+    def emulated(*args: Any) -> Path:
+        words = [*emulator, str(original(*args))]
+        script = out.with_suffix(".sh")
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        script.chmod(0o755)
+        return script
+
+    with mock.patch.object(runner, "virtual_environment", emulated):
         built = build(read_recipe(recipe), twin="mini", out=out)
-    finally:
-        runner.isolation = original
     return beside(built.folder, "journal.jsonl").read_text().splitlines()
 
 

@@ -25,12 +25,12 @@ from requant.check import check
 from requant.checked import Checked
 from requant.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.findings import COPIED, TUNED, Measured
 from requant.packing import bfloat16_to_float32, pack, unpack
 from requant.progress import Progress
 from requant.reach import Array, codes_within, loosest, reach_of, scale_possible
 from requant.recipe import read_recipe
 from requant.source import Place, open_source
+from requant.tally import COPIED, TUNED, Measured
 from requant.twin import write_twin
 
 NAMES = ("ec", "gb10", "intel")

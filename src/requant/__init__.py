@@ -10,7 +10,7 @@ preflight                                  what a full build needs, and what it 
 runner, passes, attestation, fetch, twin   the room and what surrounds it
 verify, download                           are these the recorded bytes?; one file from the Hub
 source, hub, lineage, ledger               where tensors are read from and come from; what an interrupted check did
-reach, rounding, findings                  what tuning can reach, what rounding gives, and what was found
+reach, rounding, tally                     what tuning can reach, what rounding gives, and what was found
 difference, surroundings                   how two tensors differ, and what stands around them
 kernels                                    the inner loops, compiled
 verdict, manifest, inventory, packing      comparisons as data; what a checkpoint is; every tensor, from config alone

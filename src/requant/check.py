@@ -18,7 +18,6 @@ from requant.checked import Checked, judge, sort
 from requant.digest import canonical_json, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.examine import Window, examine
-from requant.findings import COPIED, TUNED, Finding, Measured
 from requant.inventory import mtp_quantized, quantized
 from requant.ledger import Ledger
 from requant.lineage import Piece, lineage
@@ -27,6 +26,7 @@ from requant.reach import Reach, loosest, reach_of
 from requant.recipe import Recipe
 from requant.safetensors import ITEM_BYTES
 from requant.source import Source
+from requant.tally import COPIED, TUNED, Finding, Measured
 
 WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""

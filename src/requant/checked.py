@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from requant import rounding
-from requant.findings import COPIED, TUNED, Finding, Measured, Tally, merge
 from requant.reach import Reach, tightest
+from requant.tally import COPIED, TUNED, Finding, Measured, Tally, merge
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from requant import rounding
-from requant.findings import BINS, COPIED, TUNED, Finding, Kind, Measured, Tally
 from requant.kernels import ERROR, distances, extremes, shares, unlike
 from requant.lineage import Piece
 from requant.packed import Packed
@@ -18,6 +17,7 @@ from requant.packing import PER_WORD
 from requant.reach import Array, Reach, codes_within, scale_possible
 from requant.safetensors import ITEM_BYTES
 from requant.source import Place, Source
+from requant.tally import BINS, COPIED, TUNED, Finding, Kind, Measured, Tally
 
 ROUNDED: Kind = "not rounded to nearest"
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from requant.errors import NotAvailableError
-from requant.findings import Measured
+from requant.tally import Measured
 
 
 class Ledger:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from requant.findings import Finding
 from requant.inventory import PACKED
 from requant.packing import PER_WORD
 from requant.safetensors import Spec
+from requant.tally import Finding
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)

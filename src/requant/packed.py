@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from requant.findings import Finding, Kind
 from requant.lineage import Piece
 from requant.packing import PER_WORD, ZERO_WORD
 from requant.reach import Array
+from requant.tally import Finding, Kind
 
 _TOLD = ("found", "least", "greatest")
 

@@ -7,7 +7,7 @@ the checkpoints LOADED: how it loaded, and by how much its outputs deviate from 
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,41 +90,70 @@ def load(checkpoint: Path, prepared: Prepared, expected: list[Any]) -> dict[str,
     stored, held = tensors(checkpoint), model.state_dict()
     packed = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
     modules = dict(model.named_modules())
-    return {
+    answer = {
         "info": {key: sorted(map(str, value)) for key, value in info.items()},
         "unread": sorted(stored.keys() - held.keys()),
         "unstored": sorted(held.keys() - stored.keys()),
         "altered": sorted(name for name in stored.keys() & held.keys() if not same(stored[name], held[name])),
         "kinds": Counter(type(modules[name]).__name__ for name in packed if name in modules),
         "packed": len(packed),
-        "float16": deviations(model, prepared, expected),
-        # Module's own: transformers refuses to widen a quantized model.
-        "float32": deviations(torch.nn.Module.float(model), prepared, expected),
     }
+    half = run(model, prepared)
+    wide = run(torch.nn.Module.float(model), prepared)  # Module's own: transformers refuses to widen this model
+    return answer | {"float16": deviations(half, wide, expected), "float32": deviations(wide, wide, expected)}
 
 
 def same(stored: Any, held: Any) -> bool:
     return bool(stored.shape == held.shape and torch.equal(stored.to(held.dtype), held))
 
 
-def deviations(model: Any, prepared: Prepared, expected: list[Any]) -> list[dict[str, float]]:
-    """Return per block, over all tokens, the greatest and the median of |found - expected| / |expected|."""
+class Run(NamedTuple):
+    """Per block: outputs [samples, tokens, hidden], and which experts were chosen [samples, tokens, experts]."""
+
+    outputs: list[Any]
+    experts: list[Any]
+
+
+def run(model: Any, prepared: Prepared) -> Run:
+    """Run the model on the calibration tokens."""
+    rows = torch.stack(list(prepared.tokens.rows))
     layers = model.model.language_model.layers
-    found: list[list[Any]] = [[] for _ in layers]
-    hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output, to=to: to.append(output))
-        for layer, to in zip(layers, found, strict=True)
-    ]
+    outputs: list[list[Any]] = [[] for _ in layers]
+    experts: list[list[Any]] = [[] for _ in layers]
+    hooks = []
+    for layer, out, chosen in zip(layers, outputs, experts, strict=True):
+        hooks += [
+            layer.register_forward_hook(lambda _module, _inputs, output, to=out: to.append(output.double())),
+            layer.mlp.gate.register_forward_hook(lambda _module, _inputs, output, to=chosen: to.append(output[2])),
+        ]
     with torch.no_grad():
-        for batch in torch.stack(list(prepared.tokens.rows)).split(prepared.autoround.batch_size):
+        for batch in rows.split(prepared.autoround.batch_size):
             model(input_ids=batch, use_cache=False)
     for hook in hooks:
         hook.remove()
+    return Run(
+        [torch.cat(each) for each in outputs],
+        [torch.cat(each).sort(-1).values.reshape(*rows.shape, -1) for each in experts],
+    )
+
+
+def deviations(found: Run, reference: Run, expected: list[Any]) -> list[dict[str, float]]:
+    """Return per block |found - expected| / |expected| over the tokens: median, and the greatest of the settled.
+
+    A token is settled where neither it nor one before it has taken other experts than in `reference`, so far.
+    """
+    settled = torch.ones(found.experts[0].shape[:2], dtype=torch.bool)
     result = []
-    for outputs, wanted in zip(found, expected, strict=True):
-        difference = torch.cat(outputs).double() - wanted.double()
-        each = (difference.norm(dim=-1) / wanted.double().norm(dim=-1)).flatten()
-        result.append({"greatest": each.max().item(), "median": each.median().item()})
+    for output, wanted, chosen, others in zip(found.outputs, expected, found.experts, reference.experts, strict=True):
+        settled &= (chosen == others).all(-1).int().cumprod(1).bool()
+        each = (output - wanted.double()).norm(dim=-1) / wanted.double().norm(dim=-1)
+        result.append(
+            {
+                "settled": settled.float().mean().item(),
+                "greatest": each[settled].max().item(),
+                "median": each.median().item(),
+            }
+        )
     return result
 
 
