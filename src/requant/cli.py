@@ -23,8 +23,10 @@ from requant import build as building
 from requant import lock as locking
 from requant.errors import RequantError
 from requant.manifest import make_manifest, read_manifest
+from requant.plan import plan as make_plan
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
+from requant.tables import plan_table
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS, Outcome, Verdict
 from requant.verify import verify as verify_checkpoint
@@ -154,6 +156,23 @@ def manifest(
     with _progress() as tell:
         made = make_manifest(checkpoint, _counted(tell, "manifest", 0))
     sys.stdout.write(made.to_json().decode())
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    twin: Annotated[bool, typer.Option("--twin", help="Plan the small stand-in.")] = False,
+    size: Size = "demo",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe quantizes, into how many tensors and bytes; reads no weight."""
+    if size not in SIZES:
+        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+    planned = make_plan(read_recipe(recipe), size if twin else None)
+    if as_json:
+        _print_json(planned.as_json())
+    else:
+        out.print(plan_table(planned))
 
 
 @app.command()
