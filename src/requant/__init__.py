@@ -3,14 +3,18 @@
 The map, from the top floor down:
 
 cli                                        parses, calls one verb, prints its result, returns its status
-build, lock                                verbs that start programs or use the network
+tables                                     results for a terminal
+build, lock, plan, inspect, remote         verbs, and checkpoints on the Hub by their headers
 preflight                                  what a full build needs, and what it costs
+rules, anatomy, baseline                   what a checkpoint is made of, and what is wrong with it
+loaders, findings                          vLLM, SGLang and transformers as data; what was found, as data
 runner, passes, attestation, fetch, twin   the room and what surrounds it
 verify, download                           are these the recorded bytes?; one file from the Hub
 verdict, manifest, inventory, packing      comparisons as data; what a checkpoint is; every tensor, from config alone
+headers                                    a checkpoint without its weights
 recipe, environment, pins, checkpoint, journal   what a person asks for, and files on disk
 safetensors                                one file format
-digest, errors                             the ground
+digest, errors, defects                    the ground; the catalogue of defects
 
 quantizer/                                 the room: the only place that knows torch; nobody imports it
 

@@ -21,12 +21,16 @@ from rich.table import Table
 
 from requant import build as building
 from requant import lock as locking
+from requant.baseline import expected, read_baseline
 from requant.errors import RequantError
+from requant.inspect import inspect as inspect_headers
+from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.manifest import make_manifest, read_manifest
 from requant.plan import plan as make_plan
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
-from requant.tables import plan_table
+from requant.remote import open_headers
+from requant.tables import defect_text, findings_table, plan_table
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS, Outcome, Verdict
 from requant.verify import verify as verify_checkpoint
@@ -173,6 +177,38 @@ def plan(
         _print_json(planned.as_json())
     else:
         out.print(plan_table(planned))
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")] = "",
+    loader: Annotated[list[str] | None, typer.Option(help="vllm==0.33.0 without it; may be repeated.")] = None,
+    tp: Annotated[list[int] | None, typer.Option(min=1, help="Tensor parallelism, 1 without it; repeatable.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All modelled loaders, at TP 1, 2, 4 and 8.")] = False,
+    recipe: Annotated[Path | None, typer.Option(help="Show what a healthy build of it has as known.")] = None,
+    headers_only: Annotated[bool, typer.Option("--headers-only", help="Look at no zero point and no scale.")] = False,
+    explain: Annotated[str, typer.Option(help="Print a defect's entry, such as D10.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what each loader would do with a checkpoint: every tensor, exactly once, as what it is."""
+    if explain:
+        out.print(defect_text(explain))
+        raise typer.Exit(0)
+    headers = open_headers(checkpoint)
+    loaders = LOADERS if everything else tuple(map(named, loader or [DEFAULT.name]))
+    inspected = inspect_headers(
+        headers,
+        loaders,
+        TENSOR_PARALLEL if everything else tuple(tp or [1]),
+        look_at_values=headers.folder is not None and not headers_only,
+        known=expected(read_baseline(read_recipe(recipe))) if recipe else {},
+    )
+    if as_json:
+        _print_json(inspected.as_json())
+    else:
+        for line in findings_table(inspected):
+            out.print(line)
+    raise typer.Exit(1 if inspected.errors else 0)
 
 
 @app.command()

@@ -1,9 +1,20 @@
 """Results as tables that fit a terminal; `cli` prints them."""
 
+from collections.abc import Iterator
+
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from requant.defects import DEFECTS
+from requant.errors import UsageError
+from requant.findings import Finding, Severity, fold
+from requant.inspect import Inspection
 from requant.plan import Plan
+
+SUBJECTS = 4
+"""Kinds of names that a finding shows; `--json` has every name."""
+COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -20,3 +31,45 @@ def plan_table(plan: Plan) -> Table:
         indented = f"  {name.partition(', ')[2]}" if ", " in name else name
         table.add_row(indented, f"{size.tensors:,}", parameters, f"{size.bytes:,}")
     return table
+
+
+def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
+    """Yield an inspection for a person: equal experts and layers folded into one line each, then a summary."""
+    table = Table("", "rule", "what", "hits", box=None, pad_edge=False)
+    for finding in inspected.findings:
+        folded = fold(finding.subjects)
+        subjects = [f"{name} ({count:,})" if count > 1 else name for name, count in folded[:SUBJECTS]]
+        if len(folded) > SUBJECTS:
+            subjects.append(f"and {len(folded) - SUBJECTS:,} more kinds")
+        colour = "dim" if finding.known else COLOURS[finding.severity]
+        label = "known" if finding.known else str(finding.severity)
+        lines = [finding.consequence, *subjects, *([] if finding.known else [f"repair: {finding.repair}"])]
+        table.add_row(
+            f"[{colour}]{label}[/]", finding.rule, escape("\n".join(lines)), escape(_hits(finding, inspected))
+        )
+    if inspected.findings:
+        yield table
+    looked = "" if inspected.values_read else "; zero points and scales were not looked at (D10, D11, part of D12)"
+    network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
+    against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
+    yield escape(f"{inspected.checkpoint}: {inspected.tensors:,} tensors in {inspected.files} files{network}")
+    verdict = f"[bold red]{len(inspected.errors)} errors[/]" if inspected.errors else "[bold green]no errors[/]"
+    yield f"{verdict}{escape(f' for {against}{looked}')}"
+
+
+def _hits(finding: Finding, inspected: Inspection) -> str:
+    if len(finding.targets) == len(inspected.loaders) * len(inspected.degrees):
+        return "all" if len(finding.targets) > 1 else ""
+    hit: dict[str, list[str]] = {}
+    for target in finding.targets:
+        hit.setdefault(target.loader, []).append(str(target.tensor_parallel))
+    return "\n".join(f"{loader} TP {','.join(degrees)}" for loader, degrees in hit.items())
+
+
+def defect_text(name: str) -> str:
+    """Return a defect's entry; raises UsageError where there is none of that name."""
+    if name not in DEFECTS:
+        raise UsageError(f"--explain {name}: no such defect; there are D01 to D28")
+    entry = DEFECTS[name]
+    seen = "" if entry.in_files else "\n[yellow]No file shows it: inspect has no rule for it.[/]"
+    return f"[bold]{entry.id}[/] {escape(entry.title)}\n{escape(entry.cause)}{seen}\nRepair: {escape(entry.repair)}"
