@@ -60,7 +60,7 @@ def _index(seen: Seen) -> Iterator[Finding]:
             yield seen.error("D22", [INDEX], "Without an index transformers does not find the files.")
         return
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
         raise CheckpointError(f"{headers.name}/{INDEX}: its weight_map is not an object of file names")
     for file in set(weight_map.values()):
         if file.startswith(("/", "\\")) or ".." in file.split("/") or not file.isprintable():
