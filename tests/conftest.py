@@ -27,6 +27,6 @@ def built(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     @cache
     def once(name: str) -> Built:
         folder = tmp_path_factory.mktemp("builds") / name
-        return build(read_recipe(ROOT / "builds" / name), twin="mini", out=folder, threads=2, keep_raw=True)
+        return build(read_recipe(ROOT / "builds" / name), twin="mini", out=folder, keep_raw=True)
 
     return once

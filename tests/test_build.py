@@ -20,7 +20,7 @@ from requant.build import Built, beside, build, compare, record, recorded
 from requant.checkpoint import open_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
-from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, UsageError
+from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.pins import read_pins
@@ -67,7 +67,7 @@ def test_chain_of_outputs_and_inputs(built: Callable[[str], Built]) -> None:
 
 
 def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], tmp_path: Path) -> None:
-    reference = built("ec")
+    reference = built("ec")  # made with the threads that torch takes by itself
     change_host = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
     change_user = ["unshare", "--map-user=1234", "--map-group=1234"]
     try:
@@ -76,8 +76,15 @@ def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], 
         pytest.skip(f"this kernel grants no user namespaces: {error}")
     out = tmp_path / "a folder with another name" / "x"
     command = [*change_host, *change_user, sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec")]
-    command += ["--twin", "--size", "mini", "--threads", "1", "--out", str(out), "--json"]
-    env = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "USER": "somebody", "AR_LOG_LEVEL": "debug"}
+    command += ["--twin", "--size", "mini", "--out", str(out), "--json"]
+    env = {
+        **os.environ,
+        "TZ": "Pacific/Kiritimati",
+        "LC_ALL": "C",
+        "USER": "somebody",
+        "AR_LOG_LEVEL": "debug",
+        "OMP_NUM_THREADS": "2",
+    }
     done = subprocess.run(command, cwd=tmp_path, env=env, umask=0o077, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "identical"
@@ -289,3 +296,9 @@ def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None
 def test_recipes_name_the_passes_that_exist() -> None:
     for name in NAMES:
         assert read_recipe(ROOT / "builds" / name).passes.order == tuple(passes.PASSES)
+
+
+def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    recipe = read_recipe(project(tmp_path, ignore=('"mtp.fc"]', '"mtp.fc", "shared_expret"]')))
+    with pytest.raises(RecipeError, match="shared_expret"):
+        build(recipe, twin="mini", out=tmp_path / "out")

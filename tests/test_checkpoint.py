@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.checkpoints import SMALL, Tensors, checkpoints, nobody, on_disk, tensors, write
+from tests.checkpoints import SMALL, Tensors, checkpoints, nobody, on_a_disk, on_disk, tensors, write
 
 from requant.checkpoint import (
     INDEX,
@@ -41,6 +41,7 @@ def contents(checkpoint: Checkpoint) -> tuple[dict[str, dict[str, tuple[Spec, by
     return shards, {name: checkpoint.file(name) for name in checkpoint.files}
 
 
+@on_a_disk
 @given(files=checkpoints())
 def test_what_is_written_is_read_back(files: dict[str, bytes]) -> None:
     with on_disk(files) as folder, on_disk({}) as empty:
@@ -78,6 +79,7 @@ def test_a_side_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_checkpoint(write(tmp_path, SMALL)).file("LICENSE")
 
 
+@on_a_disk
 @given(data=st.binary(max_size=9), start=st.integers(0, 9), stop=st.integers(0, 9))
 def test_a_part_is_the_same_in_memory_and_on_disk(data: bytes, start: int, stop: int) -> None:
     start, stop = sorted(min(each, len(data)) for each in (start, stop))
@@ -89,6 +91,7 @@ def test_a_part_is_the_same_in_memory_and_on_disk(data: bytes, start: int, stop:
             assert b"".join(each.part(start, stop).chunks()) == data[start:stop]
 
 
+@on_a_disk
 @given(wanted=tensors, count=st.integers(1, 4))
 def test_tensors_are_spread_in_order_and_evenly(wanted: Tensors, count: int) -> None:
     all_of_them = held(wanted)
@@ -110,6 +113,7 @@ def test_one_file_takes_everything() -> None:
     assert spread(wanted, ["all"]) == {"all": wanted}
 
 
+@on_a_disk
 @given(files=checkpoints())
 def test_the_index_names_each_tensor_once_and_all_bytes(files: dict[str, bytes]) -> None:
     with on_disk(files) as folder:
@@ -176,7 +180,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(mode: int) -> None:
     with on_disk({"sub/file": b"", "config.json": b""}) as folder:
         (folder / "sub").chmod(mode)
-        with nobody(), pytest.raises(CheckpointError, match="sub.*: Permission denied"):
+        with nobody(), pytest.raises(CheckpointError, match=r"sub.*: Permission denied"):
             list_files(folder)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.checkpoints import on_disk
+from tests.checkpoints import on_a_disk, on_disk
 
 from requant import digest
 from requant.digest import canonical_json, sha256, sha256_chunks, sha256_file, strict_json
@@ -23,6 +23,7 @@ def test_chunks_are_hashed_as_their_concatenation(chunks: list[bytes]) -> None:
     assert sha256_chunks(chunks) == sha256(b"".join(chunks)) == hashlib.sha256(b"".join(chunks)).hexdigest()
 
 
+@on_a_disk
 @given(data=st.binary(max_size=40), start=st.integers(0, 45), length=st.integers(0, 45), chunk=st.integers(1, 9))
 def test_a_stretch_of_a_file_is_hashed_as_its_bytes(data: bytes, start: int, length: int, chunk: int) -> None:
     with on_disk({"file": data}) as folder, pytest.MonkeyPatch.context() as patch:

@@ -4,9 +4,10 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
+from tests.conftest import ROOT
+
 from requant.passes import PASSES
 from requant.recipe import Recipe
-from tests.conftest import ROOT
 
 
 def test_every_key_of_a_recipe_is_described() -> None:
@@ -15,8 +16,7 @@ def test_every_key_of_a_recipe_is_described() -> None:
         if is_dataclass(kind):
             for field in fields(kind):
                 assert f"`{table}.{field.name}`" in page
-    assert re.findall(r"^\| `([a-z_]+)` \| .* \| (?:D\d|\|)", page.partition("## Passes")[2], re.M)[: len(PASSES)]
-    assert [name for name in re.findall(r"^\| `([a-z_]+)` \|", page.partition("## Passes")[2], re.M)] == list(PASSES)
+    assert re.findall(r"^\| `([a-z_]+)` \|", page.partition("## Passes")[2], re.M) == list(PASSES)
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from requant.twin import SIZES, config, twin, write_twin
 
 BUILDS = Path(__file__).parent.parent / "builds"
 BASE: dict[str, Any] = json.loads((BUILDS / "bases" / "qwen3.6-35b-a3b.config.json").read_text())
+del BASE["generator"]  # ours, not the model's
 IGNORED = {name: read_recipe(BUILDS / name).layers.ignore for name in ("ec", "gb10", "intel")}
 ATTENTION = "model.language_model.layers.3."
 LINEAR = "model.language_model.layers.4."
@@ -156,6 +158,11 @@ def test_what_stays_float_in_the_blocks(name: str) -> None:
     assert not any(each.startswith((VISUAL, "lm_head")) for each in packed)
 
 
+def test_a_width_that_is_no_multiple_of_32_is_left_alone() -> None:
+    narrow = BASE | {"text_config": BASE["text_config"] | {"moe_intermediate_size": 528}}
+    assert len(quantized(BASE, ())) - len(quantized(narrow, ())) == 40 * 256 * 3
+
+
 def test_the_three_tensors_of_a_packed_layer() -> None:
     main = main_tensors(BASE, IGNORED["ec"], 128)
     layer = f"{LINEAR}mlp.experts.255.down_proj"
@@ -206,6 +213,23 @@ def test_the_twin_has_the_names_of_the_base() -> None:
         return {".".join("N" if each.isdigit() else each for each in name.split(".")) for name in found}
 
     assert kinds(base_tensors(config("mini"))) == kinds(base_tensors(BASE))
+
+
+@pytest.mark.room
+@pytest.mark.parametrize("settings", [BASE, config("mini")], ids=["base", "mini"])
+def test_transformers_builds_these_tensors(settings: dict[str, Any], room: Path) -> None:
+    """All but MTP, which it does not build; its order is the inventory's within a module."""
+    code = (
+        "import json, sys, torch, transformers\n"
+        "config = transformers.models.qwen3_5_moe.Qwen3_5MoeConfig(**json.load(sys.stdin))\n"
+        "with torch.device('meta'):\n"
+        "    model = transformers.Qwen3_5MoeForConditionalGeneration(config)\n"
+        "print(json.dumps({name: list(value.shape) for name, value in model.state_dict().items()}))"
+    )
+    command = [str(room), "-s", "-P", "-c", code]
+    done = subprocess.run(command, input=json.dumps(settings), capture_output=True, text=True, check=True)
+    expected = {name: list(spec.shape) for name, spec in base_tensors(settings).items() if not name.startswith(MTP)}
+    assert json.loads(done.stdout) == expected
 
 
 # Configurations that are none.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.checkpoints import BITS, SMALL, checkpoints, frame, names, nobody, on_disk, shard, write
+from tests.checkpoints import BITS, SMALL, checkpoints, frame, names, nobody, on_a_disk, on_disk, shard, write
 
 from requant.errors import CheckpointError
 from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest, read_manifest
@@ -38,12 +38,14 @@ def read(data: bytes) -> Manifest:
         return read_manifest(folder / "manifest.json")
 
 
+@on_a_disk
 @given(manifest=manifests())
 def test_what_is_written_is_read_back(manifest: Manifest) -> None:
     assert read(manifest.to_json()) == manifest
     assert read(manifest.to_json()).to_json() == manifest.to_json()
 
 
+@on_a_disk
 @given(manifest=manifests(), data=st.data())
 def test_no_two_texts_are_one_manifest(manifest: Manifest, data: st.DataObject) -> None:
     text = bytearray(manifest.to_json())
@@ -55,6 +57,7 @@ def test_no_two_texts_are_one_manifest(manifest: Manifest, data: st.DataObject) 
         assert "manifest.json" in str(error)
 
 
+@on_a_disk
 @given(files=checkpoints(), data=st.data())
 def test_equal_checkpoints_have_byte_equal_manifests(files: dict[str, bytes], data: st.DataObject) -> None:
     shuffled = dict(data.draw(st.permutations(sorted(files.items()))))
@@ -158,7 +161,20 @@ def nested(depth: int) -> list[Any]:
         *(
             ({"files": {path: FILE}, "tensors": {}}, "no path inside a checkpoint")
             for path in (
-                "../a", "a/../../b", "/etc/passwd", "//a", "", ".", "..", "./a", "a//b", "a/", "a/.", "a\0b", "a\nb", "\x1b[2J"
+                "../a",
+                "a/../../b",
+                "/etc/passwd",
+                "//a",
+                "",
+                ".",
+                "..",
+                "./a",
+                "a//b",
+                "a/",
+                "a/.",
+                "a\0b",
+                "a\nb",
+                "\x1b[2J",
             )
         ),
         ({"files": {"\ud800": FILE}, "tensors": {}}, "surrogate"),

@@ -204,6 +204,7 @@ def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
         ("tuning.learning_rate", "2/iterations"),
         ("tuning.precision", "float16"),
         ("tuning.tune_norm_and_bias", True),
+        ("tuning.quantized_input", False),
         ("tuning.blocks_at_once", 2),
         ("tuning.torch_compile", True),
         ("calibration.chat_template", True),
@@ -320,6 +321,13 @@ def test_whole_groups_can_be_ignored(patterns: list[str], tmp_path: Path) -> Non
     assert read(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns])).layers.ignore[1:] == tuple(patterns)
 
 
+def test_a_copied_mtp_block_can_be_ignored_whole(tmp_path: Path) -> None:
+    document = with_value("layers.ignore", ["mtp"])
+    assert "D17" in refused(tmp_path, document)
+    document["mtp"]["policy"] = "bf16"
+    assert read(tmp_path, document).layers.ignore == ("mtp",)
+
+
 # What is no recipe at all.
 
 
@@ -372,7 +380,7 @@ def test_comments_order_and_spelling_do_not_change_the_digest(tmp_path: Path) ->
 FIXED = {
     *("scheme.bits", "scheme.symmetric", "scheme.data_type", "scheme.scale_dtype", "scheme.packing"),
     *("tuning.tune_norm_and_bias", "tuning.blocks_at_once", "tuning.algorithm_extension", "tuning.adam"),
-    *("tuning.torch_compile", "calibration.chat_template", "passes.order", "twin.device"),
+    *("tuning.quantized_input", "tuning.torch_compile", "calibration.chat_template", "passes.order", "twin.device"),
 }
 OTHERS = {
     "scheme.group_size": 64,

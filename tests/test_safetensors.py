@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.checkpoints import Tensors, frame, header, nobody, on_disk, shard, tensor, tensors
+from tests.checkpoints import Tensors, frame, header, nobody, on_a_disk, on_disk, shard, tensor, tensors
 
 from requant.errors import CheckpointError
 from requant.safetensors import MAX_HEADER_BYTES, Spec, read_header, write_file
@@ -33,6 +33,7 @@ def write(path: Path, wanted: Tensors) -> None:
     write_file(path, {name: (Spec(dtype, tuple(shape)), [data]) for name, (dtype, shape, data) in wanted.items()})
 
 
+@on_a_disk
 @given(wanted=tensors)
 def test_what_is_written_is_read_back(wanted: Tensors) -> None:
     with on_disk({}) as folder:
@@ -44,6 +45,7 @@ def test_what_is_written_is_read_back(wanted: Tensors) -> None:
         assert len(data) % 8 == sum(len(each) for _, _, each in wanted.values()) % 8  # the data is aligned
 
 
+@on_a_disk
 @given(wanted=tensors, metadata=st.none() | st.dictionaries(st.text(), st.text(), max_size=2))
 def test_what_others_write_is_read(wanted: Tensors, metadata: dict[str, str] | None) -> None:
     with on_disk({"file": shard(wanted, metadata)}) as folder:
@@ -51,13 +53,16 @@ def test_what_others_write_is_read(wanted: Tensors, metadata: dict[str, str] | N
         assert read_header(folder / "file")[1] == (metadata or {})
 
 
+@on_a_disk
 @given(wanted=st.dictionaries(st.sampled_from("abc"), tensor(), min_size=1), data=st.data())
 def test_a_file_that_is_read_is_read_as_the_library_reads_it(wanted: Tensors, data: st.DataObject) -> None:
     """The library takes more than this reader does, never less and never otherwise."""
     text = bytearray(shard(wanted))
     for _ in range(data.draw(st.integers(0, 2))):
-        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.sampled_from(b'\0"0129:,[]{} FIUab') | st.integers(0, 255))
-    with on_disk({"file": text}) as folder:
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(
+            st.sampled_from(b'\0"0129:,[]{} FIUab') | st.integers(0, 255)
+        )
+    with on_disk({"file": bytes(text)}) as folder:
         try:
             found = read(folder / "file")
         except CheckpointError as error:
@@ -72,7 +77,8 @@ def entry(**changes: Any) -> bytes:
 
 def two(first: list[int], second: list[int], data: bytes) -> bytes:
     described = {
-        name: {"dtype": "U8", "shape": [at[1] - at[0]], "data_offsets": at} for name, at in zip("ab", (first, second))
+        name: {"dtype": "U8", "shape": [at[1] - at[0]], "data_offsets": at}
+        for name, at in (("a", first), ("b", second))
     }
     return frame(json.dumps(described).encode(), data)
 
@@ -103,7 +109,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "shape negative": (entry(shape=[-1, -2]), "shape"),
     "shape huge": (entry(shape=[1 << 63]), "shape"),
     "shape of huge product": (entry(shape=[(1 << 63) - 1] * 64), "needs"),
-    "shape of many digits": (frame(b'{"a":{"dtype":"U8","shape":[' + b"9" * 4300 + b'],"data_offsets":[0,2]}}'), "shape"),
+    "shape of many digits": (
+        frame(b'{"a":{"dtype":"U8","shape":[' + b"9" * 4300 + b'],"data_offsets":[0,2]}}'),
+        "shape",
+    ),
     "shape of 65 dimensions": (entry(shape=[1] * 65), "shape"),
     "shape boolean": (entry(shape=[True, 2]), "shape"),
     "shape null": (entry(shape=None), "shape"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_disk, shard, write
+from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_a_disk, on_disk, shard, write
 
 import requant
 from requant.errors import CheckpointError
@@ -41,6 +41,7 @@ def owners(data: bytes) -> list[str | None]:
     return found
 
 
+@on_a_disk
 @given(files=checkpoints())
 def test_a_checkpoint_is_what_its_manifest_says(files: dict[str, bytes]) -> None:
     with on_disk(files) as folder:
@@ -67,6 +68,7 @@ def test_every_single_flipped_bit_is_found_and_named(tmp_path: Path, name: str) 
                 assert verdict.outcome in (Outcome.DIFFERENT, Outcome.EQUIVALENT)
 
 
+@on_a_disk
 @given(files=checkpoints().filter(lambda files: any(files.values())), data=st.data())
 def test_a_flipped_bit_of_any_checkpoint_is_found_and_named(files: dict[str, bytes], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(name for name in files if files[name])))
@@ -74,7 +76,7 @@ def test_a_flipped_bit_of_any_checkpoint_is_found_and_named(files: dict[str, byt
     spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with on_disk(files) as folder:
         manifest = make_manifest(folder)
-        write(folder, {name: spoilt})
+        write(folder, {name: bytes(spoilt)})
         verdict = verify(folder, manifest)
         assert verdict.outcome in (Outcome.DIFFERENT, Outcome.EQUIVALENT)
         assert named(verdict) & {("changed file", name, name), ("unreadable file", name, name)}
@@ -82,7 +84,6 @@ def test_a_flipped_bit_of_any_checkpoint_is_found_and_named(files: dict[str, byt
 
 A, B, C = ("F16", [2], b"\x01\x02\x03\x04"), ("U8", [3], b"\x05\x06\x07"), ("F16", [2], b"\x08\x09\x0a\x0b")
 PT = {"format": "pt"}
-LINK = Path("config.json")
 
 CHANGED: dict[str, tuple[dict[str, bytes | None], Outcome, set[tuple[str, str, str]]]] = {
     "two tensors exchanged": (
@@ -284,8 +285,8 @@ CLI = (sys.executable, "-m", "requant", "verify")
 def run(command: tuple[str, ...], *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command without this process's environment, its site packages hidden from `-S`."""
     return subprocess.run(
-        [*command, *map(os.fspath, arguments)],
-        env={"PYTHONPATH": str(SOURCES), "PYTHONUTF8": "1", "COLUMNS": "200", **environment},
+        [*command, *map(str, arguments)],
+        env={"PYTHONPATH": str(SOURCES), "PYTHONUTF8": "1", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -305,17 +306,16 @@ def folder(tmp_path: Path) -> Path:
 def test_the_exit_status_is_the_outcome(folder: Path, command: tuple[str, ...]) -> None:
     checkpoint, manifest = folder / "checkpoint", folder / "manifest.json"
     done = run(command, checkpoint, manifest)
-    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "identical", "")
+    assert (done.returncode, done.stdout.partition(",")[0].strip()) == (0, "identical")
     write(checkpoint, {"config.json": b""})
     done = run(command, checkpoint, manifest)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "changed file" in done.stdout
-    assert "equivalent" in done.stdout
+    assert done.returncode == 1
+    assert done.stdout.startswith("changed file: config.json (config.json)\nequivalent")
     write(checkpoint, {SECOND: shard({"c": A})})
     done = run(command, checkpoint, manifest)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "changed tensor" in done.stdout
-    assert "different" in done.stdout
+    assert done.returncode == 1
+    assert f"changed tensor: c ({SECOND})\n" in done.stdout
+    assert "\ndifferent" in done.stdout
 
 
 def test_equal_tensors_are_enough_where_that_is_asked_for(folder: Path) -> None:
@@ -352,11 +352,15 @@ def traversal(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(text.replace(b'"config.json"', b'"../../etc/passwd"'))
 
 
+def bytes_of_no_letter(folder: Path) -> None:
+    Path(os.fsdecode(bytes(folder / "checkpoint") + b"/\xff")).touch()
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no checkpoint": (lambda folder: (folder / "checkpoint").rename(folder / "other"), "checkpoint: no such folder"),
     "a link": (lambda folder: (folder / "checkpoint" / "x").symlink_to("/"), "x: not a regular file"),
     "a pipe": (lambda folder: os.mkfifo(folder / "checkpoint" / "x"), "x: not a regular file"),
-    "a name of bytes": (lambda folder: Path(os.fsdecode(bytes(folder / "checkpoint") + b"/\xff")).touch(), r"\udcff"),
+    "a name that is no text": (bytes_of_no_letter, r"\udcff"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
     "an empty manifest": (lambda folder: (folder / "manifest.json").write_bytes(b""), "manifest.json: not a manifest"),
     "an unknown key": (unknown_key, "manifest.json: not a manifest: top level: unknown key 'host'"),
@@ -378,17 +382,18 @@ def test_broken_input_is_an_error_of_status_6_and_not_a_traceback(
 
 
 @pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])
-def test_a_name_is_printed_even_where_the_terminal_lacks_its_letters(tmp_path: Path, command: tuple[str, ...]) -> None:
-    """And neither as markup nor as an emoji."""
-    name = "[red]世:bomb:"
+def test_a_name_is_printed_whole_whatever_its_letters_and_the_terminal(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    name = "[red]世:bomb:" + "." * 200
     (tmp_path / "manifest.json").write_bytes(
         make_manifest(write(tmp_path / "checkpoint", {"a.safetensors": shard({name: A})})).to_json()
     )
     write(tmp_path / "checkpoint", {"a.safetensors": shard({name: C})})
-    for encoding, printed in (("utf-8", name), ("ascii", r"[red]\u4e16:bomb:")):
+    for encoding, printed in (("utf-8", name), ("ascii", name.replace("世", r"\u4e16"))):
         done = run(command, tmp_path / "checkpoint", tmp_path / "manifest.json", PYTHONIOENCODING=encoding)
-        assert (done.returncode, done.stderr) == (1, "")
-        assert f"changed tensor: {printed}" in " ".join(done.stdout.replace("changed tensor", "changed tensor:").replace("::", ":").split())
+        assert done.returncode == 1
+        assert f"changed tensor: {printed} (a.safetensors)\n" in done.stdout
 
 
 @pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])
@@ -401,20 +406,18 @@ def test_wrong_usage_has_status_2(command: tuple[str, ...], arguments: list[str]
 
 def test_verifying_needs_the_standard_library_alone() -> None:
     done = run((sys.executable, "-S", "-s"), "-c", "import requant.verify, sys; print(*sys.modules)")
-    imported = {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    imported = set(done.stdout.split()) - {"__main__"}
+    imported = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
     assert imported == {"requant", *(f"requant.{name}" for name in MODULES)}
 
 
 def test_what_must_be_read_to_trust_it_is_short() -> None:
-    """Lines of code: those that hold neither nothing, nor only a comment or a docstring."""
+    """Counted are the lines on which code begins: no blank line, comment, docstring or closing bracket."""
     lines = 0
     for name in MODULES:
-        for node in ast.walk(tree := ast.parse((SOURCES / "requant" / f"{name}.py").read_bytes())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                node.body = [
-                    each
-                    for each in node.body
-                    if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
-                ] or [ast.Pass()]
-        lines += len({each.lineno for each in ast.walk(tree) if hasattr(each, "lineno")})
+        nodes = list(ast.walk(ast.parse((SOURCES / "requant" / f"{name}.py").read_bytes())))
+        docstrings = {
+            node.lineno for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        lines += len({node.lineno for node in nodes if hasattr(node, "lineno")} - docstrings)
     assert lines <= LINES

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.digest import canonical_json, strict_json
+from requant.digest import canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
 BUILD_TYPE = "urn:requant:build:1"
@@ -37,6 +37,7 @@ class Provenance:
 
 def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
     """Return the statement as one line of canonical JSON; `subjects` maps each output file to its SHA-256."""
+    room = _whole(built.room)
     value = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [_resource(name, digest) for name, digest in sorted(subjects.items())],
@@ -65,7 +66,7 @@ def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
                 "byproducts": [
                     _resource("journal", built.journal),
                     _resource("log", built.log),
-                    {"name": "room", "annotations": _whole(built.room)},
+                    {**_resource("room", sha256(canonical_json(room))), "annotations": room},
                 ],
             },
         },
@@ -76,7 +77,7 @@ def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
 def hardware_of(path: Path) -> dict[str, Any]:
     """Return the hardware class that a recorded statement states; raise CheckpointError where it states none."""
     try:
-        value = strict_json(path.read_bytes())
+        value = strict_json(read_whole(path))
         hardware = value["predicate"]["buildDefinition"]["internalParameters"]["hardware"]
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
@@ -97,4 +98,4 @@ def _whole(value: Any) -> Any:
         return f"{value:.3f}"
     if isinstance(value, Mapping):
         return {key: _whole(each) for key, each in value.items()}
-    return [_whole(each) for each in value] if isinstance(value, list) else value
+    return [_whole(each) for each in value] if isinstance(value, list | tuple) else value

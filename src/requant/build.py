@@ -20,8 +20,9 @@ from requant.attestation import Provenance, hardware_of, statement
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock, room_sources
-from requant.errors import CheckpointError, UsageError
+from requant.errors import CheckpointError, RecipeError, UsageError
 from requant.inputs import Inputs, pinned_inputs, twin_inputs
+from requant.inventory import unmatched
 from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
 from requant.progress import Progress, Tell
@@ -61,7 +62,6 @@ def build(
     *,
     twin: str | None,
     out: Path,
-    threads: int = 1,
     replace_existing: bool = False,
     keep_raw: bool = False,
     endpoint: str | None = None,
@@ -86,13 +86,16 @@ def build(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as name:
         work = Path(name)
         inputs = twin_inputs(twin, work, tell) if twin else pinned_inputs(recipe, out, endpoint, tell)
+        config = json.loads((inputs.base / "config.json").read_text())
+        if typos := unmatched(config, recipe.layers.ignore):
+            raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
         python = runner.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage)))
         prefix = runner.isolation()
         taints = (*inputs.taints, *(() if prefix else ("network: the kernel grants no network namespace",)))
         _furnish(work, recipe, twin, inputs, environment_digest(lock))
         tuning = _timed()
         try:
-            runner.run_room(python, work, threads, prefix, lambda: _watch(work / "journal.jsonl", tell))
+            runner.run_room(python, work, prefix, lambda: _watch(work / "journal.jsonl", tell))
         finally:
             if (work / "log").exists():
                 shutil.copyfile(work / "log", beside(out, "log"))
@@ -194,7 +197,7 @@ def _furnish(work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, envir
 
 
 def _watch(path: Path, tell: Tell) -> None:
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists() or b"\n" not in path.read_bytes():
         return tell(Progress("tuning", note="loading model and text"))
     journal = read_journal(path, growing=True)
     note = ""

@@ -4,6 +4,7 @@ Everything else, progress and advice, goes to standard error. Exit status: 0 ide
 equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
 """
 
+import io
 import json
 import os
 import signal
@@ -17,12 +18,11 @@ import typer
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from requant import build as building
 from requant import lock as locking
 from requant.baseline import expected, read_baseline
-from requant.errors import RequantError
+from requant.errors import NotAvailableError, RequantError
 from requant.inspect import inspect as inspect_headers
 from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.manifest import make_manifest, read_manifest
@@ -39,8 +39,8 @@ SHOWN = 12
 """Differences that a person is shown; `--json` has all of them."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.")]
@@ -50,22 +50,24 @@ Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
 def main() -> NoReturn:
     """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
     signal.signal(signal.SIGTERM, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # what the verb's typer.Exit carries
     except RequantError as error:
         _fail(str(error), error.advice, error.exit_status)
-    except typer.Exit as done:
-        raise SystemExit(done.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", "Nothing was left under the final name.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        _fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
             _fail(error.format_message(), "requant --help lists the verbs.", 2)
         raise
-    raise SystemExit(0)
+    raise SystemExit(status)
 
 
 def _stop(*_: object) -> NoReturn:
@@ -86,8 +88,6 @@ def build(
     runner: Annotated[
         str, typer.Option(help="Where the room runs: venv, a virtual environment from the lock.")
     ] = "venv",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the room; they change no byte.")] = os.cpu_count()
-    or 1,
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
     ] = False,
@@ -106,7 +106,6 @@ def build(
             read,
             twin=stand_in,
             out=folder,
-            threads=threads,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
             tell=tell,
@@ -249,13 +248,10 @@ def lock(
 
 def _show(verdict: Verdict, compared: str) -> None:
     colour = {Outcome.IDENTICAL: "green", Outcome.DIFFERENT: "red"}.get(verdict.outcome, "yellow")
-    if verdict.differences:
-        table = Table("what", "name", "file", box=None, pad_edge=False)
-        for each in verdict.differences[:SHOWN]:
-            table.add_row(each.kind, escape(each.name), escape(each.file))
-        out.print(table)
-        if len(verdict.differences) > SHOWN:
-            out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
+    for each in verdict.differences[:SHOWN]:
+        out.print(escape(f"{each.kind}: {each.name} ({each.file})"))
+    if len(verdict.differences) > SHOWN:
+        out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
     for reason in verdict.reasons:
         out.print(escape(reason))
     out.print(f"[bold {colour}]{verdict.outcome}[/], {escape(compared)}")

@@ -58,7 +58,7 @@ def canonical_json(value: Any) -> bytes:
     """Return `value` as canonical JSON: sorted keys, no white space, UTF-8.
 
     For what requant writes (objects with ASCII keys, arrays, strings, integers, booleans and null) this is
-    RFC 8785. Numbers with a fraction never occur: they are written as hexadecimal strings.
+    RFC 8785. Numbers with a fraction occur only where the digest of a recipe is taken, as Python writes them.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 

@@ -83,6 +83,12 @@ def ignored(name: str, ignore: tuple[str, ...]) -> bool:
     return any(pattern in name for pattern in ignore)
 
 
+def unmatched(config: Mapping[str, Any], ignore: tuple[str, ...]) -> list[str]:
+    """Return the patterns of `ignore` that are part of no layer's name: AutoRound only warns of them."""
+    names = [*linears(config), *mtp_linears(config)]
+    return [pattern for pattern in ignore if not any(pattern in name for name in names)]
+
+
 def quantized(config: Mapping[str, Any], ignore: tuple[str, ...]) -> dict[str, Linear]:
     """Return the linear layers of the blocks that become INT4, in order.
 
@@ -99,12 +105,10 @@ def quantized(config: Mapping[str, Any], ignore: tuple[str, ...]) -> dict[str, L
 def mtp_quantized(config: Mapping[str, Any], ignore: tuple[str, ...]) -> dict[str, Linear]:
     """Return the linear layers of the MTP block that the policy `rtn` packs: what AutoRound packs, plus experts.
 
-    The router and the shared expert's gate stay float, as loaders expect (defect D14).
+    The router, which is no linear layer, and the shared expert's gate stay float, as loaders expect (defect D14).
     """
     return {
-        name: layer
-        for name, layer in mtp_linears(config).items()
-        if _packable(layer) and not ignored(name, ignore) and not name.endswith(".mlp.gate")
+        name: layer for name, layer in mtp_linears(config).items() if _packable(layer) and not ignored(name, ignore)
     }
 
 

@@ -4,16 +4,19 @@ The first line is the header. Every line is canonical JSON; `previous` is the SH
 without its line end, so no line can be changed, dropped or added without changing every later one.
 """
 
+import math
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar, get_args, get_type_hints
 
-from requant.digest import canonical_json, sha256, strict_json
+from requant.digest import canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
 SCHEMA = 1
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,11 @@ def read_journal(path: Path, *, growing: bool = False) -> Journal:
     Raises CheckpointError, which names the line.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     lines = data.split(b"\n")
     if lines.pop() and not growing:
         raise CheckpointError(f"{path}: its last line has no end", "The build that wrote it was cut off.")
@@ -101,32 +106,67 @@ def read_journal(path: Path, *, growing: bool = False) -> Journal:
     for number, line in enumerate(lines, 1):
         try:
             value = strict_json(line)
+            if canonical_json(value) != line:
+                raise ValueError("not in canonical form: keys sorted, no white space")
             if header is None:
                 header = _header(value)
             else:
                 found.append(_block(value, previous))
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path}: line {number}: {error}") from None
         previous = sha256(line)
     if header is None:
         raise CheckpointError(f"{path}: has no header")
-    if len(found) != header.blocks and not growing:
+    if len(found) > header.blocks or (len(found) < header.blocks and not growing):
         raise CheckpointError(f"{path}: has {len(found)} blocks, its header promises {header.blocks}")
     return Journal(header, tuple(found))
 
 
 def _header(value: Any) -> Header:
-    if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
+    schema = value.pop("schema", None) if isinstance(value, dict) else None
+    if type(schema) is not int or schema != SCHEMA:
         raise ValueError(f"not the header of a journal of schema {SCHEMA}")
-    header = Header(**value)
-    if type(header.blocks) is not int or not 0 < header.blocks < 10**6:
-        raise ValueError(f"blocks: found {header.blocks!r}, expected a count")
+    header = _record(Header, value)
+    if not 0 < header.blocks < 10**6:
+        raise ValueError(f"blocks: found {reprlib.repr(header.blocks)}, expected a count")
     return header
 
 
 def _block(value: Any, previous: str) -> Block:
     if not isinstance(value, dict) or value.pop("previous", None) != previous:
         raise ValueError("does not follow from the line before it: a line was changed, dropped or added")
-    loss = Loss(**value.pop("loss"))
-    float.fromhex(loss.initial), float.fromhex(loss.best)
-    return Block(loss=loss, **value)
+    block = _record(Block, value)
+    for loss in (block.loss.initial, block.loss.best):
+        if not _finite(loss):
+            raise ValueError(f"loss: found {reprlib.repr(loss)}, expected a finite number as float.hex writes it")
+    return block
+
+
+def _finite(text: str) -> bool:
+    try:
+        number = float.fromhex(text)
+    except (ValueError, OverflowError):
+        return False
+    return math.isfinite(number) and number.hex() == text
+
+
+def _record(kind: type[Record], value: Any) -> Record:
+    """Return a dataclass from an object that has exactly its fields, each of exactly its type."""
+    hints = get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise ValueError(f"found {reprlib.repr(value)}, expected an object with {', '.join(hints)}")
+    for key in sorted(value.keys() ^ hints.keys()):
+        raise ValueError(f"unknown key {key!r}" if key in value else f"no {key!r}")
+    return kind(**{key: _field(key, hint, value[key]) for key, hint in hints.items()})
+
+
+def _field(key: str, hint: Any, value: Any) -> Any:
+    if hint is Loss:
+        return _record(Loss, value)
+    if hint == Mapping[str, str]:
+        fits = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    else:
+        fits = type(value) in (get_args(hint) or (hint,))
+    if not fits:
+        raise ValueError(f"{key}: found {reprlib.repr(value)}, of another type")
+    return value

@@ -53,7 +53,7 @@ class Tuning:
     precision: Literal["bfloat16", "float32"]
     tune_minmax: bool
     tune_norm_and_bias: Literal[False]
-    quantized_input: bool
+    quantized_input: Literal[True]
     keep_best: bool
     patience: int
     blocks_at_once: Literal[1]
@@ -279,7 +279,8 @@ def _check(recipe: Recipe) -> None:
         refuse("tuning.seed", tuning.seed, "0 to 4294967295, what numpy accepts")
     if tuning.patience != -1 and (tuning.patience < 1 or not tuning.keep_best):
         refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
-    _check_ignore(recipe.layers.ignore, refuse)
+    prefixes = ("model.language_model", "mtp") if recipe.mtp.policy == "rtn" else ("model.language_model",)
+    _check_ignore(recipe.layers.ignore, prefixes, refuse)
     if recipe.passes.order != PASSES:
         refuse(
             "passes.order",
@@ -305,7 +306,9 @@ _FUSED = (
 """Layers that loaders make one of."""
 
 
-def _check_ignore(ignore: tuple[str, ...], refuse: Callable[[str, object, str], None]) -> None:
+def _check_ignore(
+    ignore: tuple[str, ...], prefixes: tuple[str, ...], refuse: Callable[[str, object, str], None]
+) -> None:
     for pattern in ignore:
         if not re.fullmatch(r"[\w.]*[a-zA-Z_.]", pattern, re.ASCII):
             refuse(
@@ -318,7 +321,7 @@ def _check_ignore(ignore: tuple[str, ...], refuse: Callable[[str, object, str], 
         return any(pattern in name for pattern in ignore)
 
     numbers = sorted({"0"}.union(*(re.findall(r"\d+", pattern) for pattern in ignore)))
-    for block in (f"{prefix}.layers.{number}" for prefix in ("model.language_model", "mtp") for number in numbers):
+    for block in (f"{prefix}.layers.{number}" for prefix in prefixes for number in numbers):
         for group in _FUSED:
             if len({kept(f"{block}.{name}") for name in group}) == 2:
                 refuse("layers.ignore", list(ignore), f"{' and '.join(group)} alike: loaders fuse them (defect D06)")

@@ -25,7 +25,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 READY = "ready"
 """File that is written last into an environment: without it, the environment is made anew."""
 
-KEPT = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PATH")
+KEPT = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "PATH")
 """What a room may see of the host's environment variables; AutoRound, torch and the Hub's library read dozens."""
 
 
@@ -39,7 +39,8 @@ def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, st
     except FileNotFoundError:
         raise NotAvailableError(f"{command[0]}: no such program") from None
     if done.returncode:
-        raise BuildError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-TAIL:].strip()}")
+        words = (done.stdout + done.stderr)[-TAIL:].strip()
+        raise BuildError(f"{' '.join(command)}: exit status {done.returncode}\n{words}")
     return done.stdout
 
 
@@ -139,7 +140,7 @@ def _works(words: Sequence[str]) -> bool:
     return True
 
 
-def run_room(python: Path, folder: Path, threads: int, prefix: Sequence[str], watch: Callable[[], None]) -> None:
+def run_room(python: Path, folder: Path, prefix: Sequence[str], watch: Callable[[], None]) -> None:
     """Run the room on `folder`, its output into `folder/log`; call `watch` a few times a second meanwhile.
 
     Raises BuildError with the log's last lines. The room does not outlive this process, whatever ends it.
@@ -156,7 +157,6 @@ def run_room(python: Path, folder: Path, threads: int, prefix: Sequence[str], wa
     }
     env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     env |= {
-        "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": str(folder / "sources"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }

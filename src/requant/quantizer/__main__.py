@@ -33,6 +33,7 @@ def main(folder: Path) -> None:
     )
     autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
     determinism.confirm(autoround, effort.device, effort.precision)
+    tuning.confirm(autoround, recipe, effort)
     blocks = sum(len(names) for names in autoround.quant_block_list)
     header = Header(
         recipe=recipe.digest,
@@ -49,6 +50,7 @@ def main(folder: Path) -> None:
     ):
         autoround.quantize_and_save(str(folder / "raw"), format="auto_round")
     determinism.confirm(autoround, effort.device, effort.precision)
+    tuning.confirm(autoround, recipe, effort)
     if heard.recorded != blocks:
         raise RequantError(f"AutoRound tuned {heard.recorded} of {blocks} blocks")
     report = {
@@ -57,7 +59,8 @@ def main(folder: Path) -> None:
         "absent": list(determinism.AUTOTUNED),
         "seconds": {
             "preparing": round(prepared - started, 3),
-            "blocks": [round(seconds, 3) for seconds in heard.seconds],
+            "tuning": [round(seconds, 3) for seconds in heard.tuning],
+            "listening": round(heard.listening, 3),
             "total": round(time.monotonic() - started, 3),
         },
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

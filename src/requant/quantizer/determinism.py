@@ -13,8 +13,15 @@ from typing import Any
 from requant.digest import canonical_json, sha256
 from requant.errors import BuildError
 
-CPU_CAPS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-"""Instruction sets for a tuning on a CPU: without them, each processor's widest vectors sum in their own order."""
+CPU_CAPS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""What fixes the order of every sum on a CPU: instruction sets, because each processor's widest vectors sum in
+their own order, and one thread, because two split a matrix product and a reduction at other places than one."""
 
 AUTOTUNED = ("fla", "causal_conv1d", "flash_attn")
 """Packages whose kernels choose their own tiling by stopwatch; the model uses them as soon as they are there."""
@@ -74,9 +81,14 @@ def confirm(autoround: Any, device: str, precision: str) -> None:
         raise BuildError("AutoRound has relaxed torch's determinism to warnings", "Report this with the log.")
     if autoround.amp_dtype != getattr(torch, precision):
         raise BuildError(f"AutoRound tunes in {autoround.amp_dtype}, the recipe asks for {precision}")
-    capability = torch.backends.cpu.get_cpu_capability()
-    if device == "cpu" and capability != "AVX2":
-        raise BuildError(f"torch runs with {capability}, the cap is AVX2", "A CPU without AVX2 cannot build a twin.")
+    if device == "cpu":
+        capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+        if capability != "AVX2":
+            raise BuildError(
+                f"torch runs with {capability}, the cap is AVX2", "A CPU without AVX2 cannot build a twin."
+            )
+        if threads != 1:
+            raise BuildError(f"torch runs with {threads} threads, the cap is 1", "Report this with the log.")
 
 
 def random_state() -> str:

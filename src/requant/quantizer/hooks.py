@@ -5,6 +5,7 @@ called once per step; `shard_writer` gets the block when its tensors have their 
 same in 0.12.2 and at 2dda035.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ class Listener:
     losses: list[float] = field(default_factory=list)
     pending: dict[str, Any] = field(default_factory=dict)
     recorded: int = 0
-    seconds: list[float] = field(default_factory=list)
+    tuning: list[float] = field(default_factory=list)
+    """Seconds that AutoRound took for each block."""
+    listening: float = 0.0
+    """Seconds that hashing and writing took, for all blocks."""
 
     def loss(self, divisor: int) -> Loss:
         """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts."""
@@ -35,6 +39,8 @@ class Listener:
             sum((loss / divisor for loss in self.losses[i : i + steps]), start=0.0)
             for i in range(0, len(self.losses), steps)
         ]
+        if not all(map(math.isfinite, totals)):
+            raise BuildError(f"{self.pending['block']}: a loss of {totals}", "AutoRound would have gone on.")
         best = min(range(len(totals)), key=totals.__getitem__)
         return Loss(totals[0].hex(), totals[best].hex(), best)
 
@@ -53,8 +59,8 @@ def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Liste
     ) -> Any:
         if heard.pending:
             raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
-        started = time.monotonic()
         heard.losses.clear()
+        begun = time.monotonic()
         quantized = input_ids if q_input is None else q_input
         heard.pending = {
             "block": block.global_name,
@@ -64,10 +70,13 @@ def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Liste
         divisor = 1
         if heard.steps_per_iteration > 1:
             divisor = sum(each.numel() for each in quantized[: self.batch_size * heard.steps_per_iteration])
+        tuned = time.monotonic()
         q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
+        done = time.monotonic()
         heard.pending["loss"] = heard.loss(divisor)
         heard.pending["outputs"] = {"full": digest(output), "quantized": digest(q_output)}
-        heard.seconds.append(time.monotonic() - started)
+        heard.tuning.append(done - tuned)
+        heard.listening += tuned - begun + time.monotonic() - done
         return q_output, output
 
     def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,10 +86,12 @@ def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Liste
 
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.pending and m.global_name == heard.pending["block"]:
+            begun = time.monotonic()
             tensors = {f"{m.global_name}.{name}": digest([value]) for name, value in m.state_dict().items()}
             heard.record(Block(tensors=tensors, **heard.pending))
             heard.pending = {}
             heard.recorded += 1
+            heard.listening += time.monotonic() - begun
         return write(rounder, m, *args, **kwargs)
 
     compressor._quantize_block, compressor._get_loss, base.shard_writer = quantize_block, get_loss, shard_writer

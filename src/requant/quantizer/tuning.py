@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from requant.errors import BuildError
 from requant.recipe import Effort, Recipe
 
 
@@ -75,3 +76,21 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         ignore_layers=",".join(recipe.layers.ignore),
         enable_deterministic_algorithms=True,
     )
+
+
+def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
+    """Raise BuildError where AutoRound tunes with another number than the recipe's; it would only warn.
+
+    It caps the sequence length at what the tokenizer states, and lowers batches that the samples do not fill.
+    """
+    asked = {
+        "iters": effort.iterations,
+        "nsamples": effort.samples,
+        "seqlen": effort.sequence_length,
+        "batch_size": recipe.tuning.batch_size,
+        "gradient_accumulate_steps": recipe.tuning.gradient_accumulation,
+        "seed": recipe.tuning.seed,
+    }
+    for name, value in asked.items():
+        if (found := getattr(autoround, name)) != value:
+            raise BuildError(f"AutoRound takes {found!r} for {name}, the recipe asks for {value!r}")

@@ -1,0 +1,65 @@
+"""The command as a person meets it: statuses, streams, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+
+
+def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "requant", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_lists_the_verbs() -> None:
+    done = requant("--help")
+    assert done.returncode == 0
+    for verb in ("build", "verify", "manifest", "twin", "lock"):
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("frobnicate",), 2, "frobnicate"),
+        (("build",), 2, "RECIPE"),
+        (("build", "builds/none", "--twin"), 4, "builds/none"),
+        (("build", "builds/ec", "--twin", "--size", "huge"), 2, "mini, demo, wide"),
+        (("build", "builds/ec", "--twin", "--runner", "cloud"), 2, "venv"),
+        (("verify", "builds", "README.md"), 6, "not a manifest"),
+        (("verify", "nowhere", "builds/ec/mini.manifest.json"), 6, "no such folder"),
+        (("manifest", "nowhere"), 6, "no such folder"),
+        (("lock", "--check", "none"), 5, "none.in"),
+    ],
+)
+def test_errors_are_short_and_have_their_status(arguments: tuple[str, ...], status: int, says: str) -> None:
+    done = requant(*arguments)
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) < 8
+
+
+def test_a_twin_is_written_and_its_manifest_verifies_it(tmp_path: Path) -> None:
+    assert requant("twin", "--size", "mini", "--out", str(tmp_path / "twin")).returncode == 0
+    done = requant("manifest", str(tmp_path / "twin"))
+    (tmp_path / "manifest.json").write_text(done.stdout)
+    done = requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"))
+    assert (done.returncode, done.stdout.split()[0].strip(",")) == (0, "identical")
+    (tmp_path / "twin" / "README.md").unlink()
+    done = requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["outcome"] == "equivalent"
+    assert requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"), "--tensors").returncode == 0
+    assert requant("twin", "--size", "mini", "--out", str(tmp_path / "twin")).returncode == 2
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    requant("twin", "--size", "mini", "--out", str(tmp_path / "twin"))
+    command = f"{sys.executable} -m requant manifest {tmp_path / 'twin'} | head -c 10"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -1,0 +1,265 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.checkpoints import nobody, on_a_disk, on_disk
+
+from requant.errors import CheckpointError
+from requant.journal import Block, Header, Journal, Loss, Writer, read_journal
+
+text = st.text(max_size=5)
+strings = st.dictionaries(text, text, max_size=2)
+losses = st.floats(allow_nan=False, allow_infinity=False).map(float.hex)
+blocks = st.builds(
+    Block,
+    block=text,
+    inputs=strings,
+    random_state=text,
+    loss=st.builds(Loss, losses, losses, st.integers(0)),
+    tensors=strings,
+    outputs=strings,
+)
+
+
+@st.composite
+def journals(draw: st.DrawFn) -> Journal:
+    found = tuple(draw(st.lists(blocks, min_size=1, max_size=4)))
+    header = draw(st.builds(Header, text, st.none() | text, text, text, text, st.just(len(found))))
+    return Journal(header, found)
+
+
+def written(journal: Journal) -> bytes:
+    with on_disk({}) as folder:
+        with Writer(folder / "journal.jsonl", journal.header) as writer:
+            for block in journal.blocks:
+                writer.append(block)
+        return (folder / "journal.jsonl").read_bytes()
+
+
+def read(data: bytes, *, growing: bool = False) -> Journal:
+    with on_disk({"journal.jsonl": data}) as folder:
+        return read_journal(folder / "journal.jsonl", growing=growing)
+
+
+BLOCK = Block("layers.0", {"full": "ab"}, "cd", Loss((1.5).hex(), (0.5).hex(), 3), {"layers.0.w": "ef"}, {"full": "01"})
+JOURNAL = Journal(
+    Header("recipe", "mini", "environment", "base", "calibration", blocks=3),
+    tuple(replace(BLOCK, block=f"layers.{i}") for i in range(3)),
+)
+LINES = written(JOURNAL).splitlines(keepends=True)
+
+
+@on_a_disk
+@given(journal=journals())
+def test_what_is_written_is_read_back(journal: Journal) -> None:
+    data = written(journal)
+    assert read(data) == journal
+    assert written(read(data)) == data
+
+
+def test_a_build_without_a_twin_has_none() -> None:
+    journal = replace(JOURNAL, header=replace(JOURNAL.header, twin=None))
+    assert read(written(journal)) == journal
+
+
+def test_a_journal_is_on_disk_line_by_line_and_never_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Writer(path, JOURNAL.header) as writer:
+        for count, block in enumerate(JOURNAL.blocks):
+            assert read_journal(path, growing=True) == replace(JOURNAL, blocks=JOURNAL.blocks[:count])
+            writer.append(block)
+    with pytest.raises(FileExistsError):
+        Writer(path, JOURNAL.header)
+
+
+@on_a_disk
+@given(journal=journals(), data=st.data())
+def test_a_growing_journal_is_read_as_far_as_it_goes(journal: Journal, data: st.DataObject) -> None:
+    whole = written(journal)
+    first = whole.index(b"\n") + 1
+    part = whole[: data.draw(st.integers(first, len(whole)))]
+    assert read(part, growing=True) == replace(journal, blocks=journal.blocks[: part.count(b"\n") - 1])
+    if part != whole:
+        with pytest.raises(CheckpointError, match=r"its last line has no end|its header promises"):
+            read(part)
+
+
+@pytest.mark.parametrize("growing", [False, True])
+@on_a_disk
+@given(journal=journals(), data=st.data())
+def test_a_flipped_bit_before_the_last_line_is_found(journal: Journal, growing: bool, data: st.DataObject) -> None:
+    """Nothing follows from the last line: the attestation names the whole journal by digest."""
+    spoilt = bytearray(written(journal))
+    at = data.draw(st.integers(0, spoilt[:-1].rindex(b"\n")))
+    spoilt[at] ^= 1 << data.draw(st.integers(0, 7))
+    number = bytes(spoilt[:at]).count(b"\n") + 1
+    with pytest.raises(CheckpointError, match=rf"line ({number}|{number + 1}): "):
+        read(bytes(spoilt), growing=growing)
+
+
+@on_a_disk
+@given(journal=journals(), data=st.data())
+def test_a_flipped_bit_anywhere_is_another_journal_or_none(journal: Journal, data: st.DataObject) -> None:
+    spoilt = bytearray(written(journal))
+    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        assert read(bytes(spoilt)) != journal
+    except CheckpointError as error:
+        assert "journal.jsonl" in str(error)
+
+
+CHAIN = "does not follow from the line before it"
+
+REARRANGED: dict[str, tuple[list[bytes], str]] = {
+    "first dropped": (LINES[1:], "line 1: not the header"),
+    "second dropped": ([*LINES[:1], *LINES[2:]], f"line 2: {CHAIN}"),
+    "third dropped": ([*LINES[:2], *LINES[3:]], f"line 3: {CHAIN}"),
+    "last dropped": (LINES[:3], "has 2 blocks, its header promises 3"),
+    "all but the header dropped": (LINES[:1], "has 0 blocks, its header promises 3"),
+    "everything dropped": ([], "has no header"),
+    "header twice": ([LINES[0], *LINES], f"line 2: {CHAIN}"),
+    "block twice": ([*LINES[:2], *LINES[1:]], f"line 3: {CHAIN}"),
+    "last block twice": ([*LINES, LINES[3]], f"line 5: {CHAIN}"),
+    "one more, well chained": (
+        [*LINES, *written(replace(JOURNAL, blocks=(*JOURNAL.blocks, BLOCK))).splitlines(keepends=True)[4:]],
+        "has 4 blocks, its header promises 3",
+    ),
+    "two exchanged": ([LINES[0], LINES[2], LINES[1], LINES[3]], f"line 2: {CHAIN}"),
+    "backwards": (LINES[::-1], "line 1: not the header"),
+    "a line of another journal": (
+        [*LINES[:3], written(replace(JOURNAL, blocks=(BLOCK,) * 3)).splitlines(keepends=True)[3]],
+        f"line 4: {CHAIN}",
+    ),
+    "an empty line": ([*LINES[:2], b"\n", *LINES[2:]], "line 3: "),
+    "an empty line at the end": ([*LINES, b"\n"], "line 5: "),
+    "the last line's end dropped": ([*LINES[:3], LINES[3][:-1]], "its last line has no end"),
+    "line ends of Windows": ([line[:-1] + b"\r\n" for line in LINES], "line 1: not in canonical form"),
+    "white space": ([LINES[0].replace(b":", b": ", 1), *LINES[1:]], "line 1: not in canonical form"),
+}
+
+
+@pytest.mark.parametrize(("lines", "found"), REARRANGED.values(), ids=REARRANGED)
+def test_a_line_that_was_dropped_added_or_moved_is_named(lines: list[bytes], found: str) -> None:
+    with pytest.raises(CheckpointError, match=r"journal\.jsonl: ") as caught:
+        read(b"".join(lines))
+    assert found in str(caught.value)
+
+
+@pytest.mark.parametrize(("number", "key"), [(0, "recipe"), (1, "block"), (2, "random_state")])
+def test_a_line_that_was_changed_and_is_well_formed_is_found_by_the_next(number: int, key: str) -> None:
+    changed = canonical(json.loads(LINES[number]) | {key: "changed"})
+    with pytest.raises(CheckpointError, match=f"line {number + 2}: {CHAIN}"):
+        read(b"".join([*LINES[:number], changed, *LINES[number + 1 :]]))
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def with_header(**changes: Any) -> bytes:
+    return canonical(json.loads(LINES[0]) | changes)
+
+
+def with_block(**changes: Any) -> bytes:
+    """A journal whose last block says something else."""
+    return b"".join([*LINES[:3], canonical(json.loads(LINES[3]) | changes)])
+
+
+def with_loss(**changes: Any) -> bytes:
+    return with_block(loss={"initial": (1.5).hex(), "best": (0.5).hex(), "best_iteration": 3} | changes)
+
+
+def test_the_journal_that_is_spoilt_below_is_one() -> None:
+    assert read(with_header(), growing=True).header == JOURNAL.header
+    assert read(with_block()) == read(with_loss()) == JOURNAL
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (with_header(schema=2), "line 1: not the header of a journal of schema 1"),
+        (with_header(schema=True), "line 1: not the header of a journal of schema 1"),
+        (canonical([]), "line 1: not the header of a journal of schema 1"),
+        (with_header(host="here"), "line 1: unknown key 'host'"),
+        (with_header(recipe=None), "line 1: recipe: found None"),
+        (with_header(twin=["mini"]), "line 1: twin: found ['mini']"),
+        (with_header(blocks=0), "line 1: blocks: found 0"),
+        (with_header(blocks=-1), "line 1: blocks: found -1"),
+        (with_header(blocks=True), "line 1: blocks: found True"),
+        (with_header(blocks="3"), "line 1: blocks: found '3'"),
+        (with_header(blocks=10**4299), "line 1: blocks: found"),
+        (with_header(base="\ud800"), "line 1: "),
+        (with_block(seconds=1), "line 4: unknown key 'seconds'"),
+        (with_block(block=4), "line 4: block: found 4"),
+        (with_block(inputs=[]), "line 4: inputs: found []"),
+        (with_block(inputs={"full": 1}), "line 4: inputs: found {'full': 1}"),
+        (with_block(tensors={"w": None}), "line 4: tensors: found {'w': None}"),
+        (with_block(tensors=nested(800)), "line 4: tensors: found"),
+        (with_block(outputs=None), "line 4: outputs: found None"),
+        (with_block(outputs={"\x1b[2J": 1}), "line 4: outputs: found"),
+        (with_block(loss=None), "line 4: found None"),
+        (with_block(loss={}), "line 4: no 'best'"),
+        (with_loss(worst=(1.5).hex()), "line 4: unknown key 'worst'"),
+        (with_loss(best_iteration=3.0), "line 4: best_iteration: found 3.0"),
+        (with_loss(best_iteration=False), "line 4: best_iteration: found False"),
+        (with_loss(initial=1), "line 4: initial: found 1"),
+        (with_loss(initial="nan"), "line 4: loss: found 'nan'"),
+        (with_loss(best="inf"), "line 4: loss: found 'inf'"),
+        (with_loss(best="-inf"), "line 4: loss: found '-inf'"),
+        (with_loss(best="1.5"), "line 4: loss: found '1.5'"),
+        (with_loss(best="0x1.80p+0"), "line 4: loss: found '0x1.80p+0'"),
+        (with_loss(best="0x1.0p+99999"), "line 4: loss: found '0x1.0p+99999'"),
+        (with_loss(best="9" * 10**6), "line 4: loss: found"),
+        (with_loss(best=""), "line 4: loss: found ''"),
+        (with_block()[:-2] + b',"previous":""}\n', "line 4: the key 'previous' stands twice"),
+        (LINES[0] + b"NaN\n", "line 2: NaN"),
+        (LINES[0] + b"\xff\n", "line 2: 'utf-8'"),
+        (LINES[0] + b"[" * 100_000 + b"\n", "line 2: nested too deeply"),
+        (LINES[0] + b"[]\n", "line 2: "),
+        (b"\n", "line 1: "),
+        (bytes(100) + b"\n", "line 1: "),
+    ],
+)
+@pytest.mark.parametrize("growing", [False, True])
+def test_a_hostile_line_is_named_in_words_that_print(data: bytes, found: str, growing: bool) -> None:
+    with pytest.raises(CheckpointError, match=r"journal\.jsonl: line \d: ") as caught:
+        read(data, growing=growing)
+    assert found in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("line", [0, 3])
+def test_a_key_that_is_missing_is_named(line: int) -> None:
+    for key in json.loads(LINES[line]):
+        value = json.loads(LINES[line])
+        del value[key]
+        with pytest.raises(CheckpointError, match=f"line {line + 1}: "):
+            read(b"".join([*LINES[:line], canonical(value)]))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    for name, found in (("absent", "No such file"), (".", "Is a directory")):
+        with pytest.raises(CheckpointError, match=found):
+            read_journal(tmp_path / name)
+    with on_disk({"locked": b"".join(LINES)}) as folder:
+        (folder / "locked").chmod(0)
+        with nobody(), pytest.raises(CheckpointError, match="locked: Permission denied"):
+            read_journal(folder / "locked")
+
+
+def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requant.digest.MAX_WHOLE", 1 << 20)
+    with pytest.raises(CheckpointError, match="/dev/zero: larger than 1,048,576 bytes"):
+        read_journal(Path("/dev/zero"))
