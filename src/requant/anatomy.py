@@ -3,18 +3,21 @@
 Equal blocks are examined once: a checkpoint has 41 of them with 2,300 tensors each, and a healthy one three kinds.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from requant.headers import Headers
-from requant.inventory import FLOAT, LM, MTP, PACKED, Linear, base_tensors, linears, mtp_linears, packed_specs
+from requant.inventory import FLOAT, LM, MTP, PACKED, VISUAL, Linear, base_tensors, linears, mtp_linears, packed_specs
 from requant.loaders.declared import Declared
 from requant.safetensors import Spec
 
 BLOCKS = (f"{LM}layers.", f"{MTP}layers.")
 GATES = ("mlp.gate", "mlp.shared_expert_gate")
 EXPERTS = "mlp.experts"
+
+_PREFIX = re.compile(r"^(?:(?:model|language_model)\.)+(?=layers\.|embed_tokens\.|norm\.)")
 
 Form = Literal["packed", "float", "fused", "mixed", "missing"]
 Flaw = Literal["missing", "shape", "dtype", "both", "unknown"]
@@ -55,6 +58,11 @@ class Anatomy:
     blocks: Mapping[str, Mapping[str, Spec]]
     rest: Mapping[str, Spec]
     copies: Mapping[str, tuple[str, ...]]
+
+
+def canonical(name: str) -> str:
+    """Return the base's name for a tensor, whatever prefix a loader or a tool gave it."""
+    return VISUAL + name.removeprefix("visual.") if name.startswith("visual.") else _PREFIX.sub(LM, name)
 
 
 def dissect(headers: Headers) -> Anatomy:

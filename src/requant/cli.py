@@ -30,7 +30,8 @@ from requant.plan import plan as make_plan
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
 from requant.remote import open_headers
-from requant.tables import defect_text, findings_table, plan_table
+from requant.repair import repair as mend
+from requant.tables import defect_text, findings_table, plan_table, repair_table
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS, Outcome, Verdict
 from requant.verify import verify as verify_checkpoint
@@ -208,6 +209,32 @@ def inspect(
         for line in findings_table(inspected):
             out.print(line)
     raise typer.Exit(1 if inspected.errors else 0)
+
+
+@app.command()
+def repair(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder; it is only read.")],
+    base: Annotated[Path, typer.Option(help="The unquantized model that it was made from.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="A new folder; nothing is written without.")] = None,
+    mtp: Annotated[str, typer.Option(help="bf16 or rtn; as it is without.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write the checkpoint that this one should have been, without touching a tuned byte."""
+    if mtp not in ("", "bf16", "rtn"):
+        raise typer.BadParameter(f"{mtp}: there are bf16 and rtn")
+    with _progress() as tell:
+        done = mend(
+            checkpoint,
+            base,
+            out=out_folder,
+            policy=mtp or None,
+            progress=lambda file: tell(Progress("repair", note=file)),
+        )
+    if as_json:
+        _print_json(done.as_json())
+    else:
+        for line in repair_table(done):
+            out.print(line)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from requant.errors import UsageError
 from requant.findings import Finding, Severity, fold
 from requant.inspect import Inspection
 from requant.plan import Plan
+from requant.repair import Repair
 
 SUBJECTS = 4
 """Kinds of names that a finding shows; `--json` has every name."""
@@ -73,3 +74,20 @@ def defect_text(name: str) -> str:
     entry = DEFECTS[name]
     seen = "" if entry.in_files else "\n[yellow]No file shows it: inspect has no rule for it.[/]"
     return f"[bold]{entry.id}[/] {escape(entry.title)}\n{escape(entry.cause)}{seen}\nRepair: {escape(entry.repair)}"
+
+
+def repair_table(done: Repair) -> Iterator[RenderableType]:
+    """Yield what a repair does, folded, and the digest that proves the tuned bytes."""
+    table = Table("", "what", "how many", box=None, pad_edge=False)
+    for label in ("added", "replaced", "dropped", "moved", "files"):
+        for name, count in fold(getattr(done, label)):
+            table.add_row(label, escape(name), f"{count:,}")
+    if done.needed:
+        yield table
+    yield f"{done.kept:,} tuned tensors keep their bytes: sha256 {done.before}"
+    if done.after is not None:
+        yield f"read back from what was written: sha256 {done.after}"
+    elif done.needed:
+        yield "nothing was written: --out DIR writes it"
+    else:
+        yield "nothing is to be repaired"

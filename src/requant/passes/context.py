@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.checkpoint import Checkpoint, Tensor
 from requant.errors import BuildError
@@ -24,25 +24,18 @@ class Aim:
 
     base: Checkpoint
 
-    @property
-    def ignore(self) -> tuple[str, ...]:  # noqa: D102
-        raise NotImplementedError
+    if TYPE_CHECKING:  # fields or properties, as each aim has them
 
-    @property
-    def policy(self) -> str:  # noqa: D102
-        raise NotImplementedError
-
-    @property
-    def group_size(self) -> int:  # noqa: D102
-        raise NotImplementedError
-
-    @property
-    def shards(self) -> int:  # noqa: D102
-        raise NotImplementedError
-
-    @property
-    def declared(self) -> dict[str, Any]:  # noqa: D102
-        raise NotImplementedError
+        @property
+        def ignore(self) -> tuple[str, ...]: ...  # noqa: D102
+        @property
+        def policy(self) -> str: ...  # noqa: D102
+        @property
+        def group_size(self) -> int: ...  # noqa: D102
+        @property
+        def shards(self) -> int: ...  # noqa: D102
+        @property
+        def declared(self) -> dict[str, Any]: ...  # noqa: D102
 
     def refuse(self, finding: str) -> None:
         """Hear of something that should not be there, which the pass can mend: stop, or let it go on."""

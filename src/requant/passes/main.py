@@ -29,7 +29,10 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
                 context.refuse(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
     for name, spec in context.main.items():
         if name not in found:
-            raise BuildError(f"{name}: AutoRound did not write it")
+            if name.endswith(PACKED):
+                raise BuildError(f"{name}: AutoRound did not write it")
+            context.refuse(f"{name}: AutoRound did not write it")
+            found[name] = context.tensors[name]
         if name.endswith(PACKED):
             if found[name].spec != spec:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")

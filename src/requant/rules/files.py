@@ -1,19 +1,16 @@
 """Rules about files: which tensor stands where, what the index says, and the side files (D01, D02, D04, D20 to D22)."""
 
-import re
 from collections.abc import Iterator
 
+from requant.anatomy import canonical
 from requant.checkpoint import INDEX
 from requant.errors import CheckpointError
 from requant.findings import Finding
-from requant.inventory import LM, VISUAL
 from requant.rules.seen import Seen
 
 NEEDED = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 USEFUL = ("LICENSE", "chat_template.jinja", "merges.txt", "video_preprocessor_config.json", "vocab.json")
 KIND = ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "qwen3_5_moe_text")
-
-_PREFIX = re.compile(r"^(?:(?:model|language_model)\.)+(?=layers\.|embed_tokens\.|norm\.)")
 
 
 def check(seen: Seen) -> Iterator[Finding]:
@@ -23,11 +20,6 @@ def check(seen: Seen) -> Iterator[Finding]:
     yield from _configurations(seen)
     yield from _kind(seen)
     yield from _sides(seen)
-
-
-def canonical(name: str) -> str:
-    """Return the base's name for a tensor of the language model, whatever prefix a loader or a tool gave it."""
-    return VISUAL + name.removeprefix("visual.") if name.startswith("visual.") else _PREFIX.sub(LM, name)
 
 
 def second_names(seen: Seen) -> dict[str, str]:
