@@ -22,7 +22,9 @@ from rich.markup import escape
 from requant import build as building
 from requant import lock as locking
 from requant.baseline import expected, read_baseline
+from requant.card import judge, read_card
 from requant.errors import NotAvailableError, RequantError
+from requant.identify import identify as fingerprint
 from requant.inspect import inspect as inspect_headers
 from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.manifest import make_manifest, read_manifest
@@ -31,7 +33,7 @@ from requant.progress import Progress, Tell
 from requant.recipe import Recipe, read_recipe
 from requant.remote import open_headers
 from requant.repair import repair as mend
-from requant.tables import defect_text, findings_table, plan_table, repair_table
+from requant.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS, Outcome, Verdict
 from requant.verify import verify as verify_checkpoint
@@ -209,6 +211,24 @@ def inspect(
         for line in findings_table(inspected):
             out.print(line)
     raise typer.Exit(1 if inspected.errors else 0)
+
+
+@app.command()
+def identify(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")],
+    card: Annotated[Path | None, typer.Option(help="Hold the claims of this README.md against the files.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which tools and policies can have written a checkpoint, and which claims of its card hold."""
+    headers = open_headers(checkpoint)
+    found = fingerprint(headers)
+    claims = judge(read_card(card), found, headers) if card else ()
+    if as_json:
+        _print_json({**found.as_json(), "claims": [each.as_json() for each in claims]})
+        return
+    out.print(fingerprint_table(found))
+    if claims:
+        out.print(claims_table(claims))
 
 
 @app.command()

@@ -6,9 +6,11 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from requant.card import Claim
 from requant.defects import DEFECTS
 from requant.errors import UsageError
 from requant.findings import Finding, Severity, fold
+from requant.identify import Fingerprint
 from requant.inspect import Inspection
 from requant.plan import Plan
 from requant.repair import Repair
@@ -91,3 +93,42 @@ def repair_table(done: Repair) -> Iterator[RenderableType]:
         yield "nothing was written: --out DIR writes it"
     else:
         yield "nothing is to be repaired"
+
+
+def fingerprint_table(found: Fingerprint) -> Table:
+    """Return a fingerprint, line by line."""
+    table = Table("what", "found", box=None, pad_edge=False)
+    words = {
+        file: ", ".join(f"{word} ({count:,})" for word, count in each.items())
+        for file, each in (found.zero_words or {}).items()
+    }
+    rows = {
+        "MTP": found.mtp,
+        "zero points": "\n".join(f"{file}: {each}" for file, each in words.items()) or "not read",
+        "negative scales, tuned": _share(found.negative_tuned),
+        "negative scales, MTP": _share(found.negative_rounded),
+        "bytes": f"{found.main_bytes:,} in main files, {found.extra_bytes:,} in the extra file",
+        "fits": "\n".join(found.policies) or "no known policy",
+        "tensors": ", ".join(f"{count:,} {what}" for what, count in found.tensors.items()),
+        "packed": f"{found.quantized_layers:,} of {found.linear_layers:,} linear layers",
+        "tokenizer": found.tokenizer,
+        "declared": f"auto-round {found.declared_version or '?'}; {dict(found.declared_effort)}",
+        "possible writers": "\n".join(found.writers) or "none that is known",
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "not read, or none there" if value is None else f"{value:.1%}"
+
+
+def claims_table(claims: tuple[Claim, ...]) -> Table:
+    """Return a card's claims with their verdicts."""
+    table = Table("line", "claim", "verdict", "evidence", box=None, pad_edge=False)
+    colours = {"confirmed": "green", "refuted": "red", "undecidable": "yellow"}
+    for each in claims:
+        verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
+        table.add_row(str(each.line), escape(each.text), verdict, escape(each.evidence))
+    return table
