@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from requant.checkpoint import INDEX
 from requant.headers import Headers
 from requant.inventory import FLOAT, LM, MTP, PACKED, VISUAL, Linear, base_tensors, linears, mtp_linears, packed_specs
 from requant.loaders.declared import Declared
@@ -70,7 +71,8 @@ def dissect(headers: Headers) -> Anatomy:
     blocks: dict[str, dict[str, Spec]] = {}
     rest: dict[str, Spec] = {}
     inside, block = rest, "\n"  # no name begins with it
-    for file in sorted(headers.shards):
+    read = _read_files(headers)
+    for file in read:
         for name, spec in headers.shards[file].items():
             if not name.startswith(block):  # the tensors of a block stand together
                 inside, block = rest, "\n"
@@ -79,13 +81,25 @@ def dissect(headers: Headers) -> Anatomy:
                     inside = blocks.setdefault(block[:-1], {})
             inside[name if inside is rest else name[len(block) :]] = spec
     count = len(rest) + sum(map(len, blocks.values()))
-    copies = {} if count == sum(map(len, headers.shards.values())) else _copies(headers)
+    copies = {} if count == sum(len(headers.shards[file]) for file in read) else _copies(headers, read)
     return Anatomy(blocks, rest, copies)
 
 
-def _copies(headers: Headers) -> dict[str, tuple[str, ...]]:
+def _read_files(headers: Headers) -> list[str]:
+    """Return the files that loaders read, in their order: those that the index names, all without one."""
+    index = headers.object(INDEX) or {}
+    weight_map = index.get("weight_map")
+    named = set(weight_map.values()) if isinstance(weight_map, dict) and _are_texts(weight_map) else set()
+    return sorted(headers.shards.keys() & named or headers.shards.keys())
+
+
+def _are_texts(weight_map: Mapping[str, Any]) -> bool:
+    return not set(map(type, weight_map.values())) - {str}
+
+
+def _copies(headers: Headers, read: list[str]) -> dict[str, tuple[str, ...]]:
     files: dict[str, list[str]] = {}
-    for file in sorted(headers.shards):
+    for file in read:
         for name in headers.shards[file]:
             files.setdefault(name, []).append(file)
     return {name: tuple(found) for name, found in files.items() if len(found) > 1}

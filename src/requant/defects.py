@@ -89,7 +89,7 @@ _ENTRIES = (
         "zero points of another packing format",
         "GPTQ version 1 stores zero points less one, 0x77777777 for symmetric INT4; AutoRound's own rounding path "
         "writes 0x88888888. vLLM ignores them, kernels that read them shift every weight by one step.",
-        "pass qzeros: the constant that the packing format means",
+        "pass tuned, and pass mtp: the constant that the packing format means",
     ),
     (
         "D11",

@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -45,13 +45,17 @@ class Headers:
     paths: tuple[str, ...]
     folder: Path | None = None
     fetched: int = 0
+    _parsed: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def json(self, path: str) -> Any:
         """Return what a side file holds, None where there is none; raise CheckpointError where it is no JSON."""
         if path not in self.sides:
             return None
+        if path in self._parsed:
+            return self._parsed[path]
         try:
-            return _plain_index(self.sides[path]) if path == INDEX else strict_json(self.sides[path])
+            value = _plain_index(self.sides[path]) if path == INDEX else strict_json(self.sides[path])
+            return self._parsed.setdefault(path, value)
         except ValueError as error:
             raise CheckpointError(f"{self.name}/{path}: not JSON as requant reads it: {error}") from None
 

@@ -7,7 +7,9 @@ from requant.anatomy import canonical
 from requant.checkpoint import INDEX, Checkpoint, Tensor
 from requant.digest import strict_json
 from requant.errors import CheckpointError
-from requant.inventory import LM, MTP, linears, mtp_linears
+from requant.inventory import LM, MTP, linears
+from requant.loaders import DEFAULT
+from requant.loaders.modules import modules
 from requant.passes import Mending
 from requant.passes.context import EXTRAS
 
@@ -59,12 +61,14 @@ def _packs_mtp(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _float_layers(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Iterator[str]:
-    layers = [name for name in linears(config) if name.startswith(f"{LM}layers.")]
-    if _packs_mtp(weights):
-        layers += mtp_linears(config)
-    for name in layers:
-        if f"{name}.weight" in weights and f"{name}.qweight" not in weights:
-            yield name
+    def is_float(name: str) -> bool:
+        return f"{name}.weight" in weights and f"{name}.qweight" not in weights
+
+    yield from (name for name in linears(config) if name.startswith(f"{LM}layers.") and is_float(name))
+    if _packs_mtp(weights):  # it is made anew, so that what loaders fuse can be made alike
+        for module in modules(config, DEFAULT.names):
+            if module.name.startswith(MTP) and all(map(is_float, module.parts)):
+                yield from module.parts
 
 
 def _declared(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -244,7 +244,31 @@ def side(path: str, editing: Callable[[Any], Any]) -> Mutation:
     )
 
 
+def left_over(checkpoint: Checkpoint) -> Checkpoint:
+    """A shard of an earlier build, which no index names."""
+    return replace(checkpoint, shards={**checkpoint.shards, "model-00009-of-00009.safetensors": {"a": made("BF16", 4)}})
+
+
+def unpack_all(*modules: str) -> Mutation:
+    def mutate(checkpoint: Checkpoint) -> Checkpoint:
+        for module in modules:
+            checkpoint = unpack(module)(checkpoint)
+        return checkpoint
+
+    return mutate
+
+
 CASES = (
+    Case("a file that the index does not name", "D01", left_over),
+    Case("no side file", "D04", lambda c: with_file(c, "quantization_config.json", None)),
+    Case(
+        "a and b float, declared packed", "D05", unpack_all(f"{L0}linear_attn.in_proj_a", f"{L0}linear_attn.in_proj_b")
+    ),
+    Case("an expression for one expert", "D17", override(r".*experts\.0\.up_proj", FLOAT)),
+    Case("an expression that matches nothing", "D16", override(r"mlp\.shared_experts\..*", FLOAT)),
+    Case("q of MTP float", "D06", unpack(f"{M0}self_attn.q_proj")),
+    Case("a block without a dot", "D15", blocks(["model.language_model.layers.1", "mtp.layers"])),
+    Case("a wide zero point", "D10", rewritten(f"{L0}linear_attn.out_proj.qzeros", 0x88)),
     Case(
         "a copy in the extras, which the index names",
         "D01",

@@ -145,6 +145,12 @@ def _expression(key: str) -> re.Pattern[str] | None:
         return None
 
 
+def matches(key: str, name: str) -> bool:
+    """Say whether an expression is found in a name; one that is not harmless never is."""
+    expression = _expression(key)
+    return expression is not None and expression.search(name) is not None
+
+
 def is_expression(key: str) -> bool:
     """Say whether loaders take a key for a regular expression."""
     return not SPECIAL.isdisjoint(key)

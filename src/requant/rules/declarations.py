@@ -1,13 +1,13 @@
 """Rules about what is declared: resolved precision against form on disk (D05, D06, D08, D15 to D17, D27, D28)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from requant.findings import Finding, Severity, Target
 from requant.inventory import VISUAL
 from requant.loaders import Loader
 from requant.loaders.declared import Declared
 from requant.loaders.modules import Module, modules
-from requant.loaders.resolver import Conflict, Dialect, is_expression, is_harmless, rename, renamed, resolve
+from requant.loaders.resolver import Conflict, Dialect, is_expression, is_harmless, matches, rename, renamed, resolve
 from requant.rules.seen import Seen
 
 REGEX_PREFIX = ("model\\.language_model", "model.language_model", "model\\.visual", "model.visual")
@@ -51,22 +51,38 @@ def _keys(seen: Seen, declared: Declared) -> Iterator[Finding]:
     }
     floats = {name.removesuffix(".weight") for name in seen.expected}
     known = names | fused | floats
+    expressions = 0
     for key in declared.overrides:
         if key.removesuffix(".weight") == "lm_head" or key.endswith(".lm_head"):
             yield seen.error("D27", [key], "vLLM ignores it up to 0.25.1 and obeys from 0.33.0 on.")
         elif ".mlp.experts." in key and not is_expression(key):
             yield seen.error("D17", [key], "Some releases take it for the whole layer, others do not read it.")
         elif is_expression(key):
-            yield from _expression(seen, key)
+            expressions += 1
+            yield from _expression(seen, key, known if expressions <= EXPRESSIONS else {key})
         elif key not in known and not any(name.endswith(f".{key}") for name in known):
             yield seen.error("D16", [key], "It names no module, and what it asks for does not happen.")
 
 
-def _expression(seen: Seen, key: str) -> Iterator[Finding]:
+EXPRESSIONS = 200
+"""Expressions that are tried on every module; more are taken as they are."""
+
+
+def _expression(seen: Seen, key: str, known: set[str]) -> Iterator[Finding]:
     if not is_harmless(key):
         yield seen.error("D16", [key], "An expression that may take for ever; loaders try it on every module.")
     elif any(prefix in key for prefix in REGEX_PREFIX):
         yield seen.error("D16", [key], "It spells the checkpoint's prefix, which vLLM's modules do not have.")
+    elif "experts" in key and _matches_one_expert(seen, key):
+        yield seen.error("D17", [key], "Some releases take it for the whole layer, others do not read it.")
+    elif not any(matches(key, name) for name in known):
+        yield seen.error("D16", [key], "It matches no module, and what it asks for does not happen.")
+
+
+def _matches_one_expert(seen: Seen, key: str) -> bool:
+    experts = [f"{block}.mlp.experts" for block in seen.builds]
+    one = any(matches(key, f"{name}.0.{half}_proj") for name in experts for half in ("gate", "up", "down"))
+    return one and not any(matches(key, name) for name in experts)
 
 
 def _resolved(
@@ -74,6 +90,7 @@ def _resolved(
 ) -> Iterator[Finding]:
     ours = renamed(declared, dialect)
     targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
+    wrong: dict[str, tuple[Module, bool]] = {}
     for module in modules(seen.config, loader.names):
         if (module.kind == "head" and not loader.head_has_precision) or _excused(module, declared, dialect):
             continue
@@ -84,22 +101,21 @@ def _resolved(
             text = "The loader refuses: the parts of one module are declared with different precisions."
             yield Finding(rule, Severity.ERROR, module.parts, text, targets)
         elif on_disk in _WHOLE and found.packed != (on_disk == {"packed"}):
-            yield Finding(
-                _rule(loader, module, declared), Severity.ERROR, module.parts, _mismatch(loader, found.packed), targets
-            )
+            wrong[module.name] = module, found.packed
+    for module, packed in wrong.values():
+        yield Finding(_rule(loader, module, wrong), Severity.ERROR, module.parts, _mismatch(loader, packed), targets)
 
 
 _WHOLE = ({"packed"}, {"float"}, {"fused"})
 
 
-def _rule(loader: Loader, module: Module, declared: Declared) -> str:
+def _rule(loader: Loader, module: Module, wrong: Collection[str]) -> str:
     if loader.program == "sglang":
         return "D28"
     if module.name.startswith("mtp."):
         return "D08"
-    if module.name.endswith("in_proj_ba") and any("in_proj_" in key for key in declared.overrides):
-        return "D05"
-    return "D15"
+    beside = module.name.removesuffix("ba") + "qkvz"
+    return "D05" if module.name.endswith("in_proj_ba") and beside not in wrong else "D15"
 
 
 def _mismatch(loader: Loader, packed: bool) -> str:

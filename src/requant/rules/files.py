@@ -61,17 +61,20 @@ def _index(seen: Seen) -> Iterator[Finding]:
                 "Do not load this checkpoint: its index leads elsewhere.",
             )
     winners: dict[str, str] = {}
-    for file in sorted(headers.shards):
+    for file in sorted(headers.shards.keys() & set(weight_map.values())):
         winners |= dict.fromkeys(headers.shards[file], file)
     if winners != weight_map:
         yield from _differing(seen, winners, weight_map)
     metadata = index.get("metadata")
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if claimed != headers.data_bytes and not seen.anatomy.copies:
+    if stray := sorted(headers.shards.keys() - set(weight_map.values())):
+        yield seen.error("D01", stray, "No loader reads this file: the index names it nowhere.")
+    unread = sum(spec.nbytes for file in stray for spec in headers.shards[file].values())
+    if claimed != headers.data_bytes - unread and not seen.anatomy.copies:
         yield seen.error(
             "D22",
             [INDEX],
-            f"The index claims {claimed!r:.40} bytes of tensors, the files hold {headers.data_bytes}.",
+            f"The index claims {claimed!r:.40} bytes of tensors, the files hold {headers.data_bytes - unread}.",
         )
 
 
@@ -100,6 +103,8 @@ def _needed(seen: Seen, name: str) -> bool:
 def _configurations(seen: Seen) -> Iterator[Finding]:
     side = seen.headers.object("quantization_config.json")
     declared = seen.config.get("quantization_config")
+    if side is None and declared is not None:
+        yield seen.warning("D04", ["quantization_config.json"], "Tools that read the side file take all for float.")
     if side is not None and side != declared:
         keys = sorted(key for key in {*side, *(declared or {})} if side.get(key) != (declared or {}).get(key))
         yield seen.error("D04", keys, "The two configurations differ, and each tool believes another one.")
