@@ -121,6 +121,13 @@ def test_agreement_on_any_configuration(released: tuple[Loader, Ask], blocks: An
     compare(*released, {"block_name_to_quantize": blocks, "extra_config": extra})
 
 
+def test_numbers_are_numbers_for_vllm() -> None:
+    files = ["model-10.safetensors", "model-9.safetensors", "model_extra_tensors.safetensors"]
+    order = {loader.program: loader.order(files) for loader in LOADERS}
+    assert order["vllm"] == [files[1], files[0], files[2]]
+    assert order["transformers"] == order["sglang"] == sorted(files)
+
+
 def test_a_loader_is_named_as_a_requirement() -> None:
     assert {named(loader.name) for loader in LOADERS} == set(LOADERS)
     with pytest.raises(UsageError, match=r"vllm==0\.33\.0"):

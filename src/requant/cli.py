@@ -196,6 +196,8 @@ def inspect(
     if explain:
         out.print(defect_text(explain))
         raise typer.Exit(0)
+    if not checkpoint:
+        raise typer.BadParameter("name a checkpoint, or a defect with --explain")
     headers = open_headers(checkpoint)
     loaders = LOADERS if everything else tuple(map(named, loader or [DEFAULT.name]))
     inspected = inspect_headers(

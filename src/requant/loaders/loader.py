@@ -1,5 +1,6 @@
 """A loader's release as data: what differs between releases is a field, what does not is code."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,11 +31,18 @@ class Loader:
         """The name as a requirement, such as `vllm==0.33.0`."""
         return f"{self.program}=={self.version}"
 
-    def winner(self, files: Iterable[str]) -> str:
-        """Return which of the files that hold one name is read last, and so wins.
+    def order(self, files: Iterable[str]) -> list[str]:
+        """Return files in the order in which they are read; of two tensors of one name, the later one is served.
 
-        vLLM sorts naturally since 0.19 (weight_utils.py, `_natural_sort_key`), SGLang and transformers by code
-        point; for `model-00001-of-00010` and `model_extra_tensors` the order is the same, and it is code points
-        that decide between `-` and `_`.
+        vLLM sorts numbers as numbers (weight_utils.py, `_natural_sort_key`), the others by code point, in which
+        `-` comes before `_`.
         """
-        return max(files)
+        if self.program != "vllm":
+            return sorted(files)
+        return sorted(
+            files,
+            key=lambda file: [int(part) if part.isascii() and part.isdigit() else part for part in _DIGITS.split(file)],
+        )
+
+
+_DIGITS = re.compile(r"([0-9]+)")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from requant.anatomy import canonical
 from requant.checkpoint import INDEX
 from requant.errors import CheckpointError
-from requant.findings import Finding
+from requant.findings import Finding, Severity, Target
 from requant.rules.seen import Seen
 
 NEEDED = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -63,7 +63,7 @@ def _index(seen: Seen) -> Iterator[Finding]:
     winners: dict[str, str] = {}
     for file in sorted(headers.shards.keys() & set(weight_map.values())):
         winners |= dict.fromkeys(headers.shards[file], file)
-    if winners != weight_map:
+    if winners != weight_map or seen.anatomy.copies:
         yield from _differing(seen, winners, weight_map)
     metadata = index.get("metadata")
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -80,16 +80,26 @@ def _index(seen: Seen) -> Iterator[Finding]:
 
 def _differing(seen: Seen, winners: dict[str, str], weight_map: dict[str, str]) -> Iterator[Finding]:
     wrong = [name for name, file in winners.items() if name in weight_map and weight_map[name] != file]
+    wrong = [name for name in wrong if name not in seen.anatomy.copies]
     if wrong:
-        yield seen.error(
-            "D02", wrong, "Another file than the one that the index names is read last, and its copy is served."
-        )
+        yield seen.error("D02", wrong, "The index names another file than the one that holds it.")
+    yield from _losing(seen, weight_map)
     if absent := [name for name in winners if name not in weight_map]:
         yield seen.error(
             "D01", absent, "The file holds a tensor that the index does not know: vLLM loads it, transformers does not."
         )
     if gone := [name for name in weight_map if name not in winners and not _needed(seen, name)]:
         yield seen.error("D01", gone, "The index promises a tensor that no file holds.")
+
+
+def _losing(seen: Seen, weight_map: dict[str, str]) -> Iterator[Finding]:
+    """Yield, loader by loader, the copies that the index means and that are not read last."""
+    for loader in seen.loaders:
+        targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
+        losing = [n for n, files in seen.anatomy.copies.items() if loader.order(files)[-1] != weight_map.get(n)]
+        if losing:
+            text = "Another file than the one that the index names is read last, and its copy is served."
+            yield Finding("D02", Severity.ERROR, tuple(losing), text, targets)
 
 
 def _needed(seen: Seen, name: str) -> bool:
