@@ -1,9 +1,12 @@
 """Every broken twin is found under its own rule, and a healthy one has what its recipe's baseline says."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.cases.mutations import CASES, Case
 from tests.cases.twins import healthy
 from tests.conftest import ROOT
@@ -15,7 +18,7 @@ from requant.build import Built
 from requant.checkpoint import write_checkpoint
 from requant.cli import app
 from requant.defects import DEFECTS
-from requant.findings import Expected
+from requant.findings import Expected, fold
 from requant.headers import read_headers
 from requant.inspect import Inspection, inspect
 from requant.loaders import LOADERS, TENSOR_PARALLEL, named
@@ -89,3 +92,34 @@ def test_the_command_folds_what_is_equal(on_disk: Callable[[str], Path], tmp_pat
     assert shown.exit_code == 0
     assert "no errors" in shown.output
     assert "model.language_model.layers.*.mlp.experts (4)" in shown.output
+
+
+@given(
+    st.lists(
+        st.builds(
+            "model.layers.{}.mlp.experts.{}.{}".format, st.integers(0, 9), st.integers(0, 300), st.sampled_from("ab")
+        )
+    )
+)
+def test_folding_loses_no_name(names: list[str]) -> None:
+    folded = fold(names)
+    assert sum(count for _, count in folded) == len(names)
+    assert len(folded) <= 2
+
+
+def test_json_names_everything(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "visual biases gone")
+    write_checkpoint(case.mutate(healthy("ec")), tmp_path / "broken")
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "broken"), "--json", "--tp", "1", "--tp", "8"])
+    document = json.loads(shown.output)
+    assert shown.exit_code == 1
+    found = next(each for each in document["findings"] if each["rule"] == "D03")
+    assert found["severity"] == "error" and found["hits"] == {"vllm==0.33.0": [1, 8]} and found["repair"]
+    assert len(found["subjects"]) == sum(
+        name.startswith("model.visual") and name.endswith("bias") for name in healthy("ec").tensors
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--explain", "D99"], ["x", "--loader", "vllm==1"], ["x", "--tp", "0"]])
+def test_usage(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, ["inspect", *arguments]).exit_code != 0
