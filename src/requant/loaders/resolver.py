@@ -6,6 +6,7 @@ Own code, held against the released functions by tests/test_loaders.py: `INCConf
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -140,7 +141,9 @@ def _expression(key: str) -> re.Pattern[str] | None:
     if not is_expression(key) or not is_harmless(key):
         return None
     try:
-        return re.compile(key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what may mean something else one day
+            return re.compile(key)
     except (re.error, OverflowError, RecursionError):
         return None
 
