@@ -4,7 +4,8 @@ The map, from the top floor down:
 
 cli                                        parses, calls one verb, prints its result, returns its status
 tables                                     results for a terminal
-build, lock, plan, inspect, remote         verbs, and checkpoints on the Hub by their headers
+build, lock, plan, repair, remote, card    verbs; checkpoints on the Hub by their headers; a card's claims
+identify, inspect, mending                 what the files tell, and what they should have been
 preflight                                  what a full build needs, and what it costs
 rules, anatomy, baseline                   what a checkpoint is made of, and what is wrong with it
 loaders, findings                          vLLM, SGLang and transformers as data; what was found, as data

@@ -72,27 +72,16 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, 
             size = path.stat().st_size
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
-            text = file.read(length)
+            return parse_header(path, file.read(length), size)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    return parse_header(path, text, size)
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file: {error}", "Download or build this file again."
+        ) from None
 
 
 def parse_header(path: Path, text: bytes, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
-    """Return what the header `text` of a file of `size` bytes says, as `read_header` does; reads nothing."""
-    try:
-        header = strict_json(text)
-    except ValueError as error:
-        raise _unreadable(path, error) from None
-    try:
-        return _entries(path, header, 8 + len(text), size)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}", "Download or build this file again.") from None
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    advice = "Download or build this file again."
-    return CheckpointError(f"{path}: not a readable safetensors file: {error}", advice)
+    """Return what the header `text` of a file of `size` bytes says, as `read_header` does; raises ValueError."""
+    return _entries(path, strict_json(text), 8 + len(text), size)
 
 
 def _entries(path: Path, header: Any, offset: int, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:

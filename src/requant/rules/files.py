@@ -60,11 +60,10 @@ def _index(seen: Seen) -> Iterator[Finding]:
                 f"{headers.name}/{INDEX}: names the file {file!r:.120}, which is none of this folder",
                 "Do not load this checkpoint: its index leads elsewhere.",
             )
-    winners: dict[str, str] = {}
-    for file in sorted(headers.shards.keys() & set(weight_map.values())):
-        winners |= dict.fromkeys(headers.shards[file], file)
-    if winners != weight_map or seen.anatomy.copies:
-        yield from _differing(seen, winners, weight_map)
+    read = sorted(headers.shards.keys() & set(weight_map.values()))
+    agreed = sum(list(map(weight_map.get, headers.shards[file])).count(file) for file in read)
+    if not agreed == len(weight_map) == sum(len(headers.shards[file]) for file in read):
+        yield from _differing(seen, {name: file for file in read for name in headers.shards[file]}, weight_map)
     metadata = index.get("metadata")
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     if stray := sorted(headers.shards.keys() - set(weight_map.values())):
