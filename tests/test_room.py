@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ Ask = Callable[..., Any]
 def ask(room: Path) -> Ask:
     """Run a program of tests/room in the room's Python and return what it answers."""
 
-    def run(program: str, *words: object, path: Sequence[Path] = ()) -> Any:
+    @cache
+    def run(program: str, *words: object, path: tuple[Path, ...] = ()) -> Any:
         env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
         env |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
         command = [str(room), "-s", "-m", f"tests.room.{program}", *map(str, words)]
@@ -103,7 +105,8 @@ def bound(block: int, unit: float, terms: int) -> float:
 
 def test_transformers_loads_every_tensor(ask: Ask, base: Path, built: Callable[[str], Built], pair: Pair) -> None:
     gb10 = built("gb10").folder
-    for loaded in (pair.built["loaded"][0], ask("blocks", "gb10", base, gb10, gb10)["loaded"][0]):
+    for found in (pair.built, ask("blocks", "gb10", base, gb10, gb10)):
+        loaded = found["loaded"][0]
         for kind, names in loaded["info"].items():
             assert [name for name in names if not name.startswith("mtp")] == [], kind
         assert all(name.startswith("mtp.") for name in loaded["unread"])
@@ -118,9 +121,11 @@ def test_transformers_loads_every_tensor(ask: Ask, base: Path, built: Callable[[
 def test_packed_codes_give_the_journal_s_outputs_bit_for_bit(
     ask: Ask, base: Path, built: Callable[[str], Built], pair: Pair, name: str
 ) -> None:
-    found = pair.built if name == "ec" else ask("blocks", name, base, built(name).folder)
+    folder = built(name).folder
+    found = pair.built if name == "ec" else ask("blocks", name, base, folder, folder)
     expected = {line.block: {"inputs": line.inputs, "outputs": line.outputs} for line in journal(built(name))}
     assert found["digests"] == expected
+    assert found["masks"] == 0, "AutoRound masks the last token of each sequence"
 
 
 def test_transformers_computes_what_was_tuned(pair: Pair) -> None:
@@ -190,7 +195,7 @@ def test_packages_tuned_by_stopwatch_are_refused(ask: Ask, base: Path, tmp_path:
     package.mkdir()
     (package / "__init__.py").touch()
     with pytest.raises(BuildError, match="fla: installed, and tuned by stopwatch"):
-        ask("strictness", base, path=[tmp_path])
+        ask("strictness", base, path=(tmp_path,))
 
 
 def test_calibration_is_what_autoround_chooses(ask: Ask, base: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _transfer(
     asked = {**headers, "range": f"bytes={start}-"} if start else headers
     with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         status, answer = response.status_code, response.headers
-        _refuse(url, status)
+        refuse(url, status)
         place, _, length = answer.get("content-range", "").removeprefix("bytes ").partition("/")
         if status == 416 and length == str(start):
             return ""
@@ -104,7 +104,7 @@ def _transfer(
     return ""
 
 
-def _refuse(url: str, status: int) -> None:
+def refuse(url: str, status: int) -> None:
     """Raise for an answer that trying again does not change."""
     if status in (401, 403):
         advice = "set HF_TOKEN to a token that may read this repository, and accept its conditions"

@@ -72,15 +72,16 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, 
             size = path.stat().st_size
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
-            header = strict_json(file.read(length))
+            return parse_header(path, file.read(length), size)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a readable safetensors file: {error}", "Download or build this file again."
         ) from None
-    try:
-        return _entries(path, header, 8 + length, size)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}", "Download or build this file again.") from None
+
+
+def parse_header(path: Path, text: bytes, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
+    """Return what the header `text` of a file of `size` bytes says, as `read_header` does; raises ValueError."""
+    return _entries(path, strict_json(text), 8 + len(text), size)
 
 
 def _entries(path: Path, header: Any, offset: int, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:

@@ -23,7 +23,12 @@ GROUP = 128
 def blocks(recipe: str, base: str, built: str, *loaded: str) -> dict[str, Any]:
     prepared = prepare(recipe, Path(base))
     digests, outputs = dequantized(prepared, tensors(Path(built)))
-    return {"digests": digests, "loaded": [load(Path(each), prepared, outputs) for each in loaded]}
+    # AutoRound's class for text models would make masks for a loader's sequences; the one for this class does not.
+    return {
+        "digests": digests,
+        "masks": len(prepared.autoround.attention_mask),
+        "loaded": [load(Path(each), prepared, outputs) for each in loaded],
+    }
 
 
 def tensors(checkpoint: Path) -> dict[str, Any]:

@@ -8,19 +8,19 @@ from collections.abc import Callable
 from functools import reduce
 
 from requant.checkpoint import Checkpoint
-from requant.passes.context import Context
+from requant.passes.context import Aim, Context, Mending
 from requant.passes.extras import mtp, visual
 from requant.passes.layout import index, shards, side_files
 from requant.passes.main import tuned, untouched
 from requant.passes.overrides import quantization_config
 
-__all__ = ["PASSES", "Context", "apply"]
+__all__ = ["PASSES", "Aim", "Context", "Mending", "apply"]
 
-PASSES: dict[str, Callable[[Checkpoint, Context], Checkpoint]] = {
+PASSES: dict[str, Callable[[Checkpoint, Aim], Checkpoint]] = {
     each.__name__: each for each in (tuned, untouched, visual, mtp, shards, quantization_config, side_files, index)
 }
 
 
-def apply(names: tuple[str, ...], raw: Checkpoint, context: Context) -> Checkpoint:
+def apply(names: tuple[str, ...], raw: Checkpoint, context: Aim) -> Checkpoint:
     """Apply the passes `names` in order; each gets the last one's result."""
     return reduce(lambda checkpoint, name: PASSES[name](checkpoint, context), names, raw)

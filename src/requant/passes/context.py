@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.checkpoint import Checkpoint, Tensor
 from requant.errors import BuildError
@@ -15,14 +15,31 @@ MAIN = "main.safetensors"
 EXTRAS = "model_extra_tensors.safetensors"
 
 
-@dataclass(frozen=True)
-class Context:
-    """The base, the recipe, the effort really spent, and AutoRound's version as its own output states it."""
+class Aim:
+    """What the passes aim at: a base, and what becomes of it. `Context` has it from a recipe, `Mending` from files.
+
+    `ignore` are parts of the names of layers that stay float, `policy` is MTP's, `shards` the number of main files,
+    `declared` what `quantization_config` says beside blocks and overrides.
+    """
 
     base: Checkpoint
-    recipe: Recipe
-    effort: Effort
-    autoround: str
+
+    if TYPE_CHECKING:  # fields or properties, as each aim has them
+
+        @property
+        def ignore(self) -> tuple[str, ...]: ...  # noqa: D102
+        @property
+        def policy(self) -> str: ...  # noqa: D102
+        @property
+        def group_size(self) -> int: ...  # noqa: D102
+        @property
+        def shards(self) -> int: ...  # noqa: D102
+        @property
+        def declared(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def refuse(self, finding: str) -> None:
+        """Hear of something that should not be there, which the pass can mend: stop, or let it go on."""
+        raise NotImplementedError
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -43,10 +60,79 @@ class Context:
     @cached_property
     def main(self) -> Specs:
         """What the main shards hold in the end, in order."""
-        return main_tensors(self.config, self.recipe.layers.ignore, self.recipe.scheme.group_size)
+        return main_tensors(self.config, self.ignore, self.group_size)
 
     @cached_property
     def extras(self) -> Specs:
         """What `model_extra_tensors.safetensors` holds in the end, in order."""
-        scheme, layers = self.recipe.scheme, self.recipe.layers
-        return extra_tensors(self.config, layers.ignore, scheme.group_size, self.recipe.mtp.policy)
+        return extra_tensors(self.config, self.ignore, self.group_size, self.policy)
+
+
+@dataclass(frozen=True)
+class Context(Aim):
+    """A build's aim: the base, the recipe, the effort really spent, and AutoRound's version as its output states it.
+
+    AutoRound's raw output has to be as expected: a build stops at what a repair mends.
+    """
+
+    base: Checkpoint
+    recipe: Recipe
+    effort: Effort
+    autoround: str
+
+    @property
+    def ignore(self) -> tuple[str, ...]:
+        """The recipe's `layers.ignore`."""
+        return self.recipe.layers.ignore
+
+    @property
+    def policy(self) -> str:
+        """The recipe's `mtp.policy`."""
+        return self.recipe.mtp.policy
+
+    @property
+    def group_size(self) -> int:
+        """The recipe's `scheme.group_size`."""
+        return self.recipe.scheme.group_size
+
+    @property
+    def shards(self) -> int:
+        """The number of main files, of the base or of its twin."""
+        return self.effort.shards
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """The scheme and the effort, under AutoRound's names."""
+        scheme, effort = self.recipe.scheme, self.effort
+        return {
+            "quant_method": "auto-round",
+            "packing_format": scheme.packing,
+            "autoround_version": self.autoround,
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "sym": scheme.symmetric,
+            "data_type": scheme.data_type,
+            "iters": effort.iterations,
+            "nsamples": effort.samples,
+            "seqlen": effort.sequence_length,
+            "batch_size": self.recipe.tuning.batch_size,
+        }
+
+    def refuse(self, finding: str) -> None:
+        """Raise BuildError."""
+        raise BuildError(finding)
+
+
+@dataclass(frozen=True)
+class Mending(Aim):
+    """A repair's aim, read off the checkpoint itself; what a pass refuses, it mends."""
+
+    base: Checkpoint
+    ignore: tuple[str, ...]
+    policy: str
+    group_size: int
+    shards: int
+    declared: dict[str, Any]
+
+    def refuse(self, finding: str) -> None:
+        """Go on: the report compares what was with what became of it."""

@@ -6,17 +6,17 @@ from functools import lru_cache, partial
 from requant.checkpoint import Checkpoint, Content, Made, Tensor
 from requant.inventory import MTP, VISUAL, Fused, Linear, mtp_quantized, origin, packed_specs
 from requant.packing import bfloat16_to_float32, pack, round_to_nearest, zeros
-from requant.passes.context import EXTRAS, Context
+from requant.passes.context import EXTRAS, Aim
 from requant.safetensors import Spec
 
 
-def visual(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def visual(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add the visual tower as the base has it: all of it, biases too (defect D03)."""
     base = context.tensors
     return _with_extras(checkpoint, {name: base[name] for name in context.extras if name.startswith(VISUAL)})
 
 
-def mtp(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def mtp(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add the MTP block by the recipe's policy (defects D07, D08).
 
     `bf16` copies it, experts fused. `rtn` rounds its linear layers to nearest, experts split one by one, and
@@ -24,15 +24,15 @@ def mtp(checkpoint: Checkpoint, context: Context) -> Checkpoint:
     """
     base = context.tensors
     packed: dict[str, Tensor] = {}
-    if context.recipe.mtp.policy == "rtn":
-        group_size = context.recipe.scheme.group_size
-        for layer in mtp_quantized(context.config, context.recipe.layers.ignore).values():
+    if context.policy == "rtn":
+        group_size = context.group_size
+        for layer in mtp_quantized(context.config, context.ignore).values():
             packed |= rounded(layer, weight_of(layer, base, context), group_size)
     names = [name for name in context.extras if name.startswith(MTP)]
     return _with_extras(checkpoint, {name: packed[name] if name in packed else base[name] for name in names})
 
 
-def weight_of(layer: Linear, base: Mapping[str, Tensor], context: Context) -> Content:
+def weight_of(layer: Linear, base: Mapping[str, Tensor], context: Aim) -> Content:
     """Return the BF16 weight [out, in] of a linear layer, which may be part of a fused tensor [experts, rows, in]."""
     where = origin(layer.name, context.config)
     if not isinstance(where, Fused):

@@ -4,19 +4,19 @@ import json
 
 from requant import checkpoint as files
 from requant.checkpoint import Checkpoint
-from requant.passes.context import EXTRAS, MAIN, Context
+from requant.passes.context import EXTRAS, MAIN, Aim
 
 NOT_COPIED = ("config.json", "README.md", files.INDEX)
 """Side files of the base that a built checkpoint has its own of."""
 
 
-def shards(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def shards(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Spread the main tensors over the recipe's number of files, in order, in equal shares of bytes."""
-    main = files.spread(checkpoint.shards[MAIN], files.shard_names(context.effort.shards))
+    main = files.spread(checkpoint.shards[MAIN], files.shard_names(context.shards))
     return Checkpoint({**main, EXTRAS: checkpoint.shards[EXTRAS]}, checkpoint.files)
 
 
-def side_files(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def side_files(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add the base's tokenizer, template, processor and licence files byte for byte (defect D21).
 
     `processor_config.json`, which newer transformers read, is added from the base's two preprocessor files.
@@ -31,7 +31,7 @@ def side_files(checkpoint: Checkpoint, context: Context) -> Checkpoint:
     return Checkpoint(checkpoint.shards, {**checkpoint.files, **added})
 
 
-def index(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def index(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add `model.safetensors.index.json`, which names every tensor once and sums their bytes (defect D22)."""
     del context
     return Checkpoint(checkpoint.shards, {**checkpoint.files, files.INDEX: files.index(checkpoint.shards)})

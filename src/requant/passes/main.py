@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from requant.checkpoint import Checkpoint, Tensor
+from requant.checkpoint import Checkpoint, Held, Tensor
 from requant.errors import BuildError
 from requant.inventory import MTP, PACKED, VISUAL
 from requant.packing import ZERO_WORD, bfloat16_to_float32
-from requant.passes.context import EXTRAS, MAIN, Context
+from requant.passes.context import EXTRAS, MAIN, Aim
 
 
-def tuned(raw: Checkpoint, context: Context) -> Checkpoint:
+def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
     """Keep the main tensors of AutoRound's main files, byte for byte, and nothing else.
 
     Its `model_extra_tensors.safetensors` goes: the visual tower and the MTP block are made anew, and copies of
@@ -22,21 +22,25 @@ def tuned(raw: Checkpoint, context: Context) -> Checkpoint:
             if file == EXTRAS or name.startswith((VISUAL, MTP)):
                 continue
             if name in found:
-                raise BuildError(f"{name}: stands in two of AutoRound's files, the second is {file}")
-            if name not in context.main:
-                raise BuildError(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
-            found[name] = tensor
+                context.refuse(f"{name}: stands in two of AutoRound's files, the second is {file}")
+            elif name in context.main:
+                found[name] = tensor
+            else:
+                context.refuse(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
     for name, spec in context.main.items():
         if name not in found:
-            raise BuildError(f"{name}: AutoRound did not write it")
+            if name.endswith(PACKED):
+                raise BuildError(f"{name}: AutoRound did not write it")
+            context.refuse(f"{name}: AutoRound did not write it")
+            found[name] = context.tensors[name]
         if name.endswith(PACKED):
             if found[name].spec != spec:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
-            _examine(name, found[name])
+            found[name] = _examined(name, found[name], context)
     return Checkpoint({MAIN: {name: found[name] for name in context.main}}, {})
 
 
-def untouched(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Replace every main tensor that is not packed by the base's bytes, after confirming that it has its values.
 
     AutoRound writes them in the precision of the tuning (defect D13).
@@ -47,21 +51,23 @@ def untouched(checkpoint: Checkpoint, context: Context) -> Checkpoint:
         if name.endswith(PACKED):
             return tensor
         if not _equal(tensor, base[name]):
-            raise BuildError(f"{name}: the tuning has changed it, the recipe leaves it alone")
+            context.refuse(f"{name}: the tuning has changed it, the recipe leaves it alone")
         return base[name]
 
     main = {name: from_base(name, tensor) for name, tensor in checkpoint.shards[MAIN].items()}
     return Checkpoint({**checkpoint.shards, MAIN: main}, checkpoint.files)
 
 
-def _examine(name: str, tensor: Tensor) -> None:
+def _examined(name: str, tensor: Tensor, context: Aim) -> Tensor:
     if name.endswith(".qzeros"):
         if (np.frombuffer(tensor.read(), "<u4") != ZERO_WORD).any():
-            raise BuildError(f"{name}: not {ZERO_WORD:#010x} throughout, which the packing format means (defect D10)")
+            context.refuse(f"{name}: not {ZERO_WORD:#010x} throughout, which the packing format means (defect D10)")
+            return Tensor(tensor.spec, Held(ZERO_WORD.to_bytes(4, "little") * tensor.spec.size))
     elif name.endswith(".scales"):
         scales = np.frombuffer(tensor.read(), "<f2")
         if not np.isfinite(scales).all() or (scales == 0).any():
             raise BuildError(f"{name}: has scales that are zero or not finite (defect D12)")
+    return tensor
 
 
 def _equal(tensor: Tensor, base: Tensor) -> bool:

@@ -4,30 +4,19 @@ from typing import Any
 
 from requant.checkpoint import Checkpoint, json_file
 from requant.inventory import LM, MTP, linears, mtp_linears, mtp_quantized, quantized
-from requant.passes.context import Context
+from requant.passes.context import Aim
 
 FLOAT = {"bits": 16, "data_type": "fp"}
 
 
-def quantization_config(checkpoint: Checkpoint, context: Context) -> Checkpoint:
+def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add `config.json`, the base's with a `quantization_config`, and the same as `quantization_config.json`.
 
     Field names are AutoRound's. Blocks are declared packed by prefix, and every linear layer in them that is
     not packed has an override (defects D05, D06, D08, D15). vLLM's fused `in_proj_ba` gets one beside its halves.
     """
-    scheme, effort = context.recipe.scheme, context.effort
     declared = {
-        "quant_method": "auto-round",
-        "packing_format": scheme.packing,
-        "autoround_version": context.autoround,
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "sym": scheme.symmetric,
-        "data_type": scheme.data_type,
-        "iters": effort.iterations,
-        "nsamples": effort.samples,
-        "seqlen": effort.sequence_length,
-        "batch_size": context.recipe.tuning.batch_size,
+        **context.declared,
         "block_name_to_quantize": _blocks(context),
         "extra_config": dict.fromkeys(_float_layers(context), FLOAT),
     }
@@ -39,16 +28,16 @@ def quantization_config(checkpoint: Checkpoint, context: Context) -> Checkpoint:
     return Checkpoint(checkpoint.shards, files)
 
 
-def _blocks(context: Context) -> list[str]:
-    packed_mtp = [f"{MTP}layers"] if context.recipe.mtp.policy == "rtn" else []
+def _blocks(context: Aim) -> list[str]:
+    packed_mtp = [f"{MTP}layers"] if context.policy == "rtn" else []
     return [f"{LM}layers", *packed_mtp]
 
 
-def _float_layers(context: Context) -> list[str]:
-    ignore = context.recipe.layers.ignore
+def _float_layers(context: Aim) -> list[str]:
+    ignore = context.ignore
     packed: dict[str, Any] = quantized(context.config, ignore)
     layers = {name for name in linears(context.config) if name.startswith(f"{LM}layers.")}
-    if context.recipe.mtp.policy == "rtn":
+    if context.policy == "rtn":
         packed = packed | mtp_quantized(context.config, ignore)
         layers |= mtp_linears(context.config).keys()
         # The router is no linear layer, but a loader that goes by prefix takes it for one; AutoRound declares it too.

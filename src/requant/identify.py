@@ -1,0 +1,198 @@
+"""`identify CHECKPOINT`: which tool and which policy can have written these files.
+
+A fingerprint excludes; it never proves. What is read: headers, side files, and where the files are on this disk
+zero points and scales. Each writer below is a list of what it cannot have done otherwise.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from requant.anatomy import EXPERTS, canonical
+from requant.checkpoint import open_checkpoint
+from requant.headers import Headers
+from requant.inspect import look
+from requant.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
+from requant.loaders import DEFAULT
+from requant.packing import bfloat16_to_float32
+from requant.passes.context import EXTRAS
+from requant.rules.seen import Seen
+
+IGNORED: Mapping[str, tuple[str, ...]] = {
+    "everything packed": ("mtp.fc",),
+    "shared experts float": ("mtp.fc", "shared_expert"),
+    "in_proj_a and in_proj_b float": ("mtp.fc", "in_proj_a", "in_proj_b"),
+    "shared experts, in_proj_a and in_proj_b float": ("mtp.fc", "shared_expert", "in_proj_a", "in_proj_b"),
+}
+"""What known recipes leave float in the blocks."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A tool over a range of versions: the MTP layouts that it writes, its rounding's zero word and scales' signs."""
+
+    name: str
+    mtp: tuple[str, ...]
+    zero_words: tuple[int, ...]
+    signed: tuple[bool, ...]
+    rewrites_tokenizer: bool
+
+
+WRITERS = (
+    # missing_tensors.py of 0.12.2 and 2dda035: fused experts stay, the rest of MTP is packed with max|w|/7.
+    Writer("auto-round 0.12.2 to 2dda035", ("experts fused, rest packed",), (0x88888888,), (False,), True),
+    Writer("auto-round with mtp in ignore_layers", ("fused", "absent"), (), (), True),
+    Writer("auto-round from #1758 on (in 0.13.0)", ("packed",), (0x77777777, 0x88888888), (True,), True),
+    # auto-round's rounding by another script, experts split first.
+    Writer("a script around auto-round's rounding", ("packed",), (0x88888888, 0x77777777), (False, True), True),
+    Writer("requant", ("packed", "fused"), (0x77777777,), (False,), False),
+)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the files show. Words and shares are None where the values were not read."""
+
+    mtp: str
+    zero_words: Mapping[str, Mapping[str, int]] | None
+    negative_tuned: float | None
+    negative_rounded: float | None
+    main_bytes: int
+    extra_bytes: int
+    policies: tuple[str, ...]
+    tokenizer: str
+    declared_version: str
+    declared_effort: Mapping[str, Any]
+    tensors: Mapping[str, int]
+    quantized_layers: int
+    linear_layers: int
+    writers: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fingerprint as `--json` prints it."""
+        return asdict(self)
+
+
+def identify(headers: Headers) -> Fingerprint:
+    """Read a checkpoint's fingerprint; raises CheckpointError where it cannot be read."""
+    seen = look(headers, (DEFAULT,), (1,))
+    words, tuned, rounded = _values(seen) if headers.folder else (None, None, None)
+    sizes = {file: sum(spec.nbytes for spec in held.values()) for file, held in headers.shards.items()}
+    extra = sizes.get(EXTRAS, 0)
+    main = sum(sizes.values()) - extra
+    layout, tokenizer = mtp_layout(seen), _tokenizer(headers)
+    names = [canonical(name) for held in headers.shards.values() for name in held]
+    declared = seen.config.get("quantization_config") or {}
+    return Fingerprint(
+        mtp=layout,
+        zero_words=words,
+        negative_tuned=tuned,
+        negative_rounded=rounded,
+        main_bytes=main,
+        extra_bytes=extra,
+        policies=tuple(_policies(seen, main, extra)),
+        tokenizer=tokenizer,
+        declared_version=str(declared.get("autoround_version", "")),
+        declared_effort={key: declared.get(key, f"not declared: {default}") for key, default in DEFAULTS.items()},
+        tensors={
+            "all": len(names),
+            "MTP": sum(name.startswith(MTP) for name in names),
+            "visual": sum(name.startswith(VISUAL) for name in names),
+            "visual .weight": sum(name.startswith(VISUAL) and name.endswith(".weight") for name in names),
+        },
+        quantized_layers=sum(name.endswith(".qweight") and not name.startswith(MTP) for name in names),
+        linear_layers=len(linears(seen.config)),
+        writers=tuple(_writers(layout, words, rounded, tokenizer)),
+    )
+
+
+DEFAULTS = {"iters": 200, "nsamples": 128, "seqlen": 2048}
+"""What AutoRound leaves out of a configuration where it is this (export/utils.py)."""
+
+
+def mtp_layout(seen: Seen) -> str:
+    """Return how the MTP block is stored: absent, fused, split, packed, or experts fused and the rest packed."""
+    builds = [build for block, build in seen.builds.items() if block.startswith(MTP)]
+    if not builds or not any(name.startswith(MTP) for name in (*seen.anatomy.blocks, *seen.anatomy.rest)):
+        return "absent"
+    experts = builds[0].forms[EXPERTS]
+    others = {form for name, form in builds[0].forms.items() if name != EXPERTS}
+    if experts == "fused" and "packed" in others:
+        return "experts fused, rest packed"
+    return {"fused": "fused", "float": "split", "packed": "packed"}.get(experts, "incomplete")
+
+
+def _values(seen: Seen) -> tuple[dict[str, dict[str, int]], float | None, float | None]:
+    words: dict[str, Counter[str]] = {}
+    signs = {True: [0, 0], False: [0, 0]}
+    if seen.headers.folder is None:
+        return {}, None, None
+    for file, held in open_checkpoint(seen.headers.folder).shards.items():
+        for name, tensor in held.items():
+            if name.endswith(".qzeros") and tensor.spec.dtype == "I32":
+                found = np.unique(np.frombuffer(tensor.read(), "<u4"))
+                words.setdefault(file, Counter()).update(f"{int(word):#010x}" for word in found)
+            elif name.endswith(".scales") and tensor.spec.dtype in ("F16", "BF16"):
+                data = tensor.read()
+                scales = np.frombuffer(data, "<f2") if tensor.spec.dtype == "F16" else bfloat16_to_float32(data)
+                count = signs[name.startswith(MTP)]
+                count[0] += int((scales < 0).sum())
+                count[1] += scales.size
+    share = {rounded: negative / count if count else None for rounded, (negative, count) in signs.items()}
+    return {file: dict(found) for file, found in words.items()}, share[False], share[True]
+
+
+def _policies(seen: Seen, main: int, extra: int) -> Iterator[str]:
+    group_size = seen.declared.group_size if seen.declared and seen.declared.group_size > 0 else 128
+    visual = sum(spec.nbytes for name, spec in seen.expected.items() if name.startswith(VISUAL))
+    for text, ignore in IGNORED.items():
+        weight = sum(spec.nbytes for spec in main_tensors(seen.config, ignore, group_size).values())
+        for shown, beside in _extras(seen, ignore[:1], group_size):
+            more = sum(spec.nbytes for spec in beside.values())
+            if (main, extra) == (weight, more):
+                yield f"{text}; {shown}, visual in {EXTRAS}"
+            elif (main, extra) == (weight + visual, more - visual):
+                yield f"{text}; {shown}, visual in the main files"
+            elif main + extra == weight + more:
+                yield f"{text}; {shown}, spread over files in another way"
+
+
+def _extras(seen: Seen, ignore: tuple[str, ...], group_size: int) -> Iterator[tuple[str, Specs]]:
+    """Yield what stands beside the main part, by what became of MTP; AutoRound's own way leaves its experts fused."""
+    packed = extra_tensors(seen.config, ignore, group_size, "rtn")
+    fused = extra_tensors(seen.config, ignore, group_size, "bf16")
+    yield "MTP packed", packed
+    yield "MTP float", fused
+    rest = {name: spec for name, spec in packed.items() if f".{EXPERTS}." not in name}
+    yield "MTP packed but for its experts", rest | {n: spec for n, spec in fused.items() if f".{EXPERTS}." in n}
+
+
+def _tokenizer(headers: Headers) -> str:
+    found = headers.object("tokenizer_config.json")
+    if found is None:
+        return "no tokenizer_config.json"
+    if found.get("tokenizer_class") == "TokenizersBackend":
+        return "rewritten by transformers 5"
+    return (
+        "rewritten by transformers"
+        if "added_tokens_decoder" not in found and "extra_special_tokens" in found
+        else "as it came"
+    )
+
+
+def _writers(
+    layout: str, words: Mapping[str, Mapping[str, int]] | None, negative: float | None, tokenizer: str
+) -> Iterator[str]:
+    found = {int(word, 16) for word in (words or {}).get(EXTRAS, {})}
+    for writer in WRITERS:
+        excluded = layout not in writer.mtp or (
+            tokenizer == "rewritten by transformers 5" and not writer.rewrites_tokenizer
+        )
+        if "packed" in layout:
+            excluded |= bool(found) and not found <= set(writer.zero_words)
+            excluded |= negative is not None and (negative > 0) not in writer.signed
+        if not excluded:
+            yield writer.name

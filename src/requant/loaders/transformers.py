@@ -1,0 +1,15 @@
+"""transformers 5.5.1, which reads files in sorted order and drops `mtp.*`; AutoRound's own classes do the rest.
+
+Sources: utils/hub.py:867 (`sorted(set(weight_map.values()))`), modeling_utils.py:4241 (the last file wins),
+models/qwen3_5_moe/modeling_qwen3_5_moe.py:881. Which layers become quantized ones is decided by auto_round's
+inference code; it is modelled by exact names only, so no precision is resolved here.
+"""
+
+from requant.loaders.loader import Loader
+from requant.loaders.modules import Names
+
+_NAMES = Names("model.language_model.", "model.visual.", "lm_head", (), ())
+
+TRANSFORMERS = Loader(
+    "transformers", "5.5.1", _NAMES, None, unknown="lists", replicates_ba=True, pads=True, head_has_precision=False
+)

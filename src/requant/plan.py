@@ -1,0 +1,121 @@
+"""`plan RECIPE`: every tensor before and after, from the base's `config.json` alone; no weight is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.digest import read_whole, strict_json
+from requant.errors import RecipeError
+from requant.inventory import MTP, VISUAL, Specs, base_tensors, extra_tensors, linears, main_tensors, quantized
+from requant.recipe import Recipe
+from requant.twin import config as twin_config
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a set of tensors is."""
+
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe makes of a base: the tensors of the base, of the main shards and of the extra file.
+
+    `linears` counts the linear layers that AutoRound sees, `quantized` those of them that become INT4.
+    """
+
+    recipe: str
+    base: str
+    before: Specs
+    main: Specs
+    extras: Specs
+    linears: int
+    quantized: int
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """What the base and the checkpoint weigh, in parts, in the order in which a person reads them.
+
+        A part of `after` is counted with its packed words, so that its parameters are not those of the base.
+        """
+        after = self.main | self.extras
+        return {
+            "base": _size(self.before),
+            **{f"base, {part}": _size(specs) for part, specs in _parts(self.before).items()},
+            "checkpoint": _size(after),
+            **{f"checkpoint, {part}": _size(specs) for part, specs in _parts(after).items()},
+            "main shards": _size(self.main),
+            "model_extra_tensors.safetensors": _size(self.extras),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as `--json` prints it, every tensor of the checkpoint by dtype and shape."""
+        return {
+            "recipe": self.recipe,
+            "base": self.base,
+            "linear_layers": self.linears,
+            "quantized_layers": self.quantized,
+            "sizes": {name: vars(size) for name, size in self.sizes.items()},
+            "tensors": {
+                file: {name: [spec.dtype, list(spec.shape)] for name, spec in specs.items()}
+                for file, specs in (("main", self.main), ("extras", self.extras))
+            },
+        }
+
+
+def plan(recipe: Recipe, twin: str | None = None) -> Plan:
+    """Return what the recipe makes of its base, or of the twin of a size in `SIZES`.
+
+    Raises RecipeError where the base's configuration cannot be read, CheckpointError where it is of another kind.
+    """
+    config = base_config(recipe) if twin is None else twin_config(twin)
+    ignore, group_size = recipe.layers.ignore, recipe.scheme.group_size
+    return Plan(
+        recipe=recipe.name,
+        base=f"{recipe.base.repository}@{recipe.base.revision}" if twin is None else f"twin {twin}",
+        before=base_tensors(config),
+        main=main_tensors(config, ignore, group_size),
+        extras=extra_tensors(config, ignore, group_size, recipe.mtp.policy),
+        linears=len(linears(config)),
+        quantized=len(quantized(config, ignore)),
+    )
+
+
+def base_config(recipe: Recipe) -> dict[str, Any]:
+    """Return the `config.json` of a recipe's base, as it stands beside its pins: `<stem>.config.json`.
+
+    It holds the fields that decide about tensors, and says in `generator` where they come from.
+    """
+    path = recipe.beside(recipe.base.files).with_suffix(".config.json")
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = strict_json(read_whole(path))
+    except OSError as error:
+        raise RecipeError(
+            f"{path}: {error.strerror}", "The base's config.json stands beside its pins, under this name."
+        ) from None
+    except ValueError as error:
+        raise RecipeError(f"{path}: not JSON as requant reads it: {error}") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: not a JSON object")
+    return value
+
+
+def _parts(specs: Specs) -> dict[str, Specs]:
+    def part(name: str) -> str:
+        return "visual tower" if name.startswith(VISUAL) else "MTP" if name.startswith(MTP) else "language model"
+
+    parts: dict[str, Specs] = {"language model": {}, "visual tower": {}, "MTP": {}}
+    for name, spec in specs.items():
+        parts[part(name)][name] = spec
+    return parts
+
+
+def _size(specs: Specs) -> Size:
+    return Size(len(specs), sum(spec.size for spec in specs.values()), sum(spec.nbytes for spec in specs.values()))
