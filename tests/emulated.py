@@ -5,6 +5,7 @@ emulated CPU is some sixty times slower. Words after the program's name are CPU 
 lists them; they must have AVX2. Every other measure is the room's own: only the words that start it are other ones.
 """
 
+import json
 import re
 import shlex
 import sys
@@ -55,6 +56,12 @@ def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
     return beside(built.folder, "journal.jsonl").read_text().splitlines()
 
 
+def differing(one: str, other: str) -> list[str]:
+    """Return the keys whose values differ between two lines; `previous` alone differs where an earlier line did."""
+    first, second = json.loads(one), json.loads(other)
+    return [key for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key)]
+
+
 def main(models: tuple[str, ...]) -> int:
     """Compare this CPU with each model; return the number of lines that differ."""
     different = 0
@@ -65,10 +72,11 @@ def main(models: tuple[str, ...]) -> int:
         for model in models:
             started = time.monotonic()
             found = journal(recipe, folder / model, ["qemu-x86_64", "-cpu", model])
-            lines = [one == other for one, other in zip_longest(expected, found)]
-            different += lines.count(False)
-            said = f"{lines.count(True)} of {len(lines)} lines of the journal are equal"
-            sys.stdout.write(f"{model}: {said}, {time.monotonic() - started:.0f} s\n")
+            lines = [differing(*pair) for pair in zip_longest(expected, found, fillvalue="{}")]
+            different += sum(map(bool, lines))
+            said = [f"{lines.count([])} of {len(lines)} lines of the journal are equal"]
+            said += [f"line {number}: {', '.join(keys)} differ" for number, keys in enumerate(lines, 1) if keys]
+            sys.stdout.write(f"{model}: {'; '.join(said)}; {time.monotonic() - started:.0f} s\n")
             sys.stdout.flush()
     return different
 
