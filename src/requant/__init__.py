@@ -3,7 +3,7 @@
 The map, from the top floor down:
 
 cli                                        parses, calls one verb, prints its result, returns its status
-tables                                     results for a terminal
+tables, terminal                           results for a person, and how they reach one
 build, check, diff, lock, plan, repair     verbs
 remote, card                               checkpoints on the Hub by their headers; a card's claims
 identify, inspect, mending                 what the files tell, and what they should have been

@@ -5,18 +5,14 @@ equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
 """
 
 import io
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich import progress as rich_progress
-from rich.console import Console
 from rich.markup import escape
 
 from requant import build as building
@@ -29,22 +25,18 @@ from requant.inspect import inspect as inspect_headers
 from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.manifest import make_manifest, read_manifest
 from requant.plan import plan as make_plan
-from requant.progress import Progress, Tell
+from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
 from requant.remote import open_headers
 from requant.repair import repair as mend
 from requant.runner import cache
 from requant.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
+from requant.terminal import SHOWN, counted, fail, out, print_json, progress, say, show
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
-from requant.verdict import EXIT_STATUS, Outcome, Verdict
+from requant.verdict import EXIT_STATUS, Outcome
 from requant.verify import verify as verify_checkpoint
 
-SHOWN = 12
-"""Differences that a person is shown; `--json` has all of them."""
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-out = Console(soft_wrap=True, emoji=False)
-err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.")]
@@ -59,17 +51,17 @@ def main() -> NoReturn:
     try:
         status = app(standalone_mode=False)  # what the verb's typer.Exit carries
     except RequantError as error:
-        _fail(str(error), error.advice, error.exit_status)
+        fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", "Nothing was left under the final name.", 130)
+        fail("interrupted", "Nothing was left under the final name.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        _fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
+        fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
-            _fail(error.format_message(), "requant --help lists the verbs.", 2)
+            fail(error.format_message(), "requant --help lists the verbs.", 2)
         raise
     raise SystemExit(status)
 
@@ -105,7 +97,7 @@ def build(
     stand_in = size if twin else None
     kind = {None: "full", "demo": "twin"}.get(stand_in, size)
     folder = out_folder or Path("out", f"{read.name}-{kind}")
-    with _progress() as tell:
+    with progress() as tell:
         built = building.build(
             read,
             twin=stand_in,
@@ -114,25 +106,25 @@ def build(
             keep_raw=keep_raw,
             tell=tell,
         )
-    _say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
     for taint in built.taints:
-        _say(f"[yellow]taint[/] {escape(taint)}")
-    _say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
+        say(f"[yellow]taint[/] {escape(taint)}")
+    say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
     reference = building.recorded(read, stand_in, "manifest.json")
     if record:
         _record(read, stand_in, built)
         raise typer.Exit(0)
     if as_json:
-        _print_json({"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()})
+        print_json({"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()})
     else:
-        _show(built.verdict, f"compared with {reference}")
+        show(built.verdict, f"compared with {reference}")
     raise typer.Exit(EXIT_STATUS[built.verdict.outcome])
 
 
 def _record(recipe: Recipe, twin: str | None, built: building.Built) -> None:
-    _show(built.verdict, "against what was recorded until now")
+    show(built.verdict, "against what was recorded until now")
     for path in building.record(recipe, twin, built.folder):
-        _say(f"recorded {escape(str(path))}")
+        say(f"recorded {escape(str(path))}")
 
 
 @app.command()
@@ -144,13 +136,13 @@ def verify(
 ) -> None:
     """Say whether a checkpoint has the recorded bytes, and name every file and tensor that does not."""
     recorded = read_manifest(manifest)
-    with _progress() as tell:
+    with progress() as tell:
         total = sum(record.bytes for record in recorded.files.values())
-        verdict = verify_checkpoint(checkpoint, recorded, _counted(tell, "verify", total))
+        verdict = verify_checkpoint(checkpoint, recorded, counted(tell, "verify", total))
     if as_json:
-        _print_json(verdict.as_json())
+        print_json(verdict.as_json())
     else:
-        _show(verdict, f"compared with {manifest}")
+        show(verdict, f"compared with {manifest}")
     equal = (Outcome.IDENTICAL, Outcome.EQUIVALENT) if tensors else (Outcome.IDENTICAL,)
     raise typer.Exit(0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome])
 
@@ -178,12 +170,12 @@ def check(
     with (
         open_source(checkpoint) as theirs,
         open_source(base) as ours,
-        _progress(rich_progress.DownloadColumn()) as tell,
+        progress(rich_progress.DownloadColumn()) as tell,
     ):
         options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
         checked = checking.check(theirs, ours, recipe=read, twin=twin, tell=tell, **options)
     if as_json:
-        _print_json(checked.as_json())
+        print_json(checked.as_json())
     else:
         for line in checked.text(SHOWN):
             out.print(escape(line))
@@ -201,10 +193,10 @@ def diff(
     """Say which tensors differ: by how many codes and steps, or how much; and how the files around them do."""
     from requant import diff as comparing
 
-    with _progress(rich_progress.DownloadColumn()) as tell:
+    with progress(rich_progress.DownloadColumn()) as tell:
         compared = comparing.diff(first, second, threads=threads, tell=tell)
     if as_json:
-        _print_json(compared.as_json())
+        print_json(compared.as_json())
     else:
         for line in compared.text(SHOWN):
             out.print(escape(line))
@@ -217,8 +209,8 @@ def manifest(
     checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
 ) -> None:
     """Print a checkpoint's manifest: every file and every tensor by digest."""
-    with _progress() as tell:
-        made = make_manifest(checkpoint, _counted(tell, "manifest", 0))
+    with progress() as tell:
+        made = make_manifest(checkpoint, counted(tell, "manifest", 0))
     sys.stdout.write(made.to_json().decode())
 
 
@@ -234,7 +226,7 @@ def plan(
         raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
     planned = make_plan(read_recipe(recipe), size if twin else None)
     if as_json:
-        _print_json(planned.as_json())
+        print_json(planned.as_json())
     else:
         out.print(plan_table(planned))
 
@@ -266,7 +258,7 @@ def inspect(
         known=expected(read_baseline(read_recipe(recipe))) if recipe else {},
     )
     if as_json:
-        _print_json(inspected.as_json())
+        print_json(inspected.as_json())
     else:
         for line in findings_table(inspected):
             out.print(line)
@@ -284,7 +276,7 @@ def identify(
     found = fingerprint(headers)
     claims = judge(read_card(card), found, headers) if card else ()
     if as_json:
-        _print_json({**found.as_json(), "claims": [each.as_json() for each in claims]})
+        print_json({**found.as_json(), "claims": [each.as_json() for each in claims]})
         return
     out.print(fingerprint_table(found))
     if claims:
@@ -302,7 +294,7 @@ def repair(
     """Write the checkpoint that this one should have been, without touching a tuned byte."""
     if mtp not in ("", "bf16", "rtn"):
         raise typer.BadParameter(f"{mtp}: there are bf16 and rtn")
-    with _progress() as tell:
+    with progress() as tell:
         done = mend(
             checkpoint,
             base,
@@ -311,7 +303,7 @@ def repair(
             progress=lambda file: tell(Progress("repair", note=file)),
         )
     if as_json:
-        _print_json(done.as_json())
+        print_json(done.as_json())
     else:
         for line in repair_table(done):
             out.print(line)
@@ -327,9 +319,9 @@ def twin(
         raise typer.BadParameter(f"{out_folder}: exists already")
     if size not in SIZES:
         raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
-    with _progress() as tell:
+    with progress() as tell:
         write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
-    _say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
+    say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
 
 
 @app.command()
@@ -344,82 +336,10 @@ def lock(
     chosen = names or sorted(path.stem for path in folder.glob("*.in"))
     if not check:
         locking.write_locks(folder, chosen)
-        _say(f"wrote {', '.join(f'{folder / name}.txt' for name in chosen)}")
+        say(f"wrote {', '.join(f'{folder / name}.txt' for name in chosen)}")
         return
     differences = locking.check_locks(folder, chosen)
     for line in differences:
         out.print(escape(line))
-    _say(f"{', '.join(chosen)}: {'not what would be resolved' if differences else 'as they would be resolved'}")
+    say(f"{', '.join(chosen)}: {'not what would be resolved' if differences else 'as they would be resolved'}")
     raise typer.Exit(1 if differences else 0)
-
-
-def _show(verdict: Verdict, compared: str) -> None:
-    colour = {Outcome.IDENTICAL: "green", Outcome.DIFFERENT: "red"}.get(verdict.outcome, "yellow")
-    for each in verdict.differences[:SHOWN]:
-        out.print(escape(f"{each.kind}: {each.name} ({each.file})"))
-    if len(verdict.differences) > SHOWN:
-        out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
-    for reason in verdict.reasons:
-        out.print(escape(reason))
-    out.print(f"[bold {colour}]{verdict.outcome}[/], {escape(compared)}")
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def _say(text: str) -> None:
-    err.print(text)
-
-
-def _fail(message: str, advice: str, status: int) -> NoReturn:
-    err.print(f"[bold red]error[/] {escape(message)}")
-    if advice:
-        err.print(f"      {escape(advice)}")
-    raise SystemExit(status)
-
-
-def _counted(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def count(read: int) -> None:
-        nonlocal done
-        done += read
-        tell(Progress(stage, done, max(total, done)))
-
-    return count
-
-
-@contextmanager
-def _progress(*more: rich_progress.ProgressColumn) -> Iterator[Tell]:
-    """Draw the running stage as a bar, and leave a line for each stage and each tuned block."""
-    columns = (
-        rich_progress.SpinnerColumn(),
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        *more,
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TimeRemainingColumn(),
-    )
-    tasks: dict[str, rich_progress.TaskID] = {}
-    lines: dict[str, int] = {}
-    with rich_progress.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-
-        def tell(progress: Progress) -> None:
-            if progress.stage not in tasks:
-                for task in tasks.values():
-                    bars.update(task, total=1, completed=1, visible=False)
-                tasks[progress.stage] = bars.add_task("", total=None)
-                bars.console.print(escape(progress.stage))
-            file = "" if progress.done else progress.note
-            bars.update(
-                tasks[progress.stage],
-                completed=progress.done,
-                total=progress.total or None,
-                description=escape(f"{progress.stage} {file}"),
-            )
-            if progress.note and progress.done > lines.get(progress.stage, 0):
-                lines[progress.stage] = progress.done
-                bars.console.print(f"  {escape(progress.note)}")
-
-        yield tell
