@@ -313,7 +313,10 @@ def test_d08_every_layer_is_what_it_is_declared_to_be(pair: Pair) -> None:
         name for name in layers if is_packed(name, pair.final)
     }
     overrides = {name for name in config["extra_config"] if not name.endswith("in_proj_ba")}
-    assert overrides <= layers.keys()
+    routers = {name for name in overrides if name.endswith(".mlp.gate")}
+    assert overrides - routers <= layers.keys()
+    assert routers == {name for name in routers if name.startswith(MTP)}, "only where a block is declared by prefix"
+    assert bool(routers) == (pair.context.recipe.mtp.policy == "rtn")
     assert not any(is_packed(name, pair.final) for name in overrides)
 
 

@@ -144,7 +144,7 @@ def test_intel_is_ec_at_the_default_effort() -> None:
 def test_the_twin_shrinks_the_effort_and_nothing_else() -> None:
     recipe = read_recipe(BUILDS / "ec")
     assert recipe.effort(twin=False) == Effort("cu124", "cuda", "bfloat16", 400, 256, 4096, 10)
-    assert recipe.effort(twin=True) == Effort("cpu", "cpu", "float32", 8, 16, 64, 3)
+    assert recipe.effort(twin=True) == Effort("cpu", "cpu", "float32", 6, 16, 64, 3)
 
 
 def test_a_folder_and_its_recipe_are_the_same() -> None:

@@ -1,6 +1,5 @@
 """The room's surroundings: installed by hash, cut off from the network, ended with its host."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -105,6 +104,10 @@ def test_the_room_sees_few_environment_variables(tmp_path: Path, monkeypatch: py
 
 
 def test_a_room_that_fails_leaves_its_last_words(tmp_path: Path) -> None:
-    (tmp_path / "sources").mkdir()
-    with pytest.raises(BuildError, match=r"No module named 'requant'"):
-        runner.run_room(Path(shutil.which("python3") or sys.executable), tmp_path, [], lambda: None)
+    package = tmp_path / "sources" / "requant" / "quantizer"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("raise SystemExit('out of luck')")
+    with pytest.raises(BuildError, match=r"ended with status 1; the last it said:\nout of luck"):
+        runner.run_room(Path(sys.executable), tmp_path, [], lambda: None)

@@ -23,7 +23,7 @@ BUILDS = Path(__file__).parent.parent / "builds"
 # say so under "Changes that change bytes" in CHANGELOG.md.
 MANIFESTS = {
     "mini": "a51a07b4725006dd335a6074986f8baec316815d593067a3bc29c38684fa39ba",
-    "demo": "7e8011fcee3329df27e825df5b825ca1bbd5686fd86f26e70d8372823c685df2",
+    "demo": "26deb07dcdf3b5a5b824ccdf29aa9c16763bc39e93f6887dd39c86f2168321ea",
 }
 WIDE = "model.language_model.layers.0.linear_attn.in_proj_z.weight"
 WIDE_SHA256 = "970a1a464b15c08126715e78021868c8888d5f7bb1c9cb958e4716a2bdd89e61"
