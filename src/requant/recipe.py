@@ -65,7 +65,10 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens."""
+    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens.
+
+    Short texts are never joined: AutoRound's code for that, at both pinned versions, fails on its own data set.
+    """
 
     dataset: str
     revision: str
@@ -73,7 +76,7 @@ class Calibration:
     file: str
     samples: int
     sequence_length: int
-    concatenate: bool
+    concatenate: Literal[False]
     chat_template: Literal[False]
 
 

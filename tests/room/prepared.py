@@ -37,7 +37,6 @@ def prepare(name: str, base: Path, *, iterations: int | None = None) -> Prepared
         samples=effort.samples,
         length=effort.sequence_length,
         seed=recipe.tuning.seed,
-        concatenate=recipe.calibration.concatenate,
     )
     autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
     determinism.confirm(autoround, effort.device, effort.precision)

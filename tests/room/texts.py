@@ -16,7 +16,7 @@ SIZE = 8
 
 
 def chosen(tokenizer: Any, text: Path, samples: int = 16, length: int = 64) -> Any:
-    return calibration.choose(tokenizer, text, samples=samples, length=length, seed=42, concatenate=False)
+    return calibration.choose(tokenizer, text, samples=samples, length=length, seed=42)
 
 
 def equal(ours: Any, theirs: Any) -> bool:

@@ -29,7 +29,6 @@ def main(folder: Path) -> None:
         samples=effort.samples,
         length=effort.sequence_length,
         seed=recipe.tuning.seed,
-        concatenate=recipe.calibration.concatenate,
     )
     autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
     determinism.confirm(autoround, effort.device, effort.precision)

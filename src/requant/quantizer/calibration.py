@@ -40,22 +40,21 @@ class Tokens:
         return DataLoader(self.rows, batch_size=size, shuffle=False, collate_fn=collate)
 
 
-def choose(tokenizer: Any, text: Path, *, samples: int, length: int, seed: int, concatenate: bool) -> Tokens:
+def choose(tokenizer: Any, text: Path, *, samples: int, length: int, seed: int) -> Tokens:
     """Return the sequences that AutoRound takes from `text` (Parquet, or JSON lines) with a column `text`.
 
-    It shuffles by the seed, truncates to `length`, drops what is shorter or mostly one token, and with
-    `concatenate` joins what is short. Raises BuildError where fewer than `samples` are left: AutoRound only warns.
+    It shuffles by the seed, truncates to `length`, and drops what is shorter or mostly one token. Raises
+    BuildError where fewer than `samples` are left: AutoRound only warns.
     """
     from auto_round.calib_dataset import get_dataset
 
-    name = f"{PILE}:concat" if concatenate else PILE
     with _served_from(text):
-        chosen = get_dataset(tokenizer, length, name, seed, samples)
+        chosen = get_dataset(tokenizer, length, PILE, seed, samples)
     rows = [row["input_ids"][:length] for row in chosen]
     if len(rows) < samples:
         raise BuildError(
             f"{text.name}: {len(rows)} sequences of {length} tokens, the recipe asks for {samples}",
-            "Ask for fewer or shorter ones, or concatenate short texts; AutoRound would have gone on with fewer.",
+            "Ask for fewer or shorter ones; AutoRound would have gone on with fewer.",
         )
     return Tokens(rows)
 

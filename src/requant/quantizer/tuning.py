@@ -94,3 +94,8 @@ def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
     for name, value in asked.items():
         if (found := getattr(autoround, name)) != value:
             raise BuildError(f"AutoRound takes {found!r} for {name}, the recipe asks for {value!r}")
+    if getattr(autoround, "attention_mask", None):
+        # Its class for text models does so with every DataLoader, and then leaves a token out of each loss.
+        raise BuildError(
+            "AutoRound masks tokens of the calibration", "It must be given the whole model, not its text part."
+        )
