@@ -380,7 +380,8 @@ def test_comments_order_and_spelling_do_not_change_the_digest(tmp_path: Path) ->
 FIXED = {
     *("scheme.bits", "scheme.symmetric", "scheme.data_type", "scheme.scale_dtype", "scheme.packing"),
     *("tuning.tune_norm_and_bias", "tuning.blocks_at_once", "tuning.algorithm_extension", "tuning.adam"),
-    *("tuning.quantized_input", "tuning.torch_compile", "calibration.chat_template", "passes.order", "twin.device"),
+    *("tuning.quantized_input", "tuning.torch_compile", "calibration.chat_template", "calibration.concatenate"),
+    *("passes.order", "twin.device"),
 }
 OTHERS = {
     "scheme.group_size": 64,
