@@ -63,3 +63,24 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_a_pipe_that_nobody_reads_is_not_a_verdict(tmp_path: Path) -> None:
+    requant("twin", "--size", "mini", "--out", str(tmp_path / "twin"))
+    (tmp_path / "manifest.json").write_text(requant("manifest", str(tmp_path / "twin")).stdout)
+    for module in ("requant verify", "requant.verify"):
+        words = f"{tmp_path / 'twin'} {tmp_path / 'manifest.json'}"
+        command = f"{sys.executable} -m {module} {words} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode in (0, 8, 141), "0 where the pipe took all of it"
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("key", "value"), [("iterations", "0x" + "f" * 5000), ("hours", "0x" + "f" * 5000)])
+def test_numbers_too_large_to_print(tmp_path: Path, key: str, value: str) -> None:
+    lines = (ROOT / "builds" / "ec" / "recipe.toml").read_text().splitlines()
+    recipe = [f"{key} = {value}" if line.startswith(f"{key} = ") else line for line in lines]
+    (tmp_path / "recipe.toml").write_text("\n".join(recipe))
+    done = requant("build", str(tmp_path), "--twin")
+    assert done.returncode == 4
+    assert f"{key}: found a number of more than 63 bits" in done.stderr

@@ -286,3 +286,10 @@ def test_listed_layer_types_win_over_the_interval() -> None:
     base = base_tensors(BASE | {"text_config": BASE["text_config"] | {"layer_types": kinds}})
     assert "model.language_model.layers.0.self_attn.q_proj.weight" in base
     assert "model.language_model.layers.3.linear_attn.A_log" in base
+
+
+@pytest.mark.parametrize(("table", "key"), [("text_config", "num_experts"), ("text_config", "num_hidden_layers")])
+def test_a_configuration_that_would_fill_the_memory_is_refused(table: str, key: str) -> None:
+    config = {**BASE, table: {**BASE[table], key: 10**9}}
+    with pytest.raises(CheckpointError, match=key):
+        base_tensors(config)

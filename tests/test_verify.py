@@ -234,9 +234,17 @@ def test_a_difference_says_what_was_expected_and_what_was_found(tmp_path: Path) 
 
 def test_a_folder_in_place_of_a_file_is_a_missing_file(tmp_path: Path) -> None:
     manifest = make_manifest(write(tmp_path, SMALL))
-    (tmp_path / SECOND).unlink()
-    (tmp_path / SECOND).mkdir()
-    assert named(verify(tmp_path, manifest)) == {("missing file", SECOND, SECOND), ("missing tensor", "c", SECOND)}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    assert named(verify(tmp_path, manifest)) == {("missing file", "config.json", "config.json")}
+
+
+def test_a_folder_named_like_a_shard_is_refused(tmp_path: Path) -> None:
+    """Whatever looks for `*.safetensors` meets it."""
+    manifest = make_manifest(write(tmp_path, SMALL))
+    (tmp_path / "extra.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"extra\.safetensors: not a regular file"):
+        verify(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("name", ["config.json", SECOND])

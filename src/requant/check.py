@@ -62,7 +62,8 @@ def check(
     if expected is not None and recipe:
         faults += _unlike(recipe, expected, pieces)
     windows = list(_windows(pieces, expected, base))
-    chosen = sorted(random.Random(seed).sample(range(len(windows)), max(1, round(sample * len(windows)))))  # noqa: S311
+    some = min(len(windows), max(1, round(sample * len(windows))))
+    chosen = sorted(random.Random(seed).sample(range(len(windows)), some))  # noqa: S311
     key = [
         SCHEMA,
         checkpoint.files.identity,

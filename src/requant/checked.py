@@ -63,7 +63,7 @@ class Checked:
             )
         if self.resumed:
             lines.append(f"{self.resumed:,} bytes were read in an earlier run")
-        return lines
+        return [*lines, "weights only: what config.json and the index make of them, `requant inspect` says"]
 
     def as_json(self) -> dict[str, Any]:
         """Return the check as `--json` prints it."""

@@ -46,6 +46,8 @@ Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
 def main() -> NoReturn:
     """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
     signal.signal(signal.SIGTERM, _stop)
+    if sys.stdout is None:
+        fail("standard output is closed", "Results go there.", NotAvailableError.exit_status)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
@@ -54,7 +56,7 @@ def main() -> NoReturn:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", "Nothing was left under the final name.", 130)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is how click and rich answer a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:

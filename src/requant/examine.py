@@ -42,7 +42,7 @@ class _Scratch(threading.local):
     def take(self, name: str, dtype: Any, *shape: int) -> Array:
         """Return an array of undefined content."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if self.buffers.get(name, np.empty(0)).size < size:
+        if name not in self.buffers or self.buffers[name].size < size:
             self.buffers[name] = np.empty(size, np.uint8)
         taken: Array = self.buffers[name][:size].view(dtype).reshape(shape)
         return taken

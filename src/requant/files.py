@@ -34,7 +34,7 @@ def _walk(folder: Path) -> Iterator[Path]:
                 continue
             if not path.name.isprintable():
                 raise CheckpointError(f"{path.parent}: {path.name!r} is no name for a file of a checkpoint")
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            if path.is_symlink() or not (path.is_file() or (path.is_dir() and path.suffix != SUFFIX)):
                 raise CheckpointError(
                     f"{path}: not a regular file",
                     "Give a folder of real files: a download into a local folder, not a cache.",

@@ -82,7 +82,6 @@ def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]
     config = headers.object("config.json")
     if config is None:
         raise CheckpointError(f"{headers.name}/config.json: missing", "Without it no loader knows what this is.")
-    _bound(headers.name, config)
     expected = base_tensors(config)
     declared = read_declared(config.get("quantization_config"))
     if declared is not None and declared.bits != 4:
@@ -109,23 +108,6 @@ def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]
     }
     anatomy = type(anatomy)(anatomy.blocks, {**anatomy.rest, **stray}, anatomy.copies)
     return Seen(headers, config, declared, expected, anatomy, builds, loaders, degrees)
-
-
-LIMITS = (
-    ("text_config", "num_hidden_layers", 1_000),
-    ("text_config", "num_experts", 4_096),
-    ("text_config", "mtp_num_hidden_layers", 16),
-    ("vision_config", "depth", 1_000),
-)
-
-
-def _bound(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration of more layers than any model has: the inventory would fill the memory."""
-    for table, key, limit in LIMITS:
-        inner = config.get(table)
-        value = inner.get(key, 0) if isinstance(inner, dict) else 0
-        if isinstance(value, int) and value > limit:
-            raise CheckpointError(f"{name}/config.json: {table}.{key}: found {value:,}, expected {limit:,} at most")
 
 
 def block_kinds(config: Mapping[str, Any]) -> dict[str, str]:

@@ -39,6 +39,15 @@ class Fused:
     rows: slice
 
 
+LIMITS = (
+    ("text_config", "num_hidden_layers", 1_000),
+    ("text_config", "num_experts", 4_096),
+    ("text_config", "mtp_num_hidden_layers", 16),
+    ("vision_config", "depth", 1_000),
+)
+"""More than any model has: a stranger's configuration must not fill the memory."""
+
+
 def base_tensors(config: Mapping[str, Any]) -> Specs:
     """Return the tensors of the base, in the model's own order: language model, visual tower, MTP.
 
@@ -46,6 +55,9 @@ def base_tensors(config: Mapping[str, Any]) -> Specs:
     """
     try:
         text, vision = config["text_config"], config["vision_config"]
+        for table, key, limit in LIMITS:
+            if config[table].get(key, 0) > limit:
+                raise ValueError(f"{table}.{key}: found {config[table][key]:.3g}, expected {limit:,} at most")
         specs = _language_model(text) | _visual(vision) | _mtp(text)
         for name, spec in specs.items():
             if not all(type(each) is int and each > 0 for each in spec.shape):

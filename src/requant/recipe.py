@@ -6,13 +6,14 @@ The dataclasses below are the whole language.
 
 import math
 import re
+import reprlib
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from requant.digest import canonical_json, sha256
+from requant.digest import canonical_json, read_whole, sha256
 from requant.errors import RecipeError
 
 FILE = "recipe.toml"
@@ -198,7 +199,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     path = path / FILE if path.is_dir() else path
     try:
-        document = tomllib.loads(path.read_bytes().decode())
+        document = tomllib.loads(read_whole(path).decode())
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}", "Name a folder under builds/, or its recipe.toml.") from None
     except (ValueError, RecursionError) as error:
@@ -240,9 +241,14 @@ def _value(path: Path, key: str, kind: Any, found: Any) -> Any:
         elif get_origin(each) is tuple:
             if isinstance(found, list) and all(isinstance(item, str) for item in found):
                 return tuple(found)
-        elif type(found) is each and (each is not float or math.isfinite(found)):
+        elif (
+            type(found) is each
+            and (each is not float or math.isfinite(found))
+            and (each is not int or abs(found) < 2**63)
+        ):
             return found
-    raise RecipeError(f"{path}: {key}: found {found!r}, allowed: {_allowed(kind)}")
+    shown = reprlib.repr(found) if not isinstance(found, int) or abs(found) < 2**63 else "a number of more than 63 bits"
+    raise RecipeError(f"{path}: {key}: found {shown}, allowed: {_allowed(kind)}")
 
 
 def _allowed(kind: Any) -> str:

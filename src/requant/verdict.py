@@ -60,7 +60,4 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as `--json` prints it."""
-        return {
-            "outcome": str(self.outcome),
-            **{key: value for key, value in asdict(self).items() if key != "outcome"},
-        }
+        return asdict(self)

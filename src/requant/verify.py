@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from requant.digest import file_chunks, sha256_chunks
-from requant.errors import CheckpointError, RequantError, UsageError
+from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
 from requant.files import list_files
 from requant.manifest import Manifest, TensorRecord, read_file, read_manifest
 from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict
@@ -82,7 +82,7 @@ def _text(record: TensorRecord) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Verify from the command line; return the exit status. Here, beside `cli`, requant prints."""
+    """Verify from the command line; return the exit status. Here, beside `terminal`, requant prints."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
@@ -92,9 +92,12 @@ def main(arguments: list[str]) -> int:
     except RequantError as error:
         sys.stderr.write(f"requant: {error}. {error.advice}".rstrip(". ") + ".\n")
         return error.exit_status
-    for each in verdict.differences:
-        sys.stdout.write(f"{each.kind}: {each.name} ({each.file})\n")
-    sys.stdout.write(f"{verdict.outcome}\n")
+    lines = [f"{each.kind}: {each.name} ({each.file})\n" for each in verdict.differences]
+    try:
+        sys.stdout.write("".join([*lines, f"{verdict.outcome}\n"]))
+        sys.stdout.flush()
+    except (AttributeError, OSError):  # closed, full, or a pipe that nobody reads
+        os._exit(NotAvailableError.exit_status)
     return EXIT_STATUS[verdict.outcome]
 
 
