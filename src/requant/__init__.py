@@ -23,6 +23,7 @@ headers                                    a checkpoint without its weights
 recipe, environment, pins, checkpoint, journal   what a person asks for, and files on disk
 files, safetensors                         which files are a checkpoint's; one file format
 digest, errors, progress, defects          the ground; the catalogue of defects
+web                                        how a hub is asked
 
 quantizer/                                 the room: the only place that knows torch; nobody imports it
 

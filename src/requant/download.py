@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from requant import web
 from requant.errors import CheckpointError, NotAvailableError
 from requant.pins import Pins
 
@@ -33,22 +34,17 @@ def download(pins: Pins, path: str, part: Path, progress: Progress, endpoint: st
     OSError for the disk; `part` keeps what has arrived. `endpoint` overrides the library's.
     """
     # Not at the top: a folder can be confirmed where the library is not installed, and it takes long to import.
-    from huggingface_hub import constants, get_token, hf_hub_url
+    from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(pins.repository, path, repo_type=pins.kind, revision=pins.revision, endpoint=endpoint)
-    # Not the library's headers: its user agent tells what is installed here. Compressed, no range would fit.
-    headers = {"user-agent": "requant", "accept-encoding": "identity"}
-    if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
-        headers["authorization"] = f"Bearer {token}"
     size = pins.files[path].bytes
     with _opened(part) as file:
         idle = 0
         while (start := file.seek(0, os.SEEK_END)) != size:
             try:
-                trouble = _transfer(url, headers, file, size, lambda done, total: progress(path, done, total))
+                trouble = _transfer(url, file, size, lambda done, total: progress(path, done, total))
             except Exception as error:
-                # httpx in 1.x of the library, httpx2 in 2.x: no class to name. Waiting mends nothing else.
-                if not type(error).__module__.startswith("httpx"):
+                if not web.is_of_the_network(error):
                     raise
                 trouble = f"{type(error).__name__}: {error}"
             if not trouble:
@@ -71,14 +67,12 @@ def _opened(part: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _transfer(
-    url: str, headers: dict[str, str], file: BinaryIO, size: int | None, arrived: Callable[[int, int], None]
-) -> str:
+def _transfer(url: str, file: BinaryIO, size: int | None, arrived: Callable[[int, int], None]) -> str:
     """Append the rest of a file; return "" where nothing more comes, else a trouble that may pass."""
     from huggingface_hub import constants, get_session
 
     start = file.tell()
-    asked = {**headers, "range": f"bytes={start}-"} if start else headers
+    asked = web.headers(f"bytes={start}-" if start else "")
     with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         status, answer = response.status_code, response.headers
         refuse(url, status)

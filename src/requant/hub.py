@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
+from requant import web
 from requant.errors import CheckpointError, NotAvailableError
 
 ATTEMPTS = 5
@@ -46,7 +47,7 @@ class Repository:
             advice = "look at the name, at HF_TOKEN, HF_ENDPOINT and the network; or name a folder"
             raise NotAvailableError(f"{repository}@{revision}: {str(error).splitlines()[0]}", advice) from None
         except Exception as error:
-            if not type(error).__module__.startswith("httpx"):
+            if not web.is_of_the_network(error):
                 raise
             raise NotAvailableError(f"{repository}@{revision}: {type(error).__name__}", "look at the network") from None
         names = [each.rfilename for each in told.siblings or ()]
@@ -125,7 +126,7 @@ class Repository:
             try:
                 status, total, data = _get(url, start)
             except Exception as error:
-                if not type(error).__module__.startswith("httpx"):
+                if not web.is_of_the_network(error):
                     raise
                 trouble = type(error).__name__
                 continue
@@ -140,11 +141,9 @@ class Repository:
 
 def _get(url: str, start: int) -> tuple[int, int | None, bytes]:
     """Ask for one block; return the status, the length of the whole file where the answer tells it, and the bytes."""
-    from huggingface_hub import constants, get_session, get_token
+    from huggingface_hub import constants, get_session
 
-    headers = {"user-agent": "requant", "accept-encoding": "identity", "range": f"bytes={start}-{start + BLOCK - 1}"}
-    if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
-        headers["authorization"] = f"Bearer {token}"
+    headers = web.headers(f"bytes={start}-{start + BLOCK - 1}")
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     data = bytearray()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from requant import web
 from requant.digest import MAX_WHOLE, strict_json
 from requant.download import refuse
 from requant.errors import CheckpointError, NotAvailableError, UsageError
@@ -35,7 +36,7 @@ class _Hub:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repository, path, revision=self.revision, endpoint=self.endpoint)
-        with self._answer(url, None if start is None else f"bytes={start}-{(stop or 0) - 1}") as answer:
+        with self._answer(url, "" if start is None else f"bytes={start}-{(stop or 0) - 1}") as answer:
             limit = MAX_WHOLE if start is None or stop is None else stop - start
             size = 0
             if start is not None:
@@ -52,7 +53,7 @@ class _Hub:
         address = (
             f"{(self.endpoint or constants.ENDPOINT).rstrip('/')}/api/models/{self.repository}/revision/{self.revision}"
         )
-        with self._answer(address, None) as answer:
+        with self._answer(address, "") as answer:
             data = self._read(address, answer, MAX_WHOLE)
         try:
             value = strict_json(data)
@@ -82,12 +83,10 @@ class _Hub:
         return b"".join(parts)
 
     @contextmanager
-    def _answer(self, url: str, part: str | None) -> Iterator[Any]:
-        from huggingface_hub import constants, get_session, get_token
+    def _answer(self, url: str, part: str) -> Iterator[Any]:
+        from huggingface_hub import constants, get_session
 
-        headers = {"user-agent": "requant", "accept-encoding": "identity"} | ({"range": part} if part else {})
-        if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
-            headers["authorization"] = f"Bearer {token}"
+        headers = web.headers(part)
         try:
             with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
                 refuse(url, answer.status_code)
@@ -95,7 +94,7 @@ class _Hub:
                     raise NotAvailableError(f"{url}: status {answer.status_code}", "Try again later.")
                 yield answer
         except Exception as error:
-            if not type(error).__module__.startswith("httpx"):  # 1.x and 2.x of the library have no class in common
+            if not web.is_of_the_network(error):
                 raise
             raise NotAvailableError(
                 f"{url}: {type(error).__name__}: {error}", "Look at the network and proxies."

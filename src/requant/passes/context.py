@@ -1,6 +1,7 @@
 """What every pass may look at, beside the checkpoint that it is given."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ MAIN = "main.safetensors"
 EXTRAS = "model_extra_tensors.safetensors"
 
 
-class Aim:
+class Aim(ABC):
     """What the passes aim at: a base, and what becomes of it. `Context` has it from a recipe, `Mending` from files.
 
     `ignore` are parts of the names of layers that stay float, `policy` is MTP's, `shards` the number of main files,
@@ -37,9 +38,9 @@ class Aim:
         @property
         def declared(self) -> dict[str, Any]: ...  # noqa: D102
 
+    @abstractmethod
     def refuse(self, finding: str) -> None:
         """Hear of something that should not be there, which the pass can mend: stop, or let it go on."""
-        raise NotImplementedError
 
     @cached_property
     def config(self) -> dict[str, Any]:
