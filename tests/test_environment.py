@@ -1,5 +1,6 @@
 """Locks are read strictly: what the generator writes comes back, everything else is a LockError."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from requant.environment import (
     parse_lock,
     read_intent,
     read_lock,
+    room_sources,
 )
 from requant.errors import LockError
 
@@ -280,3 +282,13 @@ def test_one_flipped_digit_is_another_lock(name: str, tmp_path: Path) -> None:
     last = recorded[-2]
     (tmp_path / f"{name}.txt").write_text(recorded[:-2] + ("1" if last == "0" else "0") + "\n")
     assert read_lock(tmp_path, name).digest != read_lock(LOCKFILES, name).digest
+
+
+def test_the_room_brings_along_every_module_of_ours_that_it_imports() -> None:
+    sources = room_sources()
+    for path, data in sources.items():
+        for node in ast.walk(ast.parse(data)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "requant":
+                module = str(node.module).replace(".", "/")
+                names = [f"{module}/{alias.name}.py" for alias in node.names]
+                assert f"{module}.py" in sources or set(names) <= sources.keys(), f"{path}: {node.module}"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from requant.build import Built
 from requant.card import judge
 from requant.checkpoint import Checkpoint, json_file, write_checkpoint
-from requant.cli import app
+from requant.cli.options import app
 from requant.headers import Headers, read_headers
 from requant.identify import Fingerprint, identify
 from requant.inventory import base_tensors, extra_tensors, main_tensors

@@ -16,7 +16,7 @@ from requant.baseline import expected as baseline
 from requant.baseline import read_baseline
 from requant.build import Built
 from requant.checkpoint import write_checkpoint
-from requant.cli import app
+from requant.cli.options import app
 from requant.defects import DEFECTS
 from requant.findings import Expected, fold
 from requant.headers import read_headers

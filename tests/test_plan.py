@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 from typer.testing import CliRunner
 
 from requant.checkpoint import open_checkpoint
-from requant.cli import app
+from requant.cli.options import app
 from requant.errors import RecipeError
 from requant.plan import Size, base_config, plan
 from requant.recipe import read_recipe

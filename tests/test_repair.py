@@ -14,7 +14,7 @@ from requant.baseline import expected as baseline
 from requant.baseline import read_baseline
 from requant.build import Built
 from requant.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
-from requant.cli import app
+from requant.cli.options import app
 from requant.errors import CheckpointError, UsageError
 from requant.headers import read_headers
 from requant.inspect import inspect

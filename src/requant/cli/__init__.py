@@ -1,0 +1,47 @@
+"""The command line: parses, calls one verb, prints its result, returns its status. Results go to standard output.
+
+Everything else, progress and advice, goes to standard error. Exit status: 0 identical, 1 different or
+equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
+"""
+
+import io
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+from requant.cli import judging, making, telling  # noqa: F401 (each registers its verbs)
+from requant.cli.options import app
+from requant.errors import NotAvailableError, RequantError
+from requant.terminal import fail
+
+
+def main() -> NoReturn:
+    """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
+    signal.signal(signal.SIGTERM, _stop)
+    if sys.stdout is None:
+        fail("standard output is closed", "Results go there.", NotAvailableError.exit_status)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
+    try:
+        status = app(standalone_mode=False)  # what the verb's typer.Exit carries
+    except RequantError as error:
+        fail(str(error), error.advice, error.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("interrupted", "Nothing was left under the final name.", 130)
+    except (BrokenPipeError, SystemExit):  # the latter is how click and rich answer a closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:
+        fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own errors of usage
+            fail(error.format_message(), "requant --help lists the verbs.", 2)
+        raise
+    raise SystemExit(status)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,105 @@
+"""The verbs that hold a checkpoint against something else: verify, manifest, check, diff."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import progress as rich_progress
+from rich.markup import escape
+
+from requant.cli.options import AsJson, app
+from requant.manifest import make_manifest, read_manifest
+from requant.recipe import read_recipe
+from requant.runner import cache
+from requant.terminal import SHOWN, counted, out, print_json, progress, show
+from requant.verdict import EXIT_STATUS, Outcome
+from requant.verify import verify as verify_checkpoint
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+    manifest: Annotated[Path, typer.Argument(help="A manifest, as `build` or `manifest` writes it.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="Be content with equal tensors.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a checkpoint has the recorded bytes, and name every file and tensor that does not."""
+    recorded = read_manifest(manifest)
+    with progress() as tell:
+        total = sum(record.bytes for record in recorded.files.values())
+        verdict = verify_checkpoint(checkpoint, recorded, counted(tell, "verify", total))
+    if as_json:
+        print_json(verdict.as_json())
+    else:
+        show(verdict, f"compared with {manifest}")
+    equal = (Outcome.IDENTICAL, Outcome.EQUIVALENT) if tensors else (Outcome.IDENTICAL,)
+    raise typer.Exit(0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome])
+
+
+@app.command()
+def manifest(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+) -> None:
+    """Print a checkpoint's manifest: every file and every tensor by digest."""
+    with progress() as tell:
+        made = make_manifest(checkpoint, counted(tell, "manifest", 0))
+    sys.stdout.write(made.to_json().decode())
+
+
+@app.command()
+def check(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
+    base: Annotated[str, typer.Option(help="What it was made from: a folder, or owner/name@revision on the Hub.")],
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="How it was made: bounds are this recipe's.")
+    ] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="With --recipe: the values for its twin.")] = False,
+    sample: Annotated[float, typer.Option(help="Share of the weights to read; the rest is reported as unread.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Which sample.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier check was stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
+    from requant import check as checking  # numba takes half a second to import
+    from requant.source import open_source
+
+    read = read_recipe(recipe) if recipe else None
+    resume = None if fresh else cache() / "check"
+    with (
+        open_source(checkpoint) as theirs,
+        open_source(base) as ours,
+        progress(rich_progress.DownloadColumn()) as tell,
+    ):
+        options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
+        checked = checking.check(theirs, ours, recipe=read, twin=twin, tell=tell, **options)
+    if as_json:
+        print_json(checked.as_json())
+    else:
+        for line in checked.text(SHOWN):
+            out.print(escape(line))
+        out.print("[bold green]clean[/]" if checked.clean else "[bold red]violations[/]")
+    raise typer.Exit(0 if checked.clean else 1)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A folder of safetensors and side files.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say which tensors differ: by how many codes and steps, or how much; and how the files around them do."""
+    from requant import diff as comparing
+
+    with progress(rich_progress.DownloadColumn()) as tell:
+        compared = comparing.diff(first, second, threads=threads, tell=tell)
+    if as_json:
+        print_json(compared.as_json())
+    else:
+        for line in compared.text(SHOWN):
+            out.print(escape(line))
+        out.print(f"[bold]{compared.outcome}[/]")
+    raise typer.Exit(EXIT_STATUS[compared.outcome])

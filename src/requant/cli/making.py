@@ -1,0 +1,104 @@
+"""The verbs that make: build, twin, lock."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from requant import build as building
+from requant import lock as locking
+from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.progress import Progress
+from requant.recipe import Recipe, read_recipe
+from requant.terminal import out, print_json, progress, say, show
+from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
+from requant.verdict import EXIT_STATUS
+
+
+@app.command()
+def build(
+    recipe: RecipePath,
+    twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
+    size: Size = "demo",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    runner: Annotated[
+        str, typer.Option(help="Where the room runs: venv, a virtual environment from the lock.")
+    ] = "venv",
+    keep_raw: Annotated[
+        bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
+    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="Record this build as the one to compare with.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
+    if runner != "venv":
+        raise typer.BadParameter(f"{runner}: this version has the runner venv only")
+    read = read_recipe(recipe)
+    stand_in = size if twin else None
+    kind = {None: "full", "demo": "twin"}.get(stand_in, size)
+    folder = out_folder or Path("out", f"{read.name}-{kind}")
+    with progress() as tell:
+        built = building.build(
+            read,
+            twin=stand_in,
+            out=folder,
+            replace_existing=out_folder is None,
+            keep_raw=keep_raw,
+            tell=tell,
+        )
+    say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    for taint in built.taints:
+        say(f"[yellow]taint[/] {escape(taint)}")
+    say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
+    reference = building.recorded(read, stand_in, "manifest.json")
+    if record:
+        _record(read, stand_in, built)
+        raise typer.Exit(0)
+    if as_json:
+        print_json({"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()})
+    else:
+        show(built.verdict, f"compared with {reference}")
+    raise typer.Exit(EXIT_STATUS[built.verdict.outcome])
+
+
+def _record(recipe: Recipe, twin: str | None, built: building.Built) -> None:
+    show(built.verdict, "against what was recorded until now")
+    for path in building.record(recipe, twin, built.folder):
+        say(f"recorded {escape(str(path))}")
+
+
+@app.command()
+def twin(
+    out_folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    size: Size = "demo",
+) -> None:
+    """Write the twin: a small model of the base's architecture, the same bytes everywhere."""
+    if out_folder.exists():
+        raise typer.BadParameter(f"{out_folder}: exists already")
+    if size not in SIZES:
+        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+    with progress() as tell:
+        write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
+    say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
+
+
+@app.command()
+def lock(
+    names: Annotated[list[str] | None, typer.Argument(help="Environments; all of them without a name.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the locks are what would be written.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where the .in files are.")] = Path("lockfiles"),
+) -> None:
+    """Resolve lockfiles/<name>.in into <name>.txt: one wheel per package, by its hash."""
+    chosen = names or sorted(path.stem for path in folder.glob("*.in"))
+    if not check:
+        locking.write_locks(folder, chosen)
+        say(f"wrote {', '.join(f'{folder / name}.txt' for name in chosen)}")
+        return
+    differences = locking.check_locks(folder, chosen)
+    for line in differences:
+        out.print(escape(line))
+    say(f"{', '.join(chosen)}: {'not what would be resolved' if differences else 'as they would be resolved'}")
+    raise typer.Exit(1 if differences else 0)

@@ -1,0 +1,17 @@
+"""The command line's program, and the arguments that several verbs have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.")]
+Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
+
+
+@app.callback()
+def _requant() -> None:
+    """Build quantized checkpoints that anyone can build again, and verify published ones."""
