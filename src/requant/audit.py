@@ -1,4 +1,4 @@
-"""`audit CHECKPOINT`: tune chosen blocks again, from what the published blocks before them give; the same bits?
+"""`audit CHECKPOINT`: tune chosen blocks again, given what the published blocks before them give, and compare.
 
 One room goes through the blocks in order, with the base's weights and with the published codes; what each chosen
 block is given is handed to a crew, which tunes it. Nobody trusts a room: its tensors are compared here.
@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,11 +22,10 @@ from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
 from requant.crew import Crew, Local, Setting, passed
 from requant.digest import sha256_file
 from requant.errors import CheckpointError, RecipeError, UsageError
-from requant.inventory import PACKED, blocks, main_tensors
+from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
 from requant.progress import Progress, Tell
-from requant.recipe import Recipe
 from requant.retuned import Audit, Judgement, Retuned, apart, checkpoint_digest, judge, settle
 
 GLANCE = 0.1
@@ -56,6 +55,12 @@ class Reference:
         theirs = hardware_of(self.statement)
         keys = [key for key in sorted(theirs.keys() | hardware.keys()) if theirs.get(key) != hardware.get(key)]
         return f"another hardware class than the build's: {keys[0]} is {hardware.get(keys[0])!r}" if keys else ""
+
+
+def reference(journal: Path) -> Reference:
+    """Return what a journal and the statement beside it say: `x.journal.jsonl`, `x.intoto.jsonl`."""
+    statement = journal.with_name(journal.name.replace("journal.jsonl", "intoto.jsonl"))
+    return Reference(journal, statement if statement.exists() and statement != journal else None)
 
 
 def local(size: int) -> Hire:
@@ -97,7 +102,7 @@ def audit(
         twin=setting.twin,
         environment=setting.environment,
         base=setting.inputs.base_digest,
-        journal=reference.journal and sha256_file(reference.journal),
+        journal=sha256_file(reference.journal) if reference.journal else None,
         checkpoint=checkpoint_digest(manifest),
         files={path: record.sha256 for path, record in manifest.files.items()},
         hardware=hardware,
@@ -149,7 +154,7 @@ def _tune(
                 time.sleep(GLANCE)
             hardware = _hardware(chain.folder)
     judged = tuple(found[number] for number in sorted(found))
-    return (judged if audited.reference.lines else settle(judged)), hardware
+    return (judged if audited.lines else settle(judged)), hardware
 
 
 def _hardware(folder: Path) -> dict[str, Any]:
@@ -164,9 +169,10 @@ class _Audited:
     def __init__(self, folder: Path, setting: Setting, reference: Reference) -> None:
         self.folder, self.setting, self.reference = folder, setting, reference
         self.base = open_checkpoint(setting.inputs.base)
-        config = json.loads(self.base.file("config.json"))
-        self.names = blocks(config)
-        self.specs = main_tensors(config, setting.recipe.layers.ignore, setting.recipe.scheme.group_size)
+        self.names = setting.names
+        self.specs = main_tensors(
+            json.loads(self.base.file("config.json")), setting.recipe.layers.ignore, setting.recipe.scheme.group_size
+        )
         self.published = open_checkpoint(folder).tensors
         for name, spec in self.specs.items():
             found = self.published[name].spec if name in self.published else None
@@ -175,7 +181,9 @@ class _Audited:
                     f"{folder}: {name} is {found or 'not there'}, the recipe means {spec}",
                     "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check.",
                 )
+        self.lines: tuple[Block, ...] = ()
         if journal := reference.lines:
+            self.lines = journal.blocks
             header = journal.header
             for what, theirs, ours in (
                 ("recipe", header.recipe, setting.recipe.digest),
@@ -198,11 +206,9 @@ class _Audited:
 
         return make_manifest(self.folder, hashed)
 
-    def astray(self, lines: list[dict[str, Any]] | Any) -> int | None:
+    def astray(self, lines: Sequence[Mapping[str, Any]]) -> int | None:
         """Return the first block whose inputs, as they were replayed, are not the journal's."""
-        if not self.reference.lines:
-            return None
-        for line, expected in zip(lines, self.reference.lines.blocks, strict=False):
+        for line, expected in zip(lines, self.lines, strict=False):
             if line["inputs"] != expected.inputs or line["random_state"] != expected.random_state:
                 return int(line["index"])
         return None
@@ -215,9 +221,8 @@ class _Audited:
         Where the base's own stream is the journal's and the quantized one is not, the published codes of the block
         before do not give what the journal's did: that block has changed, and needs no tuning to be judged.
         """
-        assert self.reference.lines
         unlike = self.reference.unlike(self.setting, hardware)
-        expected = self.reference.lines.blocks[number].inputs
+        expected = self.lines[number].inputs
         found = []
         if number and number - 1 not in left and line["inputs"]["full"] == expected["full"]:
             judgement = Judgement.INCONCLUSIVE if unlike else Judgement.DIFFERENT
@@ -235,8 +240,8 @@ class _Audited:
         name = self.names[number]
         record = json.loads((answer / "block.json").read_text())
         outputs_agree = None
-        if self.reference.lines:
-            line = self.reference.lines.blocks[number]
+        if self.lines:
+            line = self.lines[number]
             outputs_agree = record["outputs"] == line.outputs and record["loss"] == vars(line.loss)
         packed = _packed(answer)
         mine = [each for each in self.specs if each.startswith(f"{name}.")]
@@ -244,7 +249,7 @@ class _Audited:
         return judge(
             name,
             number,
-            inputs_agree=True if self.reference.lines else None,
+            inputs_agree=True if self.lines else None,
             outputs_agree=outputs_agree,
             apart=apart(tuned, {each: self.published[each] for each in mine}),
             unlike=self.reference.unlike(self.setting, hardware),

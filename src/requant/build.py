@@ -53,8 +53,12 @@ def beside(folder: Path, name: str) -> Path:
 
 def recorded(recipe: Recipe, twin: str | None, name: str) -> Path:
     """Return where a build's manifest, journal or statement is recorded, in the recipe's folder."""
-    stem = {None: "checkpoint", "demo": "twin"}.get(twin, twin)
-    return recipe.beside(f"{stem}.{name}")
+    return recipe.beside(f"{stem(twin)}.{name}")
+
+
+def stem(twin: str | None) -> str:
+    """Return how the files begin that record a full build, or that of a twin's size."""
+    return {None: "checkpoint", "demo": "twin"}.get(twin) or str(twin)
 
 
 def build(
@@ -153,9 +157,13 @@ def build(
     return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
 
 
-def compare(recipe: Recipe, twin: str | None, folder: Path) -> Verdict:
-    """Hold a build against the recorded one; other bits from another hardware class are inconclusive."""
-    reference = recorded(recipe, twin, "manifest.json")
+def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None = None) -> Verdict:
+    """Hold a build against the recorded one; other bits from another hardware class are inconclusive.
+
+    `against` names another one than the recipe's own: its files stand beside this path.
+    """
+    against = against or recipe.beside(stem(twin))
+    reference = beside(against, "manifest.json")
     if not reference.exists():
         return Verdict(Outcome.INCONCLUSIVE, reasons=(f"nothing is recorded: no {reference}",))
     verdict = verify(folder, read_manifest(reference))
@@ -163,7 +171,7 @@ def compare(recipe: Recipe, twin: str | None, folder: Path) -> Verdict:
         return verdict
     ours = hardware_of(beside(folder, "intoto.jsonl"))
     try:
-        theirs = hardware_of(recorded(recipe, twin, "intoto.jsonl"))
+        theirs = hardware_of(beside(against, "intoto.jsonl"))
     except CheckpointError as error:
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(f"no hardware class is recorded: {error}",))
     if ours == theirs:

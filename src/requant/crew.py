@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from requant import installation, runner
+from requant.environment import environment_digest, read_lock
 from requant.errors import BuildError
 from requant.inputs import Inputs
+from requant.inventory import blocks
+from requant.progress import Progress, Tell
 from requant.recipe import Recipe
 from requant.runner import Room, Running
 from requant.workplace import furnish
@@ -25,11 +29,28 @@ class Setting:
     environment: str
     room: Room
 
+    @property
+    def names(self) -> list[str]:
+        """All blocks of the model, in the order of tuning."""
+        return blocks(json.loads((self.inputs.base / "config.json").read_text()))
+
     def start(self, folder: Path, task: Mapping[str, Any], *readable: Path) -> Running:
         """Start a room on a new folder; `readable` is what it reads beside base and text."""
         folder.mkdir(parents=True)
         furnish(folder, self.recipe, self.twin, self.inputs, self.environment, task)
         return self.room.start(folder, (self.inputs.base, self.inputs.text, *readable))
+
+
+def prepare(recipe: Recipe, twin: str | None, inputs: Inputs, tell: Tell) -> Setting:
+    """Make the environment of a recipe, or of its twin, and say what its rooms are given.
+
+    Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
+    """
+    lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
+    lock = read_lock(lockfiles, recipe.effort(twin is not None).environment)
+    python = installation.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda text: tell(Progress(text)))
+    room = runner.VirtualEnvironment(python, runner.isolation())
+    return Setting(recipe, twin, inputs, environment_digest(lock), room)
 
 
 class Crew(Protocol):
