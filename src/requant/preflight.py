@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from requant.base_config import base_config
 from requant.errors import NotAvailableError
 from requant.fetch import missing
+from requant.inventory import PACKED, main_tensors
 from requant.pins import Pins
 from requant.programs import accelerators
 from requant.recipe import Recipe
@@ -36,8 +38,24 @@ def cost(recipe: Recipe, downloads: Iterable[tuple[Pins, Path, list[str]]], out:
     downloads = tuple(downloads)
     download = sum(missing(pins, folder, wanted=wanted).bytes for pins, folder, wanted in downloads)
     base = sum(file.bytes or 0 for pins, _, _ in downloads for file in pins.files.values())
-    disk = download + base  # the raw and the finished checkpoint together are smaller than the base
+    disk = (
+        download + base + spool_bytes(recipe)
+    )  # the raw and the finished checkpoint together are smaller than the base
     return Cost(download, disk, recipe.hardware.hours, tuple(_lacking(recipe, disk, out)))
+
+
+def spool_bytes(recipe: Recipe) -> int:
+    """Return what a full build keeps on disk to go on with: every tuned block, and two boundaries between blocks.
+
+    A boundary is two streams [samples, tokens, hidden] in the precision of the tuning.
+    """
+    config = base_config(recipe)
+    effort = recipe.effort(twin=False)
+    tensors = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
+    packed = sum(spec.nbytes for name, spec in tensors.items() if name.endswith(PACKED))
+    width = {"bfloat16": 2, "float32": 4}[effort.precision]
+    hidden: int = config["text_config"]["hidden_size"]
+    return packed + 2 * 2 * effort.samples * effort.sequence_length * hidden * width
 
 
 def require(found: Cost) -> None:

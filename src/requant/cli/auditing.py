@@ -51,6 +51,8 @@ def audit(
     """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
     read = read_recipe(recipe)
     stand_in = size if twin else None
+    if record and not auditor:
+        raise typer.BadParameter("--record needs --auditor: coverage counts parties by what they call themselves")
     name = party(auditor or getpass.getuser())
     recorded = [beside(checkpoint, "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
     known = [journal] if journal else [path for path in recorded if path.exists()]
@@ -88,12 +90,16 @@ def audit(
     raise typer.Exit(done.exit_status)
 
 
+MOST = 9999
+"""The greatest number of a block that is read; a model has fewer."""
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Return the numbers that `3,17` or `0-5` means, sorted, each once."""
     found: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or len(part) > 12:
+        if not first.isdecimal() or not (last or first).isdecimal() or len(part) > 9 or int(last or first) > MOST:
             raise typer.BadParameter(f"--blocks {text}: expected numbers as in 3,17 or 0-5")
         found |= {*range(int(first), int(last or first) + 1)}
     if not found:
