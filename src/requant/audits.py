@@ -86,8 +86,7 @@ def read_audit(path: Path) -> Audit:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise ValueError(f"{found.st_size:,} bytes, expected at most {MAX_BYTES:,}")
+        _small(found.st_size)
         data = read_whole(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
@@ -101,6 +100,7 @@ def read_audit(path: Path) -> Audit:
 
 def _parse(path: Path, data: bytes) -> Audit:
     try:
+        _small(len(data))
         value = strict_json(data)
         subjects, predicate = value["subject"], value["predicate"]
         audit = Audit(
@@ -127,6 +127,11 @@ def _parse(path: Path, data: bytes) -> Audit:
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not an audit: {str(error)[:MAX_TEXT]}") from None
     return audit
+
+
+def _small(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, expected at most {MAX_BYTES:,}")
 
 
 def _confirm(audit: Audit) -> None:

@@ -13,7 +13,6 @@ from requant.audits import read_audits
 from requant.build import recorded
 from requant.challenge import draw
 from requant.digest import canonical_json, sha256, sha256_file
-from requant.errors import CheckpointError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.recipe import Recipe
@@ -75,38 +74,33 @@ class Coverage:
 def coverage(recipe: Recipe, twin: str | None) -> Coverage:
     """Merge the audits of what is recorded for a recipe, or for its twin of a size.
 
-    Raises CheckpointError where nothing is recorded, or a file in `audits/` is no audit.
+    Raises CheckpointError where a record cannot be read, or a file in `audits/` is no audit.
     """
-    journal_path = recorded(recipe, twin, "journal.jsonl")
-    if not journal_path.exists():
-        raise CheckpointError(f"{journal_path}: nothing is recorded that could have been audited")
+    build = f"{recipe.name}, twin {twin}" if twin else recipe.name
+    found = {file: audit for file, audit in read_audits(recipe).items() if audit.twin == twin}
+    journal_path, manifest_path = (recorded(recipe, twin, name) for name in ("journal.jsonl", "manifest.json"))
+    if absent := [path for path in (journal_path, manifest_path) if not path.exists()]:
+        return Coverage(build, (), (), dict.fromkeys(found, f"nothing is recorded: no {absent[0]}"), {})
     journal = read_journal(journal_path)
     expected = {
         "recipe": journal.header.recipe,
         "environment": journal.header.environment,
         "base": journal.header.base,
-        "checkpoint": checkpoint_digest(read_manifest(recorded(recipe, twin, "manifest.json"))),
+        "checkpoint": checkpoint_digest(read_manifest(manifest_path)),
         "journal": sha256_file(journal_path),
     }
     names = tuple(each.block for each in journal.blocks)
-    audits, stale = {}, {}
-    for file, audit in read_audits(recipe).items():
-        if audit.twin != twin:
-            continue
-        if reason := _stale(audit, expected, names):
-            stale[file] = reason
-        else:
-            audits[file] = audit
-    classes = {_label(audit.hardware): audit.hardware for audit in audits.values()}
-    build = f"{recipe.name}, twin {twin}" if twin else recipe.name
-    return Coverage(build, tuple(_covered(name, audits) for name in names), tuple(audits), stale, classes)
+    stale = {file: reason for file, audit in found.items() if (reason := _stale(audit, expected, names))}
+    audits = {file: audit for file, audit in found.items() if file not in stale}
+    hardware = {_label(audit.hardware): audit.hardware for audit in audits.values()}
+    return Coverage(build, tuple(_covered(name, audits) for name in names), tuple(audits), stale, hardware)
 
 
 def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...]) -> str:
     """Return why an audit is not one of the recorded build; nothing where it is."""
     other = [key for key, digest in expected.items() if getattr(audit, key) != digest]
-    if audit.journal is None:  # it compared tensors alone
-        other.remove("journal")
+    if audit.journal is None:
+        other.remove("journal")  # without one, tensors alone were compared
     if other:
         return f"another {', '.join(other)} than the recorded one"
     if audit.count != len(names) or any(names[each.index] != each.block for each in audit.blocks):
