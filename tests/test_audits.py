@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from tests.cases.audits import AUDIT, audits
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 
+from requant.apart import Apart
 from requant.audits import FOLDER, MAX_BYTES, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
 from requant.audits import write_audit as write
 from requant.challenge import MAX_TEXT, Challenge
 from requant.digest import canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe, read_recipe
-from requant.retuned import Apart, Audit, Judgement, Retuned
+from requant.retuned import Audit, Judgement, Retuned
 
 
 @pytest.fixture
@@ -60,6 +62,9 @@ def test_a_statement_has_what_in_toto_requires() -> None:
         {"name": "config.json", "digest": {"sha256": "07" * 32}},
         {"name": "model.safetensors", "digest": {"sha256": "06" * 32}},
     ]
+    page = (ROOT / "docs" / "audit.md").read_text()
+    listed = re.findall(r"^\| (`[^|]*`) \|", page.partition("has exactly these keys:")[2], re.M)
+    assert {key for row in listed for key in re.findall(r"`([a-z_]+)`", row)} == value["predicate"].keys()
     assert (value["predicate"]["outcome"], value["predicate"]["first_divergence"]) == ("different", "layers.2")
 
 
@@ -206,6 +211,7 @@ def test_every_key_is_needed() -> None:
             read(spoilt(lambda value, key=key: value["predicate"].pop(key)))  # type: ignore[misc]
 
 
+@on_a_disk
 @given(data=st.data())
 def test_a_flipped_bit_is_another_audit_or_none(data: st.DataObject) -> None:
     changed = bytearray(GOOD)

@@ -2,12 +2,14 @@
 
 import hashlib
 import itertools
+import re
 import subprocess
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import ROOT
 
 from requant.challenge import MAX_TEXT, Challenge, draw, odds
 from requant.errors import UsageError
@@ -28,15 +30,15 @@ def test_vectors(text: str, drawn: tuple[int, ...]) -> None:
     assert draw(NAMES, Challenge(text, 4)) == tuple(NAMES[i] for i in drawn)
 
 
-def test_a_line_of_shell_draws_the_same() -> None:
-    """The line that docs/audit.md gives."""
-    line = (
-        'for i in $(seq 0 39); do printf "%s\\nmodel.language_model.layers.%d" "$TEXT" $i | sha256sum'
-        ' | sed "s/ .*/ $i/"; done | sort | head -n 4 | cut -d " " -f 2 | sort -n'
-    )
+PAGE = (ROOT / "docs" / "audit.md").read_text()
+
+
+def test_the_line_of_shell_in_the_docs_draws_the_same() -> None:
+    (line,) = re.findall(r"^    (for i in .*)$", PAGE, re.M)
     for text in ("a public text", "drand 5000000", "Zürich", "100% \\n $HOME"):
         done = subprocess.run(["bash", "-c", line], env={"TEXT": text, "PATH": "/usr/bin:/bin"}, capture_output=True)
         assert draw(NAMES, Challenge(text, 4)) == tuple(NAMES[int(i)] for i in done.stdout.split())
+    assert "`drand 5000000` that draws 8, 9, 23 and 36" in PAGE
 
 
 @given(text=seeds, count=st.integers(1, 40), data=st.data())
@@ -76,14 +78,13 @@ def test_a_draw_of_more_blocks_than_there_are_is_refused(count: int) -> None:
 
 
 def test_odds_of_the_docs() -> None:
-    assert [f"{odds(40, drawn, 1):.1%}" for drawn in (1, 4, 10, 20, 40)] == [
-        "2.5%",
-        "10.0%",
-        "25.0%",
-        "50.0%",
-        "100.0%",
-    ]
-    assert [f"{odds(40, 4, bad):.1%}" for bad in (2, 4, 10, 20)] == ["19.2%", "35.5%", "70.0%", "94.7%"]
+    drawn = [int(each) for each in re.findall(r"(\d+) drawn \|", PAGE)]
+    rows = [row.split(" | ") for row in re.findall(r"^\| (\d.*%) \|$", PAGE, re.M)]
+    assert len(rows) == 4
+    for bad, *chances in rows:
+        assert chances == [f"{odds(40, each, int(bad)):.1%}" for each in drawn]
+    assert odds(40, 4, 1) == 0.1
+    assert f"{1 - (1 - odds(40, 4, 1)) ** 10:.0%}" == "65%"
 
 
 @given(data=st.data(), blocks=st.integers(0, 8))

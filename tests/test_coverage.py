@@ -15,6 +15,7 @@ from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
+from requant.apart import Apart
 from requant.audits import write_audit
 from requant.build import RECORDED
 from requant.challenge import Challenge, draw
@@ -24,7 +25,7 @@ from requant.errors import CheckpointError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.recipe import Recipe, read_recipe
-from requant.retuned import Apart, Audit, Judgement, Retuned, checkpoint_digest
+from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest
 
 EC = ROOT / "builds" / "ec"
 JOURNAL = read_journal(EC / "mini.journal.jsonl")
@@ -208,15 +209,15 @@ def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
     done = requant(*command)
     assert done.returncode == 0
     assert f"{tmp_path.name}, twin mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
-    assert "2 audits in 2 hardware classes" in done.stdout
-    for said in ("[Grace]", "NVIDIA H200 [", "no negative result", "another base than the recorded one"):
+    assert "audits: 2, hardware classes: 2" in done.stdout
+    for said in ("]: [Grace]", "NVIDIA H200 [", "no negative result", "another base than the recorded one"):
         assert said in done.stdout
     covered(recipe, audit({1: "different"}, auditor="Eve"))
     done = requant(*command)
     assert done.returncode == 1
-    assert "1 negative results" in done.stdout
+    assert "negative results: 1" in done.stdout
     assert "Eve, Xeon (6/207) [" in done.stdout
-    assert "different, 1 tensors, first a.qweight; 1 codes, by steps +1: 1" in done.stdout
+    assert "different, tensors 1, first a.qweight; codes 1, by steps +1: 1" in done.stdout
     done = requant(*command, "--json")
     assert done.returncode == 1
     value = json.loads(done.stdout)

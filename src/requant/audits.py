@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from requant.apart import Apart
 from requant.attestation import in_toto
 from requant.challenge import MAX_TEXT, Challenge, is_text
 from requant.digest import read_whole, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe
-from requant.retuned import Apart, Audit, Judgement, Retuned
+from requant.retuned import Audit, Judgement, Retuned
 
 FOLDER = "audits"
 SUFFIX = ".intoto.jsonl"

@@ -6,18 +6,14 @@ different one is accused.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
+from requant.apart import Apart
 from requant.challenge import Challenge, odds
-from requant.checkpoint import Tensor
-from requant.difference import numbers, step_counts
 from requant.digest import canonical_json, sha256
 from requant.manifest import Manifest
-from requant.safetensors import ITEM_BYTES
 from requant.verdict import EXIT_STATUS, Outcome
 
 
@@ -34,22 +30,6 @@ class Judgement(StrEnum):
 
 
 @dataclass(frozen=True)
-class Apart:
-    """How a block's tensors differ, tuned again and published; `first` is the first of them in order of name.
-
-    `codes` packed codes differ by the `steps` (published - tuned again, -15 to 15, to how many), `scales` scales by
-    `ulp` places among all numbers of their type at most. `tensors` counts all that differ, whatever they hold.
-    """
-
-    first: str
-    tensors: int
-    codes: int = 0
-    steps: Mapping[int, int] = field(default_factory=dict)
-    scales: int = 0
-    ulp: int = 0
-
-
-@dataclass(frozen=True)
 class Retuned:
     """One block that was tuned again; `index` is its place among all blocks of the journal, from 0."""
 
@@ -63,7 +43,7 @@ class Retuned:
         """Return what a person reads of this block."""
         text = f"{self.block}: {self.judgement}"
         if self.apart:
-            text += f", {_parts(self.apart)}"
+            text += f", {self.apart}"
         return f"{text}; {self.reason}" if self.reason else text
 
 
@@ -159,34 +139,6 @@ def checkpoint_digest(manifest: Manifest) -> str:
     return sha256(canonical_json(tensors))
 
 
-def apart(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Apart | None:
-    """Hold a block's tensors, tuned again, against the published ones; None where every byte agrees.
-
-    One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
-    """
-    different: list[str] = []
-    steps = np.zeros(31, np.int64)
-    scales = farthest = 0
-    for name in sorted(tuned.keys() | published.keys()):
-        if name not in tuned or name not in published or tuned[name].spec != published[name].spec:
-            different.append(name)
-            continue
-        ours, theirs, dtype = tuned[name].read(), published[name].read(), published[name].spec.dtype
-        if ours == theirs:
-            continue
-        different.append(name)
-        if name.endswith(".qweight") and dtype == "I32":
-            steps += step_counts(np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4"))[0]
-        elif name.endswith(".scales"):
-            kind = f"<u{ITEM_BYTES[dtype]}"
-            differ, _, ulp, _ = numbers(np.frombuffer(ours, kind), np.frombuffer(theirs, kind), dtype)
-            scales, farthest = scales + differ, max(farthest, int(ulp))
-    if not different:
-        return None
-    counted = {step - 15: int(count) for step, count in enumerate(steps) if count and step != 15}
-    return Apart(different[0], len(different), sum(counted.values()), counted, scales, farthest)
-
-
 def judge(
     block: str,
     index: int,
@@ -238,13 +190,3 @@ def _block(each: Retuned) -> dict[str, Any]:
     if each.apart is None:
         return {**value, "apart": None}
     return {**value, "apart": {**vars(each.apart), "steps": {str(k): v for k, v in each.apart.steps.items()}}}
-
-
-def _parts(apart: Apart) -> str:
-    some = f"{apart.tensors} tensors, first {apart.first}"
-    if apart.codes:
-        steps = ", ".join(f"{step:+d}: {count:,}" for step, count in sorted(apart.steps.items()))
-        some += f"; {apart.codes:,} codes, by steps {steps}"
-    if apart.scales:
-        some += f"; {apart.scales:,} scales, by {apart.ulp:,} ULP at most"
-    return some
