@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cases.audits import HARDWARE
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
 from requant.apart import Apart
+from requant.attestation import hardware_of
 from requant.audits import write_audit
 from requant.build import RECORDED
 from requant.challenge import Challenge, draw
@@ -31,6 +31,7 @@ EC = ROOT / "builds" / "ec"
 JOURNAL = read_journal(EC / "mini.journal.jsonl")
 NAMES = tuple(each.block for each in JOURNAL.blocks)
 MANIFEST = read_manifest(EC / "mini.manifest.json")
+HARDWARE = hardware_of(EC / "mini.intoto.jsonl")
 GPU = {"accelerator": "NVIDIA H200", "multiprocessors": 132}
 APART = Apart("a.qweight", 1, 1, {1: 1})
 
@@ -147,6 +148,12 @@ def test_an_audit_of_other_blocks_is_not_counted(recipe: Recipe) -> None:
     assert list(found.stale.values()) == ["its blocks are not those of the recorded journal"] * 2
 
 
+def test_other_bits_on_another_hardware_class_are_no_negative_result(recipe: Recipe) -> None:
+    found = covered(recipe, audit({2: "different"}, hardware=GPU))
+    assert (found.negatives, found.exit_status, found.counted) == (0, 3, ())
+    assert next(iter(found.stale.values())).startswith(f"it calls {NAMES[2]} different on another hardware class")
+
+
 def test_a_draw_is_drawn_again(recipe: Recipe) -> None:
     challenge = Challenge("drand 5000000", 2)
     drawn = {NAMES.index(name) for name in draw(NAMES, challenge)}
@@ -190,12 +197,16 @@ def test_what_was_found_is_what_is_counted(found: list[tuple[dict[int, str], str
     with on_disk({}) as folder:
         recipe = copied(folder)
         result = covered(recipe, *(audit(each, auditor=who, hardware=where) for each, who, where in found))
-    distinct = {(tuple(sorted(each.items())), who, where is GPU) for each, who, where in found}
+    distinct = {
+        (tuple(sorted(each.items())), who, where is GPU)
+        for each, who, where in found
+        if where is not GPU or "different" not in each.values()
+    }
     for index, block in enumerate(result.blocks):
         by = {who for each, who, _ in distinct if dict(each).get(index) == "identical"}
         assert block.parties == len(by)
         assert len(block.different) == sum(dict(each).get(index) == "different" for each, _, _ in distinct)
-    assert result.exit_status == (1 if result.negatives else 0 if found else 3)
+    assert result.exit_status == (1 if result.negatives else 0 if distinct else 3)
 
 
 def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
@@ -210,16 +221,23 @@ def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert f"{tmp_path.name}, twin mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
     assert "audits: 2, hardware classes: 2" in done.stdout
-    for said in ("]: [Grace]", "NVIDIA H200 [", "no negative result", "another base than the recorded one"):
+    for said in (
+        "]: [Grace]",
+        ": NVIDIA H200 [",
+        "the build's own: ",
+        "no negative result",
+        "another base than the recorded one",
+    ):
         assert said in done.stdout
     covered(recipe, audit({1: "different"}, auditor="Eve"))
     done = requant(*command)
     assert done.returncode == 1
     assert "negative results: 1" in done.stdout
-    assert "Eve, Xeon (6/207) [" in done.stdout
+    assert f"Eve, {HARDWARE['model']} [" in done.stdout
     assert "different, tensors 1, first a.qweight; codes 1, by steps +1: 1" in done.stdout
     done = requant(*command, "--json")
     assert done.returncode == 1
     value = json.loads(done.stdout)
     assert [len(each["different"]) for each in value["blocks"]] == [0, 1, 0, 0]
+    assert [each["parties"] for each in value["blocks"]] == [2, 0, 0, 0]
     assert (len(value["counted"]), len(value["stale"])) == (3, 1)

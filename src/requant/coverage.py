@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from requant.attestation import hardware_of
 from requant.audits import read_audits
-from requant.build import recorded
+from requant.build import RECORDED, recorded
 from requant.challenge import draw
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.journal import read_journal
@@ -46,9 +47,13 @@ class Covered:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What all audits of one recorded build say of its blocks; `stale` names what was not counted, and why."""
+    """What all audits of one recorded build say of its blocks; `stale` names what was not counted, and why.
+
+    `own` is the hardware class of the build itself, nothing where none is recorded; `hardware` spells out the others.
+    """
 
     build: str
+    own: str
     blocks: tuple[Covered, ...]
     counted: tuple[str, ...]
     stale: Mapping[str, str]
@@ -68,7 +73,10 @@ class Coverage:
 
     def as_json(self) -> dict[str, Any]:
         """Return the coverage as `--json` prints it."""
-        return asdict(self)
+        value = asdict(self)
+        for each, block in zip(value["blocks"], self.blocks, strict=True):
+            each["parties"] = block.parties
+        return value
 
 
 def coverage(recipe: Recipe, twin: str | None) -> Coverage:
@@ -78,9 +86,11 @@ def coverage(recipe: Recipe, twin: str | None) -> Coverage:
     """
     build = f"{recipe.name}, twin {twin}" if twin else recipe.name
     found = {file: audit for file, audit in read_audits(recipe).items() if audit.twin == twin}
-    journal_path, manifest_path = (recorded(recipe, twin, name) for name in ("journal.jsonl", "manifest.json"))
-    if absent := [path for path in (journal_path, manifest_path) if not path.exists()]:
-        return Coverage(build, (), (), dict.fromkeys(found, f"nothing is recorded: no {absent[0]}"), {})
+    records = [recorded(recipe, twin, name) for name in RECORDED]
+    if absent := [path for path in records if not path.exists()]:
+        return Coverage(build, "", (), (), dict.fromkeys(found, f"nothing is recorded: no {absent[0]}"), {})
+    manifest_path, journal_path, statement_path = records
+    own = _label(hardware_of(statement_path))
     journal = read_journal(journal_path)
     expected = {
         "recipe": journal.header.recipe,
@@ -90,13 +100,13 @@ def coverage(recipe: Recipe, twin: str | None) -> Coverage:
         "journal": sha256_file(journal_path),
     }
     names = tuple(each.block for each in journal.blocks)
-    stale = {file: reason for file, audit in found.items() if (reason := _stale(audit, expected, names))}
+    stale = {file: reason for file, audit in found.items() if (reason := _stale(audit, expected, names, own))}
     audits = {file: audit for file, audit in found.items() if file not in stale}
     hardware = {_label(audit.hardware): audit.hardware for audit in audits.values()}
-    return Coverage(build, tuple(_covered(name, audits) for name in names), tuple(audits), stale, hardware)
+    return Coverage(build, own, tuple(_covered(name, audits) for name in names), tuple(audits), stale, hardware)
 
 
-def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...]) -> str:
+def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...], own: str) -> str:
     """Return why an audit is not one of the recorded build; nothing where it is."""
     other = [key for key, digest in expected.items() if getattr(audit, key) != digest]
     if audit.journal is None:
@@ -108,6 +118,8 @@ def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...]) ->
     drawn = draw(names, audit.challenge) if audit.challenge else None
     if drawn and drawn != tuple(each.block for each in audit.blocks):
         return f"its text draws other blocks: {', '.join(drawn)}"
+    if audit.first_divergence and _label(audit.hardware) != own:
+        return f"it calls {audit.first_divergence} different on another hardware class than the build's, {own}"
     return ""
 
 

@@ -148,7 +148,8 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
         yield table
     for number, hardware in enumerate(covered.hardware, 1):
         names = sorted({name for each in covered.blocks for name in each.identical.get(hardware, ())})
-        yield escape(f"class {number}: {hardware}: {', '.join(names) or 'nothing identical'}")
+        own = ", the build's own" if hardware == covered.own else ""
+        yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
     for each in covered.blocks:
         for negative in each.different:
             yield f"[red]{escape(f'{negative.auditor}, {negative.hardware}: {negative.what} ({negative.audit})')}[/]"

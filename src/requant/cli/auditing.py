@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from requant import coverage as covering
 from requant import rebuild as rebuilding
+from requant.build import stem
 from requant.cli.options import AsJson, RecipePath, Size, app
 from requant.journal import read_journal
 from requant.recipe import read_recipe
@@ -39,7 +40,7 @@ def rebuild(
             read,
             against or read.path.parent,
             twin=stand_in,
-            out=out_folder or Path("out", f"{read.name}-{size if twin else 'full'}-rebuilt"),
+            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
             tell=tell,
         )
