@@ -137,8 +137,20 @@ def test_without_a_journal_only_the_first_different_block_is_accused() -> None:
     some = blocks(b1="identical", b2="different", b3="different", b5="identical", b6="inconclusive")
     assert judgements(settle(some)) == ["identical", "different", "unjudged", "identical", "inconclusive"]
     assert judgements(settle(some[::-1])) == ["inconclusive", "identical", "unjudged", "different", "identical"]
-    assert settle(some[:2]) == some[:2]
     assert settle(()) == ()
+
+
+def test_without_a_journal_the_first_is_accused_alone_where_all_before_it_are_identical() -> None:
+    for some, sure in (
+        (blocks(b0="identical", b1="identical", b2="different"), True),
+        (blocks(b0="different"), True),
+        (blocks(b1="identical", b2="different"), False),
+        (blocks(b0="identical", b1="inconclusive", b2="different"), False),
+        (blocks(b2="different"), False),
+    ):
+        last = settle(some)[-1]
+        assert last.judgement is Judgement.DIFFERENT
+        assert last.reason == ("" if sure else "or a block before it: there is no journal")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +181,6 @@ def test_what_a_person_reads() -> None:
         "2 of 40 blocks tuned again, drawn from 'drand 5000000': one bad block is found with 10%",
         "first divergence: layers.2; what comes after it is not accused",
     ]
-    assert "there was no journal" in replace(AUDIT, journal=None).text()[-1]
     assert replace(AUDIT, blocks=blocks(b3="unjudged", b4="unjudged")).text()[-1] == "next: audit the blocks before b3"
     assert "hardware class" in replace(AUDIT, blocks=blocks(b3="inconclusive")).text()[-1]
     assert replace(AUDIT, blocks=blocks(b3="identical")).text() == ["b3: identical", "1 of 4 blocks tuned again"]

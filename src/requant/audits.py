@@ -147,8 +147,8 @@ def _confirm(audit: Audit) -> None:
             raise ValueError(f"{each.block}: identical, and different from what was published")
     if not audit.files:
         raise ValueError("no subject")
-    if party(audit.auditor) != audit.auditor:
-        raise ValueError(f"auditor: found {audit.auditor!r}, expected {party(audit.auditor)!r}")
+    if " ".join(audit.auditor.split()) != audit.auditor:
+        raise ValueError(f"auditor: found {reprlib.repr(audit.auditor)}, expected single spaces, and none around it")
     if audit.challenge and not 1 <= audit.challenge.drawn <= audit.count:
         raise ValueError(f"{audit.challenge.drawn} drawn of {audit.count} blocks")
     if not _TIME.fullmatch(audit.finished):

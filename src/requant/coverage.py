@@ -49,7 +49,8 @@ class Covered:
 class Coverage:
     """What all audits of one recorded build say of its blocks; `stale` names what was not counted, and why.
 
-    `own` is the hardware class of the build itself, nothing where none is recorded; `hardware` spells out the others.
+    `own` is the hardware class of the build itself, empty where nothing is recorded; `hardware` spells out those of
+    the audits.
     """
 
     build: str

@@ -118,8 +118,7 @@ class Audit:
             chance = odds(self.count, self.challenge.drawn, 1)
             lines[-1] += f", drawn from {self.challenge.text!r}: one bad block is found with {chance:.0%}"
         if self.first_divergence:
-            before = "" if self.journal else ", or a block before it that was not audited: there was no journal"
-            lines.append(f"first divergence: {self.first_divergence}{before}; what comes after it is not accused")
+            lines.append(f"first divergence: {self.first_divergence}; what comes after it is not accused")
         elif astray := [each for each in self.blocks if each.judgement is Judgement.UNJUDGED]:
             lines.append(f"next: audit the blocks before {min(astray, key=lambda each: each.index).block}")
         elif self.outcome is Outcome.INCONCLUSIVE:
@@ -170,15 +169,19 @@ def judge(
 
 
 def settle(blocks: Sequence[Retuned]) -> tuple[Retuned, ...]:
-    """Take back, without a journal, the judgement on blocks after the first different one: their inputs have changed.
+    """Return what judgements are worth without a journal, where nothing is known of a block's inputs.
 
-    Identical ones stay so. With a journal this is not needed, for then inputs are compared.
+    The first different block is so itself, or one before it is that did not come out identical: its reason says so.
+    Different ones after it become unjudged, for their inputs have changed. Identical ones stay so.
     """
-    first = min((each.index for each in blocks if each.judgement is Judgement.DIFFERENT), default=None)
+    first = min((each.index for each in blocks if each.judgement is Judgement.DIFFERENT), default=-1)
+    before = {each.index for each in blocks if each.judgement is Judgement.IDENTICAL and each.index < first}
 
     def settled(each: Retuned) -> Retuned:
-        if first is None or each.index <= first or each.judgement is not Judgement.DIFFERENT:
+        if each.judgement is not Judgement.DIFFERENT:
             return each
+        if each.index == first:
+            return each if len(before) == first else replace(each, reason="or a block before it: there is no journal")
         reason = "without a journal nothing is known of its inputs, and a block before it is different"
         return replace(each, judgement=Judgement.UNJUDGED, reason=reason)
 
