@@ -168,6 +168,15 @@ def test_a_draw_is_drawn_again(recipe: Recipe) -> None:
     assert all("its text draws other blocks" in reason for reason in found.stale.values())
 
 
+def test_what_comes_to_light_on_the_way_to_a_drawn_block_counts(recipe: Recipe) -> None:
+    challenge = Challenge("drand 5000000", 2)
+    drawn = {NAMES.index(name) for name in draw(NAMES, challenge)}
+    other = min(set(range(4)) - drawn)
+    found = covered(recipe, audit({**dict.fromkeys(drawn, "unjudged"), other: "different"}, challenge=challenge))
+    assert (found.negatives, found.stale) == (1, {})
+    assert found.blocks[other].different
+
+
 def test_audits_of_another_twin_are_another_build_s(recipe: Recipe) -> None:
     found = covered(recipe, audit({0: "identical"}, twin="demo"), audit({0: "identical"}, twin=None))
     assert (found.counted, found.stale) == ((), {})

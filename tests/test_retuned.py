@@ -86,29 +86,29 @@ APART = Apart("b.q.qweight", 1, 1, {1: 1})
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "tensors", "same_class", "expected"),
+    ("inputs", "outputs", "tensors", "unlike", "expected"),
     [
-        (True, True, None, True, "identical"),
-        (True, True, None, False, "identical"),
-        (None, None, None, True, "identical"),
-        (None, None, None, False, "identical"),
-        (True, True, APART, True, "different"),
-        (True, False, None, True, "different"),
-        (True, False, APART, True, "different"),
-        (None, None, APART, True, "different"),
-        (False, True, APART, True, "unjudged"),
-        (False, False, None, True, "unjudged"),
-        (False, True, None, True, "unjudged"),
-        (True, False, APART, False, "inconclusive"),
-        (True, False, None, False, "inconclusive"),
-        (False, False, APART, False, "inconclusive"),
-        (None, None, APART, False, "inconclusive"),
+        (True, True, None, "", "identical"),
+        (True, True, None, "another class", "identical"),
+        (None, None, None, "", "identical"),
+        (None, None, None, "another class", "identical"),
+        (True, True, APART, "", "different"),
+        (True, False, None, "", "different"),
+        (True, False, APART, "", "different"),
+        (None, None, APART, "", "different"),
+        (False, True, APART, "", "unjudged"),
+        (False, False, None, "", "unjudged"),
+        (False, True, None, "", "unjudged"),
+        (True, False, APART, "another class", "inconclusive"),
+        (True, False, None, "another class", "inconclusive"),
+        (False, False, APART, "another class", "inconclusive"),
+        (None, None, APART, "another class", "inconclusive"),
     ],
 )
 def test_a_block_is_judged_by_what_its_inputs_allow(
-    inputs: bool | None, outputs: bool | None, tensors: Apart | None, same_class: bool, expected: str
+    inputs: bool | None, outputs: bool | None, tensors: Apart | None, unlike: str, expected: str
 ) -> None:
-    found = judge("b", 3, inputs_agree=inputs, outputs_agree=outputs, apart=tensors, same_class=same_class)
+    found = judge("b", 3, inputs_agree=inputs, outputs_agree=outputs, apart=tensors, unlike=unlike)
     assert (found.block, found.index, found.judgement, found.apart) == ("b", 3, expected, tensors)
     speaks_for_itself = expected == "identical" or (expected == "different" and tensors is not None)
     assert bool(found.reason) is not speaks_for_itself
@@ -116,7 +116,7 @@ def test_a_block_is_judged_by_what_its_inputs_allow(
 
 def test_before_the_first_block_there_is_no_block_to_look_at() -> None:
     first, later = (
-        judge("b", index, inputs_agree=False, outputs_agree=False, apart=None, same_class=True) for index in (0, 1)
+        judge("b", index, inputs_agree=False, outputs_agree=False, apart=None, unlike="") for index in (0, 1)
     )
     assert "base, text or model code" in first.reason
     assert "a block before it" in later.reason

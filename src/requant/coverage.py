@@ -117,11 +117,17 @@ def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...], ow
     if audit.count != len(names) or any(names[each.index] != each.block for each in audit.blocks):
         return "its blocks are not those of the recorded journal"
     drawn = draw(names, audit.challenge) if audit.challenge else None
-    if drawn and drawn != tuple(each.block for each in audit.blocks):
+    if drawn and not _as_drawn(audit, {*drawn}):
         return f"its text draws other blocks: {', '.join(drawn)}"
     if audit.first_divergence and _label(audit.hardware) != own:
         return f"it calls {audit.first_divergence} different on another hardware class than the build's, {own}"
     return ""
+
+
+def _as_drawn(audit: Audit, drawn: set[str]) -> bool:
+    """Whether all drawn blocks were audited, and others only where something came to light on the way to them."""
+    identical = {each.block for each in audit.blocks if each.judgement is Judgement.IDENTICAL}
+    return drawn <= {each.block for each in audit.blocks} and identical <= drawn
 
 
 def _covered(name: str, audits: Mapping[str, Audit]) -> Covered:

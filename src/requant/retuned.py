@@ -145,12 +145,12 @@ def judge(
     inputs_agree: bool | None,
     outputs_agree: bool | None,
     apart: Apart | None,
-    same_class: bool,
+    unlike: str,
 ) -> Retuned:
     """Judge one block. Without a journal `inputs_agree` and `outputs_agree` are None; see `settle` then.
 
-    `same_class` says whether this machine's hardware class is that of the build's statement. Equal bits are
-    identical whatever the class.
+    `unlike` says why other bits would prove nothing here, such as another hardware class than the build's; empty where
+    they would. Equal bits are identical whatever it says.
     """
 
     def judged(judgement: Judgement, reason: str = "") -> Retuned:
@@ -158,8 +158,8 @@ def judge(
 
     if apart is None and inputs_agree is not False and outputs_agree is not False:
         return judged(Judgement.IDENTICAL)
-    if not same_class:
-        return judged(Judgement.INCONCLUSIVE, "another hardware class than the build's")
+    if unlike:
+        return judged(Judgement.INCONCLUSIVE, unlike)
     if inputs_agree is False:
         where = "a block before it is where to look" if index else "so base, text or model code are not the build's"
         return judged(Judgement.UNJUDGED, f"its inputs are not the journal's: {where}")
