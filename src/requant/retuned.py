@@ -21,10 +21,10 @@ class Judgement(StrEnum):
     """What tuning one block again says of it."""
 
     IDENTICAL = "identical"
-    """Every tensor has the published bytes, and with a journal both outputs are the journal's."""
+    """Every tensor has the published bytes, and with a journal losses and outputs are the journal's."""
     DIFFERENT = "different"
     INCONCLUSIVE = "inconclusive"
-    """Other bits, from another hardware class."""
+    """Other bits, from another hardware class or environment."""
     UNJUDGED = "unjudged"
     """Its inputs are not the journal's, or not known to be: a block before it is where to look."""
 
@@ -164,7 +164,7 @@ def judge(
         where = "a block before it is where to look" if index else "so base, text or model code are not the build's"
         return judged(Judgement.UNJUDGED, f"its inputs are not the journal's: {where}")
     if apart is None:
-        return judged(Judgement.DIFFERENT, "every tensor agrees, but its outputs are not the journal's")
+        return judged(Judgement.DIFFERENT, "every tensor agrees, but its losses or outputs are not the journal's")
     return judged(Judgement.DIFFERENT)
 
 
