@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from requant.apart import apart
 from requant.attestation import hardware_of
 from requant.challenge import Challenge
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
@@ -26,7 +27,7 @@ from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
 from requant.progress import Progress, Tell
-from requant.retuned import Audit, Judgement, Retuned, apart, checkpoint_digest, judge, settle
+from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge, settle
 
 GLANCE = 0.1
 """Seconds between two looks at the rooms."""

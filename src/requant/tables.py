@@ -137,13 +137,19 @@ def claims_table(claims: tuple[Claim, ...]) -> Table:
 
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
-    table = Table("block", "identical by", "in", "different", "open", box=None, pad_edge=False)
+    classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
+    table = Table("identical, by parties", "all", *classes, "different", "open", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for each in covered.blocks:
-        found = "\n".join(f"{hardware}: {', '.join(some)}" for hardware, some in each.identical.items())
+        counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
         different = f"[red]{len(each.different)}[/]" if each.different else ""
-        table.add_row(escape(each.block), f"{each.parties or ''}", escape(found), different, f"{each.open or ''}")
+        table.add_row(escape(each.block), *(str(count or "") for count in counts), different, str(each.open or ""))
     if covered.counted:
         yield table
+    for number, hardware in enumerate(covered.hardware, 1):
+        names = sorted({name for each in covered.blocks for name in each.identical.get(hardware, ())})
+        own = ", the build's own" if hardware == covered.own else ""
+        yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
     for each in covered.blocks:
         for negative in each.different:
             yield f"[red]{escape(f'{negative.auditor}, {negative.hardware}: {negative.what} ({negative.audit})')}[/]"
@@ -151,9 +157,11 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
         yield escape(f"not counted: {file}: {reason}")
     parties = [each.parties for each in covered.blocks]
     some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
-    result = f"[bold red]{negatives} negative results[/]" if negatives else "[bold green]no negative result[/]"
-    audits = f"{len(covered.counted)} audits in {len(covered.hardware)} hardware classes"
-    yield escape(f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; {audits}")
-    yield (
-        result if covered.counted else "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    yield escape(
+        f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; "
+        f"audits: {len(covered.counted)}, hardware classes: {len(covered.hardware)}"
     )
+    if not covered.counted:
+        yield "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    else:
+        yield f"[bold red]negative results: {negatives}[/]" if negatives else "[bold green]no negative result[/]"

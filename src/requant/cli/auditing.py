@@ -12,7 +12,7 @@ from requant import audit as auditing
 from requant import coverage as covering
 from requant import rebuild as rebuilding
 from requant.audits import party, write_audit
-from requant.build import beside
+from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.challenge import Challenge, draw
 from requant.cli.options import AsJson, RecipePath, Size, app
@@ -126,7 +126,7 @@ def rebuild(
             read,
             against or read.path.parent,
             twin=stand_in,
-            out=out_folder or Path("out", f"{read.name}-{size if twin else 'full'}-rebuilt"),
+            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
             tell=tell,
         )
