@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from requant import audit as auditing
+from requant import cluster
 from requant import coverage as covering
 from requant import rebuild as rebuilding
 from requant.audits import party, write_audit
@@ -41,7 +42,11 @@ def audit(
     sample: Annotated[int, typer.Option(min=0, help="Draw so many from --seed.")] = 0,
     seed: Annotated[str, typer.Option(help="A text that was public only after the checkpoint was.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="All blocks.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Blocks tuned at a time, one thread each on a CPU.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Blocks tuned at a time, one thread each on a CPU; 1, or what Ray has.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where blocks are tuned: here, or on a ray cluster.")] = "here",
+    address: Annotated[str, typer.Option(help="The Ray cluster, as HOST:PORT; this machine's without.")] = "",
     twin: Annotated[bool, typer.Option("--twin", help="It is a build of the small stand-in.")] = False,
     size: Size = "demo",
     auditor: Annotated[str, typer.Option(help="What you call yourself in the audit.")] = "",
@@ -49,6 +54,9 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
+    if engine not in ("here", "ray") or (address and engine != "ray"):
+        raise typer.BadParameter(f"--engine {engine}: there are here and ray, and only ray has an --address")
+    hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
     read = read_recipe(recipe)
     stand_in = size if twin else None
     if record and not auditor:
@@ -75,7 +83,7 @@ def audit(
             chosen=chosen,
             challenge=challenge,
             auditor=name,
-            hire=auditing.local(workers),
+            hire=hire,
             work=work,
             tell=tell,
         )

@@ -1,0 +1,146 @@
+"""A crew on a real Ray cluster of two nodes, one core each: what is lost is tuned elsewhere, and no verdict changes."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.conftest import ROOT
+
+from requant import cluster, worker
+from requant.audit import Reference, audit, local, reference
+from requant.build import Built, beside
+from requant.cluster import ATTEMPTS, Cluster, hire
+from requant.crew import Setting, prepare
+from requant.errors import BuildError, NotAvailableError, RecipeError, UsageError
+from requant.inputs import twin_inputs
+from requant.installation import cache
+from requant.progress import Progress, silent
+from requant.recipe import read_recipe
+from requant.retuned import Audit, Judgement
+from requant.worker import Order, Worker, order
+
+pytestmark = pytest.mark.filterwarnings(
+    # Ray starts its servers without waiting for them, and leaves their ends to Python's collector.
+    "ignore:subprocess .* is still running:ResourceWarning",
+    "ignore:unclosed file:ResourceWarning",
+)
+
+Nodes = Any
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Two nodes on this machine, as far apart as Ray's own tests have them; nothing is told to anybody outside."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster as Local
+
+    small = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    started = Local(initialize_head=True, head_node_args=small)
+    started.add_node(num_cpus=1, object_store_memory=100_000_000)
+    yield started
+    started.shutdown()
+
+
+@pytest.fixture
+def setting(room: Path, tmp_path: Path) -> Setting:
+    """What a room of the mini twin of EC is given."""
+    return prepare(read_recipe(ROOT / "builds" / "ec"), "mini", twin_inputs("mini", tmp_path, silent), silent)
+
+
+@pytest.fixture
+def boundary(tmp_path: Path) -> Path:
+    """Something to give, of more chunks than one."""
+    folder = tmp_path / "00002"
+    folder.mkdir()
+    (folder / "full.safetensors").write_bytes(bytes(range(250)))
+    (folder / "boundary.json").write_bytes(b"{}")
+    return folder
+
+
+def taken(crew: Cluster, seconds: float = 60) -> dict[int, Path]:
+    """What the crew has tuned, as soon as there is something."""
+    end = time.monotonic() + seconds
+    while not (found := dict(crew.take())):
+        assert time.monotonic() < end, "nothing was tuned"
+        time.sleep(0.05)
+    return found
+
+
+def given(crew: Cluster, number: int, boundary: Path) -> None:
+    """Give a block as soon as a worker is free."""
+    while not crew.free():
+        assert not list(crew.take())
+        time.sleep(0.05)
+    crew.give(number, boundary)
+
+
+def working(with_name: str) -> list[str]:
+    """The command lines of all processes that speak of a path."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue  # it ended meanwhile
+    return [line for line in found if with_name in line]
+
+
+@pytest.mark.room
+def test_a_node_is_lost_midway_and_the_verdicts_are_those_of_this_machine(
+    nodes: Nodes, setting: Setting, built: Callable[[str], Built], tmp_path: Path
+) -> None:
+    checkpoint = built("ec").folder
+    lost: dict[int, str] = {}
+    crews: list[Cluster] = []
+
+    def run(hired: Any, tell: Callable[[Progress], None]) -> Audit:
+        return audit(
+            checkpoint,
+            setting,
+            reference(beside(checkpoint, "journal.jsonl")),
+            chosen=(0, 1, 2, 3),
+            challenge=None,
+            auditor="somebody",
+            hire=hired,
+            work=tmp_path / "work",
+            tell=tell,
+        )
+
+    def hired(setting: Setting, folder: Path) -> Cluster:
+        crews.append(hire(nodes.address, None, None)(setting, folder))
+        assert crews[0].size == 2
+        return crews[0]
+
+    def kill(told: Progress) -> None:
+        """Kill the second node while it tunes, once something was tuned anywhere."""
+        if told.stage == "audit" and told.done and not lost:
+            (second,) = nodes.worker_nodes
+            lost.update(
+                {number: each.name for number, each in crews[0].at_work.items() if each.identifier == second.node_id}
+            )
+            if lost:
+                second.kill_raylet(check_alive=False)
+
+    there = run(hired, kill)
+    assert lost, "the second node never had a block"
+    assert all(each.judgement is Judgement.IDENTICAL for each in there.blocks)
+    assert not working(str(cache() / "workers"))
+    here = run(local(2), silent)
+    assert replace(there, finished=here.finished) == here
+
+
+def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, boundary: Path, tmp_path: Path) -> None:
+    place = str(cache() / "workers")
+    with pytest.raises(KeyboardInterrupt), hire(nodes.address, 1, None)(setting, tmp_path / "crew") as crew:
+        given(crew, 2, boundary)
+        while not working(place):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+    assert not working(place)
+    assert not list(Path(place).glob("worker-*"))
