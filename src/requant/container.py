@@ -12,11 +12,14 @@ from typing import Any
 
 from requant.engine import Engine, Limits, Stored, unique
 from requant.errors import BuildError, NotAvailableError, RequantError
-from requant.refusals import explained
+from requant.refusals import explained, refusal
 from requant.runner import LEASH, Running, started, variables
 
-NOT_STARTED, KILLED = 125, 137
-"""Exit status of an engine's client that could not start the container; of one whose container was killed."""
+NOT_STARTED = (125, 126, 127)
+"""Exit status of an engine's client that could not start the container: Podman has the second for a missing GPU."""
+
+KILLED = 137
+"""Exit status of a container that was ended by SIGKILL."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Container:
             )
 
     def _explain(self, status: int, words: str) -> RequantError | None:
-        if status == NOT_STARTED:
+        if status in NOT_STARTED and refusal(words):
             return explained(self.engine.kind, words)
         if status == KILLED:
             return NotAvailableError(
