@@ -28,6 +28,7 @@ def build(
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
     ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier build was stopped.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Record this build as the one to compare with.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,6 +46,7 @@ def build(
             out=folder,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
+            fresh=fresh,
             tell=tell,
         )
     say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
