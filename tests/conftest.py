@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from requant import runner
+from requant import installation
 from requant.build import Built, build
 from requant.environment import read_lock
 from requant.recipe import read_recipe
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def room() -> Path:
     """The Python of the twin's environment, installed from its lock."""
-    return runner.virtual_environment(ROOT / "lockfiles" / "cpu.txt", read_lock(ROOT / "lockfiles", "cpu"))
+    return installation.virtual_environment(ROOT / "lockfiles" / "cpu.txt", read_lock(ROOT / "lockfiles", "cpu"))
 
 
 @pytest.fixture(scope="session")

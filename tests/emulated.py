@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from requant import runner
+from requant import installation
 from requant.build import beside, build
 from requant.recipe import read_recipe
 
@@ -42,7 +42,7 @@ def small_recipe(folder: Path) -> Path:
 
 def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
     """Build the twin with the room's Python started by `emulator`; return the lines of its journal."""
-    original = runner.virtual_environment
+    original = installation.virtual_environment
 
     def emulated(*args: Any) -> Path:
         words = [*emulator, str(original(*args))]
@@ -51,7 +51,7 @@ def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
         script.chmod(0o755)
         return script
 
-    with mock.patch.object(runner, "virtual_environment", emulated):
+    with mock.patch.object(installation, "virtual_environment", emulated):
         built = build(read_recipe(recipe), twin="mini", out=out)
     return beside(built.folder, "journal.jsonl").read_text().splitlines()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from requant.runner import cache
+from requant.installation import cache
 
 HERE = Path(__file__).parent / "oracle"
 WANTED = ("/layers/quantization/", "/models/qwen3_", "/models/utils.py", "/model_loader/")

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub import running
 
-from requant import passes, runner
+from requant import installation, passes, programs
 from requant.build import Built, beside, build, compare, record, recorded
 from requant.checkpoint import open_checkpoint
 from requant.digest import sha256_file
@@ -71,7 +71,7 @@ def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], 
     change_host = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
     change_user = ["unshare", "--map-user=1234", "--map-group=1234"]
     try:
-        runner.run([*change_host, *change_user, "true"])
+        programs.run([*change_host, *change_user, "true"])
     except (BuildError, NotAvailableError) as error:
         pytest.skip(f"this kernel grants no user namespaces: {error}")
     out = tmp_path / "a folder with another name" / "x"
@@ -207,7 +207,7 @@ def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Pat
     if signalled != signal.SIGKILL:  # nobody can clean up after that, but nothing runs on
         assert not list(tmp_path.glob(".out.*"))
     for _ in range(50):
-        if not [line for line in runner.run(["ps", "-eo", "args"]).splitlines() if str(tmp_path) in line]:
+        if not [line for line in programs.run(["ps", "-eo", "args"]).splitlines() if str(tmp_path) in line]:
             break
         time.sleep(0.1)
     else:
@@ -246,7 +246,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "served" / "data" / CALIBRATION).write_bytes(calibration_text())
     (folder / "base.json").write_text(pin("model", BASE.repository, BASE.revision, tmp_path / "served" / "base"))
     (folder / "data.json").write_text(pin("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data"))
-    cached = runner.cache() / "environments"
+    cached = installation.cache() / "environments"
     (tmp_path / "cache" / "requant").mkdir(parents=True)
     (tmp_path / "cache" / "requant" / "environments").symlink_to(cached)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -280,7 +280,7 @@ def test_the_full_path_refuses_other_bytes(full: Path, tmp_path: Path) -> None:
 
 def test_the_real_full_build_says_what_is_missing_before_it_starts(tmp_path: Path) -> None:
     recipe = read_recipe(ROOT / "builds" / "ec")
-    if any(recipe.hardware.accelerator in name for name, _ in runner.accelerators()):
+    if any(recipe.hardware.accelerator in name for name, _ in programs.accelerators()):
         pytest.skip("this machine has the GPU that the recipe asks for")
     with pytest.raises(NotAvailableError, match="NVIDIA H200") as error:
         build(recipe, twin=None, out=tmp_path / "full")

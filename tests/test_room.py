@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from requant import runner
+from requant import programs
 from requant.build import Built, beside, build
 from requant.errors import BuildError
 from requant.journal import Block, read_journal
@@ -39,7 +39,7 @@ def ask(room: Path) -> Ask:
         env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
         env |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
         command = [str(room), "-s", "-m", f"tests.room.{program}", *map(str, words)]
-        return json.loads(runner.run(command, cwd=ROOT, env=env).splitlines()[-1])
+        return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
 
     return run
 

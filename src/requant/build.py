@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from requant import passes, runner
+from requant import installation, passes, runner
 from requant.attestation import Provenance, hardware_of, statement
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
@@ -89,17 +89,19 @@ def build(
         config = json.loads((inputs.base / "config.json").read_text())
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
-        python = runner.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage)))
-        prefix = runner.isolation()
-        taints = (*inputs.taints, *(() if prefix else ("network: the kernel grants no network namespace",)))
+        python = installation.virtual_environment(
+            lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage))
+        )
+        room = runner.VirtualEnvironment(python, runner.isolation())
+        taints = (*inputs.taints, *room.taints)
         _furnish(work, recipe, twin, inputs, environment_digest(lock))
         tuning = _timed()
         try:
-            runner.run_room(python, work, prefix, lambda: _watch(work / "journal.jsonl", tell))
+            runner.run_room(room, work, (inputs.base, inputs.text), lambda: _watch(work / "journal.jsonl", tell))
         finally:
             if (work / "log").exists():
                 shutil.copyfile(work / "log", beside(out, "log"))
-        room: dict[str, Any] = json.loads((work / "room.json").read_text())
+        reported: dict[str, Any] = json.loads((work / "room.json").read_text())
         seconds = {"room": tuning()}
 
         finishing = _timed()
@@ -126,15 +128,15 @@ def build(
             twin=twin,
             environment=environment_digest(lock),
             lock=lock.digest,
-            hardware=room["hardware"],
-            versions=room["versions"],
+            hardware=reported["hardware"],
+            versions=reported["versions"],
             taints=taints,
             dependencies=inputs.digests,
             journal=sha256_file(work / "journal.jsonl"),
             log=sha256_file(work / "log"),
             started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            room={key: room[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")},
+            room={key: reported[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")},
             requant=version("requant"),
         )
         subjects = {path: record.sha256 for path, record in manifest.files.items()}

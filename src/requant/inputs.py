@@ -8,11 +8,11 @@ from requant.digest import canonical_json, sha256, sha256_file
 from requant.errors import CheckpointError, RecipeError
 from requant.fetch import fetch
 from requant.files import list_files
+from requant.installation import cache
 from requant.manifest import make_manifest
 from requant.pins import Pins, read_pins
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe
-from requant.runner import cache
 from requant.twin import CALIBRATION, calibration_text, write_twin
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from requant.environment import Intent, Pin, format_lock, read_intent
 from requant.errors import BuildError, LockError, NotAvailableError
-from requant.runner import run
+from requant.programs import run
 
 KEPT = {
     "UV_CACHE_DIR",

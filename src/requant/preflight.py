@@ -8,8 +8,8 @@ from pathlib import Path
 from requant.errors import NotAvailableError
 from requant.fetch import missing
 from requant.pins import Pins
+from requant.programs import accelerators
 from requant.recipe import Recipe
-from requant.runner import accelerators
 
 GIB = 1 << 30
 

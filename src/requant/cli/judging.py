@@ -10,9 +10,9 @@ from rich import progress as rich_progress
 from rich.markup import escape
 
 from requant.cli.options import AsJson, app
+from requant.installation import cache
 from requant.manifest import make_manifest, read_manifest
 from requant.recipe import read_recipe
-from requant.runner import cache
 from requant.terminal import SHOWN, counted, out, print_json, progress, show
 from requant.verdict import EXIT_STATUS, Outcome
 from requant.verify import verify as verify_checkpoint

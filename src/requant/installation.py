@@ -1,0 +1,101 @@
+"""Virtual environments made from locks: every file by its hash, kept by the lock's digest."""
+
+import fcntl
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from requant.environment import Lock
+from requant.errors import BuildError, LockError, NotAvailableError
+from requant.programs import run
+
+TORCH_INDEX = "https://download.pytorch.org/whl/"
+"""PyTorch's own index: the builds whose version has a label, such as `+cpu`, are there only."""
+
+READY = "ready"
+"""File that is written last into an environment: without it, the environment is made anew."""
+
+
+def cache() -> Path:
+    """Return the folder that outlives builds: environments, and bases that were fetched."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requant"
+
+
+def virtual_environment(lock_file: Path, lock: Lock, tell: Callable[[str], None] = lambda _: None) -> Path:
+    """Return the Python of the environment that `lock` describes, made now if it is not in the cache.
+
+    Raises NotAvailableError where this machine is none of the lock's, or lacks its Python, or a package cannot
+    be had; LockError where a file does not have the hash that the lock states.
+    """
+    machine = lock.platform.partition("-")[0]
+    if platform.machine() != machine:
+        raise NotAvailableError(
+            f"{lock_file}: is for {machine}, this machine is {platform.machine()}",
+            "A lock is for one platform.",
+        )
+    folder = cache() / "environments" / lock.digest
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # another build may be making it
+        if not (folder / READY).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            tell(f"environment {lock.name}: Python {lock.python}")
+            _make_environment(folder, lock.python)
+            tell(f"environment {lock.name}: {len(lock.pins)} packages, each by its hash")
+            _install(folder / "bin" / "python", lock_file, lock)
+            (folder / READY).write_text(lock.name)
+    return folder / "bin" / "python"
+
+
+def _make_environment(folder: Path, version: str) -> None:
+    try:
+        run(
+            [
+                sys.executable,
+                "-m",
+                "virtualenv",
+                "--quiet",
+                "--no-setuptools",
+                "--python",
+                f"python{version}",
+                str(folder),
+            ]
+        )
+    except BuildError as error:
+        raise NotAvailableError(
+            f"Python {version}, which the lock is for, is not here: {error}",
+            f"Install it (apt-get install python{version} python{version}-venv, or uv python install {version}).",
+        ) from None
+
+
+def _install(python: Path, lock_file: Path, lock: Lock) -> None:
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command += ["--require-hashes", "--no-deps", "--only-binary", ":all:"]
+    labelled = [pin for pin in lock.pins if pin.name in lock.given and "+" in pin.version]
+    try:
+        for pin in labelled:
+            requirement = python.parent.parent / f"{pin.name}.txt"
+            requirement.write_text(f"{pin}\n")
+            try:
+                run([*command, "--requirement", str(requirement)])
+            except BuildError as error:
+                if "HASH" in str(error):
+                    raise
+                label = pin.version.partition("+")[2]
+                index = ["--index-url", TORCH_INDEX + label, "--timeout", "15", "--retries", "1"]
+                run([*command, *index, "--requirement", str(requirement)])
+        run([*command, "--requirement", str(lock_file)])
+        run([str(python), "-m", "pip", "check"])
+    except BuildError as error:
+        if "HASH" in str(error):
+            raise LockError(
+                f"{lock_file}: a package does not have the hash that the lock states\n{error}",
+                "If you trust the package rather than the lock: nox -s lock, and say in the commit why it changed.",
+            ) from None
+        raise NotAvailableError(
+            f"{lock_file}: cannot be installed\n{error}",
+            "Check the network, and what pip is told to use: pip config list.",
+        ) from None
