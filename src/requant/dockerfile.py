@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from requant.environment import Intent, Lock, read_intent, read_lock
+from requant.environment import Intent, Lock, dockerfile_path, read_intent, read_lock
 from requant.errors import LockError
 
 BASES = "images.toml"
@@ -84,7 +84,7 @@ def write_dockerfiles(lockfiles: Path) -> tuple[Path, ...]:
     """Write the Dockerfile of every environment that has a base beside the folder of locks; return their paths."""
     written = []
     for name in read_bases(lockfiles):
-        file = lockfiles.resolve().parent / f"Dockerfile.{name}"
+        file = dockerfile_path(lockfiles, name)
         file.write_text(dockerfile(lockfiles, name))
         written.append(file)
     return tuple(written)
@@ -180,8 +180,8 @@ RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
  && sha256sum --check /pip.sha256
 
 {built}
-# Bytecode is compiled afterwards and holds its source's hash: with a time in it, it would differ every time. One
-# process compiles, in one order.
+# Bytecode is compiled afterwards, Python's own too, and holds its source's hash: with a time in it, it would differ
+# every time. One process compiles in one order; what is written for another Python stays source.
 FROM installer AS packages
 ARG SOURCE_DATE_EPOCH
 COPY lockfiles/{name}.txt /lock.txt
@@ -191,13 +191,15 @@ RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
  && /opt/room/bin/python "$PIP" install --quiet --no-index --find-links /wheelhouse --find-links /built \\
     --no-cache-dir --no-compile --require-hashes --no-deps --only-binary :all: --requirement /lock.txt \\
  && /opt/room/bin/python "$PIP" check \\
- && PYTHONHASHSEED=0 /opt/room/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/room/lib
+ && PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONHASHSEED=0 /opt/room/bin/python -B -c "import compileall, py_compile; \\
+    compileall.compile_path(maxlevels=99, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
 
 # Nothing runs here: what the image adds to its base is what is copied, and no log, cache or compiler is.
 FROM base
 COPY --from=packages /opt/room /opt/room
+COPY --from=packages /opt/bytecode /opt/bytecode
 COPY room /opt/requant
-ENV PYTHONPATH=/opt/requant PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONPATH=/opt/requant PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 ENTRYPOINT ["/opt/room/bin/python", "-s", "-P", "-m", "requant.quantizer"]
 """
