@@ -48,7 +48,9 @@ def test_records_are_of_this_recipe_and_this_environment(name: str, size: str) -
     recipe = read_recipe(ROOT / "builds" / name)
     header = read_journal(recorded(recipe, size, "journal.jsonl")).header
     assert header.recipe == recipe.digest
-    assert header.environment == environment_digest(read_lock(ROOT / "lockfiles", recipe.twin.environment))
+    assert header.environment == environment_digest(
+        ROOT / "lockfiles", read_lock(ROOT / "lockfiles", recipe.twin.environment)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

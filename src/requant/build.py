@@ -94,7 +94,7 @@ def build(
         )
         room = runner.VirtualEnvironment(python, runner.isolation())
         taints = (*inputs.taints, *room.taints)
-        _furnish(work, recipe, twin, inputs, environment_digest(lock))
+        _furnish(work, recipe, twin, inputs, environment_digest(lockfiles, lock))
         tuning = _timed()
         try:
             runner.run_room(room, work, (inputs.base, inputs.text), lambda: _watch(work / "journal.jsonl", tell))
@@ -126,7 +126,7 @@ def build(
         built = Provenance(
             recipe=recipe.digest,
             twin=twin,
-            environment=environment_digest(lock),
+            environment=environment_digest(lockfiles, lock),
             lock=lock.digest,
             hardware=reported["hardware"],
             versions=reported["versions"],

@@ -53,7 +53,7 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Callable[[str], None]
 
 
 def make_environment(folder: Path, version: str) -> Path:
-    """Make a virtual environment with pip alone, and return its Python. Raises NotAvailableError without this version."""
+    """Make a virtual environment with pip alone; return its Python. Raises NotAvailableError without this version."""
     command = [sys.executable, "-m", "virtualenv", "--quiet", "--no-setuptools"]
     try:
         run([*command, "--python", f"python{version}", str(folder)])
