@@ -173,14 +173,14 @@ FROM $BASE AS base
 {devices}
 # pip is run from its wheel, so that no layer holds it.
 FROM base AS installer
-ENV PIP={pip}/pip
+ENV PIP={pip}/pip PYTHONDONTWRITEBYTECODE=1
 ARG SOURCE_DATE_EPOCH
 RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
     echo '{pip_sha256}  {pip}' > /pip.sha256 \\
  && sha256sum --check /pip.sha256
 
 {built}
-# Bytecode is compiled afterwards, Python's own too, and holds its source's hash: with a time in it, it would differ
+# Bytecode is compiled at the end, Python's own too, and holds its source's hash: with a time in it, it would differ
 # every time. One process compiles in one order; what is written for another Python stays source.
 FROM installer AS packages
 ARG SOURCE_DATE_EPOCH
@@ -191,7 +191,7 @@ RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
  && /opt/room/bin/python "$PIP" install --quiet --no-index --find-links /wheelhouse --find-links /built \\
     --no-cache-dir --no-compile --require-hashes --no-deps --only-binary :all: --requirement /lock.txt \\
  && /opt/room/bin/python "$PIP" check \\
- && PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONHASHSEED=0 /opt/room/bin/python -B -c "import compileall, py_compile; \\
+ && PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONHASHSEED=0 /opt/room/bin/python -c "import compileall, py_compile; \\
     compileall.compile_path(maxlevels=99, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
 
 # Nothing runs here: what the image adds to its base is what is copied, and no log, cache or compiler is.
