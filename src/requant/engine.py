@@ -96,13 +96,13 @@ class Engine:
     def image(self, reference: str) -> Stored | None:
         """Return an image of the store, or None where it has none of this name or digest."""
         try:
-            said = run((*self.words, "image", "inspect", "--format", "{{json .}}", reference))
+            said = run((*self.words, "image", "inspect", reference))
         except BuildError as error:
             known = refusal(str(error))
             if known and known.name == "image missing":
                 return None
             raise explained(self.kind, str(error)) from None
-        found = json.loads(said)
+        found = json.loads(said)[0]
         return Stored(_digest(found["Id"]), found["Config"].get("Labels") or {})
 
     def load(self, archive: Path) -> str:
