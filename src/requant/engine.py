@@ -184,15 +184,16 @@ class Engine:
         name: str,
         epoch: int,
         arguments: Mapping[str, str],
+        options: Sequence[str] = (),
         cached: bool = True,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Build the image of `file` without network into an archive that every engine loads.
 
-        Times are `epoch`, in seconds; `tell` hears the builder's lines. Raises NotAvailableError where the
-        builder cannot, BuildError with its last words where a step fails.
+        Times are `epoch`, in seconds; `options` are words that both engines' `build` has; `tell` hears the builder's
+        lines. Raises NotAvailableError where the builder cannot, BuildError with its last words where a step fails.
         """
-        words = ["--network", "none", "--file", str(file), *(() if cached else ("--no-cache",))]
+        words = ["--network", "none", "--file", str(file), *options, *(() if cached else ("--no-cache",))]
         given = {**arguments, "SOURCE_DATE_EPOCH": str(epoch)}
         words += [word for item in given.items() for word in ("--build-arg", "=".join(item))]
         try:
@@ -202,7 +203,9 @@ class Engine:
                 self.ask("save", "--quiet", "--format", "docker-archive", "--output", str(archive), name)
                 return
             words += ["--provenance=false", "--sbom=false", "--progress", "plain"]
-            words += ["--output", f"type=docker,{_field('dest', archive)},name={name},rewrite-timestamp=true"]
+            # Not compressed: the bytes would depend on the compressor, and they stay on this machine.
+            form = "rewrite-timestamp=true,compression=uncompressed,force-compression=true"
+            words += ["--output", f"type=docker,{_field('dest', archive)},name={name},{form}"]
             follow((*self.words, "buildx", "build", *words, str(context)), tell)
         except BuildError as error:
             raise explained(self.kind, str(error)) from None

@@ -81,6 +81,13 @@ REFUSALS = (
         "The engine must run on this host: see DOCKER_HOST, and that the folder is shared with the engine's machine.",
     ),
     Refusal(
+        "no registry",
+        # docker 26, run
+        r"failed to resolve source metadata|error initializing source",
+        "the base image is not here, and no registry gives it",
+        "Load it (docker load), name another one (--base IMAGE), or make one of Debian packages (--base debian).",
+    ),
+    Refusal(
         "image missing",
         # docker 26, run; podman 4.3, run
         r"no such image|image not known|unable to find image|pull access denied|no such object",
