@@ -48,6 +48,18 @@ def answering(kind: str) -> Engine:
         pytest.skip(str(error))
 
 
+def buildable() -> Engine:
+    """Return an engine that builds images with fixed times, or skip the test with the reason."""
+    try:
+        engine = find()
+        engine.builder()
+    except RequantError as error:
+        if os.environ.get(REQUIRED) == "1":
+            raise
+        pytest.skip(str(error))
+    return engine
+
+
 def stand_in(engine: Engine, folder: Path) -> str:
     """Put an image that runs `program.py` of its folder into the engine's store; return its reference."""
     tar = folder / "stand-in.tar"

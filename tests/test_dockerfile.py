@@ -41,12 +41,12 @@ def stages(text: str) -> Stages:
 
 def unpinned(text: str) -> list[str]:
     """What a Dockerfile stands on that can change: images without a digest, repositories without a commit."""
-    found = []
+    found: list[str] = []
     known = {"scratch"}
-    defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
+    defaults: dict[str, str] = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.MULTILINE))
     for line in instructions(text):
         if match := re.fullmatch(r"FROM (\S+)(?: AS (\S+))?", line):
-            image = defaults.get(match[1].removeprefix("$"), match[1])
+            image = defaults.get(match[1].removeprefix("$"), str(match[1]))
             if image not in known and not DIGEST.search(image):
                 found.append(image)
             known.add(match[2])
