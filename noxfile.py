@@ -44,6 +44,21 @@ for recipe in sorted(ROOT.glob("builds/*/recipe.toml")):
     define_builds(recipe.parent.name)
 
 
+def define_image(name: str) -> None:
+    """Define the session `image-<name>`."""
+
+    @nox.session(name=f"image-{name}")
+    def image(session: nox.Session) -> None:
+        needs(session)
+        session.run("requant", "image", name, *session.posargs)
+
+    image.__doc__ = f"Build the image of Dockerfile.{name}; with `-- --twice`, two times, and compare."
+
+
+for file in sorted(ROOT.glob("Dockerfile.*")):
+    define_image(file.suffix[1:])
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Style, types and all tests; with arguments, pytest alone with these."""
@@ -80,6 +95,13 @@ def lock(session: nox.Session) -> None:
     """Resolve lockfiles/*.in anew; with `-- --check`, only say whether that would change a lock."""
     needs(session, "lock")
     session.run("requant", "lock", *session.posargs)
+
+
+@nox.session
+def dockerfiles(session: nox.Session) -> None:
+    """Write the Dockerfiles from lockfiles/images.toml and the locks."""
+    needs(session)
+    session.run("requant", "dockerfiles", *session.posargs)
 
 
 @nox.session

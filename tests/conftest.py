@@ -1,4 +1,4 @@
-"""The expensive things, made once: the room's environment, and one mini build of each recipe."""
+"""The expensive things, made once: the room's environment and image, and one mini build of each recipe."""
 
 import json
 from collections.abc import Callable
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engines import buildable
 
 from requant import installation, programs
 from requant.build import Built, build
+from requant.engine import Engine
 from requant.environment import read_lock
+from requant.image import Repetition, debian_base, repeat_image
 from requant.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -46,3 +49,21 @@ def ask(room: Path) -> Callable[..., Any]:
         return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def builder() -> Engine:
+    """An engine that builds images here and fixes the times in them."""
+    return buildable()
+
+
+@pytest.fixture(scope="session")
+def debian(builder: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base image of this machine's Debian, where no registry has to answer."""
+    return debian_base(read_lock(ROOT / "lockfiles", "cpu"), builder, tmp_path_factory.mktemp("debian"))
+
+
+@pytest.fixture(scope="session")
+def twice(builder: Engine, debian: str) -> Repetition:
+    """The twin's image, built twice; it stays in the engine's store for `ensure_image` to find."""
+    return repeat_image(ROOT / "lockfiles", "cpu", builder, base=debian)

@@ -49,7 +49,9 @@ def test_records_are_of_this_recipe_and_this_environment(name: str, size: str) -
     recipe = read_recipe(ROOT / "builds" / name)
     header = read_journal(recorded(recipe, size, "journal.jsonl")).header
     assert header.recipe == recipe.digest
-    assert header.environment == environment_digest(read_lock(ROOT / "lockfiles", recipe.twin.environment))
+    assert header.environment == environment_digest(
+        ROOT / "lockfiles", read_lock(ROOT / "lockfiles", recipe.twin.environment)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +79,7 @@ def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], 
         pytest.skip(f"this kernel grants no user namespaces: {error}")
     out = tmp_path / "a folder with another name" / "x"
     command = [*change_host, *change_user, sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec")]
-    command += ["--twin", "--size", "mini", "--out", str(out), "--json"]
+    command += ["--runner", "venv", "--twin", "--size", "mini", "--out", str(out), "--json"]
     env = {
         **os.environ,
         "TZ": "Pacific/Kiritimati",

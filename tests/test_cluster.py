@@ -1,29 +1,24 @@
 """A crew on a real Ray cluster of two nodes, one core each: what is lost is tuned elsewhere, and no verdict changes."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.conftest import ROOT
 
-from requant import cluster, worker
-from requant.audit import Reference, audit, local, reference
+from requant.audit import audit, local, reference
 from requant.build import Built, beside
-from requant.cluster import ATTEMPTS, Cluster, hire
+from requant.cluster import Cluster, hire
 from requant.crew import Setting, prepare
-from requant.errors import BuildError, NotAvailableError, RecipeError, UsageError
 from requant.inputs import twin_inputs
 from requant.installation import cache
 from requant.progress import Progress, silent
 from requant.recipe import read_recipe
 from requant.retuned import Audit, Judgement
-from requant.worker import Order, Worker, order
 
 pytestmark = pytest.mark.filterwarnings(
     # Ray starts its servers without waiting for them, and leaves their ends to Python's collector.

@@ -32,6 +32,7 @@ class Provenance:
     started: str
     finished: str
     room: Mapping[str, Any]
+    runner: Mapping[str, Any]
     requant: str
 
 
@@ -44,6 +45,7 @@ def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
             "externalParameters": {"recipe": built.recipe, "twin": built.twin},
             "internalParameters": {
                 "environment": built.environment,
+                "runner": built.runner,
                 "hardware": built.hardware,
                 "versions": built.versions,
                 "taints": built.taints,

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from requant import installation, passes, runner
+from requant import passes
 from requant.attestation import Provenance, hardware_of, statement
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
@@ -26,6 +26,8 @@ from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe
+from requant.rooms import choose
+from requant.runner import run_room
 from requant.twin import SIZES
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
@@ -43,6 +45,7 @@ class Built:
     manifest: Manifest
     verdict: Verdict
     taints: tuple[str, ...]
+    runner: str
     seconds: dict[str, float]
 
 
@@ -69,13 +72,15 @@ def build(
     replace_existing: bool = False,
     keep_raw: bool = False,
     fresh: bool = False,
+    runner: str = "venv",
     endpoint: str | None = None,
     tell: Tell = lambda _: None,
 ) -> Built:
     """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
 
     Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output. A build
-    that was stopped goes on behind its last whole block, unless it is to be a `fresh` one.
+    that was stopped goes on behind its last whole block, unless it is to be a `fresh` one. `runner` is one of
+    `rooms.RUNNERS`.
 
     Raises UsageError where `out` exists or another build is making it, NotAvailableError for what is missing here,
     BuildError where the room or a pass fails; then `out` does not exist, and the log stands beside it.
@@ -93,15 +98,13 @@ def build(
         config = json.loads((inputs.base / "config.json").read_text())
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
-        python = installation.virtual_environment(
-            lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage))
-        )
-        room = runner.VirtualEnvironment(python, runner.isolation())
-        taints = (*inputs.taints, *room.taints)
-        furnish(work, recipe, twin, inputs, environment_digest(lock), {"task": "build"})
+        chosen = choose(recipe, twin, runner, tell)
+        taints = (*inputs.taints, *chosen.room.taints)
+        environment = environment_digest(lockfiles, lock)
+        furnish(work, recipe, twin, inputs, environment, {"task": "build"})
         tuning = _timed()
         try:
-            runner.run_room(room, work, (inputs.base, inputs.text), lambda: _watch(work / JOURNAL, tell))
+            run_room(chosen.room, work, (inputs.base, inputs.text), lambda: _watch(work / JOURNAL, tell))
         finally:
             if (work / "log").exists():
                 shutil.copyfile(work / "log", beside(out, "log"))
@@ -130,7 +133,7 @@ def build(
         built = Provenance(
             recipe=recipe.digest,
             twin=twin,
-            environment=environment_digest(lock),
+            environment=environment,
             lock=lock.digest,
             hardware=reported["hardware"],
             versions=reported["versions"],
@@ -141,6 +144,7 @@ def build(
             started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             room={key: reported[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")},
+            runner=chosen.evidence,
             requant=version("requant"),
         )
         subjects = {path: record.sha256 for path, record in manifest.files.items()}
@@ -154,7 +158,7 @@ def build(
             shutil.rmtree(out)
         (work / "checkpoint").rename(out)
         shutil.rmtree(work / SPOOL)
-    return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
+    return Built(out, manifest, compare(recipe, twin, out), taints, chosen.why, seconds)
 
 
 def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None = None) -> Verdict:

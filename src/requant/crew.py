@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from requant import installation, runner
 from requant.environment import environment_digest, read_lock
 from requant.errors import BuildError
 from requant.inputs import Inputs
 from requant.inventory import blocks
-from requant.progress import Progress, Tell
+from requant.progress import Tell
 from requant.recipe import Recipe
+from requant.rooms import choose
 from requant.runner import Room, Running
 from requant.workplace import furnish
-
 
 REPORT = "room.json"
 """What a room says of itself: its hardware class, among others."""
@@ -45,16 +44,17 @@ class Setting:
         return self.room.start(folder, (self.inputs.base, self.inputs.text, *readable))
 
 
-def prepare(recipe: Recipe, twin: str | None, inputs: Inputs, tell: Tell) -> Setting:
+def prepare(recipe: Recipe, twin: str | None, inputs: Inputs, tell: Tell, runner: str = "venv") -> Setting:
     """Make the environment of a recipe, or of its twin, and say what its rooms are given.
+
+    `runner` is one of `rooms.RUNNERS`.
 
     Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
     """
     lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
     lock = read_lock(lockfiles, recipe.effort(twin is not None).environment)
-    python = installation.virtual_environment(lockfiles / f"{lock.name}.txt", lock, lambda text: tell(Progress(text)))
-    room = runner.VirtualEnvironment(python, runner.isolation())
-    return Setting(recipe, twin, inputs, environment_digest(lock), room)
+    room = choose(recipe, twin, runner, tell).room
+    return Setting(recipe, twin, inputs, environment_digest(lockfiles, lock), room)
 
 
 class Crew(Protocol):

@@ -5,10 +5,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from requant.environment import Lock
+from requant.environment import Lock, Pin
 from requant.errors import BuildError, LockError, NotAvailableError
 from requant.programs import run
 
@@ -30,12 +31,7 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Callable[[str], None]
     Raises NotAvailableError where this machine is none of the lock's, or lacks its Python, or a package cannot
     be had; LockError where a file does not have the hash that the lock states.
     """
-    machine = lock.platform.partition("-")[0]
-    if platform.machine() != machine:
-        raise NotAvailableError(
-            f"{lock_file}: is for {machine}, this machine is {platform.machine()}",
-            "A lock is for one platform.",
-        )
+    require_machine(lock_file, lock)
     folder = cache() / "environments" / lock.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as guard:
@@ -43,59 +39,81 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Callable[[str], None]
         if not (folder / READY).exists():
             shutil.rmtree(folder, ignore_errors=True)
             tell(f"environment {lock.name}: Python {lock.python}")
-            _make_environment(folder, lock.python)
+            python = make_environment(folder, lock.python)
             tell(f"environment {lock.name}: {len(lock.pins)} packages, each by its hash")
-            _install(folder / "bin" / "python", lock_file, lock)
+            pip(python, ["install"], lock_file, lock, lock.pins)
+            _confirm(python, lock_file)
             (folder / READY).write_text(lock.name)
     return folder / "bin" / "python"
 
 
-def _make_environment(folder: Path, version: str) -> None:
-    try:
-        run(
-            [
-                sys.executable,
-                "-m",
-                "virtualenv",
-                "--quiet",
-                "--no-setuptools",
-                "--python",
-                f"python{version}",
-                str(folder),
-            ]
+def require_machine(lock_file: Path, lock: Lock) -> None:
+    """Raise NotAvailableError where this machine is none of the lock's: neither its wheels nor its image run here."""
+    machine = lock.platform.partition("-")[0]
+    if platform.machine() != machine:
+        raise NotAvailableError(
+            f"{lock_file}: is for {machine}, this machine is {platform.machine()}",
+            "A lock is for one platform.",
         )
+
+
+def make_environment(folder: Path, version: str) -> Path:
+    """Make a virtual environment with pip alone; return its Python. Raises NotAvailableError without this version."""
+    command = [sys.executable, "-m", "virtualenv", "--quiet", "--no-setuptools"]
+    try:
+        run([*command, "--python", f"python{version}", str(folder)])
     except BuildError as error:
         raise NotAvailableError(
             f"Python {version}, which the lock is for, is not here: {error}",
             f"Install it (apt-get install python{version} python{version}-venv, or uv python install {version}).",
         ) from None
+    return folder / "bin" / "python"
 
 
-def _install(python: Path, lock_file: Path, lock: Lock) -> None:
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
+def pip(python: Path, words: Sequence[str], lock_file: Path, lock: Lock, pins: Iterable[Pin]) -> None:
+    """Let pip install or download artifacts of a lock, each by its hash, as `words` say: `["install"]`.
+
+    Raises LockError where a file does not have the hash that the lock states, NotAvailableError for everything
+    else that stops pip.
+    """
+    command = [str(python), "-m", "pip", *words, "--disable-pip-version-check", "--no-input", "--quiet"]
     command += ["--require-hashes", "--no-deps", "--only-binary", ":all:"]
-    labelled = [pin for pin in lock.pins if pin.name in lock.given and "+" in pin.version]
+    pins = tuple(pins)
+    labelled = [pin for pin in pins if pin.name in lock.given and "+" in pin.version]
     try:
         for pin in labelled:
-            requirement = python.parent.parent / f"{pin.name}.txt"
-            requirement.write_text(f"{pin}\n")
             try:
-                run([*command, "--requirement", str(requirement)])
+                _pip(command, [pin])
             except BuildError as error:
                 if "HASH" in str(error):
                     raise
                 label = pin.version.partition("+")[2]
-                index = ["--index-url", TORCH_INDEX + label, "--timeout", "15", "--retries", "1"]
-                run([*command, *index, "--requirement", str(requirement)])
-        run([*command, "--requirement", str(lock_file)])
-        run([str(python), "-m", "pip", "check"])
+                _pip([*command, "--index-url", TORCH_INDEX + label, "--timeout", "15", "--retries", "1"], [pin])
+        _pip(command, [pin for pin in pins if pin not in labelled])
     except BuildError as error:
         if "HASH" in str(error):
             raise LockError(
                 f"{lock_file}: a package does not have the hash that the lock states\n{error}",
                 "If you trust the package rather than the lock: nox -s lock, and say in the commit why it changed.",
             ) from None
-        raise NotAvailableError(
-            f"{lock_file}: cannot be installed\n{error}",
-            "Check the network, and what pip is told to use: pip config list.",
-        ) from None
+        raise _unavailable(lock_file, error) from None
+
+
+def _pip(command: Sequence[str], pins: Sequence[Pin]) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+        requirements.write("".join(f"{pin}\n" for pin in pins))
+        requirements.flush()
+        run([*command, "--requirement", requirements.name])
+
+
+def _confirm(python: Path, lock_file: Path) -> None:
+    try:
+        run([str(python), "-m", "pip", "check"])
+    except BuildError as error:
+        raise _unavailable(lock_file, error) from None
+
+
+def _unavailable(lock_file: Path, error: BuildError) -> NotAvailableError:
+    return NotAvailableError(
+        f"{lock_file}: cannot be installed\n{error}", "Check the network, and what pip is told to use: pip config list."
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from requant.environment import Intent, Pin, format_lock, read_intent
+from requant.environment import Intent, Pin, format_lock, platform_tags, read_intent
 from requant.errors import BuildError, LockError, NotAvailableError
 from requant.programs import run
 
@@ -102,7 +102,7 @@ def _ranks(intent: Intent) -> dict[Any, int]:
     from packaging.tags import compatible_tags, cpython_tags
 
     version = [int(part) for part in intent.python.split(".")]
-    platforms = _platforms(intent.platform)
+    platforms = platform_tags(intent.platform)
     interpreter = f"cp{version[0]}{version[1]}"
     # The ABI is named because packaging would otherwise ask the running interpreter for it.
     tags = [
@@ -110,19 +110,6 @@ def _ranks(intent: Intent) -> dict[Any, int]:
         *compatible_tags(version, interpreter, platforms),
     ]
     return {tag: rank for rank, tag in reversed(list(enumerate(tags)))}
-
-
-def _platforms(platform: str) -> list[str]:
-    """Return the platform tags that an index takes and `platform` runs (PEP 600), newest C library first."""
-    machine, _, rest = platform.partition("-manylinux_2_")
-    oldest = 5 if machine == "x86_64" else 17
-    older_names = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-    platforms: list[str] = []
-    for minor in range(int(rest), oldest - 1, -1):
-        platforms.append(f"manylinux_2_{minor}_{machine}")
-        if minor in older_names:
-            platforms.append(f"{older_names[minor]}_{machine}")
-    return platforms
 
 
 def _compile(intent: Intent) -> str:

@@ -1,8 +1,12 @@
 """Starts other programs and waits for them. Commands are lists of words, never a shell's sentence."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from requant.errors import BuildError, NotAvailableError, RequantError
 
@@ -23,6 +27,48 @@ def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, st
         words = (done.stdout + done.stderr)[-TAIL:].strip()
         raise BuildError(f"{' '.join(command)}: exit status {done.returncode}\n{words}")
     return done.stdout
+
+
+def follow(command: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Run a program to its end; `tell` hears each line that it writes. Raises as `run` does."""
+    kept: deque[str] = deque(maxlen=TAIL)
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except FileNotFoundError:
+        raise NotAvailableError(f"{command[0]}: no such program") from None
+    with process, _ended(process):
+        for line in process.stdout or ():
+            kept.extend(line)
+            tell(line.rstrip())
+    if process.returncode:
+        raise BuildError(f"{' '.join(command)}: exit status {process.returncode}\n{''.join(kept).strip()}")
+
+
+@contextmanager
+def reading(command: Sequence[str]) -> Iterator[IO[bytes]]:
+    """Start a program and give its standard output as a stream; raise BuildError where it fails."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+        with process, _ended(process):
+            assert process.stdout is not None  # noqa: S101 (asked for above)
+            yield process.stdout
+            process.stdout.read()
+        said.seek(0)
+        words = said.read().decode(errors="replace")[-TAIL:].strip()
+    if process.returncode:
+        raise BuildError(f"{' '.join(command)}: exit status {process.returncode}\n{words}")
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill a program where an exception leaves it."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
 
 
 def works(words: Sequence[str]) -> bool:

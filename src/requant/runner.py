@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from requant.errors import BuildError
+from requant.errors import BuildError, RequantError
 from requant.programs import TAIL, works
 
 MODULE = "requant.quantizer"
@@ -22,6 +22,9 @@ MODULE = "requant.quantizer"
 
 KEPT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """What a room may see of the host's environment variables; AutoRound, torch and the Hub's library read dozens."""
+
+LEASH = "REQUANT_LEASH"
+"""Environment variable that tells a room to end when its standard input ends."""
 
 MORTAL = ("setpriv", "--pdeathsig", "KILL")
 """Words that let a program end with the thread that starts it."""
@@ -43,15 +46,22 @@ class Room(Protocol):
 class Running:
     """A started room. As a context manager it leaves no room behind, whatever happens inside.
 
-    `remove` ends what `process` stands for where that is more than the process itself.
+    `remove` ends what `process` stands for, where that is more than the process itself; `explain` may know what an
+    exit status and the last words mean. The room's standard input stays open as long as this object or its process
+    lives: a room that is no child of this process, such as a container, ends when it is closed (`LEASH`).
     """
 
     def __init__(
-        self, folder: Path, process: subprocess.Popen[bytes], remove: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        process: subprocess.Popen[bytes],
+        remove: Callable[[], None] | None = None,
+        explain: Callable[[int, str], RequantError | None] = lambda *_: None,
     ) -> None:
         self.folder = folder
         self._process = process
-        self._remove = remove
+        self._remove = remove or process.kill
+        self._explain = explain
 
     def poll(self) -> bool:
         """Return whether the room still runs."""
@@ -67,19 +77,24 @@ class Running:
 
     def end(self) -> None:
         """End the room now, if it still runs, and leave nothing of it but its folder."""
-        self._remove()
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
+        try:
+            self._remove()
+            while self.wait(0.2):
+                self._remove()  # again: what is just being made was not there yet
+        finally:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin:
+                self._process.stdin.close()
 
     def confirm(self) -> None:
-        """Raise BuildError where the ended room failed: with what it says itself, else with its last words."""
+        """Raise the ended room's failure: what it says itself, what is known of its end, or else its last words."""
         if (self.folder / "error.json").exists():
             raise BuildError(**json.loads((self.folder / "error.json").read_text()))
-        if self._process.returncode:
+        if status := self._process.poll():
             words = (self.folder / "log").read_text(errors="replace")[-TAIL:].strip()
-            raise BuildError(f"the room ended with status {self._process.returncode}; the last it said:\n{words}")
+            unknown = BuildError(f"the room ended with status {status}; the last it said:\n{words}")
+            raise self._explain(status, words) or unknown
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +130,9 @@ class VirtualEnvironment:
     def start(self, folder: Path, readable: Sequence[Path]) -> Running:  # noqa: ARG002 (it can read everything)
         """Start the room; it ends with the thread that calls this."""
         inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}
+        inherited["PYTHONPATH"] = str(folder / "sources")
         command = (*self.prefix, *(MORTAL if works(MORTAL) else ()), str(self.python), *arguments(folder))
-        return started(command, folder, inherited | variables(folder))
+        return Running(folder, started(command, folder, inherited | variables(folder)))
 
 
 def isolation() -> tuple[str, ...]:
@@ -137,18 +153,15 @@ def variables(folder: Path) -> dict[str, str]:
     home.mkdir()
     places = dict.fromkeys(("HOME", "TMPDIR", "HF_HOME"), str(home))
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    python = {"PYTHONPATH": str(folder / "sources"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return {**kept, **places, **offline, **python, "LC_ALL": "C.UTF-8"}
 
 
-def started(
-    command: Sequence[str], folder: Path, env: Mapping[str, str], remove: Callable[[], None] = lambda: None
-) -> Running:
+def started(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the program that is the room, or stands for it, in a process group of its own: Ctrl-C is the host's."""
     (folder / "error.json").unlink(missing_ok=True)
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0
         )
-    return Running(folder, process, remove)

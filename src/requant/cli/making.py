@@ -1,5 +1,6 @@
-"""The verbs that make: build, twin, lock."""
+"""The verbs that make: build, twin, lock, dockerfiles, image."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -7,13 +8,19 @@ import typer
 from rich.markup import escape
 
 from requant import build as building
+from requant import image as imaging
 from requant import lock as locking
 from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.dockerfile import write_dockerfiles
+from requant.engine import find
 from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
-from requant.terminal import out, print_json, progress, say, show
+from requant.rooms import RUNNERS
+from requant.terminal import SHOWN, out, print_json, progress, say, show
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
+
+Lockfiles = Annotated[Path, typer.Option(help="Where the locks are.")]
 
 
 @app.command()
@@ -22,9 +29,7 @@ def build(
     twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
     out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
-    runner: Annotated[
-        str, typer.Option(help="Where the room runs: venv, a virtual environment from the lock.")
-    ] = "venv",
+    runner: Annotated[str, typer.Option(help=f"Where the room runs: {', '.join(RUNNERS)}. docs/runners.md")] = "auto",
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
     ] = False,
@@ -33,8 +38,6 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
-    if runner != "venv":
-        raise typer.BadParameter(f"{runner}: this version has the runner venv only")
     read = read_recipe(recipe)
     stand_in = size if twin else None
     kind = {None: "full", "demo": "twin"}.get(stand_in, size)
@@ -47,9 +50,11 @@ def build(
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
             fresh=fresh,
+            runner=runner,
             tell=tell,
         )
     say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    say(escape(built.runner))
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
@@ -91,7 +96,7 @@ def lock(
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether the locks are what would be written.")
     ] = False,
-    folder: Annotated[Path, typer.Option(help="Where the .in files are.")] = Path("lockfiles"),
+    folder: Lockfiles = Path("lockfiles"),
 ) -> None:
     """Resolve lockfiles/<name>.in into <name>.txt: one wheel per package, by its hash."""
     chosen = names or sorted(path.stem for path in folder.glob("*.in"))
@@ -103,4 +108,47 @@ def lock(
     for line in differences:
         out.print(escape(line))
     say(f"{', '.join(chosen)}: {'not what would be resolved' if differences else 'as they would be resolved'}")
+    raise typer.Exit(1 if differences else 0)
+
+
+@app.command()
+def dockerfiles(folder: Lockfiles = Path("lockfiles")) -> None:
+    """Write Dockerfile.<name> from lockfiles/images.toml and the locks; reads no network."""
+    say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder))}")
+
+
+@app.command()
+def image(
+    name: Annotated[str, typer.Argument(help="An environment, such as cpu.")],
+    twice: Annotated[bool, typer.Option("--twice", help="Build two times without a cache, and compare.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Another base image than the pinned one: a reference, or debian to make one.")
+    ] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write what names the image beside its lock.")] = False,
+    folder: Lockfiles = Path("lockfiles"),
+    as_json: AsJson = False,
+) -> None:
+    """Build an environment's image without network, from confirmed wheels, and say what names it."""
+    engine = find()
+    with progress() as tell:
+        if twice:
+            repeated = imaging.repeat_image(folder, name, engine, base=base, tell=tell)
+            made, differences = repeated.image, repeated.differences
+        else:
+            made, differences = imaging.build_image(folder, name, engine, base=base, tell=tell), ()
+    for taint in made.taints:
+        say(f"[yellow]taint[/] {escape(taint)}")
+    if as_json:
+        print_json({"reference": made.reference, **asdict(made.evidence), "differences": list(differences)})
+    else:
+        for line in differences[:SHOWN]:
+            out.print(escape(line))
+        if len(differences) > SHOWN:
+            out.print(f"and {len(differences) - SHOWN:,} more: --json names them all")
+        for key, value in asdict(made.evidence).items():
+            out.print(escape(f"{key:11} {value}"))
+        if twice:
+            out.print("[bold red]different[/], built twice" if differences else "[bold green]identical[/], built twice")
+    if record and not differences:
+        say(f"recorded {escape(str(imaging.record(folder, made)))}")
     raise typer.Exit(1 if differences else 0)

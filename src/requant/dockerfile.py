@@ -1,0 +1,205 @@
+"""Dockerfiles, one per environment, from one text: `nox -s dockerfiles` writes them, a test writes them again.
+
+They share every stage but the base, the lock, and the stage that builds a package which was never released. What
+each measure is for: docs/images.md. Base images are data, `lockfiles/images.toml`.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from requant.environment import Intent, Lock, dockerfile_path, read_intent, read_lock
+from requant.errors import LockError
+
+BASES = "images.toml"
+"""File of base images, in the folder of the locks."""
+INSTALLER = "build-image"
+"""Lock of what installs the packages: pip, from its wheel."""
+REPOSITORIES = {"auto-round": "https://github.com/intel/auto-round.git"}
+"""Where packages are built from that were never released, by name; the commit stands in the `.in`."""
+PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
+"""A lock's machines, in the words of container engines."""
+ADVICE = "run `nox -s dockerfiles` and review what it changes"
+
+_FORMS = {
+    "image": re.compile(r"[a-z0-9]+(?:[._/-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9_.-]*"),
+    "digest": re.compile("sha256:[0-9a-f]{64}"),
+    "index": re.compile("sha256:[0-9a-f]{64}"),
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The image that an environment's image stands on, and whether it is to see NVIDIA's devices.
+
+    `digest` is of the manifest for the lock's platform; `index` of the list over all platforms.
+    """
+
+    image: str
+    digest: str
+    index: str
+    nvidia: bool
+
+    def __str__(self) -> str:
+        return f"{self.image}@{self.digest}"
+
+
+def read_bases(folder: Path) -> dict[str, Base]:
+    """Read `images.toml`: each environment's base. Raises LockError for anything that is not exactly the format."""
+    file = folder / BASES
+    try:
+        tables = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise LockError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise LockError(f"{file}: not TOML: {error}") from None
+    return {name: _base(f"{file}: {name}", table) for name, table in tables.items()}
+
+
+def _base(where: str, table: Any) -> Base:
+    expected = [field.name for field in fields(Base)]
+    if not isinstance(table, dict) or sorted(table) != sorted(expected):
+        raise LockError(f"{where}: found {table!r:.200}, expected a table of exactly {', '.join(expected)}")
+    for key, form in _FORMS.items():
+        if not isinstance(table[key], str) or not form.fullmatch(table[key]):
+            raise LockError(f"{where}: found {table[key]!r} for {key}, expected {form.pattern}")
+    if not isinstance(table["nvidia"], bool):
+        raise LockError(f"{where}: found {table['nvidia']!r} for nvidia, expected true or false")
+    return Base(**table)
+
+
+def platform_of(lock: Lock) -> str:
+    """Return the platform that a lock is for, as container engines write it: `linux/amd64`."""
+    return PLATFORMS[lock.platform.partition("-")[0]]
+
+
+def built_package(intent: Intent) -> str:
+    """Return the package that is built from a commit, stated by its source's tree; "" where none is."""
+    return next((key.partition(".")[0] for key, _ in intent.sources if key.endswith(".tree")), "")
+
+
+def write_dockerfiles(lockfiles: Path) -> tuple[Path, ...]:
+    """Write the Dockerfile of every environment that has a base beside the folder of locks; return their paths."""
+    written = []
+    for name in read_bases(lockfiles):
+        file = dockerfile_path(lockfiles, name)
+        file.write_text(dockerfile(lockfiles, name))
+        written.append(file)
+    return tuple(written)
+
+
+def dockerfile(lockfiles: Path, name: str) -> str:
+    """Return the text of an environment's Dockerfile.
+
+    Raises LockError where a lock or the base is missing or malformed, or the base is not for the lock's Python.
+    """
+    bases = read_bases(lockfiles)
+    if name not in bases:
+        raise LockError(f"{lockfiles / BASES}: has no base for {name}, only for {', '.join(bases)}")
+    intent, lock = read_intent(lockfiles, name), read_lock(lockfiles, name)
+    base = bases[name]
+    if not base.image.startswith(f"python:{lock.python}-"):
+        raise LockError(f"{lockfiles / BASES}: {name} stands on {base.image}, and its lock is for Python {lock.python}")
+    (pip,) = read_lock(lockfiles, INSTALLER).pins
+    package = built_package(intent)
+    return _TEXT.format(
+        name=name,
+        base=base,
+        devices=_NVIDIA if base.nvidia else "",
+        built=_built(intent, lock, package) if package else _NOTHING_BUILT,
+        python=lock.python,
+        pip=f"/wheelhouse/pip-{pip.version}-py3-none-any.whl",
+        pip_sha256=pip.sha256,
+    )
+
+
+def _built(intent: Intent, lock: Lock, package: str) -> str:
+    facts = {key.partition(".")[2]: value for key, value in intent.sources if key.startswith(f"{package}.")}
+    (pin,) = (pin for pin in lock.pins if pin.name == package)
+    return _BUILT.format(
+        package=package,
+        repository=REPOSITORIES[package],
+        commit=facts["commit"],
+        epoch=facts["source-date-epoch"],
+        record=facts["record-sha256"],
+        version=pin.version,
+        python=lock.python,
+    )
+
+
+_NVIDIA = """\
+# What NVIDIA's container runtime is to put in: every device it is given, and no graphics.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+"""
+
+_NOTHING_BUILT = """\
+# Every package comes as a released wheel.
+FROM scratch AS built
+"""
+
+_BUILT = """\
+# {package} at a commit that was never released. Where its host cannot be reached: --build-context source=<its tree>
+FROM scratch AS source
+ADD {repository}#{commit} /
+
+# The wheel's hash is pinned, and checked where it is installed. It holds for zlib 1.2.13; should another zlib have
+# compressed it to other bytes, the digest of the RECORD inside decides:
+# {record}
+FROM installer AS build
+ARG SOURCE_DATE_EPOCH
+COPY lockfiles/build-{package}.txt /tools.txt
+RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
+    --mount=type=bind,from=source,target=/source,rw \\
+    python{python} -m venv --without-pip /tools \\
+ && /tools/bin/python "$PIP" install --quiet --no-index --find-links /wheelhouse --no-cache-dir \\
+    --require-hashes --no-deps --only-binary :all: --requirement /tools.txt \\
+ && chmod --recursive u=rwX,go=rX /source \\
+ && printf 'Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n' > /source/PKG-INFO \\
+ && SOURCE_DATE_EPOCH={epoch} /tools/bin/python "$PIP" wheel --quiet --no-index --no-cache-dir \\
+    --no-deps --no-build-isolation --wheel-dir /wheels /source
+
+FROM scratch AS built
+COPY --from=build /wheels /
+"""
+
+_TEXT = """\
+# generated by 'nox -s dockerfiles' from lockfiles/images.toml and lockfiles/{name}.in; do not edit
+# `requant image {name}` builds it: the context (locks, wheels, the room's sources) is made there.
+
+ARG BASE={base}
+FROM $BASE AS base
+{devices}
+# pip is run from its wheel, so that no layer holds it.
+FROM base AS installer
+ENV PIP={pip}/pip PYTHONDONTWRITEBYTECODE=1
+ARG SOURCE_DATE_EPOCH
+RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
+    echo '{pip_sha256}  {pip}' > /pip.sha256 \\
+ && sha256sum --check /pip.sha256
+
+{built}
+# Bytecode is compiled at the end, Python's own too, and holds its source's hash: with a time in it, it would differ
+# every time. One process compiles in one order; what is written for another Python stays source.
+FROM installer AS packages
+ARG SOURCE_DATE_EPOCH
+COPY lockfiles/{name}.txt /lock.txt
+RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
+    --mount=type=bind,from=built,target=/built \\
+    python{python} -m venv --without-pip /opt/room \\
+ && /opt/room/bin/python "$PIP" install --quiet --no-index --find-links /wheelhouse --find-links /built \\
+    --no-cache-dir --no-compile --require-hashes --no-deps --only-binary :all: --requirement /lock.txt \\
+ && /opt/room/bin/python "$PIP" check \\
+ && PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONHASHSEED=0 /opt/room/bin/python -c "import compileall, py_compile; \\
+    compileall.compile_path(maxlevels=99, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
+
+# Nothing runs here: what the image adds to its base is what is copied, and no log, cache or compiler is.
+FROM base
+COPY --from=packages /opt/room /opt/room
+COPY --from=packages /opt/bytecode /opt/bytecode
+COPY room /opt/requant
+ENV PYTHONPATH=/opt/requant PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+ENTRYPOINT ["/opt/room/bin/python", "-s", "-P", "-m", "requant.quantizer"]
+"""

@@ -1,0 +1,279 @@
+"""`image NAME`: build an environment's image, twice if asked, and keep what proves which one it is.
+
+An image is found again by its environment's digest and believed by its own: what the engine has under the name must
+be what was built here, or it is built anew. Everything that a build reads is laid out first, in one folder: locks,
+confirmed wheels, the room's sources. Then it runs without network.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from requant import debian
+from requant.archive import Archive, differences, read_archive
+from requant.digest import canonical_json, read_whole, sha256, sha256_file, strict_json
+from requant.dockerfile import INSTALLER, built_package, platform_of, read_bases
+from requant.engine import Engine
+from requant.environment import (
+    Lock,
+    dockerfile_path,
+    environment_digest,
+    read_intent,
+    read_lock,
+    room_digest,
+    room_sources,
+)
+from requant.errors import BuildError, UsageError
+from requant.installation import cache
+from requant.progress import Progress, Tell, silent
+from requant.rootfs import read_rootfs
+from requant.sbom import sbom
+from requant.wheelhouse import lay_out, wheels
+
+DEBIAN = "debian"
+"""Word for a base made here, of Debian packages."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What names an image beside its environment, and how it was built. Digests are `sha256:…` but the first.
+
+    `rootfs` is the one to compare across engines and builders; `config` and `manifest` repeat with one builder only.
+    `base` is what it stands on, `overridden` where that is not the pinned one.
+    """
+
+    environment: str
+    name: str
+    platform: str
+    base: str
+    overridden: bool
+    rootfs: str
+    config: str
+    manifest: str | None
+    builder: str
+    sbom: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in the engine's store; `taints` say what keeps a build in it from being evidence."""
+
+    reference: str
+    evidence: Evidence
+
+    @property
+    def taints(self) -> tuple[str, ...]:
+        """Name the base where it is not the pinned one."""
+        return (f"base image: {self.evidence.base}, instead of the pinned one",) if self.evidence.overridden else ()
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Two builds of one image without a cache: what differs, nothing where their digests are equal."""
+
+    image: Image
+    differences: tuple[str, ...]
+
+
+def image_name(environment: str, name: str) -> str:
+    """Return the name under which an environment's image is stored, by the environment's digest."""
+    return f"requant/{name}:{environment[:16]}"
+
+
+def ensure_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
+    """Return the environment's image, built now if the engine has it not, or not the one that was built here.
+
+    Without a `base`, an image on any base will do, and one on the pinned base is built. Raises as `build_image`.
+    """
+    environment = environment_digest(lockfiles, read_lock(lockfiles, name))
+    reference = image_name(environment, name)
+    kept = read_evidence(_evidence_path(environment, engine))
+    if kept and (base is None or kept.overridden):
+        stored = engine.image(reference)
+        wanted = base is None or kept.base.startswith(f"requant/{DEBIAN}:" if base == DEBIAN else base)
+        if stored and stored.id in (kept.config, kept.manifest) and wanted:
+            return Image(reference, kept)
+    return build_image(lockfiles, name, engine, base=base, tell=tell)
+
+
+def build_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
+    """Build an environment's image, take it into the engine's store, and keep the evidence in the cache.
+
+    `base` overrides the pinned base image: a reference that the engine has, or `debian`.
+
+    Raises LockError where a lock, a wheel or the Dockerfile is not what it should be, NotAvailableError for what is
+    missing here, BuildError where a step fails.
+    """
+    with _workshop(lockfiles, name, engine, base, tell) as work:
+        return work.take(work.build("image.tar", cached=True))
+
+
+def repeat_image(
+    lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent
+) -> Repetition:
+    """Build an image twice without a cache, hold the two against each other, and take the first. As `build_image`."""
+    with _workshop(lockfiles, name, engine, base, tell) as work:
+        first, second = work.build("first.tar", cached=False), work.build("second.tar", cached=False)
+        equal = (first.config, first.manifest) == (second.config, second.manifest)
+        found = () if equal else differences(first, second)
+        return Repetition(work.take(first), found)
+
+
+def record(lockfiles: Path, image: Image) -> Path:
+    """Write an image's evidence beside its lock. Raises UsageError where the image has a taint."""
+    if image.taints:
+        raise UsageError(f"{image.reference}: cannot be recorded: {image.taints[0]}", "Build it without --base.")
+    file = lockfiles / f"{image.evidence.name}.image.json"
+    file.write_bytes(_written(image.evidence))
+    return file
+
+
+def read_evidence(path: Path) -> Evidence | None:
+    """Read what `build_image` kept of an image; None where there is nothing, or not in this version's form."""
+    try:
+        return Evidence(**strict_json(read_whole(path)))
+    except (OSError, ValueError, TypeError):  # another version's, or half written: the image is built anew
+        return None
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """All that two builds of one image share."""
+
+    lockfiles: Path
+    lock: Lock
+    engine: Engine
+    environment: str
+    base: str
+    overridden: bool
+    context: Path
+    tell: Tell
+
+    def build(self, name: str, *, cached: bool) -> Archive:
+        stage = f"image {self.lock.name}"
+        labels = {"environment": self.environment, "lock": self.lock.digest, "room": room_digest()}
+        options = ["--platform", platform_of(self.lock)]
+        options += [word for key, value in labels.items() for word in ("--label", f"requant.{key}={value}")]
+        archive = self.context.parent / name
+        self.engine.build(
+            self.context,
+            dockerfile_path(self.lockfiles, self.lock.name),
+            archive,
+            name=image_name(self.environment, self.lock.name),
+            epoch=epoch_of(self.lock),
+            arguments={"BASE": self.base} if self.overridden else {},
+            options=options,
+            cached=cached,
+            tell=lambda line: self.tell(Progress(stage, note=line)),
+        )
+        return read_archive(archive)
+
+    def take(self, archive: Archive) -> Image:
+        reference = image_name(self.environment, self.lock.name)
+        self.tell(Progress(f"taking {reference}"))
+        self.engine.load(archive.path)
+        stored = self.engine.image(reference)
+        if stored is None or stored.id not in (archive.config, archive.manifest):
+            found = stored.id if stored else "nothing"
+            raise BuildError(f"{reference}: the engine has {found}, expected {archive.manifest or archive.config}")
+        with self.engine.export(reference) as stream:
+            rootfs = read_rootfs(stream, reference, keep=(debian.STATUS,))
+        installed = debian.packages(rootfs.kept.get(debian.STATUS, b"").decode())
+        materials = sbom(self.lock, self.environment, room_digest(), installed)
+        evidence = Evidence(
+            environment=self.environment,
+            name=self.lock.name,
+            platform=platform_of(self.lock),
+            base=self.base,
+            overridden=self.overridden,
+            rootfs=f"sha256:{rootfs.digest}",
+            config=archive.config,
+            manifest=archive.manifest,
+            builder=self.engine.builder(),
+            sbom=f"sha256:{sha256(materials)}",
+        )
+        path = _evidence_path(self.environment, self.engine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".cdx.json").write_bytes(materials)
+        path.write_bytes(_written(evidence))
+        return Image(reference, evidence)
+
+
+@contextmanager
+def _workshop(lockfiles: Path, name: str, engine: Engine, base: str | None, tell: Tell) -> Iterator[_Workshop]:
+    bases = read_bases(lockfiles)
+    if name not in bases:
+        raise UsageError(f"{name}: has no image; there are {', '.join(bases)}")
+    engine.builder()
+    lock = read_lock(lockfiles, name)
+    environment = environment_digest(lockfiles, lock)
+    place = cache() / "images"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=place) as scratch:
+        context = Path(scratch, "context")
+        furnish(lockfiles, name, context, tell)
+        stands_on = debian_base(lock, engine, Path(scratch), tell) if base == DEBIAN else base
+        yield _Workshop(
+            lockfiles=lockfiles,
+            lock=lock,
+            engine=engine,
+            environment=environment,
+            base=stands_on or str(bases[name]),
+            overridden=stands_on is not None and stands_on != str(bases[name]),
+            context=context,
+            tell=tell,
+        )
+
+
+def furnish(lockfiles: Path, name: str, context: Path, tell: Tell = silent) -> None:
+    """Lay out all that an image's build reads: locks, confirmed wheels, the room's sources."""
+    package = built_package(read_intent(lockfiles, name))
+    locks = [name, INSTALLER, *([f"build-{package}"] if package else [])]
+    for each in locks:
+        file = lockfiles / f"{each}.txt"
+        found = wheels(file, read_lock(lockfiles, each), without=(package,), tell=tell)
+        lay_out(found, context / "wheelhouse")
+        _place(context / "lockfiles" / file.name, file.read_bytes())
+    for path, data in room_sources().items():
+        _place(context / "room" / path, data)
+
+
+def debian_base(lock: Lock, engine: Engine, scratch: Path, tell: Tell = silent) -> str:
+    """Make a base of Debian packages with the lock's Python, and return its reference in the engine's store."""
+    tell(Progress(f"base of Debian packages, Python {lock.python}"))
+    context = scratch / "base"
+    context.mkdir()
+    debian.write_base(context / "base.tar", lock.python, epoch_of(lock), scratch)
+    reference = f"requant/{DEBIAN}:{sha256_file(context / 'base.tar')[:16]}"
+    if engine.image(reference) is None:
+        file = scratch / "Dockerfile.base"
+        file.write_text("FROM scratch\nADD base.tar /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n")
+        archive = scratch / "base.image.tar"
+        engine.build(context, file, archive, name=reference, epoch=epoch_of(lock), arguments={})
+        engine.load(archive)
+    return reference
+
+
+def epoch_of(lock: Lock) -> int:
+    """Return the time of everything in an image, in seconds: the lock's cutoff."""
+    return int(datetime.fromisoformat(lock.cutoff).timestamp())
+
+
+def _place(path: Path, data: bytes) -> None:
+    """Write a file whose mode, and its folders', do not depend on this process's umask."""
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
+    path.write_bytes(data)
+    path.chmod(0o644)
+
+
+def _evidence_path(environment: str, engine: Engine) -> Path:
+    return cache() / "images" / f"{environment}.{engine.kind}.json"
+
+
+def _written(evidence: Evidence) -> bytes:
+    return canonical_json(asdict(evidence)) + b"\n"

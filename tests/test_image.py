@@ -1,0 +1,221 @@
+"""Images, really built: the same twice, and no longer so without each measure; found again, and never mistaken."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import ROOT
+from tests.test_runner import line
+
+from requant import engine as engine_module
+from requant import image as imaging
+from requant.digest import sha256
+from requant.dockerfile import write_dockerfiles
+from requant.engine import Engine
+from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
+from requant.errors import BuildError, UsageError
+from requant.image import Repetition, build_image, ensure_image, epoch_of, furnish, image_name, record, repeat_image
+from requant.installation import cache
+from requant.programs import follow
+from requant.rootfs import differences, read_rootfs
+
+pytestmark = pytest.mark.engine
+
+PACKAGES = ("attrs", "six")
+"""What the small image holds; pip imports attrs where it finds it, and would leave its bytecode."""
+
+Project = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def project(tmp_path: Path, builder: Engine) -> Iterator[Project]:
+    """Make an environment of two small packages, with one change in its Dockerfile; return its folder of locks."""
+
+    def make(before: str = "", after: str = "") -> Path:
+        folder = tmp_path / "lockfiles"
+        folder.mkdir()
+        head = "# python = 3.11\n# platform = x86_64-manylinux_2_36\n# cutoff = 2026-04-24T00:00:00Z\n"
+        (folder / "tiny.in").write_text(head + "".join(f"{line(f'{name}==')}\n" for name in PACKAGES))
+        intent = read_intent(folder, "tiny")
+        (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
+        for name in ("build-image.in", "build-image.txt"):
+            shutil.copy(ROOT / "lockfiles" / name, folder)
+        bases = (ROOT / "lockfiles" / "images.toml").read_text()
+        (folder / "images.toml").write_text(bases.partition("[cu124]")[0].replace("[cpu]", "[tiny]"))
+        (dockerfile,) = write_dockerfiles(folder)
+        text = dockerfile.read_text()
+        assert before in text
+        dockerfile.write_text(text.replace(before, after) if before else text)
+        return folder
+
+    yield make
+    left = builder.ask("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "requant/tiny").split()
+    if left:
+        builder.ask("image", "rm", "--force", *left)
+
+
+def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: str) -> None:
+    folder = project("", "")
+    told: list[str] = []
+    built = repeat_image(folder, "tiny", builder, base=debian, tell=lambda now: told.append(now.note))
+    assert built.differences == ()
+    assert built.image.taints == (f"base image: {debian}, instead of the pinned one",)
+    assert any("pip" in each or "packages" in each for each in told)
+    evidence = built.image.evidence
+    assert evidence.environment == environment_digest(folder, read_lock(folder, "tiny"))
+    assert evidence.platform == "linux/amd64"
+    assert evidence.overridden
+    with pytest.raises(UsageError, match="cannot be recorded: base image"):
+        record(folder, built.image)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            "UNCHECKED_HASH",
+            "TIMESTAMP",
+            "opt/bytecode/opt/room/lib/python3.11/site-packages/six.cpython-311.pyc: sha256",
+        ),
+        (" PYTHONDONTWRITEBYTECODE=1\nARG", "\nARG", "site-packages/attr/__pycache__/__init__.cpython-311.pyc: sha256"),
+        (" --no-compile", "", "opt/room/lib/python3.11/site-packages/__pycache__/six.cpython-311.pyc: sha256"),
+        ("USER", "RUN date +%N > /var/log/log\nUSER", "var/log/log: sha256"),
+    ],
+    ids=["bytecode with times", "bytecode left by pip", "bytecode of pip's own", "a log"],
+)
+def test_without_a_measure_it_is_not(
+    project: Project, builder: Engine, debian: str, before: str, after: str, said: str
+) -> None:
+    built = repeat_image(project(before, after), "tiny", builder, base=debian)
+    assert any(each.endswith(said) and each.startswith("layer ") for each in built.differences), built.differences[:9]
+
+
+def test_without_its_time_it_is_not(
+    project: Project, builder: Engine, debian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(command: Sequence[str], tell: Callable[[str], None]) -> None:
+        follow([word.replace("SOURCE_DATE_EPOCH=", "NO_DATE=") for word in command], tell)
+
+    monkeypatch.setattr(engine_module, "follow", forgetful)
+    built = repeat_image(project("", ""), "tiny", builder, base=debian)
+    assert "configuration: created" in built.differences
+    assert any(each.endswith("six.py: time") for each in built.differences)
+
+
+def test_an_image_is_found_again_and_never_mistaken(
+    project: Project, builder: Engine, debian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project("", "")
+    builds: list[Mapping[str, Any]] = []
+    build = Engine.build
+
+    def counted(self: Engine, *words: Any, **options: Any) -> None:
+        builds.append(options)
+        build(self, *words, **options)
+
+    monkeypatch.setattr(Engine, "build", counted)
+    made = build_image(folder, "tiny", builder, base=debian)
+    assert len(builds) == 1
+    assert ensure_image(folder, "tiny", builder) == made
+    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert len(builds) == 1
+
+    builder.ask("tag", debian, made.reference)  # another image under its name
+    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert len(builds) == 2
+
+    kept = next((cache() / "images").glob(f"{made.evidence.environment}.*.json"))
+    kept = kept.with_name(f"{made.evidence.environment}.{builder.kind}.json")
+    kept.write_text(kept.read_text()[:-9])
+    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert len(builds) == 3
+
+    (folder / "tiny.txt").unlink()
+    (folder / "tiny.in").write_text((folder / "tiny.in").read_text() + "\n# Another line: another lock.\n")
+    intent = read_intent(folder, "tiny")
+    (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
+    other = environment_digest(folder, read_lock(folder, "tiny"))
+    assert image_name(other, "tiny") != made.reference
+    assert builder.image(image_name(other, "tiny")) is None
+
+
+@pytest.mark.parametrize("name", ["six", "pip"])
+def test_a_wheel_altered_on_its_way_into_the_image(
+    project: Project, builder: Engine, debian: str, tmp_path: Path, name: str
+) -> None:
+    """The host confirms every wheel; the build does so again."""
+    folder = project("", "")
+    furnish(folder, "tiny", tmp_path / "context")
+    (wheel,) = (tmp_path / "context" / "wheelhouse").glob(f"{name}-*.whl")
+    data = wheel.read_bytes()
+    wheel.unlink()  # it is a link into the cache
+    wheel.write_bytes(data + b"\0")
+    with pytest.raises(BuildError, match=r"six|pip-26\.0\.1-py3-none-any\.whl: FAILED"):
+        builder.build(
+            tmp_path / "context",
+            tmp_path / "Dockerfile.tiny",
+            tmp_path / "image.tar",
+            name="requant/altered:test",
+            epoch=epoch_of(read_lock(folder, "tiny")),
+            arguments={"BASE": debian},
+        )
+
+
+def test_another_room_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = read_lock(ROOT / "lockfiles", "cpu")
+    before = environment_digest(ROOT / "lockfiles", lock)
+    altered = {path: data + b"#" * path.endswith("tuning.py") for path, data in room_sources().items()}
+    monkeypatch.setattr("requant.environment.room_sources", lambda: altered)
+    assert environment_digest(ROOT / "lockfiles", lock) != before
+
+
+def test_the_twins_image_built_twice(twice: Repetition) -> None:
+    assert twice.differences == ()
+
+
+def test_the_twins_image_adds_what_was_copied_alone(twice: Repetition, builder: Engine, debian: str) -> None:
+    """No cache, log, account or compiler beside it: everything that the base does not have is below /opt."""
+    with builder.export(debian) as stream:
+        base = read_rootfs(stream, debian)
+    with builder.export(twice.image.reference) as stream:
+        image = read_rootfs(stream, twice.image.reference)
+    assert f"sha256:{image.digest}" == twice.image.evidence.rootfs
+    added = [each.partition(":")[0] for each in differences(base.entries, image.entries)]
+    assert {path.split("/")[0] for path in added} == {"opt"}
+    below = {path.split("/")[1] for path in added if "/" in path}
+    assert below == {"bytecode", "requant", "room"}
+    programs = {path.rpartition("/")[2] for path in image.entries}
+    assert not programs & {"as", "cc", "c++", "clang", "g++", "gcc", "ld", "pip", "pip3"}
+    for path, data in room_sources().items():
+        source = image.entries[f"opt/requant/{path}"]
+        assert (source.sha256, source.mode, source.uid) == (sha256(data), 0o644, 0)
+    assert not [path for path in image.entries if path.startswith("opt/room") and path.endswith(".pyc")]
+
+
+def test_the_twins_image_says_what_it_is(twice: Repetition, builder: Engine) -> None:
+    image, lock = twice.image, read_lock(ROOT / "lockfiles", "cpu")
+    stored = builder.image(image.reference)
+    assert stored is not None
+    assert stored.labels["requant.lock"] == lock.digest
+    assert stored.labels["requant.environment"] == environment_digest(ROOT / "lockfiles", lock)
+    config = json.loads(builder.ask("image", "inspect", "--format", "{{json .Config}}", image.reference))
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["/opt/room/bin/python", "-s", "-P", "-m", "requant.quantizer"]
+    materials = json.loads((cache() / "images" / f"{image.evidence.environment}.{builder.kind}.cdx.json").read_text())
+    names = {each["name"] for each in materials["components"]}
+    assert {"libc6", "torch", "requant.quantizer"} <= names
+
+
+def test_the_twins_image_imports_its_libraries(twice: Repetition, builder: Engine) -> None:
+    words = ["run", "--rm", "--pull", "never", "--network", "none", "--read-only", "--tmpfs", "/tmp"]  # noqa: S108
+    script = "import torch, auto_round, sys; print(torch.__version__, sys.flags.safe_path, sys.dont_write_bytecode)"
+    words += ["--entrypoint", "/opt/room/bin/python", twice.image.reference, "-s", "-P", "-c", script]
+    assert builder.ask(*words).strip().splitlines()[-1] == "2.13.0+cpu True True"
+
+
+def test_an_environment_without_an_image(builder: Engine) -> None:
+    with pytest.raises(UsageError, match="build-image: has no image; there are cpu, cu124, gb10"):
+        imaging.build_image(ROOT / "lockfiles", "build-image", builder)
