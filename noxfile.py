@@ -90,6 +90,20 @@ def lock(session: nox.Session) -> None:
     session.run("requant", "lock", *session.posargs)
 
 
+@nox.session(name="update-locks")
+def update_locks(session: nox.Session) -> None:
+    """Show what newer locks would bring: `-- --cutoff 2026-06-01T00:00:00Z`; with `--write`, write them."""
+    needs(session, "lock")
+    session.run("requant", "update", "locks", *session.posargs)
+
+
+@nox.session(name="update-images")
+def update_images(session: nox.Session) -> None:
+    """Show which base images have moved on, as a registry says through docker; with `-- --write`, write them."""
+    needs(session)
+    session.run("requant", "update", "images", *session.posargs)
+
+
 @nox.session
 def dockerfiles(session: nox.Session) -> None:
     """Write the Dockerfiles from lockfiles/images.toml and the locks."""
