@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from typer.testing import CliRunner
 
 from requant.cli.options import app
-from requant.errors import RecipeError
+from requant.errors import RecipeError, UsageError
 from requant.hosted import HOST, installed
 from requant.pinned import Pinned, find_pins
 
@@ -137,6 +137,11 @@ def test_a_file_of_pins_that_cannot_be_read_is_an_error(project: Path) -> None:
     edit(project, DATA, "127bfedcd5047750df5ccf3a12979a47bfa0bafa", "main")
     with pytest.raises(RecipeError, match=r"pile-10k\.json: revision: found 'main'"):
         find_pins(project)
+
+
+def test_where_nothing_is_pinned_nothing_is_complete(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing is pinned there"):
+        find_pins(tmp_path)
 
 
 def test_ranges_of_the_host_are_listed_and_no_fault() -> None:

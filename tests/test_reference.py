@@ -45,6 +45,12 @@ def test_a_pinned_image_lacks_nothing() -> None:
         (f"FROM {PINNED}\nADD https://example.org/a.tar /", 2, "https://example.org/a.tar", "neither commit nor"),
         (f"FROM {PINNED}\nADD https://example.org/a.git#v1 /", 2, "https://example.org/a.git", "neither commit nor"),
         (f"FROM {PINNED}\nADD git@example.org:a.git /", 2, "git@example.org:a.git", "neither commit nor"),
+        ("FROM", 1, "", "names no image"),
+        ("FROM --platform=linux/amd64", 1, "--platform=linux/amd64", "names no image"),
+        (f"FROM {PINNED}\nONBUILD COPY --from=busybox:1 /a /b", 2, "busybox:1", "a tag without a digest"),
+        (f"FROM {PINNED}\nRUN cat <<END\nFROM python:3.12", 2, "END", "without an end"),
+        (f"FROM {PINNED}\nADD $WHERE /", 2, "$WHERE /", "any address"),
+        (f"FROM {PINNED}\nADD here https://example.org/a /", 2, "https://example.org/a", "neither commit nor"),
         (f"FROM {PINNED}\nRUN <<END\nx\nEND\nFROM python:3.12", 5, "python:3.12", "a tag without a digest"),
     ],
 )

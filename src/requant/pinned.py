@@ -15,7 +15,7 @@ from pathlib import Path
 
 from requant.dockerfile import BASES
 from requant.environment import parse_pin, read_lock
-from requant.errors import LockError, RecipeError
+from requant.errors import LockError, RecipeError, UsageError
 from requant.hosted import COMMIT, NO_COMMIT, installed, project_requirements, script_requirements
 from requant.pins import read_pins
 from requant.recipe import FILE, Recipe, read_recipe
@@ -32,11 +32,15 @@ class Pinned(Reference):
 def find_pins(root: Path) -> tuple[Pinned, ...]:
     """Return every pin of the project in the folder `root`.
 
-    Raises RecipeError where a recipe or a file of pins cannot be read as one, LockError for `images.toml`.
+    Raises RecipeError where a recipe or a file of pins cannot be read as one, LockError for `images.toml`,
+    UsageError where there is no pin at all.
     """
-    return tuple(
+    pins = tuple(
         Pinned(**vars(each), file=file.relative_to(root).as_posix()) for file, found in _all(root) for each in found
     )
+    if not pins:
+        raise UsageError(f"{root}: nothing is pinned there", "Name the project's folder.")
+    return pins
 
 
 def _all(root: Path) -> Iterator[tuple[Path, Iterable[Reference]]]:

@@ -53,7 +53,9 @@ def references(text: str) -> tuple[Reference, ...]:
                 arguments[name] = (default.strip("\"'") if equals else None, each.line, each.comment)
         elif each.word == "FROM":
             words = [word for word in each.rest.split() if not word.startswith("--")]
-            if words and words[0].lower() not in (*stages, "scratch"):
+            if not words:
+                found.append(_faulty(each.rest, each, "a FROM that names no image"))
+            elif words[0].lower() not in (*stages, "scratch"):
                 found.append(_resolved(words[0], each, arguments))
             stages.append(words[2].lower() if len(words) == 3 and words[1].upper() == "AS" else "")
         else:
@@ -79,15 +81,25 @@ def _taken(each: _Instruction, stages: list[str]) -> Iterator[str]:
 
 
 def _remote(each: _Instruction) -> Iterator[Reference]:
-    if each.word == "ADD" and (match := _REMOTE.search(each.rest)):
-        at, commit = match[0].partition("#")[::2]
-        digest = commit.partition(":")[0] if _COMMIT.fullmatch(commit.partition(":")[0]) else ""
-        if checksum := re.search(r"--checksum=(sha256:[0-9a-f]{64})\s", each.rest):
-            digest = checksum[1]
-        fault = "" if digest else "fetched by neither commit nor checksum"
-        yield Reference("git commit" if commit else "download", at, digest, each.line, each.comment, fault)
-    if each.word == "ESCAPE":
-        yield _faulty(each.rest, each, "another escape character: lines cannot be read")
+    if each.word in _UNREADABLE:
+        yield _faulty(each.rest, each, _UNREADABLE[each.word])
+    if each.word != "ADD":
+        return
+    if "$" in each.rest:
+        yield Reference("download", each.rest, "", each.line, each.comment, "an argument here can be any address")
+    checksum = re.search(r"--checksum=(sha256:[0-9a-f]{64})\s", each.rest)
+    for match in _REMOTE.finditer(each.rest):
+        at, fragment = match[0].partition("#")[::2]
+        commit = fragment.partition(":")[0]  # a folder may follow
+        by = checksum[1] if checksum else commit if _COMMIT.fullmatch(commit) else ""
+        fault = "" if by else "fetched by neither commit nor checksum"
+        yield Reference("git commit" if fragment else "download", at, by, each.line, each.comment, fault)
+
+
+_UNREADABLE = {
+    "ESCAPE": "another escape character: lines cannot be read",
+    "<<": "a here-document without an end: the lines below cannot be read",
+}
 
 
 def _resolved(word: str, each: _Instruction, arguments: dict[str, tuple[str | None, int, str]]) -> Reference:
@@ -140,9 +152,10 @@ def _instructions(text: str) -> Iterator[_Instruction]:
                 words[-1] = words[-1][:-1]
                 # A comment between continued lines is dropped, as BuildKit does.
                 words.append(next((each.strip() for _, each in lines if not each.strip().startswith("#")), ""))
-            joined = " ".join(words)
+            joined = re.sub(r"^ONBUILD\s+", "", " ".join(words), flags=re.I)
             word, _, rest = joined.partition(" ")
             yield _Instruction(word.upper(), rest.strip(), number, " ".join(comment))
             comment = []
             for _, ending in _HEREDOC.findall(rest) if word.upper() in ("RUN", "COPY", "ADD") else ():
-                next((None for _, each in lines if each.strip() == ending), None)
+                if not any(each.strip() == ending for _, each in lines):
+                    yield _Instruction("<<", ending, number, "")

@@ -1,7 +1,7 @@
 """`update`: what newer locks and newer base images would bring, pin by pin; written only when asked.
 
 Nothing here decides that newer is better: an update changes the environment's digest, so everything recorded in
-it is stale afterwards (docs/environments.md).
+it is stale afterwards (CONTRIBUTING.md).
 """
 
 import re

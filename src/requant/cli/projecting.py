@@ -90,5 +90,7 @@ def _tell(found: Update, write: bool, as_json: bool) -> None:
         found.write()
         say(f"wrote {escape(', '.join(sorted(map(str, found.texts)))) or 'nothing'}")
         if found.texts:
-            say("What was recorded in these environments is stale: docs/environments.md.")
+            say(
+                "What was recorded in these environments is stale; CONTRIBUTING.md says what to record and render anew."
+            )
     raise typer.Exit(1 if found.changes and not write else 0)
