@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from requant.cli.options import app
 from requant.environment import environment_digest, read_lock
 from requant.errors import RecipeError
-from requant.image import Evidence, image_name
+from requant.evidence import Evidence, image_name
 from requant.recipe import Recipe, read_recipe
 from requant.render import _yaml, kubernetes, render, slurm
 
