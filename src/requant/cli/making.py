@@ -13,6 +13,7 @@ from requant import lock as locking
 from requant.cli.options import AsJson, RecipePath, Size, app
 from requant.dockerfile import write_dockerfiles
 from requant.engine import find
+from requant.evidence import record as record_image
 from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
 from requant.rooms import RUNNERS
@@ -150,5 +151,5 @@ def image(
         if twice:
             out.print("[bold red]different[/], built twice" if differences else "[bold green]identical[/], built twice")
     if record and not differences:
-        say(f"recorded {escape(str(imaging.record(folder, made)))}")
+        say(f"recorded {escape(str(record_image(folder, made)))}")
     raise typer.Exit(1 if differences else 0)
