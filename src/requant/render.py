@@ -15,7 +15,7 @@ from requant.environment import Lock, environment_digest, read_lock
 from requant.errors import RecipeError
 from requant.evidence import image_name, read_evidence
 from requant.pins import read_pins
-from requant.preflight import GIB, stored
+from requant.preflight import GIB, spool_bytes, stored
 from requant.recipe import Recipe
 
 KUBERNETES, SLURM = "job.yaml", "job.slurm"
@@ -48,7 +48,11 @@ def kubernetes(recipe: Recipe, lockfiles: Path) -> str:
     """Return the Job and the two volumes that it needs, as documents of YAML."""
     name = _name(recipe)
     size = stored(read_pins(recipe.beside(file)) for file in (recipe.base.files, recipe.calibration.files))
-    documents = (_claim("requant-cache", size), _claim(f"requant-{name}", size), _job(recipe, name, lockfiles))
+    documents = (
+        _claim("requant-cache", size),
+        _claim(f"requant-{name}", size + spool_bytes(recipe)),
+        _job(recipe, name, lockfiles),
+    )
     return _HEADER.format(name=name) + "".join("\n".join(("---", *_yaml(each), "")) for each in documents)
 
 

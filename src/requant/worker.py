@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.crew import Local, Setting, prepare
+from requant.environment import dockerfile_path
 from requant.errors import BuildError, NotAvailableError, RecipeError
 from requant.inputs import inputs_for
 from requant.installation import cache
@@ -59,7 +60,9 @@ def order(setting: Setting, base: Path | None) -> Order:
     path = recipe.path.resolve()
     root = path.parent.parent.parent
     environment = recipe.effort(setting.twin is not None).environment
-    wanted = [path, *(root / "lockfiles" / f"{environment}.{suffix}" for suffix in ("in", "txt"))]
+    lockfiles = root / "lockfiles"
+    wanted = [path, *(lockfiles / f"{environment}.{suffix}" for suffix in ("in", "txt"))]
+    wanted.append(dockerfile_path(lockfiles, environment))
     if setting.twin is None:
         wanted += [recipe.beside(name).resolve() for name in (recipe.base.files, recipe.calibration.files)]
     for each in wanted:
