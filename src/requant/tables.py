@@ -1,6 +1,7 @@
 """Results as tables that fit a terminal; `cli` prints them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -12,9 +13,12 @@ from requant.errors import UsageError
 from requant.findings import Finding, Severity, fold
 from requant.identify import Fingerprint
 from requant.inspect import Inspection
+from requant.pinned import Pinned
 from requant.plan import Plan
 from requant.repair import Repair
 
+WIDTH = 80
+"""Characters of a pin's source that a person is shown; `--json` has all of them."""
 SUBJECTS = 4
 """Kinds of names that a finding shows; `--json` has every name."""
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -34,6 +38,24 @@ def plan_table(plan: Plan) -> Table:
         indented = f"  {name.partition(', ')[2]}" if ", " in name else name
         table.add_row(indented, f"{size.tensors:,}", parameters, f"{size.bytes:,}")
     return table
+
+
+def pins_text(pins: Iterable[Pinned]) -> Iterator[str]:
+    """Yield a line for each pin, and one for all complete ones of one kind in one file."""
+    for (kind, file, fault), group in groupby(pins, lambda pin: (pin.kind, pin.file, pin.fault)):
+        several = list(group)
+        first, last = several[0], several[-1]
+        where = f"{file}:{first.line}" + (f"-{last.line}" if first.line < last.line else "")
+        names = first.name if len(several) == 1 else f"{len(several)}"
+        sources = {pin.source for pin in several}
+        said = f"; {_short(sources.pop())}" if len(sources) == 1 and first.source else ""
+        held = f", {_short(first.by)}" if len(several) == 1 else ""
+        missing = f" [red]incomplete: {escape(fault)}[/]" if fault else ""
+        yield f"[bold]{escape(where)}[/] {escape(f'{kind}: {names}{held}')}[dim]{escape(said)}[/]{missing}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[:WIDTH]}…"
 
 
 def findings_table(inspected: Inspection) -> Iterator[RenderableType]:

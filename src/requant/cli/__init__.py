@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from requant.cli import judging, making, telling  # noqa: F401 (each registers its verbs)
+from requant.cli import judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import app
 from requant.errors import NotAvailableError, RequantError
 from requant.terminal import fail
