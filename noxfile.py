@@ -22,8 +22,8 @@ def needs(session: nox.Session, *groups: str) -> None:
     session.install("--quiet", "--editable", ".", *nox.project.dependency_groups(PROJECT, *groups))
 
 
-def define_build(name: str) -> None:
-    """Define the session `build-<name>`."""
+def define_builds(name: str) -> None:
+    """Define the sessions `build-<name>` and `rebuild-<name>`."""
 
     @nox.session(name=f"build-{name}")
     def build(session: nox.Session) -> None:
@@ -32,9 +32,16 @@ def define_build(name: str) -> None:
 
     build.__doc__ = f"Build builds/{name} and compare it with what is recorded; with `-- --twin`, its twin."
 
+    @nox.session(name=f"rebuild-{name}")
+    def rebuild(session: nox.Session) -> None:
+        needs(session)
+        session.run("requant", "rebuild", f"builds/{name}", *session.posargs)
+
+    rebuild.__doc__ = f"Build builds/{name} again and compare bytes and journal; `-- --against FOLDER` with another's."
+
 
 for recipe in sorted(ROOT.glob("builds/*/recipe.toml")):
-    define_build(recipe.parent.name)
+    define_builds(recipe.parent.name)
 
 
 def define_image(name: str) -> None:

@@ -28,6 +28,7 @@ BUILT = Provenance(
     started="2026-04-24T00:00:00Z",
     finished="2026-04-24T00:00:09Z",
     room={"seconds": {"tuning": 2.5}, "blocks": [0.25, 1.0], "peak_memory_bytes": 1 << 40},
+    runner={"kind": "venv"},
     requant="0.1.0",
 )
 SUBJECTS = {"model.safetensors": "0a" * 32, "config.json": "0b" * 32}

@@ -78,7 +78,7 @@ def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], 
         pytest.skip(f"this kernel grants no user namespaces: {error}")
     out = tmp_path / "a folder with another name" / "x"
     command = [*change_host, *change_user, sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec")]
-    command += ["--twin", "--size", "mini", "--out", str(out), "--json"]
+    command += ["--runner", "venv", "--twin", "--size", "mini", "--out", str(out), "--json"]
     env = {
         **os.environ,
         "TZ": "Pacific/Kiritimati",

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.engines import STAND_IN, answering, left, stand_in
 
 from requant.container import Container
 from requant.engine import DIALECTS, Engine, Limits, find
-from requant.errors import BuildError, NotAvailableError
+from requant.errors import BuildError, LockError, NotAvailableError
 from requant.runner import run_room
 
 pytestmark = pytest.mark.engine
@@ -33,10 +34,17 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine.ask("image", "rm", "--force", STAND_IN)
 
 
+def stood_in(engine: Engine) -> Container:
+    """A room in the stand-in's image, by the digest that it has now."""
+    image = engine.image(STAND_IN)
+    assert image
+    return Container(engine, STAND_IN, (image.id,), LIMITS)
+
+
 @pytest.fixture
 def room(engine: Engine) -> Iterator[Container]:
     before = set(left(engine))
-    yield Container(engine, STAND_IN, LIMITS)
+    yield stood_in(engine)
     assert set(left(engine)) <= before
 
 
@@ -147,6 +155,15 @@ def test_rooms_run_side_by_side_and_end_when_left(room: Container, furnish: Furn
     assert not any(each.poll() for each in rooms)
 
 
+def held(path: Path) -> bool:
+    """Return whether a process has this file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it went away meanwhile
+            if descriptor.readlink() == path:
+                return True
+    return False
+
+
 HOST = """
 import sys
 from pathlib import Path
@@ -157,7 +174,8 @@ from requant.engine import Limits, find
 from requant.runner import run_room
 
 signal.signal(signal.SIGTERM, _stop)
-room = Container(find(sys.argv[1]), sys.argv[2], Limits(1, 1, 1))
+engine = find(sys.argv[1])
+room = Container(engine, sys.argv[2], (engine.image(sys.argv[2]).id,), Limits(1, 1, 1))
 run_room(room, Path(sys.argv[3]), (), lambda: None)
 """
 
@@ -171,10 +189,9 @@ def test_it_ends_with_its_host(room: Container, furnish: Furnish, signalled: int
     assert awaited((folder / ("log" if early else "here")).exists)
     host.send_signal(signalled)
     assert host.wait(20) != 0
-    if signalled == signal.SIGKILL:
-        assert awaited(lambda: not left(room.engine))
-    else:
-        assert not left(room.engine)
+    if signalled == signal.SIGKILL:  # nobody waits for the end then, not even for the beginning
+        assert awaited(lambda: not held(folder / "log") and not left(room.engine))
+    assert not left(room.engine)
 
 
 def test_it_ends_with_the_engines_client(room: Container, furnish: Furnish) -> None:
@@ -189,8 +206,14 @@ def test_it_ends_with_the_engines_client(room: Container, furnish: Furnish) -> N
 
 def test_an_image_that_is_not_there(engine: Engine, furnish: Furnish) -> None:
     with pytest.raises(NotAvailableError, match="not in the engine's store") as error:
-        Container(engine, "requant-nobody-made-this:1", LIMITS).start(furnish(""), ())
+        Container(engine, "requant-nobody-made-this:1", (), LIMITS).start(furnish(""), ())
     assert "requant image" in error.value.advice
+
+
+def test_another_image_of_this_name(room: Container, furnish: Furnish) -> None:
+    other = "sha256:" + "0" * 64
+    with pytest.raises(LockError, match=f"expected {other}"):
+        replace(room, digests=(other,)).start(furnish(""), ())
 
 
 def test_a_folder_that_the_engine_does_not_see(room: Container, furnish: Furnish, tmp_path: Path) -> None:
@@ -202,14 +225,14 @@ def test_a_gpu_that_is_not_there(room: Container, furnish: Furnish) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     with pytest.raises(NotAvailableError, match="cannot give a container the GPU") as error:
-        Container(room.engine, STAND_IN, LIMITS, gpus=True).start(furnish(""), ())
+        replace(room, gpus=True).start(furnish(""), ())
     assert "NVIDIA Container Toolkit" in error.value.advice
 
 
 @pytest.mark.parametrize(
     ("asked", "done", "named"),
     [
-        ("--read-only", "--init", "root file system writable, expected read-only"),
+        ("--read-only", "--interactive", "root file system writable, expected read-only"),
         ("--network none", "--network host", "network host, expected none"),
         ("--cap-drop ALL", "--privileged", "privileges all, expected none"),
     ],
@@ -229,5 +252,5 @@ def test_an_engine_that_does_something_else_is_refused(
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
     with pytest.raises(BuildError, match=named):
-        Container(find(engine.words[0]), STAND_IN, LIMITS).start(furnish("time.sleep(60)"), ())
+        replace(stood_in(engine), engine=find(engine.words[0])).start(furnish("time.sleep(60)"), ())
     assert not left(engine)

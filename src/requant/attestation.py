@@ -32,44 +32,51 @@ class Provenance:
     started: str
     finished: str
     room: Mapping[str, Any]
+    runner: Mapping[str, Any]
     requant: str
 
 
 def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
     """Return the statement as one line of canonical JSON; `subjects` maps each output file to its SHA-256."""
     room = _whole(built.room)
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {"recipe": built.recipe, "twin": built.twin},
+            "internalParameters": {
+                "environment": built.environment,
+                "runner": built.runner,
+                "hardware": built.hardware,
+                "versions": built.versions,
+                "taints": built.taints,
+            },
+            "resolvedDependencies": [
+                _resource(name, digest) for name, digest in sorted({**built.dependencies, "lock": built.lock}.items())
+            ],
+        },
+        "runDetails": {
+            "builder": {
+                "id": "urn:requant:builder:local:1",
+                "version": {"requant": built.requant},
+            },
+            "metadata": {"startedOn": built.started, "finishedOn": built.finished},
+            "byproducts": [
+                _resource("journal", built.journal),
+                _resource("log", built.log),
+                {**_resource("room", sha256(canonical_json(room))), "annotations": room},
+            ],
+        },
+    }
+    return in_toto(subjects, "https://slsa.dev/provenance/v1", predicate)
+
+
+def in_toto(subjects: Mapping[str, str], predicate_type: str, predicate: Mapping[str, Any]) -> bytes:
+    """Return an in-toto Statement v1 as one line of canonical JSON: what is said of files, each by SHA-256."""
     value = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [_resource(name, digest) for name, digest in sorted(subjects.items())],
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": built.recipe, "twin": built.twin},
-                "internalParameters": {
-                    "environment": built.environment,
-                    "hardware": _whole(built.hardware),
-                    "versions": built.versions,
-                    "taints": list(built.taints),
-                },
-                "resolvedDependencies": [
-                    _resource(name, digest)
-                    for name, digest in sorted({**built.dependencies, "lock": built.lock}.items())
-                ],
-            },
-            "runDetails": {
-                "builder": {
-                    "id": "urn:requant:builder:local:1",
-                    "version": {"requant": built.requant},
-                },
-                "metadata": {"startedOn": built.started, "finishedOn": built.finished},
-                "byproducts": [
-                    _resource("journal", built.journal),
-                    _resource("log", built.log),
-                    {**_resource("room", sha256(canonical_json(room))), "annotations": room},
-                ],
-            },
-        },
+        "predicateType": predicate_type,
+        "predicate": _whole(predicate),
     }
     return canonical_json(value) + b"\n"
 

@@ -1,13 +1,12 @@
 """`build RECIPE`: make a checkpoint, hash it, and hold it against what was recorded for this recipe.
 
-Nothing appears under the final name before it is complete: everything happens in a folder beside it, which is
-renamed at the end. The room tunes; what it leaves is examined, finished and hashed here, with the code that
+Nothing appears under the final name before it is complete: everything happens in a folder beside it, and what is
+finished is renamed at the end. The room tunes; what it leaves is examined, finished and hashed here, with the code that
 anybody runs who verifies the result.
 """
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,21 +14,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from requant import installation, passes, runner
+from requant import passes
 from requant.attestation import Provenance, hardware_of, statement
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
-from requant.environment import environment_digest, read_lock, room_sources
+from requant.environment import environment_digest, read_lock
 from requant.errors import CheckpointError, RecipeError, UsageError
-from requant.inputs import Inputs, pinned_inputs, twin_inputs
+from requant.inputs import pinned_inputs, twin_inputs
 from requant.inventory import unmatched
 from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
 from requant.progress import Progress, Tell
-from requant.recipe import FILE, Recipe
+from requant.recipe import Recipe
+from requant.rooms import choose
+from requant.runner import run_room
 from requant.twin import SIZES
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
+from requant.workplace import JOURNAL, SPOOL, furnish, workplace
 
 RECORDED = ("manifest.json", "journal.jsonl", "intoto.jsonl")
 """What stands beside a checkpoint, and beside its recipe once it is recorded: `<stem>.<each>`."""
@@ -43,6 +45,7 @@ class Built:
     manifest: Manifest
     verdict: Verdict
     taints: tuple[str, ...]
+    runner: str
     seconds: dict[str, float]
 
 
@@ -53,8 +56,12 @@ def beside(folder: Path, name: str) -> Path:
 
 def recorded(recipe: Recipe, twin: str | None, name: str) -> Path:
     """Return where a build's manifest, journal or statement is recorded, in the recipe's folder."""
-    stem = {None: "checkpoint", "demo": "twin"}.get(twin, twin)
-    return recipe.beside(f"{stem}.{name}")
+    return recipe.beside(f"{stem(twin)}.{name}")
+
+
+def stem(twin: str | None) -> str:
+    """Return how the files begin that record a full build, or that of a twin's size."""
+    return {None: "checkpoint", "demo": "twin"}.get(twin) or str(twin)
 
 
 def build(
@@ -64,15 +71,19 @@ def build(
     out: Path,
     replace_existing: bool = False,
     keep_raw: bool = False,
+    fresh: bool = False,
+    runner: str = "venv",
     endpoint: str | None = None,
     tell: Tell = lambda _: None,
 ) -> Built:
     """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
 
-    Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output.
+    Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output. A build
+    that was stopped goes on behind its last whole block, unless it is to be a `fresh` one. `runner` is one of
+    `rooms.RUNNERS`.
 
-    Raises UsageError where `out` exists, NotAvailableError for what is missing here, BuildError where the room
-    or a pass fails; then `out` does not exist, and the log stands beside it.
+    Raises UsageError where `out` exists or another build is making it, NotAvailableError for what is missing here,
+    BuildError where the room or a pass fails; then `out` does not exist, and the log stands beside it.
     """
     if twin is not None and twin not in SIZES:
         raise UsageError(f"--size {twin}: no such twin; there are {', '.join(SIZES)}")
@@ -82,22 +93,18 @@ def build(
     effort = recipe.effort(twin is not None)
     lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
     lock = read_lock(lockfiles, effort.environment)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as name:
-        work = Path(name)
+    with workplace(out, fresh=fresh) as work:
         inputs = twin_inputs(twin, work, tell) if twin else pinned_inputs(recipe, out, endpoint, tell)
         config = json.loads((inputs.base / "config.json").read_text())
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
-        python = installation.virtual_environment(
-            lockfiles / f"{lock.name}.txt", lock, lambda stage: tell(Progress(stage))
-        )
-        room = runner.VirtualEnvironment(python, runner.isolation())
-        taints = (*inputs.taints, *room.taints)
-        _furnish(work, recipe, twin, inputs, environment_digest(lockfiles, lock))
+        chosen = choose(recipe, twin, runner, tell)
+        taints = (*inputs.taints, *chosen.room.taints)
+        environment = environment_digest(lockfiles, lock)
+        furnish(work, recipe, twin, inputs, environment, {"task": "build"})
         tuning = _timed()
         try:
-            runner.run_room(room, work, (inputs.base, inputs.text), lambda: _watch(work / "journal.jsonl", tell))
+            run_room(chosen.room, work, (inputs.base, inputs.text), lambda: _watch(work / JOURNAL, tell))
         finally:
             if (work / "log").exists():
                 shutil.copyfile(work / "log", beside(out, "log"))
@@ -126,35 +133,41 @@ def build(
         built = Provenance(
             recipe=recipe.digest,
             twin=twin,
-            environment=environment_digest(lockfiles, lock),
+            environment=environment,
             lock=lock.digest,
             hardware=reported["hardware"],
             versions=reported["versions"],
             taints=taints,
             dependencies=inputs.digests,
-            journal=sha256_file(work / "journal.jsonl"),
+            journal=sha256_file(work / JOURNAL),
             log=sha256_file(work / "log"),
             started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             room={key: reported[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")},
+            runner=chosen.evidence,
             requant=version("requant"),
         )
         subjects = {path: record.sha256 for path, record in manifest.files.items()}
         beside(out, "manifest.json").write_bytes(manifest.to_json())
         beside(out, "intoto.jsonl").write_bytes(statement(subjects, built))
-        shutil.copyfile(work / "journal.jsonl", beside(out, "journal.jsonl"))
+        shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
         if keep_raw:
             shutil.rmtree(beside(out, "raw"), ignore_errors=True)
             (work / "raw").rename(beside(out, "raw"))
         if out.exists():
             shutil.rmtree(out)
         (work / "checkpoint").rename(out)
-    return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
+        shutil.rmtree(work / SPOOL)
+    return Built(out, manifest, compare(recipe, twin, out), taints, chosen.why, seconds)
 
 
-def compare(recipe: Recipe, twin: str | None, folder: Path) -> Verdict:
-    """Hold a build against the recorded one; other bits from another hardware class are inconclusive."""
-    reference = recorded(recipe, twin, "manifest.json")
+def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None = None) -> Verdict:
+    """Hold a build against the recorded one; other bits from another hardware class are inconclusive.
+
+    `against` names another one than the recipe's own: its files stand beside this path.
+    """
+    against = against or recipe.beside(stem(twin))
+    reference = beside(against, "manifest.json")
     if not reference.exists():
         return Verdict(Outcome.INCONCLUSIVE, reasons=(f"nothing is recorded: no {reference}",))
     verdict = verify(folder, read_manifest(reference))
@@ -162,7 +175,7 @@ def compare(recipe: Recipe, twin: str | None, folder: Path) -> Verdict:
         return verdict
     ours = hardware_of(beside(folder, "intoto.jsonl"))
     try:
-        theirs = hardware_of(recorded(recipe, twin, "intoto.jsonl"))
+        theirs = hardware_of(beside(against, "intoto.jsonl"))
     except CheckpointError as error:
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(f"no hardware class is recorded: {error}",))
     if ours == theirs:
@@ -180,22 +193,6 @@ def record(recipe: Recipe, twin: str | None, folder: Path) -> tuple[Path, ...]:
         shutil.copyfile(beside(folder, name), target)
         written.append(target)
     return tuple(written)
-
-
-def _furnish(work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, environment: str) -> None:
-    for name, data in room_sources().items():
-        path = work / "sources" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    shutil.copyfile(recipe.path, work / FILE)
-    request = {
-        "twin": twin,
-        "base": str(inputs.base.resolve()),
-        "text": str(inputs.text.resolve()),
-        "environment": environment,
-        "base_digest": inputs.base_digest,
-    }
-    (work / "request.json").write_text(json.dumps(request))
 
 
 def _watch(path: Path, tell: Tell) -> None:

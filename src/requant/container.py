@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from requant.engine import Engine, Limits, Stored, unique
-from requant.errors import BuildError, NotAvailableError, RequantError
-from requant.refusals import explained
+from requant.errors import BuildError, LockError, NotAvailableError, RequantError
+from requant.refusals import explained, refusal
 from requant.runner import LEASH, Running, started, variables
 
-NOT_STARTED, KILLED = 125, 137
-"""Exit status of an engine's client that could not start the container; of one whose container was killed."""
+NOT_STARTED = (125, 126, 127)
+"""Exit status of an engine's client that could not start the container: Podman has the second for a missing GPU."""
+
+KILLED = 137
+"""Exit status of a container that was ended by SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A room in a container of `image`, a reference in the engine's store, whose entry point is the quantizer."""
+    """A room in a container of `image`, whose entry point is the quantizer.
+
+    `image` is a reference in the engine's store, `digests` are those that it may have there, as `Stored.id`.
+    """
 
     engine: Engine
     image: str
+    digests: tuple[str, ...]
     limits: Limits
     gpus: bool = False
     taints: tuple[str, ...] = ()
@@ -32,12 +39,17 @@ class Container:
     def start(self, folder: Path, readable: Sequence[Path]) -> Running:
         """Start the room and return when the engine has confirmed how it runs.
 
-        It runs by the digest that the reference has now. Raises NotAvailableError where there is no such image or
-        the engine refuses, BuildError where the container is not as asked for.
+        It runs by digest. Raises NotAvailableError where there is no such image or the engine refuses, LockError
+        where the image is another one, BuildError where the container is not as asked for.
         """
         stored = self.engine.image(self.image)
         if stored is None:
             raise explained(self.engine.kind, f"No such image: {self.image}")
+        if stored.id not in self.digests:
+            raise LockError(
+                f"{self.engine}: {self.image} is {stored.id}, expected {' or '.join(self.digests)}",
+                "Another image took its name: `requant image NAME` builds it again.",
+            )
         name = unique()
         words = self.engine.run_words(
             stored.id,
@@ -74,7 +86,7 @@ class Container:
             )
 
     def _explain(self, status: int, words: str) -> RequantError | None:
-        if status == NOT_STARTED:
+        if status in NOT_STARTED and refusal(words):
             return explained(self.engine.kind, words)
         if status == KILLED:
             return NotAvailableError(

@@ -37,6 +37,7 @@ class Dialect:
     oldest: tuple[int, ...]
     gpus: tuple[str, ...]
     rootless: tuple[str, ...]
+    remove: tuple[str, ...]
 
 
 DIALECTS = {
@@ -44,11 +45,13 @@ DIALECTS = {
         oldest=(20, 10),  # `--pull never`
         gpus=("--gpus", "all"),
         rootless=("--user", "0:0"),  # this user outside
+        remove=("rm", "--force"),
     ),
     "podman": Dialect(
         oldest=(4, 0),  # GPUs by CDI
         gpus=("--device", "nvidia.com/gpu=all"),
         rootless=("--userns", "keep-id"),  # this user inside too
+        remove=("rm", "--force", "--time", "0"),  # or it waits for ten seconds
     ),
 }
 
@@ -127,7 +130,7 @@ class Engine:
     def remove(self, container: str) -> None:
         """Remove a container, running or not; no matter if it is gone already."""
         try:
-            run((*self.words, "rm", "--force", "--volumes", container))
+            run((*self.words, *DIALECTS[self.kind].remove, container))
         except BuildError as error:
             if not re.search("no such container|already in progress|no container with", str(error), re.IGNORECASE):
                 raise explained(self.kind, str(error)) from None

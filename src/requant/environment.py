@@ -238,8 +238,8 @@ def _lines(file: Path, data: bytes, advice: str) -> list[str]:
     return text.split("\n")[:-1]
 
 
-ROOM = ("__init__", "digest", "errors", "journal", "recipe")
-"""What the room shares with the host, beside its own package `quantizer`."""
+ROOM = ("digest", "errors", "journal", "recipe")
+"""What the room shares with the host, beside its own package `quantizer`. Not the map in `__init__`: it is prose."""
 
 
 def room_sources() -> dict[str, bytes]:

@@ -31,12 +31,7 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Callable[[str], None]
     Raises NotAvailableError where this machine is none of the lock's, or lacks its Python, or a package cannot
     be had; LockError where a file does not have the hash that the lock states.
     """
-    machine = lock.platform.partition("-")[0]
-    if platform.machine() != machine:
-        raise NotAvailableError(
-            f"{lock_file}: is for {machine}, this machine is {platform.machine()}",
-            "A lock is for one platform.",
-        )
+    require_machine(lock_file, lock)
     folder = cache() / "environments" / lock.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as guard:
@@ -50,6 +45,16 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Callable[[str], None]
             _confirm(python, lock_file)
             (folder / READY).write_text(lock.name)
     return folder / "bin" / "python"
+
+
+def require_machine(lock_file: Path, lock: Lock) -> None:
+    """Raise NotAvailableError where this machine is none of the lock's: neither its wheels nor its image run here."""
+    machine = lock.platform.partition("-")[0]
+    if platform.machine() != machine:
+        raise NotAvailableError(
+            f"{lock_file}: is for {machine}, this machine is {platform.machine()}",
+            "A lock is for one platform.",
+        )
 
 
 def make_environment(folder: Path, version: str) -> Path:

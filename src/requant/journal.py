@@ -64,9 +64,24 @@ class Writer:
     """Writes a journal line by line; each line is on disk before the next block begins."""
 
     def __init__(self, path: Path, header: Header) -> None:
-        self._file: IO[bytes] = path.open("xb")
         self._previous = ""
+        self._file: IO[bytes] = path.open("xb")
         self._write({"schema": SCHEMA, **asdict(header)})
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[Self, Journal]:
+        """Go on with a journal that was cut off; what stands behind its last whole line is dropped.
+
+        Raises CheckpointError where it has no whole header, or its chain is broken.
+        """
+        found = read_journal(path, growing=True)
+        whole = read_whole(path).rpartition(b"\n")[0]
+        writer = cls.__new__(cls)
+        writer._previous = sha256(whole.rpartition(b"\n")[2])
+        writer._file = path.open("r+b")
+        writer._file.truncate(len(whole) + 1)
+        writer._file.seek(len(whole) + 1)
+        return writer, found
 
     def append(self, block: Block) -> None:
         """Write one block's line."""

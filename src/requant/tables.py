@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from requant.card import Claim
+from requant.coverage import Coverage
 from requant.defects import DEFECTS
 from requant.errors import UsageError
 from requant.findings import Finding, Severity, fold
@@ -132,3 +133,27 @@ def claims_table(claims: tuple[Claim, ...]) -> Table:
         verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
         table.add_row(str(each.line), escape(each.text), verdict, escape(each.evidence))
     return table
+
+
+def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
+    """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
+    table = Table("block", "identical by", "in", "different", "open", box=None, pad_edge=False)
+    for each in covered.blocks:
+        found = "\n".join(f"{hardware}: {', '.join(some)}" for hardware, some in each.identical.items())
+        different = f"[red]{len(each.different)}[/]" if each.different else ""
+        table.add_row(escape(each.block), f"{each.parties or ''}", escape(found), different, f"{each.open or ''}")
+    if covered.counted:
+        yield table
+    for each in covered.blocks:
+        for negative in each.different:
+            yield f"[red]{escape(f'{negative.auditor}, {negative.hardware}: {negative.what} ({negative.audit})')}[/]"
+    for file, reason in covered.stale.items():
+        yield escape(f"not counted: {file}: {reason}")
+    parties = [each.parties for each in covered.blocks]
+    some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
+    result = f"[bold red]{negatives} negative results[/]" if negatives else "[bold green]no negative result[/]"
+    audits = f"{len(covered.counted)} audits in {len(covered.hardware)} hardware classes"
+    yield escape(f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; {audits}")
+    yield (
+        result if covered.counted else "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    )

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tests.room.prepared import Prepared, answer, prepare
 
 from requant.packing import unpack
-from requant.quantizer.hooks import digest
+from requant.quantizer.spool import digest
 
 GROUP = 128
 

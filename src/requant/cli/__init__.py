@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from requant.cli import judging, making, telling  # noqa: F401 (each registers its verbs)
+from requant.cli import auditing, judging, making, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import app
 from requant.errors import NotAvailableError, RequantError
 from requant.terminal import fail
@@ -30,7 +30,11 @@ def main() -> NoReturn:
     except RequantError as error:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", "Nothing was left under the final name.", 130)
+        fail(
+            "interrupted",
+            "Nothing is left under the final name; a build that is started again goes on behind its last whole block.",
+            130,
+        )
     except (BrokenPipeError, SystemExit):  # the latter is how click and rich answer a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

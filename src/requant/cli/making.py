@@ -16,6 +16,7 @@ from requant.engine import find
 from requant.evidence import record as record_image
 from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
+from requant.rooms import RUNNERS
 from requant.terminal import SHOWN, out, print_json, progress, say, show
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
@@ -29,18 +30,15 @@ def build(
     twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
     out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
-    runner: Annotated[
-        str, typer.Option(help="Where the room runs: venv, a virtual environment from the lock.")
-    ] = "venv",
+    runner: Annotated[str, typer.Option(help=f"Where the room runs: {', '.join(RUNNERS)}. docs/runners.md")] = "auto",
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
     ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier build was stopped.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Record this build as the one to compare with.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
-    if runner != "venv":
-        raise typer.BadParameter(f"{runner}: this version has the runner venv only")
     read = read_recipe(recipe)
     stand_in = size if twin else None
     kind = {None: "full", "demo": "twin"}.get(stand_in, size)
@@ -52,9 +50,12 @@ def build(
             out=folder,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
+            fresh=fresh,
+            runner=runner,
             tell=tell,
         )
     say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    say(escape(built.runner))
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))

@@ -1,20 +1,27 @@
-"""`python -m requant.quantizer FOLDER`: tune what `FOLDER/request.json` asks for, write the answer beside it."""
+"""`python -m requant.quantizer FOLDER`: do what `FOLDER/request.json` asks for, write the answer beside it.
+
+The request's `task` is `build` (tune all blocks; what was begun in `spool/` is gone on with), `replay` or `tune`.
+"""
 
 import json
+import os
 import resource
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from requant.errors import RequantError
-from requant.journal import Header, Writer
-from requant.quantizer import calibration, determinism, hooks, tuning
+from requant.errors import BuildError, RequantError
+from requant.journal import Header
+from requant.quantizer import calibration, determinism, hooks, retune, tuning
+from requant.quantizer.spool import Spool
 from requant.recipe import read_recipe
 
 
 def main(folder: Path) -> None:
-    """Do what the request asks for: `raw/` gets AutoRound's output, `journal.jsonl` a line per block."""
+    """Prepare AutoRound as the recipe says and do the task; report in `room.json`."""
     request = json.loads((folder / "request.json").read_text())
     recipe = read_recipe(folder / "recipe.toml")
     effort = recipe.effort(twin=request["twin"] is not None)
@@ -33,39 +40,59 @@ def main(folder: Path) -> None:
     autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
     determinism.confirm(autoround, effort.device, effort.precision)
     tuning.confirm(autoround, recipe, effort)
-    blocks = sum(len(names) for names in autoround.quant_block_list)
     header = Header(
         recipe=recipe.digest,
         twin=request["twin"],
         environment=request["environment"],
         base=request["base_digest"],
         calibration=tokens.digest,
-        blocks=blocks,
+        blocks=sum(len(names) for names in autoround.quant_block_list),
     )
-    prepared = time.monotonic()
-    with (
-        Writer(folder / "journal.jsonl", header) as journal,
-        hooks.listening(autoround, journal.append) as heard,
-    ):
-        autoround.quantize_and_save(str(folder / "raw"), format="auto_round")
-    determinism.confirm(autoround, effort.device, effort.precision)
-    tuning.confirm(autoround, recipe, effort)
-    if heard.recorded != blocks:
-        raise RequantError(f"AutoRound tuned {heard.recorded} of {blocks} blocks")
-    report = {
+    report: dict[str, Any] = {
+        "header": vars(header),
+        "names": [name for names in autoround.quant_block_list for name in names],
         "hardware": determinism.hardware_class(effort.device, effort.precision),
         "versions": {name: metadata.version(name) for name in ("auto-round", "torch", "transformers")},
         "absent": list(determinism.AUTOTUNED),
-        "seconds": {
-            "preparing": round(prepared - started, 3),
-            "tuning": [round(seconds, 3) for seconds in heard.tuning],
-            "listening": round(heard.listening, 3),
-            "total": round(time.monotonic() - started, 3),
-        },
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_device_memory_bytes": _peak_device_memory(effort.device),
     }
-    (folder / "room.json").write_text(json.dumps(report))
+    _report(folder, report)
+    prepared = time.monotonic()
+    seconds: dict[str, Any] = {"preparing": round(prepared - started, 3)}
+    if request["task"] == "build":
+        seconds |= build(autoround, Spool(folder / "spool", header), folder)
+    elif request["task"] == "replay":
+        retune.replay(autoround, recipe, request, folder)
+    else:
+        retune.tune(autoround, folder)
+    determinism.confirm(autoround, effort.device, effort.precision)
+    tuning.confirm(autoround, recipe, effort)
+    seconds["total"] = round(time.monotonic() - started, 3)
+    report["seconds"] = seconds
+    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report["peak_device_memory_bytes"] = _peak_device_memory(effort.device)
+    _report(folder, report)
+
+
+def build(autoround: Any, spool: Spool, folder: Path) -> dict[str, Any]:
+    """Tune all blocks that the spool has not; `raw/` gets AutoRound's output. Return seconds spent."""
+    resumed = len(spool.done)
+    with hooks.listening(autoround, spool) as heard, hooks.resuming(autoround, spool):
+        autoround.quantize_and_save(str(folder / "raw"), format="auto_round")
+    spool.close()
+    blocks = sum(len(names) for names in autoround.quant_block_list)
+    if len(spool.done) != blocks:
+        raise BuildError(f"AutoRound tuned {len(spool.done)} of {blocks} blocks", "Report this with the log.")
+    return {
+        "resumed": resumed,
+        "tuning": [round(seconds, 3) for seconds in heard.tuning],
+        "listening": round(heard.listening, 3),
+    }
+
+
+def _report(folder: Path, report: dict[str, Any]) -> None:
+    part = folder / ".room.json"
+    part.write_text(json.dumps(report))
+    part.rename(folder / "room.json")
 
 
 def _peak_device_memory(device: str) -> int:
@@ -76,7 +103,16 @@ def _peak_device_memory(device: str) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
+def _end_with_host() -> None:
+    """End this process when its standard input ends, which the host holds open as long as it lives."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    if os.environ.get("REQUANT_LEASH") == "1":
+        threading.Thread(target=_end_with_host, daemon=True).start()
     try:
         main(Path(sys.argv[1]))
     except RequantError as error:

@@ -1,4 +1,4 @@
-"""Listens to AutoRound's tuning and writes the journal: three of its functions are wrapped, none is changed.
+"""Listens to AutoRound's tuning and keeps what it finds: three of its functions are wrapped, none is changed.
 
 `_quantize_block` sees everything that a block depends on and returns what the next one does; `_get_loss` is
 called once per step; `shard_writer` gets the block when its tensors have their final form. All three are the
@@ -6,27 +6,39 @@ same in 0.12.2 and at 2dda035.
 """
 
 import math
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from requant.digest import sha256_chunks
 from requant.errors import BuildError
 from requant.journal import Block, Loss
 from requant.quantizer.determinism import random_state
+from requant.quantizer.spool import FRESH, Boundary, Spool, digest
+
+PACKED = ("qweight", "qzeros", "scales")
+"""What a tuned layer becomes, in AutoRound's order."""
+
+
+class Keeper(Protocol):
+    """Who is told of a tuned block."""
+
+    def keep(self, block: Block, packed: dict[str, Any], after: Boundary) -> None:
+        """Take a block's record, what it was packed to, and what the next one is given."""
 
 
 @dataclass
 class Listener:
     """What was heard of the block that is being tuned."""
 
-    record: Callable[[Block], None]
+    keeper: Keeper
     steps_per_iteration: int
     losses: list[float] = field(default_factory=list)
     pending: dict[str, Any] = field(default_factory=dict)
-    recorded: int = 0
+    outputs: tuple[Any, ...] = ()
+    """Both streams behind the block: full, quantized."""
     tuning: list[float] = field(default_factory=list)
     """Seconds that AutoRound took for each block."""
     listening: float = 0.0
@@ -46,13 +58,13 @@ class Listener:
 
 
 @contextmanager
-def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Listener]:
-    """Call `record` with each block as soon as AutoRound has written it."""
+def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[Listener]:
+    """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`."""
     from auto_round.compressors import base
 
     compressor = type(autoround)
     tune, measure, write = compressor._quantize_block, compressor._get_loss, base.shard_writer
-    heard = Listener(record, autoround.gradient_accumulate_steps)
+    heard = Listener(keeper, autoround.gradient_accumulate_steps)
 
     def quantize_block(
         self: Any, block: Any, input_ids: Any, input_others: Any, q_input: Any = None, **rest: Any
@@ -75,6 +87,7 @@ def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Liste
         done = time.monotonic()
         heard.pending["loss"] = heard.loss(divisor)
         heard.pending["outputs"] = {"full": digest(output), "quantized": digest(q_output)}
+        heard.outputs = output, q_output
         heard.tuning.append(done - tuned)
         heard.listening += tuned - begun + time.monotonic() - done
         return q_output, output
@@ -87,12 +100,14 @@ def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Liste
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.pending and m.global_name == heard.pending["block"]:
             begun = time.monotonic()
-            tensors = {f"{m.global_name}.{name}": digest([value]) for name, value in m.state_dict().items()}
-            heard.record(Block(tensors=tensors, **heard.pending))
-            heard.pending = {}
-            heard.recorded += 1
+            tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
+            block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
+            packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
+            full, quantized = heard.outputs
+            keeper.keep(block, packed, Boundary(full, quantized, random.getstate()))
+            heard.pending, heard.outputs = {}, ()
             heard.listening += time.monotonic() - begun
-        return write(rounder, m, *args, **kwargs)
+        return write(rounder, m, *args, **kwargs) if save else None
 
     compressor._quantize_block, compressor._get_loss, base.shard_writer = quantize_block, get_loss, shard_writer
     try:
@@ -101,11 +116,58 @@ def listening(autoround: Any, record: Callable[[Block], None]) -> Iterator[Liste
         compressor._quantize_block, compressor._get_loss, base.shard_writer = tune, measure, write
 
 
-def digest(tensors: Any) -> str:
-    """Return the SHA-256 of the bytes of tensors, one after the other, row-major, as they lie in a file."""
+@contextmanager
+def resuming(autoround: Any, spool: Spool) -> Iterator[None]:
+    """Let AutoRound find each block that the spool has as it left it: tuned and packed, to be written as it is."""
     import torch
 
-    def data(tensor: Any) -> bytes:
-        return bytes(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    compressor = type(autoround)
+    tune = compressor._quantize_block
+    done = spool.done
+    passed: list[str] = []
 
-    return sha256_chunks(data(tensor) for tensor in tensors)
+    def quantize_block(self: Any, block: Any, *args: Any, device: Any = "cpu", **kwargs: Any) -> Any:
+        number = len(passed)
+        if number >= len(done):
+            return tune(self, block, *args, device=device, **kwargs)
+        if block.global_name != done[number].block:
+            raise BuildError(f"{done[number].block}: is spooled, AutoRound tunes {block.global_name}", FRESH)
+        bare(block, self.amp_dtype, device)
+        for name, tensors in _layers(spool.packed(number)).items():
+            parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
+            layer = torch.nn.Module()
+            for part in PACKED:
+                layer.register_buffer(part, tensors[part])
+            setattr(block.get_submodule(parent), child, layer)
+        found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
+        if found != done[number].tensors:
+            raise BuildError(f"{block.global_name}: its spooled tensors are not the journal's", FRESH)
+        passed.append(block.global_name)
+        if number + 1 < len(done):
+            return None, None
+        after = spool.boundary()
+        random.setstate(after.random_state)
+        return after.quantized, after.full
+
+    compressor._quantize_block = quantize_block
+    try:
+        yield
+    finally:
+        compressor._quantize_block = tune
+
+
+def bare(block: Any, dtype: Any, device: Any) -> None:
+    """Bring a block into the form in which AutoRound tunes it: experts apart, in the tuning's precision."""
+    from auto_round.modeling.fused_moe.replace_modules import materialize_model_
+    from auto_round.utils import convert_module_to_hp_if_necessary
+
+    materialize_model_(block)
+    convert_module_to_hp_if_necessary(block, dtype, device)
+
+
+def _layers(packed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    layers: dict[str, dict[str, Any]] = {}
+    for name, tensor in packed.items():
+        layer, _, part = name.rpartition(".")
+        layers.setdefault(layer, {})[part] = tensor
+    return layers

@@ -1,0 +1,261 @@
+"""`audit CHECKPOINT`: tune chosen blocks again, given what the published blocks before them give, and compare.
+
+One room goes through the blocks in order, with the base's weights and with the published codes; what each chosen
+block is given is handed to a crew, which tunes it. Nobody trusts a room: its tensors are compared here.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from requant.attestation import hardware_of
+from requant.challenge import Challenge
+from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
+from requant.crew import Crew, Local, Setting, passed
+from requant.digest import sha256_file
+from requant.errors import CheckpointError, RecipeError, UsageError
+from requant.inventory import PACKED, main_tensors
+from requant.journal import Block, Journal, read_journal
+from requant.manifest import Manifest, make_manifest
+from requant.progress import Progress, Tell
+from requant.retuned import Audit, Judgement, Retuned, apart, checkpoint_digest, judge, settle
+
+GLANCE = 0.1
+"""Seconds between two looks at the rooms."""
+
+Hire = Callable[[Setting, Path], Crew]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known of the build that is audited: its journal, and the hardware class of its statement."""
+
+    journal: Path | None
+    statement: Path | None
+
+    @cached_property
+    def lines(self) -> Journal | None:
+        """The journal, chain confirmed."""
+        return read_journal(self.journal) if self.journal else None
+
+    def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
+        """Say why other bits would prove nothing here; the empty text where they would."""
+        if self.lines and self.lines.header.environment != setting.environment:
+            return "another environment than the build's"
+        if not self.statement:
+            return "the build's hardware class is not known: it has no statement"
+        theirs = hardware_of(self.statement)
+        keys = [key for key in sorted(theirs.keys() | hardware.keys()) if theirs.get(key) != hardware.get(key)]
+        return f"another hardware class than the build's: {keys[0]} is {hardware.get(keys[0])!r}" if keys else ""
+
+
+def reference(journal: Path) -> Reference:
+    """Return what a journal and the statement beside it say: `x.journal.jsonl`, `x.intoto.jsonl`."""
+    statement = journal.with_name(journal.name.replace("journal.jsonl", "intoto.jsonl"))
+    return Reference(journal, statement if statement.exists() and statement != journal else None)
+
+
+def local(size: int) -> Hire:
+    """Return what hires `size` rooms on this machine."""
+    return lambda setting, folder: Local(setting, folder, size)
+
+
+def audit(
+    checkpoint: Path,
+    setting: Setting,
+    reference: Reference,
+    *,
+    chosen: tuple[int, ...],
+    challenge: Challenge | None,
+    auditor: str,
+    hire: Hire,
+    work: Path,
+    tell: Tell = lambda _: None,
+) -> Audit:
+    """Tune the `chosen` blocks again, by number from 0, and judge each; `work` is a folder for what is on the way.
+
+    Raises UsageError for a block that there is not, CheckpointError where checkpoint or journal cannot be what they
+    are said to be, BuildError where a room fails.
+    """
+    audited = _Audited(checkpoint, setting, reference)
+    if not chosen or not all(0 <= number < len(audited.names) for number in chosen):
+        raise UsageError(f"there are blocks 0 to {len(audited.names) - 1}", "Name some of them, or --all.")
+    if setting.recipe.tuning.patience != -1:
+        raise RecipeError(
+            f"{setting.recipe.path}: tuning.patience is {setting.recipe.tuning.patience}: what a block draws then "
+            "depends on the losses of all before it, and only a rebuild can repeat it"
+        )
+    manifest = audited.manifest(tell)
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="audit-") as name:
+        found, hardware = _tune(audited, chosen, hire, Path(name), tell)
+    return Audit(
+        recipe=setting.recipe.digest,
+        twin=setting.twin,
+        environment=setting.environment,
+        base=setting.inputs.base_digest,
+        journal=sha256_file(reference.journal) if reference.journal else None,
+        checkpoint=checkpoint_digest(manifest),
+        files={path: record.sha256 for path, record in manifest.files.items()},
+        hardware=hardware,
+        challenge=challenge,
+        count=len(audited.names),
+        blocks=found,
+        auditor=auditor,
+        finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        requant=version("requant"),
+    )
+
+
+def _tune(
+    audited: "_Audited", chosen: tuple[int, ...], hire: Hire, work: Path, tell: Tell
+) -> tuple[tuple[Retuned, ...], dict[str, Any]]:
+    found: dict[int, Retuned] = {}
+    left = set(chosen)
+    given: set[int] = set()
+    with hire(audited.setting, work / "crew") as crew:
+        task = {
+            "task": "replay",
+            "checkpoint": str(audited.folder.resolve()),
+            "blocks": sorted(chosen),
+            "waiting": crew.size + 1,
+        }
+        with audited.setting.start(work / "replay", task, audited.folder.resolve()) as chain:
+            while left:
+                running = chain.poll()
+                lines = passed(chain.folder)
+                if (astray := audited.astray(lines)) is not None:
+                    hardware = _hardware(chain.folder)
+                    for each in audited.unjudged(astray, lines[astray], left, hardware):
+                        found.setdefault(each.index, each)
+                    left = {number for number in left if number < astray}
+                for number in sorted(left - given):
+                    boundary = chain.folder / "boundaries" / f"{number:05d}"
+                    if not crew.free() or not boundary.exists():
+                        break
+                    crew.give(number, boundary)
+                    given.add(number)
+                for number, answer in crew.take():
+                    found[number] = audited.judged(number, answer, _hardware(chain.folder))
+                    shutil.rmtree(answer)
+                    left.discard(number)
+                    tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen), found[number].line()))
+                tell(Progress("audit", len(found), len(chosen), ""))
+                if not running:
+                    chain.confirm()
+                time.sleep(GLANCE)
+            hardware = _hardware(chain.folder)
+    judged = tuple(found[number] for number in sorted(found))
+    return (judged if audited.lines else settle(judged)), hardware
+
+
+def _hardware(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "room.json").read_text())
+    hardware: dict[str, Any] = report["hardware"]
+    return hardware
+
+
+class _Audited:
+    """A checkpoint under audit, beside what it should be."""
+
+    def __init__(self, folder: Path, setting: Setting, reference: Reference) -> None:
+        self.folder, self.setting, self.reference = folder, setting, reference
+        self.base = open_checkpoint(setting.inputs.base)
+        self.names = setting.names
+        self.specs = main_tensors(
+            json.loads(self.base.file("config.json")), setting.recipe.layers.ignore, setting.recipe.scheme.group_size
+        )
+        self.published = open_checkpoint(folder).tensors
+        for name, spec in self.specs.items():
+            found = self.published[name].spec if name in self.published else None
+            if found != spec:
+                raise CheckpointError(
+                    f"{folder}: {name} is {found or 'not there'}, the recipe means {spec}",
+                    "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check.",
+                )
+        self.lines: tuple[Block, ...] = ()
+        if journal := reference.lines:
+            self.lines = journal.blocks
+            header = journal.header
+            for what, theirs, ours in (
+                ("recipe", header.recipe, setting.recipe.digest),
+                ("twin", header.twin, setting.twin),
+                ("base", header.base, setting.inputs.base_digest),
+                ("blocks", header.blocks, len(self.names)),
+                ("names", [line.block for line in journal.blocks], self.names),
+            ):
+                if theirs != ours:
+                    raise CheckpointError(f"{reference.journal}: is of another {what}: {theirs}, expected {ours}")
+
+    def manifest(self, tell: Tell) -> Manifest:
+        """Hash the checkpoint."""
+        done, total = 0, sum(tensor.spec.nbytes for tensor in self.published.values())
+
+        def hashed(count: int) -> None:
+            nonlocal done
+            done += count
+            tell(Progress("hash", done, max(total, done)))
+
+        return make_manifest(self.folder, hashed)
+
+    def astray(self, lines: Sequence[Mapping[str, Any]]) -> int | None:
+        """Return the first block whose inputs, as they were replayed, are not the journal's."""
+        for line, expected in zip(lines, self.lines, strict=False):
+            if line["inputs"] != expected.inputs or line["random_state"] != expected.random_state:
+                return int(line["index"])
+        return None
+
+    def unjudged(
+        self, number: int, line: Mapping[str, Any], left: set[int], hardware: Mapping[str, Any]
+    ) -> list[Retuned]:
+        """Judge what block `number` leaves open: nothing of the blocks from it on, and of the one before it this much.
+
+        Where the base's own stream is the journal's and the quantized one is not, the published codes of the block
+        before do not give what the journal's did: that block has changed, and needs no tuning to be judged.
+        """
+        unlike = self.reference.unlike(self.setting, hardware)
+        expected = self.lines[number].inputs
+        found = []
+        if number and number - 1 not in left and line["inputs"]["full"] == expected["full"]:
+            judgement = Judgement.INCONCLUSIVE if unlike else Judgement.DIFFERENT
+            reason = "its published codes do not give the journal's outputs" + (f"; {unlike}" if unlike else "")
+            found.append(Retuned(self.names[number - 1], number - 1, judgement, reason))
+        found += [
+            judge(self.names[each], each, inputs_agree=False, outputs_agree=None, apart=None, unlike=unlike)
+            for each in left
+            if each >= number
+        ]
+        return found
+
+    def judged(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
+        """Compare a block's tensors, tuned again, with the published ones, and its record with the journal's."""
+        name = self.names[number]
+        record = json.loads((answer / "block.json").read_text())
+        outputs_agree = None
+        if self.lines:
+            line = self.lines[number]
+            outputs_agree = record["outputs"] == line.outputs and record["loss"] == vars(line.loss)
+        packed = _packed(answer)
+        mine = [each for each in self.specs if each.startswith(f"{name}.")]
+        tuned = {each: packed[each] if each.endswith(PACKED) else self.base.tensors[each] for each in mine}
+        return judge(
+            name,
+            number,
+            inputs_agree=True if self.lines else None,
+            outputs_agree=outputs_agree,
+            apart=apart(tuned, {each: self.published[each] for each in mine}),
+            unlike=self.reference.unlike(self.setting, hardware),
+        )
+
+
+def _packed(answer: Path) -> Mapping[str, Tensor]:
+    found: Checkpoint = open_checkpoint(answer)
+    return found.tensors

@@ -1,0 +1,163 @@
+"""The verbs that reproduce a build, and show how far it was reproduced: audit, rebuild, coverage, show."""
+
+import getpass
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from requant import audit as auditing
+from requant import coverage as covering
+from requant import rebuild as rebuilding
+from requant.audits import party, write_audit
+from requant.build import beside
+from requant.build import recorded as recorded_of
+from requant.challenge import Challenge, draw
+from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.crew import prepare
+from requant.inputs import inputs_for
+from requant.installation import cache
+from requant.journal import read_journal
+from requant.recipe import read_recipe
+from requant.show import journal_json, journal_lines
+from requant.tables import coverage_table
+from requant.terminal import out, print_json, progress, say, show
+from requant.verdict import EXIT_STATUS
+
+shown = typer.Typer(no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")
+app.add_typer(shown, name="show")
+
+
+@app.command()
+def audit(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+    recipe: Annotated[Path, typer.Option(metavar="RECIPE", help="How it was made.")],
+    base: Annotated[Path | None, typer.Option(help="Its base, in a folder; fetched or generated without.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="Its journal; the one beside it, or the recorded one.")] = None,
+    no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
+    blocks: Annotated[str, typer.Option(help="Which: 3,17 or 0-5, counted from 0.")] = "",
+    sample: Annotated[int, typer.Option(min=0, help="Draw so many from --seed.")] = 0,
+    seed: Annotated[str, typer.Option(help="A text that was public only after the checkpoint was.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="All blocks.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Blocks tuned at a time, one thread each on a CPU.")] = 1,
+    twin: Annotated[bool, typer.Option("--twin", help="It is a build of the small stand-in.")] = False,
+    size: Size = "demo",
+    auditor: Annotated[str, typer.Option(help="What you call yourself in the audit.")] = "",
+    record: Annotated[bool, typer.Option("--record", help="Write the audit to the recipe's audits/.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
+    read = read_recipe(recipe)
+    stand_in = size if twin else None
+    name = party(auditor or getpass.getuser())
+    recorded = [beside(checkpoint, "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
+    known = [journal] if journal else [path for path in recorded if path.exists()]
+    reference = auditing.reference(known[0]) if known and not no_journal else auditing.Reference(None, None)
+    place = cache() / "audits"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as scratch, progress() as tell:
+        work = Path(scratch)
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell)
+        names = setting.names
+        challenge = Challenge(seed, sample) if sample else None
+        if challenge:
+            chosen = tuple(names.index(each) for each in draw(names, challenge))
+        else:
+            chosen = tuple(range(len(names))) if everything else numbers(blocks)
+        done = auditing.audit(
+            checkpoint,
+            setting,
+            reference,
+            chosen=chosen,
+            challenge=challenge,
+            auditor=name,
+            hire=auditing.local(workers),
+            work=work,
+            tell=tell,
+        )
+    if record:
+        say(f"recorded {escape(str(write_audit(read, done)))}: docs/audit.md says how to submit it")
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for line in done.text():
+            out.print(escape(line))
+        out.print(f"[bold]{done.outcome}[/]")
+    raise typer.Exit(done.exit_status)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers that `3,17` or `0-5` means, sorted, each once."""
+    found: set[int] = set()
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or len(part) > 12:
+            raise typer.BadParameter(f"--blocks {text}: expected numbers as in 3,17 or 0-5")
+        found |= {*range(int(first), int(last or first) + 1)}
+    if not found:
+        raise typer.BadParameter("say which blocks: --blocks 3,17, --sample 4 --seed TEXT, or --all")
+    return tuple(sorted(found))
+
+
+@app.command()
+def rebuild(
+    recipe: RecipePath,
+    against: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Whose build to compare with; the recorded one without.")
+    ] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="Rebuild the small stand-in: no GPU, minutes.")] = False,
+    size: Size = "demo",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a build again, and say whether its bytes and its journal are those of another one, or where they part."""
+    read = read_recipe(recipe)
+    stand_in = size if twin else None
+    with progress() as tell:
+        rebuilt = rebuilding.rebuild(
+            read,
+            against or read.path.parent,
+            twin=stand_in,
+            out=out_folder or Path("out", f"{read.name}-{size if twin else 'full'}-rebuilt"),
+            replace_existing=out_folder is None,
+            tell=tell,
+        )
+    for taint in rebuilt.built.taints:
+        say(f"[yellow]taint[/] {escape(taint)}")
+    if as_json:
+        print_json(rebuilt.as_json())
+    else:
+        show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
+    raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])
+
+
+@app.command()
+def coverage(
+    recipe: RecipePath,
+    twin: Annotated[bool, typer.Option("--twin", help="Of the small stand-in.")] = False,
+    size: Size = "demo",
+    as_json: AsJson = False,
+) -> None:
+    """Say which blocks were reproduced bit for bit, by how many parties, in which hardware classes."""
+    covered = covering.coverage(read_recipe(recipe), size if twin else None)
+    if as_json:
+        print_json(covered.as_json())
+    else:
+        for part in coverage_table(covered):
+            out.print(part)
+    raise typer.Exit(covered.exit_status)
+
+
+@shown.command()
+def journal(
+    path: Annotated[Path, typer.Argument(help="A journal, as `build` writes it.")], as_json: AsJson = False
+) -> None:
+    """Print what a tuning was given, and each block's loss before and after."""
+    read = read_journal(path)
+    if as_json:
+        print_json(journal_json(read))
+        return
+    for line in journal_lines(read):
+        out.print(escape(line))

@@ -1,0 +1,159 @@
+"""The spool: what a killed tuning needs to go on, and what a block needs to be tuned alone, on disk.
+
+    journal.jsonl             the journal so far
+    blocks/00003.safetensors  what a tuned block was packed to
+    boundaries/00004/         what the block after it is given: both streams, and Python's random state
+
+A file appears under its name when it is whole and on disk, and a journal's line after all that it speaks of; so
+after any interruption there is everything that the last line needs. Two boundaries are kept, not all: at full
+scale one is 8.6 GB. Nothing is believed: every tensor is hashed when it is read back.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.digest import canonical_json, sha256, sha256_chunks
+from requant.errors import BuildError
+from requant.journal import Block, Header, Writer
+
+FRESH = "Start anew: --fresh."
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a block is given: two streams of tensors [1, tokens, hidden], and the state of Python's generator.
+
+    `quantized` is None for the first block, which has one stream only.
+    """
+
+    full: list[Any]
+    quantized: list[Any] | None
+    random_state: Any
+
+    def write(self, folder: Path) -> None:
+        """Write it to the folder, which appears when all is on disk."""
+        from safetensors.torch import save_file
+
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        said: dict[str, Any] = {"random_state": self.random_state}
+        for name, stream in (("full", self.full), ("quantized", self.quantized)):
+            if stream is not None:
+                said[name] = digest(stream)
+                tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
+                save_file(tensors, part / f"{name}.safetensors")
+        (part / "boundary.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
+        for path in part.iterdir():
+            _flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        _flush(folder.parent)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Boundary":
+        """Read it back. Raises BuildError where it is not what was written."""
+        from safetensors.torch import load_file
+
+        try:
+            value = json.loads((folder / "boundary.json").read_bytes())
+            said = value["said"]
+            if sha256(canonical_json(said)) != value["sha256"]:
+                raise ValueError("boundary.json is not what was written")
+            streams: dict[str, list[Any] | None] = {"quantized": None}
+            for name in said.keys() - {"random_state"}:
+                tensors = load_file(folder / f"{name}.safetensors")
+                stream = [tensors[each] for each in sorted(tensors)]
+                if digest(stream) != said[name]:
+                    raise ValueError(f"{name}.safetensors is not what was written")
+                streams[name] = stream
+            version, numbers, rest = said["random_state"]
+            return cls(streams["full"] or [], streams["quantized"], (version, tuple(numbers), rest))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BuildError(f"{folder}: a spooled boundary cannot be read: {error}", FRESH) from None
+
+
+class Spool:
+    """A tuning's journal and what it needs to go on, in one folder; `done` are the blocks that it has."""
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        """Begin, or go on. Raises BuildError where the folder holds another tuning's."""
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        path = folder / "journal.jsonl"
+        self.done: tuple[Block, ...] = ()
+        if not path.exists() or b"\n" not in path.read_bytes():
+            path.unlink(missing_ok=True)
+            self._writer = Writer(path, header)
+            return
+        self._writer, found = Writer.reopen(path)
+        for name, value in vars(header).items():
+            if (other := getattr(found.header, name)) != value:
+                raise BuildError(f"{folder}: was begun with another {name}: {other}, now {value}", FRESH)
+        self.done = found.blocks
+
+    def keep(self, block: Block, packed: dict[str, Any], after: Boundary) -> None:
+        """Keep a tuned block and what the next one is given, then write its line."""
+        from safetensors.torch import save_file
+
+        number = len(self.done)
+        path = self._block(number)
+        path.parent.mkdir(exist_ok=True)
+        save_file(packed, path)
+        _flush(path)
+        after.write(self._boundary(number + 1))
+        self._writer.append(block)
+        self.done = (*self.done, block)
+        shutil.rmtree(self._boundary(number), ignore_errors=True)
+
+    def packed(self, number: int) -> dict[str, Any]:
+        """Return what a block was packed to, by the name of its tensor; raise BuildError where that is lost."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(self._block(number)))
+        except (OSError, SafetensorError) as error:
+            raise BuildError(f"{self._block(number)}: cannot be read: {error}", FRESH) from None
+
+    def boundary(self) -> Boundary:
+        """Return what the first block that is not done is given; raise BuildError unless the journal says so too."""
+        found = Boundary.read(self._boundary(len(self.done)))
+        quantized = found.full if found.quantized is None else found.quantized
+        if {"full": digest(found.full), "quantized": digest(quantized)} != self.done[-1].outputs:
+            raise BuildError(
+                f"{self._folder}: the spooled boundary is not what the journal's last block put out", FRESH
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._writer.__exit__()
+
+    def _block(self, number: int) -> Path:
+        return self._folder / "blocks" / f"{number:05d}.safetensors"
+
+    def _boundary(self, number: int) -> Path:
+        return self._folder / "boundaries" / f"{number:05d}"
+
+
+def digest(tensors: Any) -> str:
+    """Return the SHA-256 of the bytes of tensors, one after the other, row-major, as they lie in a file."""
+    import torch
+
+    def data(tensor: Any) -> bytes:
+        return bytes(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+    return sha256_chunks(data(tensor) for tensor in tensors)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,91 @@
+"""`rebuild RECIPE --against FOLDER`: make it again, and hold manifest and journal against the recorded ones.
+
+The manifests say whether the two builds gave the same bytes, the journals where they part ways. One verdict comes of
+both: equal bytes with another journal are `equivalent`; other bytes from another recipe, environment or base, as the
+journals' headers name them, are `inconclusive`, for these are not the same build.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from requant.build import Built, beside, build, compare, stem
+from requant.divergence import Divergence, divergence
+from requant.errors import UsageError
+from requant.journal import read_journal
+from requant.progress import Tell, silent
+from requant.recipe import Recipe
+from requant.verdict import Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A build, the one that it was held against, the verdict on both, and where their journals part ways."""
+
+    built: Built
+    against: Path
+    verdict: Verdict
+    divergences: tuple[Divergence, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the outcome as `--json` prints it."""
+        return {
+            "folder": str(self.built.folder),
+            "against": str(self.against),
+            "taints": list(self.built.taints),
+            "divergences": [vars(each) for each in self.divergences],
+            **self.verdict.as_json(),
+        }
+
+
+def rebuild(
+    recipe: Recipe, against: Path, *, twin: str | None, out: Path, replace_existing: bool = False, tell: Tell = silent
+) -> Rebuilt:
+    """Build the recipe into `out`, and hold it against somebody's build of it.
+
+    `against` is a folder with `<stem>.manifest.json`, `<stem>.journal.jsonl` and `<stem>.intoto.jsonl`, as `build
+    --record` leaves them, or a checkpoint with these files beside it, as `build` does.
+
+    Raises UsageError, before anything is built, where there is no manifest or `out` is what it would be compared
+    with; else what `build` raises.
+    """
+    record = find(against, twin)
+    if record.resolve() == out.resolve():
+        raise UsageError(f"{out}: the rebuild would replace what it is compared with", "Name another --out.")
+    built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, tell=tell)
+    verdict, divergences = judge(compare(recipe, twin, built.folder, record), built.folder, record)
+    return Rebuilt(built, record, verdict, divergences)
+
+
+def find(against: Path, twin: str | None) -> Path:
+    """Return the path that the files of a build stand beside; raise UsageError where there is no manifest."""
+    places = (against / stem(twin), against)
+    for place in places:
+        if place.name and beside(place, "manifest.json").is_file():
+            return place
+    looked = " nor ".join(str(beside(place, "manifest.json")) for place in places if place.name)
+    raise UsageError(f"--against {against}: no build to compare with: neither {looked}")
+
+
+def judge(bytes_verdict: Verdict, folder: Path, record: Path) -> tuple[Verdict, tuple[Divergence, ...]]:
+    """Return the verdict on bytes and journals together, and where the journals part ways.
+
+    Raises CheckpointError for a journal that cannot be read.
+    """
+    theirs = beside(record, "journal.jsonl")
+    if not theirs.exists():
+        return _with(bytes_verdict, bytes_verdict.outcome, f"only bytes were compared: no {theirs}"), ()
+    found = divergence(read_journal(beside(folder, "journal.jsonl")), read_journal(theirs))
+    outcome = bytes_verdict.outcome
+    if outcome is Outcome.IDENTICAL and found:
+        outcome = Outcome.EQUIVALENT
+    elif outcome is Outcome.DIFFERENT and any(not each.block for each in found):
+        outcome = Outcome.INCONCLUSIVE
+    reasons = [str(each) for each in found]
+    if not found and outcome is not Outcome.IDENTICAL:
+        reasons = ["the journals agree: the builds part ways after tuning"]
+    return _with(bytes_verdict, outcome, *reasons), found
+
+
+def _with(verdict: Verdict, outcome: Outcome, *reasons: str) -> Verdict:
+    return replace(verdict, outcome=outcome, reasons=(*verdict.reasons, *reasons))
