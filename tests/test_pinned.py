@@ -152,7 +152,7 @@ def test_ranges_of_the_host_are_listed_and_no_fault() -> None:
 @pytest.mark.parametrize(
     ("line", "packages"),
     [
-        ("apt-get install -y -qq --no-install-recommends pipx docker.io/trixie >/dev/null", ["pipx", "docker.io"]),
+        ("apt-get install -y -qq --no-install-recommends pipx runc/bookworm >/dev/null", ["pipx", "runc"]),
         ("apt-get update -qq && apt-get install -y a=1.2 b; echo c", ["a", "b"]),
         ("apt-get install -y \\\n  a/trixie \\\n  b >/dev/null", ["a", "b"]),
         ("pipx run nox -s tests", ["nox"]),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
@@ -111,6 +112,19 @@ def test_the_values_are_the_recipes() -> None:
     assert job(made)["spec"]["activeDeadlineSeconds"] == 5 * 3600
     lines = slurm(made).splitlines()
     assert {"#SBATCH --mem=31G", "#SBATCH --time=5:00:00", "#SBATCH --gres=gpu:1"} <= set(lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pod_needs_nothing_that_its_image_lacks(name: str) -> None:
+    """In the pod, requant is installed without what it requires: that is there by the lock, or not used by `build`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.split("[<>=]", each)[0].replace("_", "-") for each in project["dependencies"]}
+    lacking = required - {pin.name for pin in read_lock(LOCKFILES, recipe(name).environment).pins}
+    assert lacking == {"numba", "virtualenv"}
+    absent = f"import sys; sys.modules.update(dict.fromkeys({sorted(lacking)}))"
+    subprocess.run([sys.executable, "-c", f"{absent}; import requant.cli, requant.build"], check=True)
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run([sys.executable, "-c", f"{absent}; import requant.kernels"], check=True, capture_output=True)
 
 
 def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:

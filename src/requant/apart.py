@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from requant.checkpoint import Tensor
-from requant.difference import numbers, step_counts
 from requant.safetensors import ITEM_BYTES
 
 
@@ -40,6 +39,8 @@ def apart(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Apart
 
     One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
     """
+    from requant.difference import numbers, step_counts  # numba, which a pod in the room's image has not
+
     different: list[str] = []
     steps = np.zeros(31, np.int64)
     scales = farthest = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from requant import debian
 from requant.archive import Archive, differences, read_archive
 from requant.digest import sha256, sha256_file
-from requant.dockerfile import INSTALLER, built_package, platform_of, read_bases
+from requant.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
 from requant.engine import Engine
 from requant.environment import (
     Lock,
@@ -57,23 +57,38 @@ def ensure_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None
     return build_image(lockfiles, name, engine, base=base, tell=tell)
 
 
-def build_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
+def build_image(
+    lockfiles: Path,
+    name: str,
+    engine: Engine,
+    *,
+    base: str | None = None,
+    source: Path | None = None,
+    tell: Tell = silent,
+) -> Image:
     """Build an environment's image, take it into the engine's store, and keep the evidence in the cache.
 
-    `base` overrides the pinned base image: a reference that the engine has, or `debian`.
+    `base` overrides the pinned base image: a reference that the engine has, or `debian`. `source` is the tree of the
+    package that is built from a commit, for machines that cannot fetch it: its wheel's hash tells whether it is.
 
     Raises LockError where a lock, a wheel or the Dockerfile is not what it should be, NotAvailableError for what is
     missing here, BuildError where a step fails.
     """
-    with _workshop(lockfiles, name, engine, base, tell) as work:
+    with _workshop(lockfiles, name, engine, base, source, tell) as work:
         return work.take(work.build("image.tar", cached=True))
 
 
 def repeat_image(
-    lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent
+    lockfiles: Path,
+    name: str,
+    engine: Engine,
+    *,
+    base: str | None = None,
+    source: Path | None = None,
+    tell: Tell = silent,
 ) -> Repetition:
     """Build an image twice without a cache, hold the two against each other, and take the first. As `build_image`."""
-    with _workshop(lockfiles, name, engine, base, tell) as work:
+    with _workshop(lockfiles, name, engine, base, source, tell) as work:
         first, second = work.build("first.tar", cached=False), work.build("second.tar", cached=False)
         equal = (first.config, first.manifest) == (second.config, second.manifest)
         found = () if equal else differences(first, second)
@@ -91,6 +106,7 @@ class _Workshop:
     base: str
     overridden: bool
     context: Path
+    source: Path | None
     tell: Tell
 
     def build(self, name: str, *, cached: bool) -> Archive:
@@ -98,6 +114,7 @@ class _Workshop:
         labels = {"environment": self.environment, "lock": self.lock.digest, "room": room_digest()}
         options = ["--platform", platform_of(self.lock)]
         options += [word for key, value in labels.items() for word in ("--label", f"requant.{key}={value}")]
+        options += ["--build-context", f"{SOURCE}={self.source.resolve()}"] if self.source else []
         archive = self.context.parent / name
         self.engine.build(
             self.context,
@@ -142,7 +159,9 @@ class _Workshop:
 
 
 @contextmanager
-def _workshop(lockfiles: Path, name: str, engine: Engine, base: str | None, tell: Tell) -> Iterator[_Workshop]:
+def _workshop(
+    lockfiles: Path, name: str, engine: Engine, base: str | None, source: Path | None, tell: Tell
+) -> Iterator[_Workshop]:
     bases = read_bases(lockfiles)
     if name not in bases:
         raise UsageError(f"{name}: has no image; there are {', '.join(bases)}")
@@ -163,6 +182,7 @@ def _workshop(lockfiles: Path, name: str, engine: Engine, base: str | None, tell
             base=stands_on or str(bases[name]),
             overridden=stands_on not in (None, str(bases[name])),
             context=context,
+            source=source,
             tell=tell,
         )
 

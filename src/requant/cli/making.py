@@ -125,6 +125,9 @@ def image(
     base: Annotated[
         str | None, typer.Option(help="Another base image than the pinned one: a reference, or debian to make one.")
     ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="The tree of the package that is built from a commit, instead of fetching it.")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Write what names the image beside its lock.")] = False,
     folder: Lockfiles = Path("lockfiles"),
     as_json: AsJson = False,
@@ -133,10 +136,10 @@ def image(
     engine = find()
     with progress() as tell:
         if twice:
-            repeated = imaging.repeat_image(folder, name, engine, base=base, tell=tell)
+            repeated = imaging.repeat_image(folder, name, engine, base=base, source=source, tell=tell)
             made, differences = repeated.image, repeated.differences
         else:
-            made, differences = imaging.build_image(folder, name, engine, base=base, tell=tell), ()
+            made, differences = imaging.build_image(folder, name, engine, base=base, source=source, tell=tell), ()
     for taint in made.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
