@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 from tests.conftest import ROOT
+from tests.engines import answering
 from tests.test_runner import line
 
 from requant import engine as engine_module
 from requant import image as imaging
 from requant.digest import sha256
 from requant.dockerfile import write_dockerfiles
-from requant.engine import Engine
+from requant.engine import DIALECTS, Engine
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
 from requant.errors import BuildError, UsageError
 from requant.evidence import evidence_path, image_name, record
-from requant.image import Repetition, build_image, ensure_image, epoch_of, furnish, repeat_image
+from requant.image import Repetition, build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
 from requant.programs import follow
 from requant.rootfs import differences, read_rootfs
 
@@ -156,6 +157,20 @@ def test_an_image_is_found_again_and_never_mistaken(
     assert builder.image(edited) is None
 
 
+def test_docker_and_podman_make_the_same_files(project: Project) -> None:
+    """Their images have other digests; what is in them has one."""
+    folder = project()
+    lock = read_lock(folder, "tiny")
+    digests: dict[str, str] = {}
+    for kind in DIALECTS:
+        engine = answering(kind)
+        engine.builder()
+        base = debian_base(lock, engine, scratch := folder / kind)
+        digests[kind] = build_image(folder, "tiny", engine, base=base).evidence.rootfs
+        shutil.rmtree(scratch)
+    assert digests["docker"] == digests["podman"]
+
+
 @pytest.mark.parametrize("name", ["six", "pip"])
 def test_a_wheel_altered_on_its_way_into_the_image(
     project: Project, builder: Engine, debian: str, tmp_path: Path, name: str
@@ -167,7 +182,7 @@ def test_a_wheel_altered_on_its_way_into_the_image(
     data = wheel.read_bytes()
     wheel.unlink()  # it is a link into the cache
     wheel.write_bytes(data + b"\0")
-    with pytest.raises(BuildError, match=r"six|pip-26\.0\.1-py3-none-any\.whl: FAILED"):
+    with pytest.raises(BuildError, match=r"six.* from .*\n.*Expected|pip-26\.0\.1-py3-none-any\.whl: FAILED"):
         builder.build(
             tmp_path / "context",
             tmp_path / "Dockerfile.tiny",
@@ -176,6 +191,52 @@ def test_a_wheel_altered_on_its_way_into_the_image(
             epoch=epoch_of(read_lock(folder, "tiny")),
             arguments={"BASE": debian},
         )
+
+
+SOURCE = {
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n',
+    "setup.py": """\
+from email.parser import Parser
+from pathlib import Path
+from setuptools import setup
+setup(name="auto-round", version=Parser().parsestr(Path("PKG-INFO").read_text())["Version"], py_modules=["round"])
+""",
+    "round.py": "ROUND = 1\n",
+}
+
+
+def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
+    project: Project, builder: Engine, debian: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "tree"
+    source.mkdir()
+    for name, text in SOURCE.items():
+        (source / name).write_text(text)
+    folder = project()
+    for name in ("build-auto-round.in", "build-auto-round.txt"):
+        shutil.copy(ROOT / "lockfiles" / name, folder)
+
+    def pin(wheel: str) -> None:
+        head = "# python = 3.11\n# platform = x86_64-manylinux_2_36\n# cutoff = 2026-04-24T00:00:00Z\n"
+        for key, value in read_intent(ROOT / "lockfiles", "cu124").sources:
+            head += f"# {key} = {value}\n"
+        (folder / "tiny.in").write_text(f"{head}auto-round==7+g2dda --hash=sha256:{wheel}\n")
+        intent = read_intent(folder, "tiny")
+        (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
+        write_dockerfiles(folder)
+
+    pin(64 * "0")
+    with pytest.raises(BuildError, match=r"auto-round==7.*from") as refused:
+        build_image(folder, "tiny", builder, base=debian, source=source)
+    (made,) = set(re.findall("Got +([0-9a-f]{64})", str(refused.value)))
+    pin(made)
+    image = build_image(folder, "tiny", builder, base=debian, source=source)
+    with builder.export(image.reference) as stream:
+        files = read_rootfs(stream, image.reference).entries
+    assert files["opt/room/lib/python3.11/site-packages/round.py"].sha256 == sha256(SOURCE["round.py"].encode())
+    (source / "round.py").write_text("ROUND = 2\n")
+    with pytest.raises(BuildError, match=r"auto-round==7.*from"):
+        build_image(folder, "tiny", builder, base=debian, source=source)
 
 
 def test_another_room_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
