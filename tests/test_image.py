@@ -1,6 +1,7 @@
 """Images, really built: the same twice, and no longer so without each measure; found again, and never mistaken."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from requant.dockerfile import write_dockerfiles
 from requant.engine import Engine
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
 from requant.errors import BuildError, UsageError
-from requant.image import Repetition, build_image, ensure_image, epoch_of, furnish, image_name, record, repeat_image
-from requant.installation import cache
+from requant.evidence import evidence_path, image_name, record
+from requant.image import Repetition, build_image, ensure_image, epoch_of, furnish, repeat_image
 from requant.programs import follow
 from requant.rootfs import differences, read_rootfs
 
@@ -27,14 +28,15 @@ pytestmark = pytest.mark.engine
 PACKAGES = ("attrs", "six")
 """What the small image holds; pip imports attrs where it finds it, and would leave its bytecode."""
 
-Project = Callable[[str, str], Path]
+Changes = tuple[tuple[str, str], ...]
+Project = Callable[..., Path]
 
 
 @pytest.fixture
 def project(tmp_path: Path, builder: Engine) -> Iterator[Project]:
-    """Make an environment of two small packages, with one change in its Dockerfile; return its folder of locks."""
+    """Make an environment of two small packages, its Dockerfile changed as told; return its folder of locks."""
 
-    def make(before: str = "", after: str = "") -> Path:
+    def make(changes: Changes = ()) -> Path:
         folder = tmp_path / "lockfiles"
         folder.mkdir()
         head = "# python = 3.11\n# platform = x86_64-manylinux_2_36\n# cutoff = 2026-04-24T00:00:00Z\n"
@@ -47,8 +49,10 @@ def project(tmp_path: Path, builder: Engine) -> Iterator[Project]:
         (folder / "images.toml").write_text(bases.partition("[cu124]")[0].replace("[cpu]", "[tiny]"))
         (dockerfile,) = write_dockerfiles(folder)
         text = dockerfile.read_text()
-        assert before in text
-        dockerfile.write_text(text.replace(before, after) if before else text)
+        for before, after in changes:
+            assert before in text
+            text = text.replace(before, after)
+        dockerfile.write_text(text)
         return folder
 
     yield make
@@ -58,11 +62,12 @@ def project(tmp_path: Path, builder: Engine) -> Iterator[Project]:
 
 
 def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: str) -> None:
-    folder = project("", "")
+    folder = project()
     told: list[str] = []
     built = repeat_image(folder, "tiny", builder, base=debian, tell=lambda now: told.append(now.note))
     assert built.differences == ()
-    assert built.image.taints == (f"base image: {debian}, instead of the pinned one",)
+    (taint,) = built.image.taints
+    assert re.fullmatch(rf"base image: {debian}@sha256:[0-9a-f]{{64}}, instead of the pinned one", taint)
     assert any("pip" in each or "packages" in each for each in told)
     evidence = built.image.evidence
     assert evidence.environment == environment_digest(folder, read_lock(folder, "tiny"))
@@ -72,24 +77,27 @@ def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: 
         record(folder, built.image)
 
 
+PYC = "cpython-311.pyc: sha256"
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("changes", "said"),
     [
+        ((("UNCHECKED_HASH", "TIMESTAMP"),), f"opt/bytecode/opt/room/lib/python3.11/site-packages/six.{PYC}"),
+        (((" PYTHONDONTWRITEBYTECODE=1\nARG", "\nARG"),), f"site-packages/attr/__pycache__/__init__.{PYC}"),
+        # Either of these two is enough alone: with a date in its environment, Python hashes the source unasked.
         (
-            "UNCHECKED_HASH",
-            "TIMESTAMP",
-            "opt/bytecode/opt/room/lib/python3.11/site-packages/six.cpython-311.pyc: sha256",
+            ((" --no-compile", ""), ("ARG SOURCE_DATE_EPOCH\n", "")),
+            f"opt/room/lib/python3.11/site-packages/__pycache__/six.{PYC}",
         ),
-        (" PYTHONDONTWRITEBYTECODE=1\nARG", "\nARG", "site-packages/attr/__pycache__/__init__.cpython-311.pyc: sha256"),
-        (" --no-compile", "", "opt/room/lib/python3.11/site-packages/__pycache__/six.cpython-311.pyc: sha256"),
-        ("USER", "RUN date +%N > /var/log/log\nUSER", "var/log/log: sha256"),
+        ((("USER", "RUN date +%N > /var/log/log\nUSER"),), "var/log/log: sha256"),
     ],
-    ids=["bytecode with times", "bytecode left by pip", "bytecode of pip's own", "a log"],
+    ids=["bytecode with times", "bytecode left by pip", "bytecode as pip compiles it, without a date", "a log"],
 )
 def test_without_a_measure_it_is_not(
-    project: Project, builder: Engine, debian: str, before: str, after: str, said: str
+    project: Project, builder: Engine, debian: str, changes: Changes, said: str
 ) -> None:
-    built = repeat_image(project(before, after), "tiny", builder, base=debian)
+    built = repeat_image(project(changes), "tiny", builder, base=debian)
     assert any(each.endswith(said) and each.startswith("layer ") for each in built.differences), built.differences[:9]
 
 
@@ -100,7 +108,7 @@ def test_without_its_time_it_is_not(
         follow([word.replace("SOURCE_DATE_EPOCH=", "NO_DATE=") for word in command], tell)
 
     monkeypatch.setattr(engine_module, "follow", forgetful)
-    built = repeat_image(project("", ""), "tiny", builder, base=debian)
+    built = repeat_image(project(), "tiny", builder, base=debian)
     assert "configuration: created" in built.differences
     assert any(each.endswith("six.py: time") for each in built.differences)
 
@@ -108,7 +116,7 @@ def test_without_its_time_it_is_not(
 def test_an_image_is_found_again_and_never_mistaken(
     project: Project, builder: Engine, debian: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = project("", "")
+    folder = project()
     builds: list[Mapping[str, Any]] = []
     build = Engine.build
 
@@ -123,23 +131,29 @@ def test_an_image_is_found_again_and_never_mistaken(
     assert ensure_image(folder, "tiny", builder, base=debian) == made
     assert len(builds) == 1
 
-    builder.ask("tag", debian, made.reference)  # another image under its name
-    assert ensure_image(folder, "tiny", builder, base=debian) == made
-    assert len(builds) == 2
-
-    kept = next((cache() / "images").glob(f"{made.evidence.environment}.*.json"))
-    kept = kept.with_name(f"{made.evidence.environment}.{builder.kind}.json")
-    kept.write_text(kept.read_text()[:-9])
+    builder.ask("tag", debian, "requant/tiny:other-base")
+    other = ensure_image(folder, "tiny", builder, base="requant/tiny:other-base")
+    assert (other.reference, other.taints) != (made.reference, made.taints)
     assert ensure_image(folder, "tiny", builder, base=debian) == made
     assert len(builds) == 3
+    builds.clear()
+
+    builder.ask("tag", debian, made.reference)  # another image under its name
+    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert len(builds) == 1
+
+    kept = evidence_path(made.evidence.environment, builder)
+    kept.write_text(kept.read_text()[:-9])
+    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert len(builds) == 2
 
     (folder / "tiny.txt").unlink()
     (folder / "tiny.in").write_text((folder / "tiny.in").read_text() + "\n# Another line: another lock.\n")
     intent = read_intent(folder, "tiny")
     (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
-    other = environment_digest(folder, read_lock(folder, "tiny"))
-    assert image_name(other, "tiny") != made.reference
-    assert builder.image(image_name(other, "tiny")) is None
+    edited = image_name(environment_digest(folder, read_lock(folder, "tiny")), "tiny")
+    assert edited != made.reference
+    assert builder.image(edited) is None
 
 
 @pytest.mark.parametrize("name", ["six", "pip"])
@@ -147,7 +161,7 @@ def test_a_wheel_altered_on_its_way_into_the_image(
     project: Project, builder: Engine, debian: str, tmp_path: Path, name: str
 ) -> None:
     """The host confirms every wheel; the build does so again."""
-    folder = project("", "")
+    folder = project()
     furnish(folder, "tiny", tmp_path / "context")
     (wheel,) = (tmp_path / "context" / "wheelhouse").glob(f"{name}-*.whl")
     data = wheel.read_bytes()
@@ -204,7 +218,9 @@ def test_the_twins_image_says_what_it_is(twice: Repetition, builder: Engine) -> 
     config = json.loads(builder.ask("image", "inspect", "--format", "{{json .Config}}", image.reference))
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["/opt/room/bin/python", "-s", "-P", "-m", "requant.quantizer"]
-    materials = json.loads((cache() / "images" / f"{image.evidence.environment}.{builder.kind}.cdx.json").read_text())
+    kept = evidence_path(image.evidence.environment, builder).with_suffix(".cdx.json").read_bytes()
+    assert f"sha256:{sha256(kept)}" == image.evidence.sbom
+    materials = json.loads(kept)
     names = {each["name"] for each in materials["components"]}
     assert {"libc6", "torch", "requant.quantizer"} <= names
 

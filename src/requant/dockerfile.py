@@ -17,6 +17,8 @@ BASES = "images.toml"
 """File of base images, in the folder of the locks."""
 INSTALLER = "build-image"
 """Lock of what installs the packages: pip, from its wheel."""
+SOURCE = "source"
+"""Stage that holds what a package is built from; another folder can be given in its place."""
 REPOSITORIES = {"auto-round": "https://github.com/intel/auto-round.git"}
 """Where packages are built from that were never released, by name; the commit stands in the `.in`."""
 PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
@@ -121,6 +123,7 @@ def _built(intent: Intent, lock: Lock, package: str) -> str:
     return _BUILT.format(
         package=package,
         repository=REPOSITORIES[package],
+        source=SOURCE,
         commit=facts["commit"],
         epoch=facts["source-date-epoch"],
         record=facts["record-sha256"],
@@ -140,8 +143,8 @@ FROM scratch AS built
 """
 
 _BUILT = """\
-# {package} at a commit that was never released. Where its host cannot be reached: --build-context source=<its tree>
-FROM scratch AS source
+# {package} at a commit that was never released. Where its host does not answer: `requant image --source <its tree>`
+FROM scratch AS {source}
 ADD {repository}#{commit} /
 
 # The wheel's hash is pinned, and checked where it is installed. It holds for zlib 1.2.13; should another zlib have
@@ -151,7 +154,7 @@ FROM installer AS build
 ARG SOURCE_DATE_EPOCH
 COPY lockfiles/build-{package}.txt /tools.txt
 RUN --mount=type=bind,source=wheelhouse,target=/wheelhouse \\
-    --mount=type=bind,from=source,target=/source,rw \\
+    --mount=type=bind,from={source},target=/source,rw \\
     python{python} -m venv --without-pip /tools \\
  && /tools/bin/python "$PIP" install --quiet --no-index --find-links /wheelhouse --no-cache-dir \\
     --require-hashes --no-deps --only-binary :all: --requirement /tools.txt \\

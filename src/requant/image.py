@@ -8,14 +8,14 @@ confirmed wheels, the room's sources. Then it runs without network.
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from requant import debian
 from requant.archive import Archive, differences, read_archive
-from requant.digest import canonical_json, read_whole, sha256, sha256_file, strict_json
-from requant.dockerfile import INSTALLER, built_package, platform_of, read_bases
+from requant.digest import sha256, sha256_file
+from requant.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
 from requant.engine import Engine
 from requant.environment import (
     Lock,
@@ -27,6 +27,7 @@ from requant.environment import (
     room_sources,
 )
 from requant.errors import BuildError, UsageError
+from requant.evidence import Evidence, Image, find_image, image_name, keep
 from requant.installation import cache
 from requant.progress import Progress, Tell, silent
 from requant.rootfs import read_rootfs
@@ -38,39 +39,6 @@ DEBIAN = "debian"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What names an image beside its environment, and how it was built. Digests are `sha256:…` but the first.
-
-    `rootfs` is the one to compare across engines and builders; `config` and `manifest` repeat with one builder only.
-    `base` is what it stands on, `overridden` where that is not the pinned one.
-    """
-
-    environment: str
-    name: str
-    platform: str
-    base: str
-    overridden: bool
-    rootfs: str
-    config: str
-    manifest: str | None
-    builder: str
-    sbom: str
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image in the engine's store; `taints` say what keeps a build in it from being evidence."""
-
-    reference: str
-    evidence: Evidence
-
-    @property
-    def taints(self) -> tuple[str, ...]:
-        """Name the base where it is not the pinned one."""
-        return (f"base image: {self.evidence.base}, instead of the pinned one",) if self.evidence.overridden else ()
-
-
-@dataclass(frozen=True)
 class Repetition:
     """Two builds of one image without a cache: what differs, nothing where their digests are equal."""
 
@@ -78,65 +46,53 @@ class Repetition:
     differences: tuple[str, ...]
 
 
-def image_name(environment: str, name: str) -> str:
-    """Return the name under which an environment's image is stored, by the environment's digest."""
-    return f"requant/{name}:{environment[:16]}"
-
-
 def ensure_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
     """Return the environment's image, built now if the engine has it not, or not the one that was built here.
 
     Without a `base`, an image on any base will do, and one on the pinned base is built. Raises as `build_image`.
     """
-    environment = environment_digest(lockfiles, read_lock(lockfiles, name))
-    reference = image_name(environment, name)
-    kept = read_evidence(_evidence_path(environment, engine))
-    if kept and (base is None or kept.overridden):
-        stored = engine.image(reference)
-        wanted = base is None or kept.base.startswith(f"requant/{DEBIAN}:" if base == DEBIAN else base)
-        if stored and stored.id in (kept.config, kept.manifest) and wanted:
-            return Image(reference, kept)
+    found = find_image(environment_digest(lockfiles, read_lock(lockfiles, name)), name, engine)
+    if found and (base is None or _stands_on(found, base, engine)):
+        return found
     return build_image(lockfiles, name, engine, base=base, tell=tell)
 
 
-def build_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
+def build_image(
+    lockfiles: Path,
+    name: str,
+    engine: Engine,
+    *,
+    base: str | None = None,
+    source: Path | None = None,
+    tell: Tell = silent,
+) -> Image:
     """Build an environment's image, take it into the engine's store, and keep the evidence in the cache.
 
-    `base` overrides the pinned base image: a reference that the engine has, or `debian`.
+    `base` overrides the pinned base image: a reference that the engine has, or `debian`. `source` is the tree of the
+    package that is built from a commit, for machines that cannot fetch it: its wheel's hash tells whether it is.
 
     Raises LockError where a lock, a wheel or the Dockerfile is not what it should be, NotAvailableError for what is
     missing here, BuildError where a step fails.
     """
-    with _workshop(lockfiles, name, engine, base, tell) as work:
+    with _workshop(lockfiles, name, engine, base, source, tell) as work:
         return work.take(work.build("image.tar", cached=True))
 
 
 def repeat_image(
-    lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent
+    lockfiles: Path,
+    name: str,
+    engine: Engine,
+    *,
+    base: str | None = None,
+    source: Path | None = None,
+    tell: Tell = silent,
 ) -> Repetition:
     """Build an image twice without a cache, hold the two against each other, and take the first. As `build_image`."""
-    with _workshop(lockfiles, name, engine, base, tell) as work:
+    with _workshop(lockfiles, name, engine, base, source, tell) as work:
         first, second = work.build("first.tar", cached=False), work.build("second.tar", cached=False)
         equal = (first.config, first.manifest) == (second.config, second.manifest)
         found = () if equal else differences(first, second)
         return Repetition(work.take(first), found)
-
-
-def record(lockfiles: Path, image: Image) -> Path:
-    """Write an image's evidence beside its lock. Raises UsageError where the image has a taint."""
-    if image.taints:
-        raise UsageError(f"{image.reference}: cannot be recorded: {image.taints[0]}", "Build it without --base.")
-    file = lockfiles / f"{image.evidence.name}.image.json"
-    file.write_bytes(_written(image.evidence))
-    return file
-
-
-def read_evidence(path: Path) -> Evidence | None:
-    """Read what `build_image` kept of an image; None where there is nothing, or not in this version's form."""
-    try:
-        return Evidence(**strict_json(read_whole(path)))
-    except (OSError, ValueError, TypeError):  # another version's, or half written: the image is built anew
-        return None
 
 
 @dataclass(frozen=True)
@@ -150,6 +106,7 @@ class _Workshop:
     base: str
     overridden: bool
     context: Path
+    source: Path | None
     tell: Tell
 
     def build(self, name: str, *, cached: bool) -> Archive:
@@ -157,6 +114,7 @@ class _Workshop:
         labels = {"environment": self.environment, "lock": self.lock.digest, "room": room_digest()}
         options = ["--platform", platform_of(self.lock)]
         options += [word for key, value in labels.items() for word in ("--label", f"requant.{key}={value}")]
+        options += ["--build-context", f"{SOURCE}={self.source.resolve()}"] if self.source else []
         archive = self.context.parent / name
         self.engine.build(
             self.context,
@@ -187,7 +145,7 @@ class _Workshop:
             environment=self.environment,
             name=self.lock.name,
             platform=platform_of(self.lock),
-            base=self.base,
+            base=_described(self.base, self.engine) if self.overridden else self.base,
             overridden=self.overridden,
             rootfs=f"sha256:{rootfs.digest}",
             config=archive.config,
@@ -195,15 +153,15 @@ class _Workshop:
             builder=self.engine.builder(),
             sbom=f"sha256:{sha256(materials)}",
         )
-        path = _evidence_path(self.environment, self.engine)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".cdx.json").write_bytes(materials)
-        path.write_bytes(_written(evidence))
-        return Image(reference, evidence)
+        image = Image(reference, evidence)
+        keep(image, self.engine, materials)
+        return image
 
 
 @contextmanager
-def _workshop(lockfiles: Path, name: str, engine: Engine, base: str | None, tell: Tell) -> Iterator[_Workshop]:
+def _workshop(
+    lockfiles: Path, name: str, engine: Engine, base: str | None, source: Path | None, tell: Tell
+) -> Iterator[_Workshop]:
     bases = read_bases(lockfiles)
     if name not in bases:
         raise UsageError(f"{name}: has no image; there are {', '.join(bases)}")
@@ -222,8 +180,9 @@ def _workshop(lockfiles: Path, name: str, engine: Engine, base: str | None, tell
             engine=engine,
             environment=environment,
             base=stands_on or str(bases[name]),
-            overridden=stands_on is not None and stands_on != str(bases[name]),
+            overridden=stands_on not in (None, str(bases[name])),
             context=context,
+            source=source,
             tell=tell,
         )
 
@@ -262,6 +221,17 @@ def epoch_of(lock: Lock) -> int:
     return int(datetime.fromisoformat(lock.cutoff).timestamp())
 
 
+def _described(base: str, engine: Engine) -> str:
+    """Return a reference with the digest that it has now, where the engine knows it: a tag may move."""
+    stored = None if "@" in base else engine.image(base)
+    return f"{base}@{stored.id}" if stored else base
+
+
+def _stands_on(image: Image, base: str, engine: Engine) -> bool:
+    found = image.evidence.base
+    return found.startswith(f"requant/{DEBIAN}:") if base == DEBIAN else found == _described(base, engine)
+
+
 def _place(path: Path, data: bytes) -> None:
     """Write a file whose mode, and its folders', do not depend on this process's umask."""
     for folder in (path.parent.parent, path.parent):
@@ -269,11 +239,3 @@ def _place(path: Path, data: bytes) -> None:
         folder.chmod(0o755)
     path.write_bytes(data)
     path.chmod(0o644)
-
-
-def _evidence_path(environment: str, engine: Engine) -> Path:
-    return cache() / "images" / f"{environment}.{engine.kind}.json"
-
-
-def _written(evidence: Evidence) -> bytes:
-    return canonical_json(asdict(evidence)) + b"\n"

@@ -13,6 +13,7 @@ from requant import lock as locking
 from requant.cli.options import AsJson, RecipePath, Size, app
 from requant.dockerfile import write_dockerfiles
 from requant.engine import find
+from requant.evidence import record as record_image
 from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
 from requant.rooms import RUNNERS
@@ -124,6 +125,9 @@ def image(
     base: Annotated[
         str | None, typer.Option(help="Another base image than the pinned one: a reference, or debian to make one.")
     ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="The tree of the package that is built from a commit, instead of fetching it.")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Write what names the image beside its lock.")] = False,
     folder: Lockfiles = Path("lockfiles"),
     as_json: AsJson = False,
@@ -132,10 +136,10 @@ def image(
     engine = find()
     with progress() as tell:
         if twice:
-            repeated = imaging.repeat_image(folder, name, engine, base=base, tell=tell)
+            repeated = imaging.repeat_image(folder, name, engine, base=base, source=source, tell=tell)
             made, differences = repeated.image, repeated.differences
         else:
-            made, differences = imaging.build_image(folder, name, engine, base=base, tell=tell), ()
+            made, differences = imaging.build_image(folder, name, engine, base=base, source=source, tell=tell), ()
     for taint in made.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
@@ -150,5 +154,5 @@ def image(
         if twice:
             out.print("[bold red]different[/], built twice" if differences else "[bold green]identical[/], built twice")
     if record and not differences:
-        say(f"recorded {escape(str(imaging.record(folder, made)))}")
+        say(f"recorded {escape(str(record_image(folder, made)))}")
     raise typer.Exit(1 if differences else 0)
