@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 from tests.conftest import ROOT
+from tests.engines import answering
 from tests.test_runner import line
 
 from requant import engine as engine_module
 from requant import image as imaging
 from requant.digest import sha256
 from requant.dockerfile import write_dockerfiles
-from requant.engine import Engine
+from requant.engine import DIALECTS, Engine
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
 from requant.errors import BuildError, UsageError
 from requant.evidence import evidence_path, image_name, record
-from requant.image import Repetition, build_image, ensure_image, epoch_of, furnish, repeat_image
+from requant.image import Repetition, build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
 from requant.programs import follow
 from requant.rootfs import differences, read_rootfs
 
@@ -154,6 +155,20 @@ def test_an_image_is_found_again_and_never_mistaken(
     edited = image_name(environment_digest(folder, read_lock(folder, "tiny")), "tiny")
     assert edited != made.reference
     assert builder.image(edited) is None
+
+
+def test_docker_and_podman_make_the_same_files(project: Project) -> None:
+    """Their images have other digests; what is in them has one."""
+    folder = project()
+    lock = read_lock(folder, "tiny")
+    digests: dict[str, str] = {}
+    for kind in DIALECTS:
+        engine = answering(kind)
+        engine.builder()
+        base = debian_base(lock, engine, scratch := folder / kind)
+        digests[kind] = build_image(folder, "tiny", engine, base=base).evidence.rootfs
+        shutil.rmtree(scratch)
+    assert digests["docker"] == digests["podman"]
 
 
 @pytest.mark.parametrize("name", ["six", "pip"])

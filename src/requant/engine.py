@@ -198,7 +198,7 @@ class Engine:
         words += [word for item in given.items() for word in ("--build-arg", "=".join(item))]
         try:
             if self.kind == "podman":
-                words += ["--layers", "--timestamp", str(epoch), "--pull=never", "--tag", name]
+                words += ["--layers", "--timestamp", str(epoch), "--pull=missing", "--tag", name]
                 follow((*self.words, "build", *words, str(context)), tell)
                 self.ask("save", "--quiet", "--format", "docker-archive", "--output", str(archive), name)
                 return

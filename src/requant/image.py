@@ -204,7 +204,7 @@ def debian_base(lock: Lock, engine: Engine, scratch: Path, tell: Tell = silent) 
     """Make a base of Debian packages with the lock's Python, and return its reference in the engine's store."""
     tell(Progress(f"base of Debian packages, Python {lock.python}"))
     context = scratch / "base"
-    context.mkdir()
+    context.mkdir(parents=True)
     debian.write_base(context / "base.tar", lock.python, epoch_of(lock), scratch)
     reference = f"requant/{DEBIAN}:{sha256_file(context / 'base.tar')[:16]}"
     if engine.image(reference) is None:

@@ -82,8 +82,8 @@ REFUSALS = (
     ),
     Refusal(
         "no registry",
-        # docker 26, run
-        r"failed to resolve source metadata|error initializing source",
+        # docker 26, run; podman 4.3, run
+        r"failed to resolve source metadata|did not resolve to an alias|initializing source docker:",
         "the base image is not here, and no registry gives it",
         "Load it (docker load), name another one (--base IMAGE), or make one of Debian packages (--base debian).",
     ),
