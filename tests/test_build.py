@@ -197,8 +197,10 @@ def test_too_few_samples_is_an_error_and_leaves_the_log(room: Path, tmp_path: Pa
 @pytest.mark.parametrize("signalled", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Path, signalled: int) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec"), "--twin", "--size", "mini"]
-    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec"), "--runner", "venv"]
+    process = subprocess.Popen(
+        [*command, "--twin", "--size", "mini", "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr
     for line in process.stderr:
         if "layers.0: loss" in line:

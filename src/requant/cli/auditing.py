@@ -16,7 +16,7 @@ from requant.audits import party, write_audit
 from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.challenge import Challenge, draw
-from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.cli.options import AsJson, RecipePath, Runner, Size, app
 from requant.crew import prepare
 from requant.inputs import inputs_for
 from requant.installation import cache
@@ -49,6 +49,7 @@ def audit(
     address: Annotated[str, typer.Option(help="The Ray cluster, as HOST:PORT; this machine's without.")] = "",
     twin: Annotated[bool, typer.Option("--twin", help="It is a build of the small stand-in.")] = False,
     size: Size = "demo",
+    runner: Runner = "auto",
     auditor: Annotated[str, typer.Option(help="What you call yourself in the audit.")] = "",
     record: Annotated[bool, typer.Option("--record", help="Write the audit to the recipe's audits/.")] = False,
     as_json: AsJson = False,
@@ -69,7 +70,7 @@ def audit(
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as scratch, progress() as tell:
         work = Path(scratch)
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell)
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
         names = setting.names
         challenge = Challenge(seed, sample) if sample else None
         if challenge:
@@ -123,6 +124,7 @@ def rebuild(
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Rebuild the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
+    runner: Runner = "auto",
     out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -136,6 +138,7 @@ def rebuild(
             twin=stand_in,
             out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
+            runner=runner,
             tell=tell,
         )
     for taint in rebuilt.built.taints:
