@@ -144,3 +144,68 @@ def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, boundary:
         raise KeyboardInterrupt
     assert not working(place)
     assert not list(Path(place).glob("worker-*"))
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, tune: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
+    """Put a worker without a room in the place of the real one: `tune` gets a block's files, and returns its answer."""
+
+    class Quick:
+        def __init__(self, _: Order, get: Callable[[Any], Any]) -> None:
+            self.get = get
+
+        def prepare(self) -> None: ...
+
+        def leave(self) -> None: ...
+
+        def tune(self, number: int, files: dict[str, list[Any]]) -> dict[str, Any]:
+            import numpy as np
+
+            answer = tune(number, {name: b"".join(map(bytes, map(self.get, each))) for name, each in files.items()})
+            return {name: np.frombuffer(data, np.uint8) for name, data in answer.items()}
+
+    monkeypatch.setattr(cluster, "Worker", Quick)
+
+
+def test_files_arrive_whole_through_the_object_store_and_nothing_stays_in_it(
+    nodes: Nodes, setting: Setting, boundary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "CHUNK", 100)
+    stand_in(monkeypatch, lambda _, files: {**files, "said": b"".join(files.values())})
+    with hire(nodes.address, None, None)(setting, tmp_path / "crew") as crew:
+        sent = {path.name: path.read_bytes() for path in boundary.iterdir()}
+        given(crew, 2, boundary)
+        assert not boundary.exists()
+        (number, answer), *others = taken(crew).items()
+        assert number == 2 and not others
+        assert {path.name: path.read_bytes() for path in answer.iterdir()} == {**sent, "said": b"{}" + bytes(range(250))}
+        assert not crew.at_work
+
+
+def died(_number: int, _files: dict[str, bytes]) -> dict[str, bytes]:
+    os._exit(1)
+
+
+def failed(_number: int, _files: dict[str, bytes]) -> dict[str, bytes]:
+    raise BuildError("the room ended with status 9", "Its own advice.")
+
+
+@pytest.mark.parametrize(("tune", "reason"), [(died, "The actor died"), (failed, "the room ended with status 9")])
+def test_a_block_that_nobody_can_tune_is_given_up_with_every_reason(
+    nodes: Nodes,
+    setting: Setting,
+    boundary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tune: Any,
+    reason: str,
+) -> None:
+    stand_in(monkeypatch, lambda number, files: tune(number, files))
+    with (
+        hire(nodes.address, None, None)(setting, tmp_path / "crew") as crew,
+        pytest.raises(BuildError, match="block 2 was given to 3 workers") as error,
+    ):
+        given(crew, 2, boundary)
+        taken(crew)
+    assert str(error.value).count(reason) == ATTEMPTS
+    if tune is failed:
+        assert error.value.advice == "Its own advice."
