@@ -18,7 +18,6 @@ from requant.recipe import Recipe
 from requant.runner import Room, Running
 from requant.workplace import furnish
 
-
 REPORT = "room.json"
 """What a room says of itself: its hardware class, among others."""
 
