@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
+from tests.test_cli import requant
 
-from requant.dockerfile import Base, dockerfile, platform_of, read_bases, write_dockerfiles
+from requant.dockerfile import Base, dockerfile, platform_of, read_bases
 from requant.environment import environment_digest, read_intent, read_lock
 from requant.errors import LockError
 
@@ -200,7 +201,8 @@ def project(tmp_path: Path) -> Path:
 
 def test_they_are_written_beside_the_locks(project: Path) -> None:
     (project / "Dockerfile.cpu").write_text("FROM scratch\n")
-    assert [file.name for file in write_dockerfiles(project / "lockfiles")] == [f"Dockerfile.{name}" for name in NAMES]
+    done = requant("dockerfiles", "--folder", str(project / "lockfiles"))
+    assert (done.returncode, done.stderr) == (0, "wrote Dockerfile.cpu, Dockerfile.cu124, Dockerfile.gb10\n")
     assert (project / "Dockerfile.cpu").read_text() == (ROOT / "Dockerfile.cpu").read_text()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT
 from tests.engines import answering
+from tests.test_cli import requant
 from tests.test_runner import line
 
 from requant import engine as engine_module
@@ -18,10 +19,11 @@ from requant.digest import sha256
 from requant.dockerfile import write_dockerfiles
 from requant.engine import DIALECTS, Engine
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
-from requant.errors import BuildError, UsageError
+from requant.errors import BuildError, NotAvailableError, UsageError
 from requant.evidence import evidence_path, image_name, record
 from requant.image import Repetition, build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
 from requant.programs import follow
+from requant.refusals import explained
 from requant.rootfs import differences, read_rootfs
 
 pytestmark = pytest.mark.engine
@@ -76,6 +78,34 @@ def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: 
     assert evidence.overridden
     with pytest.raises(UsageError, match="cannot be recorded: base image"):
         record(folder, built.image)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Error response from daemon: failed to resolve reference "python@sha256:2f": dial tcp: no such host',
+        "ERROR: failed to solve: python:3.11@sha256:2f: failed to resolve source metadata for python:3.11@sha256:2f",
+        "Error: initializing source docker://python@sha256:2f: pinging container registry: no such host",
+        'Error: creating build container: short-name "requant/debian:2f" did not resolve to an alias',
+    ],
+)
+def test_a_base_that_no_registry_gives(words: str) -> None:
+    error = explained("the engine", words)
+    assert isinstance(error, NotAvailableError)
+    assert "--base debian" in error.advice
+
+
+def test_the_command_says_what_names_the_image(project: Project, builder: Engine, debian: str) -> None:
+    words = ("image", "tiny", "--base", debian, "--folder", str(project()))
+    done = requant(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "taint base image: requant/debian:" in done.stderr
+    said = json.loads(done.stdout)
+    assert said["reference"].startswith("requant/tiny:")
+    assert said["rootfs"].startswith("sha256:")
+    done = requant(*words, "--record")
+    assert done.returncode == UsageError.exit_status
+    assert "cannot be recorded" in done.stderr
 
 
 PYC = "cpython-311.pyc: sha256"
@@ -262,7 +292,7 @@ def test_the_twins_image_adds_what_was_copied_alone(twice: Repetition, builder: 
     assert {path.split("/")[0] for path in added} == {"opt"}
     below = {path.split("/")[1] for path in added if "/" in path}
     assert below == {"bytecode", "requant", "room"}
-    programs = {path.rpartition("/")[2] for path in image.entries}
+    programs = {path.rpartition("/")[2] for path, entry in image.entries.items() if entry.kind != "folder"}
     assert not programs & {"as", "cc", "c++", "clang", "g++", "gcc", "ld", "pip", "pip3"}
     for path, data in room_sources().items():
         source = image.entries[f"opt/requant/{path}"]

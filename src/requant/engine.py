@@ -112,6 +112,10 @@ class Engine:
         """Take an image from an archive, as `docker save` writes it; return its reference, or else its digest."""
         return self.ask("load", "--quiet", "--input", str(archive)).strip().splitlines()[-1].partition(": ")[2]
 
+    def pull(self, reference: str, platform: str) -> None:
+        """Fetch an image from its registry. Raises NotAvailableError where none answers."""
+        self.ask("pull", "--quiet", "--platform", platform, reference)
+
     def import_tar(self, tar: Path, reference: str, changes: Sequence[str] = ()) -> None:
         """Make an image of one layer from a tar; `changes` are lines as in a Dockerfile (ENV, ENTRYPOINT, LABEL)."""
         self.ask("import", *(word for change in changes for word in ("--change", change)), str(tar), reference)

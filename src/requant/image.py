@@ -168,6 +168,10 @@ def _workshop(
     engine.builder()
     lock = read_lock(lockfiles, name)
     environment = environment_digest(lockfiles, lock)
+    pinned = str(bases[name])
+    if base is None and engine.image(pinned) is None:
+        tell(Progress(f"base {pinned}"))
+        engine.pull(pinned, platform_of(lock))  # before all the wheels: it is what may not be had
     place = cache() / "images"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=place) as scratch:
@@ -179,8 +183,8 @@ def _workshop(
             lock=lock,
             engine=engine,
             environment=environment,
-            base=stands_on or str(bases[name]),
-            overridden=stands_on not in (None, str(bases[name])),
+            base=stands_on or pinned,
+            overridden=stands_on not in (None, pinned),
             context=context,
             source=source,
             tell=tell,

@@ -83,7 +83,7 @@ REFUSALS = (
     Refusal(
         "no registry",
         # docker 26, run; podman 4.3, run
-        r"failed to resolve source metadata|did not resolve to an alias|initializing source docker:",
+        r"failed to resolve (reference|source metadata)|did not resolve to an alias|initializing source docker:",
         "the base image is not here, and no registry gives it",
         "Load it (docker load), name another one (--base IMAGE), or make one of Debian packages (--base debian).",
     ),
