@@ -163,7 +163,8 @@ def test_elsewhere_the_bits_are_the_same(built: Callable[[str], Built], tmp_path
         "--size",
         "mini",
     ]
-    command += ["--recipe", str(ROOT / "builds" / "ec"), "--sample", "2", "--seed", "a public text", "--json"]
+    command += ["--runner", "venv", "--recipe", str(ROOT / "builds" / "ec"), "--json"]
+    command += ["--sample", "2", "--seed", "a public text"]
     place = tmp_path / "an other folder"
     place.mkdir()
     env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "TZ": "Pacific/Kiritimati", "LC_ALL": "C"}

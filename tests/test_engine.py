@@ -181,9 +181,8 @@ def test_what_engines_say_is_understood(pretend: Pretend, name: str, said: str) 
 
 
 def test_what_is_not_understood_is_repeated(pretend: Pretend) -> None:
-    pretend(
-        "docker", {"info": DOCKER, "load": "the moon is in the wrong phase", "image inspect": "likewise", "rm": "no"}
-    )
+    lost = "the moon is in the wrong phase"
+    pretend("docker", {"info": DOCKER, "load": lost, "image inspect": lost, "rm": lost})
     engine = find()
     for ask in (lambda: engine.load(Path("x")), lambda: engine.image("x"), lambda: engine.remove("x")):
         with pytest.raises(BuildError, match="moon"):
