@@ -28,12 +28,6 @@ from requant.recipe import read_recipe
 from requant.retuned import Audit, Judgement
 from requant.worker import Order, Worker, order
 
-pytestmark = pytest.mark.filterwarnings(
-    # Ray starts its servers without waiting for them, and leaves their ends to Python's collector.
-    "ignore:subprocess .* is still running:ResourceWarning",
-    "ignore:unclosed file:ResourceWarning",
-)
-
 Nodes = Any
 
 

@@ -149,23 +149,21 @@ class Cluster:
         return found
 
     def _hire(self) -> None:
-        if missing := min(self.size - len(self._workers), self._lives):
-            for node in self._slots()[:missing]:
-                self._lives -= 1
-                actor = (
-                    self._ray.remote(Worker)
-                    .options(
-                        num_cpus=self._needs["CPU"],
-                        num_gpus=self._needs.get("GPU", 0),
-                        memory=self._needs.get("memory"),
-                        max_concurrency=2,  # it can be told to leave while it tunes
-                        scheduling_strategy=self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                            node.identifier, soft=False
-                        ),
-                    )
-                    .remote(self._order, self._ray.get)
-                )
-                self._workers.append(_Hired(node, actor, actor.prepare.remote()))
+        missing = min(self.size - len(self._workers), self._lives)
+        if not missing:
+            return
+        on = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        for node in self._slots()[:missing]:
+            self._lives -= 1
+            kind = self._ray.remote(Worker).options(
+                num_cpus=self._needs["CPU"],
+                num_gpus=self._needs.get("GPU", 0),
+                memory=self._needs.get("memory"),
+                max_concurrency=2,  # it can be told to leave while it tunes
+                scheduling_strategy=on(node.identifier, soft=False),
+            )
+            actor = kind.remote(self._order, self._ray.get)
+            self._workers.append(_Hired(node, actor, actor.prepare.remote()))
 
     def _assign(self) -> None:
         """Give waiting blocks to idle workers; none to a node where it failed, as long as another one is ready."""
