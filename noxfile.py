@@ -13,6 +13,8 @@ nox.options.default_venv_backend = "virtualenv"  # pip, so that pip's own settin
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests"]
 
+NEWER = (0, 1)
+"""Status of an update that was shown: 1 says that there is something newer, which is no failure."""
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -95,6 +97,20 @@ def lock(session: nox.Session) -> None:
     """Resolve lockfiles/*.in anew; with `-- --check`, only say whether that would change a lock."""
     needs(session, "lock")
     session.run("requant", "lock", *session.posargs)
+
+
+@nox.session(name="update-locks")
+def update_locks(session: nox.Session) -> None:
+    """Show what newer locks would bring: `-- --cutoff 2026-06-01T00:00:00Z`; with `--write`, write them."""
+    needs(session, "lock")
+    session.run("requant", "update", "locks", *session.posargs, success_codes=NEWER)
+
+
+@nox.session(name="update-images")
+def update_images(session: nox.Session) -> None:
+    """Show which base images have moved on, as a registry says through docker; with `-- --write`, write them."""
+    needs(session)
+    session.run("requant", "update", "images", *session.posargs, success_codes=NEWER)
 
 
 @nox.session

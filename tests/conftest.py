@@ -1,13 +1,15 @@
 """The expensive things, made once: the room's environment and image, and one mini build of each recipe."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.engines import buildable
 
-from requant import installation
+from requant import installation, programs
 from requant.build import Built, build
 from requant.engine import Engine
 from requant.environment import read_lock
@@ -33,6 +35,20 @@ def built(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         return build(read_recipe(ROOT / "builds" / name), twin="mini", out=folder, keep_raw=True)
 
     return once
+
+
+@pytest.fixture(scope="session")
+def ask(room: Path) -> Callable[..., Any]:
+    """Run a program of tests/room in the room's Python and return what it answers."""
+
+    @cache
+    def run(program: str, *words: object, path: tuple[Path, ...] = ()) -> Any:
+        env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
+        env |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
+        command = [str(room), "-s", "-m", f"tests.room.{program}", *map(str, words)]
+        return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="session")

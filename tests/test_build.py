@@ -24,6 +24,7 @@ from requant.errors import BuildError, CheckpointError, LockError, NotAvailableE
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.pins import read_pins
+from requant.preflight import spool_bytes
 from requant.recipe import read_recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import Outcome
@@ -196,8 +197,10 @@ def test_too_few_samples_is_an_error_and_leaves_the_log(room: Path, tmp_path: Pa
 @pytest.mark.parametrize("signalled", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Path, signalled: int) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec"), "--twin", "--size", "mini"]
-    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec"), "--runner", "venv"]
+    process = subprocess.Popen(
+        [*command, "--twin", "--size", "mini", "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr
     for line in process.stderr:
         if "layers.0: loss" in line:
@@ -207,7 +210,7 @@ def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Pat
     assert process.returncode != 0
     assert not out.exists()
     if signalled != signal.SIGKILL:  # nobody can clean up after that, but nothing runs on
-        assert not list(tmp_path.glob(".out.*"))
+        assert {path.name for path in tmp_path.glob(".out.unfinished/*")} == {"lock", "spool"}
     for _ in range(50):
         if not [line for line in programs.run(["ps", "-eo", "args"]).splitlines() if str(tmp_path) in line]:
             break
@@ -244,6 +247,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file=("data/train-00000-of-00001-4746b8785c874cc7.parquet", CALIBRATION),
     )
     write_twin("mini", tmp_path / "served" / "base")
+    shutil.copyfile(tmp_path / "served" / "base" / "config.json", folder / "base.config.json")
     (tmp_path / "served" / "data").mkdir()
     (tmp_path / "served" / "data" / CALIBRATION).write_bytes(calibration_text())
     (folder / "base.json").write_text(pin("model", BASE.repository, BASE.revision, tmp_path / "served" / "base"))
@@ -287,6 +291,7 @@ def test_the_real_full_build_says_what_is_missing_before_it_starts(tmp_path: Pat
     with pytest.raises(NotAvailableError, match="NVIDIA H200") as error:
         build(recipe, twin=None, out=tmp_path / "full")
     assert "GiB to download" in error.value.advice
+    assert spool_bytes(recipe) == 17_467_304_960 + 2 * 8_589_934_592  # tuned blocks, and two boundaries
     assert "--twin" in error.value.advice
 
 

@@ -16,7 +16,7 @@ def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
 def test_help_lists_the_verbs() -> None:
     done = requant("--help")
     assert done.returncode == 0
-    for verb in ("build", "verify", "manifest", "twin", "lock"):
+    for verb in ("build", "rebuild", "coverage", "show", "verify", "manifest", "twin", "lock"):
         assert verb in done.stdout
 
 

@@ -146,6 +146,18 @@ def test_hardware_shows_in_the_base_only() -> None:
         assert found == (set() if name == "cpu" else {"base"})
 
 
+@pytest.mark.parametrize(("name", "cuda"), [("cu124", "12.4"), ("gb10", "13.0")])
+def test_a_driver_too_old_is_refused_by_nvidias_runtime(name: str, cuda: str) -> None:
+    assert f'NVIDIA_REQUIRE_CUDA="cuda>={cuda}"' in (ROOT / f"Dockerfile.{name}").read_text()
+
+
+def test_nvidias_devices_need_nvidias_libraries(project: Path) -> None:
+    file = project / "lockfiles" / "images.toml"
+    file.write_text(file.read_text().replace("nvidia = false", "nvidia = true"))
+    with pytest.raises(LockError, match="expected one nvidia-cuda-runtime, found"):
+        dockerfile(project / "lockfiles", "cpu")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_measure_is_missing(name: str) -> None:
     assert faults((ROOT / f"Dockerfile.{name}").read_text()) == []

@@ -6,6 +6,7 @@ from typing import get_type_hints
 
 from tests.conftest import ROOT
 
+import requant
 from requant.passes import PASSES
 from requant.recipe import Recipe
 
@@ -28,3 +29,11 @@ def test_links_lead_somewhere() -> None:
 def test_tests_that_the_claims_name_exist() -> None:
     for name in set(re.findall(r"`(tests/[a-z_]+\.py)`", (ROOT / "docs" / "claims.md").read_text())):
         assert (ROOT / name).exists(), name
+
+
+def test_the_map_names_every_module_once() -> None:
+    lines = str(requant.__doc__).split("\n\n")[2].splitlines()
+    named = [name for line in lines for name in re.findall(r"\w+", line[21:])]
+    package = ROOT / "src" / "requant"
+    there = [path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert sorted(named) == sorted({*there} - {"__init__", "__main__", "quantizer"})

@@ -13,6 +13,7 @@ from tests.cases.twins import healthy
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
+from requant.base_config import base_config
 from requant.build import Built
 from requant.card import judge
 from requant.checkpoint import Checkpoint, json_file, write_checkpoint
@@ -21,7 +22,6 @@ from requant.headers import Headers, read_headers
 from requant.identify import Fingerprint, identify
 from requant.inventory import base_tensors, extra_tensors, main_tensors
 from requant.passes import PASSES, Context
-from requant.plan import base_config
 from requant.recipe import read_recipe
 
 

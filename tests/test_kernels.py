@@ -3,9 +3,9 @@
 import pytest
 from tests.conftest import ROOT
 
+from requant.base_config import base_config
 from requant.loaders import LOADERS, TENSOR_PARALLEL
 from requant.loaders.modules import Module, modules
-from requant.plan import base_config
 from requant.recipe import read_recipe
 from requant.rules.kernels import verdict
 

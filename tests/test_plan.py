@@ -7,10 +7,11 @@ import pytest
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
+from requant.base_config import base_config
 from requant.checkpoint import open_checkpoint
 from requant.cli.options import app
 from requant.errors import RecipeError
-from requant.plan import Size, base_config, plan
+from requant.plan import Size, plan
 from requant.recipe import read_recipe
 from requant.twin import write_twin
 

@@ -1,17 +1,14 @@
 """The room from within: what is measured needs torch, so it runs in the room's Python, from tests/room/."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
-from functools import cache
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from requant import programs
 from requant.build import Built, beside, build
 from requant.errors import BuildError
 from requant.journal import Block, read_journal
@@ -28,20 +25,6 @@ TERMS = 512
 pytestmark = pytest.mark.room
 
 Ask = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def ask(room: Path) -> Ask:
-    """Run a program of tests/room in the room's Python and return what it answers."""
-
-    @cache
-    def run(program: str, *words: object, path: tuple[Path, ...] = ()) -> Any:
-        env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
-        env |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
-        command = [str(room), "-s", "-m", f"tests.room.{program}", *map(str, words)]
-        return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
-
-    return run
 
 
 @pytest.fixture(scope="session")

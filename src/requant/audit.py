@@ -16,17 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from requant.apart import apart
 from requant.attestation import hardware_of
 from requant.challenge import Challenge
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
-from requant.crew import Crew, Local, Setting, passed
+from requant.crew import REPORT, Crew, Local, Setting, passed
 from requant.digest import sha256_file
-from requant.errors import CheckpointError, RecipeError, UsageError
+from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
 from requant.progress import Progress, Tell
-from requant.retuned import Audit, Judgement, Retuned, apart, checkpoint_digest, judge, settle
+from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge, settle
 
 GLANCE = 0.1
 """Seconds between two looks at the rooms."""
@@ -144,7 +145,7 @@ def _tune(
                     crew.give(number, boundary)
                     given.add(number)
                 for number, answer in crew.take():
-                    found[number] = audited.judged(number, answer, _hardware(chain.folder))
+                    found[number] = audited.judged(number, answer, _same_hardware(chain.folder, answer))
                     shutil.rmtree(answer)
                     left.discard(number)
                     tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen), found[number].line()))
@@ -158,9 +159,22 @@ def _tune(
 
 
 def _hardware(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "room.json").read_text())
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text())
     hardware: dict[str, Any] = report["hardware"]
     return hardware
+
+
+def _same_hardware(chain: Path, answer: Path) -> dict[str, Any]:
+    """Return the hardware class of both; an audit speaks of one, so another one is a BuildError, and no verdict."""
+    expected, found = _hardware(chain), _hardware(answer)
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            raise BuildError(
+                f"a block was tuned on another hardware class than its inputs were made on: {key} is "
+                f"{found.get(key)!r}, here {expected.get(key)!r}",
+                "Audit on machines of one class.",
+            )
+    return expected
 
 
 class _Audited:

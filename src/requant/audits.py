@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from requant.apart import Apart
 from requant.attestation import in_toto
 from requant.challenge import MAX_TEXT, Challenge, is_text
 from requant.digest import read_whole, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe
-from requant.retuned import Apart, Audit, Judgement, Retuned
+from requant.retuned import Audit, Judgement, Retuned
 
 FOLDER = "audits"
 SUFFIX = ".intoto.jsonl"
@@ -86,8 +87,7 @@ def read_audit(path: Path) -> Audit:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise ValueError(f"{found.st_size:,} bytes, expected at most {MAX_BYTES:,}")
+        _small(found.st_size)
         data = read_whole(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
@@ -101,6 +101,7 @@ def read_audit(path: Path) -> Audit:
 
 def _parse(path: Path, data: bytes) -> Audit:
     try:
+        _small(len(data))
         value = strict_json(data)
         subjects, predicate = value["subject"], value["predicate"]
         audit = Audit(
@@ -129,6 +130,11 @@ def _parse(path: Path, data: bytes) -> Audit:
     return audit
 
 
+def _small(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, expected at most {MAX_BYTES:,}")
+
+
 def _confirm(audit: Audit) -> None:
     """Raise ValueError for what no audit can have found."""
     indices = [each.index for each in audit.blocks]
@@ -141,8 +147,8 @@ def _confirm(audit: Audit) -> None:
             raise ValueError(f"{each.block}: identical, and different from what was published")
     if not audit.files:
         raise ValueError("no subject")
-    if party(audit.auditor) != audit.auditor:
-        raise ValueError(f"auditor: found {audit.auditor!r}, expected {party(audit.auditor)!r}")
+    if " ".join(audit.auditor.split()) != audit.auditor:
+        raise ValueError(f"auditor: found {reprlib.repr(audit.auditor)}, expected single spaces, and none around it")
     if audit.challenge and not 1 <= audit.challenge.drawn <= audit.count:
         raise ValueError(f"{audit.challenge.drawn} drawn of {audit.count} blocks")
     if not _TIME.fullmatch(audit.finished):

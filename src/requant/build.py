@@ -45,7 +45,6 @@ class Built:
     manifest: Manifest
     verdict: Verdict
     taints: tuple[str, ...]
-    runner: str
     seconds: dict[str, float]
 
 
@@ -158,7 +157,7 @@ def build(
             shutil.rmtree(out)
         (work / "checkpoint").rename(out)
         shutil.rmtree(work / SPOOL)
-    return Built(out, manifest, compare(recipe, twin, out), taints, chosen.why, seconds)
+    return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
 
 
 def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None = None) -> Verdict:

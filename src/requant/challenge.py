@@ -53,5 +53,6 @@ def odds(blocks: int, drawn: int, bad: int) -> float:
     """
     if not (0 <= drawn <= blocks and 0 <= bad <= blocks):
         raise ValueError(f"{drawn} drawn and {bad} bad of {blocks}")
-    total = math.comb(blocks, drawn)
-    return (total - math.comb(blocks - bad, drawn)) / total
+    fewer, more = sorted((drawn, bad))  # either way round it is the same, and with the fewer it is soon done
+    total = math.comb(blocks, fewer)
+    return (total - math.comb(blocks - more, fewer)) / total

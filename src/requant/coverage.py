@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from requant.attestation import hardware_of
 from requant.audits import read_audits
-from requant.build import recorded
+from requant.build import RECORDED, recorded
 from requant.challenge import draw
 from requant.digest import canonical_json, sha256, sha256_file
-from requant.errors import CheckpointError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.recipe import Recipe
@@ -47,9 +47,14 @@ class Covered:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What all audits of one recorded build say of its blocks; `stale` names what was not counted, and why."""
+    """What all audits of one recorded build say of its blocks; `stale` names what was not counted, and why.
+
+    `own` is the hardware class of the build itself, empty where nothing is recorded; `hardware` spells out those of
+    the audits.
+    """
 
     build: str
+    own: str
     blocks: tuple[Covered, ...]
     counted: tuple[str, ...]
     stale: Mapping[str, str]
@@ -69,52 +74,60 @@ class Coverage:
 
     def as_json(self) -> dict[str, Any]:
         """Return the coverage as `--json` prints it."""
-        return asdict(self)
+        value = asdict(self)
+        for each, block in zip(value["blocks"], self.blocks, strict=True):
+            each["parties"] = block.parties
+        return value
 
 
 def coverage(recipe: Recipe, twin: str | None) -> Coverage:
     """Merge the audits of what is recorded for a recipe, or for its twin of a size.
 
-    Raises CheckpointError where nothing is recorded, or a file in `audits/` is no audit.
+    Raises CheckpointError where a record cannot be read, or a file in `audits/` is no audit.
     """
-    journal_path = recorded(recipe, twin, "journal.jsonl")
-    if not journal_path.exists():
-        raise CheckpointError(f"{journal_path}: nothing is recorded that could have been audited")
+    build = f"{recipe.name}, twin {twin}" if twin else recipe.name
+    found = {file: audit for file, audit in read_audits(recipe).items() if audit.twin == twin}
+    records = [recorded(recipe, twin, name) for name in RECORDED]
+    if absent := [path for path in records if not path.exists()]:
+        return Coverage(build, "", (), (), dict.fromkeys(found, f"nothing is recorded: no {absent[0]}"), {})
+    manifest_path, journal_path, statement_path = records
+    own = _label(hardware_of(statement_path))
     journal = read_journal(journal_path)
     expected = {
         "recipe": journal.header.recipe,
         "environment": journal.header.environment,
         "base": journal.header.base,
-        "checkpoint": checkpoint_digest(read_manifest(recorded(recipe, twin, "manifest.json"))),
+        "checkpoint": checkpoint_digest(read_manifest(manifest_path)),
         "journal": sha256_file(journal_path),
     }
     names = tuple(each.block for each in journal.blocks)
-    audits, stale = {}, {}
-    for file, audit in read_audits(recipe).items():
-        if audit.twin != twin:
-            continue
-        if reason := _stale(audit, expected, names):
-            stale[file] = reason
-        else:
-            audits[file] = audit
-    classes = {_label(audit.hardware): audit.hardware for audit in audits.values()}
-    build = f"{recipe.name}, twin {twin}" if twin else recipe.name
-    return Coverage(build, tuple(_covered(name, audits) for name in names), tuple(audits), stale, classes)
+    stale = {file: reason for file, audit in found.items() if (reason := _stale(audit, expected, names, own))}
+    audits = {file: audit for file, audit in found.items() if file not in stale}
+    hardware = {_label(audit.hardware): audit.hardware for audit in audits.values()}
+    return Coverage(build, own, tuple(_covered(name, audits) for name in names), tuple(audits), stale, hardware)
 
 
-def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...]) -> str:
+def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...], own: str) -> str:
     """Return why an audit is not one of the recorded build; nothing where it is."""
     other = [key for key, digest in expected.items() if getattr(audit, key) != digest]
-    if audit.journal is None:  # it compared tensors alone
-        other.remove("journal")
+    if audit.journal is None:
+        other.remove("journal")  # without one, tensors alone were compared
     if other:
         return f"another {', '.join(other)} than the recorded one"
     if audit.count != len(names) or any(names[each.index] != each.block for each in audit.blocks):
         return "its blocks are not those of the recorded journal"
     drawn = draw(names, audit.challenge) if audit.challenge else None
-    if drawn and drawn != tuple(each.block for each in audit.blocks):
+    if drawn and not _as_drawn(audit, {*drawn}):
         return f"its text draws other blocks: {', '.join(drawn)}"
+    if audit.first_divergence and _label(audit.hardware) != own:
+        return f"it calls {audit.first_divergence} different on another hardware class than the build's, {own}"
     return ""
+
+
+def _as_drawn(audit: Audit, drawn: set[str]) -> bool:
+    """Whether all drawn blocks were audited, and others only where something came to light on the way to them."""
+    identical = {each.block for each in audit.blocks if each.judgement is Judgement.IDENTICAL}
+    return drawn <= {each.block for each in audit.blocks} and identical <= drawn
 
 
 def _covered(name: str, audits: Mapping[str, Audit]) -> Covered:

@@ -18,6 +18,9 @@ from requant.rooms import choose
 from requant.runner import Room, Running
 from requant.workplace import furnish
 
+REPORT = "room.json"
+"""What a room says of itself: its hardware class, among others."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -69,6 +72,8 @@ class Crew(Protocol):
     def take(self) -> Iterator[tuple[int, Path]]:
         """Yield what has been tuned by now: a block's number and the folder of its answer, the caller's from now on.
 
+        The answer is a block's record and what it was packed to, and beside them what the room said of itself.
+
         Raises BuildError where a block cannot be tuned.
         """
 
@@ -110,6 +115,7 @@ class Local:
             if answer.exists():
                 del self._jobs[number]
                 shutil.rmtree(room.folder / "jobs" / answer.name)
+                shutil.copyfile(room.folder / REPORT, answer / REPORT)
                 yield number, answer
             elif not alive:
                 room.confirm()

@@ -109,12 +109,22 @@ def dockerfile(lockfiles: Path, name: str) -> str:
     return _TEXT.format(
         name=name,
         base=base,
-        devices=_NVIDIA if base.nvidia else "",
+        devices=_NVIDIA.format(cuda=_cuda(lock)) if base.nvidia else "",
         built=_built(intent, lock, package) if package else _NOTHING_BUILT,
         python=lock.python,
         pip=f"/wheelhouse/pip-{pip.version}-py3-none-any.whl",
         pip_sha256=pip.sha256,
     )
+
+
+def _cuda(lock: Lock) -> str:
+    """Return the CUDA release that the lock's packages are built for: `12.4`."""
+    found = [pin.version for pin in lock.pins if re.fullmatch("nvidia-cuda-runtime(-cu[0-9]+)?", pin.name)]
+    if len(found) != 1:
+        raise LockError(
+            f"{lock.name}.txt: expected one nvidia-cuda-runtime, found {found}: {BASES} says it is NVIDIA's"
+        )
+    return ".".join(found[0].split(".")[:2])
 
 
 def _built(intent: Intent, lock: Lock, package: str) -> str:
@@ -133,8 +143,9 @@ def _built(intent: Intent, lock: Lock, package: str) -> str:
 
 
 _NVIDIA = """\
-# What NVIDIA's container runtime is to put in: every device it is given, and no graphics.
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# What NVIDIA's container runtime is to put in: every device it is given, and no graphics. A driver that is too old for
+# the lock's CUDA is refused.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility NVIDIA_REQUIRE_CUDA="cuda>={cuda}"
 """
 
 _NOTHING_BUILT = """\

@@ -115,7 +115,7 @@ def parse_intent(file: Path, data: bytes) -> Intent:
         if not asked:
             continue
         if "--hash" in asked:
-            given.append(_pin(file, number, asked, ""))
+            given.append(parse_pin(file, number, asked, ""))
             name = given[-1].name
         elif match := _WISH.fullmatch(asked):
             wishes.append(asked)
@@ -143,7 +143,7 @@ def parse_lock(file: Path, data: bytes, intent: Intent) -> Lock:
         found = lines[number - 1] if number <= len(lines) else "the end of the file"
         if found != expected:
             raise LockError(f"{file}, line {number}: found {found!r}, expected {expected!r}", ADVICE)
-    pins = [_pin(file, number, line, ADVICE) for number, line in enumerate(lines[len(header) :], len(header) + 1)]
+    pins = [parse_pin(file, number, line, ADVICE) for number, line in enumerate(lines[len(header) :], len(header) + 1)]
     for pin, following in pairwise(pins):
         if pin.name == following.name:
             raise LockError(f"{file}: {pin.name} stands twice", ADVICE)
@@ -198,7 +198,8 @@ def _directives(file: Path, lines: list[str]) -> dict[str, str]:
     return found
 
 
-def _pin(file: Path, number: int, line: str, advice: str) -> Pin:
+def parse_pin(file: Path, number: int, line: str, advice: str) -> Pin:
+    """Parse one line of a lock, or one given artifact of an `.in`. Raises LockError, which says what it lacks."""
     if match := _PIN.fullmatch(line):
         return Pin(match[1], match[2], match[3])
     hashes = line.count("--hash=")

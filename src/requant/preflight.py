@@ -1,12 +1,14 @@
 """What a full build needs, checked before anything long starts: device, memory, disk, downloads."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from requant.base_config import base_config
 from requant.errors import NotAvailableError
 from requant.fetch import missing
+from requant.inventory import PACKED, main_tensors
 from requant.pins import Pins
 from requant.programs import accelerators
 from requant.recipe import Recipe
@@ -31,13 +33,34 @@ class Cost:
         )
 
 
-def cost(recipe: Recipe, downloads: Iterable[tuple[Pins, Path, list[str]]], out: Path) -> Cost:
+def cost(recipe: Recipe, downloads: Sequence[tuple[Pins, Path, list[str]]], out: Path) -> Cost:
     """Return what a build would take; each of `downloads` is what to fetch, whereto, and which files of it."""
-    downloads = tuple(downloads)
-    download = sum(missing(pins, folder, wanted=wanted).bytes for pins, folder, wanted in downloads)
-    base = sum(file.bytes or 0 for pins, _, _ in downloads for file in pins.files.values())
-    disk = download + base  # the raw and the finished checkpoint together are smaller than the base
-    return Cost(download, disk, recipe.hardware.hours, tuple(_lacking(recipe, disk, out)))
+    places = [(folder, missing(pins, folder, wanted=wanted).bytes) for pins, folder, wanted in downloads]
+    download = sum(size for _, size in places)
+    written = stored(pins for pins, _, _ in downloads) + spool_bytes(recipe)
+    return Cost(download, download + written, recipe.hardware.hours, tuple(_lacking(recipe, [*places, (out, written)])))
+
+
+def stored(pins: Iterable[Pins]) -> int:
+    """Return the bytes of all that is pinned, as far as sizes are known.
+
+    What a build writes takes no more: the raw and the finished checkpoint together are smaller than the base.
+    """
+    return sum(file.bytes or 0 for each in pins for file in each.files.values())
+
+
+def spool_bytes(recipe: Recipe) -> int:
+    """Return what a full build keeps on disk to go on with: every tuned block, and two boundaries between blocks.
+
+    A boundary is two streams [samples, tokens, hidden] in the precision of the tuning.
+    """
+    config = base_config(recipe)
+    effort = recipe.effort(twin=False)
+    tensors = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
+    packed = sum(spec.nbytes for name, spec in tensors.items() if name.endswith(PACKED))
+    width = {"bfloat16": 2, "float32": 4}[effort.precision]
+    hidden: int = config["text_config"]["hidden_size"]
+    return packed + 2 * 2 * effort.samples * effort.sequence_length * hidden * width
 
 
 def require(found: Cost) -> None:
@@ -49,7 +72,7 @@ def require(found: Cost) -> None:
         )
 
 
-def _lacking(recipe: Recipe, disk: int, out: Path) -> list[str]:
+def _lacking(recipe: Recipe, places: Iterable[tuple[Path, int]]) -> list[str]:
     hardware = recipe.hardware
     lacking = []
     if hardware.device == "cuda":
@@ -60,9 +83,14 @@ def _lacking(recipe: Recipe, disk: int, out: Path) -> list[str]:
     memory = _memory()
     if memory < hardware.host_memory_gib * GIB:
         lacking.append(f"memory: {hardware.host_memory_gib} GiB; found {memory / GIB:.0f} GiB")
-    place = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
-    if (free := shutil.disk_usage(place).free) < disk:
-        lacking.append(f"disk: {disk / GIB:.0f} GiB under {place}; {free / GIB:.0f} GiB are free")
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, size in places:
+        place = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+        device = place.stat().st_dev  # the cache and the output may lie on one disk, or on two
+        disks[device] = (place, disks.get(device, (place, 0))[1] + size)
+    for place, size in disks.values():
+        if (free := shutil.disk_usage(place).free) < size:
+            lacking.append(f"disk: {size / GIB:.0f} GiB under {place}; {free / GIB:.0f} GiB are free")
     return lacking
 
 

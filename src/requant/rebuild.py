@@ -39,7 +39,14 @@ class Rebuilt:
 
 
 def rebuild(
-    recipe: Recipe, against: Path, *, twin: str | None, out: Path, replace_existing: bool = False, tell: Tell = silent
+    recipe: Recipe,
+    against: Path,
+    *,
+    twin: str | None,
+    out: Path,
+    replace_existing: bool = False,
+    runner: str = "venv",
+    tell: Tell = silent,
 ) -> Rebuilt:
     """Build the recipe into `out`, and hold it against somebody's build of it.
 
@@ -52,7 +59,7 @@ def rebuild(
     record = find(against, twin)
     if record.resolve() == out.resolve():
         raise UsageError(f"{out}: the rebuild would replace what it is compared with", "Name another --out.")
-    built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, tell=tell)
+    built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, runner=runner, tell=tell)
     verdict, divergences = judge(compare(recipe, twin, built.folder, record), built.folder, record)
     return Rebuilt(built, record, verdict, divergences)
 

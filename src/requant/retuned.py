@@ -6,18 +6,14 @@ different one is accused.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
+from requant.apart import Apart
 from requant.challenge import Challenge, odds
-from requant.checkpoint import Tensor
-from requant.difference import numbers, step_counts
 from requant.digest import canonical_json, sha256
 from requant.manifest import Manifest
-from requant.safetensors import ITEM_BYTES
 from requant.verdict import EXIT_STATUS, Outcome
 
 
@@ -25,28 +21,12 @@ class Judgement(StrEnum):
     """What tuning one block again says of it."""
 
     IDENTICAL = "identical"
-    """Every tensor has the published bytes, and with a journal both outputs are the journal's."""
+    """Every tensor has the published bytes, and with a journal losses and outputs are the journal's."""
     DIFFERENT = "different"
     INCONCLUSIVE = "inconclusive"
-    """Other bits, from another hardware class."""
+    """Other bits, from another hardware class or environment."""
     UNJUDGED = "unjudged"
     """Its inputs are not the journal's, or not known to be: a block before it is where to look."""
-
-
-@dataclass(frozen=True)
-class Apart:
-    """How a block's tensors differ, tuned again and published; `first` is the first of them in order of name.
-
-    `codes` packed codes differ by the `steps` (published - tuned again, -15 to 15, to how many), `scales` scales by
-    `ulp` places among all numbers of their type at most. `tensors` counts all that differ, whatever they hold.
-    """
-
-    first: str
-    tensors: int
-    codes: int = 0
-    steps: Mapping[int, int] = field(default_factory=dict)
-    scales: int = 0
-    ulp: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,7 @@ class Retuned:
         """Return what a person reads of this block."""
         text = f"{self.block}: {self.judgement}"
         if self.apart:
-            text += f", {_parts(self.apart)}"
+            text += f", {self.apart}"
         return f"{text}; {self.reason}" if self.reason else text
 
 
@@ -138,8 +118,7 @@ class Audit:
             chance = odds(self.count, self.challenge.drawn, 1)
             lines[-1] += f", drawn from {self.challenge.text!r}: one bad block is found with {chance:.0%}"
         if self.first_divergence:
-            before = "" if self.journal else ", or a block before it that was not audited: there was no journal"
-            lines.append(f"first divergence: {self.first_divergence}{before}; what comes after it is not accused")
+            lines.append(f"first divergence: {self.first_divergence}; what comes after it is not accused")
         elif astray := [each for each in self.blocks if each.judgement is Judgement.UNJUDGED]:
             lines.append(f"next: audit the blocks before {min(astray, key=lambda each: each.index).block}")
         elif self.outcome is Outcome.INCONCLUSIVE:
@@ -157,34 +136,6 @@ def checkpoint_digest(manifest: Manifest) -> str:
         for name, each in manifest.tensors.items()
     }
     return sha256(canonical_json(tensors))
-
-
-def apart(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Apart | None:
-    """Hold a block's tensors, tuned again, against the published ones; None where every byte agrees.
-
-    One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
-    """
-    different: list[str] = []
-    steps = np.zeros(31, np.int64)
-    scales = farthest = 0
-    for name in sorted(tuned.keys() | published.keys()):
-        if name not in tuned or name not in published or tuned[name].spec != published[name].spec:
-            different.append(name)
-            continue
-        ours, theirs, dtype = tuned[name].read(), published[name].read(), published[name].spec.dtype
-        if ours == theirs:
-            continue
-        different.append(name)
-        if name.endswith(".qweight") and dtype == "I32":
-            steps += step_counts(np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4"))[0]
-        elif name.endswith(".scales"):
-            kind = f"<u{ITEM_BYTES[dtype]}"
-            differ, _, ulp, _ = numbers(np.frombuffer(ours, kind), np.frombuffer(theirs, kind), dtype)
-            scales, farthest = scales + differ, max(farthest, int(ulp))
-    if not different:
-        return None
-    counted = {step - 15: int(count) for step, count in enumerate(steps) if count and step != 15}
-    return Apart(different[0], len(different), sum(counted.values()), counted, scales, farthest)
 
 
 def judge(
@@ -213,20 +164,24 @@ def judge(
         where = "a block before it is where to look" if index else "so base, text or model code are not the build's"
         return judged(Judgement.UNJUDGED, f"its inputs are not the journal's: {where}")
     if apart is None:
-        return judged(Judgement.DIFFERENT, "every tensor agrees, but its outputs are not the journal's")
+        return judged(Judgement.DIFFERENT, "every tensor agrees, but its losses or outputs are not the journal's")
     return judged(Judgement.DIFFERENT)
 
 
 def settle(blocks: Sequence[Retuned]) -> tuple[Retuned, ...]:
-    """Take back, without a journal, the judgement on blocks after the first different one: their inputs have changed.
+    """Return what judgements are worth without a journal, where nothing is known of a block's inputs.
 
-    Identical ones stay so. With a journal this is not needed, for then inputs are compared.
+    The first different block is so itself, or one before it is that did not come out identical: its reason says so.
+    Different ones after it become unjudged, for their inputs have changed. Identical ones stay so.
     """
-    first = min((each.index for each in blocks if each.judgement is Judgement.DIFFERENT), default=None)
+    first = min((each.index for each in blocks if each.judgement is Judgement.DIFFERENT), default=-1)
+    before = {each.index for each in blocks if each.judgement is Judgement.IDENTICAL and each.index < first}
 
     def settled(each: Retuned) -> Retuned:
-        if first is None or each.index <= first or each.judgement is not Judgement.DIFFERENT:
+        if each.judgement is not Judgement.DIFFERENT:
             return each
+        if each.index == first:
+            return each if len(before) == first else replace(each, reason="or a block before it: there is no journal")
         reason = "without a journal nothing is known of its inputs, and a block before it is different"
         return replace(each, judgement=Judgement.UNJUDGED, reason=reason)
 
@@ -238,13 +193,3 @@ def _block(each: Retuned) -> dict[str, Any]:
     if each.apart is None:
         return {**value, "apart": None}
     return {**value, "apart": {**vars(each.apart), "steps": {str(k): v for k, v in each.apart.steps.items()}}}
-
-
-def _parts(apart: Apart) -> str:
-    some = f"{apart.tensors} tensors, first {apart.first}"
-    if apart.codes:
-        steps = ", ".join(f"{step:+d}: {count:,}" for step, count in sorted(apart.steps.items()))
-        some += f"; {apart.codes:,} codes, by steps {steps}"
-    if apart.scales:
-        some += f"; {apart.scales:,} scales, by {apart.ulp:,} ULP at most"
-    return some

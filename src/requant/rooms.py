@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.container import Container
-from requant.engine import DIALECTS, Limits, find
+from requant.engine import DIALECTS, Engine, Limits, find
 from requant.environment import read_lock
 from requant.errors import BuildError, NotAvailableError, UsageError
 from requant.here import here
@@ -28,18 +28,17 @@ TWIN = Limits(memory=16, temporary=2, shared=1)
 
 @dataclass(frozen=True)
 class Chosen:
-    """A room, in a line why it is this one, and what of it stands in the attestation: evidence, not identity."""
+    """A room, and what of it stands in the attestation: evidence, not identity."""
 
     room: Room
-    why: str
     evidence: Mapping[str, Any]
 
 
 def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     """Return the room of a recipe, or of its twin, by one of `RUNNERS`; its image or environment is made if need be.
 
-    Raises UsageError for another word, LockError where something is not what the lock says, NotAvailableError or
-    BuildError where what is asked for cannot be had.
+    `tell` hears which it is, and for `auto` why. Raises UsageError for another word, LockError where something is not
+    what the lock says, NotAvailableError or BuildError where what is asked for cannot be had.
     """
     if runner not in RUNNERS:
         raise UsageError(f"--runner {runner}: there are {', '.join(RUNNERS)}")
@@ -47,32 +46,28 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     lock = read_lock(lockfiles, recipe.effort(twin is not None).environment)
     lock_file = lockfiles / f"{lock.name}.txt"
     require_machine(lock_file, lock)
-    why = "asked for"
+    why = ""
     if runner in DIALECTS:
-        return _container(recipe, twin, runner, lockfiles, tell)
+        return _container(recipe, twin, find(runner), lockfiles, tell)
     if runner == "here":
-        return Chosen(here(lock), "the room runs where requant runs: asked for", {"kind": "here"})
+        tell(Progress("room", note="in place"))
+        return Chosen(here(lock), {"kind": "here"})
     if runner == "auto":
         try:
-            return _container(recipe, twin, None, lockfiles, tell)
+            return _container(recipe, twin, find(), lockfiles, tell)
         except (BuildError, NotAvailableError) as error:
-            why = f"no container, because {str(error).splitlines()[0]}"
+            why = f", because a container cannot be had: {str(error).splitlines()[0]}"
+    tell(Progress("room", note=f"a virtual environment{why}"))
     python = virtual_environment(lock_file, lock, lambda stage: tell(Progress(stage)))
-    return Chosen(
-        VirtualEnvironment(python, isolation()), f"the room is a virtual environment: {why}", {"kind": "venv"}
-    )
+    return Chosen(VirtualEnvironment(python, isolation()), {"kind": "venv"})
 
 
-def _container(recipe: Recipe, twin: str | None, kind: str | None, lockfiles: Path, tell: Tell) -> Chosen:
+def _container(recipe: Recipe, twin: str | None, engine: Engine, lockfiles: Path, tell: Tell) -> Chosen:
     effort = recipe.effort(twin is not None)
     limits = TWIN if twin else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
-    engine = find(kind)
     image = ensure_image(lockfiles, effort.environment, engine, tell=tell)
+    tell(Progress("room", note=f"a container of {image.reference}, {engine}"))
     digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
     room = Container(engine, image.reference, digests, limits, effort.device == "cuda", image.taints)
     evidence = {"kind": engine.kind, "version": engine.version, "limits": asdict(limits)}
-    return Chosen(
-        room,
-        f"the room is a container of {image.reference}, {engine}: {'asked for' if kind else 'an engine answers'}",
-        {**evidence, "image": asdict(image.evidence)},
-    )
+    return Chosen(room, {**evidence, "image": asdict(image.evidence)})

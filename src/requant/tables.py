@@ -1,6 +1,7 @@
 """Results as tables that fit a terminal; `cli` prints them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -13,9 +14,12 @@ from requant.errors import UsageError
 from requant.findings import Finding, Severity, fold
 from requant.identify import Fingerprint
 from requant.inspect import Inspection
+from requant.pinned import Pinned
 from requant.plan import Plan
 from requant.repair import Repair
 
+WIDTH = 80
+"""Characters of a pin's source that a person is shown; `--json` has all of them."""
 SUBJECTS = 4
 """Kinds of names that a finding shows; `--json` has every name."""
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -35,6 +39,24 @@ def plan_table(plan: Plan) -> Table:
         indented = f"  {name.partition(', ')[2]}" if ", " in name else name
         table.add_row(indented, f"{size.tensors:,}", parameters, f"{size.bytes:,}")
     return table
+
+
+def pins_text(pins: Iterable[Pinned]) -> Iterator[str]:
+    """Yield a line for each pin, and one for all complete ones of one kind in one file."""
+    for (kind, file, fault), group in groupby(pins, lambda pin: (pin.kind, pin.file, pin.fault)):
+        several = list(group)
+        first, last = several[0], several[-1]
+        where = f"{file}:{first.line}" + (f"-{last.line}" if first.line < last.line else "")
+        names = first.name if len(several) == 1 else f"{len(several)}"
+        sources = {pin.source for pin in several}
+        said = f"; {_short(sources.pop())}" if len(sources) == 1 and first.source else ""
+        held = f", {_short(first.by)}" if len(several) == 1 else ""
+        missing = f" [red]incomplete: {escape(fault)}[/]" if fault else ""
+        yield f"[bold]{escape(where)}[/] {escape(f'{kind}: {names}{held}')}[dim]{escape(said)}[/]{missing}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[:WIDTH]}…"
 
 
 def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
@@ -137,13 +159,19 @@ def claims_table(claims: tuple[Claim, ...]) -> Table:
 
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
-    table = Table("block", "identical by", "in", "different", "open", box=None, pad_edge=False)
+    classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
+    table = Table("identical, by parties", "all", *classes, "different", "open", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for each in covered.blocks:
-        found = "\n".join(f"{hardware}: {', '.join(some)}" for hardware, some in each.identical.items())
+        counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
         different = f"[red]{len(each.different)}[/]" if each.different else ""
-        table.add_row(escape(each.block), f"{each.parties or ''}", escape(found), different, f"{each.open or ''}")
+        table.add_row(escape(each.block), *(str(count or "") for count in counts), different, str(each.open or ""))
     if covered.counted:
         yield table
+    for number, hardware in enumerate(covered.hardware, 1):
+        names = sorted({name for each in covered.blocks for name in each.identical.get(hardware, ())})
+        own = ", the build's own" if hardware == covered.own else ""
+        yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
     for each in covered.blocks:
         for negative in each.different:
             yield f"[red]{escape(f'{negative.auditor}, {negative.hardware}: {negative.what} ({negative.audit})')}[/]"
@@ -151,9 +179,11 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
         yield escape(f"not counted: {file}: {reason}")
     parties = [each.parties for each in covered.blocks]
     some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
-    result = f"[bold red]{negatives} negative results[/]" if negatives else "[bold green]no negative result[/]"
-    audits = f"{len(covered.counted)} audits in {len(covered.hardware)} hardware classes"
-    yield escape(f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; {audits}")
-    yield (
-        result if covered.counted else "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    yield escape(
+        f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; "
+        f"audits: {len(covered.counted)}, hardware classes: {len(covered.hardware)}"
     )
+    if not covered.counted:
+        yield "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    else:
+        yield f"[bold red]negative results: {negatives}[/]" if negatives else "[bold green]no negative result[/]"

@@ -12,10 +12,12 @@ from typing import NoReturn
 
 import typer
 
-from requant.cli import auditing, judging, making, telling  # noqa: F401 (each registers its verbs)
+from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import app
 from requant.errors import NotAvailableError, RequantError
 from requant.terminal import fail
+
+INTERRUPTED = 130
 
 
 def main() -> NoReturn:
@@ -27,14 +29,12 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
         status = app(standalone_mode=False)  # what the verb's typer.Exit carries
+        if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
     except RequantError as error:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        fail(
-            "interrupted",
-            "Nothing is left under the final name; a build that is started again goes on behind its last whole block.",
-            130,
-        )
+        fail("interrupted", "A build that is started again goes on behind its last whole block.", INTERRUPTED)
     except (BrokenPipeError, SystemExit):  # the latter is how click and rich answer a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

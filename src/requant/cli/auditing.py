@@ -9,13 +9,14 @@ import typer
 from rich.markup import escape
 
 from requant import audit as auditing
+from requant import cluster
 from requant import coverage as covering
 from requant import rebuild as rebuilding
 from requant.audits import party, write_audit
-from requant.build import beside
+from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.challenge import Challenge, draw
-from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.cli.options import AsJson, RecipePath, Runner, Size, app
 from requant.crew import prepare
 from requant.inputs import inputs_for
 from requant.installation import cache
@@ -41,16 +42,26 @@ def audit(
     sample: Annotated[int, typer.Option(min=0, help="Draw so many from --seed.")] = 0,
     seed: Annotated[str, typer.Option(help="A text that was public only after the checkpoint was.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="All blocks.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Blocks tuned at a time, one thread each on a CPU.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Blocks tuned at a time, one thread each on a CPU; 1, or what Ray has.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where blocks are tuned: here, or on a ray cluster.")] = "here",
+    address: Annotated[str, typer.Option(help="The Ray cluster, as HOST:PORT; this machine's without.")] = "",
     twin: Annotated[bool, typer.Option("--twin", help="It is a build of the small stand-in.")] = False,
     size: Size = "demo",
+    runner: Runner = "auto",
     auditor: Annotated[str, typer.Option(help="What you call yourself in the audit.")] = "",
     record: Annotated[bool, typer.Option("--record", help="Write the audit to the recipe's audits/.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
+    if engine not in ("here", "ray") or (address and engine != "ray"):
+        raise typer.BadParameter(f"--engine {engine}: there are here and ray, and only ray has an --address")
+    hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
     read = read_recipe(recipe)
     stand_in = size if twin else None
+    if record and not auditor:
+        raise typer.BadParameter("--record needs --auditor: coverage counts parties by what they call themselves")
     name = party(auditor or getpass.getuser())
     recorded = [beside(checkpoint, "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
     known = [journal] if journal else [path for path in recorded if path.exists()]
@@ -59,7 +70,7 @@ def audit(
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as scratch, progress() as tell:
         work = Path(scratch)
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell)
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
         names = setting.names
         challenge = Challenge(seed, sample) if sample else None
         if challenge:
@@ -73,7 +84,7 @@ def audit(
             chosen=chosen,
             challenge=challenge,
             auditor=name,
-            hire=auditing.local(workers),
+            hire=hire,
             work=work,
             tell=tell,
         )
@@ -88,12 +99,16 @@ def audit(
     raise typer.Exit(done.exit_status)
 
 
+MOST = 9999
+"""The greatest number of a block that is read; a model has fewer."""
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Return the numbers that `3,17` or `0-5` means, sorted, each once."""
     found: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or len(part) > 12:
+        if not first.isdecimal() or not (last or first).isdecimal() or len(part) > 9 or int(last or first) > MOST:
             raise typer.BadParameter(f"--blocks {text}: expected numbers as in 3,17 or 0-5")
         found |= {*range(int(first), int(last or first) + 1)}
     if not found:
@@ -109,6 +124,7 @@ def rebuild(
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Rebuild the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
+    runner: Runner = "auto",
     out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,8 +136,9 @@ def rebuild(
             read,
             against or read.path.parent,
             twin=stand_in,
-            out=out_folder or Path("out", f"{read.name}-{size if twin else 'full'}-rebuilt"),
+            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
+            runner=runner,
             tell=tell,
         )
     for taint in rebuilt.built.taints:

@@ -10,13 +10,12 @@ from rich.markup import escape
 from requant import build as building
 from requant import image as imaging
 from requant import lock as locking
-from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.cli.options import AsJson, RecipePath, Runner, Size, app
 from requant.dockerfile import write_dockerfiles
 from requant.engine import find
 from requant.evidence import record as record_image
 from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
-from requant.rooms import RUNNERS
 from requant.terminal import SHOWN, out, print_json, progress, say, show
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
@@ -30,7 +29,7 @@ def build(
     twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
     out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
-    runner: Annotated[str, typer.Option(help=f"Where the room runs: {', '.join(RUNNERS)}. docs/runners.md")] = "auto",
+    runner: Runner = "auto",
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
     ] = False,
@@ -55,7 +54,6 @@ def build(
             tell=tell,
         )
     say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
-    say(escape(built.runner))
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))

@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
+from requant.rooms import RUNNERS
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.")]
+Runner = Annotated[str, typer.Option(help=f"Where the room runs: {', '.join(RUNNERS)}. docs/runners.md")]
 Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
 
 

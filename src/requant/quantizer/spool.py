@@ -57,6 +57,7 @@ class Boundary:
     @classmethod
     def read(cls, folder: Path) -> "Boundary":
         """Read it back. Raises BuildError where it is not what was written."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
@@ -73,7 +74,7 @@ class Boundary:
                 streams[name] = stream
             version, numbers, rest = said["random_state"]
             return cls(streams["full"] or [], streams["quantized"], (version, tuple(numbers), rest))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{folder}: a spooled boundary cannot be read: {error}", FRESH) from None
 
 

@@ -1,0 +1,126 @@
+"""What an audit of all blocks takes, by one worker and by two: `python benchmarks/audit.py [SIZE [ITERATIONS]]`.
+
+The peer is the single-threaded build of the same twin, in the same run. Beside each time stands what the processors
+did: where other programs run too that is the measure to trust, and half of it is what two idle cores need at least.
+Starting (Python, torch, the model) is paid once by a build and once by each room of an audit, so the ratio falls as
+tuning grows; ITERATIONS replaces the twin's few. A room that only replays gives the time of a forward pass.
+"""
+
+import json
+import re
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from requant.audit import audit, local, reference
+from requant.build import beside, build
+from requant.crew import Setting, prepare
+from requant.inputs import twin_inputs
+from requant.progress import silent
+from requant.recipe import read_recipe
+
+RUNS = 3
+WORKERS = (1, 2)
+ROOT = Path(__file__).parent.parent
+
+
+def main(size: str = "demo", iterations: str = "") -> None:
+    """Build the twin of `ec`, audit it, a few times over, and print medians in seconds."""
+    times: dict[str, list[tuple[float, float]]] = {}
+    parts: dict[str, list[float]] = {}
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder), size, iterations, times, parts)
+    print(f"twin {size}, {iterations or 'its own'} iterations, medians of {RUNS} runs\n")
+    print("| | seconds | of the build | processor seconds | of the build |\n|---|---|---|---|---|")
+    peer = [statistics.median(each) for each in zip(*times["build"], strict=True)]
+    for name, each in times.items():
+        wall, used = map(statistics.median, zip(*each, strict=True))
+        print(f"| {name} | {wall:.1f} | {wall / peer[0]:.2f} | {used:.1f} | {used / peer[1]:.2f} |")
+    print("\n| part | seconds |\n|---|---|")
+    for name, seconds in parts.items():
+        print(f"| {name} | {statistics.median(seconds):.3f} |")
+
+
+def run(
+    folder: Path, size: str, iterations: str, times: dict[str, list[tuple[float, float]]], parts: dict[str, list[float]]
+) -> None:
+    """Build and audit once, and add what was measured."""
+    recipe = read_recipe(asked_for(folder, iterations))
+    out = folder / "out"
+    times.setdefault("build", []).append(measured(lambda: build(recipe, twin=size, out=out)))
+    setting = prepare(recipe, size, twin_inputs(size, folder / "inputs", silent), silent)
+    for workers in WORKERS:
+        times.setdefault(f"audit, workers: {workers}", []).append(measured(lambda: audited(out, setting, workers)))  # noqa: B023
+    statement = json.loads(beside(out, "intoto.jsonl").read_text())
+    built = statement["predicate"]["runDetails"]["byproducts"][-1]["annotations"]["seconds"]
+    tuning = [float(seconds) for seconds in built["tuning"]]
+    replayed = replay(out, setting, folder / "replay")
+    for name, seconds in (
+        ("starting a room", float(built["preparing"])),
+        ("tuning all blocks", sum(tuning)),
+        ("listening: hashes, journal, spool", float(built["listening"])),
+        ("tuning a block", statistics.median(tuning)),
+        ("a forward pass of all samples through a block, at most", replayed / (2 * len(tuning) - 2)),
+    ):
+        parts.setdefault(name, []).append(seconds)
+
+
+def asked_for(folder: Path, iterations: str) -> Path:
+    """Copy what `builds/ec` asks for into `folder`, with another number of iterations for its twin."""
+    shutil.copytree(ROOT / "lockfiles", folder / "lockfiles")
+    path = folder / "builds" / "ec" / "recipe.toml"
+    path.parent.mkdir(parents=True)
+    head, name, twin = (ROOT / "builds" / "ec" / "recipe.toml").read_text().partition("[twin]")
+    path.write_text(
+        head + name + (re.sub("iterations = .*", f"iterations = {iterations}", twin) if iterations else twin)
+    )
+    return path
+
+
+def audited(out: Path, setting: Setting, workers: int) -> None:
+    """Audit all blocks."""
+    done = audit(
+        out,
+        setting,
+        reference(beside(out, "journal.jsonl")),
+        chosen=tuple(range(len(setting.names))),
+        challenge=None,
+        auditor="benchmark",
+        hire=local(workers),
+        work=out.with_name("work"),
+    )
+    assert done.exit_status == 0, done.text()
+
+
+def replay(out: Path, setting: Setting, folder: Path) -> float:
+    """Return the seconds that a room takes from the first block to the last, with both streams, tuning none."""
+    last = len(setting.names) - 1
+    with setting.start(folder, {"task": "replay", "checkpoint": str(out), "blocks": [last], "waiting": 1}, out) as room:
+        while room.wait(0.2):
+            pass
+        room.confirm()
+    seconds = json.loads((folder / "room.json").read_text())["seconds"]
+    return float(seconds["total"]) - float(seconds["preparing"])
+
+
+def measured(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds that `work` took, and the processor seconds of this process and of all it waited for."""
+    begun, used = time.monotonic(), processor()
+    work()
+    return time.monotonic() - begun, processor() - used
+
+
+def processor() -> float:
+    """Return the processor seconds of this process and of its ended children until now."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in both)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

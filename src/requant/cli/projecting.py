@@ -1,0 +1,96 @@
+"""The verbs about the project itself: what it pins, what newer pins would bring, how its builds run elsewhere."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from requant.cli.options import AsJson, RecipePath, app
+from requant.pinned import find_pins
+from requant.recipe import read_recipe
+from requant.render import KUBERNETES, SLURM
+from requant.render import render as rendered
+from requant.tables import pins_text
+from requant.terminal import out, print_json, say
+from requant.update import Update, update_images, update_locks
+
+Write = Annotated[bool, typer.Option("--write", help="Write it; without, only say what would change.")]
+Locks = Annotated[Path, typer.Option("--folder", help="Where the locks and images.toml are.")]
+
+update = typer.Typer(no_args_is_help=True, help="Say what newer locks or base images would bring; write with --write.")
+app.add_typer(update, name="update")
+
+
+@app.command()
+def pins(
+    project: Annotated[Path, typer.Argument(help="The project's folder.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Find every pin: what holds it, where it stands, who said so, and whether it is complete."""
+    found = find_pins(project)
+    incomplete = [pin for pin in found if pin.fault]
+    if as_json:
+        print_json({"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete)})
+    else:
+        for line in pins_text(found):
+            out.print(line)
+        out.print(f"{len(found)} pins, {len(incomplete)} incomplete")
+    raise typer.Exit(1 if incomplete else 0)
+
+
+@app.command()
+def render(
+    recipe: RecipePath,
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="Only the Kubernetes Job, job.yaml.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Only the Slurm script, job.slurm.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the files are what would be written.")
+    ] = False,
+) -> None:
+    """Write beside a recipe how its full build runs on a cluster: docs/clusters.md."""
+    chosen = [name for name, asked in ((KUBERNETES, kubernetes), (SLURM, slurm)) if asked] or [KUBERNETES, SLURM]
+    texts = {path: text for path, text in rendered(read_recipe(recipe)).items() if path.name in chosen}
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()]
+    for path in stale:
+        if not check:
+            path.write_bytes(texts[path].encode())
+        out.print(escape(f"{path}: {'not what would be written' if check else 'written'}"))
+    raise typer.Exit(1 if check and stale else 0)
+
+
+@update.command("locks")
+def _locks(
+    cutoff: Annotated[str, typer.Option(help="Take what was published before: 2026-06-01T00:00:00Z.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Environments; all of them without a name.")] = None,
+    folder: Locks = Path("lockfiles"),
+    write: Write = False,
+    as_json: AsJson = False,
+) -> None:
+    """Resolve the locks as of a later instant, package by package: old version, new version."""
+    chosen = names or sorted(path.stem for path in folder.glob("*.in"))
+    _tell(update_locks(folder, chosen, cutoff), write, as_json)
+
+
+@update.command("images")
+def _images(folder: Locks = Path("lockfiles"), write: Write = False, as_json: AsJson = False) -> None:
+    """Ask a registry, through docker, what the tag of each base image names now."""
+    _tell(update_images(folder), write, as_json)
+
+
+def _tell(found: Update, write: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"changes": [asdict(change) for change in found.changes], "files": sorted(map(str, found.texts))})
+    else:
+        for each in found.changes:
+            out.print(escape(f"{each.file}: {each.name}: {each.before or 'not there'} -> {each.after or 'gone'}"))
+        out.print(f"{len(found.changes)} changes")
+    if write:
+        found.write()
+        say(f"wrote {escape(', '.join(sorted(map(str, found.texts)))) or 'nothing'}")
+        if found.texts:
+            say(
+                "What was recorded in these environments is stale; CONTRIBUTING.md says what to record and render anew."
+            )
+    raise typer.Exit(1 if found.changes and not write else 0)

@@ -1,0 +1,71 @@
+"""Audits that nobody made: one to change by hand, and any that could be written."""
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from requant.apart import Apart
+from requant.audits import party
+from requant.challenge import Challenge
+from requant.retuned import Audit, Judgement, Retuned
+
+HARDWARE = {"accelerator": "cpu", "caps": {"MKL_CBWR": "COMPATIBLE"}, "model": "Xeon (6/207)", "mig": False, "cores": 2}
+AUDIT = Audit(
+    recipe="01" * 32,
+    twin="mini",
+    environment="02" * 32,
+    base="03" * 32,
+    journal="04" * 32,
+    checkpoint="05" * 32,
+    files={"model.safetensors": "06" * 32, "config.json": "07" * 32},
+    hardware=HARDWARE,
+    challenge=None,
+    count=4,
+    blocks=(
+        Retuned("layers.0", 0, Judgement.IDENTICAL),
+        Retuned("layers.2", 2, Judgement.DIFFERENT, "", Apart("layers.2.q.qweight", 2, 3, {-1: 1, 2: 2}, 1, 7)),
+    ),
+    auditor="Ada",
+    finished="2026-11-21T22:00:00Z",
+    requant="0.1.0",
+)
+
+text = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=6)
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+whole = st.integers(0, 2**53 - 1)
+leaves = st.none() | st.booleans() | whole | text | st.just("")
+hardware = st.dictionaries(text, leaves | st.lists(leaves, max_size=2) | st.dictionaries(text, leaves), min_size=1)
+steps = st.dictionaries(st.integers(-15, 15).filter(bool), st.integers(1, 9))
+
+
+@st.composite
+def aparts(draw: st.DrawFn) -> Apart:
+    counted = draw(steps)
+    return Apart(draw(text), draw(whole), sum(counted.values()), counted, draw(whole), draw(whole))
+
+
+@st.composite
+def audits(draw: st.DrawFn) -> Audit:
+    """Any audit that could be written."""
+    indices = sorted(draw(st.sets(st.integers(0, 50), min_size=1, max_size=5)))
+    count = indices[-1] + 1 + draw(st.integers(0, 3))
+    blocks = []
+    for index in indices:
+        judgement = draw(st.sampled_from(Judgement))
+        apart = None if judgement is Judgement.IDENTICAL else draw(st.none() | aparts())
+        blocks.append(Retuned(f"{draw(text)}.{index}", index, judgement, draw(st.just("") | text), apart))
+    values: dict[str, Any] = {key: draw(digests) for key in ("recipe", "environment", "base", "checkpoint")}
+    return replace(
+        AUDIT,
+        **values,
+        twin=draw(st.none() | text),
+        journal=draw(st.none() | digests),
+        files=draw(st.dictionaries(text, digests, min_size=1)),
+        hardware=draw(hardware),
+        challenge=draw(st.none() | st.builds(Challenge, text, st.integers(1, count))),
+        count=count,
+        blocks=tuple(blocks),
+        auditor=party(draw(text)),
+        requant=draw(text),
+    )

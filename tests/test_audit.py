@@ -1,0 +1,245 @@
+"""Any block is tuned again to the same bits; a changed one is found, named, and no other is accused of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.conftest import ROOT
+from tests.test_build import project
+
+from requant import audit as auditing
+from requant import programs
+from requant.build import Built, beside
+from requant.check import check
+from requant.checkpoint import open_checkpoint
+from requant.cli.auditing import numbers
+from requant.crew import Setting, prepare
+from requant.errors import BuildError, CheckpointError, NotAvailableError, RecipeError, RequantError, UsageError
+from requant.inputs import twin_given, twin_inputs
+from requant.recipe import read_recipe
+from requant.retuned import Audit, Judgement
+from requant.safetensors import read_header
+from requant.source import open_source
+from requant.verdict import Outcome
+
+pytestmark = pytest.mark.room
+LAYER = "model.language_model.layers."
+Judged = Callable[..., Audit]
+
+
+@pytest.fixture(scope="session")
+def setting(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setting]:
+    folder = tmp_path_factory.mktemp("audited")
+    inputs = twin_inputs("mini", folder, lambda _: None)
+
+    def of(name: str) -> Setting:
+        return prepare(read_recipe(ROOT / "builds" / name), "mini", inputs, lambda _: None)
+
+    return of
+
+
+@pytest.fixture
+def judged(setting: Callable[[str], Setting], tmp_path: Path) -> Judged:
+    """Audit a checkpoint of the mini twin."""
+
+    def run(name: str, folder: Path, *blocks: int, journal: Path | None, workers: int = 1) -> Audit:
+        return auditing.audit(
+            folder,
+            setting(name),
+            auditing.reference(journal) if journal else auditing.Reference(None, None),
+            chosen=blocks,
+            challenge=None,
+            auditor="tests",
+            hire=auditing.local(workers),
+            work=tmp_path / "work",
+        )
+
+    return run
+
+
+def judgements(audit: Audit) -> dict[int, str]:
+    return {each.index: str(each.judgement) for each in audit.blocks}
+
+
+@pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
+def test_all_blocks_are_identical(name: str, built: Callable[[str], Built], judged: Judged, tmp_path: Path) -> None:
+    folder = built(name).folder
+    audit = judged(name, folder, 0, 1, 2, 3, journal=beside(folder, "journal.jsonl"), workers=2)
+    assert judgements(audit) == dict.fromkeys(range(4), "identical")
+    assert audit.outcome is Outcome.IDENTICAL
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def altered(
+    built: Callable[[str], Built], setting: Callable[[str], Setting], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A build of `ec` in which one code of block 2 is one step off, within what tuning can reach."""
+    copy = tmp_path_factory.mktemp("altered") / "ec"
+    shutil.copytree(built("ec").folder, copy)
+    name = f"{LAYER}2.mlp.shared_expert.down_proj.qweight"
+    stretch = next(tensors[name][1] for path in copy.glob("*.safetensors") if name in (tensors := read_header(path)[0]))
+    for at in range(0, 400, 4):
+        data = stretch.path.read_bytes()
+        word = int.from_bytes(data[stretch.start + at : stretch.start + at + 4], "little")
+        if word & 15 < 14:
+            with stretch.path.open("r+b") as file:
+                file.seek(stretch.start + at)
+                file.write((word + 1).to_bytes(4, "little"))
+            with open_source(str(copy)) as ours, open_source(str(setting("ec").inputs.base)) as base:
+                if check(ours, base, recipe=setting("ec").recipe, twin=True).clean:
+                    return copy
+            stretch.path.write_bytes(data)
+    pytest.fail("no code of the first hundred can be changed within reach")
+
+
+def test_a_code_within_reach_is_caught_and_its_successor_not_blamed(
+    altered: Path, built: Callable[[str], Built], judged: Judged
+) -> None:
+    audit = judged("ec", altered, 1, 2, 3, journal=beside(built("ec").folder, "journal.jsonl"))
+    assert judgements(audit) == {1: "identical", 2: "different", 3: "unjudged"}
+    assert audit.first_divergence == f"{LAYER}2"
+    apart = audit.blocks[1].apart
+    assert apart is not None
+    assert (apart.first, apart.tensors, apart.codes, apart.steps) == (
+        f"{LAYER}2.mlp.shared_expert.down_proj.qweight",
+        1,
+        1,
+        {1: 1},
+    )
+
+
+def test_without_tuning_it_the_changed_block_is_named(
+    altered: Path, built: Callable[[str], Built], judged: Judged
+) -> None:
+    """Its published codes do not give the journal's outputs: that needs forward passes only."""
+    audit = judged("ec", altered, 3, journal=beside(built("ec").folder, "journal.jsonl"))
+    assert judgements(audit) == {2: "different", 3: "unjudged"}
+    assert audit.first_divergence == f"{LAYER}2"
+
+
+def test_without_a_journal_what_follows_is_not_accused(altered: Path, judged: Judged) -> None:
+    """Nor is the changed block itself, as long as nobody says on what hardware it was tuned."""
+    audit = judged("ec", altered, 1, 2, 3, journal=None)
+    assert judgements(audit)[1] == "identical"
+    assert audit.blocks[1].apart is not None
+    assert set(judgements(audit).values()) == {"identical", "inconclusive"}
+
+
+def test_another_hardware_class_is_inconclusive_where_bits_differ(
+    altered: Path, built: Callable[[str], Built], judged: Judged, tmp_path: Path
+) -> None:
+    folder = built("ec").folder
+    for name in ("journal.jsonl", "intoto.jsonl"):
+        text = beside(folder, name).read_text()
+        (tmp_path / f"ec.{name}").write_text(text.replace("COMPATIBLE", "AVX2"))
+    found = judged("ec", altered, 0, 2, journal=tmp_path / "ec.journal.jsonl")
+    assert judgements(found) == {0: "identical", 2: "inconclusive"}
+    assert "caps" in found.blocks[1].reason
+
+
+def test_elsewhere_the_bits_are_the_same(built: Callable[[str], Built], tmp_path: Path) -> None:
+    """Another host, user, network namespace, folder, time zone, locale, umask, and two threads offered."""
+    elsewhere = ["unshare", "--map-root-user", "--uts", "--net", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    elsewhere += ["unshare", "--map-user=1234", "--map-group=1234"]
+    try:
+        programs.run([*elsewhere, "true"])
+    except (BuildError, NotAvailableError) as error:
+        pytest.skip(f"this kernel grants no namespaces: {error}")
+    command = [
+        *elsewhere,
+        sys.executable,
+        "-m",
+        "requant",
+        "audit",
+        str(built("ec").folder),
+        "--twin",
+        "--size",
+        "mini",
+    ]
+    command += ["--runner", "venv", "--recipe", str(ROOT / "builds" / "ec"), "--json"]
+    command += ["--sample", "2", "--seed", "a public text"]
+    place = tmp_path / "an other folder"
+    place.mkdir()
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "TZ": "Pacific/Kiritimati", "LC_ALL": "C"}
+    env |= {"OMP_NUM_THREADS": "2", "LOGNAME": "somebody"}
+    done = subprocess.run(command, cwd=place, env=env, umask=0o077, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["outcome"] == "identical"
+    assert said["challenge"] == {"text": "a public text", "drawn": 2}
+    assert len(said["blocks"]) == 2
+
+
+def test_what_cannot_be_audited_is_refused(
+    built: Callable[[str], Built], setting: Callable[[str], Setting], judged: Judged, tmp_path: Path
+) -> None:
+    folder = built("ec").folder
+    journal = beside(folder, "journal.jsonl")
+    refusals: list[tuple[type[RequantError], str, Callable[[], Any]]] = [
+        (UsageError, "blocks 0 to 3", lambda: judged("ec", folder, 4, journal=journal)),
+        (UsageError, "blocks 0 to 3", lambda: judged("ec", folder, journal=journal)),
+        (CheckpointError, "another recipe", lambda: judged("intel", folder, 0, journal=journal)),
+        (CheckpointError, "the recipe means", lambda: judged("gb10", folder, 0, journal=None)),
+        (CheckpointError, "no such folder", lambda: judged("ec", tmp_path / "none", 0, journal=None)),
+    ]
+    for kind, says, attempt in refusals:
+        with pytest.raises(kind, match=says):
+            attempt()
+    patient = read_recipe(project(tmp_path / "patient", patience=("patience = -1", "patience = 3")))
+    with pytest.raises(RecipeError, match="only a rebuild"):
+        auditing.audit(
+            folder,
+            prepare(patient, "mini", setting("ec").inputs, lambda _: None),
+            auditing.Reference(None, None),
+            chosen=(0,),
+            challenge=None,
+            auditor="tests",
+            hire=auditing.local(1),
+            work=tmp_path / "work",
+        )
+    with pytest.raises(CheckpointError, match="is not the twin mini's"):
+        twin_given("mini", folder, tmp_path / "given")
+    given = twin_given("mini", setting("ec").inputs.base, tmp_path / "given again")
+    assert given.base_digest == setting("ec").inputs.base_digest
+
+
+def test_a_room_that_cannot_tune_says_so(
+    built: Callable[[str], Built], judged: Judged, setting: Callable[[str], Setting], tmp_path: Path
+) -> None:
+    """Scales that are not finite reach the room, which computes no loss from them, and nobody is accused."""
+    copy = tmp_path / "spoilt"
+    shutil.copytree(built("ec").folder, copy)
+    name = f"{LAYER}0.mlp.shared_expert.down_proj.scales"
+    stretch = next(tensors[name][1] for path in copy.glob("*.safetensors") if name in (tensors := read_header(path)[0]))
+    with stretch.path.open("r+b") as file:
+        file.seek(stretch.start)
+        file.write(np.full((stretch.stop - stretch.start) // 2, np.nan, "<f2").tobytes())
+    assert open_checkpoint(copy).tensors[name]
+    with pytest.raises(BuildError, match="loss"):
+        judged("ec", copy, 1, journal=None)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "meant"), [("3,17", (3, 17)), ("0-3", (0, 1, 2, 3)), ("2, 1,1", (1, 2))])
+def test_numbers(text: str, meant: tuple[int, ...]) -> None:
+    assert numbers(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1-", "1--2", "1-x", "9999999999999"])
+def test_other_numbers_are_refused(text: str) -> None:
+    if text == "1-":
+        assert numbers(text) == (1,)
+        return
+    with pytest.raises(Exception, match="blocks"):
+        numbers(text)
+
+
+def test_judgements_are_words() -> None:
+    assert [str(each) for each in Judgement] == ["identical", "different", "inconclusive", "unjudged"]

@@ -1,0 +1,262 @@
+"""An audit is read back as it was written; what a stranger sends is read strictly, or refused in words."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cases.audits import AUDIT, audits
+from tests.checkpoints import on_a_disk, on_disk
+from tests.conftest import ROOT
+
+from requant.apart import Apart
+from requant.audits import FOLDER, MAX_BYTES, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
+from requant.audits import write_audit as write
+from requant.challenge import MAX_TEXT, Challenge
+from requant.digest import canonical_json, sha256
+from requant.errors import CheckpointError, UsageError
+from requant.recipe import Recipe, read_recipe
+from requant.retuned import Audit, Judgement, Retuned
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return replace(read_recipe(ROOT / "builds" / "ec"), path=tmp_path / "recipe.toml")
+
+
+def read(data: bytes) -> Audit:
+    """Read bytes under the name that they should have."""
+    with on_disk({f"{sha256(data)}{SUFFIX}": data}) as folder:
+        return read_audit(next(folder.iterdir()))
+
+
+@on_a_disk
+@given(audit=audits())
+def test_what_is_written_is_read_back(audit: Audit) -> None:
+    data = statement(audit)
+    assert read(data) == audit
+    assert statement(read(data)) == data
+
+
+def test_an_audit_stands_in_the_recipes_folder_under_its_digest(recipe: Recipe) -> None:
+    assert read_audits(recipe) == {}
+    paths = [write(recipe, each) for each in (AUDIT, replace(AUDIT, auditor="Grace"), AUDIT)]
+    assert paths[0] == paths[2] != paths[1]
+    assert paths[0].parent == recipe.path.parent / FOLDER
+    assert paths[0].name == f"{sha256(paths[0].read_bytes())}{SUFFIX}"
+    assert sorted(each.auditor for each in read_audits(recipe).values()) == ["Ada", "Grace"]
+    assert {each.name for each in paths[0].parent.iterdir()} == read_audits(recipe).keys()
+
+
+def test_a_statement_has_what_in_toto_requires() -> None:
+    value = json.loads(statement(AUDIT))
+    assert value.keys() == {"_type", "subject", "predicateType", "predicate"}
+    assert (value["_type"], value["predicateType"]) == ("https://in-toto.io/Statement/v1", PREDICATE_TYPE)
+    assert value["subject"] == [
+        {"name": "config.json", "digest": {"sha256": "07" * 32}},
+        {"name": "model.safetensors", "digest": {"sha256": "06" * 32}},
+    ]
+    page = (ROOT / "docs" / "audit.md").read_text()
+    listed = re.findall(r"^\| (`[^|]*`) \|", page.partition("has exactly these keys:")[2], re.M)
+    assert {key for row in listed for key in re.findall(r"`([a-z_]+)`", row)} == value["predicate"].keys()
+    assert (value["predicate"]["outcome"], value["predicate"]["first_divergence"]) == ("different", "layers.2")
+
+
+def test_what_could_not_be_read_back_is_not_written(recipe: Recipe) -> None:
+    for spoilt in (replace(AUDIT, auditor=""), replace(AUDIT, blocks=()), replace(AUDIT, files={})):
+        with pytest.raises(CheckpointError, match="this audit: not an audit"):
+            write(recipe, spoilt)
+    many = tuple(Retuned(f"layers.{i}", i, Judgement.UNJUDGED, "r" * MAX_TEXT) for i in range(4000))
+    with pytest.raises(CheckpointError, match="bytes, expected at most"):
+        write(recipe, replace(AUDIT, blocks=many, count=4000))
+    assert not (recipe.path.parent / FOLDER).exists()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\x00", "\ud800", "x" * (MAX_TEXT + 1)])
+def test_a_name_that_cannot_be_recorded_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--auditor"):
+        party(name)
+
+
+def test_names_have_one_form() -> None:
+    assert party("  Ada\t of\nLondon ") == party("Ada of London") == "Ada of London"
+
+
+def spoilt(edit: Callable[[Any], object]) -> bytes:
+    """The statement of AUDIT, edited, in canonical form."""
+    value = json.loads(statement(AUDIT))
+    edit(value)
+    return canonical_json(value) + b"\n"
+
+
+def predicate(**changes: Any) -> bytes:
+    return spoilt(lambda value: value["predicate"].update(changes))
+
+
+def block(**changes: Any) -> bytes:
+    """The audit whose second block, which is different, says something else."""
+    return spoilt(lambda value: value["predicate"]["blocks"][1].update(changes))
+
+
+def parts(**changes: Any) -> bytes:
+    return spoilt(lambda value: value["predicate"]["blocks"][1]["apart"].update(changes))
+
+
+def test_the_audit_that_is_spoilt_below_is_one() -> None:
+    assert read(predicate()) == read(block()) == read(parts()) == AUDIT
+
+
+GOOD = statement(AUDIT)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "not an audit"),
+        (b"[]\n", "not an audit"),
+        (b"null\n", "not an audit"),
+        (b'"text"\n', "not an audit"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff\n", "utf-8"),
+        (GOOD[:-1], "not in the one form"),
+        (GOOD + b"\n", "not in the one form"),
+        (GOOD.replace(b":", b": ", 1), "not in the one form"),
+        (GOOD.replace(b'"twin":"mini"', b'"twin":"mini","twin":"mini"'), "the key 'twin' stands twice"),
+        (GOOD.replace(b'"count":4', b'"count":NaN'), "NaN is not"),
+        (GOOD.replace(b'"count":4', b'"count":4.0'), "found 4.0"),
+        (GOOD.replace(b'"count":4', b'"count":1e999'), "found inf"),
+        (GOOD.replace(b'"count":4', b'"count":' + b"9" * 5000), "not an audit"),
+        (GOOD.replace(b'"Ada"', b'"\\ud800"'), "not an audit"),
+        (spoilt(lambda value: value.pop("subject")), "no 'subject'"),
+        (spoilt(lambda value: value.update(subject=[])), "no subject"),
+        (spoilt(lambda value: value.update(subject={})), "found {}, expected a list"),
+        (spoilt(lambda value: value["subject"].append(value["subject"][0])), "not in the one form"),
+        (spoilt(lambda value: value["subject"].reverse()), "not in the one form"),
+        (spoilt(lambda value: value["subject"][0].update(digest={"sha512": "07" * 32})), "no 'sha256'"),
+        (spoilt(lambda value: value["subject"][0].update(digest={"sha256": "07"})), "found '07'"),
+        (spoilt(lambda value: value.update(predicateType="https://slsa.dev/provenance/v1")), "not in the one form"),
+        (spoilt(lambda value: value.update(_type="other")), "not in the one form"),
+        (spoilt(lambda value: value.update(more=1)), "not in the one form"),
+        (predicate(more=1), "not in the one form"),
+        (predicate(outcome="identical"), "an outcome of its own"),
+        (predicate(first_divergence="layers.0"), "an outcome of its own"),
+        (predicate(recipe="A1" * 32), "expected 64 hexadecimal digits"),
+        (predicate(recipe="01" * 32 + "\n"), "expected 64 hexadecimal digits"),
+        (predicate(journal=""), "expected 64 hexadecimal digits"),
+        (predicate(journal=False), "found False"),
+        (predicate(checkpoint=None), "found None"),
+        (predicate(twin=["mini"]), "found ['mini']"),
+        (predicate(twin=""), "found ''"),
+        (predicate(count=True), "found True"),
+        (predicate(count=-1), "found -1"),
+        (predicate(count=2), "blocks [0, 2] of 2"),
+        (predicate(count=2**53), "found 9007199254740992"),
+        (predicate(auditor=" Ada"), "expected single spaces"),
+        (predicate(auditor=" "), "expected single spaces"),
+        (predicate(auditor="\x1b[2J"), "printable text"),
+        (predicate(auditor="x" * 10**6), "printable text"),
+        (predicate(finished="yesterday"), "expected a time as"),
+        (predicate(finished="2026-11-21T22:00:00Z\n"), "printable text"),
+        (predicate(hardware={}), "an object that says something"),
+        (predicate(hardware="cpu"), "an object that says something"),
+        (predicate(hardware={"gib": 1.5}), "found 1.5"),
+        (predicate(hardware={"a": {"b": {"c": {"d": {}}}}}), "found {}"),
+        (predicate(hardware={"": "x"}), "found ''"),
+        (predicate(challenge={"text": "t"}), "no 'drawn'"),
+        (predicate(challenge={"text": "", "drawn": 2}), "found ''"),
+        (predicate(challenge={"text": "t", "drawn": 0}), "0 drawn of 4"),
+        (predicate(challenge={"text": "t", "drawn": 5}), "5 drawn of 4"),
+        (predicate(challenge={"text": "t", "drawn": 2, "of": 4}), "not in the one form"),
+        (predicate(challenge=4), "not an audit"),
+        (predicate(blocks={}), "expected a list"),
+        (predicate(blocks=[]), "expected some"),
+        (predicate(blocks=[None]), "not an audit"),
+        (block(index=0), "blocks [0, 0] of 4"),
+        (block(index=4), "blocks [0, 4] of 4"),
+        (block(index="2"), "found '2'"),
+        (block(block="layers.0"), "a block stands twice"),
+        (block(judgement="good"), "'good' is not a valid Judgement"),
+        (block(judgement=[]), "found []"),
+        (block(judgement="identical"), "identical, and different"),
+        (block(reason=None), "found None"),
+        (block(seconds=1), "not in the one form"),
+        (block(apart=[]), "not an audit"),
+        (parts(steps=[]), "expected an object"),
+        (parts(steps={"0": 3}), "expected counts of -15 to 15"),
+        (parts(steps={"16": 3}), "expected counts of -15 to 15"),
+        (parts(steps={"1": 0}), "expected counts of -15 to 15"),
+        (parts(steps={"one": 3}), "not an audit"),
+        (parts(steps={"+1": 1, "2": 2}), "not in the one form"),
+        (parts(codes=4), "4 codes, and steps of 3"),
+        (parts(ulp=None), "found None"),
+        (parts(first=""), "found ''"),
+    ],
+)
+def test_a_hostile_audit_is_refused_in_words_that_print(data: bytes, found: str) -> None:
+    with pytest.raises(CheckpointError, match="not an audit") as caught:
+        read(data)
+    assert found in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2500
+
+
+def test_every_key_is_needed() -> None:
+    for key in json.loads(GOOD)["predicate"]:
+        with pytest.raises(CheckpointError, match="not an audit"):
+            read(spoilt(lambda value, key=key: value["predicate"].pop(key)))  # type: ignore[misc]
+
+
+@on_a_disk
+@given(data=st.data())
+def test_a_flipped_bit_is_another_audit_or_none(data: st.DataObject) -> None:
+    changed = bytearray(GOOD)
+    changed[data.draw(st.integers(0, len(GOOD) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        assert read(bytes(changed)) != AUDIT
+    except CheckpointError as error:
+        assert SUFFIX in str(error)
+
+
+def test_an_edited_file_is_not_under_its_name(recipe: Recipe) -> None:
+    path = write(recipe, AUDIT)
+    path.write_bytes(path.read_bytes().replace(b"Ada", b"Bob"))
+    with pytest.raises(CheckpointError, match="its name is not the SHA-256 of its bytes"):
+        read_audits(recipe)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "huge", "absent"])
+def test_what_is_no_regular_small_file_is_not_opened(kind: str, recipe: Recipe, tmp_path: Path) -> None:
+    path = write(recipe, AUDIT)
+    if kind == "link":
+        path.rename(tmp_path / "real")
+        path.symlink_to(tmp_path / "real")
+    elif kind == "huge":
+        os.truncate(path, MAX_BYTES + 1)
+    else:
+        path.unlink()
+        if kind != "absent":
+            (os.mkfifo if kind == "pipe" else os.mkdir)(path)
+    with pytest.raises(CheckpointError, match=r"not a regular file|bytes, expected at most|No such file"):
+        read_audit(path)
+
+
+def test_a_folder_that_is_a_file_is_named(recipe: Recipe) -> None:
+    recipe.beside(FOLDER).write_text("")
+    with pytest.raises(CheckpointError, match=f"{FOLDER}: Not a directory"):
+        read_audits(recipe)
+
+
+def test_the_largest_audit_fits() -> None:
+    """A thousand blocks, all different, in names and reasons longer than any there are."""
+    steps = {step: 2**40 for step in range(-15, 16) if step}
+    each = Retuned("", 0, Judgement.DIFFERENT, "r" * 200, Apart("t" * 200, 2**40, 2**40 * 30, steps, 2**40, 65535))
+    some = tuple(replace(each, block=f"model.language_model.layers.{i}", index=i) for i in range(1000))
+    audit = replace(AUDIT, blocks=some, count=1000, challenge=Challenge("text", 1000))
+    assert len(statement(audit)) < MAX_BYTES
+    assert read(statement(audit)) == audit

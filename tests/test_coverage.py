@@ -1,0 +1,252 @@
+"""Every block is covered by those who reproduced it, in the class where they did; what went against it is shown."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.checkpoints import on_a_disk, on_disk
+from tests.conftest import ROOT
+from tests.test_cli import requant
+
+from requant.apart import Apart
+from requant.attestation import hardware_of
+from requant.audits import write_audit
+from requant.build import RECORDED
+from requant.challenge import Challenge, draw
+from requant.coverage import Coverage, coverage
+from requant.digest import sha256_file
+from requant.errors import CheckpointError
+from requant.journal import read_journal
+from requant.manifest import read_manifest
+from requant.recipe import Recipe, read_recipe
+from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest
+
+EC = ROOT / "builds" / "ec"
+JOURNAL = read_journal(EC / "mini.journal.jsonl")
+NAMES = tuple(each.block for each in JOURNAL.blocks)
+MANIFEST = read_manifest(EC / "mini.manifest.json")
+HARDWARE = hardware_of(EC / "mini.intoto.jsonl")
+GPU = {"accelerator": "NVIDIA H200", "multiprocessors": 132}
+APART = Apart("a.qweight", 1, 1, {1: 1})
+
+
+def blocks(judgements: Mapping[int, str]) -> tuple[Retuned, ...]:
+    return tuple(
+        Retuned(NAMES[index], index, Judgement(each), "", APART if each == "different" else None)
+        for index, each in sorted(judgements.items())
+    )
+
+
+def audit(judgements: Mapping[int, str], **changes: Any) -> Audit:
+    """An audit of the recorded mini twin of ec."""
+    made = Audit(
+        recipe=JOURNAL.header.recipe,
+        twin="mini",
+        environment=JOURNAL.header.environment,
+        base=JOURNAL.header.base,
+        journal=sha256_file(EC / "mini.journal.jsonl"),
+        checkpoint=checkpoint_digest(MANIFEST),
+        files={path: record.sha256 for path, record in MANIFEST.files.items()},
+        hardware=HARDWARE,
+        challenge=None,
+        count=len(NAMES),
+        blocks=blocks(judgements),
+        auditor="Ada",
+        finished="2026-11-21T22:00:00Z",
+        requant="0.1.0",
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """The recipe in a folder of its own, with what is recorded of its mini twin."""
+    return copied(tmp_path)
+
+
+def copied(folder: Path) -> Recipe:
+    for name in ("recipe.toml", *(f"mini.{each}" for each in RECORDED)):
+        shutil.copyfile(EC / name, folder / name)
+    return read_recipe(folder)
+
+
+def covered(recipe: Recipe, *audits: Audit) -> Coverage:
+    for each in audits:
+        write_audit(recipe, each)
+    return coverage(recipe, "mini")
+
+
+def parties(found: Coverage) -> list[int]:
+    return [each.parties for each in found.blocks]
+
+
+def test_without_an_audit_nothing_is_covered(recipe: Recipe) -> None:
+    found = covered(recipe)
+    assert (parties(found), found.negatives, found.exit_status) == ([0, 0, 0, 0], 0, 3)
+
+
+def test_parties_and_classes_are_counted_block_by_block(recipe: Recipe) -> None:
+    found = covered(
+        recipe,
+        audit({0: "identical", 1: "identical"}),
+        audit({1: "identical", 2: "identical"}, finished="2026-11-22T22:00:00Z"),
+        audit({1: "identical"}, auditor="Grace", hardware=GPU),
+        audit({1: "identical"}, auditor="Ada", hardware=GPU),
+        audit({1: "identical"}, auditor="GRACE"),
+    )
+    assert (parties(found), found.negatives, found.exit_status) == ([1, 2, 1, 0], 0, 0)
+    assert [sorted(each.identical.values()) for each in found.blocks] == [
+        [("Ada",)],
+        [("Ada", "GRACE"), ("Ada", "Grace")],
+        [("Ada",)],
+        [],
+    ]
+    assert sorted(found.hardware.values(), key=len) == [GPU, HARDWARE]
+    assert len(found.counted) == 5
+
+
+def test_a_negative_result_counts_beside_positive_ones(recipe: Recipe) -> None:
+    found = covered(
+        recipe,
+        audit({2: "identical"}),
+        audit({2: "different", 3: "unjudged"}, auditor="Grace"),
+        audit({3: "inconclusive"}, hardware=GPU),
+    )
+    assert (parties(found), found.negatives, found.exit_status) == ([0, 0, 1, 0], 1, 1)
+    (negative,) = found.blocks[2].different
+    assert (negative.auditor, negative.what) == ("Grace", blocks({2: "different"})[0].line())
+    assert negative.audit in found.counted
+    assert [each.open for each in found.blocks] == [0, 0, 0, 2]
+
+
+def test_audits_that_settle_nothing_are_no_negative_result(recipe: Recipe) -> None:
+    assert covered(recipe, audit({3: "unjudged"}), audit({2: "inconclusive"})).exit_status == 0
+
+
+def test_an_audit_without_a_journal_counts(recipe: Recipe) -> None:
+    assert parties(covered(recipe, audit({0: "identical"}, journal=None))) == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("judgement", ["identical", "different"])
+@pytest.mark.parametrize("key", ["recipe", "environment", "base", "checkpoint", "journal"])
+def test_an_audit_of_something_else_is_named_and_not_counted(key: str, judgement: str, recipe: Recipe) -> None:
+    changes: dict[str, Any] = {key: "ab" * 32}
+    found = covered(recipe, audit({0: judgement}, **changes))
+    assert (parties(found), found.negatives, found.exit_status, found.counted) == ([0, 0, 0, 0], 0, 3, ())
+    assert list(found.stale.values()) == [f"another {key} than the recorded one"]
+
+
+def test_an_audit_of_other_blocks_is_not_counted(recipe: Recipe) -> None:
+    renamed = audit({0: "identical"}, blocks=(Retuned("layers.7", 0, Judgement.IDENTICAL),))
+    found = covered(recipe, renamed, audit({0: "identical"}, count=5))
+    assert list(found.stale.values()) == ["its blocks are not those of the recorded journal"] * 2
+
+
+def test_other_bits_on_another_hardware_class_are_no_negative_result(recipe: Recipe) -> None:
+    found = covered(recipe, audit({2: "different"}, hardware=GPU))
+    assert (found.negatives, found.exit_status, found.counted) == (0, 3, ())
+    assert next(iter(found.stale.values())).startswith(f"it calls {NAMES[2]} different on another hardware class")
+
+
+def test_a_draw_is_drawn_again(recipe: Recipe) -> None:
+    challenge = Challenge("drand 5000000", 2)
+    drawn = {NAMES.index(name) for name in draw(NAMES, challenge)}
+    others = set(range(4)) - drawn
+    honest, chosen, fewer = (
+        audit(dict.fromkeys(some, "identical"), challenge=challenge, auditor=name)
+        for name, some in (("Ada", drawn), ("Bob", others), ("Eve", {min(drawn)}))
+    )
+    found = covered(recipe, honest, chosen, fewer)
+    assert parties(found) == [int(index in drawn) for index in range(4)]
+    assert len(found.stale) == 2
+    assert all("its text draws other blocks" in reason for reason in found.stale.values())
+
+
+def test_what_comes_to_light_on_the_way_to_a_drawn_block_counts(recipe: Recipe) -> None:
+    challenge = Challenge("drand 5000000", 2)
+    drawn = {NAMES.index(name) for name in draw(NAMES, challenge)}
+    other = min(set(range(4)) - drawn)
+    found = covered(recipe, audit({**dict.fromkeys(drawn, "unjudged"), other: "different"}, challenge=challenge))
+    assert (found.negatives, found.stale) == (1, {})
+    assert found.blocks[other].different
+
+
+def test_audits_of_another_twin_are_another_build_s(recipe: Recipe) -> None:
+    found = covered(recipe, audit({0: "identical"}, twin="demo"), audit({0: "identical"}, twin=None))
+    assert (found.counted, found.stale) == ((), {})
+    for twin in ("demo", None):
+        other = coverage(recipe, twin)
+        assert other.exit_status == 3
+        assert [reason.partition(":")[0] for reason in other.stale.values()] == ["nothing is recorded"]
+
+
+def test_a_spoilt_record_or_audit_is_an_error(recipe: Recipe) -> None:
+    path = write_audit(recipe, audit({0: "identical"}))
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(CheckpointError, match="its name is not"):
+        coverage(recipe, "mini")
+    path.unlink()
+    recipe.beside("mini.journal.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="has no header"):
+        coverage(recipe, "mini")
+
+
+judged = st.dictionaries(st.integers(0, 3), st.sampled_from([*Judgement]), min_size=1)
+
+
+@on_a_disk
+@given(found=st.lists(st.tuples(judged, st.sampled_from(["Ada", "Bob", "Eve"]), st.sampled_from([GPU, HARDWARE]))))
+def test_what_was_found_is_what_is_counted(found: list[tuple[dict[int, str], str, dict[str, Any]]]) -> None:
+    with on_disk({}) as folder:
+        recipe = copied(folder)
+        result = covered(recipe, *(audit(each, auditor=who, hardware=where) for each, who, where in found))
+    distinct = {
+        (tuple(sorted(each.items())), who, where is GPU)
+        for each, who, where in found
+        if where is not GPU or "different" not in each.values()
+    }
+    for index, block in enumerate(result.blocks):
+        by = {who for each, who, _ in distinct if dict(each).get(index) == "identical"}
+        assert block.parties == len(by)
+        assert len(block.different) == sum(dict(each).get(index) == "different" for each, _, _ in distinct)
+    assert result.exit_status == (1 if result.negatives else 0 if distinct else 3)
+
+
+def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
+    command = ("coverage", str(tmp_path), "--twin", "--size", "mini")
+    done = requant(*command)
+    assert done.returncode == 3
+    assert "0 of 4 blocks identical" in done.stdout
+    assert "CONTRIBUTING.md" in done.stdout
+    covered(recipe, audit({0: "identical"}), audit({0: "identical"}, auditor="[Grace]", hardware=GPU))
+    covered(recipe, audit({0: "identical"}, base="ab" * 32))
+    done = requant(*command)
+    assert done.returncode == 0
+    assert f"{tmp_path.name}, twin mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
+    assert "audits: 2, hardware classes: 2" in done.stdout
+    for said in (
+        "]: [Grace]",
+        ": NVIDIA H200 [",
+        "the build's own: ",
+        "no negative result",
+        "another base than the recorded one",
+    ):
+        assert said in done.stdout
+    covered(recipe, audit({1: "different"}, auditor="Eve"))
+    done = requant(*command)
+    assert done.returncode == 1
+    assert "negative results: 1" in done.stdout
+    assert f"Eve, {HARDWARE['model']} [" in done.stdout
+    assert "different, tensors 1, first a.qweight; codes 1, by steps +1: 1" in done.stdout
+    done = requant(*command, "--json")
+    assert done.returncode == 1
+    value = json.loads(done.stdout)
+    assert [len(each["different"]) for each in value["blocks"]] == [0, 1, 0, 0]
+    assert [each["parties"] for each in value["blocks"]] == [2, 0, 0, 0]
+    assert (len(value["counted"]), len(value["stale"])) == (3, 1)

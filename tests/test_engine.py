@@ -1,0 +1,274 @@
+"""What engines answer and refuse, by a stand-in on PATH that says what they said; real ones where they are here."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from requant.engine import CHOSEN, DIALECTS, Engine, Limits, find
+from requant.errors import BuildError, NotAvailableError
+from requant.programs import run
+from requant.refusals import REFUSALS, refusal
+
+LIMITS = Limits(memory=110, temporary=8, shared=4)
+
+DOCKER: dict[str, Any] = {
+    "ServerVersion": "26.1.5+dfsg1",
+    "SecurityOptions": ["name=seccomp,profile=builtin"],
+    "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+    "ClientInfo": {"Plugins": [{"Name": "buildx", "Version": "0.13.1+ds1"}]},
+}
+PODMAN: dict[str, Any] = {"version": {"Version": "4.3.1"}, "host": {"security": {"rootless": False}}}
+
+Pretend = Callable[..., None]
+
+
+@pytest.fixture
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    """Put programs on PATH that answer by their first words, and nothing else; status 125 follows what is an error."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(CHOSEN, raising=False)
+
+    def pretend(program: str, answers: dict[str, Any]) -> None:
+        script = tmp_path / program
+        script.write_text(
+            f"#!{sys.executable}\nimport json, sys\n"
+            f"for words, answer in json.loads({json.dumps(answers)!r}).items():\n"
+            "    if ' '.join(sys.argv[1:]).startswith(words):\n"
+            "        if isinstance(answer, str):\n"
+            "            sys.stderr.write(answer)\n            raise SystemExit(125)\n"
+            "        print(answer.get('text') or json.dumps(answer))\n        raise SystemExit(0)\n"
+            "raise SystemExit('not told: ' + ' '.join(sys.argv))\n"
+        )
+        script.chmod(0o755)
+
+    return pretend
+
+
+def test_docker_is_preferred_and_either_may_be_named(pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend("docker", {"info": DOCKER})
+    pretend("podman", {"info": PODMAN})
+    assert str(find()) == "docker 26.1.5+dfsg1"
+    assert find("podman") == Engine(("podman",), "podman", "4.3.1", rootless=False)
+    monkeypatch.setenv(CHOSEN, "podman")
+    assert find().kind == "podman"
+    assert find("docker").kind == "docker"
+
+
+def test_podman_may_be_called_docker(pretend: Pretend) -> None:
+    pretend("docker", {"info": PODMAN})
+    assert find() == Engine(("docker",), "podman", "4.3.1", rootless=False)
+
+
+def test_where_docker_does_not_answer_podman_may(pretend: Pretend) -> None:
+    pretend("docker", {"info": "Cannot connect to the Docker daemon at unix:///s. Is the docker daemon running?"})
+    with pytest.raises(NotAvailableError, match="docker: the engine does not answer"):
+        find()
+    pretend("podman", {"info": PODMAN})
+    assert find().kind == "podman"
+
+
+def test_no_engine(pretend: Pretend) -> None:
+    with pytest.raises(NotAvailableError, match="docker: no such program") as error:
+        find()
+    assert "--runner venv" in error.value.advice
+
+
+@pytest.mark.parametrize(
+    ("program", "info"),
+    [
+        ("docker", {**DOCKER, "ServerVersion": "19.03.15"}),
+        ("podman", {**PODMAN, "version": {"Version": "3.4.4"}}),
+    ],
+)
+def test_an_engine_too_old(pretend: Pretend, program: str, info: dict[str, Any]) -> None:
+    pretend(program, {"info": info})
+    with pytest.raises(NotAvailableError, match=r"is version (19\.03\.15, expected 20\.10|3\.4\.4, expected 4\.0)"):
+        find()
+
+
+def inspected(version: str, driver: str = "docker") -> dict[str, str]:
+    return {"text": f"Name:   default\nDriver: {driver}\n\nNodes:\nName: default\nBuildKit version: {version}\n"}
+
+
+@pytest.mark.parametrize(
+    ("info", "builder", "outcome"),
+    [
+        ({}, inspected("v0.13.2"), "BuildKit v0.13.2 of docker"),
+        ({}, inspected("v0.0.0+unknown"), "BuildKit v0.0.0"),  # Debian's, and 26 has 0.13
+        ({}, inspected("v0.12.4"), "its BuildKit is v0.12.4, expected 0.13 or newer"),
+        ({"ServerVersion": "25.0.3"}, inspected("v0.0.0+unknown"), "its BuildKit is"),
+        ({"ClientInfo": {"Plugins": []}}, inspected("v0.13.2"), "lacks buildx"),
+        ({"ClientInfo": {"Plugins": None}}, inspected("v0.13.2"), "lacks buildx"),
+        ({"DriverStatus": [["Backing Filesystem", "extfs"]]}, inspected("v0.13.2"), "older image store"),
+        ({"DriverStatus": None}, inspected("v0.13.2", "docker-container"), "BuildKit v0.13.2 of docker"),
+    ],
+)
+def test_a_builder_that_can_fix_times(
+    pretend: Pretend, info: dict[str, Any], builder: dict[str, str], outcome: str
+) -> None:
+    pretend("docker", {"info": DOCKER | info, "buildx inspect": builder})
+    engine = find()
+    try:
+        said = engine.builder()
+    except NotAvailableError as error:
+        assert error.advice
+        said = str(error)
+    assert outcome in said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        # Run here, docker 26.1.5 with client 28.2.2 or podman 4.3.1, but for those whose lines name a source.
+        (
+            "no permission",
+            "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "
+            'Get "http://%2Fvar%2Frun%2Fdocker.sock/v1.50/version": dial unix /var/run/docker.sock: connect: '
+            "permission denied",
+        ),
+        ("not running", "Cannot connect to the Docker daemon at unix:///nope. Is the docker daemon running?"),
+        (
+            "not running",  # docker 29: moby, client/errors.go
+            "failed to connect to the docker API at unix:///var/run/docker.sock; check if the path is correct and if "
+            "the daemon is running: dial unix /var/run/docker.sock: connect: no such file or directory",
+        ),
+        (
+            "driver too old",  # libnvidia-container, nvc_container.c
+            "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0, please update your driver to "
+            "a newer version, or use an earlier cuda container: unknown",
+        ),
+        (
+            "no NVIDIA runtime",
+            'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]]',
+        ),
+        ("no NVIDIA runtime", "Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=all"),
+        (
+            "no NVIDIA runtime",  # libnvidia-container, where the driver is not loaded
+            "nvidia-container-cli: initialization error: nvml error: driver not loaded: unknown",
+        ),
+        (
+            "no NVIDIA runtime",  # the same, where it is not installed
+            "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open shared "
+            "object file: no such file or directory: unknown",
+        ),
+        ("disk full", "write /var/lib/docker/tmp/GetImageBlob1: no space left on device"),
+        (
+            "no buildx",
+            "ERROR: BuildKit is enabled but the buildx component is missing or broken.\n"
+            "       Install the buildx component to build images with BuildKit:",
+        ),
+        ("no export", "ERROR: failed to build: Docker exporter is not supported for the docker driver."),
+        ("not this host's folder", 'invalid mount config for type "bind": bind source path does not exist: /absent'),
+        ("image missing", "docker: Error response from daemon: No such image: x:latest"),
+        ("image missing", "Error: nope:1: image not known"),
+    ],
+)
+def test_what_engines_say_is_understood(pretend: Pretend, name: str, said: str) -> None:
+    known = refusal(said)
+    assert known
+    assert known.name == name
+    pretend("docker", {"info": DOCKER, "load": said})
+    with pytest.raises(NotAvailableError) as error:
+        find().load(Path("image.tar"))
+    assert known.message in str(error.value)
+    assert error.value.advice == known.advice
+
+
+def test_what_is_not_understood_is_repeated(pretend: Pretend) -> None:
+    lost = "the moon is in the wrong phase"
+    pretend("docker", {"info": DOCKER, "load": lost, "image inspect": lost, "rm": lost})
+    engine = find()
+    for ask in (lambda: engine.load(Path("x")), lambda: engine.image("x"), lambda: engine.remove("x")):
+        with pytest.raises(BuildError, match="moon"):
+            ask()
+
+
+def test_every_refusal_has_advice() -> None:
+    assert all(each.message and each.advice for each in REFUSALS)
+    assert len({each.name for each in REFUSALS}) == len(REFUSALS)
+
+
+def words(engine: Engine, gpus: bool = False) -> str:
+    """The command line that starts a room, in one string."""
+    paths = {"writable": [Path("/out")], "readable": [Path("/base")]}
+    return " ".join(engine.run_words("image", "name", **paths, variables={"A": "b c"}, limits=LIMITS, gpus=gpus))
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+def test_how_a_room_is_started(kind: str) -> None:
+    said = words(Engine((kind,), kind, "99", rootless=False))
+    assert said.startswith(f"{kind} run --rm ")
+    for part in (
+        "--pull never",
+        "--network none",
+        "--read-only",
+        "--cap-drop ALL",
+        "--security-opt no-new-privileges",
+        f"--user {os.geteuid()}:{os.getegid()}",
+        "--memory 110g",
+        "--shm-size 4g",
+        "--tmpfs /tmp:rw,exec,size=8g",
+        "--mount type=bind,source=/base,target=/base,readonly",
+        "--mount type=bind,source=/out,target=/out ",
+        "--env A=b c",
+    ):
+        assert part in said
+    assert said.endswith(" image")
+    assert "gpu" not in said
+
+
+@pytest.mark.parametrize(("kind", "gpus"), [("docker", "--gpus all"), ("podman", "--device nvidia.com/gpu=all")])
+def test_how_a_gpu_is_given(kind: str, gpus: str) -> None:
+    assert gpus in words(Engine((kind,), kind, "99", rootless=False), gpus=True)
+
+
+@pytest.mark.parametrize(("kind", "user"), [("docker", "--user 0:0"), ("podman", "--userns keep-id")])
+def test_files_are_the_callers_without_root_too(pretend: Pretend, kind: str, user: str) -> None:
+    security = {"SecurityOptions": ["name=seccomp", "name=rootless"]}
+    info = DOCKER | security if kind == "docker" else {**PODMAN, "host": {"security": {"rootless": True}}}
+    pretend(kind, {"info": info})
+    said = words(find())
+    assert user in said
+    assert f"--user {os.geteuid() or 'none'}:" not in said
+
+
+def test_what_is_writable_stays_so_where_it_is_readable_too() -> None:
+    engine = Engine(("docker",), "docker", "99", rootless=False)
+    paths = {"writable": [Path("/out")], "readable": [Path("/out"), Path("/base"), Path("/base")]}
+    said = engine.run_words("image", "name", **paths, variables={}, limits=LIMITS, gpus=False)
+    assert [word for word in said if word.startswith("type=bind")] == [
+        "type=bind,source=/out,target=/out",
+        "type=bind,source=/base,target=/base,readonly",
+    ]
+
+
+def test_a_real_client_without_its_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not shutil.which("docker"):
+        pytest.skip("no docker client is here")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/socket")
+    with pytest.raises(NotAvailableError, match="docker: the engine does not answer") as error:
+        find("docker")
+    assert "DOCKER_HOST" in error.value.advice
+
+
+@pytest.mark.engine
+def test_a_real_socket_without_the_right(tmp_path: Path) -> None:
+    """As another user, from a process of its own: this one needs its rights again."""
+    from tests.engines import answering
+
+    answering("docker")
+    if os.geteuid() != 0:
+        pytest.skip("only root can try another user")
+    program = (
+        "import os, sys; sys.path[:] = sys.argv[1:]; os.setgroups([]); os.setgid(65534)\n"
+        "from requant.engine import find\nfrom requant.errors import NotAvailableError\nos.setuid(65534)\n"
+        "try: find('docker')\nexcept NotAvailableError as error: print(error)\n"
+    )
+    said = run([sys.executable, "-c", program, *filter(None, sys.path)])
+    assert "this user may not speak to the engine" in said

@@ -1,0 +1,176 @@
+"""A build that was stopped, at any moment and by anything, ends in the bytes of one that was not."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.checkpoints import on_a_disk, on_disk
+from tests.conftest import ROOT
+from tests.test_build import project
+
+from requant.build import Built, beside, build
+from requant.errors import BuildError, CheckpointError, UsageError
+from requant.journal import Block, Header, Loss, Writer, read_journal
+from requant.recipe import read_recipe
+from requant.workplace import JOURNAL, workplace
+
+KILLS = 10
+"""Of each of two builds, which run side by side."""
+
+
+def command(name: str, out: Path) -> list[str]:
+    words = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / name), "--twin", "--size", "mini"]
+    return [*words, "--out", str(out), "--keep-raw", "--runner", "venv"]
+
+
+def tuned(out: Path) -> int:
+    """Return how many blocks a stopped build has."""
+    path = out.with_name(f".{out.name}.unfinished") / JOURNAL
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else -1
+
+
+def killed(name: str, out: Path) -> list[int]:
+    """Build, killed again and again at random moments; return what each stop left of it.
+
+    A moment is so many seconds after the start, or after the next block: both, because a machine may be so slow that
+    the former never comes to a block.
+    """
+    moments = random.Random(name)  # noqa: S311
+    found: list[int] = []
+    while len(found) < KILLS:
+        begun, behind = tuned(out), moments.choice((False, True))
+        process = subprocess.Popen(command(name, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while behind and process.poll() is None and tuned(out) <= begun:
+            time.sleep(0.05)
+        try:
+            assert process.wait(moments.uniform(0, 3 if behind else 10)) == 0
+            shutil.rmtree(out)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            assert not out.exists()
+            found.append(tuned(out))
+    last = subprocess.run(command(name, out), capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    return found
+
+
+@pytest.mark.room
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
+    names = ("ec", "gb10")
+    for name in names:
+        built(name)
+    with ThreadPoolExecutor() as pool:
+        stops = list(pool.map(lambda name: killed(name, tmp_path / name), names))
+    assert all(any(blocks > 0 for blocks in found) for found in stops), "no build was stopped behind a block"
+    for name in names:
+        ours, theirs = tmp_path / name, built(name).folder
+        for end in ("manifest.json", "journal.jsonl"):
+            assert beside(ours, end).read_bytes() == beside(theirs, end).read_bytes()
+        for path in beside(theirs, "raw").iterdir():
+            assert (beside(ours, "raw") / path.name).read_bytes() == path.read_bytes(), path.name
+        assert not ours.with_name(f".{name}.unfinished").exists()
+
+
+@pytest.mark.room
+def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    """An interrupt leaves the blocks; another recipe does not go on with them, a fresh build does not need them."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(command("ec", out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while tuned(out) < 1:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on behind its last whole block" in said
+    assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "out.log"}
+    other = read_recipe(project(tmp_path, iterations=("iterations = 6\n", "iterations = 5\n")))
+    with pytest.raises(BuildError, match="was begun with another recipe") as error:
+        build(other, twin="mini", out=out)
+    assert "--fresh" in error.value.advice
+    assert tuned(out) >= 1
+    assert build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=out).verdict.outcome == "identical"
+
+
+@pytest.mark.room
+def test_a_spool_is_believed_only_where_it_is_what_the_journal_says(
+    ask: Callable[..., dict[str, object]], tmp_path: Path
+) -> None:
+    found = ask("spools", tmp_path)
+    assert found.pop("equal") == [True] * 4
+    assert found.pop("kept") == ["00002"]
+    words = {
+        "a bit of a stream": "quantized.safetensors is not what was written",
+        "a bit of its header": "cannot be read",
+        "another stream": "not what the journal's last block put out",
+        "another random state": "boundary.json is not what was written",
+        "no boundary": "No such file",
+        "no block": "00001.safetensors: cannot be read",
+        "a block cut short": "00001.safetensors: cannot be read",
+        "no json": "cannot be read",
+        **{f"another {name}": name for name in ("recipe", "environment", "base", "calibration", "twin")},
+    }
+    assert found.keys() == words.keys()
+    for harm, says in words.items():
+        assert says in str(found[harm]), harm
+        assert "--fresh" in str(found[harm]), harm
+
+
+def test_a_workplace_is_one_process_s(tmp_path: Path) -> None:
+    with workplace(tmp_path / "out", fresh=False) as work:
+        (work / "scraps").mkdir()
+        with pytest.raises(UsageError, match="another build is making it"), workplace(tmp_path / "out", fresh=True):
+            pass
+        assert (work / "scraps").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_holds_no_block_is_not_left_behind(tmp_path: Path) -> None:
+    for place, left in (("spool", False), ("spool/boundaries/00001", True)):
+        with pytest.raises(KeyError), workplace(tmp_path / "out", fresh=True) as work:
+            (work / place).mkdir(parents=True)
+            (work / "raw").mkdir()
+            raise KeyError
+        assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"] * left
+    with workplace(tmp_path / "out", fresh=False) as work:
+        assert sorted(path.name for path in work.iterdir()) == ["lock", "spool"]
+        shutil.rmtree(work / "spool")
+
+
+HEADER = Header("r", None, "e", "b", "c", 3)
+LINE = Block("block", {}, "s", Loss((0.5).hex(), (0.5).hex(), 0), {}, {})
+
+
+@on_a_disk
+@given(blocks=st.integers(0, 3), cut=st.integers(0, 400))
+def test_a_journal_goes_on_behind_its_last_whole_line(blocks: int, cut: int) -> None:
+    with on_disk({}) as folder:
+        with Writer(folder / "whole", HEADER) as writer:
+            for _ in range(3):
+                writer.append(LINE)
+        data = (folder / "whole").read_bytes()
+        lines = data.splitlines(keepends=True)
+        begun = b"".join(lines[: 1 + blocks]) + (b"".join(lines[1 + blocks :])[:cut] if blocks < 3 else b"")
+        (folder / "cut").write_bytes(begun)
+        writer, found = Writer.reopen(folder / "cut")
+        with writer:
+            for _ in range(3 - len(found.blocks)):
+                writer.append(LINE)
+        assert (folder / "cut").read_bytes() == data
+        assert read_journal(folder / "cut").blocks == (LINE,) * 3
+
+
+def test_a_journal_without_a_header_does_not_go_on(tmp_path: Path) -> None:
+    (tmp_path / "journal").write_bytes(b'{"schema":1')
+    with pytest.raises(CheckpointError, match="no header"):
+        Writer.reopen(tmp_path / "journal")

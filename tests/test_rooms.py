@@ -1,0 +1,194 @@
+"""Which room is taken, and that the bytes are the same in each."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tests.conftest import ROOT
+from tests.engines import left
+
+from requant import here as in_place
+from requant import rooms
+from requant.build import Built, beside, build
+from requant.engine import CHOSEN, Engine
+from requant.environment import read_lock, room_sources
+from requant.errors import LockError, NotAvailableError, UsageError
+from requant.here import here
+from requant.image import Repetition
+from requant.progress import Progress, silent
+from requant.recipe import read_recipe
+from requant.rooms import Chosen, choose
+from requant.runner import VirtualEnvironment
+from requant.verdict import Outcome
+
+EC = read_recipe(ROOT / "builds" / "ec")
+LOCK = read_lock(ROOT / "lockfiles", "cpu")
+
+
+@pytest.fixture
+def no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without container engines, whose virtual environments are made already."""
+    monkeypatch.delenv(CHOSEN, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(rooms, "virtual_environment", lambda *_: Path("python"))
+    monkeypatch.setattr(rooms, "isolation", lambda: ("unshare",))
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_it_is_a_virtual_environment() -> None:
+    told: list[Progress] = []
+    chosen = choose(EC, "mini", "auto", told.append)
+    assert chosen == choose(EC, "mini", "venv", told.append)
+    assert chosen == Chosen(VirtualEnvironment(Path("python"), ("unshare",)), {"kind": "venv"})
+    assert [each.note for each in told] == [
+        "a virtual environment, because a container cannot be had: docker: no such program, so there is no container "
+        "engine to run the room",
+        "a virtual environment",
+    ]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_what_is_asked_for_and_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="--runner cloud: there are auto, docker, podman, venv, here"):
+        choose(EC, "mini", "cloud", silent)
+    with pytest.raises(NotAvailableError, match="podman: no such program"):
+        choose(EC, "mini", "podman", silent)
+    if not (in_place.PLACE / "room").exists():
+        with pytest.raises(NotAvailableError, match="does not run in an environment's image"):
+            choose(EC, "mini", "here", silent)
+
+
+@pytest.mark.parametrize("runner", ["auto", "docker", "venv", "here"])
+def test_another_machines_lock_is_refused_before_anything_is_made(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requant.installation.platform", SimpleNamespace(machine=lambda: "riscv64"))
+    with pytest.raises(NotAvailableError, match="is for x86_64, this machine is riscv64"):
+        choose(EC, "mini", runner, silent)
+
+
+def test_an_engine_does_not_excuse_a_stale_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` falls back where a container cannot be had, not where something is wrong."""
+    monkeypatch.setattr(rooms, "find", lambda: Engine(("docker",), "docker", "99", rootless=False))
+
+    def altered(*_: object, **__: object) -> None:
+        raise LockError("six: not the wheel that the lock states")
+
+    monkeypatch.setattr(rooms, "ensure_image", altered)
+    with pytest.raises(LockError, match="not the wheel"):
+        choose(EC, "mini", "auto", silent)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """What an image has below /opt, without the packages' contents."""
+    (tmp_path / "room" / "bin").mkdir(parents=True)
+    (tmp_path / "room" / "bin" / "python").touch()
+    packages = tmp_path / "room" / "lib" / "python3.11" / "site-packages"
+    for pin in LOCK.pins:
+        (packages / f"{pin.name.replace('-', '_')}-{pin.version}.dist-info").mkdir(parents=True)
+    for name, data in room_sources().items():
+        path = tmp_path / "requant" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path
+
+
+def test_in_place_the_room_is_what_it_must_be(place: Path) -> None:
+    assert here(LOCK, place).python == place / "room" / "bin" / "python"
+
+
+def test_in_place_an_altered_source_is_refused(place: Path) -> None:
+    (place / "requant" / "requant" / "quantizer" / "stray.py").touch()
+    with pytest.raises(LockError, match=r"stray\.py: is not the source"):
+        here(LOCK, place)
+    (place / "requant" / "requant" / "quantizer" / "stray.py").unlink()
+    with (place / "requant" / "requant" / "quantizer" / "tuning.py").open("a") as file:
+        file.write("#")
+    with pytest.raises(LockError, match=r"tuning\.py: is not the source"):
+        here(LOCK, place)
+
+
+def test_in_place_other_packages_are_refused(place: Path) -> None:
+    packages = place / "room" / "lib" / "python3.11" / "site-packages"
+    (six,) = packages.glob("six-*")
+    six.rename(packages / "six-1.0.dist-info")
+    with pytest.raises(LockError, match=r"six is 1\.0, expected 1\.17\.0"):
+        here(LOCK, place)
+    (packages / "six-1.0.dist-info").rename(six)
+    (packages / "stray-1.dist-info").mkdir()
+    with pytest.raises(LockError, match="stray is 1, expected none"):
+        here(LOCK, place)
+    (packages / "stray-1.dist-info").rmdir()
+    six.rmdir()
+    with pytest.raises(LockError, match=r"six is absent, expected 1\.17\.0"):
+        here(LOCK, place)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "links", "flags", "taints"),
+    [
+        ((), ["lo"], os.ST_RDONLY, []),
+        ((), ["lo", "eth0"], os.ST_RDONLY, ["network: eth0"]),
+        (("unshare", "--net"), ["lo", "eth0"], os.ST_RDONLY, []),
+        ((), ["lo"], 0, ["root file system: writable"]),
+    ],
+)
+def test_in_place_what_is_not_shut_in_is_a_taint(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: Sequence[str],
+    links: list[str],
+    flags: int,
+    taints: list[str],
+) -> None:
+    monkeypatch.setattr(in_place, "isolation", lambda: prefix)
+    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(links)))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    assert list(here(LOCK, place).taints) == ["image: nothing outside the room says which one it is", *taints]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("options", "taints"),
+    [
+        (("--network", "none", "--read-only"), set()),
+        (("--network", "none"), {"root file system: writable"}),
+        (("--network", "host", "--read-only"), {"network"}),
+    ],
+)
+def test_in_place_in_the_real_image(
+    twice: Repetition, builder: Engine, options: Sequence[str], taints: set[str]
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from requant.environment import read_lock\n"
+        "from requant.here import here; print(*here(read_lock(Path('/lockfiles'), 'cpu')).taints, sep='\\n')"
+    )
+    words = ["run", "--rm", "--pull", "never", *options, "--env", "PYTHONPATH=/host", "--cap-drop", "ALL"]
+    for source, target in ((ROOT / "src", "/host"), (ROOT / "lockfiles", "/lockfiles")):
+        words += ["--mount", f"type=bind,source={source},target={target},readonly"]
+    words += ["--entrypoint", "/opt/room/bin/python", twice.image.reference, "-s", "-P", "-c", program]
+    image, *others = builder.ask(*words).splitlines()
+    assert image.startswith("image: ")
+    assert {each if each.startswith("root") else each.partition(":")[0] for each in others} == taints
+
+
+@pytest.mark.engine
+@pytest.mark.room
+def test_the_twin_in_its_image_is_the_recorded_one(
+    twice: Repetition, builder: Engine, built: Callable[[str], Built], tmp_path: Path
+) -> None:
+    """Without network, on a read-only root, from another installation of the lock: the same bytes."""
+    inside, outside = build(EC, twin="mini", out=tmp_path / "ec", runner=builder.kind), built("ec")
+    assert inside.verdict.outcome is Outcome.IDENTICAL
+    for name in ("manifest.json", "journal.jsonl"):
+        assert beside(inside.folder, name).read_bytes() == beside(outside.folder, name).read_bytes()
+    assert inside.taints == (*outside.taints, *twice.image.taints)
+    statement = json.loads(beside(inside.folder, "intoto.jsonl").read_text())
+    said = statement["predicate"]["buildDefinition"]["internalParameters"]["runner"]
+    evidence = twice.image.evidence
+    assert (said["kind"], said["version"]) == (builder.kind, builder.version)
+    assert (said["image"]["config"], said["image"]["rootfs"]) == (evidence.config, evidence.rootfs)
+    assert not left(builder)

@@ -1,0 +1,185 @@
+"""What an update would change is told pin by pin, and nothing is written unasked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+from typer.testing import CliRunner
+
+from requant import update
+from requant.cli.options import app
+from requant.dockerfile import dockerfile, read_bases, write_dockerfiles
+from requant.environment import Pin, format_lock, read_intent, read_lock
+from requant.errors import LockError, NotAvailableError, UsageError
+from requant.update import Change, compare_locks, update_images, update_locks
+
+CUTOFF = "2026-06-01T00:00:00Z"
+OLD, NEW = "1" * 64, "2" * 64
+
+
+@pytest.fixture
+def lockfiles(tmp_path: Path) -> Path:
+    """The locks of this project, and its Dockerfiles above them."""
+    folder = shutil.copytree(ROOT / "lockfiles", tmp_path / "lockfiles")
+    write_dockerfiles(folder)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def lock_text(*pins: Pin) -> str:
+    return "# a heading\n" + "".join(f"{pin}\n" for pin in pins)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([Pin("a", "1", OLD)], [Pin("a", "1", OLD)], []),
+        ([Pin("a", "1", OLD)], [Pin("a", "2", NEW)], [("a", "1", "2")]),
+        ([Pin("a", "1", OLD)], [Pin("a", "1", NEW)], [("a", f"1 sha256:{OLD}", f"1 sha256:{NEW}")]),
+        ([Pin("a", "1", OLD)], [Pin("a", "1", OLD), Pin("b", "3", NEW)], [("b", "", "3")]),
+        ([Pin("a", "1", OLD)], [], [("a", "1", "")]),
+    ],
+)
+def test_locks_are_compared_package_by_package(
+    before: list[Pin], after: list[Pin], told: list[tuple[str, str, str]]
+) -> None:
+    changes = compare_locks(Path("x.txt"), lock_text(*before), lock_text(*after))
+    assert changes == tuple(Change("x.txt", *each) for each in told)
+
+
+@pytest.fixture
+def newer_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is resolved, a newer pip is all that an index has."""
+
+    def resolve(folder: Path, name: str) -> str:
+        intent = read_intent(folder, name)
+        assert intent.cutoff == CUTOFF
+        return format_lock(intent, (Pin("pip", "99.0", NEW),))
+
+    monkeypatch.setattr(update, "resolve", resolve)
+
+
+@pytest.mark.usefixtures("newer_pip")
+def test_a_newer_lock_is_shown_and_written_only_when_asked(lockfiles: Path) -> None:
+    before = snapshot(lockfiles.parent)
+    command = ["update", "locks", "build-image", "--folder", str(lockfiles), "--cutoff", CUTOFF]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1
+    assert f"{lockfiles}/build-image.txt: pip: 26.0.1 -> 99.0\n1 changes" in shown.output
+    assert snapshot(lockfiles.parent) == before
+
+    assert CliRunner().invoke(app, [*command, "--write"]).exit_code == 0
+    changed = {file.name for file, data in snapshot(lockfiles.parent).items() if before[file] != data}
+    assert changed == {"build-image.in", "build-image.txt", "Dockerfile.cpu", "Dockerfile.cu124", "Dockerfile.gb10"}
+    lock = read_lock(lockfiles, "build-image")
+    assert (lock.cutoff, [str(pin) for pin in lock.pins]) == (CUTOFF, [f"pip==99.0 --hash=sha256:{NEW}"])
+    asked = (lockfiles / "build-image.in").read_text()
+    assert asked.replace(CUTOFF, "2026-04-24T00:00:00Z").encode() == before[lockfiles / "build-image.in"]
+    for name in read_bases(lockfiles):
+        assert (lockfiles.parent / f"Dockerfile.{name}").read_text() == dockerfile(lockfiles, name)
+    assert CliRunner().invoke(app, command).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "cutoff", ["2026-06-01", "2026-6-1T0:0:0Z", "2026-06-31T00:00:00Z", "2026-06-01T00:00:00", "x"]
+)
+def test_a_cutoff_that_is_none(lockfiles: Path, cutoff: str) -> None:
+    with pytest.raises(UsageError, match="expected an instant"):
+        update_locks(lockfiles, ["build-image"], cutoff)
+
+
+def test_a_cutoff_that_lies_ahead(lockfiles: Path) -> None:
+    with pytest.raises(UsageError, match="lies ahead"):
+        update_locks(lockfiles, ["build-image"], "2099-01-01T00:00:00Z")
+
+
+DOCKER = """\
+#!/usr/bin/env python3
+import json, pathlib, sys
+words = sys.argv[1:]
+assert words[:5] == ["buildx", "imagetools", "inspect", "--format", "{{json .Manifest}}"], words
+answers = json.loads(pathlib.Path(__file__).with_name("answers.json").read_text())
+print(answers[words[5]] if words[5] in answers else sys.exit("no such host"))
+"""
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A docker that answers from a table, for the tags as they are pinned; return the table."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text(DOCKER)
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    machines = {"cpu": "amd64", "cu124": "amd64", "gb10": "arm64"}
+    answers: dict[str, dict[str, object]] = {}
+    for name, base in read_bases(ROOT / "lockfiles").items():
+        image = {"digest": base.digest, "platform": {"os": "linux", "architecture": machines[name]}}
+        attestation = {"digest": f"sha256:{OLD}", "platform": {"os": "unknown", "architecture": "unknown"}}
+        index = answers.setdefault(base.image, {"digest": base.index, "manifests": [attestation]})
+        index["manifests"] = [image, *index["manifests"]]  # type: ignore[misc]
+    # An architecture stands once for each tag.
+    for index in answers.values():
+        unique = {json.dumps(each, sort_keys=True): each for each in index["manifests"]}  # type: ignore[attr-defined]
+        index["manifests"] = list(unique.values())
+    table = folder / "answers.json"
+    table.write_text(json.dumps({image: json.dumps(index) for image, index in answers.items()}))
+    return table
+
+
+def test_images_that_have_not_moved(lockfiles: Path, registry: Path) -> None:
+    found = update_images(lockfiles)
+    assert (found.changes, dict(found.texts)) == ((), {})
+
+
+def test_an_image_that_has_moved_is_shown_and_written_only_when_asked(lockfiles: Path, registry: Path) -> None:
+    old = read_bases(lockfiles)["gb10"]
+    registry.write_text(registry.read_text().replace(old.digest, f"sha256:{NEW}"))
+    before = snapshot(lockfiles.parent)
+    shown = CliRunner().invoke(app, ["update", "images", "--folder", str(lockfiles)])
+    assert shown.exit_code == 1
+    moved = f"{lockfiles}/images.toml: gb10 {old.image} digest: {old.digest} -> sha256:{NEW}"
+    assert shown.output.splitlines() == [moved, "1 changes"]
+    assert snapshot(lockfiles.parent) == before
+
+    assert CliRunner().invoke(app, ["update", "images", "--folder", str(lockfiles), "--write"]).exit_code == 0
+    bases = read_bases(lockfiles)
+    assert bases["gb10"].digest == f"sha256:{NEW}"
+    assert bases["gb10"].index == old.index
+    assert {name: bases[name] for name in ("cpu", "cu124")} == {
+        name: base for name, base in read_bases(ROOT / "lockfiles").items() if name != "gb10"
+    }
+    changed = {file.name for file, data in snapshot(lockfiles.parent).items() if before[file] != data}
+    assert changed == {"images.toml", "Dockerfile.gb10"}
+    assert (lockfiles.parent / "Dockerfile.gb10").read_text() == dockerfile(lockfiles, "gb10")
+
+
+def test_no_registry_answers(lockfiles: Path, registry: Path) -> None:
+    registry.write_text("{}")
+    with pytest.raises(NotAvailableError, match=r"python:3\S+: no registry answers: .*(\n.*)*no such host") as raised:
+        update_images(lockfiles)
+    assert raised.value.exit_status == 8
+
+
+def test_no_docker(lockfiles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotAvailableError, match="docker: no such program"):
+        update_images(lockfiles)
+
+
+@pytest.mark.parametrize("answer", ["", "null", "{}", '{"digest": "sha256:12"}', '{"digest": 5}', "Name: python"])
+def test_an_answer_without_a_digest(lockfiles: Path, registry: Path, answer: str) -> None:
+    registry.write_text(json.dumps(dict.fromkeys(json.loads(registry.read_text()), answer)))
+    with pytest.raises(NotAvailableError, match="holds no digest"):
+        update_images(lockfiles)
+
+
+def test_a_tag_that_names_nothing_for_the_platform(lockfiles: Path, registry: Path) -> None:
+    registry.write_text(registry.read_text().replace("arm64", "riscv64"))
+    with pytest.raises(LockError, match=r"gb10: .* names 0 images for linux/arm64, expected one"):
+        update_images(lockfiles)
