@@ -297,7 +297,6 @@ def test_the_twins_image_adds_what_was_copied_alone(twice: Repetition, builder: 
     for path, data in room_sources().items():
         source = image.entries[f"opt/requant/{path}"]
         assert (source.sha256, source.mode, source.uid) == (sha256(data), 0o644, 0)
-    assert not [path for path in image.entries if path.startswith("opt/room") and path.endswith(".pyc")]
 
 
 def test_the_twins_image_says_what_it_is(twice: Repetition, builder: Engine) -> None:

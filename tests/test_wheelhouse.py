@@ -35,6 +35,10 @@ def test_fetched_once_and_confirmed(folder: Path) -> None:
     assert wheels(file, lock) == found
     assert [path.stat().st_mtime_ns for path in found.values()] == [each.st_mtime_ns for each in before]
     assert list((folder / "cache" / "requant" / "wheels").glob(".*")) == []
+    assert [pin.name for pin in wheels(file, lock, without=("six",))] == ["idna"]
+    lay_out(found, folder / "house")
+    lay_out(found, folder / "house")
+    assert sorted(path.name for path in (folder / "house").iterdir()) == sorted(path.name for path in found.values())
 
 
 def test_an_altered_wheel_is_refused_by_name(folder: Path) -> None:
@@ -63,16 +67,3 @@ def test_another_machines_wheels(folder: Path) -> None:
     ((_, path),) = wheels(folder / "tiny.txt", lock).items()
     assert "cp312" in path.name
     assert "aarch64" in path.name
-
-
-def test_what_is_built_elsewhere_is_not_fetched(folder: Path) -> None:
-    file, lock = tiny(folder)
-    assert [pin.name for pin in wheels(file, lock, without=("six",))] == ["idna"]
-
-
-def test_laid_out(folder: Path) -> None:
-    file, lock = tiny(folder)
-    found = wheels(file, lock)
-    lay_out(found, folder / "house")
-    lay_out(found, folder / "house")
-    assert sorted(path.name for path in (folder / "house").iterdir()) == sorted(path.name for path in found.values())
