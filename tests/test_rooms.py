@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 from tests.conftest import ROOT
-from tests.engines import left
 
 from requant import here as in_place
 from requant import rooms
@@ -191,4 +190,3 @@ def test_the_twin_in_its_image_is_the_recorded_one(
     evidence = twice.image.evidence
     assert (said["kind"], said["version"]) == (builder.kind, builder.version)
     assert (said["image"]["config"], said["image"]["rootfs"]) == (evidence.config, evidence.rootfs)
-    assert not left(builder)
