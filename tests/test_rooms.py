@@ -43,10 +43,10 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
     chosen = choose(EC, "mini", "auto", told.append)
     assert chosen == choose(EC, "mini", "venv", told.append)
     assert chosen == Chosen(VirtualEnvironment(Path("python"), ("unshare",)), {"kind": "venv"})
-    assert [each.note for each in told] == [
-        "a virtual environment, because a container cannot be had: docker: no such program, so there is no container "
-        "engine to run the room",
-        "a virtual environment",
+    assert [each.stage for each in told] == [
+        "room: a virtual environment, because a container cannot be had: docker: no such program, so there "
+        "is no container engine to run the room",
+        "room: a virtual environment",
     ]
 
 
