@@ -100,6 +100,6 @@ def _library(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def left(engine: Engine) -> list[str]:
-    """Return the names of all containers of ours, running or not."""
-    return engine.ask("ps", "--all", "--filter", "name=requant-", "--format", "{{.Names}}").split()
+def left(engine: Engine, folder: Path) -> list[str]:
+    """Return the names of all containers that have this folder mounted, running or not."""
+    return engine.ask("ps", "--all", "--filter", f"volume={folder}", "--format", "{{.Names}}").split()

@@ -42,10 +42,10 @@ def stood_in(engine: Engine) -> Container:
 
 
 @pytest.fixture
-def room(engine: Engine) -> Iterator[Container]:
-    before = set(left(engine))
+def room(engine: Engine, tmp_path: Path) -> Iterator[Container]:
     yield stood_in(engine)
-    assert set(left(engine)) <= before
+    for program in tmp_path.glob("*/program.py"):
+        assert not left(engine, program.parent)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_rooms_run_side_by_side_and_end_when_left(room: Container, furnish: Furn
         rooms = [stack.enter_context(room.start(folder, ())) for folder in folders]
         assert awaited(lambda: all((folder / "here").exists() for folder in folders))
         assert all(each.poll() for each in rooms)
-        assert len(left(room.engine)) >= 2
+        assert all(left(room.engine, folder) for folder in folders)
     assert not any(each.poll() for each in rooms)
 
 
@@ -190,8 +190,8 @@ def test_it_ends_with_its_host(room: Container, furnish: Furnish, signalled: int
     host.send_signal(signalled)
     assert host.wait(20) != 0
     if signalled == signal.SIGKILL:  # nobody waits for the end then, not even for the beginning
-        assert awaited(lambda: not held(folder / "log") and not left(room.engine))
-    assert not left(room.engine)
+        assert awaited(lambda: not held(folder / "log") and not left(room.engine, folder))
+    assert not left(room.engine, folder)
 
 
 def test_it_ends_with_the_engines_client(room: Container, furnish: Furnish) -> None:
@@ -200,7 +200,7 @@ def test_it_ends_with_the_engines_client(room: Container, furnish: Furnish) -> N
     with pytest.raises(BuildError, match="status -9"), room.start(folder, ()) as running:
         assert awaited((folder / "here").exists)
         running._process.kill()
-        assert awaited(lambda: not left(room.engine))
+        assert awaited(lambda: not left(room.engine, folder))
         running.confirm()
 
 
@@ -251,6 +251,7 @@ def test_an_engine_that_does_something_else_is_refused(
     )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    folder = furnish("time.sleep(60)")
     with pytest.raises(BuildError, match=named):
-        replace(stood_in(engine), engine=find(engine.words[0])).start(furnish("time.sleep(60)"), ())
-    assert not left(engine)
+        replace(stood_in(engine), engine=find(engine.words[0])).start(folder, ())
+    assert not left(engine, folder)

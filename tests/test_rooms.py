@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 from tests.conftest import ROOT
-from tests.engines import left
 
 from requant import here as in_place
 from requant import rooms
@@ -44,10 +43,10 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
     chosen = choose(EC, "mini", "auto", told.append)
     assert chosen == choose(EC, "mini", "venv", told.append)
     assert chosen == Chosen(VirtualEnvironment(Path("python"), ("unshare",)), {"kind": "venv"})
-    assert [each.note for each in told] == [
-        "a virtual environment, because a container cannot be had: docker: no such program, so there is no container "
-        "engine to run the room",
-        "a virtual environment",
+    assert [each.stage for each in told] == [
+        "room: a virtual environment, because a container cannot be had: docker: no such program, so there "
+        "is no container engine to run the room",
+        "room: a virtual environment",
     ]
 
 
@@ -191,4 +190,3 @@ def test_the_twin_in_its_image_is_the_recorded_one(
     evidence = twice.image.evidence
     assert (said["kind"], said["version"]) == (builder.kind, builder.version)
     assert (said["image"]["config"], said["image"]["rootfs"]) == (evidence.config, evidence.rootfs)
-    assert not left(builder)

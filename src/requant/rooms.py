@@ -50,14 +50,14 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     if runner in DIALECTS:
         return _container(recipe, twin, find(runner), lockfiles, tell)
     if runner == "here":
-        tell(Progress("room", note="in place"))
+        tell(Progress("room: in place"))
         return Chosen(here(lock), {"kind": "here"})
     if runner == "auto":
         try:
             return _container(recipe, twin, find(), lockfiles, tell)
         except (BuildError, NotAvailableError) as error:
             why = f", because a container cannot be had: {str(error).splitlines()[0]}"
-    tell(Progress("room", note=f"a virtual environment{why}"))
+    tell(Progress(f"room: a virtual environment{why}"))
     python = virtual_environment(lock_file, lock, lambda stage: tell(Progress(stage)))
     return Chosen(VirtualEnvironment(python, isolation()), {"kind": "venv"})
 
@@ -66,7 +66,7 @@ def _container(recipe: Recipe, twin: str | None, engine: Engine, lockfiles: Path
     effort = recipe.effort(twin is not None)
     limits = TWIN if twin else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
     image = ensure_image(lockfiles, effort.environment, engine, tell=tell)
-    tell(Progress("room", note=f"a container of {image.reference}, {engine}"))
+    tell(Progress(f"room: a container of {image.reference}, {engine}"))
     digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
     room = Container(engine, image.reference, digests, limits, effort.device == "cuda", image.taints)
     evidence = {"kind": engine.kind, "version": engine.version, "limits": asdict(limits)}
