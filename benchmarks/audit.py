@@ -3,7 +3,7 @@
 The peer is the single-threaded build of the same twin, in the same run. Beside each time stands what the processors
 did: where other programs run too that is the measure to trust, and half of it is what two idle cores need at least.
 Starting (Python, torch, the model) is paid once by a build and once by each room of an audit, so the ratio falls as
-tuning grows; ITERATIONS replaces the twin's few. A room that only replays gives the time of a forward pass.
+tuning grows; ITERATIONS replaces the twin's few. Two rooms that only replay give the cost of a forward pass.
 """
 
 import json
@@ -42,9 +42,9 @@ def main(size: str = "demo", iterations: str = "") -> None:
     for name, each in times.items():
         wall, used = map(statistics.median, zip(*each, strict=True))
         print(f"| {name} | {wall:.1f} | {wall / peer[0]:.2f} | {used:.1f} | {used / peer[1]:.2f} |")
-    print("\n| part | seconds |\n|---|---|")
-    for name, seconds in parts.items():
-        print(f"| {name} | {statistics.median(seconds):.3f} |")
+    print("\n| part | |\n|---|---|")
+    for name, values in parts.items():
+        print(f"| {name} | {statistics.median(values):.4f} |")
 
 
 def run(
@@ -59,16 +59,17 @@ def run(
         times.setdefault(f"audit, workers: {workers}", []).append(measured(lambda: audited(out, setting, workers)))  # noqa: B023
     statement = json.loads(beside(out, "intoto.jsonl").read_text())
     built = statement["predicate"]["runDetails"]["byproducts"][-1]["annotations"]["seconds"]
-    tuning = [float(seconds) for seconds in built["tuning"]]
-    replayed = replay(out, setting, folder / "replay")
-    for name, seconds in (
-        ("starting a room", float(built["preparing"])),
-        ("tuning all blocks", sum(tuning)),
-        ("listening: hashes, journal, spool", float(built["listening"])),
-        ("tuning a block", statistics.median(tuning)),
-        ("a forward pass of all samples through a block, at most", replayed / (2 * len(tuning) - 2)),
+    blocks = len(setting.names)
+    _, start = measured(lambda: replay(out, setting, folder / "start", 0))
+    _, through = measured(lambda: replay(out, setting, folder / "through", blocks - 1))
+    _, whole = times["build"][-1]
+    for name, value in (
+        ("starting a room, processor seconds", start),
+        ("a forward pass of all samples through a block, processor seconds", (through - start) / (2 * blocks - 2)),
+        ("tuning a block, processor seconds", (whole - start) / blocks),
+        ("listening (hashes, journal, spool) / tuning", float(built["listening"]) / sum(map(float, built["tuning"]))),
     ):
-        parts.setdefault(name, []).append(seconds)
+        parts.setdefault(name, []).append(value)
 
 
 def asked_for(folder: Path, iterations: str) -> Path:
@@ -98,15 +99,12 @@ def audited(out: Path, setting: Setting, workers: int) -> None:
     assert done.exit_status == 0, done.text()
 
 
-def replay(out: Path, setting: Setting, folder: Path) -> float:
-    """Return the seconds that a room takes from the first block to the last, with both streams, tuning none."""
-    last = len(setting.names) - 1
+def replay(out: Path, setting: Setting, folder: Path, last: int) -> None:
+    """Run a room from the first block to where the block `last` would be tuned: two forward passes for each."""
     with setting.start(folder, {"task": "replay", "checkpoint": str(out), "blocks": [last], "waiting": 1}, out) as room:
         while room.wait(0.2):
             pass
         room.confirm()
-    seconds = json.loads((folder / "room.json").read_text())["seconds"]
-    return float(seconds["total"]) - float(seconds["preparing"])
 
 
 def measured(work: Callable[[], object]) -> tuple[float, float]:

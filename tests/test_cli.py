@@ -32,6 +32,8 @@ def test_help_lists_the_verbs() -> None:
         (("verify", "nowhere", "builds/ec/mini.manifest.json"), 6, "no such folder"),
         (("manifest", "nowhere"), 6, "no such folder"),
         (("lock", "--check", "none"), 5, "none.in"),
+        (("audit", "out", "--recipe", "builds/ec", "--engine", "moon"), 2, "here and ray"),
+        (("audit", "out", "--recipe", "builds/ec", "--address", "localhost:6379"), 2, "only ray has an --address"),
     ],
 )
 def test_errors_are_short_and_have_their_status(arguments: tuple[str, ...], status: int, says: str) -> None:

@@ -1,6 +1,5 @@
 """A crew on a real Ray cluster of two nodes, one core each: what is lost is tuned elsewhere, and no verdict changes."""
 
-import functools
 import gc
 import json
 import os
@@ -35,6 +34,7 @@ Nodes = Any
 def nodes() -> Iterator[Nodes]:
     """Two nodes on this machine, as far apart as Ray's own tests have them; nothing is told to anybody outside."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # 15 otherwise: other tests beside it would starve its rooms
     from ray.cluster_utils import Cluster as Local
 
     small = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
@@ -235,20 +235,25 @@ def test_files_of_a_recipe_lie_below_one_folder(setting: Setting, tmp_path: Path
         ("127.0.0.1:9", NotAvailableError, "Connection refused"),
         ("ray://127.0.0.1:10001", UsageError, "expected HOST:PORT"),
         ("somewhere", UsageError, "expected HOST:PORT"),
-        (None, NotAvailableError, "no Ray cluster here"),
     ],
 )
-def test_no_cluster_is_said_soon(
-    address: str | None,
-    error: type[Exception],
-    words: str,
-    setting: Setting,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_address_that_does_not_answer_is_said_soon(
+    address: str, error: type[Exception], words: str, setting: Setting, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))  # this module's own cluster
     with pytest.raises(error, match=words):
         hire(address, None, None)(setting, tmp_path / "crew")
+
+
+def test_without_an_address_and_a_cluster_here_it_is_said_how_to_have_one(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: object, **__: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr("ray.init", nowhere)  # it would find this module's own
+    with pytest.raises(NotAvailableError, match="no Ray cluster here: Could not find any") as error:
+        hire(None, None, None)(setting, tmp_path / "crew")
+    assert "ray start --address" in error.value.advice
 
 
 def test_without_ray_it_is_said_how_to_have_it(
