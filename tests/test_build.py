@@ -149,6 +149,8 @@ def test_without_a_record_nothing_is_claimed(copy: Path) -> None:
 def project(tmp_path: Path, name: str = "ec", **replaced: tuple[str, str]) -> Path:
     """A project of its own with one recipe, changed, and the locks; returns the recipe's folder."""
     shutil.copytree(ROOT / "lockfiles", tmp_path / "lockfiles")
+    for file in ROOT.glob("Dockerfile.*"):
+        shutil.copyfile(file, tmp_path / file.name)
     folder = tmp_path / "builds" / name
     folder.mkdir(parents=True)
     text = (ROOT / "builds" / name / "recipe.toml").read_text()

@@ -34,8 +34,7 @@ Nodes = Any
 def nodes() -> Iterator[Nodes]:
     """Two nodes on this machine, as far apart as Ray's own tests have them; nothing is told to anybody outside."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # 15 otherwise: other tests beside it would starve its rooms.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (as Ray spells it)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's; 15 otherwise, and other tests would starve the rooms)
     from ray.cluster_utils import Cluster as Local
 
     small = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
