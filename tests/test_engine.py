@@ -125,7 +125,7 @@ def test_a_builder_that_can_fix_times(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        # Run here, docker 26.1.5 with client 28.2.2 or podman 4.3.1, but for those whose lines name a source.
+        # Whose words these are, and who has seen them: `refusals.py`.
         (
             "no permission",
             "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "

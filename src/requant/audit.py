@@ -32,6 +32,9 @@ from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge,
 GLANCE = 0.1
 """Seconds between two looks at the rooms."""
 
+WAITING = 2
+"""Boundaries that wait on disk for a free room, at most: 8.6 GB each at full scale."""
+
 Hire = Callable[[Setting, Path], Crew]
 
 
@@ -127,7 +130,7 @@ def _tune(
             "task": "replay",
             "checkpoint": str(audited.folder.resolve()),
             "blocks": sorted(chosen),
-            "waiting": crew.size + 1,
+            "waiting": WAITING,
         }
         with audited.setting.start(work / "replay", task, audited.folder.resolve()) as chain:
             while left:

@@ -1,7 +1,8 @@
 """What container engines say when they refuse, and what a person can do about it.
 
 Engines have no exit status per reason (125 is everything), so that their words are all there is. Each pattern
-names where the words were seen: run here, or read in the source that prints them.
+names where its words are from: an engine that was run (by us, or in the measurements that this project began with),
+or memory, where nobody has seen them yet.
 """
 
 import re
@@ -31,22 +32,21 @@ REFUSALS = (
     ),
     Refusal(
         "not running",
-        # docker 26 and 28, run; docker 29's words: its client's `ErrorConnectionFailed`; podman --remote 4.3, run
+        # docker 26 and 28, run; docker 29's words: memory; podman --remote 4.3, run
         r"cannot connect to the docker daemon|failed to connect to the docker api|unable to connect to podman",
         "the engine does not answer",
         "Start it (systemctl start docker), or point DOCKER_HOST to where it listens.",
     ),
     Refusal(
         "driver too old",
-        # libnvidia-container, `nvc_container.c` and `dsl.c`, which judge the image's NVIDIA_REQUIRE_CUDA
+        # libnvidia-container, which judges the image's NVIDIA_REQUIRE_CUDA: memory
         r"unsatisfied condition|please update your driver",
         "the NVIDIA driver is older than what the image's CUDA needs",
         "Update the driver; `nvidia-smi` says which CUDA it serves, the image's NVIDIA_REQUIRE_CUDA what is asked.",
     ),
     Refusal(
         "no NVIDIA runtime",
-        # docker: moby's `daemon/devices.go`, run; podman: container-device-interface's `cache.go`, run;
-        # the rest: libnvidia-container where no driver is loaded
+        # docker 26, run; podman 4.3, run; the rest, libnvidia-container where no driver is loaded: memory
         r"could not select device driver|unresolvable cdi devices|cdi device injection failed"
         r"|nvidia-container-cli: (initialization|detection) error|libnvidia-ml\.so\S*: cannot open",
         "the engine cannot give a container the GPU",
