@@ -5,7 +5,9 @@ import os
 import sys
 import sysconfig
 import tarfile
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,30 @@ LEFT_OUT = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "site-packag
 def answering(kind: str) -> Engine:
     """Return the engine, or skip the test with the reason; where an engine is required, one of them must be there."""
     try:
-        return find(kind)
+        engine = find(kind)
     except RequantError as error:
         if os.environ.get(REQUIRED) == "1":
             find()
         pytest.skip(str(error))
+    if reason := inability(engine):
+        if os.environ.get(REQUIRED) == "1" and engine == find():
+            pytest.fail(reason)
+        pytest.skip(f"{engine} cannot run a container here: {reason}")
+    return engine
+
+
+@cache
+def inability(engine: Engine) -> str:
+    """Say why an engine that answers runs no container, such as Podman where it may not raise a limit."""
+    with tempfile.TemporaryDirectory() as name:
+        stand_in(engine, Path(name))
+        python = str(Path(sys.executable).resolve())
+        words = ("--rm", "--pull", "never", "--network", "none", "--entrypoint", python, STAND_IN, "-c", "pass")
+        try:
+            run([*engine.words, "run", *words])
+        except RequantError as error:
+            return str(error).splitlines()[-1]
+    return ""
 
 
 def buildable() -> Engine:
