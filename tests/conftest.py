@@ -17,6 +17,15 @@ from requant.image import Repetition, debian_base, repeat_image
 from requant.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
+ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")
+"""Files whose tests share a container engine's store: one process runs them, and begins with them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each file's tests in one process, where several run: what a file shares is made once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("engine" if item.path.stem in ENGINE else item.path.stem))
+    items.sort(key=lambda item: ENGINE.index(item.path.stem) if item.path.stem in ENGINE else len(ENGINE))
 
 
 @pytest.fixture(scope="session")
