@@ -48,11 +48,7 @@ def answering(kind: str) -> Engine:
         if os.environ.get(REQUIRED) == "1":
             find()
         pytest.skip(str(error))
-    if reason := inability(engine):
-        if os.environ.get(REQUIRED) == "1" and engine == find():
-            pytest.fail(reason)
-        pytest.skip(f"{engine} cannot run a container here: {reason}")
-    return engine
+    return _able(engine)
 
 
 @cache
@@ -70,7 +66,7 @@ def inability(engine: Engine) -> str:
 
 
 def buildable() -> Engine:
-    """Return an engine that builds images with fixed times, or skip the test with the reason."""
+    """Return an engine that builds images with fixed times and runs them, or skip the test with the reason."""
     try:
         engine = find()
         engine.builder()
@@ -78,6 +74,14 @@ def buildable() -> Engine:
         if os.environ.get(REQUIRED) == "1":
             raise
         pytest.skip(str(error))
+    return _able(engine)
+
+
+def _able(engine: Engine) -> Engine:
+    if reason := inability(engine):
+        if os.environ.get(REQUIRED) == "1" and engine == find():
+            pytest.fail(reason)
+        pytest.skip(f"{engine} cannot run a container here: {reason}")
     return engine
 
 
