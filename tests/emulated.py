@@ -43,16 +43,18 @@ def small_recipe(folder: Path) -> Path:
 def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
     """Build the twin with the room's Python started by `emulator`; return the lines of its journal."""
     original = installation.virtual_environment
+    started = out.with_suffix(".started")
 
     def emulated(*args: Any) -> Path:
         words = [*emulator, str(original(*args))]
         script = out.with_suffix(".sh")
-        script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        script.write_text(f'#!/bin/sh\n: > {shlex.quote(str(started))}\nexec {shlex.join(words)} "$@"\n')
         script.chmod(0o755)
         return script
 
-    with mock.patch.object(installation, "virtual_environment", emulated):
+    with mock.patch("requant.rooms.virtual_environment", emulated):
         built = build(read_recipe(recipe), twin="mini", out=out)
+    assert started.exists(), "the room was started by other words than these, and nothing was emulated"
     return beside(built.folder, "journal.jsonl").read_text().splitlines()
 
 
