@@ -68,7 +68,7 @@ def tests(session: nox.Session) -> None:
     if not session.posargs:
         check_style(session)
         check_types(session)
-    session.run("pytest", *(session.posargs or ("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder")))
+    session.run("pytest", *(session.posargs or ("--numprocesses=2", "--no-loadscope-reorder")))
 
 
 @nox.session

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.engines import buildable
+from xdist.scheduler import LoadScopeScheduling
 
 from requant import installation, programs
 from requant.build import Built, build
@@ -22,10 +23,21 @@ ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file's tests in one process, where several run: what a file shares is made once."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("engine" if item.path.stem in ENGINE else item.path.stem))
-    items.sort(key=lambda item: ENGINE.index(item.path.stem) if item.path.stem in ENGINE else len(ENGINE))
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: item.path.stem not in ENGINE)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Keep each file's tests in one process: what a file shares is made once."""
+    return ByFile(config, log)
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out files; those that share an engine are one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        stem = Path(nodeid.partition("::")[0]).stem
+        return "engine" if stem in ENGINE else stem
 
 
 @pytest.fixture(scope="session")
