@@ -118,7 +118,10 @@ def test_a_spool_is_believed_only_where_it_is_what_the_journal_says(
         "no block": "00001.safetensors: cannot be read",
         "a block cut short": "00001.safetensors: cannot be read",
         "no json": "cannot be read",
-        **{f"another {name}": name for name in ("recipe", "environment", "base", "calibration", "twin")},
+        **{
+            f"another {name}": name
+            for name in ("recipe", "environment", "base", "calibration", "twin", "hardware class")
+        },
     }
     assert found.keys() == words.keys()
     for harm, says in words.items():
@@ -136,7 +139,7 @@ def test_a_workplace_is_one_process_s(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_block_is_not_left_behind(tmp_path: Path) -> None:
-    for place, left in (("spool", False), ("spool/boundaries/00001", True)):
+    for place, left in (("spool", False), ("spool/blocks/00001.safetensors", True)):
         with pytest.raises(KeyError), workplace(tmp_path / "out", fresh=True) as work:
             (work / place).mkdir(parents=True)
             (work / "raw").mkdir()

@@ -5,6 +5,7 @@ block is given is handed to a crew, which tunes it. Nobody trusts a room: its te
 """
 
 import json
+import reprlib
 import shutil
 import tempfile
 import time
@@ -50,6 +51,12 @@ class Reference:
         """The journal, chain confirmed."""
         return read_journal(self.journal) if self.journal else None
 
+    def confirm(self) -> None:
+        """Raise CheckpointError where one of them cannot be read: before hours of tuning, not after."""
+        _ = self.lines
+        if self.statement:
+            hardware_of(self.statement)
+
     def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
         """Say why other bits would prove nothing here; the empty text where they would."""
         if self.lines and self.lines.header.environment != setting.environment:
@@ -58,13 +65,23 @@ class Reference:
             return "the build's hardware class is not known: it has no statement"
         theirs = hardware_of(self.statement)
         keys = [key for key in sorted(theirs.keys() | hardware.keys()) if theirs.get(key) != hardware.get(key)]
-        return f"another hardware class than the build's: {keys[0]} is {hardware.get(keys[0])!r}" if keys else ""
+        return (
+            f"another hardware class than the build's: {reprlib.repr(keys[0])} is {hardware.get(keys[0])!r}"
+            if keys
+            else ""
+        )
 
 
-def reference(journal: Path) -> Reference:
-    """Return what a journal and the statement beside it say: `x.journal.jsonl`, `x.intoto.jsonl`."""
+def reference(journal: Path | None, *, compared: bool = True) -> Reference:
+    """Return what a journal and the statement beside it say: `x.journal.jsonl`, `x.intoto.jsonl`.
+
+    Where the journal is not to be `compared`, the statement alone: it names the hardware class.
+    """
+    if journal is None:
+        return Reference(None, None)
     statement = journal.with_name(journal.name.replace("journal.jsonl", "intoto.jsonl"))
-    return Reference(journal, statement if statement.exists() and statement != journal else None)
+    beside = statement if statement.exists() and statement != journal else None
+    return Reference(journal if compared else None, beside)
 
 
 def local(size: int) -> Hire:
@@ -141,13 +158,15 @@ def _tune(
                     for each in audited.unjudged(astray, lines[astray], left, hardware):
                         found.setdefault(each.index, each)
                     left = {number for number in left if number < astray}
-                for number in sorted(left - given):
+                for number in sorted(number for number in left - given if number < len(lines)):
                     boundary = chain.folder / "boundaries" / f"{number:05d}"
                     if not crew.free() or not boundary.exists():
                         break
                     crew.give(number, boundary)
                     given.add(number)
                 for number, answer in crew.take():
+                    if number not in left:  # given before it was known that its inputs are not the journal's
+                        continue
                     found[number] = audited.judged(number, answer, _same_hardware(chain.folder, answer))
                     shutil.rmtree(answer)
                     left.discard(number)
@@ -155,6 +174,8 @@ def _tune(
                 tell(Progress("audit", len(found), len(chosen), ""))
                 if not running:
                     chain.confirm()
+                    if not all((chain.folder / "boundaries" / f"{number:05d}").exists() for number in left - given):
+                        raise BuildError("the replaying room has ended before all chosen blocks", "Report this.")
                 time.sleep(GLANCE)
             hardware = _hardware(chain.folder)
     judged = tuple(found[number] for number in sorted(found))
@@ -241,7 +262,9 @@ class _Audited:
         unlike = self.reference.unlike(self.setting, hardware)
         expected = self.lines[number].inputs
         found = []
-        if number and number - 1 not in left and line["inputs"]["full"] == expected["full"]:
+        ours = line["inputs"]
+        other = ours["quantized"] != expected.get("quantized")
+        if number and number - 1 not in left and other and ours["full"] == expected.get("full"):
             judgement = Judgement.INCONCLUSIVE if unlike else Judgement.DIFFERENT
             reason = "its published codes do not give the journal's outputs" + (f"; {unlike}" if unlike else "")
             found.append(Retuned(self.names[number - 1], number - 1, judgement, reason))
@@ -256,19 +279,21 @@ class _Audited:
         """Compare a block's tensors, tuned again, with the published ones, and its record with the journal's."""
         name = self.names[number]
         record = json.loads((answer / "block.json").read_text())
-        outputs_agree = None
+        inputs_agree = outputs_agree = None
         if self.lines:
             line = self.lines[number]
-            outputs_agree = record["outputs"] == line.outputs and record["loss"] == vars(line.loss)
+            inputs_agree = record["inputs"] == line.inputs and record["random_state"] == line.random_state
+            ours = record["outputs"], record["loss"], record["tensors"]
+            outputs_agree = ours == (line.outputs, vars(line.loss), line.tensors)
         packed = _packed(answer)
         mine = [each for each in self.specs if each.startswith(f"{name}.")]
         tuned = {each: packed[each] if each.endswith(PACKED) else self.base.tensors[each] for each in mine}
         return judge(
             name,
             number,
-            inputs_agree=True if self.lines else None,
+            inputs_agree=inputs_agree,
             outputs_agree=outputs_agree,
-            apart=apart(tuned, {each: self.published[each] for each in mine}),
+            apart=apart(tuned, {each: self.published[each] for each in self.published if each.startswith(f"{name}.")}),
             unlike=self.reference.unlike(self.setting, hardware),
         )
 

@@ -31,7 +31,7 @@ from requant.runner import run_room
 from requant.twin import SIZES
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
-from requant.workplace import JOURNAL, SPOOL, furnish, workplace
+from requant.workplace import JOURNAL, SPOOL, furnish, kept, workplace
 
 RECORDED = ("manifest.json", "journal.jsonl", "intoto.jsonl")
 """What stands beside a checkpoint, and beside its recipe once it is recorded: `<stem>.<each>`."""
@@ -98,7 +98,7 @@ def build(
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
         chosen = choose(recipe, twin, runner, tell)
-        taints = (*inputs.taints, *chosen.room.taints)
+        taints = kept(work, (*inputs.taints, *chosen.room.taints))
         environment = environment_digest(lockfiles, lock)
         furnish(work, recipe, twin, inputs, environment, {"task": "build"})
         tuning = _timed()
@@ -147,15 +147,15 @@ def build(
             requant=version("requant"),
         )
         subjects = {path: record.sha256 for path, record in manifest.files.items()}
-        beside(out, "manifest.json").write_bytes(manifest.to_json())
-        beside(out, "intoto.jsonl").write_bytes(statement(subjects, built))
-        shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
         if keep_raw:
             shutil.rmtree(beside(out, "raw"), ignore_errors=True)
             (work / "raw").rename(beside(out, "raw"))
         if out.exists():
             shutil.rmtree(out)
         (work / "checkpoint").rename(out)
+        beside(out, "manifest.json").write_bytes(manifest.to_json())
+        beside(out, "intoto.jsonl").write_bytes(statement(subjects, built))
+        shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
         shutil.rmtree(work / SPOOL)
     return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
 

@@ -119,7 +119,7 @@ class Local:
                 yield number, answer
             elif not alive:
                 room.confirm()
-                raise BuildError(f"the room that tuned block {number} has ended", f"Its log: {room.folder / 'log'}")
+                raise BuildError(f"the room that tuned block {number} has ended without an answer", "Report this.")
 
     def __enter__(self) -> Self:
         return self

@@ -45,6 +45,7 @@ def rebuild(
     twin: str | None,
     out: Path,
     replace_existing: bool = False,
+    fresh: bool = False,
     runner: str = "venv",
     tell: Tell = silent,
 ) -> Rebuilt:
@@ -59,7 +60,7 @@ def rebuild(
     record = find(against, twin)
     if record.resolve() == out.resolve():
         raise UsageError(f"{out}: the rebuild would replace what it is compared with", "Name another --out.")
-    built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, runner=runner, tell=tell)
+    built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, fresh=fresh, runner=runner, tell=tell)
     verdict, divergences = judge(compare(recipe, twin, built.folder, record), built.folder, record)
     return Rebuilt(built, record, verdict, divergences)
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,19 +26,32 @@ def workplace(out: Path, *, fresh: bool) -> Iterator[Path]:
     """
     work = out.resolve().with_name(f".{out.name}.unfinished")
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as guard:
+    lock = work / "lock"
+    with lock.open("w") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{out}: another build is making it", "Wait for it, or name another --out.") from None
+        if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(guard.fileno())):
+            raise UsageError(f"{out}: another build has just ended", "Try again.")  # it took the lock with it
         _clear(work, "" if fresh else SPOOL)
         try:
             yield work
         finally:
-            if (work / SPOOL / "boundaries").exists():
+            if any((work / SPOOL / "blocks").glob("*.safetensors")):
                 _clear(work, SPOOL)
             else:
                 shutil.rmtree(work)
+
+
+def kept(work: Path, taints: tuple[str, ...]) -> tuple[str, ...]:
+    """Return these taints and those of the runs that this one goes on from; note them for the next one."""
+    place = work / SPOOL / "taints.json"
+    place.parent.mkdir(exist_ok=True)
+    before = json.loads(place.read_text()) if place.exists() else []
+    everything = tuple(dict.fromkeys((*before, *taints)))
+    place.write_text(json.dumps(everything))
+    return everything
 
 
 def furnish(

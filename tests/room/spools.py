@@ -15,6 +15,7 @@ from requant.journal import Block, Header, Loss
 from requant.quantizer.hooks import PACKED
 from requant.quantizer.spool import Boundary, Spool, digest
 
+HARDWARE = {"accelerator": "cpu"}
 HEADER = Header("r" * 64, "mini", "e" * 64, "b" * 64, "c" * 64, 3)
 
 
@@ -26,7 +27,7 @@ def spools(folder: str) -> dict[str, Any]:
         [torch.rand(1, 4, 8) for _ in range(3)], [torch.rand(1, 4, 8) for _ in range(3)], random.getstate()
     )
     begun = fill(place / "whole", boundary)
-    again = Spool(place / "whole", HEADER)
+    again = Spool(place / "whole", HEADER, HARDWARE)
     read = again.boundary()
     found: dict[str, Any] = {
         "equal": [
@@ -44,12 +45,13 @@ def spools(folder: str) -> dict[str, Any]:
         found[name] = refusal(place / name)
     for name, value in {"recipe": "x", "environment": "x", "base": "x", "calibration": "x", "twin": "demo"}.items():
         found[f"another {name}"] = refusal(place / "whole", Header(**{**vars(HEADER), name: value}))
+    found["another hardware class"] = refusal(place / "whole", HEADER, {"accelerator": "gpu"})
     return found
 
 
 def fill(folder: Path, boundary: Boundary) -> Spool:
     """Spool two blocks."""
-    spool = Spool(folder, HEADER)
+    spool = Spool(folder, HEADER, HARDWARE)
     outputs = {"full": digest(boundary.full), "quantized": digest(boundary.quantized)}
     for number in range(2):
         packed = {f"layer{number}.{part}": torch.arange(4) for part in PACKED}
@@ -60,10 +62,10 @@ def fill(folder: Path, boundary: Boundary) -> Spool:
     return spool
 
 
-def refusal(folder: Path, header: Header = HEADER) -> str:
+def refusal(folder: Path, header: Header = HEADER, hardware: dict[str, Any] = HARDWARE) -> str:
     """Open a spool and read all of it; answer what it says, or nothing."""
     try:
-        spool = Spool(folder, header)
+        spool = Spool(folder, header, hardware)
         for number in range(len(spool.done)):
             spool.packed(number)
         spool.boundary()

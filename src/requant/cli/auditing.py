@@ -1,6 +1,5 @@
 """The verbs that reproduce a build, and show how far it was reproduced: audit, rebuild, coverage, show."""
 
-import getpass
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -62,10 +61,16 @@ def audit(
     stand_in = size if twin else None
     if record and not auditor:
         raise typer.BadParameter("--record needs --auditor: coverage counts parties by what they call themselves")
-    name = party(auditor or getpass.getuser())
-    recorded = [beside(checkpoint, "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
+    name = party(auditor or "nobody")
+    if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
+        raise typer.BadParameter("say which blocks in one way: --blocks 3,17, --sample 4 --seed TEXT, or --all")
+    named = numbers(blocks) if blocks else ()
+    if journal and no_journal:
+        raise typer.BadParameter("--journal and --no-journal exclude each other")
+    recorded = [beside(checkpoint.absolute(), "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
     known = [journal] if journal else [path for path in recorded if path.exists()]
-    reference = auditing.reference(known[0]) if known and not no_journal else auditing.Reference(None, None)
+    reference = auditing.reference(known[0] if known else None, compared=not no_journal)
+    reference.confirm()
     place = cache() / "audits"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as scratch, progress() as tell:
@@ -76,7 +81,7 @@ def audit(
         if challenge:
             chosen = tuple(names.index(each) for each in draw(names, challenge))
         else:
-            chosen = tuple(range(len(names))) if everything else numbers(blocks)
+            chosen = tuple(range(len(names))) if everything else named
         done = auditing.audit(
             checkpoint,
             setting,
@@ -88,14 +93,14 @@ def audit(
             work=work,
             tell=tell,
         )
-    if record:
-        say(f"recorded {escape(str(write_audit(read, done)))}: docs/audit.md says how to submit it")
     if as_json:
         print_json(done.as_json())
     else:
         for line in done.text():
             out.print(escape(line))
         out.print(f"[bold]{done.outcome}[/]")
+    if record:
+        say(f"recorded {escape(str(write_audit(read, done)))}: docs/audit.md says how to submit it")
     raise typer.Exit(done.exit_status)
 
 
@@ -107,8 +112,8 @@ def numbers(text: str) -> tuple[int, ...]:
     """Return the numbers that `3,17` or `0-5` means, sorted, each once."""
     found: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or len(part) > 9 or int(last or first) > MOST:
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 9 or int(last or first) > MOST:
             raise typer.BadParameter(f"--blocks {text}: expected numbers as in 3,17 or 0-5")
         found |= {*range(int(first), int(last or first) + 1)}
     if not found:
@@ -126,6 +131,7 @@ def rebuild(
     size: Size = "demo",
     runner: Runner = "auto",
     out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier one was stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a build again, and say whether its bytes and its journal are those of another one, or where they part."""
@@ -138,6 +144,7 @@ def rebuild(
             twin=stand_in,
             out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
+            fresh=fresh,
             runner=runner,
             tell=tell,
         )

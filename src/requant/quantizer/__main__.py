@@ -38,8 +38,12 @@ def main(folder: Path) -> None:
         seed=recipe.tuning.seed,
     )
     autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
-    determinism.confirm(autoround, effort.device, effort.precision)
-    tuning.confirm(autoround, recipe, effort)
+
+    def confirm() -> None:
+        determinism.confirm(autoround, effort.device, effort.precision)
+        tuning.confirm(autoround, recipe, effort)
+
+    confirm()
     header = Header(
         recipe=recipe.digest,
         twin=request["twin"],
@@ -59,13 +63,12 @@ def main(folder: Path) -> None:
     prepared = time.monotonic()
     seconds: dict[str, Any] = {"preparing": round(prepared - started, 3)}
     if request["task"] == "build":
-        seconds |= build(autoround, Spool(folder / "spool", header), folder)
+        seconds |= build(autoround, Spool(folder / "spool", header, report["hardware"]), folder)
     elif request["task"] == "replay":
         retune.replay(autoround, recipe, request, folder)
     else:
-        retune.tune(autoround, folder)
-    determinism.confirm(autoround, effort.device, effort.precision)
-    tuning.confirm(autoround, recipe, effort)
+        retune.tune(autoround, confirm, folder)
+    confirm()
     seconds["total"] = round(time.monotonic() - started, 3)
     report["seconds"] = seconds
     report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -52,7 +52,7 @@ class Listener:
             for i in range(0, len(self.losses), steps)
         ]
         if not all(map(math.isfinite, totals)):
-            raise BuildError(f"{self.pending['block']}: a loss of {totals}", "AutoRound would have gone on.")
+            raise BuildError(f"{self.pending['block']}: a loss that is not finite", "AutoRound would have gone on.")
         best = min(range(len(totals)), key=totals.__getitem__)
         return Loss(totals[0].hex(), totals[best].hex(), best)
 

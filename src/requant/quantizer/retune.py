@@ -67,15 +67,20 @@ def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path
             after = run(full)
             published.load(block, name, recipe.scheme.group_size)
             full, quantized = after, run(full if quantized is None else quantized)
+            if not all(bool(each.isfinite().all()) for each in quantized):
+                raise BuildError(
+                    f"{name}: its published codes give numbers that are not finite", "requant check says where."
+                )
             block.to("meta")
             _draw(self)
 
     _through(autoround, blocks, folder)
 
 
-def tune(autoround: Any, folder: Path) -> None:
-    """Tune each block whose boundary appears in `jobs/`, until `jobs/end` does; answer in `answers/`.
+def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
+    """Tune each block whose boundary appears in `jobs/`, for as long as the host lets it; answer in `answers/`.
 
+    `confirm` raises BuildError where the room is no longer deterministic; without it there is no answer.
     An answer is the block's record as a journal has it, and what it was packed to; it appears when it is whole.
     """
     jobs, answers = folder / "jobs", folder / "answers"
@@ -88,6 +93,7 @@ def tune(autoround: Any, folder: Path) -> None:
         def keep(self, block: Block, packed: dict[str, Any], _: Boundary) -> None:
             from safetensors.torch import save_file
 
+            confirm()
             part = answers / f".{self.number:05d}"
             part.mkdir()
             save_file(packed, part / "packed.safetensors")
@@ -142,11 +148,7 @@ def _in_place_of_the_loop(autoround: Any, blocks: Loop) -> Iterator[None]:
 def _arriving(jobs: Path) -> Iterator[Path]:
     seen: set[str] = set()
     while True:
-        ended = (jobs / "end").exists()
-        new = sorted(path for path in jobs.iterdir() if path.name.isdigit() and path.name not in seen)
-        if not new and ended:
-            return
-        for path in new:
+        for path in sorted(path for path in jobs.iterdir() if path.name.isdigit() and path.name not in seen):
             seen.add(path.name)
             yield path
         time.sleep(GLANCE)
@@ -169,7 +171,7 @@ class _Published:
         from safetensors import safe_open
 
         self._files = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(folder.rglob("[!.]*.safetensors")):
             with safe_open(path, "pt") as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
 

@@ -1,17 +1,19 @@
 """The spool: what a killed tuning needs to go on, and what a block needs to be tuned alone, on disk.
 
     journal.jsonl             the journal so far
+    hardware.json             the class of the machine that began it
     blocks/00003.safetensors  what a tuned block was packed to
     boundaries/00004/         what the block after it is given: both streams, and Python's random state
 
 A file appears under its name when it is whole and on disk, and a journal's line after all that it speaks of; so
 after any interruption there is everything that the last line needs. Two boundaries are kept, not all: at full
-scale one is 8.6 GB. Nothing is believed: every tensor is hashed when it is read back.
+scale one is 8.6 GB. Every tensor is hashed when it is read back.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class Boundary:
                 tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
                 save_file(tensors, part / f"{name}.safetensors")
         (part / "boundary.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
-        for path in part.iterdir():
+        for path in (*part.iterdir(), part):
             _flush(path)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -81,21 +83,28 @@ class Boundary:
 class Spool:
     """A tuning's journal and what it needs to go on, in one folder; `done` are the blocks that it has."""
 
-    def __init__(self, folder: Path, header: Header) -> None:
-        """Begin, or go on. Raises BuildError where the folder holds another tuning's."""
+    def __init__(self, folder: Path, header: Header, hardware: Mapping[str, Any]) -> None:
+        """Begin, or go on. Raises BuildError where the folder holds another tuning's, or another hardware class's."""
         self._folder = folder
         folder.mkdir(exist_ok=True)
         path = folder / "journal.jsonl"
+        place = folder / "hardware.json"
         self.done: tuple[Block, ...] = ()
         if not path.exists() or b"\n" not in path.read_bytes():
             path.unlink(missing_ok=True)
+            place.write_bytes(canonical_json(hardware))
             self._writer = Writer(path, header)
             return
+        if not place.exists() or place.read_bytes() != canonical_json(hardware):
+            raise BuildError(f"{folder}: was begun on another hardware class than this machine's", FRESH)
         self._writer, found = Writer.reopen(path)
         for name, value in vars(header).items():
             if (other := getattr(found.header, name)) != value:
                 raise BuildError(f"{folder}: was begun with another {name}: {other}, now {value}", FRESH)
         self.done = found.blocks
+        for path in (folder / "boundaries").iterdir():
+            if path.name != self._boundary(len(self.done)).name:
+                shutil.rmtree(path)
 
     def keep(self, block: Block, packed: dict[str, Any], after: Boundary) -> None:
         """Keep a tuned block and what the next one is given, then write its line."""
@@ -104,8 +113,11 @@ class Spool:
         number = len(self.done)
         path = self._block(number)
         path.parent.mkdir(exist_ok=True)
-        save_file(packed, path)
-        _flush(path)
+        part = path.with_name(f".{path.name}.part")
+        save_file(packed, part)
+        _flush(part)
+        part.rename(path)
+        _flush(path.parent)
         after.write(self._boundary(number + 1))
         self._writer.append(block)
         self.done = (*self.done, block)
