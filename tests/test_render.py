@@ -25,6 +25,7 @@ from requant.cli.options import app
 from requant.environment import environment_digest, read_lock
 from requant.errors import RecipeError
 from requant.evidence import Evidence, image_name
+from requant.preflight import spool_bytes
 from requant.recipe import Recipe, read_recipe
 from requant.render import _yaml, kubernetes, render, slurm
 
@@ -145,9 +146,9 @@ def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:
 def test_the_volumes_hold_what_is_pinned() -> None:
     pins = json.loads((ROOT / "builds/bases/qwen3.6-35b-a3b.json").read_text())
     base = sum(file["bytes"] for file in pins["files"].values())
-    for claim in documents(recipe())[:2]:
+    for claim, bytes_ in zip(documents(recipe())[:2], (base, base + spool_bytes(recipe())), strict=True):
         size = claim["spec"]["resources"]["requests"]["storage"]
-        assert base * 1.2 < int(size.removesuffix("Gi")) * 2**30 < base * 1.3
+        assert bytes_ * 1.2 < int(size.removesuffix("Gi")) * 2**30 < bytes_ * 1.3
     volumes = {each["name"]: each for each in pod(recipe())["volumes"]}
     claims = {each["metadata"]["name"] for each in documents(recipe())[:2]}
     assert {volumes[name]["persistentVolumeClaim"]["claimName"] for name in ("cache", "build")} == claims
