@@ -102,7 +102,7 @@ class Spool:
             if (other := getattr(found.header, name)) != value:
                 raise BuildError(f"{folder}: was begun with another {name}: {other}, now {value}", FRESH)
         self.done = found.blocks
-        for path in (folder / "boundaries").iterdir():
+        for path in (folder / "boundaries").glob("*"):  # none, where no block was done
             if path.name != self._boundary(len(self.done)).name:
                 shutil.rmtree(path)
 
