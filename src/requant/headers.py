@@ -171,7 +171,8 @@ def _fast(text: bytes, size: int, quotes: int) -> Specs | None:
     for name, (dtype, shape, offsets) in zip(header, rows, strict=True):
         key = (dtype, *shape)
         spec = known[key] if key in known else known.setdefault(key, _spec(dtype, tuple(shape)))
-        if spec is None or offsets != [end, end + spec[1]]:
+        # An empty tensor may share its place with another, and then their names decide the order.
+        if spec is None or not spec[1] or offsets != [end, end + spec[1]]:
             return None
         end += spec[1]
         header[name] = spec[0]  # in its own place: a second dictionary of this size takes its time
