@@ -75,6 +75,7 @@ def run(
 def asked_for(folder: Path, iterations: str) -> Path:
     """Copy what `builds/ec` asks for into `folder`, with another number of iterations for its twin."""
     shutil.copytree(ROOT / "lockfiles", folder / "lockfiles")
+    shutil.copyfile(ROOT / "Dockerfile.cpu", folder / "Dockerfile.cpu")
     path = folder / "builds" / "ec" / "recipe.toml"
     path.parent.mkdir(parents=True)
     head, name, twin = (ROOT / "builds" / "ec" / "recipe.toml").read_text().partition("[twin]")
