@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 Tensors = Mapping[str, tuple[str, list[int], bytes]]
 """Name to dtype, shape and data."""
 
-on_a_disk = settings(deadline=None, max_examples=50)
+on_a_disk = settings(max_examples=50)
 """For properties that write files: how long that takes proves nothing."""
 
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "BF16": 16, "F16": 16, "I32": 32, "F32": 32, "I64": 64, "F64": 64}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tests.engines import buildable
 from xdist.scheduler import LoadScopeScheduling
 
@@ -16,6 +17,12 @@ from requant.engine import Engine
 from requant.environment import read_lock
 from requant.image import Repetition, debian_base, repeat_image
 from requant.recipe import read_recipe
+
+# Examples are drawn alike in every run, so that a change is judged by what it changed, at any speed of the machine;
+# `pytest --hypothesis-profile search` draws others, and many.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=3000, deadline=None)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")

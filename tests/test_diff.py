@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, Tensors, checkpoints, on_disk, shard, write
 
@@ -41,7 +41,6 @@ def test_a_checkpoint_is_identical_to_itself(files: dict[str, bytes]) -> None:
         assert (result.outcome, result.tensors, result.files, result.arrangement) == (Outcome.IDENTICAL, {}, {}, ())
 
 
-@settings(deadline=None)
 @given(files=checkpoints().filter(lambda files: any(files.values())), data=st.data())
 def test_any_flipped_bit_makes_a_difference(files: dict[str, bytes], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(name for name in files if files[name])))

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.mutations import EXTRAS, edit, fused_mtp_experts, rewritten
 from tests.cases.twins import healthy
@@ -137,7 +137,6 @@ def test_the_printed_command_cannot_have_written_2335_tensors() -> None:
     assert any("but for its experts" in policy for policy in raw.policies)
 
 
-@settings(deadline=None)  # the first one renders the headers
 @given(st.text(max_size=400))
 def test_any_card_is_read(text: str) -> None:
     assert all(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
@@ -55,7 +55,6 @@ def walk(random: np.random.Generator, shape: tuple[int, ...], iterations: int, b
     return v, factor.astype(F32)
 
 
-@settings(deadline=None)  # compiles
 @given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))
 def test_whatever_is_tuned_is_within_reach(seed: int, iterations: int, bias: float) -> None:
     random, bound = np.random.default_rng(seed), reach(iterations, 1 / iterations, 1 / iterations)
@@ -181,7 +180,6 @@ def test_float16_is_rounded_as_numpy_rounds_it() -> None:
         assert (halves(values) == values.astype(np.float16).view(np.uint16)).all()
 
 
-@settings(deadline=None)  # compiles
 @given(st.integers(0, 2**32), st.sampled_from([(8, 128, 128), (16, 256, 128), (8, 192, 128), (24, 64, 32)]))
 def test_the_kernels_do_what_numpy_does(seed: int, shape: tuple[int, int, int]) -> None:
     rows, columns, group = shape
@@ -210,7 +208,6 @@ def test_the_kernels_do_what_numpy_does(seed: int, shape: tuple[int, int, int]) 
         assert (wrong[g] == (signed != np.clip(np.rint(ratio), -8, 7)).sum(1)).all()
 
 
-@settings(deadline=None)  # compiles
 @given(st.integers(0, 2**32), st.integers(1, 50))
 def test_steps_are_counted(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
@@ -223,7 +220,6 @@ def test_steps_are_counted(seed: int, count: int) -> None:
     assert found == next((at for at in range(count) if first[at] != second[at]), -1)
 
 
-@settings(deadline=None)  # compiles
 @given(st.integers(0, 2**32))
 def test_rounding_to_nearest_is_that_of_the_passes(seed: int) -> None:
     values = weights(seed % 1000)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.audits import AUDIT
 
@@ -70,7 +70,6 @@ def test_other_bytes_shapes_types_and_names_are_counted() -> None:
         assert apart(TUNED, published) == apart(published, TUNED) == Apart("b.norm", 1)
 
 
-@settings(deadline=None)  # the first example compiles
 @given(data=st.data())
 def test_any_flipped_bit_sets_apart(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(TUNED)))
