@@ -16,7 +16,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 from typer.testing import CliRunner
@@ -45,7 +45,7 @@ def recipe(name: str = "ec", **hardware: object) -> Recipe:
 
 
 def documents(rendered: Recipe) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(kubernetes(rendered, LOCKFILES)))
+    return list(yaml.safe_load_all(kubernetes(rendered)))
 
 
 def job(rendered: Recipe) -> dict[str, Any]:
@@ -130,7 +130,9 @@ def test_a_pod_needs_nothing_that_its_image_lacks(name: str) -> None:
 
 def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:
     lockfiles = shutil.copytree(LOCKFILES, tmp_path / "lockfiles")
+    shutil.copytree(ROOT / "builds", tmp_path / "builds")
     shutil.copy(ROOT / "Dockerfile.cu124", tmp_path)
+    made = read_recipe(tmp_path / "builds" / "ec")
     environment, digest = environment_digest(LOCKFILES, read_lock(LOCKFILES, "cu124")), f"sha256:{'3' * 64}"
     other, none = "0" * 64, None
     for recorded, manifest, image in (
@@ -140,7 +142,7 @@ def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:
     ):
         kept = Evidence(recorded, "cu124", "", "", False, "", "", manifest, "", "")
         (lockfiles / "cu124.image.json").write_text(json.dumps(asdict(kept)))
-        assert f'image: "{image}"\n' in kubernetes(recipe(), lockfiles)
+        assert f'image: "{image}"\n' in kubernetes(made)
 
 
 def test_the_volumes_hold_what_is_pinned() -> None:
@@ -159,7 +161,7 @@ def test_the_volumes_hold_what_is_pinned() -> None:
 def test_a_build_on_a_cpu_asks_for_no_gpu() -> None:
     made = recipe(device="cpu")
     kubernetes_validate.validate(job(made), RELEASE, strict=True)
-    assert "nvidia" not in kubernetes(made, LOCKFILES)
+    assert "nvidia" not in kubernetes(made)
     assert "--gres" not in slurm(made)
     assert pod(made)["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
 
@@ -236,7 +238,6 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(HOSTILE)
 def test_no_accelerator_breaks_out_of_the_job(accelerator: str) -> None:
     made = recipe(accelerator=accelerator)
@@ -251,7 +252,6 @@ def test_no_accelerator_breaks_out_of_the_job(accelerator: str) -> None:
     kubernetes_validate.validate(found, RELEASE, strict=True)
 
 
-@settings(deadline=None)
 @given(HOSTILE)
 def test_no_accelerator_breaks_out_of_the_script(accelerator: str) -> None:
     benign, made = slurm(recipe()).split("\n"), slurm(recipe(accelerator=accelerator)).split("\n")
@@ -261,7 +261,6 @@ def test_no_accelerator_breaks_out_of_the_script(accelerator: str) -> None:
     assert made[:number] + made[number + 1 :] == benign[:number] + benign[number + 1 :]
 
 
-@settings(deadline=None)
 @given(HOSTILE.filter(lambda name: "/" not in name and "\0" not in name))
 def test_no_name_breaks_out(name: str) -> None:
     made = recipe()
@@ -271,7 +270,7 @@ def test_no_name_breaks_out(name: str) -> None:
     except RecipeError as error:
         assert "the build's name" in str(error)
         with pytest.raises(RecipeError, match="the build's name"):
-            kubernetes(made, LOCKFILES)
+            kubernetes(made)
     else:
         assert re.fullmatch("[a-z0-9-]+", name)
         assert len(script.split("\n")) == len(slurm(recipe()).split("\n"))
@@ -284,7 +283,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(WORDS, VALUES, min_size=1))
 def test_yaml_reads_back_what_was_written(value: dict[str, Any]) -> None:
     assert yaml.safe_load("\n".join(_yaml(value))) == value

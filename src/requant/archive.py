@@ -6,10 +6,11 @@ Format: what `docker save` writes, with the OCI layout in the same file where th
 
 import tarfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from requant import rootfs
 from requant.digest import sha256, strict_json
 from requant.errors import BuildError
 from requant.rootfs import Entry, members
@@ -49,9 +50,8 @@ def differences(first: Archive, second: Archive) -> tuple[str, ...]:
     if len(first.layers) != len(second.layers):
         found.append(f"layers: {len(first.layers)} in the first, {len(second.layers)} in the second")
     for number, names in enumerate(zip(first.layers, second.layers, strict=False)):
-        ours, theirs = _layer(first, names[0]), _layer(second, names[1])
-        paths = [path for path in sorted(ours.keys() | theirs.keys()) if ours.get(path) != theirs.get(path)]
-        found += [f"layer {number}: {path}: {_what(ours.get(path), theirs.get(path))}" for path in paths]
+        layers = _layer(first, names[0]), _layer(second, names[1])
+        found += [f"layer {number}: {each}" for each in rootfs.differences(*layers)]
     one, two = _config(first), _config(second)
     found += [f"configuration: {key}" for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
     if not found and (first.config, first.manifest) != (second.config, second.manifest):
@@ -59,19 +59,18 @@ def differences(first: Archive, second: Archive) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _what(ours: tuple[Entry, int] | None, theirs: tuple[Entry, int] | None) -> str:
-    if ours is None or theirs is None:
-        return f"only in the {'second' if ours is None else 'first'}"
-    one, two = ({**asdict(entry), "time": time} for entry, time in (ours, theirs))
-    return ", ".join(key for key in one if one[key] != two[key])
+@dataclass(frozen=True)
+class _Dated(Entry):
+    time: int
 
 
-def _layer(archive: Archive, name: str) -> Mapping[str, tuple[Entry, int]]:
+def _layer(archive: Archive, name: str) -> Mapping[str, _Dated]:
     with tarfile.open(archive.path, "r:") as tar:
         stream = tar.extractfile(name)
         if stream is None:
             raise BuildError(f"{archive.path}: its layer {name} is no file")
-        return {each.path: (each.entry, each.mtime) for each in members(stream, f"{archive.path}, {name}")}
+        found = members(stream, f"{archive.path}, {name}")
+        return {each.path: _Dated(**vars(each.entry), time=each.mtime) for each in found}
 
 
 def _config(archive: Archive) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def hardware_of(path: Path) -> dict[str, Any]:
     return hardware
 
 
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the keys that two hardware classes do not have in common, sorted."""
+    return [key for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key)]
+
+
 def _resource(name: str, digest: str) -> dict[str, Any]:
     return {"name": name, "digest": {"sha256": digest}}
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.apart import apart
-from requant.attestation import hardware_of
+from requant.attestation import differing, hardware_of
 from requant.challenge import Challenge
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
 from requant.crew import REPORT, Crew, Local, Setting, passed
@@ -27,7 +27,7 @@ from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
-from requant.progress import Progress, Tell
+from requant.progress import Progress, Tell, counted, silent
 from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge, settle
 
 GLANCE = 0.1
@@ -64,7 +64,7 @@ class Reference:
         if not self.statement:
             return "the build's hardware class is not known: it has no statement"
         theirs = hardware_of(self.statement)
-        keys = [key for key in sorted(theirs.keys() | hardware.keys()) if theirs.get(key) != hardware.get(key)]
+        keys = differing(theirs, hardware)
         return (
             f"another hardware class than the build's: {reprlib.repr(keys[0])} is {hardware.get(keys[0])!r}"
             if keys
@@ -99,7 +99,7 @@ def audit(
     auditor: str,
     hire: Hire,
     work: Path,
-    tell: Tell = lambda _: None,
+    tell: Tell = silent,
 ) -> Audit:
     """Tune the `chosen` blocks again, by number from 0, and judge each; `work` is a folder for what is on the way.
 
@@ -191,13 +191,12 @@ def _hardware(folder: Path) -> dict[str, Any]:
 def _same_hardware(chain: Path, answer: Path) -> dict[str, Any]:
     """Return the hardware class of both; an audit speaks of one, so another one is a BuildError, and no verdict."""
     expected, found = _hardware(chain), _hardware(answer)
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            raise BuildError(
-                f"a block was tuned on another hardware class than its inputs were made on: {key} is "
-                f"{found.get(key)!r}, here {expected.get(key)!r}",
-                "Audit on machines of one class.",
-            )
+    for key in differing(expected, found):
+        raise BuildError(
+            f"a block was tuned on another hardware class than its inputs were made on: {key} is "
+            f"{found.get(key)!r}, here {expected.get(key)!r}",
+            "Audit on machines of one class.",
+        )
     return expected
 
 
@@ -235,14 +234,8 @@ class _Audited:
 
     def manifest(self, tell: Tell) -> Manifest:
         """Hash the checkpoint."""
-        done, total = 0, sum(tensor.spec.nbytes for tensor in self.published.values())
-
-        def hashed(count: int) -> None:
-            nonlocal done
-            done += count
-            tell(Progress("hash", done, max(total, done)))
-
-        return make_manifest(self.folder, hashed)
+        total = sum(tensor.spec.nbytes for tensor in self.published.values())
+        return make_manifest(self.folder, counted(tell, "hash", total))
 
     def astray(self, lines: Sequence[Mapping[str, Any]]) -> int | None:
         """Return the first block whose inputs, as they were replayed, are not the journal's."""

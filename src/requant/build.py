@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from requant import passes
-from requant.attestation import Provenance, hardware_of, statement
+from requant.attestation import Provenance, differing, hardware_of, statement
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
@@ -24,7 +24,7 @@ from requant.inputs import pinned_inputs, twin_inputs
 from requant.inventory import unmatched
 from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
-from requant.progress import Progress, Tell
+from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
 from requant.rooms import choose
 from requant.runner import run_room
@@ -73,7 +73,7 @@ def build(
     fresh: bool = False,
     runner: str = "venv",
     endpoint: str | None = None,
-    tell: Tell = lambda _: None,
+    tell: Tell = silent,
 ) -> Built:
     """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
 
@@ -90,8 +90,7 @@ def build(
         raise UsageError(f"{out}: exists already", "Name another folder with --out, or remove this one.")
     started = datetime.now(UTC)
     effort = recipe.effort(twin is not None)
-    lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
-    lock = read_lock(lockfiles, effort.environment)
+    lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
         inputs = twin_inputs(twin, work, tell) if twin else pinned_inputs(recipe, out, endpoint, tell)
         config = json.loads((inputs.base / "config.json").read_text())
@@ -99,7 +98,7 @@ def build(
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
         chosen = choose(recipe, twin, runner, tell)
         taints = kept(work, (*inputs.taints, *chosen.room.taints))
-        environment = environment_digest(lockfiles, lock)
+        environment = environment_digest(recipe.lockfiles, lock)
         furnish(work, recipe, twin, inputs, environment, {"task": "build"})
         tuning = _timed()
         try:
@@ -119,14 +118,7 @@ def build(
         seconds["passes"] = finishing()
         hashing = _timed()
         total = sum(tensor.spec.nbytes for shard in finished.shards.values() for tensor in shard.values())
-        done = 0
-
-        def hashed(count: int) -> None:
-            nonlocal done
-            done += count
-            tell(Progress("manifest", done, max(total, done)))
-
-        manifest = make_manifest(work / "checkpoint", hashed)
+        manifest = make_manifest(work / "checkpoint", counted(tell, "manifest", total))
         seconds["manifest"] = hashing()
 
         built = Provenance(
@@ -179,8 +171,10 @@ def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=(f"no hardware class is recorded: {error}",))
     if ours == theirs:
         return verdict
-    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    reasons = tuple(f"another hardware class: {key} is {ours.get(key)!r}, recorded {theirs.get(key)!r}" for key in keys)
+    reasons = tuple(
+        f"another hardware class: {key} is {ours.get(key)!r}, recorded {theirs.get(key)!r}"
+        for key in differing(ours, theirs)
+    )
     return replace(verdict, outcome=Outcome.INCONCLUSIVE, reasons=reasons)
 
 

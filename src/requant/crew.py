@@ -51,10 +51,9 @@ def prepare(recipe: Recipe, twin: str | None, inputs: Inputs, tell: Tell, runner
 
     Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
     """
-    lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
-    lock = read_lock(lockfiles, recipe.effort(twin is not None).environment)
+    lock = read_lock(recipe.lockfiles, recipe.effort(twin is not None).environment)
     room = choose(recipe, twin, runner, tell).room
-    return Setting(recipe, twin, inputs, environment_digest(lockfiles, lock), room)
+    return Setting(recipe, twin, inputs, environment_digest(recipe.lockfiles, lock), room)
 
 
 class Crew(Protocol):

@@ -11,7 +11,7 @@ from requant.files import list_files
 from requant.installation import cache
 from requant.manifest import make_manifest
 from requant.pins import Pins, read_pins
-from requant.progress import Progress, Tell
+from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
 
@@ -52,7 +52,7 @@ def twin_given(size: str, base: Path, folder: Path) -> Inputs:
 
     Raises CheckpointError where it is not the twin of that size.
     """
-    inputs = twin_inputs(size, folder, lambda _: None)
+    inputs = twin_inputs(size, folder, silent)
     found = {f"base/{path}": record.sha256 for path, record in make_manifest(base).files.items()}
     for name in sorted(inputs.digests.keys() | found.keys()):
         if name != "calibration" and found.get(name) != inputs.digests.get(name):

@@ -20,3 +20,15 @@ Tell = Callable[[Progress], None]
 
 def silent(_: Progress) -> None:
     """Hear nothing."""
+
+
+def counted(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
+    """Return what adds up bytes and tells how far a stage is; a total of 0 is not known."""
+    done = 0
+
+    def count(read: int) -> None:
+        nonlocal done
+        done += read
+        tell(Progress(stage, done, max(total, done)))
+
+    return count

@@ -183,6 +183,11 @@ class Recipe:
             self.layout.shards,
         )
 
+    @property
+    def lockfiles(self) -> Path:
+        """The folder of the locks: beside the one of all builds."""
+        return self.path.resolve().parent.parent.parent / "lockfiles"
+
     def beside(self, name: str) -> Path:
         """Return the path of a file that the recipe names relative to itself."""
         return self.path.parent / name

@@ -40,18 +40,17 @@ def render(recipe: Recipe) -> dict[Path, str]:
 
     Raises RecipeError where a value cannot stand in a Job, LockError where the lock is absent or stale.
     """
-    lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
-    return {recipe.beside(KUBERNETES): kubernetes(recipe, lockfiles), recipe.beside(SLURM): slurm(recipe)}
+    return {recipe.beside(KUBERNETES): kubernetes(recipe), recipe.beside(SLURM): slurm(recipe)}
 
 
-def kubernetes(recipe: Recipe, lockfiles: Path) -> str:
+def kubernetes(recipe: Recipe) -> str:
     """Return the Job and the two volumes that it needs, as documents of YAML."""
     name = _name(recipe)
     size = stored(read_pins(recipe.beside(file)) for file in (recipe.base.files, recipe.calibration.files))
     documents = (
         _claim("requant-cache", size),
         _claim(f"requant-{name}", size + spool_bytes(recipe)),
-        _job(recipe, name, lockfiles),
+        _job(recipe, name),
     )
     return _HEADER.format(name=name) + "".join("\n".join(("---", *_yaml(each), "")) for each in documents)
 
@@ -69,8 +68,8 @@ def _claim(name: str, size: int) -> Document:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 
-def _job(recipe: Recipe, name: str, lockfiles: Path) -> Document:
-    hardware, lock = recipe.hardware, read_lock(lockfiles, recipe.environment)
+def _job(recipe: Recipe, name: str) -> Document:
+    hardware, lock = recipe.hardware, read_lock(recipe.lockfiles, recipe.environment)
     selector = {"kubernetes.io/arch": MACHINES[lock.platform.partition("-")[0]]}
     resources = {"memory": f"{hardware.host_memory_gib}Gi", "ephemeral-storage": "2Gi"}
     tolerated: Document = {}
@@ -81,7 +80,7 @@ def _job(recipe: Recipe, name: str, lockfiles: Path) -> Document:
         tolerated = {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]}
     container: Document = {
         "name": "build",
-        "image": _image(lockfiles, lock),
+        "image": _image(recipe.lockfiles, lock),
         "command": ["/opt/room/bin/python", "-s", "-P", "-m", "requant"],
         # Kubernetes puts the pod's name in place of $(POD): no two attempts share a folder.
         "args": ["build", f"builds/{name}", "--runner", "here", "--out", "/out/$(POD)"],

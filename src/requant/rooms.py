@@ -6,7 +6,6 @@ environment from the same lock. The environment is the same in all of them, and 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from requant.container import Container
@@ -42,19 +41,18 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     """
     if runner not in RUNNERS:
         raise UsageError(f"--runner {runner}: there are {', '.join(RUNNERS)}")
-    lockfiles = recipe.path.resolve().parent.parent.parent / "lockfiles"
-    lock = read_lock(lockfiles, recipe.effort(twin is not None).environment)
-    lock_file = lockfiles / f"{lock.name}.txt"
+    lock = read_lock(recipe.lockfiles, recipe.effort(twin is not None).environment)
+    lock_file = recipe.lockfiles / f"{lock.name}.txt"
     require_machine(lock_file, lock)
     why = ""
     if runner in DIALECTS:
-        return _container(recipe, twin, find(runner), lockfiles, tell)
+        return _container(recipe, twin, find(runner), tell)
     if runner == "here":
         tell(Progress("room: in place"))
         return Chosen(here(lock), {"kind": "here"})
     if runner == "auto":
         try:
-            return _container(recipe, twin, find(), lockfiles, tell)
+            return _container(recipe, twin, find(), tell)
         except (BuildError, NotAvailableError) as error:
             why = f", because a container cannot be had: {str(error).splitlines()[0]}"
     tell(Progress(f"room: a virtual environment{why}"))
@@ -62,10 +60,10 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     return Chosen(VirtualEnvironment(python, isolation()), {"kind": "venv"})
 
 
-def _container(recipe: Recipe, twin: str | None, engine: Engine, lockfiles: Path, tell: Tell) -> Chosen:
+def _container(recipe: Recipe, twin: str | None, engine: Engine, tell: Tell) -> Chosen:
     effort = recipe.effort(twin is not None)
     limits = TWIN if twin else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
-    image = ensure_image(lockfiles, effort.environment, engine, tell=tell)
+    image = ensure_image(recipe.lockfiles, effort.environment, engine, tell=tell)
     tell(Progress(f"room: a container of {image.reference}, {engine}"))
     digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
     room = Container(engine, image.reference, digests, limits, effort.device == "cuda", image.taints)

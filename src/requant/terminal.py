@@ -5,7 +5,7 @@ Results go to standard output, everything else to standard error.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -51,18 +51,6 @@ def fail(message: str, advice: str, status: int) -> NoReturn:
     if advice:
         err.print(f"      {escape(advice)}")
     raise SystemExit(status)
-
-
-def counted(tell: Tell, stage: str, total: int) -> Callable[[int], None]:
-    """Return what adds up bytes and tells how far a stage is; a total of 0 is not known."""
-    done = 0
-
-    def count(read: int) -> None:
-        nonlocal done
-        done += read
-        tell(Progress(stage, done, max(total, done)))
-
-    return count
 
 
 @contextmanager

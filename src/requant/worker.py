@@ -58,11 +58,10 @@ def order(setting: Setting, base: Path | None) -> Order:
     """Return the order for a setting; raise RecipeError where its files are not below one folder."""
     recipe = setting.recipe
     path = recipe.path.resolve()
-    root = path.parent.parent.parent
+    root = recipe.lockfiles.parent
     environment = recipe.effort(setting.twin is not None).environment
-    lockfiles = root / "lockfiles"
-    wanted = [path, *(lockfiles / f"{environment}.{suffix}" for suffix in ("in", "txt"))]
-    wanted.append(dockerfile_path(lockfiles, environment))
+    wanted = [path, *(recipe.lockfiles / f"{environment}.{suffix}" for suffix in ("in", "txt"))]
+    wanted.append(dockerfile_path(recipe.lockfiles, environment))
     if setting.twin is None:
         wanted += [recipe.beside(name).resolve() for name in (recipe.base.files, recipe.calibration.files)]
     for each in wanted:

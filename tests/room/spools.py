@@ -23,7 +23,7 @@ def spools(folder: str) -> dict[str, Any]:
     """Answer, by what was done to it, what a spool says when it is opened again."""
     place = Path(folder)
     random.seed(7)
-    boundary = Boundary(
+    boundary = Boundary.of(
         [torch.rand(1, 4, 8) for _ in range(3)], [torch.rand(1, 4, 8) for _ in range(3)], random.getstate()
     )
     begun = fill(place / "whole", boundary)
@@ -52,12 +52,12 @@ def spools(folder: str) -> dict[str, Any]:
 def fill(folder: Path, boundary: Boundary) -> Spool:
     """Spool two blocks."""
     spool = Spool(folder, HEADER, HARDWARE)
-    outputs = {"full": digest(boundary.full), "quantized": digest(boundary.quantized)}
     for number in range(2):
         packed = {f"layer{number}.{part}": torch.arange(4) for part in PACKED}
         tensors = {name: digest([value]) for name, value in packed.items()}
         loss = Loss((0.5).hex(), (0.25).hex(), 1)
-        spool.keep(Block(f"layer{number}", outputs, "0" * 64, loss, tensors, outputs), packed, boundary)
+        same = boundary.digests
+        spool.keep(Block(f"layer{number}", same, "0" * 64, loss, tensors, same), packed, boundary)
     spool.close()
     return spool
 
@@ -89,7 +89,7 @@ def rewrite(folder: Path) -> None:
     """Put another stream into the boundary, consistently."""
     path = folder / "boundaries" / "00002"
     there = Boundary.read(path)
-    Boundary(there.full, there.full, there.random_state).write(path)
+    Boundary.of(there.full, there.full, there.random_state).write(path)
 
 
 def other_draw(folder: Path) -> None:

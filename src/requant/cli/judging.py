@@ -12,8 +12,9 @@ from rich.markup import escape
 from requant.cli.options import AsJson, app
 from requant.installation import cache
 from requant.manifest import make_manifest, read_manifest
+from requant.progress import counted
 from requant.recipe import read_recipe
-from requant.terminal import SHOWN, counted, out, print_json, progress, show
+from requant.terminal import SHOWN, out, print_json, progress, show
 from requant.verdict import EXIT_STATUS, Outcome
 from requant.verify import verify as verify_checkpoint
 

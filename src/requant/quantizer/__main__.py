@@ -53,8 +53,6 @@ def main(folder: Path) -> None:
         blocks=sum(len(names) for names in autoround.quant_block_list),
     )
     report: dict[str, Any] = {
-        "header": vars(header),
-        "names": [name for names in autoround.quant_block_list for name in names],
         "hardware": determinism.hardware_class(effort.device, effort.precision),
         "versions": {name: metadata.version(name) for name in ("auto-round", "torch", "transformers")},
         "absent": list(determinism.AUTOTUNED),

@@ -37,8 +37,8 @@ class Listener:
     steps_per_iteration: int
     losses: list[float] = field(default_factory=list)
     pending: dict[str, Any] = field(default_factory=dict)
-    outputs: tuple[Any, ...] = ()
-    """Both streams behind the block: full, quantized."""
+    after: Boundary | None = None
+    """What the next block is given."""
     tuning: list[float] = field(default_factory=list)
     """Seconds that AutoRound took for each block."""
     listening: float = 0.0
@@ -73,21 +73,18 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
             raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
         heard.losses.clear()
         begun = time.monotonic()
-        quantized = input_ids if q_input is None else q_input
-        heard.pending = {
-            "block": block.global_name,
-            "random_state": random_state(),
-            "inputs": {"full": digest(input_ids), "quantized": digest(quantized)},
-        }
+        inputs = Boundary.of(input_ids, q_input, random.getstate()).digests
+        heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
         divisor = 1
         if heard.steps_per_iteration > 1:
+            quantized = input_ids if q_input is None else q_input
             divisor = sum(each.numel() for each in quantized[: self.batch_size * heard.steps_per_iteration])
         tuned = time.monotonic()
         q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
         done = time.monotonic()
         heard.pending["loss"] = heard.loss(divisor)
-        heard.pending["outputs"] = {"full": digest(output), "quantized": digest(q_output)}
-        heard.outputs = output, q_output
+        heard.after = Boundary.of(output, q_output, random.getstate())
+        heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
         heard.listening += tuned - begun + time.monotonic() - done
         return q_output, output
@@ -98,14 +95,13 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         return loss
 
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if m is not None and heard.pending and m.global_name == heard.pending["block"]:
+        if m is not None and heard.after and m.global_name == heard.pending["block"]:
             begun = time.monotonic()
             tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
             block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
             packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
-            full, quantized = heard.outputs
-            keeper.keep(block, packed, Boundary(full, quantized, random.getstate()))
-            heard.pending, heard.outputs = {}, ()
+            keeper.keep(block, packed, heard.after)
+            heard.pending, heard.after = {}, None
             heard.listening += time.monotonic() - begun
         return write(rounder, m, *args, **kwargs) if save else None
 

@@ -17,7 +17,7 @@ from typing import Any
 from requant.errors import BuildError
 from requant.journal import Block
 from requant.quantizer import determinism, hooks
-from requant.quantizer.spool import Boundary, digest
+from requant.quantizer.spool import Boundary
 from requant.recipe import Recipe
 
 GLANCE = 0.02
@@ -45,10 +45,10 @@ def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path
         full, others = self._preprocess_block_inputs(inputs)
         quantized = None
         for number, name in enumerate(names[: chosen[-1] + 1]):
-            given = Boundary(full, quantized, random.getstate())
+            given = Boundary.of(full, quantized, random.getstate())
             with (folder / "passed.jsonl").open("a") as file:
-                streams = {"full": digest(full), "quantized": digest(full if quantized is None else quantized)}
-                line = {"index": number, "block": name, "inputs": streams, "random_state": determinism.random_state()}
+                state = determinism.random_state()
+                line = {"index": number, "block": name, "inputs": given.digests, "random_state": state}
                 file.write(json.dumps(line) + "\n")
             if number in chosen:
                 while sum(1 for _ in boundaries.iterdir()) >= request["waiting"]:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from requant.digest import canonical_json, sha256, sha256_chunks
 from requant.errors import BuildError
@@ -29,12 +29,20 @@ FRESH = "Start anew: --fresh."
 class Boundary:
     """What a block is given: two streams of tensors [1, tokens, hidden], and the state of Python's generator.
 
-    `quantized` is None for the first block, which has one stream only.
+    `quantized` is None for the first block, which has one stream only; `digests` are those of a journal.
     """
 
     full: list[Any]
     quantized: list[Any] | None
     random_state: Any
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, full: list[Any], quantized: list[Any] | None, random_state: Any) -> Self:
+        """Hash the streams, which are gigabytes: once."""
+        of_full = digest(full)
+        digests = {"full": of_full, "quantized": of_full if quantized is None else digest(quantized)}
+        return cls(full, quantized, random_state, digests)
 
     def write(self, folder: Path) -> None:
         """Write it to the folder, which appears when all is on disk."""
@@ -43,10 +51,10 @@ class Boundary:
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        said: dict[str, Any] = {"random_state": self.random_state}
+        said: dict[str, Any] = {"random_state": self.random_state, "digests": self.digests, "streams": []}
         for name, stream in (("full", self.full), ("quantized", self.quantized)):
             if stream is not None:
-                said[name] = digest(stream)
+                said["streams"].append(name)
                 tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
                 save_file(tensors, part / f"{name}.safetensors")
         (part / "boundary.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
@@ -57,7 +65,7 @@ class Boundary:
         _flush(folder.parent)
 
     @classmethod
-    def read(cls, folder: Path) -> "Boundary":
+    def read(cls, folder: Path) -> Self:
         """Read it back. Raises BuildError where it is not what was written."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -67,15 +75,16 @@ class Boundary:
             said = value["said"]
             if sha256(canonical_json(said)) != value["sha256"]:
                 raise ValueError("boundary.json is not what was written")
-            streams: dict[str, list[Any] | None] = {"quantized": None}
-            for name in said.keys() - {"random_state"}:
+            streams: dict[str, list[Any]] = {}
+            for name in said["streams"]:
                 tensors = load_file(folder / f"{name}.safetensors")
-                stream = [tensors[each] for each in sorted(tensors)]
-                if digest(stream) != said[name]:
-                    raise ValueError(f"{name}.safetensors is not what was written")
-                streams[name] = stream
+                streams[name] = [tensors[each] for each in sorted(tensors)]
             version, numbers, rest = said["random_state"]
-            return cls(streams["full"] or [], streams["quantized"], (version, tuple(numbers), rest))
+            found = cls.of(streams["full"], streams.get("quantized"), (version, tuple(numbers), rest))
+            for name, expected in said["digests"].items():
+                if found.digests[name] != expected:
+                    raise ValueError(f"{name}.safetensors is not what was written")
+            return found
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{folder}: a spooled boundary cannot be read: {error}", FRESH) from None
 
@@ -136,8 +145,7 @@ class Spool:
     def boundary(self) -> Boundary:
         """Return what the first block that is not done is given; raise BuildError unless the journal says so too."""
         found = Boundary.read(self._boundary(len(self.done)))
-        quantized = found.full if found.quantized is None else found.quantized
-        if {"full": digest(found.full), "quantized": digest(quantized)} != self.done[-1].outputs:
+        if found.digests != self.done[-1].outputs:
             raise BuildError(
                 f"{self._folder}: the spooled boundary is not what the journal's last block put out", FRESH
             )
