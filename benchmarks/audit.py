@@ -19,10 +19,10 @@ from pathlib import Path
 
 from requant.audit import audit, local, reference
 from requant.build import beside, build
-from requant.crew import Setting, prepare
-from requant.inputs import twin_inputs
+from requant.building.inputs import twin_inputs
 from requant.progress import silent
 from requant.recipe import read_recipe
+from requant.retuning.crew import Setting, prepare
 
 RUNS = 3
 WORKERS = (1, 2)

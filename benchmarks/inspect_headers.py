@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, index, json_file, shard_names, spread
-from requant.headers import read_headers
 from requant.inspect import inspect
+from requant.inspecting.headers import read_headers
 from requant.loaders import LOADERS, TENSOR_PARALLEL
 from requant.passes import PASSES, Context
 from requant.plan import base_config, plan

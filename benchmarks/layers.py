@@ -18,10 +18,10 @@ import numpy as np
 
 from requant.checkpoint import Checkpoint, Held, Tensor, json_file, open_checkpoint, write_checkpoint
 from requant.inventory import Linear, base_tensors, packed_specs, quantized
-from requant.lineage import origin_rows
 from requant.packing import bfloat16_to_float32, pack, zeros
-from requant.reach import reach
 from requant.twin import SIZES, config, stream
+from requant.weights.lineage import origin_rows
+from requant.weights.reach import reach
 
 GROUP = 128
 REACH = reach(400, 1 / 400, 1 / 400)

@@ -13,9 +13,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from requant import installation, programs
 from requant.build import Built, build
-from requant.engine import Engine
 from requant.environment import read_lock
 from requant.image import Repetition, debian_base, repeat_image
+from requant.images.engine import Engine
 from requant.recipe import read_recipe
 
 # Examples are drawn alike in every run, so that a change is judged by what it changed, at any speed of the machine;

@@ -52,7 +52,7 @@ def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
         script.chmod(0o755)
         return script
 
-    with mock.patch("requant.rooms.virtual_environment", emulated):
+    with mock.patch("requant.rooms.choice.virtual_environment", emulated):
         built = build(read_recipe(recipe), twin="mini", out=out)
     assert started.exists(), "the room was started by other words than these, and nothing was emulated"
     return beside(built.folder, "journal.jsonl").read_text().splitlines()

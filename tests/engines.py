@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from requant.engine import Engine, find
 from requant.errors import RequantError
+from requant.images.engine import Engine, find
 from requant.programs import run
 
 REQUIRED = "REQUANT_REQUIRE_ENGINE"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tests.test_rootfs import FILES, Made, tar
 
-from requant.archive import differences, read_archive
 from requant.digest import sha256
 from requant.errors import BuildError
+from requant.images.archive import differences, read_archive
 
 
 def image(path: Path, *layers: bytes, oci: bool = True, **config: Any) -> Path:

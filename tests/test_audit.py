@@ -16,17 +16,17 @@ from tests.test_build import project
 from requant import audit as auditing
 from requant import programs
 from requant.build import Built, beside
+from requant.building.inputs import twin_given, twin_inputs
 from requant.check import check
 from requant.checkpoint import open_checkpoint, write_file
 from requant.cli.auditing import numbers
-from requant.crew import Setting, prepare
 from requant.errors import BuildError, CheckpointError, NotAvailableError, RecipeError, RequantError, UsageError
-from requant.inputs import twin_given, twin_inputs
 from requant.recipe import read_recipe
-from requant.retuned import Audit, Judgement
+from requant.retuning.crew import Setting, prepare
+from requant.retuning.retuned import Audit, Judgement
 from requant.safetensors import Spec, read_header
-from requant.source import open_source
 from requant.verdict import Outcome
+from requant.weights.source import open_source
 
 pytestmark = pytest.mark.room
 LAYER = "model.language_model.layers."

@@ -15,14 +15,14 @@ from tests.cases.audits import AUDIT, audits
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 
-from requant.apart import Apart
-from requant.audits import FOLDER, MAX_BYTES, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
-from requant.audits import write_audit as write
-from requant.challenge import MAX_TEXT, Challenge
 from requant.digest import canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe, read_recipe
-from requant.retuned import Audit, Judgement, Retuned
+from requant.retuning.apart import Apart
+from requant.retuning.audits import FOLDER, MAX_BYTES, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
+from requant.retuning.audits import write_audit as write
+from requant.retuning.challenge import MAX_TEXT, Challenge
+from requant.retuning.retuned import Audit, Judgement, Retuned
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ from tests.hub import running
 
 from requant import installation, passes, programs
 from requant.build import Built, beside, build, compare, record, recorded
+from requant.building.preflight import spool_bytes
 from requant.checkpoint import open_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
 from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
-from requant.pins import read_pins
-from requant.preflight import spool_bytes
+from requant.network.pins import read_pins
 from requant.recipe import read_recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import Outcome

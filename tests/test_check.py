@@ -19,19 +19,19 @@ from tests.conftest import ROOT
 from tests.hub import running
 
 from requant import check as checking
-from requant import rounding
 from requant.build import Built
 from requant.check import check
-from requant.checked import Checked
 from requant.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.packing import bfloat16_to_float32, pack, unpack
 from requant.progress import Progress
-from requant.reach import Array, codes_within, loosest, reach_of, scale_possible
 from requant.recipe import read_recipe
-from requant.source import Place, open_source
-from requant.tally import COPIED, TUNED, Measured
 from requant.twin import write_twin
+from requant.weights import rounding
+from requant.weights.checked import Checked
+from requant.weights.reach import Array, codes_within, loosest, reach_of, scale_possible
+from requant.weights.source import Place, open_source
+from requant.weights.tally import COPIED, TUNED, Measured
 
 NAMES = ("ec", "gb10", "intel")
 Edit = Callable[[dict[str, Tensor]], None]
@@ -114,7 +114,7 @@ class Spoilable:
 
     def weight(self, layer: str) -> Array:
         """The base's weight [out, in] of a layer, float32."""
-        from requant.lineage import origin_rows
+        from requant.weights.lineage import origin_rows
 
         where = origin_rows(layer, {name: tensor.spec for name, tensor in self.weights.items()})
         assert where

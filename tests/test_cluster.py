@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT
 
-from requant import cluster
 from requant.audit import _same_hardware as same_hardware
 from requant.audit import audit, local, reference
 from requant.build import Built, beside
-from requant.cluster import ATTEMPTS, Cluster, hire
-from requant.crew import Setting, prepare
+from requant.building.inputs import twin_inputs
 from requant.errors import BuildError, NotAvailableError, RecipeError, UsageError
-from requant.inputs import twin_inputs
 from requant.installation import cache
 from requant.progress import Progress, silent
 from requant.recipe import read_recipe
-from requant.retuned import Audit, Judgement
-from requant.worker import Order, Worker, order
+from requant.retuning import cluster
+from requant.retuning.cluster import ATTEMPTS, Cluster, hire
+from requant.retuning.crew import Setting, prepare
+from requant.retuning.retuned import Audit, Judgement
+from requant.retuning.worker import Order, Worker, order
 
 Nodes = Any
 

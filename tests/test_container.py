@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from tests.engines import STAND_IN, answering, left, stand_in
 
-from requant.container import Container
-from requant.engine import DIALECTS, Engine, Limits, find
 from requant.errors import BuildError, LockError, NotAvailableError
-from requant.runner import run_room
+from requant.images.engine import DIALECTS, Engine, Limits, find
+from requant.rooms.container import Container
+from requant.rooms.runner import run_room
 
 pytestmark = pytest.mark.engine
 
@@ -169,9 +169,9 @@ import sys
 from pathlib import Path
 from requant.cli import _stop
 import signal
-from requant.container import Container
-from requant.engine import Limits, find
-from requant.runner import run_room
+from requant.rooms.container import Container
+from requant.images.engine import Limits, find
+from requant.rooms.runner import run_room
 
 signal.signal(signal.SIGTERM, _stop)
 engine = find(sys.argv[1])

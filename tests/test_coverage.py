@@ -14,18 +14,18 @@ from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
-from requant.apart import Apart
 from requant.attestation import hardware_of
-from requant.audits import write_audit
 from requant.build import RECORDED
-from requant.challenge import Challenge, draw
 from requant.coverage import Coverage, coverage
 from requant.digest import sha256_file
 from requant.errors import CheckpointError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.recipe import Recipe, read_recipe
-from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest
+from requant.retuning.apart import Apart
+from requant.retuning.audits import write_audit
+from requant.retuning.challenge import Challenge, draw
+from requant.retuning.retuned import Audit, Judgement, Retuned, checkpoint_digest
 
 EC = ROOT / "builds" / "ec"
 JOURNAL = read_journal(EC / "mini.journal.jsonl")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, Tensors, checkpoints, on_disk, shard, write
 
+from requant.comparing.difference import Numbers, Steps
 from requant.diff import diff
-from requant.difference import Numbers, Steps
 from requant.errors import CheckpointError
 from requant.verdict import Outcome
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from requant.divergence import FIELDS, Divergence, divergence
+from requant.comparing.divergence import FIELDS, Divergence, divergence
 from requant.journal import Block, Header, Journal, Loss
 
 BLOCK = Block(

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from requant.engine import CHOSEN, DIALECTS, Engine, Limits, find
 from requant.errors import BuildError, NotAvailableError
+from requant.images.engine import CHOSEN, DIALECTS, Engine, Limits, find
+from requant.images.refusals import REFUSALS, refusal
 from requant.programs import run
-from requant.refusals import REFUSALS, refusal
 
 LIMITS = Limits(memory=110, temporary=8, shared=4)
 
@@ -125,7 +125,7 @@ def test_a_builder_that_can_fix_times(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        # Whose words these are, and who has seen them: `refusals.py`.
+        # Whose words these are, and who has seen them: `images/refusals.py`.
         (
             "no permission",
             "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "
@@ -267,7 +267,7 @@ def test_a_real_socket_without_the_right(tmp_path: Path) -> None:
         pytest.skip("only root can try another user")
     program = (
         "import os, sys; sys.path[:] = sys.argv[1:]; os.setgroups([]); os.setgid(65534)\n"
-        "from requant.engine import find\nfrom requant.errors import NotAvailableError\nos.setuid(65534)\n"
+        "from requant.images.engine import find\nfrom requant.errors import NotAvailableError\nos.setuid(65534)\n"
         "try: find('docker')\nexcept NotAvailableError as error: print(error)\n"
     )
     said = run([sys.executable, "-c", program, *filter(None, sys.path)])

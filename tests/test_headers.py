@@ -13,8 +13,8 @@ from tests.checkpoints import Tensors, frame, on_disk, shard, tensors
 
 from requant.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, RequantError
-from requant.headers import MAX_TENSORS, read_headers, specs
 from requant.inspect import inspect
+from requant.inspecting.headers import MAX_TENSORS, read_headers, specs
 from requant.loaders import LOADERS, TENSOR_PARALLEL
 from requant.safetensors import parse_header
 

@@ -18,8 +18,8 @@ from requant.build import Built
 from requant.card import judge
 from requant.checkpoint import Checkpoint, json_file, write_checkpoint
 from requant.cli.options import app
-from requant.headers import Headers, read_headers
 from requant.identify import Fingerprint, identify
+from requant.inspecting.headers import Headers, read_headers
 from requant.inventory import base_tensors, extra_tensors, main_tensors
 from requant.passes import PASSES, Context
 from requant.recipe import read_recipe

@@ -13,18 +13,18 @@ from tests.engines import answering
 from tests.test_cli import requant
 from tests.test_runner import line
 
-from requant import engine as engine_module
 from requant import image as imaging
 from requant.digest import sha256
-from requant.dockerfile import write_dockerfiles
-from requant.engine import DIALECTS, Engine
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
 from requant.errors import BuildError, NotAvailableError, UsageError
-from requant.evidence import evidence_path, image_name, record
 from requant.image import Repetition, build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
+from requant.images import engine as engine_module
+from requant.images.dockerfile import write_dockerfiles
+from requant.images.engine import DIALECTS, Engine
+from requant.images.evidence import evidence_path, image_name, record
+from requant.images.refusals import explained
+from requant.images.rootfs import differences, read_rootfs
 from requant.programs import follow
-from requant.refusals import explained
-from requant.rootfs import differences, read_rootfs
 
 pytestmark = pytest.mark.engine
 

@@ -12,15 +12,15 @@ from tests.cases.twins import healthy
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
-from requant.baseline import expected as baseline
-from requant.baseline import read_baseline
 from requant.build import Built
 from requant.checkpoint import write_checkpoint
 from requant.cli.options import app
-from requant.defects import DEFECTS
-from requant.findings import Expected, fold
-from requant.headers import read_headers
 from requant.inspect import Inspection, inspect
+from requant.inspecting.baseline import expected as baseline
+from requant.inspecting.baseline import read_baseline
+from requant.inspecting.defects import DEFECTS
+from requant.inspecting.findings import Expected, fold
+from requant.inspecting.headers import read_headers
 from requant.loaders import LOADERS, TENSOR_PARALLEL, named
 from requant.recipe import read_recipe
 

@@ -4,10 +4,10 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.base_config import base_config
+from requant.inspecting.rules.kernels import verdict
 from requant.loaders import LOADERS, TENSOR_PARALLEL
 from requant.loaders.modules import Module, modules
 from requant.recipe import read_recipe
-from requant.rules.kernels import verdict
 
 CONFIG = base_config(read_recipe(ROOT / "builds" / "ec"))
 VLLM = [loader for loader in LOADERS if loader.program == "vllm"]

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from requant.cli.options import app
 from requant.errors import RecipeError, UsageError
-from requant.hosted import HOST, installed
-from requant.pinned import Pinned, find_pins
+from requant.pinning.hosted import HOST, installed
+from requant.pins import Pinned, find_pins
 
 DATA = "builds/datasets/pile-10k.json"
 NO_FILES = 'revision = "127bfedcd5047750df5ccf3a12979a47bfa0bafa"\nfiles = "none"'

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import RecipeError
-from requant.pins import PinnedFile, Pins, path_fault, read_pins
+from requant.network.pins import PinnedFile, Pins, path_fault, read_pins
 
 BUILDS = Path(__file__).parent.parent / "builds"
 SHA256 = "ab" * 32

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from tests.conftest import ROOT
 
-from requant import preflight
-from requant.pins import read_pins
+from requant.building import preflight
+from requant.network.pins import read_pins
 from requant.recipe import read_recipe
 
 GIB = preflight.GIB

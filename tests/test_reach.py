@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
-from requant.kernels import ERROR, distances, extremes, halves, steps, unlike
 from requant.packing import bfloat16_to_float32, pack, round_to_nearest, unpack
-from requant.reach import Array, Reach, codes_within, half, loosest, reach, reach_of, scale_possible, tightest
 from requant.recipe import read_recipe
-from requant.rounding import ABSMAX, FULL, divisors
+from requant.weights.kernels import ERROR, distances, extremes, halves, steps, unlike
+from requant.weights.reach import Array, Reach, codes_within, half, loosest, reach, reach_of, scale_possible, tightest
+from requant.weights.rounding import ABSMAX, FULL, divisors
 
 F32 = np.float32
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from requant.reference import Reference, references
+from requant.pinning.reference import Reference, references
 
 DIGEST = f"sha256:{'5' * 64}"
 PINNED = f"python:3.12-slim@{DIGEST}"

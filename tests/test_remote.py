@@ -11,9 +11,9 @@ from tests.hub import Hub, running
 
 from requant.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.headers import LENGTH, read_headers
 from requant.inspect import inspect
-from requant.remote import open_headers, remote_headers
+from requant.inspecting.headers import LENGTH, read_headers
+from requant.inspecting.remote import open_headers, remote_headers
 
 COMMIT = "c" * 40
 

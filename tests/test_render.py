@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
+from requant.building.preflight import spool_bytes
 from requant.cli.options import app
 from requant.environment import environment_digest, read_lock
 from requant.errors import RecipeError
-from requant.evidence import Evidence, image_name
-from requant.preflight import spool_bytes
+from requant.images.evidence import Evidence, image_name
 from requant.recipe import Recipe, read_recipe
 from requant.render import _yaml, kubernetes, render, slurm
 
@@ -125,7 +125,9 @@ def test_a_pod_needs_nothing_that_its_image_lacks(name: str) -> None:
     absent = f"import sys; sys.modules.update(dict.fromkeys({sorted(lacking)}))"
     subprocess.run([sys.executable, "-c", f"{absent}; import requant.cli, requant.build"], check=True)
     with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run([sys.executable, "-c", f"{absent}; import requant.kernels"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", f"{absent}; import requant.weights.kernels"], check=True, capture_output=True
+        )
 
 
 def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ from tests.conftest import ROOT
 from tests.test_inspect import unknown
 from typer.testing import CliRunner
 
-from requant.baseline import expected as baseline
-from requant.baseline import read_baseline
 from requant.build import Built
 from requant.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
 from requant.cli.options import app
 from requant.errors import CheckpointError, UsageError
-from requant.headers import read_headers
 from requant.inspect import inspect
+from requant.inspecting.baseline import expected as baseline
+from requant.inspecting.baseline import read_baseline
+from requant.inspecting.headers import read_headers
 from requant.manifest import make_manifest
 from requant.recipe import read_recipe
 from requant.repair import repair

@@ -18,10 +18,10 @@ from tests.conftest import ROOT
 from tests.test_build import project
 
 from requant.build import Built, beside, build
+from requant.building.workplace import JOURNAL, workplace
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.journal import Block, Header, Loss, Writer, read_journal
 from requant.recipe import read_recipe
-from requant.workplace import JOURNAL, workplace
 
 KILLS = 10
 """Of each of two builds, which run side by side."""

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.audits import AUDIT
 
-from requant.apart import Apart, apart
-from requant.challenge import Challenge
 from requant.checkpoint import Held, Tensor
 from requant.manifest import FileRecord, Manifest, TensorRecord
-from requant.retuned import Judgement, Retuned, checkpoint_digest, judge, settle
+from requant.retuning.apart import Apart, apart
+from requant.retuning.challenge import Challenge
+from requant.retuning.retuned import Judgement, Retuned, checkpoint_digest, judge, settle
 from requant.safetensors import Spec
 from requant.verdict import Outcome
 

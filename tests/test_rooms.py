@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import pytest
 from tests.conftest import ROOT
 
-from requant import here as in_place
-from requant import rooms
 from requant.build import Built, beside, build
-from requant.engine import CHOSEN, Engine
 from requant.environment import read_lock, room_sources
 from requant.errors import LockError, NotAvailableError, UsageError
-from requant.here import here
 from requant.image import Repetition
+from requant.images.engine import CHOSEN, Engine
 from requant.progress import Progress, silent
 from requant.recipe import read_recipe
-from requant.rooms import Chosen, choose
-from requant.runner import VirtualEnvironment
+from requant.rooms import choice as rooms
+from requant.rooms import here as in_place
+from requant.rooms.choice import Chosen, choose
+from requant.rooms.here import here
+from requant.rooms.runner import VirtualEnvironment
 from requant.verdict import Outcome
 
 EC = read_recipe(ROOT / "builds" / "ec")
@@ -163,7 +163,7 @@ def test_in_place_in_the_real_image(
 ) -> None:
     program = (
         "import sys; from pathlib import Path; from requant.environment import read_lock\n"
-        "from requant.here import here; print(*here(read_lock(Path('/lockfiles'), 'cpu')).taints, sep='\\n')"
+        "from requant.rooms.here import here; print(*here(read_lock(Path('/lockfiles'), 'cpu')).taints, sep='\\n')"
     )
     words = ["run", "--rm", "--pull", "never", *options, "--env", "PYTHONPATH=/host", "--cap-drop", "ALL"]
     for source, target in ((ROOT / "src", "/host"), (ROOT / "lockfiles", "/lockfiles")):

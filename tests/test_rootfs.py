@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from requant.digest import sha256
 from requant.errors import BuildError
-from requant.rootfs import LARGEST_KEPT, Rootfs, differences, members, read_rootfs
+from requant.images.rootfs import LARGEST_KEPT, Rootfs, differences, members, read_rootfs
 
 
 @dataclass(frozen=True)

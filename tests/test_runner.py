@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 
-from requant import installation, runner
+from requant import installation
 from requant.environment import Lock, read_lock
 from requant.errors import BuildError, LockError, NotAvailableError
 from requant.programs import run
+from requant.rooms import runner
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 

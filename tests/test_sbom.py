@@ -7,9 +7,9 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tests.conftest import ROOT
 
-from requant.debian import packages
 from requant.environment import read_lock
-from requant.sbom import sbom
+from requant.images.debian import packages
+from requant.images.sbom import sbom
 
 LOCK = read_lock(ROOT / "lockfiles", "cpu")
 STATUS = """\

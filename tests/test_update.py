@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from requant import update
 from requant.cli.options import app
-from requant.dockerfile import dockerfile, read_bases, write_dockerfiles
 from requant.environment import Pin, format_lock, read_intent, read_lock
 from requant.errors import LockError, NotAvailableError, UsageError
+from requant.images.dockerfile import dockerfile, read_bases, write_dockerfiles
 from requant.update import Change, compare_locks, update_images, update_locks
 
 CUTOFF = "2026-06-01T00:00:00Z"

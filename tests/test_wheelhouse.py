@@ -10,8 +10,8 @@ from tests.test_runner import line, locks
 from requant.digest import sha256_file
 from requant.environment import Lock
 from requant.errors import LockError
+from requant.images.wheelhouse import lay_out, wheels
 from requant.progress import Progress
-from requant.wheelhouse import lay_out, wheels
 
 
 @pytest.fixture

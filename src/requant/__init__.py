@@ -1,20 +1,16 @@
 """Reproducible builds of quantized checkpoints, and proofs about published ones.
 
-The map, by what a module is about. Every verb is a module of its name; which may import which, floor by floor, stands
-in `pyproject.toml`.
+The map. Every verb is a module of its name, what they share is a package, and what all of them speak of is a file or a
+value. Which may import which, floor by floor, stands in `pyproject.toml`.
 
-the command line     cli, tables, terminal
-making               build, rebuild, plan, workplace, inputs, preflight, passes, attestation, divergence, twin
-rooms                rooms, runner, installation, container, here, engine, refusals, programs
-images               image, evidence, dockerfile, wheelhouse, archive, rootfs, sbom, debian
-tuning again         audit, crew, cluster, worker, retuned, apart, audits, challenge, coverage, show
-against the base     check, checked, examine, packed, source, lineage, reach, rounding, kernels, ledger, tally
-by their headers     inspect, identify, repair, mending, card, rules, anatomy, baseline, loaders, findings, defects,
-                     headers, remote, hub
-comparing            verify, diff, difference, surroundings, verdict
-what is pinned       pinned, update, lock, environment, pins, reference, hosted, fetch, download, web, render
-files and values     recipe, base_config, journal, manifest, checkpoint, inventory, packing, safetensors, files,
-                     digest, errors, progress
+making               build, rebuild, plan, lock, image, pins, update, render
+telling              inspect, identify, repair, card, show
+judging              verify, check, diff, audit, coverage
+what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning
+models of others     loaders, passes, twin, base_config, inventory, packing
+files and values     recipe, environment, installation, journal, manifest, checkpoint, safetensors, attestation,
+                     verdict, files, digest, programs, errors, progress
+the command line     cli
 
 quantizer            the room: the only place that knows torch; nobody imports it
 

@@ -17,18 +17,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from requant.apart import apart
 from requant.attestation import differing, hardware_of
-from requant.challenge import Challenge
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
-from requant.crew import REPORT, Crew, Local, Setting, passed
 from requant.digest import sha256_file
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
 from requant.progress import Progress, Tell, counted, silent
-from requant.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge, settle
+from requant.retuning.apart import apart
+from requant.retuning.challenge import Challenge
+from requant.retuning.crew import REPORT, Crew, Local, Setting, passed
+from requant.retuning.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge, settle
 
 GLANCE = 0.1
 """Seconds between two looks at the rooms."""

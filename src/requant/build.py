@@ -16,22 +16,22 @@ from typing import Any
 
 from requant import passes
 from requant.attestation import Provenance, differing, hardware_of, statement
+from requant.building.inputs import pinned_inputs, twin_inputs
+from requant.building.workplace import JOURNAL, SPOOL, furnish, kept, workplace
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
 from requant.errors import CheckpointError, RecipeError, UsageError
-from requant.inputs import pinned_inputs, twin_inputs
 from requant.inventory import unmatched
 from requant.journal import read_journal
 from requant.manifest import Manifest, make_manifest, read_manifest
 from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
-from requant.rooms import choose
-from requant.runner import run_room
+from requant.rooms.choice import choose
+from requant.rooms.runner import run_room
 from requant.twin import SIZES
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
-from requant.workplace import JOURNAL, SPOOL, furnish, kept, workplace
 
 RECORDED = ("manifest.json", "journal.jsonl", "intoto.jsonl")
 """What stands beside a checkpoint, and beside its recipe once it is recorded: `<stem>.<each>`."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from requant.digest import read_whole
 from requant.errors import CheckpointError
-from requant.headers import Headers
 from requant.identify import Fingerprint
+from requant.inspecting.headers import Headers
 from requant.inventory import base_tensors
 
 Verdict = Literal["confirmed", "refuted", "undecidable"]

@@ -13,20 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from requant import rounding
-from requant.checked import Checked, judge, sort
 from requant.digest import canonical_json, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
-from requant.examine import Window, examine
 from requant.inventory import mtp_quantized, quantized
-from requant.ledger import Ledger
-from requant.lineage import Piece, lineage
 from requant.progress import Progress, Tell, silent
-from requant.reach import Reach, loosest, reach_of
 from requant.recipe import Recipe
 from requant.safetensors import ITEM_BYTES
-from requant.source import Source
-from requant.tally import COPIED, TUNED, Finding, Measured
+from requant.weights import rounding
+from requant.weights.checked import Checked, judge, sort
+from requant.weights.examine import Window, examine
+from requant.weights.ledger import Ledger
+from requant.weights.lineage import Piece, lineage
+from requant.weights.reach import Reach, loosest, reach_of
+from requant.weights.source import Source
+from requant.weights.tally import COPIED, TUNED, Finding, Measured
 
 WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from requant.attestation import hardware_of
-from requant.audits import read_audits
 from requant.build import RECORDED, recorded
-from requant.challenge import draw
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.recipe import Recipe
-from requant.retuned import Audit, Judgement, checkpoint_digest
+from requant.retuning.audits import read_audits
+from requant.retuning.challenge import draw
+from requant.retuning.retuned import Audit, Judgement, checkpoint_digest
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint import Tensor, open_checkpoint
-from requant.difference import Numbers, Steps, numbers, step_counts
+from requant.comparing.difference import Numbers, Steps, numbers, step_counts
+from requant.comparing.surroundings import arrangement, side_files
 from requant.errors import CheckpointError
 from requant.progress import Progress, Tell, silent
 from requant.safetensors import ITEM_BYTES, Stretch
-from requant.surroundings import arrangement, side_files
 from requant.verdict import Outcome
 
 BYTES = 1 << 21

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from requant.anatomy import EXPERTS, canonical
 from requant.checkpoint import open_checkpoint
-from requant.headers import Headers
 from requant.inspect import look
+from requant.inspecting.anatomy import EXPERTS, canonical
+from requant.inspecting.headers import Headers
+from requant.inspecting.rules.seen import Seen
 from requant.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
 from requant.loaders import DEFAULT
 from requant.packing import bfloat16_to_float32
 from requant.passes.context import EXTRAS
-from requant.rules.seen import Seen
 
 IGNORED: Mapping[str, tuple[str, ...]] = {
     "everything packed": ("mtp.fc",),

@@ -12,11 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from requant import debian
-from requant.archive import Archive, differences, read_archive
 from requant.digest import sha256, sha256_file
-from requant.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
-from requant.engine import Engine
 from requant.environment import (
     Lock,
     dockerfile_path,
@@ -27,12 +23,16 @@ from requant.environment import (
     room_sources,
 )
 from requant.errors import BuildError, UsageError
-from requant.evidence import Evidence, Image, find_image, image_name, keep
+from requant.images import debian
+from requant.images.archive import Archive, differences, read_archive
+from requant.images.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
+from requant.images.engine import Engine
+from requant.images.evidence import Evidence, Image, find_image, image_name, keep
+from requant.images.rootfs import read_rootfs
+from requant.images.sbom import sbom
+from requant.images.wheelhouse import lay_out, wheels
 from requant.installation import cache
 from requant.progress import Progress, Tell, silent
-from requant.rootfs import read_rootfs
-from requant.sbom import sbom
-from requant.wheelhouse import lay_out, wheels
 
 DEBIAN = "debian"
 """Word for a base made here, of Debian packages."""

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from requant.anatomy import Build, dissect, examine, template
 from requant.errors import CheckpointError
-from requant.findings import Expected, Finding, Severity, mark_known, merge
-from requant.headers import Headers, without_collector
+from requant.inspecting.anatomy import Build, dissect, examine, template
+from requant.inspecting.findings import Expected, Finding, Severity, mark_known, merge
+from requant.inspecting.headers import Headers, without_collector
+from requant.inspecting.rules import declarations, files, kernels, tensors, values
+from requant.inspecting.rules.seen import Seen
 from requant.inventory import LM, MTP, base_tensors, layer_types
 from requant.loaders import DEFAULT, Loader
 from requant.loaders.declared import read_declared
-from requant.rules import declarations, files, kernels, tensors, values
-from requant.rules.seen import Seen
 from requant.safetensors import Spec
 
 

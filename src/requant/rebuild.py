@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.build import Built, beside, build, compare, stem
-from requant.divergence import Divergence, divergence
+from requant.comparing.divergence import Divergence, divergence
 from requant.errors import UsageError
 from requant.journal import read_journal
 from requant.progress import Tell, silent

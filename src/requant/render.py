@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from requant.building.preflight import GIB, spool_bytes, stored
 from requant.environment import Lock, environment_digest, read_lock
 from requant.errors import RecipeError
-from requant.evidence import image_name, read_evidence
-from requant.pins import read_pins
-from requant.preflight import GIB, spool_bytes, stored
+from requant.images.evidence import image_name, read_evidence
+from requant.network.pins import read_pins
 from requant.recipe import Recipe
 
 KUBERNETES, SLURM = "job.yaml", "job.slurm"

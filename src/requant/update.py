@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from requant.digest import strict_json
-from requant.dockerfile import BASES, Base, dockerfile, platform_of, read_bases
 from requant.environment import dockerfile_path, parse_pin, read_intent, read_lock
 from requant.errors import BuildError, LockError, NotAvailableError, UsageError
+from requant.images.dockerfile import BASES, Base, dockerfile, platform_of, read_bases
 from requant.lock import resolve
 from requant.programs import run
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from requant.apart import Apart
-from requant.audits import party
-from requant.challenge import Challenge
-from requant.retuned import Audit, Judgement, Retuned
+from requant.retuning.apart import Apart
+from requant.retuning.audits import party
+from requant.retuning.challenge import Challenge
+from requant.retuning.retuned import Audit, Judgement, Retuned
 
 HARDWARE = {"accelerator": "cpu", "caps": {"MKL_CBWR": "COMPATIBLE"}, "model": "Xeon (6/207)", "mig": False, "cores": 2}
 AUDIT = Audit(

@@ -14,8 +14,8 @@ import typer
 
 from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import app
+from requant.cli.terminal import fail
 from requant.errors import NotAvailableError, RequantError
-from requant.terminal import fail
 
 INTERRUPTED = 130
 

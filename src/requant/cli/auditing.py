@@ -8,22 +8,22 @@ import typer
 from rich.markup import escape
 
 from requant import audit as auditing
-from requant import cluster
 from requant import coverage as covering
 from requant import rebuild as rebuilding
-from requant.audits import party, write_audit
 from requant.build import beside, stem
 from requant.build import recorded as recorded_of
-from requant.challenge import Challenge, draw
+from requant.building.inputs import inputs_for
 from requant.cli.options import AsJson, RecipePath, Runner, Size, app
-from requant.crew import prepare
-from requant.inputs import inputs_for
+from requant.cli.tables import coverage_table
+from requant.cli.terminal import out, print_json, progress, say, show
 from requant.installation import cache
 from requant.journal import read_journal
 from requant.recipe import read_recipe
+from requant.retuning import cluster
+from requant.retuning.audits import party, write_audit
+from requant.retuning.challenge import Challenge, draw
+from requant.retuning.crew import prepare
 from requant.show import journal_json, journal_lines
-from requant.tables import coverage_table
-from requant.terminal import out, print_json, progress, say, show
 from requant.verdict import EXIT_STATUS
 
 shown = typer.Typer(no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")

@@ -10,11 +10,11 @@ from rich import progress as rich_progress
 from rich.markup import escape
 
 from requant.cli.options import AsJson, app
+from requant.cli.terminal import SHOWN, out, print_json, progress, show
 from requant.installation import cache
 from requant.manifest import make_manifest, read_manifest
 from requant.progress import counted
 from requant.recipe import read_recipe
-from requant.terminal import SHOWN, out, print_json, progress, show
 from requant.verdict import EXIT_STATUS, Outcome
 from requant.verify import verify as verify_checkpoint
 
@@ -65,7 +65,7 @@ def check(
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
     from requant import check as checking  # numba takes half a second to import
-    from requant.source import open_source
+    from requant.weights.source import open_source
 
     read = read_recipe(recipe) if recipe else None
     resume = None if fresh else cache() / "check"

@@ -11,12 +11,12 @@ from requant import build as building
 from requant import image as imaging
 from requant import lock as locking
 from requant.cli.options import AsJson, RecipePath, Runner, Size, app
-from requant.dockerfile import write_dockerfiles
-from requant.engine import find
-from requant.evidence import record as record_image
+from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
+from requant.images.dockerfile import write_dockerfiles
+from requant.images.engine import find
+from requant.images.evidence import record as record_image
 from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
-from requant.terminal import SHOWN, out, print_json, progress, say, show
 from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
 

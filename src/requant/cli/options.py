@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from requant.rooms import RUNNERS
+from requant.rooms.choice import RUNNERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 

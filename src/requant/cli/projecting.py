@@ -8,12 +8,12 @@ import typer
 from rich.markup import escape
 
 from requant.cli.options import AsJson, RecipePath, app
-from requant.pinned import find_pins
+from requant.cli.tables import pins_text
+from requant.cli.terminal import out, print_json, say
+from requant.pins import find_pins
 from requant.recipe import read_recipe
 from requant.render import KUBERNETES, SLURM
 from requant.render import render as rendered
-from requant.tables import pins_text
-from requant.terminal import out, print_json, say
 from requant.update import Update, update_images, update_locks
 
 Write = Annotated[bool, typer.Option("--write", help="Write it; without, only say what would change.")]

@@ -5,19 +5,19 @@ from typing import Annotated
 
 import typer
 
-from requant.baseline import expected, read_baseline
 from requant.card import judge, read_card
 from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.cli.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
+from requant.cli.terminal import out, print_json, progress
 from requant.identify import identify as fingerprint
 from requant.inspect import inspect as inspect_headers
+from requant.inspecting.baseline import expected, read_baseline
+from requant.inspecting.remote import open_headers
 from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.plan import plan as make_plan
 from requant.progress import Progress
 from requant.recipe import read_recipe
-from requant.remote import open_headers
 from requant.repair import repair as mend
-from requant.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
-from requant.terminal import out, print_json, progress
 from requant.twin import SIZES
 
 

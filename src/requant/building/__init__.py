@@ -1,0 +1,1 @@
+"""What a build needs before and around its room."""

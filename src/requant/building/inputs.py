@@ -1,0 +1,121 @@
+"""What goes into the room: the twin, or the base and the text that a recipe pins, fetched and confirmed."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from requant.building import preflight
+from requant.digest import canonical_json, sha256, sha256_file
+from requant.errors import CheckpointError, RecipeError
+from requant.files import list_files
+from requant.installation import cache
+from requant.manifest import make_manifest
+from requant.network.fetch import fetch, missing
+from requant.network.pins import Pins, read_pins
+from requant.progress import Progress, Tell, silent
+from requant.recipe import Recipe
+from requant.twin import CALIBRATION, calibration_text, write_twin
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes into the room: a base and a text on disk, what they are by digest, and what is wrong with them."""
+
+    base: Path
+    text: Path
+    digests: dict[str, str]
+    taints: tuple[str, ...]
+
+    @property
+    def base_digest(self) -> str:
+        """The identity of the base: its files by digest, without the calibration text."""
+        return sha256(canonical_json({name: self.digests[name] for name in self.digests if name.startswith("base/")}))
+
+
+def inputs_for(recipe: Recipe, twin: str | None, base: Path | None, work: Path, tell: Tell) -> Inputs:
+    """Return what a room of this recipe, or of its twin, is given; `base` is where its base stands already."""
+    if twin:
+        return twin_given(twin, base, work) if base else twin_inputs(twin, work, tell)
+    return pinned_given(recipe, base, None, tell) if base else pinned_inputs(recipe, work, None, tell)
+
+
+def twin_inputs(size: str, folder: Path, tell: Tell) -> Inputs:
+    """Write the twin of a size in `SIZES`, and its text, into `folder`."""
+    write_twin(size, folder / "base", lambda file: tell(Progress(f"twin {size}", note=file)))
+    (folder / CALIBRATION).write_bytes(calibration_text())
+    digests = {f"base/{path}": record.sha256 for path, record in make_manifest(folder / "base").files.items()}
+    digests["calibration"] = sha256_file(folder / CALIBRATION)
+    return Inputs(folder / "base", folder / CALIBRATION, digests, (f"twin: {size}, instead of the base",))
+
+
+def twin_given(size: str, base: Path, folder: Path) -> Inputs:
+    """Take a twin that stands in the folder `base` already; its text is written into `folder`.
+
+    Raises CheckpointError where it is not the twin of that size.
+    """
+    inputs = twin_inputs(size, folder, silent)
+    found = {f"base/{path}": record.sha256 for path, record in make_manifest(base).files.items()}
+    for name in sorted(inputs.digests.keys() | found.keys()):
+        if name != "calibration" and found.get(name) != inputs.digests.get(name):
+            raise CheckpointError(f"{base}: {name.removeprefix('base/')} is not the twin {size}'s")
+    return replace(inputs, base=base)
+
+
+def pinned_given(recipe: Recipe, base: Path, endpoint: str | None, tell: Tell) -> Inputs:
+    """Take a recipe's base that stands in the folder `base` already; its text is fetched into the cache.
+
+    Raises CheckpointError where a file is not as pinned, or there is one more.
+    """
+    pins = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
+    if lacking := missing(pins, base).files:
+        raise CheckpointError(f"{base}: lacks {lacking[0]}", "Without --base it is fetched.")
+    return _confirmed(recipe, pins, base, endpoint, tell)
+
+
+def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell) -> Inputs:
+    """Fetch the base and the text of a recipe into the cache, after saying what the whole build will cost.
+
+    Raises NotAvailableError where this machine cannot do the build, CheckpointError where bytes are not as pinned.
+    """
+    base = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
+    folder = cache() / "bases" / base.repository / base.revision
+    data, data_folder = _data(recipe)
+    downloads = ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file]))
+    found = preflight.cost(recipe, downloads, out)
+    preflight.require(found)
+    tell(Progress("full build", note=found.text()))
+    return _confirmed(recipe, base, folder, endpoint, tell)
+
+
+def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, tell: Tell) -> Inputs:
+    data, data_folder = _data(recipe)
+    for pins, place, wanted in ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file])):
+        fetch(
+            pins,
+            place,
+            wanted=wanted,
+            progress=lambda file, done, total: tell(Progress(f"fetch {file}", done, total)),
+            endpoint=endpoint,
+        )
+    if stray := list_files(folder).keys() - base.files.keys():
+        raise CheckpointError(f"{folder}: {min(stray)} is not pinned, and could change what is loaded", "Remove it.")
+    digests = {f"base/{path}": str(file.sha256) for path, file in base.files.items() if file.sha256}
+    digests["calibration"] = str(data.files[recipe.calibration.file].sha256)
+    return Inputs(folder, data_folder / recipe.calibration.file, digests, ())
+
+
+def _data(recipe: Recipe) -> tuple[Pins, Path]:
+    data = _pins(recipe, recipe.calibration.files, recipe.calibration.dataset, recipe.calibration.revision)
+    return data, cache() / "datasets" / data.repository / data.revision
+
+
+def _digested(pins: Pins) -> list[str]:
+    return [path for path, file in pins.files.items() if file.sha256]
+
+
+def _pins(recipe: Recipe, file: str, repository: str, revision: str) -> Pins:
+    pins = read_pins(recipe.beside(file))
+    if (pins.repository, pins.revision) != (repository, revision):
+        raise RecipeError(
+            f"{recipe.path}: asks for {repository} at {revision}, but {file} pins {pins.repository} at {pins.revision}"
+        )
+    return pins

@@ -1,0 +1,99 @@
+"""What a full build needs, checked before anything long starts: device, memory, disk, downloads."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.base_config import base_config
+from requant.errors import NotAvailableError
+from requant.inventory import PACKED, main_tensors
+from requant.network.fetch import missing
+from requant.network.pins import Pins
+from requant.programs import accelerators
+from requant.recipe import Recipe
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a full build will take; `lacking` says what this machine does not have."""
+
+    download_bytes: int
+    disk_bytes: int
+    hours: float
+    lacking: tuple[str, ...]
+
+    def text(self) -> str:
+        """Return the cost in one line."""
+        return (
+            f"{self.download_bytes / GIB:.1f} GiB to download, {self.disk_bytes / GIB:.1f} GiB of disk, "
+            f"about {self.hours:g} hours of tuning"
+        )
+
+
+def cost(recipe: Recipe, downloads: Sequence[tuple[Pins, Path, list[str]]], out: Path) -> Cost:
+    """Return what a build would take; each of `downloads` is what to fetch, whereto, and which files of it."""
+    places = [(folder, missing(pins, folder, wanted=wanted).bytes) for pins, folder, wanted in downloads]
+    download = sum(size for _, size in places)
+    written = stored(pins for pins, _, _ in downloads) + spool_bytes(recipe)
+    return Cost(download, download + written, recipe.hardware.hours, tuple(_lacking(recipe, [*places, (out, written)])))
+
+
+def stored(pins: Iterable[Pins]) -> int:
+    """Return the bytes of all that is pinned, as far as sizes are known.
+
+    What a build writes takes no more: the raw and the finished checkpoint together are smaller than the base.
+    """
+    return sum(file.bytes or 0 for each in pins for file in each.files.values())
+
+
+def spool_bytes(recipe: Recipe) -> int:
+    """Return what a full build keeps on disk to go on with: every tuned block, and two boundaries between blocks.
+
+    A boundary is two streams [samples, tokens, hidden] in the precision of the tuning.
+    """
+    config = base_config(recipe)
+    effort = recipe.effort(twin=False)
+    tensors = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
+    packed = sum(spec.nbytes for name, spec in tensors.items() if name.endswith(PACKED))
+    width = {"bfloat16": 2, "float32": 4}[effort.precision]
+    hidden: int = config["text_config"]["hidden_size"]
+    return packed + 2 * 2 * effort.samples * effort.sequence_length * hidden * width
+
+
+def require(found: Cost) -> None:
+    """Raise NotAvailableError with everything that is lacking, and what the build would cost."""
+    if found.lacking:
+        raise NotAvailableError(
+            "\n".join(("this machine cannot do the full build:", *(f"  {each}" for each in found.lacking))),
+            f"The full build takes {found.text()}. Without a GPU, --twin runs the same code on a small model.",
+        )
+
+
+def _lacking(recipe: Recipe, places: Iterable[tuple[Path, int]]) -> list[str]:
+    hardware = recipe.hardware
+    lacking = []
+    if hardware.device == "cuda":
+        found = accelerators()
+        if not any(hardware.accelerator in name and memory >= hardware.memory_gib * 1000 for name, memory in found):
+            seen = ", ".join(f"{name} ({memory} MiB)" for name, memory in found) or "none"
+            lacking.append(f"GPU: {hardware.accelerator} with {hardware.memory_gib} GiB; found {seen}")
+    memory = _memory()
+    if memory < hardware.host_memory_gib * GIB:
+        lacking.append(f"memory: {hardware.host_memory_gib} GiB; found {memory / GIB:.0f} GiB")
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, size in places:
+        place = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+        device = place.stat().st_dev  # the cache and the output may lie on one disk, or on two
+        disks[device] = (place, disks.get(device, (place, 0))[1] + size)
+    for place, size in disks.values():
+        if (free := shutil.disk_usage(place).free) < size:
+            lacking.append(f"disk: {size / GIB:.0f} GiB under {place}; {free / GIB:.0f} GiB are free")
+    return lacking
+
+
+def _memory() -> int:
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,1 @@
+"""Container images: how they are asked for, built and read."""

@@ -1,0 +1,147 @@
+"""Rules about files: which tensor stands where, what the index says, and the side files (D01, D02, D04, D20 to D22)."""
+
+from collections.abc import Iterator
+
+from requant.checkpoint import INDEX
+from requant.errors import CheckpointError
+from requant.inspecting.anatomy import canonical
+from requant.inspecting.findings import Finding, Severity, Target
+from requant.inspecting.rules.seen import Seen
+
+NEEDED = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+USEFUL = ("LICENSE", "chat_template.jinja", "merges.txt", "video_preprocessor_config.json", "vocab.json")
+KIND = ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "qwen3_5_moe_text")
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    """Yield what is wrong with files, index and side files."""
+    yield from _copies(seen)
+    yield from _index(seen)
+    yield from _configurations(seen)
+    yield from _kind(seen)
+    yield from _sides(seen)
+
+
+def second_names(seen: Seen) -> dict[str, str]:
+    """Return tensors under another prefix by the module's proper name, where that has tensors of its own."""
+    strange = {name: proper for name in seen.anatomy.rest if (proper := canonical(name)) != name}
+    wanted = {proper.rpartition(".")[0] for proper in strange.values()}
+    found = {module for name in seen.anatomy.rest if (module := name.rpartition(".")[0]) in wanted}
+    if strange:
+        inside = ((block, name.rpartition(".")[0]) for block, held in seen.anatomy.blocks.items() for name in held)
+        found |= {module for block, name in inside if (module := f"{block}.{name}") in wanted}
+    return {name: proper for name, proper in strange.items() if proper.rpartition(".")[0] in found}
+
+
+def _copies(seen: Seen) -> Iterator[Finding]:
+    if seen.anatomy.copies:
+        yield seen.error(
+            "D01", seen.anatomy.copies, "The same name stands in several files, and whichever is read last is served."
+        )
+    if twice := second_names(seen):
+        yield seen.error(
+            "D01", twice, "The same weight stands under a second prefix: loaders skip it or refuse to load."
+        )
+
+
+def _index(seen: Seen) -> Iterator[Finding]:
+    headers = seen.headers
+    index = headers.object(INDEX)
+    if index is None:
+        if len(headers.shards) != 1 or "model.safetensors" not in headers.shards:
+            yield seen.error("D22", [INDEX], "Without an index transformers does not find the files.")
+        return
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
+        raise CheckpointError(f"{headers.name}/{INDEX}: its weight_map is not an object of file names")
+    for file in set(weight_map.values()):
+        if file.startswith(("/", "\\")) or ".." in file.split("/") or not file.isprintable():
+            raise CheckpointError(
+                f"{headers.name}/{INDEX}: names the file {file!r:.120}, which is none of this folder",
+                "Do not load this checkpoint: its index leads elsewhere.",
+            )
+    read = sorted(headers.shards.keys() & set(weight_map.values()))
+    agreed = sum(list(map(weight_map.get, headers.shards[file])).count(file) for file in read)
+    if not agreed == len(weight_map) == sum(len(headers.shards[file]) for file in read):
+        yield from _differing(seen, {name: file for file in read for name in headers.shards[file]}, weight_map)
+    metadata = index.get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if stray := sorted(headers.shards.keys() - set(weight_map.values())):
+        yield seen.error("D01", stray, "No loader reads this file: the index names it nowhere.")
+    unread = sum(spec.nbytes for file in stray for spec in headers.shards[file].values())
+    if claimed != headers.data_bytes - unread and not seen.anatomy.copies:
+        yield seen.error(
+            "D22",
+            [INDEX],
+            f"The index claims {claimed!r:.40} bytes of tensors, the files hold {headers.data_bytes - unread}.",
+        )
+
+
+def _differing(seen: Seen, winners: dict[str, str], weight_map: dict[str, str]) -> Iterator[Finding]:
+    wrong = [name for name, file in winners.items() if name in weight_map and weight_map[name] != file]
+    wrong = [name for name in wrong if name not in seen.anatomy.copies]
+    if wrong:
+        yield seen.error("D02", wrong, "The index names another file than the one that holds it.")
+    yield from _losing(seen, weight_map)
+    if absent := [name for name in winners if name not in weight_map]:
+        yield seen.error(
+            "D01", absent, "The file holds a tensor that the index does not know: vLLM loads it, transformers does not."
+        )
+    if gone := [name for name in weight_map if name not in winners and not _needed(seen, name)]:
+        yield seen.error("D01", gone, "The index promises a tensor that no file holds.")
+
+
+def _losing(seen: Seen, weight_map: dict[str, str]) -> Iterator[Finding]:
+    """Yield, loader by loader, the copies that the index means and that are not read last."""
+    for loader in seen.loaders:
+        targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
+        losing = [n for n, files in seen.anatomy.copies.items() if loader.order(files)[-1] != weight_map.get(n)]
+        if losing:
+            text = "Another file than the one that the index names is read last, and its copy is served."
+            yield Finding("D02", Severity.ERROR, tuple(losing), text, targets)
+
+
+def _needed(seen: Seen, name: str) -> bool:
+    """Say whether the rules about tensors report the absence of a name themselves."""
+    block = next((block for block in seen.builds if name.startswith(f"{block}.")), None)
+    if block is None:
+        return name in seen.expected
+    return any(fault.flaw == "missing" and f"{block}.{fault.name}" == name for fault in seen.builds[block].faults)
+
+
+def _configurations(seen: Seen) -> Iterator[Finding]:
+    side = seen.headers.object("quantization_config.json")
+    declared = seen.config.get("quantization_config")
+    if side is None and declared is not None:
+        yield seen.warning("D04", ["quantization_config.json"], "Tools that read the side file take all for float.")
+    if side is not None and side != declared:
+        keys = sorted(key for key in {*side, *(declared or {})} if side.get(key) != (declared or {}).get(key))
+        yield seen.error("D04", keys, "The two configurations differ, and each tool believes another one.")
+
+
+def _kind(seen: Seen) -> Iterator[Finding]:
+    config = seen.config
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    if ([KIND[0]], *KIND[1:]) != (config.get("architectures"), config.get("model_type"), inner):
+        yield seen.error(
+            "D20",
+            ["config.json: architectures, model_type, text_config.model_type"],
+            "Loaders choose another class, which skips the visual tower or does not know these names.",
+        )
+    if config.get("language_model_only"):
+        yield seen.error("D20", ["config.json: language_model_only"], "Loaders build no visual tower.")
+
+
+def _sides(seen: Seen) -> Iterator[Finding]:
+    if missing := [name for name in NEEDED if name not in seen.headers.paths]:
+        yield seen.error("D21", missing, "Text or images cannot be prepared as for the base.")
+    if missing := [name for name in USEFUL if name not in seen.headers.paths]:
+        yield seen.warning("D21", missing, "A file of the base is missing, and consumers replace it by a default.")
+    tokenizer = seen.headers.object("tokenizer_config.json") or {}
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        yield seen.error(
+            "D21",
+            ["tokenizer_config.json: tokenizer_class"],
+            "It was rewritten by transformers 5, whose class name transformers 4 does not know.",
+        )

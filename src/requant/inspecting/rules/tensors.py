@@ -1,0 +1,88 @@
+"""Rules about tensors: each one there, once, with its shape and type (D01, D03, D07, D09, D12 to D14, D18 to D20)."""
+
+from collections.abc import Iterator
+
+from requant.inspecting.anatomy import EXPERTS, GATES, Fault, outside
+from requant.inspecting.findings import Finding
+from requant.inspecting.rules.files import second_names
+from requant.inspecting.rules.seen import Seen
+from requant.inventory import MTP, PACKED, VISUAL
+from requant.safetensors import Spec
+
+UNINITIALISED = "Nothing notices that it is missing, and uninitialised memory is served in its place."
+UNKNOWN = "No parameter has this name: vLLM skips it up to 0.22.1 and refuses to load from 0.25.1 on."
+SHAPE = "It does not fit its place: vLLM stops, or copies a smaller expert into a corner."
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    """Yield what is wrong with tensors, block by block and beside the blocks."""
+    text = seen.config["text_config"]
+    mtp = [f"{MTP}layers.{i}" for i in range(text.get("mtp_num_hidden_layers", 0))]
+    absent = mtp and not any(name.startswith(MTP) for name in (*seen.anatomy.blocks, *seen.anatomy.rest))
+    if absent:
+        yield seen.error("D07", mtp, "The drafter is served from uninitialised memory, and no draft is accepted.")
+    for block, build in seen.builds.items():
+        if not (absent and block.startswith(MTP)):
+            for fault in build.faults:
+                yield _in_block(seen, block, fault)
+    twice = second_names(seen)
+    for fault in outside(seen.anatomy.rest, _beside_blocks(seen)):
+        if not (absent and fault.name.startswith(MTP)) and fault.name not in twice:
+            yield _beside(seen, fault)
+    yield from _notes(seen)
+
+
+def _beside_blocks(seen: Seen) -> dict[str, Spec]:
+    blocks = tuple(f"{block}." for block in seen.builds)
+    return {name: spec for name, spec in seen.expected.items() if not name.startswith(blocks)}
+
+
+def _in_block(seen: Seen, block: str, fault: Fault) -> Finding:
+    name = f"{block}.{fault.name}"
+    if fault.name.removesuffix(".weight").rpartition(".q")[0] in GATES or fault.name.startswith(
+        tuple(f"{gate}." for gate in GATES)
+    ):
+        if fault.flaw == "dtype":
+            return seen.error("D13", [name], f"It is not the base's: {fault.detail}.")
+        return seen.error("D14", [name], f"Loaders build a router in float only: {fault.flaw}, {fault.detail}.")
+    if fault.flaw == "both":
+        return seen.error("D01", [name], f"The same weight stands twice, {fault.detail}.")
+    if fault.flaw == "unknown":
+        return seen.error("D20", [name], UNKNOWN)
+    if fault.flaw == "missing":
+        whole = block.startswith(MTP) and not fault.name.startswith(EXPERTS) and not fault.name.endswith(PACKED)
+        return seen.error("D07" if whole else "D18", [name], UNINITIALISED)
+    if fault.flaw == "dtype" and fault.name.endswith("scales"):
+        return seen.error("D12", [name], f"Scales are float16 or bfloat16: {fault.detail}.")
+    if fault.flaw == "dtype" and not fault.name.endswith(PACKED):
+        return seen.error("D13", [name], f"It is not the base's, bit for bit: {fault.detail}.")
+    return seen.error("D19", [name], f"{SHAPE[:-1]}: {fault.detail}.")
+
+
+def _beside(seen: Seen, fault: Fault) -> Finding:
+    visual = fault.name.startswith((VISUAL, "visual."))
+    if fault.flaw == "dtype":
+        rule = "D13" if fault.detail.startswith(("found F16", "found F32", "found F64")) or not visual else "D03"
+        return seen.error(rule, [fault.name], f"It is not the base's, bit for bit: {fault.detail}.")
+    if visual:
+        consequence = UNKNOWN if fault.flaw == "unknown" else UNINITIALISED if fault.flaw == "missing" else SHAPE
+        return seen.error("D03", [fault.name], consequence)
+    if fault.flaw == "missing":
+        return seen.error("D07" if fault.name.startswith(MTP) else "D18", [fault.name], UNINITIALISED)
+    if fault.flaw == "unknown" and fault.name.startswith("mtp.fc."):
+        return seen.error("D08", [fault.name], "The drafter's fc is read as float only.")
+    return (
+        seen.error("D20", [fault.name], UNKNOWN) if fault.flaw == "unknown" else seen.error("D19", [fault.name], SHAPE)
+    )
+
+
+def _notes(seen: Seen) -> Iterator[Finding]:
+    if packed := [
+        block for block, build in seen.builds.items() if block.startswith(MTP) and "packed" in build.forms.values()
+    ]:
+        yield seen.note("D09", packed, "The drafter's weights are rounded, not tuned: fewer drafts are accepted.")
+    dtypes = {dtype for build in seen.builds.values() for dtype in build.scales}
+    if len(dtypes & {"F16", "BF16"}) == 2:
+        yield seen.error("D12", ["*.scales"], "Scales come in two types, of which one is cast.")
+    elif "F16" in dtypes:
+        yield seen.note("D12", ["*.scales"], "vLLM casts float16 scales to the model's bfloat16, without a word.")

@@ -1,0 +1,1 @@
+"""Files from elsewhere, by their digests."""

@@ -1,0 +1,1 @@
+"""What a file has from elsewhere."""

@@ -1,0 +1,1 @@
+"""Tuning blocks again: who does it, what they found, and how it is kept."""

@@ -1,0 +1,1 @@
+"""Rooms: how the quantizer is started, here or in a container."""

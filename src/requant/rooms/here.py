@@ -1,0 +1,84 @@
+"""The room in place: requant itself runs in the environment's image already, as in a pod of Kubernetes.
+
+Nothing outside confirms which image it is, so the room's files are held against what they must be, and what is not
+shut in is a taint.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.environment import Lock, room_sources
+from requant.errors import LockError, NotAvailableError
+from requant.rooms.runner import Running, VirtualEnvironment, isolation
+
+PLACE = Path("/opt")
+"""Where an image has the room: its environment in `room`, its sources in `requant`, as the Dockerfiles say."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """A room in the image that this process runs in; `taints` say what it cannot keep out, or cannot confirm."""
+
+    python: Path
+    prefix: tuple[str, ...]
+    taints: tuple[str, ...]
+
+    def start(self, folder: Path, readable: Sequence[Path]) -> Running:
+        """Start the room; it ends with the thread that calls this."""
+        return VirtualEnvironment(self.python, self.prefix).start(folder, readable)
+
+
+def here(lock: Lock, place: Path = PLACE) -> Here:
+    """Return the room of the image around this process.
+
+    Raises NotAvailableError where there is none, LockError where its packages or sources are not the lock's and
+    requant's own.
+    """
+    python = place / "room" / "bin" / "python"
+    if not python.exists():
+        raise NotAvailableError(
+            f"{python}: no such file, so this process does not run in an environment's image",
+            "--runner here is for a pod or a job whose container is the room; elsewhere: --runner auto.",
+        )
+    _confirm_packages(place / "room", lock)
+    _confirm_sources(place / "requant")
+    prefix = isolation()
+    taints = ["image: nothing outside the room says which one it is"]
+    links = sorted({name for _, name in socket.if_nameindex()} - {"lo"})
+    if links and not prefix:
+        taints.append(f"network: {', '.join(links)}")
+    if not os.statvfs(place).f_flag & os.ST_RDONLY:
+        taints.append("root file system: writable")
+    return Here(python, prefix, tuple(taints))
+
+
+def _confirm_packages(environment: Path, lock: Lock) -> None:
+    """Compare names and versions: of the hashes nothing is left once pip has installed."""
+    found = dict(
+        folder.name.removesuffix(".dist-info").rsplit("-", 1)
+        for folder in environment.glob("lib/python3*/site-packages/*.dist-info")
+    )
+    versions = {re.sub("[-_.]+", "-", name).lower(): version for name, version in found.items()}
+    expected = {pin.name: pin.version for pin in lock.pins}
+    for name in sorted(versions.keys() | expected.keys()):
+        if versions.get(name) != expected.get(name):
+            raise LockError(
+                f"{environment}: {name} is {versions.get(name, 'absent')}, expected {expected.get(name, 'none')}",
+                "The image is of another lock: run it with the image that `requant image` builds from here.",
+            )
+
+
+def _confirm_sources(sources: Path) -> None:
+    """Compare the room's sources with those of this very package."""
+    expected = room_sources()
+    found = {str(path.relative_to(sources)): path.read_bytes() for path in sources.rglob("*.py")}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise LockError(
+                f"{sources / name}: is not the source of this requant's room",
+                "The image is of another version: run it with the image that `requant image` builds from here.",
+            )

@@ -1,0 +1,1 @@
+"""Every weight of a checkpoint against its base."""
