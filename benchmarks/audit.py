@@ -102,7 +102,8 @@ def audited(out: Path, setting: Setting, workers: int) -> None:
 
 def replay(out: Path, setting: Setting, folder: Path, last: int) -> None:
     """Run a room from the first block to where the block `last` would be tuned: two forward passes for each."""
-    with setting.start(folder, {"task": "replay", "checkpoint": str(out), "blocks": [last], "waiting": 1}, out) as room:
+    files = [str(path) for path in sorted(out.glob("*.safetensors"))]
+    with setting.start(folder, {"task": "replay", "checkpoint": files, "blocks": [last], "waiting": 1}, out) as room:
         while room.wait(0.2):
             pass
         room.confirm()

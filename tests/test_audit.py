@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.test_build import project
 
 from requant import audit as auditing
 from requant import programs
+from requant.attestation import hardware_of
 from requant.build import Built, beside
 from requant.building.inputs import twin_given, twin_inputs
 from requant.check import check
@@ -126,6 +128,17 @@ def test_without_tuning_it_the_changed_block_is_named(
     assert audit.first_divergence == f"{LAYER}2"
 
 
+def test_what_is_hidden_is_not_replayed(
+    altered: Path, built: Callable[[str], Built], judged: Judged, tmp_path: Path
+) -> None:
+    """Nobody who serves or compares a checkpoint reads hidden folders: honest codes there must not vouch for others."""
+    copy = tmp_path / "ec"
+    shutil.copytree(altered, copy)
+    shutil.copytree(built("ec").folder, copy / "z" / ".hidden")
+    audit = judged("ec", copy, 3, journal=beside(built("ec").folder, "journal.jsonl"))
+    assert judgements(audit) == {2: "different", 3: "unjudged"}
+
+
 def test_without_a_journal_what_follows_is_not_accused(
     altered: Path, built: Callable[[str], Built], judged: Judged
 ) -> None:
@@ -135,6 +148,18 @@ def test_without_a_journal_what_follows_is_not_accused(
     assert judgements(audit) == {1: "identical", 2: "different", 3: "unjudged"}
     alone = judged("ec", altered, 2, journal=None)
     assert judgements(alone) == {2: "inconclusive"}
+
+
+def test_the_environment_of_a_build_is_known_without_its_journal(
+    built: Callable[[str], Built], setting: Callable[[str], Setting]
+) -> None:
+    journal = beside(built("ec").folder, "journal.jsonl")
+    known = auditing.reference(journal, compared=False)
+    hardware = hardware_of(beside(built("ec").folder, "intoto.jsonl"))
+    assert known.unlike(setting("ec"), hardware) == ""
+    other = replace(setting("ec"), environment="0" * 64)
+    for compared in (True, False):
+        assert auditing.reference(journal, compared=compared).unlike(other, hardware).startswith("another environment")
 
 
 def test_a_tensor_that_the_recipe_does_not_mean_is_a_difference(
@@ -249,7 +274,9 @@ def test_numbers(text: str, meant: tuple[int, ...]) -> None:
     assert numbers(text) == meant
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1-", "1--2", "1-x", "9999999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1-", "1--2", "1-x", "9999999999999", "9-5", "3,9-5", "1 2", "99999-1"]
+)
 def test_other_numbers_are_refused(text: str) -> None:
     with pytest.raises(Exception, match="blocks"):
         numbers(text)

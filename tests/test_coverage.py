@@ -99,6 +99,7 @@ def test_parties_and_classes_are_counted_block_by_block(recipe: Recipe) -> None:
         audit({1: "identical"}, auditor="Grace", hardware=GPU),
         audit({1: "identical"}, auditor="Ada", hardware=GPU),
         audit({1: "identical"}, auditor="GRACE"),
+        audit({1: "identical"}, auditor="ADA", hardware=GPU),
     )
     assert (parties(found), found.negatives, found.exit_status) == ([1, 2, 1, 0], 0, 0)
     assert [sorted(each.identical.values()) for each in found.blocks] == [
@@ -108,7 +109,7 @@ def test_parties_and_classes_are_counted_block_by_block(recipe: Recipe) -> None:
         [],
     ]
     assert sorted(found.hardware.values(), key=len) == [GPU, HARDWARE]
-    assert len(found.counted) == 5
+    assert len(found.counted) == 6
 
 
 def test_a_negative_result_counts_beside_positive_ones(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from tests.checkpoints import nobody, on_a_disk, on_disk
 from requant.errors import CheckpointError
 from requant.journal import Block, Header, Journal, Loss, Writer, read_journal
 
-text = st.text(max_size=5)
+text = st.text(max_size=5).filter(str.isprintable)
 strings = st.dictionaries(text, text, max_size=2)
 losses = st.floats(allow_nan=False, allow_infinity=False).map(float.hex)
 blocks = st.builds(
@@ -208,6 +208,11 @@ def nested(depth: int) -> list[Any]:
         (with_block(tensors=nested(800)), "line 4: tensors: found"),
         (with_block(outputs=None), "line 4: outputs: found None"),
         (with_block(outputs={"\x1b[2J": 1}), "line 4: outputs: found"),
+        (with_block(outputs={"\x1b[2J": "a"}), "line 4: outputs: found '\\x1b[2J', expected at most 1024 printable"),
+        (with_block(outputs={"full": "\x1b]0;a\a"}), "line 4: outputs: found '\\x1b]0;a\\x07', expected"),
+        (with_block(block="x\nlayer 7 loss"), "line 4: block: found 'x\\nlayer 7 loss', expected"),
+        (with_block(block="x" * 1025), "line 4: block: found 'xxx"),
+        (with_header(recipe="\x9b2J"), "line 1: recipe: found '\\x9b2J', expected"),
         (with_block(loss=None), "line 4: found None"),
         (with_block(loss={}), "line 4: no 'best'"),
         (with_loss(worst=(1.5).hex()), "line 4: unknown key 'worst'"),
@@ -220,7 +225,7 @@ def nested(depth: int) -> list[Any]:
         (with_loss(best="1.5"), "line 4: loss: found '1.5'"),
         (with_loss(best="0x1.80p+0"), "line 4: loss: found '0x1.80p+0'"),
         (with_loss(best="0x1.0p+99999"), "line 4: loss: found '0x1.0p+99999'"),
-        (with_loss(best="9" * 10**6), "line 4: loss: found"),
+        (with_loss(best="9" * 10**6), "line 4: best: found"),
         (with_loss(best=""), "line 4: loss: found ''"),
         (with_block()[:-2] + b',"previous":""}\n', "line 4: the key 'previous' stands twice"),
         (LINES[0] + b"NaN\n", "line 2: NaN"),

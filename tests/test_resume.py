@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.test_build import project
 
 from requant.build import Built, beside, build
-from requant.building.workplace import JOURNAL, workplace
+from requant.building.workplace import JOURNAL, kept, scratch, workplace
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.journal import Block, Header, Loss, Writer, read_journal
 from requant.recipe import read_recipe
@@ -103,6 +103,26 @@ def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.room
+def test_stopped_at_its_very_end_a_build_has_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands under the final name has its records beside it, so its renaming is what a build ends with."""
+    recipe, out = read_recipe(ROOT / "builds" / "ec"), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("requant.build.shutil.copyfile", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, twin="mini", out=out)
+    assert not out.exists()
+    assert tuned(out) == 4
+    assert build(recipe, twin="mini", out=out).verdict.outcome == "identical"
+
+
+def stopped(source: Path, target: Path) -> None:
+    """Copy, but do not come to the journal, the last of a build's records."""
+    if target.name.endswith("journal.jsonl"):
+        raise KeyboardInterrupt
+    target.write_bytes(Path(source).read_bytes())
+
+
+@pytest.mark.room
 def test_a_spool_is_believed_only_where_it_is_what_the_journal_says(
     ask: Callable[..., dict[str, object]], tmp_path: Path
 ) -> None:
@@ -136,6 +156,28 @@ def test_a_workplace_is_one_process_s(tmp_path: Path) -> None:
             pass
         assert (work / "scraps").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_taints_outlive_a_build_that_was_stopped(tmp_path: Path) -> None:
+    place = tmp_path / "spool" / "taints.json"
+    assert kept(tmp_path, ("a",)) == ("a",)
+    assert kept(tmp_path, ("b",)) == ("a", "b")
+    assert [path.name for path in place.parent.iterdir()] == ["taints.json"]
+    for harm in (b"", b"[", b"1", b"\xff"):
+        place.write_bytes(harm)
+        with pytest.raises(BuildError, match="cannot be read") as error:
+            kept(tmp_path, ())
+        assert "--fresh" in error.value.advice
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = tmp_path / "tmpleft"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "boundary").touch()
+    with scratch(tmp_path) as ours, scratch(tmp_path) as other:
+        assert sorted(tmp_path.glob("*/")) == sorted((ours, other))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_what_holds_no_block_is_not_left_behind(tmp_path: Path) -> None:

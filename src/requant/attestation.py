@@ -4,6 +4,7 @@ Formats: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance.
 named by SHA-256 only. Times, memory and host facts stand here and nowhere else.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,16 +84,27 @@ def in_toto(subjects: Mapping[str, str], predicate_type: str, predicate: Mapping
 
 def hardware_of(path: Path) -> dict[str, Any]:
     """Return the hardware class that a recorded statement states; raise CheckpointError where it states none."""
+    hardware = _internal(path, "hardware")
+    if not isinstance(hardware, dict):
+        raise CheckpointError(f"{path}: not a statement of a build: its hardware class is {reprlib.repr(hardware)}")
+    return hardware
+
+
+def environment_of(path: Path) -> str:
+    """Return the environment's digest that a recorded statement states; raise CheckpointError where it states none."""
+    environment = _internal(path, "environment")
+    if not isinstance(environment, str):
+        raise CheckpointError(f"{path}: not a statement of a build: its environment is {reprlib.repr(environment)}")
+    return environment
+
+
+def _internal(path: Path, key: str) -> Any:
     try:
-        value = strict_json(read_whole(path))
-        hardware = value["predicate"]["buildDefinition"]["internalParameters"]["hardware"]
+        return strict_json(read_whole(path))["predicate"]["buildDefinition"]["internalParameters"][key]
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a statement of a build: {error!r}") from None
-    if not isinstance(hardware, dict):
-        raise CheckpointError(f"{path}: not a statement of a build: its hardware class is {hardware!r}")
-    return hardware
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

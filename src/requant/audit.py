@@ -1,7 +1,7 @@
 """`audit CHECKPOINT`: tune chosen blocks again, given what the published blocks before them give, and compare.
 
 One room goes through the blocks in order, with the base's weights and with the published codes; what each chosen
-block is given is handed to a crew, which tunes it. Nobody trusts a room: its tensors are compared here.
+block is given is handed to a crew, which tunes it. No room judges itself: its tensors are compared here.
 """
 
 import json
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from requant.attestation import differing, hardware_of
+from requant.attestation import differing, environment_of, hardware_of
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
 from requant.digest import sha256_file
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
@@ -56,10 +56,14 @@ class Reference:
         _ = self.lines
         if self.statement:
             hardware_of(self.statement)
+            environment_of(self.statement)
 
     def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
         """Say why other bits would prove nothing here; the empty text where they would."""
-        if self.lines and self.lines.header.environment != setting.environment:
+        environment = self.lines.header.environment if self.lines else None
+        if self.statement and environment is None:
+            environment = environment_of(self.statement)
+        if environment not in (None, setting.environment):
             return "another environment than the build's"
         if not self.statement:
             return "the build's hardware class is not known: it has no statement"
@@ -145,7 +149,7 @@ def _tune(
     with hire(audited.setting, work / "crew") as crew:
         task = {
             "task": "replay",
-            "checkpoint": str(audited.folder.resolve()),
+            "checkpoint": [str(path.resolve()) for path in audited.files],
             "blocks": sorted(chosen),
             "waiting": WAITING,
         }
@@ -210,7 +214,9 @@ class _Audited:
         self.specs = main_tensors(
             json.loads(self.base.file("config.json")), setting.recipe.layers.ignore, setting.recipe.scheme.group_size
         )
-        self.published = open_checkpoint(folder).tensors
+        checkpoint = open_checkpoint(folder)
+        self.published = checkpoint.tensors
+        self.files = [folder / name for name in checkpoint.shards]
         for name, spec in self.specs.items():
             found = self.published[name].spec if name in self.published else None
             if found != spec:

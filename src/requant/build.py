@@ -79,7 +79,7 @@ def build(
 
     Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output. A build
     that was stopped goes on behind its last whole block, unless it is to be a `fresh` one. `runner` is one of
-    `rooms.RUNNERS`.
+    `rooms.choice.RUNNERS`.
 
     Raises UsageError where `out` exists or another build is making it, NotAvailableError for what is missing here,
     BuildError where the room or a pass fails; then `out` does not exist, and the log stands beside it.
@@ -144,10 +144,10 @@ def build(
             (work / "raw").rename(beside(out, "raw"))
         if out.exists():
             shutil.rmtree(out)
-        (work / "checkpoint").rename(out)
         beside(out, "manifest.json").write_bytes(manifest.to_json())
         beside(out, "intoto.jsonl").write_bytes(statement(subjects, built))
         shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
+        (work / "checkpoint").rename(out)  # last: what stands under the final name has all its records
         shutil.rmtree(work / SPOOL)
     return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
 

@@ -131,7 +131,7 @@ def _as_drawn(audit: Audit, drawn: set[str]) -> bool:
 
 
 def _covered(name: str, audits: Mapping[str, Audit]) -> Covered:
-    identical: dict[str, set[str]] = {}
+    identical: dict[str, dict[str, str]] = {}
     different = []
     other = 0
     for file, audit in audits.items():
@@ -140,12 +140,12 @@ def _covered(name: str, audits: Mapping[str, Audit]) -> Covered:
                 continue
             hardware = _label(audit.hardware)
             if each.judgement is Judgement.IDENTICAL:
-                identical.setdefault(hardware, set()).add(audit.auditor)
+                identical.setdefault(hardware, {}).setdefault(audit.auditor.casefold(), audit.auditor)
             elif each.judgement is Judgement.DIFFERENT:
                 different.append(Negative(file, audit.auditor, hardware, each.line()))
             else:
                 other += 1
-    parties = {hardware: tuple(sorted(some)) for hardware, some in sorted(identical.items())}
+    parties = {hardware: tuple(sorted(some.values())) for hardware, some in sorted(identical.items())}
     return Covered(name, parties, tuple(different), other)
 
 

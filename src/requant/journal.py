@@ -9,6 +9,7 @@ import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, get_args, get_type_hints
 
@@ -16,6 +17,8 @@ from requant.digest import canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
 SCHEMA = 1
+MAX_TEXT = 1024
+"""Characters of the longest name: journals come from strangers, and are shown on terminals."""
 Record = TypeVar("Record")
 
 
@@ -179,9 +182,14 @@ def _field(key: str, hint: Any, value: Any) -> Any:
     if hint is Loss:
         return _record(Loss, value)
     if hint == Mapping[str, str]:
-        fits = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+        fits = isinstance(value, dict) and all(map(isinstance, value.values(), repeat(str)))
+        texts = [text for pair in value.items() for text in pair] if fits else []
     else:
         fits = type(value) in (get_args(hint) or (hint,))
+        texts = [value] if isinstance(value, str) else []
     if not fits:
         raise ValueError(f"{key}: found {reprlib.repr(value)}, of another type")
+    for text in texts:
+        if not text.isprintable() or len(text) > MAX_TEXT:
+            raise ValueError(f"{key}: found {reprlib.repr(text)}, expected at most {MAX_TEXT} printable characters")
     return value

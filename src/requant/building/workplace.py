@@ -1,17 +1,18 @@
-"""The folder in which a room works: what it finds there, and what is left of it when it was stopped."""
+"""The folders in which rooms work: what they find there, and what is left of them when they were stopped."""
 
 import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from requant.building.inputs import Inputs
 from requant.environment import room_sources
-from requant.errors import UsageError
+from requant.errors import BuildError, UsageError
 from requant.recipe import FILE, Recipe
 
 SPOOL = "spool"
@@ -44,13 +45,51 @@ def workplace(out: Path, *, fresh: bool) -> Iterator[Path]:
                 shutil.rmtree(work)
 
 
+@contextmanager
+def scratch(place: Path) -> Iterator[Path]:
+    """Give a folder in `place` that is this process's; what processes that were killed have left there is removed."""
+    with ExitStack() as stack:
+        with alone(place):
+            for left in place.glob("*/lock"):
+                with left.open("w") as guard:
+                    try:
+                        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except OSError:
+                        continue  # its process lives
+                    shutil.rmtree(left.parent)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
+            fcntl.flock(stack.enter_context((folder / "lock").open("w")), fcntl.LOCK_EX)
+        yield folder
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Wait until no other process makes or fetches in `place` something for all of them."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+
+
 def kept(work: Path, taints: tuple[str, ...]) -> tuple[str, ...]:
-    """Return these taints and those of the runs that this one goes on from; note them for the next one."""
+    """Return these taints and those of the runs that this one goes on from; note them for the next one.
+
+    Raises BuildError where what was noted cannot be read.
+    """
     place = work / SPOOL / "taints.json"
     place.parent.mkdir(exist_ok=True)
-    before = json.loads(place.read_text()) if place.exists() else []
+    try:
+        before = tuple(json.loads(place.read_bytes())) if place.exists() else ()
+    except (OSError, ValueError, TypeError) as error:
+        raise BuildError(f"{place}: cannot be read: {error}", "Start anew: --fresh.") from None
     everything = tuple(dict.fromkeys((*before, *taints)))
-    place.write_text(json.dumps(everything))
+    if everything != before:
+        part = place.with_suffix(".part")
+        with part.open("w") as file:
+            json.dump(everything, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(place)
     return everything
 
 

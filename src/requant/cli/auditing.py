@@ -1,6 +1,5 @@
 """The verbs that reproduce a build, and show how far it was reproduced: audit, rebuild, coverage, show."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from requant import rebuild as rebuilding
 from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.building.inputs import inputs_for
+from requant.building.workplace import scratch
 from requant.cli.options import AsJson, RecipePath, Runner, Size, app
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
@@ -71,10 +71,7 @@ def audit(
     known = [journal] if journal else [path for path in recorded if path.exists()]
     reference = auditing.reference(known[0] if known else None, compared=not no_journal)
     reference.confirm()
-    place = cache() / "audits"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as scratch, progress() as tell:
-        work = Path(scratch)
+    with scratch(cache() / "audits") as work, progress() as tell:
         setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
         names = setting.names
         challenge = Challenge(seed, sample) if sample else None
@@ -111,11 +108,12 @@ MOST = 9999
 def numbers(text: str) -> tuple[int, ...]:
     """Return the numbers that `3,17` or `0-5` means, sorted, each once."""
     found: set[int] = set()
-    for part in filter(None, text.replace(" ", "").split(",")):
+    for part in filter(None, map(str.strip, text.split(","))):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 9 or int(last or first) > MOST:
+        ends = (first, last if dash else first)
+        if not all(each.isdecimal() and len(each) <= len(str(MOST)) for each in ends) or int(first) > int(ends[1]):
             raise typer.BadParameter(f"--blocks {text}: expected numbers as in 3,17 or 0-5")
-        found |= {*range(int(first), int(last or first) + 1)}
+        found |= {*range(int(first), int(ends[1]) + 1)}
     if not found:
         raise typer.BadParameter("say which blocks: --blocks 3,17, --sample 4 --seed TEXT, or --all")
     return tuple(sorted(found))

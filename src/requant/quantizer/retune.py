@@ -31,13 +31,13 @@ class _DoneError(Exception):
 
 
 def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path) -> None:
-    """Go through the blocks up to the last of `request["blocks"]`, with the codes of `request["checkpoint"]`.
+    """Go through the blocks up to the last of `request["blocks"]`, with the codes of the files `request["checkpoint"]`.
 
     Writes what each chosen block is given to `boundaries/`, at most `request["waiting"]` of them at a time, and
     for every block that is passed a line of digests to `passed.jsonl`.
     """
     chosen = sorted(request["blocks"])
-    published = _Published(Path(request["checkpoint"]))
+    published = _Published([Path(path) for path in request["checkpoint"]])
     boundaries = folder / "boundaries"
     boundaries.mkdir()
 
@@ -165,13 +165,13 @@ def _draw(autoround: Any) -> None:
 
 
 class _Published:
-    """The packed tensors of a checkpoint on disk."""
+    """The packed tensors of a checkpoint's files: those that the host names, so that both mean the same checkpoint."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: list[Path]) -> None:
         from safetensors import safe_open
 
         self._files = {}
-        for path in sorted(folder.rglob("[!.]*.safetensors")):
+        for path in files:
             with safe_open(path, "pt") as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
 

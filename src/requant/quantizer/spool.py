@@ -102,6 +102,7 @@ class Spool:
         if not path.exists() or b"\n" not in path.read_bytes():
             path.unlink(missing_ok=True)
             place.write_bytes(canonical_json(hardware))
+            _flush(place)
             self._writer = Writer(path, header)
             return
         if not place.exists() or place.read_bytes() != canonical_json(hardware):

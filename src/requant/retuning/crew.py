@@ -47,7 +47,7 @@ class Setting:
 def prepare(recipe: Recipe, twin: str | None, inputs: Inputs, tell: Tell, runner: str = "venv") -> Setting:
     """Make the environment of a recipe, or of its twin, and say what its rooms are given.
 
-    `runner` is one of `rooms.RUNNERS`.
+    `runner` is one of `rooms.choice.RUNNERS`.
 
     Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
     """

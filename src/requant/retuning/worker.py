@@ -4,14 +4,12 @@ It is handed everything: the recipe with the files that it names, and what each 
 not know the cluster: `get`, which turns a chunk's ticket into its bytes, is all that it sees of it.
 """
 
-import fcntl
 import platform
 import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.building.inputs import inputs_for
+from requant.building.workplace import alone, scratch
 from requant.environment import dockerfile_path
 from requant.errors import BuildError, NotAvailableError, RecipeError
 from requant.installation import cache
@@ -95,14 +94,15 @@ class Worker:
 
         Raises NotAvailableError where either is not what the order says, and whatever making them raises.
         """
+        place = cache() / "workers"
         with self._working:
-            self._folder = self._stack.enter_context(_scratch())
+            self._folder = self._stack.enter_context(scratch(place))
             for name, data in self._order.files.items():
                 path = self._folder / "order" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             recipe = read_recipe(self._folder / "order" / self._order.recipe)
-            with _alone():
+            with alone(place):
                 inputs = inputs_for(recipe, self._order.twin, self._order.base, self._folder, silent)
             setting = prepare(recipe, self._order.twin, inputs, silent)
             for what, found, expected in (
@@ -149,35 +149,3 @@ class Worker:
     def _stay(self) -> None:
         if self._leaving.is_set():
             raise BuildError("this worker was told to leave")
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """Give a folder that is this worker's; what workers that were killed have left beside it is removed."""
-    place = _place()
-    with ExitStack() as stack:
-        with _alone():
-            for left in place.glob("worker-*/lock"):
-                with left.open("w") as guard:
-                    try:
-                        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except OSError:
-                        continue  # its worker lives
-                    shutil.rmtree(left.parent)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place, prefix="worker-")))
-            fcntl.flock(stack.enter_context((folder / "lock").open("w")), fcntl.LOCK_EX)
-        yield folder
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Wait until no other worker of this node makes or fetches something for all of them."""
-    with (_place() / "lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
-
-
-def _place() -> Path:
-    place = cache() / "workers"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
