@@ -167,6 +167,8 @@ def test_a_builder_that_can_fix_times(
         ("not this host's folder", 'invalid mount config for type "bind": bind source path does not exist: /absent'),
         ("image missing", "docker: Error response from daemon: No such image: x:latest"),
         ("image missing", "Error: nope:1: image not known"),
+        ("other bytes", "#9 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have"),
+        ("other bytes", "#9 0.154 /wheelhouse/pip-26.0.1-py3-none-any.whl: FAILED"),
     ],
 )
 def test_what_engines_say_is_understood(pretend: Pretend, name: str, said: str) -> None:
@@ -174,10 +176,53 @@ def test_what_engines_say_is_understood(pretend: Pretend, name: str, said: str) 
     assert known
     assert known.name == name
     pretend("docker", {"info": DOCKER, "load": said})
-    with pytest.raises(NotAvailableError) as error:
+    with pytest.raises(known.error) as error:
         find().load(Path("image.tar"))
     assert known.message in str(error.value)
     assert error.value.advice == known.advice
+
+
+STRANGE = ["", "[]", "{}", "null", "[" * 10**5, '{"version": 4}', '{"ServerVersion": "26"}', "\xff"]
+
+
+@pytest.mark.parametrize("answer", STRANGE)
+def test_what_is_no_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = tmp_path / "docker"
+    (tmp_path / "answer").write_bytes(answer.encode("latin-1"))
+    said = f"open({str(tmp_path / 'answer')!r}, 'rb').read()"
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.stdout.buffer.write({said})\n")
+    program.chmod(0o755)
+    with pytest.raises(NotAvailableError, match="docker: does not describe itself"):
+        find()
+    program.chmod(0o644)
+    with pytest.raises(NotAvailableError, match=r"docker: (no such program|Permission denied), so there is no"):
+        find()
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+def test_how_an_image_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """No step has a network, times are fixed, nothing new each time is attached; Podman's cache is not used."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = f"open({str(tmp_path / 'said')!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))"
+    (tmp_path / kind).write_text(f"#!{sys.executable}\nimport sys\n{said}\n")
+    (tmp_path / kind).chmod(0o755)
+    engine = Engine((kind,), kind, "99", rootless=False)
+    for cached in (True, False):
+        engine.build(
+            tmp_path, tmp_path / "Dockerfile", tmp_path / "a.tar", name="x:1", epoch=7, arguments={}, cached=cached
+        )
+    first, second = (line for line in (tmp_path / "said").read_text().splitlines() if "build" in line)
+    for said in (first, second):
+        assert " --network none " in said
+        assert " --build-arg SOURCE_DATE_EPOCH=7 " in said
+    if kind == "podman":
+        assert " --timestamp 7 " in first
+    else:
+        assert "--provenance=false --sbom=false" in first
+        assert "rewrite-timestamp=true,compression=uncompressed" in first
+    assert ("--no-cache" in first) == (kind == "podman")
+    assert "--no-cache" in second
 
 
 def test_what_is_not_understood_is_repeated(pretend: Pretend) -> None:

@@ -16,7 +16,7 @@ from tests.test_runner import line
 from requant import image as imaging
 from requant.digest import sha256
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
-from requant.errors import BuildError, NotAvailableError, UsageError
+from requant.errors import LockError, NotAvailableError, UsageError
 from requant.image import Repetition, build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
 from requant.images import engine as engine_module
 from requant.images.dockerfile import write_dockerfiles
@@ -212,7 +212,7 @@ def test_a_wheel_altered_on_its_way_into_the_image(
     data = wheel.read_bytes()
     wheel.unlink()  # it is a link into the cache
     wheel.write_bytes(data + b"\0")
-    with pytest.raises(BuildError, match=r"six.* from .*\n.*Expected|pip-26\.0\.1-py3-none-any\.whl: FAILED"):
+    with pytest.raises(LockError, match=r"six.* from .*\n.*Expected|pip-26\.0\.1-py3-none-any\.whl: FAILED"):
         builder.build(
             tmp_path / "context",
             tmp_path / "Dockerfile.tiny",
@@ -256,7 +256,7 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
         write_dockerfiles(folder)
 
     pin(64 * "0")
-    with pytest.raises(BuildError, match=r"auto-round==7.*from") as refused:
+    with pytest.raises(LockError, match=r"auto-round==7.*from") as refused:
         build_image(folder, "tiny", builder, base=debian, source=source)
     (made,) = set(re.findall("Got +([0-9a-f]{64})", str(refused.value)))
     pin(made)
@@ -265,7 +265,7 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
         files = read_rootfs(stream, image.reference).entries
     assert files["opt/room/lib/python3.11/site-packages/round.py"].sha256 == sha256(SOURCE["round.py"].encode())
     (source / "round.py").write_text("ROUND = 2\n")
-    with pytest.raises(BuildError, match=r"auto-round==7.*from"):
+    with pytest.raises(LockError, match=r"auto-round==7.*from"):
         build_image(folder, "tiny", builder, base=debian, source=source)
 
 

@@ -15,6 +15,7 @@ from requant.environment import read_lock, room_sources
 from requant.errors import LockError, NotAvailableError, UsageError
 from requant.image import Repetition
 from requant.images.engine import CHOSEN, Engine
+from requant.images.refusals import explained
 from requant.progress import Progress, silent
 from requant.recipe import read_recipe
 from requant.rooms import choice as rooms
@@ -72,12 +73,15 @@ def test_an_engine_does_not_excuse_a_stale_lock(monkeypatch: pytest.MonkeyPatch)
     """`auto` falls back where a container cannot be had, not where something is wrong."""
     monkeypatch.setattr(rooms, "find", lambda: Engine(("docker",), "docker", "99", rootless=False))
 
-    def altered(*_: object, **__: object) -> None:
-        raise LockError("six: not the wheel that the lock states")
+    said = "#9 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n#9     six==1.17.0 from"
+    for error in (LockError("six: not the wheel that the lock states"), explained("docker", said)):
 
-    monkeypatch.setattr(rooms, "ensure_image", altered)
-    with pytest.raises(LockError, match="not the wheel"):
-        choose(EC, "mini", "auto", silent)
+        def altered(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(rooms, "ensure_image", altered)
+        with pytest.raises(LockError, match="six"):
+            choose(EC, "mini", "auto", silent)
 
 
 @pytest.fixture

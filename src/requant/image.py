@@ -22,7 +22,7 @@ from requant.environment import (
     room_digest,
     room_sources,
 )
-from requant.errors import BuildError, UsageError
+from requant.errors import LockError, UsageError
 from requant.images import debian
 from requant.images.archive import Archive, differences, read_archive
 from requant.images.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
@@ -136,7 +136,7 @@ class _Workshop:
         stored = self.engine.image(reference)
         if stored is None or stored.id not in (archive.config, archive.manifest):
             found = stored.id if stored else "nothing"
-            raise BuildError(f"{reference}: the engine has {found}, expected {archive.manifest or archive.config}")
+            raise LockError(f"{reference}: the engine has {found}, expected {archive.manifest or archive.config}")
         with self.engine.export(reference) as stream:
             rootfs = read_rootfs(stream, reference, keep=(debian.STATUS,))
         installed = debian.packages(rootfs.kept.get(debian.STATUS, b"").decode())

@@ -5,6 +5,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from errno import ENOENT
 from pathlib import Path
 from typing import IO
 
@@ -17,16 +18,23 @@ TAIL = 2000
 def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     """Run a program to its end and return what it wrote to standard output.
 
-    Raises NotAvailableError where the program does not exist, BuildError with its last words where it fails.
+    Raises NotAvailableError where there is no such program that may be run, BuildError with its last words where it
+    fails.
     """
     try:
-        done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise NotAvailableError(f"{command[0]}: no such program") from None
+        done = subprocess.run(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        raise _absent(command[0], error) from None
     if done.returncode:
         words = (done.stdout + done.stderr)[-TAIL:].strip()
         raise BuildError(f"{' '.join(command)}: exit status {done.returncode}\n{words}")
     return done.stdout
+
+
+def _absent(program: str, error: OSError) -> NotAvailableError:
+    return NotAvailableError(f"{program}: {'no such program' if error.errno == ENOENT else error.strerror}")
 
 
 def follow(command: Sequence[str], tell: Callable[[str], None]) -> None:
@@ -34,10 +42,15 @@ def follow(command: Sequence[str], tell: Callable[[str], None]) -> None:
     kept: deque[str] = deque(maxlen=TAIL)
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
-    except FileNotFoundError:
-        raise NotAvailableError(f"{command[0]}: no such program") from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise _absent(command[0], error) from None
     with process, _ended(process):
         for line in process.stdout or ():
             kept.extend(line)

@@ -221,7 +221,7 @@ class Engine:
         if self.kind == "podman":
             return str(self)
         info = _info(self.words[0])
-        plugins = {each["Name"]: each["Version"] for each in info["ClientInfo"].get("Plugins") or ()}
+        plugins = {each["Name"]: each["Version"] for each in info.get("ClientInfo", {}).get("Plugins") or ()}
         if "buildx" not in plugins:
             raise explained(self.kind, "the buildx component is missing")
         said = dict(line.strip().split(":", 1) for line in self.ask("buildx", "inspect").splitlines() if ":" in line)
@@ -234,7 +234,8 @@ class Engine:
                 f"{'.'.join(map(str, BUILDKIT))} or newer: older ones cannot fix the times in an image",
                 "Update Docker to 26 or newer, or build with Podman: --runner podman.",
             )
-        if said["Driver"].strip() == "docker" and "io.containerd.snapshotter.v1" not in str(info["DriverStatus"]):
+        driver, store = said.get("Driver", "").strip(), str(info.get("DriverStatus"))
+        if driver == "docker" and "io.containerd.snapshotter.v1" not in store:
             raise explained(self.kind, "Docker exporter is not supported for the docker driver")
         return f"BuildKit {version} of {self}, buildx {plugins['buildx']}"
 
@@ -267,12 +268,15 @@ class _AbsentError(NotAvailableError):
 
 def _engine(program: str) -> Engine:
     info = _info(program)
-    if "ServerVersion" in info:
-        kind, version = "docker", str(info["ServerVersion"])
-        rootless = any("name=rootless" in option for option in info["SecurityOptions"] or ())
-    else:  # also where the program is called docker: Debian's podman-docker
-        kind, version = "podman", str(info["version"]["Version"])
-        rootless = bool(info["host"]["security"]["rootless"])
+    try:
+        if "ServerVersion" in info:
+            kind, version = "docker", str(info["ServerVersion"])
+            rootless = any("name=rootless" in option for option in info["SecurityOptions"] or ())
+        else:  # also where the program is called docker: Debian's podman-docker
+            kind, version = "podman", str(info["version"]["Version"])
+            rootless = bool(info["host"]["security"]["rootless"])
+    except (KeyError, TypeError):
+        raise _strange(program) from None
     oldest = DIALECTS[kind].oldest
     if _numbers(version) < oldest:
         raise NotAvailableError(
@@ -285,15 +289,25 @@ def _engine(program: str) -> Engine:
 def _info(program: str) -> dict[str, Any]:
     try:
         said = run((program, "info", "--format", "{{json .}}"))
-    except NotAvailableError:
+    except NotAvailableError as error:
         raise _AbsentError(
-            f"{program}: no such program, so there is no container engine to run the room",
+            f"{error}, so there is no container engine to run the room",
             f"Install Docker or Podman (apt-get install docker.io), name one by {CHOSEN}, or use none: --runner venv.",
         ) from None
     except BuildError as error:
         raise explained(program, str(error)) from None
-    found: dict[str, Any] = json.loads(said)
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _strange(program)
     return found
+
+
+def _strange(program: str) -> NotAvailableError:
+    advice = f"Name another one by {CHOSEN}, or use none: --runner venv."
+    return NotAvailableError(f"{program}: does not describe itself as Docker or Podman do (`{program} info`)", advice)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,20 +8,32 @@ or memory, where nobody has seen them yet.
 import re
 from dataclasses import dataclass
 
-from requant.errors import BuildError, NotAvailableError, RequantError
+from requant.errors import BuildError, LockError, NotAvailableError, RequantError
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One reason: `pattern` is searched in what the engine said, without regard to case."""
+    """One reason: `pattern` is searched in what the engine said, without regard to case.
+
+    Where `error` is LockError something is wrong, and no other room takes the container's place.
+    """
 
     name: str
     pattern: str
     message: str
     advice: str
+    error: type[RequantError] = NotAvailableError
 
 
 REFUSALS = (
+    Refusal(
+        "other bytes",
+        # pip 26 and sha256sum in a step of a build, run
+        r"do not match the hashes|/wheelhouse/\S+: FAILED",
+        "a wheel is not what the lock states",
+        "Something changed it between the cache and the builder: remove the cache's `wheels`, and build again.",
+        LockError,
+    ),
     Refusal(
         "no permission",
         # docker 26 and 28, run; podman 4.3 on a socket, run
@@ -103,9 +115,11 @@ def refusal(said: str) -> Refusal | None:
 
 
 def explained(engine: str, said: str) -> RequantError:
-    """Return the error that tells what an engine refused: NotAvailableError with advice where its words are known."""
+    """Return the error that tells what an engine refused: its own, with advice, where the words are known."""
     known = refusal(said)
     if known is None:
         return BuildError(f"{engine}: {said}")
     line = next(line for line in said.splitlines() if re.search(known.pattern, line, re.IGNORECASE))
-    return NotAvailableError(f"{engine}: {known.message}\n{line.strip()}", known.advice)
+    # Which wheel it is, pip says in the lines behind.
+    words = said if known.error is LockError else line.strip()
+    return known.error(f"{engine}: {known.message}\n{words}", known.advice)
