@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,37 +186,53 @@ def test_another_hardware_class_is_inconclusive_where_bits_differ(
     assert "caps" in found.blocks[1].reason
 
 
-def test_elsewhere_the_bits_are_the_same(built: Callable[[str], Built], tmp_path: Path) -> None:
-    """Another host, user, network namespace, folder, time zone, locale, umask, and two threads offered."""
-    elsewhere = ["unshare", "--map-root-user", "--uts", "--net", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
-    elsewhere += ["unshare", "--map-user=1234", "--map-group=1234"]
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another host, in namespaces of its own: what of it could reach a byte, and must not."""
+
+    threads: int
+    folder: str
+    host: str
+    user: int
+    zone: str
+    language: str
+    umask: int
+
+
+MATRIX = (
+    Elsewhere(2, "an other folder", "elsewhere", 1234, "Pacific/Kiritimati", "C", 0o077),
+    Elsewhere(1, "a/deeper/folder", "farther", 0, "America/St_Johns", "de_DE.UTF-8", 0o022),
+    Elsewhere(7, "Ordner mit Umläuten", "beyond", 65533, "UTC", "tr_TR.UTF-8", 0o000),
+)
+"""In no two rows is anything the same."""
+
+
+@pytest.mark.parametrize("there", MATRIX, ids=lambda there: there.host)
+def test_elsewhere_the_bits_are_the_same(there: Elsewhere, built: Callable[[str], Built], tmp_path: Path) -> None:
+    words = ["unshare", "--map-root-user", "--uts", "--net", "sh", "-c", f'hostname {there.host} && exec "$@"', "sh"]
+    words += ["unshare", f"--map-user={there.user}", f"--map-group={there.user}"]
     try:
-        programs.run([*elsewhere, "true"])
+        programs.run([*words, "true"])
     except (BuildError, NotAvailableError) as error:
         pytest.skip(f"this kernel grants no namespaces: {error}")
-    command = [
-        *elsewhere,
-        sys.executable,
-        "-m",
-        "requant",
-        "audit",
-        str(built("ec").folder),
-        "--twin",
-        "--size",
-        "mini",
-    ]
-    command += ["--runner", "venv", "--recipe", str(ROOT / "builds" / "ec"), "--json"]
-    command += ["--sample", "2", "--seed", "a public text"]
-    place = tmp_path / "an other folder"
-    place.mkdir()
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "TZ": "Pacific/Kiritimati", "LC_ALL": "C"}
-    env |= {"OMP_NUM_THREADS": "2", "LOGNAME": "somebody"}
-    done = subprocess.run(command, cwd=place, env=env, umask=0o077, capture_output=True, text=True)
+    words += [sys.executable, "-m", "requant", "audit", str(built("ec").folder), "--twin", "--size", "mini"]
+    words += ["--runner", "venv", "--recipe", str(ROOT / "builds" / "ec"), "--json"]
+    words += ["--sample", "2", "--seed", f"a public text, {there.host}"]
+    place = tmp_path / there.folder
+    place.mkdir(parents=True)
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "TZ": there.zone, "LC_ALL": there.language}
+    env |= {"OMP_NUM_THREADS": str(there.threads), "LOGNAME": there.host, "TMPDIR": str(place)}
+    done = subprocess.run(words, cwd=place, env=env, umask=there.umask, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["outcome"] == "identical"
-    assert said["challenge"] == {"text": "a public text", "drawn": 2}
+    assert said["challenge"] == {"text": f"a public text, {there.host}", "drawn": 2}
     assert len(said["blocks"]) == 2
+
+
+def test_in_no_two_rows_is_anything_the_same() -> None:
+    for field in fields(Elsewhere):
+        assert len({getattr(there, field.name) for there in MATRIX}) == len(MATRIX), field.name
 
 
 def test_what_cannot_be_audited_is_refused(

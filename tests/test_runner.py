@@ -1,5 +1,7 @@
 """The room's surroundings: installed by hash, cut off from the network, ended with its host."""
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -149,3 +151,23 @@ def test_rooms_run_side_by_side_and_end_when_left(furnish: Callable[..., Path]) 
     assert not any(room.poll() for room in rooms)
     with pytest.raises(BuildError, match="status -9"):
         rooms[0].confirm()
+
+
+@pytest.mark.room
+@pytest.mark.parametrize("leash", ["1", "0"])
+def test_a_room_on_a_leash_ends_with_its_host(room: Path, tmp_path: Path, leash: str) -> None:
+    """A container is no child of this process: that its standard input ends is all that it sees of its host's end."""
+    request = tmp_path / "request.json"
+    os.mkfifo(request)  # the room opens it, and waits for words that never come
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src"), runner.LEASH: leash}
+    command = [str(room), "-s", "-m", runner.MODULE, str(tmp_path)]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE) as process, request.open("w"):
+        assert process.stdin is not None
+        assert process.poll() is None
+        process.stdin.close()
+        if leash == "1":
+            assert process.wait(60) == 1
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.kill()
