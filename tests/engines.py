@@ -91,7 +91,7 @@ def stand_in(engine: Engine, folder: Path) -> str:
     write_stand_in(tar)
     python = Path(sys.executable).resolve()
     changes = (f'ENTRYPOINT ["{python}", "-I", "/stand_in.py"]', "LABEL made.for=tests", "ENV IN_THE_IMAGE=1")
-    engine.import_tar(tar, STAND_IN, changes)
+    engine.ask("import", *(word for change in changes for word in ("--change", change)), str(tar), STAND_IN)
     return STAND_IN
 
 

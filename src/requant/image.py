@@ -2,7 +2,7 @@
 
 An image is found again by its environment's digest and believed by its own: what the engine has under the name must
 be what was built here, or it is built anew. Everything that a build reads is laid out first, in one folder: locks,
-confirmed wheels, the room's sources. Then it runs without network.
+confirmed wheels, the room's sources. Then every step runs without network.
 """
 
 import tempfile

@@ -130,7 +130,7 @@ def image(
     folder: Lockfiles = Path("lockfiles"),
     as_json: AsJson = False,
 ) -> None:
-    """Build an environment's image without network, from confirmed wheels, and say what names it."""
+    """Build an environment's image from confirmed wheels, no step with a network, and say what names it."""
     engine = find()
     with progress() as tell:
         if twice:

@@ -116,10 +116,6 @@ class Engine:
         """Fetch an image from its registry. Raises NotAvailableError where none answers."""
         self.ask("pull", "--quiet", "--platform", platform, reference)
 
-    def import_tar(self, tar: Path, reference: str, changes: Sequence[str] = ()) -> None:
-        """Make an image of one layer from a tar; `changes` are lines as in a Dockerfile (ENV, ENTRYPOINT, LABEL)."""
-        self.ask("import", *(word for change in changes for word in ("--change", change)), str(tar), reference)
-
     @contextmanager
     def export(self, reference: str) -> Iterator[IO[bytes]]:
         """Give the image's files as the stream of a tar. What stands in for its mounts (/dev, /etc/hosts) is there."""
