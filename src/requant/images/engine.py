@@ -26,6 +26,12 @@ CHOSEN = "REQUANT_ENGINE"
 BUILDKIT = (0, 13)
 """The first BuildKit that rewrites the times in layers (`rewrite-timestamp`)."""
 
+COMPATIBILITY = ((0, 30), "compatibility-version=20")
+"""The first BuildKit that can be asked for an older one's form of layers and manifests, and the form that is asked for.
+
+Release notes of BuildKit 0.30; the field stands in others' scripts for 0.31. No such BuildKit was run here.
+"""
+
 BUILDKIT_WITHIN = {(26,): (0, 13), (0,): (0, 12)}
 """Docker release and the BuildKit in it, newest first: Debian's build says v0.0.0+unknown of its own."""
 
@@ -206,8 +212,9 @@ class Engine:
                 return
             words += ["--provenance=false", "--sbom=false", "--progress", "plain"]
             # Not compressed: the bytes would depend on the compressor, and they stay on this machine.
-            form = "rewrite-timestamp=true,compression=uncompressed,force-compression=true"
-            words += ["--output", f"type=docker,{_field('dest', archive)},name={name},{form}"]
+            form = ["rewrite-timestamp=true", "compression=uncompressed", "force-compression=true"]
+            form += [COMPATIBILITY[1]] if self._buildkit()[1] >= COMPATIBILITY[0] else []
+            words += ["--output", ",".join(("type=docker", _field("dest", archive), f"name={name}", *form))]
             follow((*self.words, "buildx", "build", *words, str(context)), tell)
         except BuildError as error:
             raise explained(self.kind, str(error)) from None
@@ -220,20 +227,25 @@ class Engine:
         plugins = {each["Name"]: each["Version"] for each in info.get("ClientInfo", {}).get("Plugins") or ()}
         if "buildx" not in plugins:
             raise explained(self.kind, "the buildx component is missing")
-        said = dict(line.strip().split(":", 1) for line in self.ask("buildx", "inspect").splitlines() if ":" in line)
-        version = said.get("BuildKit version", said.get("Buildkit", "")).strip()
-        within = next(has for docker, has in BUILDKIT_WITHIN.items() if docker <= _numbers(self.version))
-        known = _numbers(version) if any(_numbers(version)) else within
+        version, known, driver = self._buildkit()
         if known < BUILDKIT:
             raise NotAvailableError(
                 f"docker: its BuildKit is {version or 'of ' + self.version}, expected "
                 f"{'.'.join(map(str, BUILDKIT))} or newer: older ones cannot fix the times in an image",
                 "Update Docker to 26 or newer, or build with Podman: --runner podman.",
             )
-        driver, store = said.get("Driver", "").strip(), str(info.get("DriverStatus"))
-        if driver == "docker" and "io.containerd.snapshotter.v1" not in store:
+        if driver == "docker" and "io.containerd.snapshotter.v1" not in str(info.get("DriverStatus")):
             raise explained(self.kind, "Docker exporter is not supported for the docker driver")
-        return f"BuildKit {version} of {self}, buildx {plugins['buildx']}"
+        form = f", {COMPATIBILITY[1]}" if known >= COMPATIBILITY[0] else ""
+        return f"BuildKit {version} of {self}, buildx {plugins['buildx']}{form}"
+
+    def _buildkit(self) -> tuple[str, tuple[int, ...], str]:
+        """Return the version that BuildKit says it has, the one that it has, and buildx's driver."""
+        said = dict(line.strip().split(":", 1) for line in self.ask("buildx", "inspect").splitlines() if ":" in line)
+        version = said.get("BuildKit version", said.get("Buildkit", "")).strip()
+        within = next(has for docker, has in BUILDKIT_WITHIN.items() if docker <= _numbers(self.version))
+        known = _numbers(version) if any(_numbers(version)) else within
+        return version, known, said.get("Driver", "").strip()
 
 
 def find(preferred: str | None = None) -> Engine:
