@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
-from requant.environment import environment_digest, read_intent, read_lock
+from requant.environment import environment_digest, format_lock, read_intent, read_lock
 from requant.errors import LockError
 from requant.images.dockerfile import Base, dockerfile, platform_of, read_bases
 
@@ -287,3 +288,49 @@ def test_what_is_built_stands_in_the_intent() -> None:
     assert f"SOURCE_DATE_EPOCH={facts['auto-round.source-date-epoch']} " in text
     assert facts["auto-round.record-sha256"] in text
     assert str(Base("a:b", "sha256:c", "", nvidia=False)) == "a:b@sha256:c"
+
+
+def edit(folder: Path, name: str, before: str, after: str) -> None:
+    """Edit an `.in`, and resolve its lock anew with the pins it had; those that it gives are taken from it."""
+    pins = read_lock(folder, name).pins
+    file = folder / f"{name}.in"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    intent = read_intent(folder, name)
+    known = {pin.name: pin for pin in (*pins, *intent.given)}
+    (folder / f"{name}.txt").write_text(format_lock(intent, known.values()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("# auto-round.commit", "# torch.commit", "cu124.in: found auto-round.tree, expected auto-round.commit too"),
+        ("# auto-round.source-date-epoch", "# torch.source-date-epoch", "expected auto-round.source-date-epoch too"),
+        ("# auto-round.record-sha256", "# torch.record-sha256", "expected auto-round.record-sha256 too"),
+        ("# auto-round.tree", "# torch.tree", "cu124.in: found torch.tree, expected one of a package that is built"),
+    ],
+)
+def test_what_is_built_is_stated_whole(project: Path, before: str, after: str, said: str) -> None:
+    edit(project / "lockfiles", "cu124", before, after)
+    with pytest.raises(LockError, match=re.escape(said)):
+        dockerfile(project / "lockfiles", "cu124")
+
+
+def test_what_is_built_is_in_the_lock(project: Path) -> None:
+    folder = project / "lockfiles"
+    edit(folder, "cu124", "\nauto-round==", "\nauto-round\n# ")
+    lock = folder / "cu124.txt"
+    lock.write_text(re.sub("^auto-round==.*\n", "", lock.read_text(), flags=re.MULTILINE))
+    with pytest.raises(LockError, match=r"cu124\.txt: found no auto-round, expected"):
+        dockerfile(folder, "cu124")
+
+
+@pytest.mark.parametrize("said", ["nothing", "six", "pip, six"])
+def test_the_installer_is_pip_alone(project: Path, said: str) -> None:
+    lock = project / "lockfiles" / "build-image.txt"
+    intent = read_intent(project / "lockfiles", "build-image")
+    (pip,) = read_lock(project / "lockfiles", "build-image").pins
+    six = replace(pip, name="six")
+    lock.write_text(format_lock(intent, [each for each in (pip, six) if each.name in said.split(", ")]))
+    with pytest.raises(LockError, match=rf"build-image\.txt: found {said}, expected pip alone"):
+        dockerfile(project / "lockfiles", "cpu")

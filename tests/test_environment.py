@@ -207,6 +207,8 @@ def test_cut_off(cut: str) -> None:
         ("3.12", "3", "line 1: found '3' for python"),
         ("x86_64-manylinux_2_36", "windows", "found 'windows' for platform"),
         ("04-24T", "14-24T", "for cutoff"),
+        ("04-24T", "02-31T", "line 3: found '2026-02-31T00:00:00Z' for cutoff, expected a day that the month has"),
+        ("04-24T", "02-29T", "expected a day that the month has"),
         ("# heart.commit", "# liver.commit", "a package that is not asked for"),
         ("# heart.commit", "# heart.colour", "unknown or repeated directive: heart.colour"),
         ("# heart.commit", "# colour", "unknown or repeated directive: colour"),

@@ -77,7 +77,7 @@ def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: 
     assert evidence.platform == "linux/amd64"
     assert evidence.overridden
     with pytest.raises(UsageError, match="cannot be recorded: base image"):
-        record(folder, built.image)
+        record(folder, built.image, builder)
 
 
 @pytest.mark.parametrize(

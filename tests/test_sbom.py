@@ -8,11 +8,12 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tests.conftest import ROOT
 
 from requant.environment import read_lock
+from requant.errors import BuildError
 from requant.images.debian import packages
 from requant.images.sbom import sbom
 
 LOCK = read_lock(ROOT / "lockfiles", "cpu")
-STATUS = """\
+STATUS = b"""\
 Package: libc6
 Status: install ok installed
 Version: 2.36-9+deb12u14
@@ -54,5 +55,19 @@ def test_the_same_whenever_it_is_made() -> None:
     assert made() == made()
     assert b"serialNumber" not in made()
     assert b"timestamp" not in made()
-    other = packages(STATUS.replace("2.36", "2.37"))
+    other = packages(STATUS.replace(b"2.36", b"2.37"))
     assert sbom(LOCK, "e" * 64, "f" * 64, other) != made()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (b"Package: libattr1", b"Packages: libattr1", "expected its Package too"),
+        (b"Version: 1:2.5.1-4", b"", "expected its Version too"),
+        (b"a library", b"a libr\xe9ry", "not UTF-8"),
+    ],
+)
+def test_what_dpkg_would_not_write(before: bytes, after: bytes, said: str) -> None:
+    assert before in STATUS
+    with pytest.raises(BuildError, match=f"var/lib/dpkg/status: .*{said}"):
+        list(packages(STATUS.replace(before, after)))

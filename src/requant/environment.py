@@ -2,13 +2,13 @@
 
 Both are read strictly, because whatever is installed from a lock can change a byte of a checkpoint. A lock
 holds one artifact per package, by its SHA-256, and nothing that says where to get it. It carries the digest of
-the `.in` that it was resolved from, so that an edited `.in` makes it stale. Standard library only: the room
-reads its own lock with the same code.
+the `.in` that it was resolved from, so that an edited `.in` makes it stale. Standard library only.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -192,10 +192,20 @@ def _directives(file: Path, lines: list[str]) -> dict[str, str]:
             raise LockError(f"{file}, line {number}: an unknown or repeated directive: {key}")
         if not pattern.fullmatch(value):
             raise LockError(f"{file}, line {number}: found {value!r} for {key}, expected {pattern.pattern}")
+        if key == "cutoff" and not _in_calendar(value):
+            raise LockError(f"{file}, line {number}: found {value!r} for cutoff, expected a day that the month has")
         found[key] = value
     if list(found)[: len(_TARGET)] != list(_TARGET):
         raise LockError(f"{file}: expected to begin with the directives {', '.join(_TARGET)}: `# key = value`")
     return found
+
+
+def _in_calendar(cutoff: str) -> bool:
+    try:
+        datetime.fromisoformat(cutoff)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_pin(file: Path, number: int, line: str, advice: str) -> Pin:

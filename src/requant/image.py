@@ -139,7 +139,7 @@ class _Workshop:
             raise LockError(f"{reference}: the engine has {found}, expected {archive.manifest or archive.config}")
         with self.engine.export(reference) as stream:
             rootfs = read_rootfs(stream, reference, keep=(debian.STATUS,))
-        installed = debian.packages(rootfs.kept.get(debian.STATUS, b"").decode())
+        installed = debian.packages(rootfs.kept.get(debian.STATUS, b""))
         materials = sbom(self.lock, self.environment, room_digest(), installed)
         evidence = Evidence(
             environment=self.environment,

@@ -126,7 +126,9 @@ def image(
     source: Annotated[
         Path | None, typer.Option(help="The tree of the package that is built from a commit, instead of fetching it.")
     ] = None,
-    record: Annotated[bool, typer.Option("--record", help="Write what names the image beside its lock.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write what names the image, and its materials, beside its lock.")
+    ] = False,
     folder: Lockfiles = Path("lockfiles"),
     as_json: AsJson = False,
 ) -> None:
@@ -152,5 +154,5 @@ def image(
         if twice:
             out.print("[bold red]different[/], built twice" if differences else "[bold green]identical[/], built twice")
     if record and not differences:
-        say(f"recorded {escape(str(record_image(folder, made)))}")
+        say(escape(f"recorded {', '.join(map(str, record_image(folder, made, engine)))}"))
     raise typer.Exit(1 if differences else 0)

@@ -44,12 +44,13 @@ def write_base(target: Path, python: str, epoch: int, scratch: Path) -> tuple[st
         run(["apt-get", "download", "--quiet", *names], cwd=debs)
     except BuildError as error:
         raise NotAvailableError(f"apt cannot fetch the packages of a base: {error}", "Try `apt-get update`.") from None
-    status = []
+    stanzas = []
     for deb in sorted(debs.iterdir()):
         run(["dpkg-deb", "--extract", str(deb), str(root)])
         package, _, rest = run(["dpkg-deb", "--field", str(deb)]).partition("\n")
-        status.append(f"{package}\nStatus: install ok installed\n{rest}\n")
-    for name, data in {**_FILES, STATUS: "".join(status).encode()}.items():
+        stanzas.append(f"{package}\nStatus: install ok installed\n{rest}\n")
+    status = "".join(stanzas).encode()
+    for name, data in {**_FILES, STATUS: status}.items():
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
@@ -57,15 +58,24 @@ def write_base(target: Path, python: str, epoch: int, scratch: Path) -> tuple[st
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(root.rglob("*")):
             _add(tar, path, str(path.relative_to(root)), epoch)
-    return tuple(f"{name}={version}" for name, version in packages("".join(status)))
+    return tuple(f"{name}={version}" for name, version in packages(status))
 
 
-def packages(status: str) -> Iterator[tuple[str, str]]:
-    """Yield name and version of each installed package of a dpkg status file."""
-    for stanza in status.split("\n\n"):
+def packages(status: bytes) -> Iterator[tuple[str, str]]:
+    """Yield name and version of each installed package of a dpkg status file. Raises BuildError where it is none."""
+    try:
+        text = status.decode()
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{STATUS}: not UTF-8: {error}") from None
+    for stanza in text.split("\n\n"):
         fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", stanza, re.MULTILINE))
-        if fields.get("Status") == "install ok installed":
-            yield fields["Package"], fields["Version"]
+        if fields.get("Status") != "install ok installed":
+            continue
+        if lacking := {"Package", "Version"} - fields.keys():
+            raise BuildError(
+                f"{STATUS}: found {stanza.strip()!r:.200}, expected its {' and '.join(sorted(lacking))} too"
+            )
+        yield fields["Package"], fields["Version"]
 
 
 def _closure(names: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from requant.environment import Intent, Lock, dockerfile_path, read_intent, read_lock
+from requant.environment import Intent, Lock, Pin, dockerfile_path, read_intent, read_lock
 from requant.errors import LockError
 
 BASES = "images.toml"
@@ -21,6 +21,8 @@ SOURCE = "source"
 """Stage that holds what a package is built from; another folder can be given in its place."""
 REPOSITORIES = {"auto-round": "https://github.com/intel/auto-round.git"}
 """Where packages are built from that were never released, by name; the commit stands in the `.in`."""
+FACTS = ("commit", "source-date-epoch", "record-sha256")
+"""What an `.in` states of such a package, beside its source's tree."""
 PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 """A lock's machines, in the words of container engines."""
 ADVICE = "run `nox -s dockerfiles` and review what it changes"
@@ -104,13 +106,13 @@ def dockerfile(lockfiles: Path, name: str) -> str:
     base = bases[name]
     if not base.image.startswith(f"python:{lock.python}-"):
         raise LockError(f"{lockfiles / BASES}: {name} stands on {base.image}, and its lock is for Python {lock.python}")
-    (pip,) = read_lock(lockfiles, INSTALLER).pins
+    pip = _installer(lockfiles)
     package = built_package(intent)
     return _TEXT.format(
         name=name,
         base=base,
         devices=_NVIDIA.format(cuda=_cuda(lock)) if base.nvidia else "",
-        built=_built(intent, lock, package) if package else _NOTHING_BUILT,
+        built=_built(lockfiles, intent, lock, package) if package else _NOTHING_BUILT,
         python=lock.python,
         pip=f"/wheelhouse/pip-{pip.version}-py3-none-any.whl",
         pip_sha256=pip.sha256,
@@ -127,9 +129,26 @@ def _cuda(lock: Lock) -> str:
     return ".".join(found[0].split(".")[:2])
 
 
-def _built(intent: Intent, lock: Lock, package: str) -> str:
+def _installer(lockfiles: Path) -> Pin:
+    pins = read_lock(lockfiles, INSTALLER).pins
+    names = [pin.name for pin in pins]
+    if names != ["pip"]:
+        raise LockError(f"{lockfiles / INSTALLER}.txt: found {', '.join(names) or 'nothing'}, expected pip alone")
+    return pins[0]
+
+
+def _built(lockfiles: Path, intent: Intent, lock: Lock, package: str) -> str:
+    file = lockfiles / f"{intent.name}.in"
+    if package not in REPOSITORIES:
+        raise LockError(
+            f"{file}: found {package}.tree, expected one of a package that is built: {', '.join(REPOSITORIES)}"
+        )
     facts = {key.partition(".")[2]: value for key, value in intent.sources if key.startswith(f"{package}.")}
-    (pin,) = (pin for pin in lock.pins if pin.name == package)
+    if lacking := [f"{package}.{key}" for key in FACTS if key not in facts]:
+        raise LockError(f"{file}: found {package}.tree, expected {', '.join(lacking)} too")
+    pin = next((pin for pin in lock.pins if pin.name == package), None)
+    if pin is None:
+        raise LockError(f"{file.with_suffix('.txt')}: found no {package}, expected the one that {file.name} describes")
     return _BUILT.format(
         package=package,
         repository=REPOSITORIES[package],

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from requant.digest import canonical_json, read_whole, strict_json
-from requant.errors import UsageError
+from requant.digest import canonical_json, read_whole, sha256, strict_json
+from requant.errors import BuildError, NotAvailableError, UsageError
 from requant.images.engine import Engine
 from requant.installation import cache
 
@@ -81,10 +81,22 @@ def read_evidence(path: Path) -> Evidence | None:
         return None
 
 
-def record(lockfiles: Path, image: Image) -> Path:
-    """Write an image's evidence beside its lock. Raises UsageError where the image has a taint."""
+def record(lockfiles: Path, image: Image, engine: Engine) -> tuple[Path, Path]:
+    """Write an image's evidence and the list of its materials beside its lock; return their paths.
+
+    Raises UsageError where the image has a taint, NotAvailableError where no list is kept, BuildError where that is
+    not the image's.
+    """
     if image.taints:
         raise UsageError(f"{image.reference}: cannot be recorded: {image.taints[0]}", "Build it without --base.")
-    file = lockfiles / f"{image.evidence.name}.image.json"
-    file.write_bytes(image.evidence.to_json())
-    return file
+    kept = evidence_path(image.evidence.environment, engine).with_suffix(".cdx.json")
+    try:
+        materials = kept.read_bytes()
+    except OSError as error:
+        raise NotAvailableError(f"{kept}: {error.strerror}", "Build the image again.") from None
+    if (found := f"sha256:{sha256(materials)}") != image.evidence.sbom:
+        raise BuildError(f"{kept}: found {found}, expected {image.evidence.sbom}", "Build the image again.")
+    evidence, beside = (lockfiles / f"{image.evidence.name}.{suffix}.json" for suffix in ("image", "cdx"))
+    beside.write_bytes(materials)
+    evidence.write_bytes(image.evidence.to_json())
+    return evidence, beside

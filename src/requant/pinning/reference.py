@@ -5,13 +5,17 @@ passed over. The grammar is BuildKit's (its Dockerfile reference, 1.x): FROM, CO
 `# syntax=` line, and ADD of something remote.
 """
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 _DIGEST = re.compile(r"(?P<name>[^@\s]+)@(?P<digest>sha256:[0-9a-f]{64})")
 _TAGGED = re.compile(r"[^@\s]+:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIRECTIVE = re.compile(r"#\s*(syntax|escape)\s*=\s*(\S+)\s*", re.I)
+_DIRECTIVE = re.compile(r"(?:#|//)\s*(syntax|escape|check)\s*=\s*(\S+).*", re.I)
+_CONTINUED = re.compile(r"(?<!\\)\\[ \t\r]*$")
+_FLAG = re.compile(r"""--(?:[^\s\\"']|\\.|"(?:[^\\"]|\\.)*"|'(?:[^\\']|\\.)*')*(?:\s+|$)""")
+_QUOTED = re.compile(r"""\\(.)|"((?:[^\\"]|\\.)*)"|'((?:[^\\']|\\.)*)'""")
 _HEREDOC = re.compile(r"<<-?\s*([\"']?)(\w+)\1")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _REMOTE = re.compile(r"(?:(?:https?|ssh|git)://|git@)\S+", re.I)
@@ -59,24 +63,51 @@ def references(text: str) -> tuple[Reference, ...]:
                 found.append(_resolved(words[0], each, arguments))
             stages.append(words[2].lower() if len(words) == 3 and words[1].upper() == "AS" else "")
         else:
-            found += (_judged(name, each) for name in _taken(each, stages))
+            found += _taken(each, stages)
             found += _remote(each)
     return tuple(found)
 
 
-def _taken(each: _Instruction, stages: list[str]) -> Iterator[str]:
+def _taken(each: _Instruction, stages: list[str]) -> Iterator[Reference]:
     """Yield the images of COPY --from and RUN --mount; `# syntax=` came here as an instruction of its own."""
     if each.word == "SYNTAX":
-        yield each.rest
+        yield _judged(each.rest, each)
+    if each.word not in ("COPY", "RUN"):
         return
-    for word in each.rest.split() if each.word in ("COPY", "RUN") else ():
-        if word.startswith("--from="):
-            name = word.removeprefix("--from=")
-        elif word.startswith("--mount=") and (match := re.search(r"[=,]from=([^,\s]+)", word)):
-            name = match[1]
-        else:
-            continue
-        if name.lower() not in stages and not (name.isdigit() and int(name) < len(stages)):
+    numbers = [str(number) for number in range(len(stages))] if each.word == "COPY" else []
+    try:
+        for name in _named(each.rest):
+            if name.lower() not in (*stages, *numbers):
+                yield _judged(name, each)
+    except (ValueError, csv.Error) as error:
+        yield _faulty(each.rest, each, f"flags that cannot be read: {error}")
+
+
+def _named(rest: str) -> Iterator[str]:
+    """Yield what the flags at the beginning name: without quotes and escapes; a mount is a line of CSV then."""
+    while rest.startswith("--"):
+        if not (match := _FLAG.match(rest)):
+            raise ValueError("a quote or an escape without an end")
+        key, equals, value = _QUOTED.sub(_unquoted, match[0].strip()).partition("=")
+        if key in ("--from", "--mount") and not equals:
+            raise ValueError(f"{key} without a value")
+        if key == "--from":
+            yield value
+        elif key == "--mount":
+            yield from _mounted(value)
+        rest = rest[match.end() :]
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    return match[1] or re.sub(r"\\(.)", r"\1", match[2] or match[3] or "")
+
+
+def _mounted(value: str) -> Iterator[str]:
+    (fields,) = csv.reader([value], strict=True)
+    if not fields or any('"' in field for field in fields):
+        raise ValueError(f"a mount that is no CSV: {value!r}")
+    for key, _, name in (field.partition("=") for field in fields):
+        if key.lower() == "from":
             yield name
 
 
@@ -135,7 +166,7 @@ def _faulty(name: str, each: _Instruction, fault: str) -> Reference:
 def _instructions(text: str) -> Iterator[_Instruction]:
     """Yield instructions with continued lines joined; the bodies of here-documents are no instructions."""
     comment: list[str] = []
-    lines = iter(enumerate(text.split("\n"), 1))
+    lines = iter(enumerate(text.removeprefix("\ufeff").split("\n"), 1))
     first = True
     for number, line in lines:
         stripped = line.strip()
@@ -143,17 +174,17 @@ def _instructions(text: str) -> Iterator[_Instruction]:
             yield _Instruction(match[1].upper(), match[2], number, "")
         elif stripped.startswith("#"):
             comment.append(stripped.lstrip("# "))
-            first = False
+            first = first and number == 1 and stripped.startswith("#!")
         elif not stripped:
             comment, first = [], False
         else:
-            first, words = False, [stripped]
-            while words[-1].endswith("\\"):
-                words[-1] = words[-1][:-1]
-                # A comment between continued lines is dropped, as BuildKit does.
-                words.append(next((each.strip() for _, each in lines if not each.strip().startswith("#")), ""))
-            joined = re.sub(r"^ONBUILD\s+", "", " ".join(words), flags=re.I)
-            word, _, rest = joined.partition(" ")
+            first, parts = False, [line.lstrip()]
+            while match := _CONTINUED.search(parts[-1]):
+                parts[-1] = parts[-1][: match.start()]
+                # As BuildKit does: joined without a blank, and comments and empty lines between are dropped.
+                parts.append(next((each for _, each in lines if each.strip() and each.lstrip()[0] != "#"), ""))
+            joined = re.sub(r"^ONBUILD\s+", "", "".join(parts), flags=re.I)
+            word, rest = [*joined.split(None, 1), "", ""][:2]
             yield _Instruction(word.upper(), rest.strip(), number, " ".join(comment))
             comment = []
             for _, ending in _HEREDOC.findall(rest) if word.upper() in ("RUN", "COPY", "ADD") else ():
