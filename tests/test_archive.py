@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_rootfs import FILES, Made, tar
+from tests.test_rootfs import END, FILES, Made, block, extended, little, record, tar
 
 from requant.digest import sha256
 from requant.errors import BuildError
-from requant.images.archive import differences, read_archive
+from requant.images.archive import Archive, differences, read_archive
 
 
 def image(path: Path, *layers: bytes, oci: bool = True, **config: Any) -> Path:
@@ -104,5 +104,104 @@ def test_a_large_manifest_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "image.tar").open("wb") as file:
         file.write(header.tobuf())
         file.truncate((1 << 30) + 4096)
-    with pytest.raises(BuildError, match="at most"):
+    with little(), pytest.raises(BuildError, match="at most"):
         read_archive(tmp_path / "image.tar")
+
+
+def written(path: Path, files: dict[str, Any], *more: Made) -> Path:
+    """Write files as they are, or as JSON."""
+    made = [Made(name, data if isinstance(data, bytes) else json.dumps(data).encode()) for name, data in files.items()]
+    path.write_bytes(tar([*made, *more]))
+    return path
+
+
+LAYER = tar(FILES)
+PLAIN = {"manifest.json": [{"Config": "c", "Layers": ["l"]}], "c": {"os": "linux"}, "l": LAYER}
+OCI = {**PLAIN, "index.json": {"manifests": [{"digest": "sha256:m"}]}, "blobs/sha256/m": {}}
+
+
+@pytest.mark.parametrize("files", [PLAIN, OCI])
+def test_the_least_image(tmp_path: Path, files: dict[str, Any]) -> None:
+    long = Made("x" * 5000, b"1", pax=(("SCHILY.xattr.user.a", "1"),))
+    found = read_archive(written(tmp_path / "image.tar", files, long))
+    assert (found.config, found.layers) == (f"sha256:{sha256(json.dumps(PLAIN['c']).encode())}", ("l",))
+    assert (found.manifest is None) == (files is PLAIN)
+    assert differences(found, found) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("manifest.json", [], "expected one image"),
+        ("manifest.json", {}, "expected one image"),
+        ("manifest.json", [{}, {}], "expected one image"),
+        ("manifest.json", [{"Config": 1, "Layers": []}], "expected one image"),
+        ("manifest.json", [{"Config": ["c"], "Layers": []}], "expected one image"),
+        ("manifest.json", [{"Config": "c", "Layers": "l"}], "expected one image"),
+        ("manifest.json", [{"Config": "c", "Layers": ["l", 1]}], "expected one image"),
+        ("manifest.json", [{"Config": "c"}], "expected one image"),
+        ("manifest.json", [{"Config": "d", "Layers": []}], "d: not in the archive"),
+        ("manifest.json", [{"Config": "c", "Layers": ["k"]}], "k: not in the archive"),
+        ("manifest.json", b"[" * 100_000, "nested too deeply"),
+        ("c", [], "a configuration is an object"),
+        ("c", b"{", "JSONDecodeError"),
+        ("index.json", [], "expected one manifest"),
+        ("index.json", {"manifests": [{"digest": 1}]}, "expected one manifest"),
+        ("index.json", {"manifests": [{"digest": "sha256:n"}]}, "blobs/sha256/n: not in the archive"),
+        ("index.json", {"manifests": [1]}, "expected one manifest"),
+        ("index.json", {"manifests": []}, "expected one manifest"),
+    ],
+)
+def test_what_is_named_is_text_and_in_the_archive(tmp_path: Path, name: str, content: Any, said: str) -> None:
+    path = written(tmp_path / "image.tar", {**OCI, name: content})
+    with pytest.raises(BuildError, match=rf"image\.tar: not an image .*{said}"):
+        read_archive(path)
+
+
+@pytest.mark.parametrize("name", [*OCI])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, b"Z"])
+@pytest.mark.parametrize("target", ["self", "other"])
+def test_only_files_are_read(tmp_path: Path, name: str, kind: bytes, target: str) -> None:
+    """A link may name itself, or a file of any size."""
+    link = Made(name, kind=kind, link=name if target == "self" else "other")
+    files = {each: content for each, content in OCI.items() if each != name}
+    path = written(tmp_path / "image.tar", {"other": OCI[name], **files}, link)
+    with pytest.raises(BuildError, match=rf"image\.tar: not an image .*{name}: not a file, but of the type"):
+        read_archive(path)
+
+
+@pytest.mark.parametrize("name", ["c", "l"])
+def test_what_is_gone_when_images_are_held_together(tmp_path: Path, name: str) -> None:
+    first = read_archive(written(tmp_path / "1.tar", PLAIN))
+    second = read_archive(written(tmp_path / "2.tar", PLAIN))
+    written(second.path, {each: content for each, content in PLAIN.items() if each != name})
+    with pytest.raises(BuildError, match=rf"2\.tar: not an image .*{name}: not in the archive"):
+        differences(first, second)
+    second.path.unlink()
+    with pytest.raises(BuildError, match=r"2\.tar: not an image .*FileNotFoundError"):
+        differences(first, second)
+
+
+HOSTILE = {
+    "a size of -512 bytes": block("a", -512),
+    "a size of -1,024 bytes": block("a", -1024),
+    "a size of .*-512.* bytes": extended(record("size", "-512")) + block("a"),
+    "extension headers of more than 1,048,576 bytes": block("a", 1 << 40, tarfile.XHDTYPE),
+    "extension headers of more than": extended(b"") * 3000 + block("a"),
+    "a sparse file": block("a", 0, tarfile.GNUTYPE_SPARSE),
+    "unexpected end of data": block("a", 1 << 40),
+    "Error": block("a", 1 << 87),
+}
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_hostile_members_are_refused_at_once(tmp_path: Path, said: str, place: str) -> None:
+    path = written(tmp_path / "image.tar", PLAIN, Made("x", b"x" * tarfile.BLOCKSIZE))
+    honest = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(HOSTILE[said] + honest + END if place == "first" else honest + HOSTILE[said] + END)
+    match = rf"image\.tar: not an image .*{said}"
+    with little(), pytest.raises(BuildError, match=match):
+        read_archive(path)
+    with little(), pytest.raises(BuildError, match=match):
+        differences(*[Archive(path, "", None, ("l",))] * 2)

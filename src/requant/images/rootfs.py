@@ -14,6 +14,7 @@ from typing import IO, Protocol
 
 from requant.digest import CHUNK, canonical_json, sha256
 from requant.errors import BuildError
+from requant.images.headers import Header
 
 MOUNTED = frozenset({"dev", "proc", "run", "sys"})
 """Folders that an engine fills when it starts a container."""
@@ -80,7 +81,8 @@ class Readable(Protocol):
 def read_rootfs(stream: Readable, name: str, keep: Collection[str] = ()) -> Rootfs:
     """Read the tar of a whole file system, called `name` in errors, and keep the content of the files in `keep`.
 
-    Raises BuildError for a tar that is cut off or damaged, holds a path twice, or one that leaves it.
+    Raises BuildError for a tar that is cut off or damaged, holds a path twice or one that leaves it, or has a header
+    that `headers` refuses.
     """
     entries: dict[str, Entry] = {}
     kept: dict[str, bytes] = {}
@@ -100,11 +102,14 @@ def members(stream: Readable, name: str, keep: Collection[str] = ()) -> Iterator
     watched = _Watched(stream)
     seen: dict[str, Member] = {}
     try:
-        with tarfile.open(fileobj=watched, mode="r|", errorlevel=2) as tar:
+        with tarfile.open(fileobj=watched, mode="r|", errorlevel=2, tarinfo=Header) as tar:
             for found in tar:
+                tar.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header
                 path = _path(name, found.name)
-                if not path:
+                if not path and found.isdir():
                     continue  # the root itself, which some engines leave out
+                if not path:
+                    raise BuildError(f"{name}: its root is of the type {found.type!r}, expected a folder")
                 if path in seen:
                     raise BuildError(f"{name}: holds {path} twice")
                 if found.islnk():
