@@ -13,7 +13,7 @@ from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.building.inputs import inputs_for
 from requant.building.workplace import scratch
-from requant.cli.options import AsJson, RecipePath, Runner, Size, app
+from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
 from requant.installation import cache
@@ -128,7 +128,7 @@ def rebuild(
     twin: Annotated[bool, typer.Option("--twin", help="Rebuild the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
     runner: Runner = "auto",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    out_folder: NewCheckpoint = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier one was stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
