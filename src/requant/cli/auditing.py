@@ -16,6 +16,7 @@ from requant.building.workplace import scratch
 from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
+from requant.errors import CheckpointError
 from requant.installation import cache
 from requant.journal import read_journal
 from requant.recipe import read_recipe
@@ -177,6 +178,8 @@ def journal(
     path: Annotated[Path, typer.Argument(help="A journal, as `build` writes it.")], as_json: AsJson = False
 ) -> None:
     """Print what a tuning was given, and each block's loss before and after."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file", "Name a journal, as `build` writes it beside its folder.")
     read = read_journal(path)
     if as_json:
         print_json(journal_json(read))
