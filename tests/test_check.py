@@ -520,19 +520,21 @@ def test_a_repository_is_read_by_ranges(way: str, tmp_path: Path) -> None:
     with running() as hub:
         hub.serve("model", "o/made", "a" * 40, made)
         hub.serve("model", "o/base", "b" * 40, base)
-        with open_source("o/made@main", hub.url) as theirs, open_source("o/base", hub.url) as ours:
+        with open_source("o/made@main", hub.url) as theirs, open_source("o/base@main", hub.url) as ours:
             result = check(theirs, ours)
             assert result.clean
             assert result.layers == {"n": COPIED, "x.0.p": way}
             assert theirs.files.identity == f"o/made@{'a' * 40}"
-        for name, said in (("o/none", "o/none"), ("o/made@gone", "gone")):
+        for name, said in (("o/none@main", "o/none"), ("o/made@gone", "gone")):
             with pytest.raises(NotAvailableError, match=said):
                 open_source(name, hub.url)
 
 
-def test_what_is_neither_is_named() -> None:
-    with pytest.raises(UsageError, match="no such folder"):
-        open_source("/no/such/folder")
+@pytest.mark.parametrize("name", ["/no/such/folder", "out/nope", "nope", "nope@main"])
+def test_what_is_neither_is_named_and_no_network_is_asked(name: str) -> None:
+    with pytest.raises(UsageError, match="no such folder") as error:
+        open_source(name, "http://127.0.0.1:1")
+    assert "owner/name@revision" in error.value.advice
 
 
 def test_tensors_of_no_size_are_no_traceback(tmp_path: Path) -> None:

@@ -219,6 +219,16 @@ def test_what_was_found_is_what_is_counted(found: list[tuple[dict[int, str], str
     assert result.exit_status == (1 if result.negatives else 0 if distinct else 3)
 
 
+def test_where_nothing_is_recorded_no_blocks_are_counted(recipe: Recipe, tmp_path: Path) -> None:
+    (recipe.path.parent / "mini.manifest.json").unlink()
+    write_audit(recipe, audit({0: "identical"}))
+    full, mini = (requant("coverage", str(tmp_path), *more) for more in ((), ("--twin", "--size", "mini")))
+    assert (full.returncode, full.stdout) == (3, f"{tmp_path.name}: nothing is recorded for the full build\n")
+    assert mini.returncode == 3
+    assert mini.stdout.startswith("not counted: ")
+    assert mini.stdout.endswith(f"\n{tmp_path.name}, twin mini: nothing is recorded\n")
+
+
 def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
     command = ("coverage", str(tmp_path), "--twin", "--size", "mini")
     done = requant(*command)

@@ -50,7 +50,7 @@ def test_a_repository_is_what_its_folder_is(hub: Hub, folder: Path, cdn: bool) -
 
 
 def test_no_byte_of_a_weight_is_asked_for(hub: Hub, folder: Path) -> None:
-    found = remote_headers("o/n", hub.url)
+    found = remote_headers("o/n@main", hub.url)
     sent = [request for request in hub.downloads() if request.path.endswith(".safetensors")]
     assert all("range" in request.headers for request in sent)
     assert sum(request.sent for request in sent) == header_bytes(folder)
@@ -72,18 +72,26 @@ def test_the_command_finds_the_hub_by_its_own_variable(hub: Hub) -> None:
 def test_a_server_without_ranges_is_told(hub: Hub) -> None:
     hub.ranges = False
     with pytest.raises(NotAvailableError, match="parts of files"):
-        remote_headers("o/n", hub.url)
+        remote_headers("o/n@main", hub.url)
 
 
 @pytest.mark.parametrize("start", [1, 100])
 def test_another_part_than_asked_for_is_refused(hub: Hub, start: int) -> None:
     hub.start = start
     with pytest.raises(NotAvailableError, match="parts of files"):
-        remote_headers("o/n", hub.url)
+        remote_headers("o/n@main", hub.url)
 
 
 @pytest.mark.parametrize(
-    ("asked", "error"), [("o/other", NotAvailableError), ("o/n@branch", NotAvailableError), ("x", UsageError)]
+    ("asked", "error"),
+    [
+        ("o/other@main", NotAvailableError),
+        ("o/n@branch", NotAvailableError),
+        ("o/n", UsageError),
+        ("o/n@", UsageError),
+        ("x@main", UsageError),
+        ("x", UsageError),
+    ],
 )
 def test_what_is_not_there_is_named(hub: Hub, asked: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=asked.partition("@")[0]):
@@ -94,7 +102,7 @@ def test_what_is_not_there_is_named(hub: Hub, asked: str, error: type[Exception]
 def test_a_refusal_is_an_error(hub: Hub, status: int) -> None:
     hub.status["config.json"] = status
     with pytest.raises(NotAvailableError, match=r"config\.json"):
-        remote_headers("o/n", hub.url)
+        remote_headers("o/n@main", hub.url)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +111,13 @@ def test_a_refusal_is_an_error(hub: Hub, status: int) -> None:
 def test_a_broken_header_is_named(hub: Hub, content: bytes) -> None:
     hub.content["model_extra_tensors.safetensors"] = content
     with pytest.raises((CheckpointError, NotAvailableError), match="model_extra_tensors"):
-        remote_headers("o/n", hub.url)
+        remote_headers("o/n@main", hub.url)
 
 
 def test_a_dropped_connection_is_an_error(hub: Hub) -> None:
     hub.drop_at = 100
     with pytest.raises((CheckpointError, NotAvailableError)):
-        remote_headers("o/n", hub.url)
+        remote_headers("o/n@main", hub.url)
 
 
 def test_a_folder_comes_before_a_repository(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,5 +125,5 @@ def test_a_folder_comes_before_a_repository(folder: Path, tmp_path: Path, monkey
     (tmp_path / "o" / "n").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     assert open_headers("o/n").folder == Path("o/n")
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         open_headers("/nowhere")

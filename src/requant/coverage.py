@@ -54,6 +54,7 @@ class Coverage:
     """
 
     build: str
+    twin: str | None
     own: str
     blocks: tuple[Covered, ...]
     counted: tuple[str, ...]
@@ -89,7 +90,7 @@ def coverage(recipe: Recipe, twin: str | None) -> Coverage:
     found = {file: audit for file, audit in read_audits(recipe).items() if audit.twin == twin}
     records = [recorded(recipe, twin, name) for name in RECORDED]
     if absent := [path for path in records if not path.exists()]:
-        return Coverage(build, "", (), (), dict.fromkeys(found, f"nothing is recorded: no {absent[0]}"), {})
+        return Coverage(build, twin, "", (), (), dict.fromkeys(found, f"nothing is recorded: no {absent[0]}"), {})
     manifest_path, journal_path, statement_path = records
     own = _label(hardware_of(statement_path))
     journal = read_journal(journal_path)
@@ -104,7 +105,7 @@ def coverage(recipe: Recipe, twin: str | None) -> Coverage:
     stale = {file: reason for file, audit in found.items() if (reason := _stale(audit, expected, names, own))}
     audits = {file: audit for file, audit in found.items() if file not in stale}
     hardware = {_label(audit.hardware): audit.hardware for audit in audits.values()}
-    return Coverage(build, own, tuple(_covered(name, audits) for name in names), tuple(audits), stale, hardware)
+    return Coverage(build, twin, own, tuple(_covered(name, audits) for name in names), tuple(audits), stale, hardware)
 
 
 def _stale(audit: Audit, expected: Mapping[str, str], names: tuple[str, ...], own: str) -> str:

@@ -20,7 +20,7 @@ def list_files(folder: Path) -> dict[str, Path]:
     """
     try:
         if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder")
+            raise CheckpointError(f"{folder}: no such folder", "Name the folder with the .safetensors files.")
         return dict(sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder)))
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from None

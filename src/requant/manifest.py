@@ -109,7 +109,7 @@ def read_manifest(path: Path) -> Manifest:
         if manifest.to_json() != data:
             raise ValueError("not in canonical form: keys sorted, no white space, one line end")
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+        raise CheckpointError(f"{path}: {error.strerror}", "Name a manifest, as build or manifest writes it.") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not a manifest: {error}", "Get it again from where it was published.") from None
     return manifest

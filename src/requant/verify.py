@@ -1,6 +1,6 @@
 """`verify CHECKPOINT MANIFEST`: are these the recorded bytes? Python's standard library alone.
 
-`python3 -S -m requant.verify CHECKPOINT MANIFEST` does the same without any installed package. What there is to read:
+`PYTHONPATH=src python3 -S -m requant.verify CHECKPOINT MANIFEST` needs no installed package. What there is to read:
 this module, and manifest, files, safetensors, digest, verdict and errors. README.md says how many lines that is.
 """
 

@@ -67,8 +67,8 @@ def require(found: Cost) -> None:
     """Raise NotAvailableError with everything that is lacking, and what the build would cost."""
     if found.lacking:
         raise NotAvailableError(
-            "\n".join(("this machine cannot do the full build:", *(f"  {each}" for each in found.lacking))),
-            f"The full build takes {found.text()}. Without a GPU, --twin runs the same code on a small model.",
+            "\n".join(("this machine cannot tune the full model:", *(f"  {each}" for each in found.lacking))),
+            f"A full build takes {found.text()}. Without a GPU: --twin, to build a small model, or audit it.",
         )
 
 

@@ -13,9 +13,10 @@ from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.building.inputs import inputs_for
 from requant.building.workplace import scratch
-from requant.cli.options import AsJson, RecipePath, Runner, Size, app
+from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
+from requant.errors import CheckpointError
 from requant.installation import cache
 from requant.journal import read_journal
 from requant.recipe import read_recipe
@@ -128,7 +129,7 @@ def rebuild(
     twin: Annotated[bool, typer.Option("--twin", help="Rebuild the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
     runner: Runner = "auto",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    out_folder: NewCheckpoint = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier one was stopped.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -177,6 +178,8 @@ def journal(
     path: Annotated[Path, typer.Argument(help="A journal, as `build` writes it.")], as_json: AsJson = False
 ) -> None:
     """Print what a tuning was given, and each block's loss before and after."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file", "Name a journal, as `build` writes it beside its folder.")
     read = read_journal(path)
     if as_json:
         print_json(journal_json(read))

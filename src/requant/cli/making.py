@@ -10,7 +10,7 @@ from rich.markup import escape
 from requant import build as building
 from requant import image as imaging
 from requant import lock as locking
-from requant.cli.options import AsJson, RecipePath, Runner, Size, app
+from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
 from requant.images.dockerfile import write_dockerfiles
 from requant.images.engine import find
@@ -28,7 +28,7 @@ def build(
     recipe: RecipePath,
     twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
     size: Size = "demo",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="The checkpoint's folder; must not exist.")] = None,
+    out_folder: NewCheckpoint = None,
     runner: Runner = "auto",
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")

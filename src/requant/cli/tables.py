@@ -177,6 +177,9 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
             yield f"[red]{escape(f'{negative.auditor}, {negative.hardware}: {negative.what} ({negative.audit})')}[/]"
     for file, reason in covered.stale.items():
         yield escape(f"not counted: {file}: {reason}")
+    if not covered.own:
+        yield escape(f"{covered.build}: nothing is recorded{'' if covered.twin else ' for the full build'}")
+        return
     parties = [each.parties for each in covered.blocks]
     some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
     yield escape(

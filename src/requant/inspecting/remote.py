@@ -4,7 +4,6 @@ Of each safetensors file the first eight bytes are read, which give the header's
 addresses, the token and the proxies are huggingface_hub's, as in `download`.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from requant.digest import MAX_WHOLE, strict_json
-from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.errors import CheckpointError, NotAvailableError
 from requant.files import SUFFIX
 from requant.inspecting.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
 from requant.network import web
 from requant.network.download import refuse
+from requant.network.hub import named
 
-REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 MAX_FILES = 10_000
 
 
@@ -102,16 +101,16 @@ class _Hub:
 
 
 def open_headers(text: str) -> Headers:
-    """Read the headers of a folder, or of a repository as `owner/name[@revision]` where no such folder is."""
-    return read_headers(Path(text)) if Path(text).exists() or not REPOSITORY.fullmatch(text) else remote_headers(text)
+    """Read the headers of a folder, or of a repository as `owner/name@revision` where no such folder is."""
+    return read_headers(Path(text)) if Path(text).exists() else remote_headers(text)
 
 
 def remote_headers(text: str, endpoint: str | None = None) -> Headers:
-    """Read the headers and side files of `owner/name[@revision]`; raises NotAvailableError or CheckpointError."""
-    match = REPOSITORY.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{text}: neither a folder nor a repository", "Write owner/name@revision.")
-    hub = _Hub(match[1], match[2] or "main", endpoint)
+    """Read the headers and side files of `owner/name@revision`.
+
+    Raises NotAvailableError, CheckpointError, or UsageError for another name.
+    """
+    hub = _Hub(*named(text), endpoint)
     paths = hub.list()
     shards, data_bytes = {}, 0
     with without_collector():

@@ -3,6 +3,7 @@
 Addresses, token, proxies and the offline switch are huggingface_hub's, as in download.py.
 """
 
+import re
 import tempfile
 import threading
 import time
@@ -11,9 +12,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
-from requant.errors import CheckpointError, NotAvailableError
+from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.network import web
 
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w./-]+)", re.ASCII)
 ATTEMPTS = 5
 PAUSE = 1.0
 """Seconds before a second attempt, doubled with every further one."""
@@ -21,6 +23,16 @@ BLOCK = 1 << 23
 """Bytes asked for at a time: neighbouring tensors come in one answer."""
 BLOCKS = 24
 """Blocks kept in memory."""
+
+
+def named(text: str) -> tuple[str, str]:
+    """Return the repository and the revision of `owner/name@revision`, where `text` names no folder.
+
+    Raises UsageError for anything else: without a revision, it may as well be a path that was mistyped.
+    """
+    if match := NAME.fullmatch(text):
+        return match[1], match[2]
+    raise UsageError(f"{text}: no such folder", "A repository is written owner/name@revision.")
 
 
 class Repository:

@@ -4,7 +4,6 @@ A range is read into a buffer that the caller owns and uses again, so that memor
 """
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 from requant.digest import canonical_json, read_whole, sha256
-from requant.errors import CheckpointError, UsageError
+from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
-from requant.network.hub import Repository
+from requant.network.hub import Repository, named
 from requant.safetensors import Spec, read_header
 
 T = TypeVar("T")
-REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -77,18 +75,13 @@ class Source:
 
 
 def open_source(name: str, endpoint: str | None = None) -> Source:
-    """Open a folder, or `owner/name[@revision]` on the Hub where there is no such folder.
+    """Open a folder, or `owner/name@revision` on the Hub where there is no such folder.
 
     Raises CheckpointError for what cannot be read, NotAvailableError for the network, UsageError for neither.
     """
     files: Files
     remote = not Path(name).exists()
-    if not remote:
-        files = Folder(Path(name))
-    elif match := REPOSITORY.fullmatch(name):
-        files = Repository.open(match[1], match[2] or "main", endpoint)
-    else:
-        raise UsageError(f"{name}: no such folder", "Name a folder, or a repository on the Hub as owner/name@revision.")
+    files = Repository.open(*named(name), endpoint) if remote else Folder(Path(name))
     with ExitStack() as cleanup:
         cleanup.callback(files.close)
         tensors: dict[str, Place] = {}
