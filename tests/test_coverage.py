@@ -104,7 +104,7 @@ def test_parties_and_classes_are_counted_block_by_block(recipe: Recipe) -> None:
     assert (parties(found), found.negatives, found.exit_status) == ([1, 2, 1, 0], 0, 0)
     assert [sorted(each.identical.values()) for each in found.blocks] == [
         [("Ada",)],
-        [("Ada", "GRACE"), ("Ada", "Grace")],
+        [("ADA", "Grace"), ("Ada", "GRACE")],
         [("Ada",)],
         [],
     ]

@@ -141,7 +141,9 @@ def _covered(name: str, audits: Mapping[str, Audit]) -> Covered:
                 continue
             hardware = _label(audit.hardware)
             if each.judgement is Judgement.IDENTICAL:
-                identical.setdefault(hardware, {}).setdefault(audit.auditor.casefold(), audit.auditor)
+                spelled = identical.setdefault(hardware, {})  # one party, by the first of its spellings
+                party = audit.auditor.casefold()
+                spelled[party] = min(audit.auditor, spelled.get(party, audit.auditor))
             elif each.judgement is Judgement.DIFFERENT:
                 different.append(Negative(file, audit.auditor, hardware, each.line()))
             else:
