@@ -24,7 +24,7 @@ from requant.environment import environment_digest, read_lock
 from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
-from requant.network.pins import read_pins
+from requant.network.pinned import read_pins
 from requant.recipe import read_recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import Outcome

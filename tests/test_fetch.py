@@ -18,7 +18,7 @@ from tests.hub import Hub, running
 from requant.errors import CheckpointError, NotAvailableError, RecipeError
 from requant.network import download
 from requant.network.fetch import PARTS, Fetched, fetch, missing, verify_folder
-from requant.network.pins import PinnedFile, Pins
+from requant.network.pinned import PinnedFile, Pins
 
 COMMIT = "0123456789" * 4
 BIG = "model-00001-of-00002.safetensors"
@@ -138,7 +138,7 @@ def test_goes_on_after_the_process_was_killed(hub: Hub, folder: Path) -> None:
         import os
         from pathlib import Path
         from requant.network.fetch import fetch
-        from requant.network.pins import PinnedFile, Pins
+        from requant.network.pinned import PinnedFile, Pins
         file = PinnedFile({len(CONTENT[BIG])}, {sha256(CONTENT[BIG])!r})
         pins = Pins("model", "owner/name", {COMMIT!r}, "-", {{{BIG!r}: file}})
         fetch(pins, Path({str(folder)!r}), progress=lambda path, done, total: done < 150_000 or os._exit(9))
@@ -388,7 +388,7 @@ def test_confirms_a_folder_without_the_network_or_its_library(hub: Hub, folder: 
         sys.modules["huggingface_hub"] = None
         from pathlib import Path
         from requant.network.fetch import verify_folder
-        from requant.network.pins import PinnedFile, Pins
+        from requant.network.pinned import PinnedFile, Pins
         files = {{p: PinnedFile(*f) for p, f in {[(p, (len(c), sha256(c))) for p, c in CONTENT.items()]!r}}}
         survey = verify_folder(Pins("model", "owner/name", {COMMIT!r}, "-", files), Path({str(folder)!r}))
         assert len(survey.right) == 3 and survey.absent == ({ODD!r},), survey

@@ -1,183 +1,162 @@
-"""Every pin of this project is found where it stands; one that lacks something is named by file and line."""
-
 import json
-import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.conftest import ROOT
-from typer.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from requant.cli.options import app
-from requant.errors import RecipeError, UsageError
-from requant.pinning.hosted import HOST, installed
-from requant.pins import Pinned, find_pins
+from requant.errors import RecipeError
+from requant.network.pinned import PinnedFile, Pins, path_fault, read_pins
 
-DATA = "builds/datasets/pile-10k.json"
-NO_FILES = 'revision = "127bfedcd5047750df5ccf3a12979a47bfa0bafa"\nfiles = "none"'
-UNKNOWN_SIZE = {f"{DATA}:8"}
-"""What is known to be incomplete: nobody has published the size of this file (its provenance says so)."""
+BUILDS = Path(__file__).parent.parent / "builds"
+SHA256 = "ab" * 32
 
 
-def incomplete(root: Path) -> dict[str, Pinned]:
-    return {f"{pin.file}:{pin.line}": pin for pin in find_pins(root) if pin.fault}
+def document(**changes: Any) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "kind": "model",
+        "repository": "owner/name",
+        "revision": "0123456789" * 4,
+        "provenance": "Written for this test.",
+        "files": {"a/b.txt": {"bytes": 3, "sha256": SHA256}, "c": {"bytes": None, "sha256": None}},
+    } | changes
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """The pins of this project in a folder of their own, with the one unknown size filled in."""
-    for pattern in ("Dockerfile*", "lockfiles/*", "builds/*/recipe.toml", "builds/*/*.json", "pyproject.toml", ".ci/*"):
-        for file in (*ROOT.glob(pattern), ROOT / "noxfile.py"):
-            if "manifest" not in file.name:
-                (tmp_path / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, tmp_path / file.relative_to(ROOT))
-    edit(tmp_path, DATA, '"bytes": null', '"bytes": 33300000')
-    return tmp_path
+def written(folder: Path, value: Any) -> Path:
+    path = folder / "pins.json"
+    path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+    return path
 
 
-def edit(root: Path, name: str, old: str, new: str) -> int:
-    """Replace a text that stands once, by an expression; return its line."""
-    text = (root / name).read_text()
-    assert len(re.findall(old, text)) == 1
-    (root / name).write_text(re.sub(old, new, text))
-    return text[: re.search(old, text).start()].count("\n") + 1  # type: ignore[union-attr]
+def test_reads_every_field(tmp_path: Path) -> None:
+    files = {"a/b.txt": PinnedFile(3, SHA256), "c": PinnedFile(None, None)}
+    expected = Pins("model", "owner/name", "0123456789" * 4, "Written for this test.", files)
+    assert read_pins(written(tmp_path, document())) == expected
 
 
-def test_nothing_here_is_incomplete_but_what_is_known_to_be() -> None:
-    assert incomplete(ROOT).keys() == UNKNOWN_SIZE
-
-
-def test_each_pin_stands_where_it_is_said_to() -> None:
-    kinds = set()
-    for pin in find_pins(ROOT):
-        line = (ROOT / pin.file).read_text().split("\n")[pin.line - 1]
-        kinds.add(pin.kind)
-        assert pin.by.removeprefix("sha256:") in line or (pin.by == "any version" and pin.name in line)
-        assert pin.source or pin.kind == HOST
-    assert kinds == {
-        "base image",
-        "dataset",
-        "file of a dataset",
-        "file of a model",
-        "git commit",
-        HOST,
-        "model",
-        "wheel",
-    }
-
-
-def test_each_lock_line_is_a_pin() -> None:
-    for file in (ROOT / "lockfiles").glob("*.txt"):
-        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
-        pins = [pin for pin in find_pins(ROOT) if pin.file == f"lockfiles/{file.name}"]
-        assert [f"{pin.name} --hash={pin.by}" for pin in pins] == lines
-
-
-def test_a_pin_says_who_said_so() -> None:
-    pins = {(pin.file, pin.name): pin.source for pin in find_pins(ROOT)}
-    assert pins["lockfiles/cu124.txt", "torchvision==0.21.0"] == "the one that goes with torch 2.6.0"
-    assert pins["lockfiles/cu124.txt", "yarl==1.23.0"] == "resolved from cu124.in"
-    assert pins["lockfiles/cu124.in", "auto-round"].startswith("This commit was never released")
-    assert pins["builds/ec/recipe.toml", "Qwen/Qwen3.6-35B-A3B"].startswith('Qwen3.6-35B-A3B INT4 AutoRound "EC"')
-
-
-def test_all_complete_is_status_0(project: Path) -> None:
-    assert not incomplete(project)
-    shown = CliRunner().invoke(app, ["pins", str(project)])
-    assert shown.exit_code == 0
-    assert " 0 incomplete" in shown.output
+FILE = {"bytes": 3, "sha256": SHA256}
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "fault"),
+    ("changes", "key"),
     [
-        ("Dockerfile.cu124", r"(?<=bookworm)@sha256:\w{64}", "", "a tag without a digest"),
-        ("Dockerfile.cu124", r":3\S+-bookworm@sha256:\w{64}", "", "neither a tag nor a digest"),
-        ("Dockerfile.cu124", r"(?<=ARG BASE)=.*", "", "whoever builds chooses the image"),
-        ("Dockerfile.cu124", r"(?<=auto-round.git)#\w{40}", "#main", "neither commit nor checksum"),
-        ("lockfiles/images.toml", r"\[cpu\]\n(.*\n)digest = .*\n", '[cpu]\nimage = "python:3.12"\n', "no digest"),
-        ("lockfiles/images.toml", r"(?<=4427763a1)\w+", "", "a tag without a digest"),
-        ("lockfiles/cu124.txt", r"(?<=torch==2\.6\.0) --hash=.*", "", "found 0 hashes"),
-        ("lockfiles/cu124.txt", r"(?<=torch==2\.6\.0) ", f" --hash=sha256:{'0' * 64} ", "found 2 hashes"),
-        ("lockfiles/cu124.txt", r"(?<=^torch)==2\.6\.0|(?<=\ntorch)==2\.6\.0", ">=2.6.0", "expected `name==version"),
-        ("lockfiles/cu124.txt", r"(?<=\n)torch==.*", "torch @ https://example.org/torch.whl", "found a URL"),
-        ("lockfiles/cu124.txt", r"(?<=\n)torch==.*", "--pre", "found an option"),
-        ("lockfiles/cu124.in", r"(?<=auto-round\.commit = )\w{40}", "main", "no commit"),
-        ("builds/ec/recipe.toml", "995ad96eacd98c81ed38be0c5b274b04031597b0", "main", "no commit"),
-        ("builds/ec/recipe.toml", "127bfedcd5047750df5ccf3a12979a47bfa0bafa", "0" * 40, "pile-10k.json pins"),
-        ("builds/ec/recipe.toml", r'(?<=10k"\n)(.*\n)files = .*', NO_FILES, "its files are not pinned"),
-        (DATA, '"bytes": 33300000', '"bytes": null', "no size"),
-        (DATA, r'"sha256": "\w{64}"', '"sha256": null', "no SHA-256"),
-        ("pyproject.toml", "numba>=0.61", "numba @ git+https://example.org/numba@main", "no commit"),
+        ({"schema": 2}, "schema"),
+        ({"schema": True}, "schema"),
+        ({"kind": "space"}, "kind"),
+        ({"kind": ["model"]}, "kind"),
+        ({"repository": "name"}, "repository"),
+        ({"repository": "a/b/c"}, "repository"),
+        ({"repository": "../name"}, "repository"),
+        ({"repository": "owner/na--me"}, "repository"),
+        ({"revision": "main"}, "revision"),
+        ({"revision": "0123456789" * 4 + "\n"}, "revision"),
+        ({"revision": "ABCDEF0123" * 4}, "revision"),
+        ({"provenance": " "}, "provenance"),
+        ({"provenance": "two\nlines"}, "provenance"),
+        ({"provenance": None}, "provenance"),
+        ({"files": {}}, "files"),
+        ({"files": []}, "files"),
+        ({"files": {"/etc/passwd": FILE}}, "/etc/passwd"),
+        ({"files": {"a/../../b": FILE}}, "a/../../b"),
+        ({"files": {"a//b": FILE}}, "a//b"),
+        ({"files": {"./a": FILE}}, "./a"),
+        ({"files": {"a\\b": FILE}}, "files"),
+        ({"files": {"a\0b": FILE}}, "files"),
+        ({"files": {"": FILE}}, "files"),
+        ({"files": {"a": FILE, "a/b": FILE}}, "a/b"),
+        ({"files": {"a": None}}, 'files."a"'),
+        ({"files": {"a": {"bytes": 3}}}, 'files."a".sha256'),
+        ({"files": {"a": FILE | {"size": 3}}}, "files.\"a\".'size'"),
+        ({"files": {"a": FILE | {"bytes": -1}}}, 'files."a".bytes'),
+        ({"files": {"a": FILE | {"bytes": 1.0}}}, 'files."a".bytes'),
+        ({"files": {"a": FILE | {"bytes": True}}}, 'files."a".bytes'),
+        ({"files": {"a": FILE | {"sha256": SHA256.upper()}}}, 'files."a".sha256'),
+        ({"files": {"a": FILE | {"sha256": SHA256[:-1]}}}, 'files."a".sha256'),
+        ({"files": {"a": FILE | {"sha256": 5}}}, 'files."a".sha256'),
+        ({"extra": 1}, "extra"),
     ],
 )
-def test_a_pin_that_lacks_something_is_named(project: Path, file: str, old: str, new: str, fault: str) -> None:
-    line = edit(project, file, old, new)
-    found = incomplete(project)
-    place = f"{file}:{line}"
-    assert place in found
-    assert fault in found[place].fault
-    shown = CliRunner().invoke(app, ["pins", str(project)])
-    assert shown.exit_code == 1
-    assert place in shown.output
-    assert fault in shown.output
+def test_refuses_and_names_file_and_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    path = written(tmp_path, document(**changes))
+    with pytest.raises(RecipeError) as caught:
+        read_pins(path)
+    assert str(path) in str(caught.value)
+    assert key in str(caught.value)
 
 
-def test_a_lock_that_is_stale_or_absent_is_named(project: Path) -> None:
-    edit(project, "lockfiles/gb10.in", "safetensors==0.7.0", "safetensors==0.7.1")
-    assert "stale" in incomplete(project)["lockfiles/gb10.txt:1"].fault
-    (project / "lockfiles/gb10.txt").unlink()
-    assert "No such file" in incomplete(project)["lockfiles/gb10.txt:1"].fault
-    (project / "lockfiles/gb10.in").unlink()
-    assert not any(pin.name == "gb10" for pin in find_pins(project))
-
-
-def test_a_file_of_pins_that_cannot_be_read_is_an_error(project: Path) -> None:
-    edit(project, DATA, "127bfedcd5047750df5ccf3a12979a47bfa0bafa", "main")
-    with pytest.raises(RecipeError, match=r"pile-10k\.json: revision: found 'main'"):
-        find_pins(project)
-
-
-def test_where_nothing_is_pinned_nothing_is_complete(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing is pinned there"):
-        find_pins(tmp_path)
-
-
-def test_ranges_of_the_host_are_listed_and_no_fault() -> None:
-    host = {(pin.name, pin.by) for pin in find_pins(ROOT) if pin.kind == HOST}
-    assert {("numpy", ">=2.1"), ("nox", ">=2025.2.9"), ("pipx", "any version"), ("hatchling", ">=1.27")} <= host
+@pytest.mark.parametrize("key", document())
+def test_refuses_an_absent_key(tmp_path: Path, key: str) -> None:
+    value = document()
+    del value[key]
+    with pytest.raises(RecipeError, match=key):
+        read_pins(written(tmp_path, value))
 
 
 @pytest.mark.parametrize(
-    ("line", "packages"),
-    [
-        ("apt-get install -y -qq --no-install-recommends pipx runc/bookworm >/dev/null", ["pipx", "runc"]),
-        ("apt-get update -qq && apt-get install -y a=1.2 b; echo c", ["a", "b"]),
-        ("apt-get install -y \\\n  a/trixie \\\n  b >/dev/null", ["a", "b"]),
-        ("pipx run nox -s tests", ["nox"]),
-        ("uvx --python 3.11 nox -s tests", ["nox"]),
-        ("# apt-get install pipx", []),
-        ("command -v pipx", []),
-    ],
+    "text", [b"", b"{", b"[]", b"null", b"\xff", b"NaN", b"[" * 100_000, b'{"schema":1,"schema":1}']
 )
-def test_what_a_script_installs_is_listed(line: str, packages: list[str]) -> None:
-    assert [each.name for each in installed(f"\n{line}\n")] == packages
+def test_refuses_what_is_not_one_json_object(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(RecipeError, match=r"pins\.json"):
+        read_pins(written(tmp_path, text))
 
 
-def test_what_a_script_installs_stands_in_its_line() -> None:
-    found = installed("apt-get install -y \\\n  a/trixie \\\n  b >/dev/null\nc\npip install d\n")
-    assert [(each.name, each.by, each.line) for each in found] == [
-        ("a", "/trixie", 2),
-        ("b", "any version", 3),
-        ("d", "any version", 5),
-    ]
+def test_names_a_key_that_stands_twice(tmp_path: Path) -> None:
+    text = json.dumps(document()).replace('"c": {', '"a/b.txt": {').encode()
+    with pytest.raises(RecipeError, match=r"a/b\.txt.*twice"):
+        read_pins(written(tmp_path, text))
 
 
-def test_json_has_every_pin(project: Path) -> None:
-    edit(project, DATA, '"bytes": 33300000', '"bytes": null')
-    document = json.loads(CliRunner().invoke(app, ["pins", str(project), "--json"]).output)
-    assert document["incomplete"] == 1
-    assert len(document["pins"]) == len(find_pins(ROOT))
-    (pin,) = (pin for pin in document["pins"] if pin["fault"])
-    assert (pin["kind"], pin["file"], pin["line"], pin["fault"]) == ("file of a dataset", DATA, 8, "no size")
+def test_refuses_a_file_that_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        read_pins(tmp_path / "pins.json")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def reads(folder: Path, value: Any) -> Pins | None:
+    """Return what was read, None where a RecipeError refused it; whatever else is raised fails the test."""
+    try:
+        return read_pins(written(folder, value))
+    except RecipeError as error:
+        str(error).encode()
+        return None
+
+
+@given(value=json_values)
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    assert reads(tmp_path_factory.getbasetemp(), value) is None
+
+
+@given(key=st.sampled_from(sorted(document())), value=json_values)
+def test_any_value_of_a_key_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, key: str, value: Any) -> None:
+    pins = reads(tmp_path_factory.getbasetemp(), document(**{key: value}))
+    assert pins is None or pins == reads(tmp_path_factory.getbasetemp(), document(**{key: value}))
+
+
+@given(path=st.text(st.sampled_from("ab./\\\0 \n"), max_size=8))
+def test_a_path_that_is_accepted_stays_below_its_folder(path: str) -> None:
+    if not path_fault(path):
+        folder = Path("/folder")
+        assert folder in (folder / path).parents
+        assert ".." not in (folder / path).parts
+
+
+@pytest.mark.parametrize("name", ["bases/qwen3.6-35b-a3b.json", "datasets/pile-10k.json"])
+def test_the_pins_in_this_repository_can_be_read(name: str) -> None:
+    pins = read_pins(BUILDS / name)
+    assert pins.kind == ("model" if name.startswith("bases") else "dataset")
+    assert all(file.sha256 for file in pins.files.values())
+
+
+def test_the_base_is_complete() -> None:
+    pins = read_pins(BUILDS / "bases" / "qwen3.6-35b-a3b.json")
+    shards = {path: file for path, file in pins.files.items() if path.endswith(".safetensors")}
+    assert (len(pins.files), len(shards)) == (40, 26)
+    assert sum(file.bytes or 0 for file in shards.values()) == 71_903_776_776

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.building import preflight
-from requant.network.pins import read_pins
+from requant.network.pinned import read_pins
 from requant.recipe import read_recipe
 
 GIB = preflight.GIB

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from requant.digest import sha256
 from requant.errors import BuildError
-from requant.images.headers import LARGEST, Header
 from requant.images.rootfs import LARGEST_KEPT, Rootfs, differences, members, read_rootfs
+from requant.images.tar import LARGEST, Header
 
 
 @dataclass(frozen=True)

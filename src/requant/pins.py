@@ -16,7 +16,7 @@ from pathlib import Path
 from requant.environment import parse_pin, read_lock
 from requant.errors import LockError, RecipeError, UsageError
 from requant.images.dockerfile import BASES
-from requant.network.pins import read_pins
+from requant.network.pinned import read_pins
 from requant.pinning.hosted import COMMIT, NO_COMMIT, installed, project_requirements, script_requirements
 from requant.pinning.reference import Reference, references
 from requant.recipe import FILE, Recipe, read_recipe

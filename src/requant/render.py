@@ -15,7 +15,7 @@ from requant.building.preflight import GIB, spool_bytes, stored
 from requant.environment import Lock, environment_digest, read_lock
 from requant.errors import RecipeError
 from requant.images.evidence import image_name, read_evidence
-from requant.network.pins import read_pins
+from requant.network.pinned import read_pins
 from requant.recipe import Recipe
 
 KUBERNETES, SLURM = "job.yaml", "job.slurm"

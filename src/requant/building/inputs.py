@@ -10,7 +10,7 @@ from requant.files import list_files
 from requant.installation import cache
 from requant.manifest import make_manifest
 from requant.network.fetch import fetch, missing
-from requant.network.pins import Pins, read_pins
+from requant.network.pinned import Pins, read_pins
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin

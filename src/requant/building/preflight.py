@@ -9,7 +9,7 @@ from requant.base_config import base_config
 from requant.errors import NotAvailableError
 from requant.inventory import PACKED, main_tensors
 from requant.network.fetch import missing
-from requant.network.pins import Pins
+from requant.network.pinned import Pins
 from requant.programs import accelerators
 from requant.recipe import Recipe
 

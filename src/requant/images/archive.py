@@ -14,8 +14,8 @@ from typing import IO, Any
 from requant.digest import sha256, strict_json
 from requant.errors import BuildError
 from requant.images import rootfs
-from requant.images.headers import Header
 from requant.images.rootfs import Entry, members
+from requant.images.tar import Header
 
 LIMIT = 1 << 24
 """Bytes of the largest manifest or configuration that is read."""

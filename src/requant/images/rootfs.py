@@ -14,7 +14,7 @@ from typing import IO, Protocol
 
 from requant.digest import CHUNK, canonical_json, sha256
 from requant.errors import BuildError
-from requant.images.headers import Header
+from requant.images.tar import Header
 
 MOUNTED = frozenset({"dev", "proc", "run", "sys"})
 """Folders that an engine fills when it starts a container."""
@@ -82,7 +82,7 @@ def read_rootfs(stream: Readable, name: str, keep: Collection[str] = ()) -> Root
     """Read the tar of a whole file system, called `name` in errors, and keep the content of the files in `keep`.
 
     Raises BuildError for a tar that is cut off or damaged, holds a path twice or one that leaves it, or has a header
-    that `headers` refuses.
+    that `tar` refuses.
     """
     entries: dict[str, Entry] = {}
     kept: dict[str, bytes] = {}

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from requant.errors import CheckpointError, NotAvailableError
 from requant.network import web
-from requant.network.pins import Pins
+from requant.network.pinned import Pins
 
 Progress = Callable[[str, int, int], None]
 """Told a path, how many bytes of it were read or have arrived, and of how many (0: not known)."""

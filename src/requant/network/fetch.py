@@ -13,7 +13,7 @@ from pathlib import Path
 from requant.digest import file_chunks, sha256_chunks
 from requant.errors import CheckpointError, NotAvailableError, RecipeError
 from requant.network.download import Progress, download
-from requant.network.pins import PinnedFile, Pins, path_fault
+from requant.network.pinned import PinnedFile, Pins, path_fault
 
 PARTS = ".requant-fetch"
 """Folder of what has arrived in part, each file under the digest that it is to have."""

@@ -61,7 +61,7 @@ def read_pins(path: Path) -> Pins:
     try:
         return _pins(value)
     except _WrongError as wrong:
-        raise RecipeError(f"{path}: {wrong}", "network/pins.py describes the format") from None
+        raise RecipeError(f"{path}: {wrong}", "network/pinned.py describes the format") from None
 
 
 class _WrongError(ValueError):
