@@ -51,29 +51,27 @@ class Reference:
         """The journal, chain confirmed."""
         return read_journal(self.journal) if self.journal else None
 
+    @cached_property
+    def stated(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The environment and the hardware class of the statement."""
+        return (environment_of(self.statement), hardware_of(self.statement)) if self.statement else None
+
     def confirm(self) -> None:
         """Raise CheckpointError where one of them cannot be read: before hours of tuning, not after."""
-        _ = self.lines
-        if self.statement:
-            hardware_of(self.statement)
-            environment_of(self.statement)
+        _ = self.lines, self.stated
 
     def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
         """Say why other bits would prove nothing here; the empty text where they would."""
-        environment = self.lines.header.environment if self.lines else None
-        if self.statement and environment is None:
-            environment = environment_of(self.statement)
+        environment, theirs = self.stated or (None, None)
+        if self.lines:
+            environment = self.lines.header.environment
         if environment not in (None, setting.environment):
             return "another environment than the build's"
-        if not self.statement:
+        if theirs is None:
             return "the build's hardware class is not known: it has no statement"
-        theirs = hardware_of(self.statement)
-        keys = differing(theirs, hardware)
-        return (
-            f"another hardware class than the build's: {reprlib.repr(keys[0])} is {hardware.get(keys[0])!r}"
-            if keys
-            else ""
-        )
+        for key in differing(theirs, hardware):
+            return f"another hardware class than the build's: {reprlib.repr(key)} is {hardware.get(key)!r}"
+        return ""
 
 
 def reference(journal: Path | None, *, compared: bool = True) -> Reference:

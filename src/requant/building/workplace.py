@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from requant.building.inputs import Inputs
 from requant.environment import room_sources
@@ -29,10 +29,8 @@ def workplace(out: Path, *, fresh: bool) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     lock = work / "lock"
     with lock.open("w") as guard:
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{out}: another build is making it", "Wait for it, or name another --out.") from None
+        if not _taken(guard):
+            raise UsageError(f"{out}: another build is making it", "Wait for it, or name another --out.")
         if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(guard.fileno())):
             raise UsageError(f"{out}: another build has just ended", "Try again.")  # it took the lock with it
         _clear(work, "" if fresh else SPOOL)
@@ -52,14 +50,20 @@ def scratch(place: Path) -> Iterator[Path]:
         with alone(place):
             for left in place.glob("*/lock"):
                 with left.open("w") as guard:
-                    try:
-                        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except OSError:
-                        continue  # its process lives
-                    shutil.rmtree(left.parent)
+                    if _taken(guard):  # or its process lives
+                        shutil.rmtree(left.parent)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
             fcntl.flock(stack.enter_context((folder / "lock").open("w")), fcntl.LOCK_EX)
         yield folder
+
+
+def _taken(guard: IO[str]) -> bool:
+    """Take a lock, if nobody has it."""
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,11 +27,11 @@ CHOSEN = "REQUANT_ENGINE"
 BUILDKIT = (0, 13)
 """The first BuildKit that rewrites the times in layers (`rewrite-timestamp`)."""
 
-COMPATIBILITY = ((0, 30), "compatibility-version=20")
-"""The first BuildKit that can be asked for an older one's form of layers and manifests, and the form that is asked for.
+COMPATIBLE = (0, 30)
+"""The first BuildKit that can be asked for an older one's form of layers and manifests, by its release notes."""
 
-Release notes of BuildKit 0.30; the field stands in others' scripts for 0.31. No such BuildKit was run here.
-"""
+COMPATIBILITY = "compatibility-version=20"
+"""The form that is asked for. The field stands in others' scripts for 0.31; no such BuildKit was run here."""
 
 BUILDKIT_WITHIN = {(26,): (0, 13), (0,): (0, 12)}
 """Docker release and the BuildKit in it, newest first: Debian's build says v0.0.0+unknown of its own."""
@@ -213,8 +214,8 @@ class Engine:
             words += ["--provenance=false", "--sbom=false", "--progress", "plain"]
             # Not compressed: the bytes would depend on the compressor, and they stay on this machine.
             form = ["rewrite-timestamp=true", "compression=uncompressed", "force-compression=true"]
-            form += [COMPATIBILITY[1]] if self._buildkit()[1] >= COMPATIBILITY[0] else []
-            words += ["--output", ",".join(("type=docker", _field("dest", archive), f"name={name}", *form))]
+            fields = ("type=docker", _field("dest", archive), f"name={name}", *form, *self._compatibility())
+            words += ["--output", ",".join(fields)]
             follow((*self.words, "buildx", "build", *words, str(context)), tell)
         except BuildError as error:
             raise explained(self.kind, str(error)) from None
@@ -227,7 +228,7 @@ class Engine:
         plugins = {each["Name"]: each["Version"] for each in info.get("ClientInfo", {}).get("Plugins") or ()}
         if "buildx" not in plugins:
             raise explained(self.kind, "the buildx component is missing")
-        version, known, driver = self._buildkit()
+        version, known, driver = self._buildkit
         if known < BUILDKIT:
             raise NotAvailableError(
                 f"docker: its BuildKit is {version or 'of ' + self.version}, expected "
@@ -236,9 +237,12 @@ class Engine:
             )
         if driver == "docker" and "io.containerd.snapshotter.v1" not in str(info.get("DriverStatus")):
             raise explained(self.kind, "Docker exporter is not supported for the docker driver")
-        form = f", {COMPATIBILITY[1]}" if known >= COMPATIBILITY[0] else ""
-        return f"BuildKit {version} of {self}, buildx {plugins['buildx']}{form}"
+        return ", ".join((f"BuildKit {version} of {self}", f"buildx {plugins['buildx']}", *self._compatibility()))
 
+    def _compatibility(self) -> tuple[str, ...]:
+        return (COMPATIBILITY,) if self._buildkit[1] >= COMPATIBLE else ()
+
+    @cached_property
     def _buildkit(self) -> tuple[str, tuple[int, ...], str]:
         """Return the version that BuildKit says it has, the one that it has, and buildx's driver."""
         said = dict(line.strip().split(":", 1) for line in self.ask("buildx", "inspect").splitlines() if ":" in line)
