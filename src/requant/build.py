@@ -46,6 +46,8 @@ class Built:
     verdict: Verdict
     taints: tuple[str, ...]
     seconds: dict[str, float]
+    room: dict[str, Any]
+    """What the room reported: seconds, and memory in bytes."""
 
 
 def beside(folder: Path, name: str) -> Path:
@@ -73,13 +75,14 @@ def build(
     fresh: bool = False,
     runner: str = "venv",
     endpoint: str | None = None,
+    text: bytes | None = None,
     tell: Tell = silent,
 ) -> Built:
     """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
 
     Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output. A build
     that was stopped goes on behind its last whole block, unless it is to be a `fresh` one. `runner` is one of
-    `rooms.choice.RUNNERS`.
+    `rooms.choice.RUNNERS`. `text` is what a twin is tuned on in place of its own text: JSON lines.
 
     Raises UsageError where `out` exists or another build is making it, NotAvailableError for what is missing here,
     BuildError where the room or a pass fails; then `out` does not exist, and the log stands beside it.
@@ -92,7 +95,7 @@ def build(
     effort = recipe.effort(twin is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
-        inputs = twin_inputs(twin, work, tell) if twin else pinned_inputs(recipe, out, endpoint, tell)
+        inputs = twin_inputs(twin, work, tell, text) if twin else pinned_inputs(recipe, out, endpoint, tell)
         config = json.loads((inputs.base / "config.json").read_text())
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
@@ -121,6 +124,7 @@ def build(
         manifest = make_manifest(work / "checkpoint", counted(tell, "manifest", total))
         seconds["manifest"] = hashing()
 
+        room = {key: reported[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")}
         built = Provenance(
             recipe=recipe.digest,
             twin=twin,
@@ -134,7 +138,7 @@ def build(
             log=sha256_file(work / "log"),
             started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            room={key: reported[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")},
+            room=room,
             runner=chosen.evidence,
             requant=version("requant"),
         )
@@ -149,7 +153,7 @@ def build(
         shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
         (work / "checkpoint").rename(out)  # last: what stands under the final name has all its records
         shutil.rmtree(work / SPOOL)
-    return Built(out, manifest, compare(recipe, twin, out), taints, seconds)
+    return Built(out, manifest, compare(recipe, twin, out), taints, seconds, room)
 
 
 def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None = None) -> Verdict:

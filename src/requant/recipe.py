@@ -125,7 +125,7 @@ class Twin:
     """The few values that shrink when the twin stands in for the base."""
 
     environment: str
-    device: Literal["cpu"]
+    device: Literal["cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]
     iterations: int
     samples: int

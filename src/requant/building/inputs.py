@@ -38,10 +38,10 @@ def inputs_for(recipe: Recipe, twin: str | None, base: Path | None, work: Path, 
     return pinned_given(recipe, base, None, tell) if base else pinned_inputs(recipe, work, None, tell)
 
 
-def twin_inputs(size: str, folder: Path, tell: Tell) -> Inputs:
-    """Write the twin of a size in `SIZES`, and its text, into `folder`."""
+def twin_inputs(size: str, folder: Path, tell: Tell, text: bytes | None = None) -> Inputs:
+    """Write the twin of a size in `SIZES`, and its text or another, into `folder`."""
     write_twin(size, folder / "base", lambda file: tell(Progress(f"twin {size}", note=file)))
-    (folder / CALIBRATION).write_bytes(calibration_text())
+    (folder / CALIBRATION).write_bytes(text or calibration_text())
     digests = {f"base/{path}": record.sha256 for path, record in make_manifest(folder / "base").files.items()}
     digests["calibration"] = sha256_file(folder / CALIBRATION)
     return Inputs(folder / "base", folder / CALIBRATION, digests, (f"twin: {size}, instead of the base",))

@@ -1,8 +1,9 @@
 """What a full build needs, checked before anything long starts: device, memory, disk, downloads."""
 
+import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from requant.base_config import base_config
@@ -14,6 +15,10 @@ from requant.programs import accelerators
 from requant.recipe import Recipe
 
 GIB = 1 << 30
+TRIAL_MEMORY = 3
+"""Times the twin's bytes that its tuning takes of the host's memory: the model, its layers apart, what is saved."""
+TRIAL_DISK = 4
+"""Times the twin's bytes that a trial takes on disk: it, AutoRound's output, both builds, resume state."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,16 @@ def require(found: Cost) -> None:
         raise NotAvailableError(
             "\n".join(("this machine cannot tune the full model:", *(f"  {each}" for each in found.lacking))),
             f"A full build takes {found.text()}. Without a GPU: --twin, to build a small model, or audit it.",
+        )
+
+
+def require_for_trial(recipe: Recipe, folder: Path, base_bytes: int) -> None:
+    """Raise NotAvailableError where this machine is not the recipe's, or a twin of `base_bytes` does not fit on it."""
+    hardware = replace(recipe.hardware, host_memory_gib=math.ceil(TRIAL_MEMORY * base_bytes / GIB))
+    if lacking := _lacking(replace(recipe, hardware=hardware), [(folder, TRIAL_DISK * base_bytes)]):
+        raise NotAvailableError(
+            "\n".join(("this machine cannot try this recipe:", *(f"  {each}" for each in lacking))),
+            "Try it where the recipe is to be built; --rehearsal shows here, on the CPU, what a trial does.",
         )
 
 

@@ -1,5 +1,6 @@
 """The verbs that make: build, twin, lock, dockerfiles, image."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,9 @@ from rich.markup import escape
 from requant import build as building
 from requant import image as imaging
 from requant import lock as locking
+from requant import trial as trying
 from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
+from requant.cli.tables import trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
 from requant.images.dockerfile import write_dockerfiles
 from requant.images.engine import find
@@ -72,6 +75,50 @@ def _record(recipe: Recipe, twin: str | None, built: building.Built) -> None:
     show(built.verdict, "against what was recorded until now")
     for path in building.record(recipe, twin, built.folder):
         say(f"recorded {escape(str(path))}")
+
+
+@app.command()
+def trial(
+    recipe: RecipePath,
+    work: Annotated[
+        Path | None, typer.Option(help="A new folder for both builds; without it, one under out/, which is removed.")
+    ] = None,
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearsal", help="On the CPU, as the recipe's twin: to see what a trial does.")
+    ] = False,
+    size: Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")] = trying.SIZE,
+    iterations: Annotated[int, typer.Option(help="Iterations per block.")] = trying.ITERATIONS,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="What an hour of this machine costs, in any currency.")
+    ] = None,
+    runner: Runner = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Before paying for a full build: tune a few true layers twice, stop and resume once, compare, project the cost."""
+    read = read_recipe(recipe)
+    folder = work or Path("out", f"{read.name}-trial")
+    if not work:
+        shutil.rmtree(folder, ignore_errors=True)  # of a trial that was killed
+    with progress() as tell:
+        tried = trying.trial(
+            read,
+            folder,
+            rehearsal=rehearsal,
+            size=size,
+            iterations=iterations,
+            price_per_hour=price,
+            runner=runner,
+            tell=tell,
+        )
+    if not work:
+        shutil.rmtree(folder)
+    if as_json:
+        print_json(tried.as_json())
+    else:
+        for line in trial_lines(tried):
+            out.print(line)
+        show(tried.verdict, "built twice, the second time stopped and resumed")
+    raise typer.Exit(EXIT_STATUS[tried.verdict.outcome])
 
 
 @app.command()

@@ -17,6 +17,7 @@ from requant.inspecting.findings import Finding, Severity, fold
 from requant.pins import Pinned
 from requant.plan import Plan
 from requant.repair import Repair
+from requant.trial import Trial
 
 WIDTH = 80
 """Characters of a pin's source that a person is shown; `--json` has all of them."""
@@ -190,3 +191,21 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
         yield "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
     else:
         yield f"[bold red]negative results: {negatives}[/]" if negatives else "[bold green]no negative result[/]"
+
+
+def trial_lines(tried: Trial) -> Iterator[str]:
+    """Yield what a trial took, and what it makes one expect of the full build."""
+    effort, gib = tried.effort, 1 << 30
+    yield escape(
+        f"twin {tried.size}, {effort.precision} on {effort.device}: {effort.iterations} iterations, "
+        f"{effort.samples} samples of {effort.sequence_length:,} tokens"
+    )
+    yield f"seconds: {tried.iteration:.2f} an iteration, {tried.block:.1f} a block; peak memory: " + (
+        f"{tried.peak_memory_bytes / gib:.1f} GiB"
+        + (f", of the GPU {tried.peak_device_memory_bytes / gib:.1f} GiB" if tried.peak_device_memory_bytes else "")
+    )
+    if tried.projection:
+        price = "" if tried.projection.price is None else f", {tried.projection.price:,.2f} at the price given"
+        yield f"the full build: at most {tried.projection.hours:.1f} hours of tuning{price}"
+    else:
+        yield "no projection: this was not the recipe's own width and precision"

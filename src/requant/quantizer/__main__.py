@@ -86,6 +86,7 @@ def build(autoround: Any, spool: Spool, folder: Path) -> dict[str, Any]:
     return {
         "resumed": resumed,
         "tuning": [round(seconds, 3) for seconds in heard.tuning],
+        "iterations": [round(seconds, 3) for seconds in heard.iterations],
         "listening": round(heard.listening, 3),
     }
 

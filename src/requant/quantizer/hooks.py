@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any, Protocol
 
 from requant.errors import BuildError
@@ -41,6 +43,10 @@ class Listener:
     """What the next block is given."""
     tuning: list[float] = field(default_factory=list)
     """Seconds that AutoRound took for each block."""
+    steps: list[float] = field(default_factory=list)
+    """When each loss of the block was known, in seconds: asking for its value waits for the device."""
+    iterations: list[float] = field(default_factory=list)
+    """Seconds from one iteration to the next, the median of each block that had two."""
     listening: float = 0.0
     """Seconds that hashing and writing took, for all blocks."""
 
@@ -72,6 +78,7 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         if heard.pending:
             raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
         heard.losses.clear()
+        heard.steps.clear()
         begun = time.monotonic()
         inputs = Boundary.of(input_ids, q_input, random.getstate()).digests
         heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
@@ -86,12 +93,16 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         heard.after = Boundary.of(output, q_output, random.getstate())
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
+        begins = heard.steps[:: heard.steps_per_iteration]
+        if len(begins) > 1:
+            heard.iterations.append(median(after - before for before, after in pairwise(begins)))
         heard.listening += tuned - begun + time.monotonic() - done
         return q_output, output
 
     def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = measure(self, *args, **kwargs)
         heard.losses.append(loss.item())
+        heard.steps.append(time.monotonic())
         return loss
 
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -62,7 +62,11 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
 
 def _container(recipe: Recipe, twin: str | None, engine: Engine, tell: Tell) -> Chosen:
     effort = recipe.effort(twin is not None)
-    limits = TWIN if twin else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
+    limits = (
+        TWIN
+        if twin and effort.device == "cpu"
+        else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
+    )
     image = ensure_image(recipe.lockfiles, effort.environment, engine, tell=tell)
     tell(Progress(f"room: a container of {image.reference}, {engine}"))
     digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
