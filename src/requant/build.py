@@ -99,7 +99,7 @@ def build(
         chosen = choose(recipe, twin, runner, tell)
         taints = kept(work, (*inputs.taints, *chosen.room.taints))
         environment = environment_digest(recipe.lockfiles, lock)
-        furnish(work, recipe, twin, inputs, environment, {"task": "build"})
+        furnish(work, recipe, twin, inputs, environment, {"task": "build", "accelerator": chosen.room.accelerator})
         tuning = _timed()
         try:
             run_room(chosen.room, work, (inputs.base, inputs.text), _watching(work / JOURNAL, tell))

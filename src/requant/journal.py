@@ -51,7 +51,7 @@ class Loss:
 class Block:
     """One tuned block, by digests: what it was given, Python's random state, its tensors and both output streams.
 
-    `inputs` are the streams `full` and `quantized`, and `others`: position embeddings, masks and whatever else there is.
+    `inputs` are the streams `full` and `quantized`, and `others`: position embeddings, masks, whatever else there is.
     """
 
     block: str

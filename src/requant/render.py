@@ -30,7 +30,7 @@ USER = 10001
 HEADROOM = 1.25
 """What a volume is larger than what it holds: a file system keeps some of it for itself."""
 CPUS = 4
-"""Of which one launches kernels, some 80 forward and 159 backward per expert and iteration, and the GPU waits for it."""
+"""Of which one launches kernels, 80 forward and 159 backward per expert and iteration; the GPU waits for it."""
 PATIENCE = 2
 """How often the recipe's hours a job may take: they are an estimate."""
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
