@@ -225,7 +225,7 @@ def test_a_gpu_that_is_not_there(room: Container, furnish: Furnish) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     with pytest.raises(NotAvailableError, match="cannot give a container the GPU") as error:
-        replace(room, gpus=True).start(furnish(""), ())
+        replace(room, accelerator="GPU-7f").start(furnish(""), ())
     assert "NVIDIA Container Toolkit" in error.value.advice
 
 

@@ -246,10 +246,12 @@ def test_every_refusal_has_advice() -> None:
     assert len({each.name for each in REFUSALS}) == len(REFUSALS)
 
 
-def words(engine: Engine, gpus: bool = False) -> str:
+def words(engine: Engine, accelerator: str = "") -> str:
     """The command line that starts a room, in one string."""
     paths = {"writable": [Path("/out")], "readable": [Path("/base")]}
-    return " ".join(engine.run_words("image", "name", **paths, variables={"A": "b c"}, limits=LIMITS, gpus=gpus))
+    return " ".join(
+        engine.run_words("image", "name", **paths, variables={"A": "b c"}, limits=LIMITS, accelerator=accelerator)
+    )
 
 
 @pytest.mark.parametrize("kind", DIALECTS)
@@ -275,9 +277,11 @@ def test_how_a_room_is_started(kind: str) -> None:
     assert "gpu" not in said
 
 
-@pytest.mark.parametrize(("kind", "gpus"), [("docker", "--gpus all"), ("podman", "--device nvidia.com/gpu=all")])
+@pytest.mark.parametrize(
+    ("kind", "gpus"), [("docker", " --gpus device=GPU-7f "), ("podman", " --device nvidia.com/gpu=all ")]
+)
 def test_how_a_gpu_is_given(kind: str, gpus: str) -> None:
-    assert gpus in words(Engine((kind,), kind, "99", rootless=False), gpus=True)
+    assert gpus in words(Engine((kind,), kind, "99", rootless=False), accelerator="GPU-7f")
 
 
 @pytest.mark.parametrize(("kind", "user"), [("docker", "--user 0:0"), ("podman", "--userns keep-id")])
@@ -293,7 +297,7 @@ def test_files_are_the_callers_without_root_too(pretend: Pretend, kind: str, use
 def test_what_is_writable_stays_so_where_it_is_readable_too() -> None:
     engine = Engine(("docker",), "docker", "99", rootless=False)
     paths = {"writable": [Path("/out")], "readable": [Path("/out"), Path("/base"), Path("/base")]}
-    said = engine.run_words("image", "name", **paths, variables={}, limits=LIMITS, gpus=False)
+    said = engine.run_words("image", "name", **paths, variables={}, limits=LIMITS, accelerator="")
     assert [word for word in said if word.startswith("type=bind")] == [
         "type=bind,source=/out,target=/out",
         "type=bind,source=/base,target=/base,readonly",

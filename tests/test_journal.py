@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import nobody, on_a_disk, on_disk
 
+from requant.digest import strict_json
 from requant.errors import CheckpointError
-from requant.journal import Block, Header, Journal, Loss, Writer, read_journal
+from requant.journal import READS_1, Block, Follower, Header, Journal, Loss, Writer, read_journal
 
 text = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
 strings = st.dictionaries(text, text, max_size=2)
@@ -188,9 +190,9 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (with_header(schema=2), "line 1: not the header of a journal of schema 1"),
-        (with_header(schema=True), "line 1: not the header of a journal of schema 1"),
-        (canonical([]), "line 1: not the header of a journal of schema 1"),
+        (with_header(schema=3), "line 1: not the header of a journal of schema 2"),
+        (with_header(schema=True), "line 1: not the header of a journal of schema 2"),
+        (canonical([]), "line 1: not the header of a journal of schema 2"),
         (with_header(host="here"), "line 1: unknown key 'host'"),
         (with_header(recipe=None), "line 1: recipe: found None"),
         (with_header(twin=["mini"]), "line 1: twin: found ['mini']"),
@@ -268,3 +270,55 @@ def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("requant.digest.MAX_WHOLE", 1 << 20)
     with pytest.raises(CheckpointError, match="/dev/zero: larger than 1,048,576 bytes"):
         read_journal(Path("/dev/zero"))
+
+
+def test_the_schema_before_is_refused_by_name() -> None:
+    """It lacks a part of what a block was given, so a comparison with it would say more than it knows."""
+    old = json.loads(LINES[0]) | {"schema": 1}
+    with pytest.raises(CheckpointError, match=f"line 1: a journal of schema 1, expected 2: {READS_1} is the last"):
+        read(b"".join([canonical(old), *LINES[1:]]))
+
+
+@on_a_disk
+@given(journal=journals(), data=st.data())
+def test_a_follower_reads_each_line_once_as_soon_as_it_has_its_end(journal: Journal, data: st.DataObject) -> None:
+    whole = written(journal)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    with on_disk({}) as folder:
+        follower = Follower(folder / "journal.jsonl")
+        assert not follower.read()
+        seen = 0
+        for start, end in pairwise([0, *cuts, len(whole)]):
+            with (folder / "journal.jsonl").open("ab") as file:
+                file.write(whole[start:end])
+            lines = whole[:end].count(b"\n")
+            assert follower.read() == (lines > seen)
+            seen = lines
+            assert follower.header == (journal.header if lines else None)
+            assert tuple(follower.blocks) == journal.blocks[: max(0, lines - 1)]
+
+
+def test_a_follower_reads_no_byte_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def counted(line: bytes) -> object:
+        parsed.append(line)
+        return strict_json(line)
+
+    monkeypatch.setattr("requant.journal.strict_json", counted)
+    follower = Follower(tmp_path / "journal.jsonl")
+    for number in range(1, len(LINES) + 1):
+        (tmp_path / "journal.jsonl").write_bytes(b"".join(LINES[:number]))
+        for _ in range(3):
+            follower.read()
+    assert parsed == [line.rstrip(b"\n") for line in LINES]
+
+
+def test_a_follower_confirms_the_chain(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"".join(LINES[:2]))
+    follower = Follower(path)
+    follower.read()
+    path.write_bytes(b"".join([*LINES[:2], LINES[3]]))
+    with pytest.raises(CheckpointError, match=rf"line 3: {CHAIN}"):
+        follower.read()

@@ -1,6 +1,7 @@
 """What a full build lacks is named disk by disk."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,10 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.building import preflight
+from requant.errors import NotAvailableError
 from requant.network.pinned import read_pins
-from requant.recipe import read_recipe
+from requant.programs import Accelerator, accelerators
+from requant.recipe import Hardware, read_recipe
 
 GIB = preflight.GIB
 BASE, SPOOL = 67, 33
@@ -40,3 +43,92 @@ def test_cache_and_output_may_lie_on_two_disks(
     assert all(said.startswith(expected) for said, expected in zip(disks, lacking, strict=True))
     assert found.download_bytes == preflight.stored([pins])
     assert found.disk_bytes == 2 * found.download_bytes + preflight.spool_bytes(recipe)
+
+
+NAMED = "NVIDIA H200"
+UUIDS = ("GPU-11111111-aaaa", "GPU-22222222-bbbb", "GPU-33333333-cccc")
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a stand-in for nvidia-smi on the path, which prints these lines where it is asked for the right columns."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def say(*lines: str, status: int = 0) -> None:
+        asked = "--query-gpu=name,uuid,memory.total,memory.free --format=csv,noheader,nounits"
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        text = "".join(f"{line}\n" for line in lines)
+        program.write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] || exit 9\ncat <<"END"\n{text}END\nexit {status}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+    return say
+
+
+def available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: int) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: {119 << 20} kB\nMemFree: 0 kB\nMemAvailable: {gib << 20} kB\n")
+    monkeypatch.setattr(preflight, "MEMORY", tmp_path / "meminfo")
+
+
+def hardware(name: str) -> Hardware:
+    return read_recipe(ROOT / "builds" / name).hardware
+
+
+def test_a_gb10_has_memory_though_its_driver_does_not_say(
+    smi: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares the host's, so what both take must be available there."""
+    smi(f"NVIDIA GB10, {UUIDS[0]}, [N/A], [N/A]")
+    gb10 = hardware("gb10")
+    assert accelerators() == [Accelerator("NVIDIA GB10", UUIDS[0], None, None)]
+    available(monkeypatch, tmp_path, gb10.memory_gib + gb10.host_memory_gib)
+    assert preflight.accelerator(gb10).uuid == UUIDS[0]
+    available(monkeypatch, tmp_path, gb10.memory_gib + gb10.host_memory_gib - 1)
+    with pytest.raises(NotAvailableError, match=r"NVIDIA GB10 \(memory unknown\), and 73 GiB available in the memory"):
+        preflight.accelerator(gb10)
+
+
+def test_memory_that_is_taken_does_not_count(smi: Callable[..., None]) -> None:
+    """AutoRound lays out the model by what is free."""
+    smi(f"{NAMED}, {UUIDS[0]}, 143771, 81919")
+    with pytest.raises(
+        NotAvailableError, match=r"NVIDIA H200 with 80 GiB free; found NVIDIA H200 \(81919 of 143771 MiB free\)$"
+    ):
+        preflight.accelerator(hardware("ec"))
+    smi(f"{NAMED}, {UUIDS[0]}, 143771, 81920")
+    assert preflight.accelerator(hardware("ec")).uuid == UUIDS[0]
+
+
+def test_of_several_the_freest_of_the_right_name_is_taken(smi: Callable[..., None]) -> None:
+    smi(
+        f"NVIDIA H100 80GB HBM3, {UUIDS[0]}, 999999, 999999",
+        f"{NAMED}, {UUIDS[1]}, 143771, 90000",
+        f"{NAMED}, {UUIDS[2]}, 143771, 143000",
+    )
+    assert preflight.accelerator(hardware("ec")).uuid == UUIDS[2]
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [("1", (1,)), ("0,2", (0, 2)), ("GPU-2222", (1,)), (UUIDS[2], (2,)), ("", ()), ("-1", ()), ("MIG-1", ())],
+)
+def test_only_gpus_that_this_process_may_use_are_looked_at(
+    smi: Callable[..., None], monkeypatch: pytest.MonkeyPatch, visible: str, seen: tuple[int, ...]
+) -> None:
+    """Slurm gives a job some of a node's GPUs by this variable, and the driver's tool shows all."""
+    smi(*(f"{NAMED}, {uuid}, 143771, 143000" for uuid in UUIDS))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [each.uuid for each in accelerators()] == [UUIDS[number] for number in seen]
+
+
+def test_a_tool_that_fails_or_raves_shows_no_gpu(smi: Callable[..., None]) -> None:
+    for lines, status in (((), 0), (("NVIDIA-SMI has failed",), 0), ((f"{NAMED}, {UUIDS[0]}, 1, 1",), 9)):
+        smi(*lines, status=status)
+        with pytest.raises(NotAvailableError, match=r"found none$"):
+            preflight.accelerator(hardware("ec"))
+
+
+def test_a_name_may_hold_commas(smi: Callable[..., None]) -> None:
+    smi(f"{NAMED}, the second, {UUIDS[0]}, 143771, 143000")
+    assert preflight.accelerator(hardware("ec")).name == f"{NAMED}, the second"

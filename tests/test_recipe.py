@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import RecipeError
-from requant.recipe import Effort, Recipe, read_recipe
+from requant.recipe import ESTIMATES, Effort, Recipe, read_recipe
 
 BUILDS = Path(__file__).parent.parent / "builds"
 NAMES = ("ec", "gb10", "intel")
@@ -396,9 +396,29 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("key", sorted(VALUES.keys() - FIXED))
-def test_any_value_changes_the_digest(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", sorted(VALUES.keys() - FIXED - {f"hardware.{name}" for name in ESTIMATES}))
+def test_any_value_that_can_change_a_byte_changes_the_digest(key: str, tmp_path: Path) -> None:
     value = VALUES[key]
     other = not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value * 2 or 0.5
     changed = read(tmp_path, with_value(key, OTHERS.get(key, other)))
     assert changed.digest != read_recipe(BUILDS / "ec").digest
+
+
+def test_an_estimate_does_not_change_the_digest(tmp_path: Path) -> None:
+    """Else a better one would orphan every record and every audit."""
+    for key, other in (("memory_gib", 81), ("host_memory_gib", 1), ("hours", 0.5)):
+        assert VALUES[f"hardware.{key}"] != other
+        changed = read(tmp_path, with_value(f"hardware.{key}", other))
+        assert changed.digest == read_recipe(BUILDS / "ec").digest
+        assert getattr(changed.hardware, key) == other
+
+
+def test_what_the_twin_does_not_use_is_named() -> None:
+    assert read_recipe(BUILDS / "ec").unused() == (
+        "environment cu124 (cpu), device cuda (cpu), precision bfloat16 (float32), iterations 400 (6), "
+        "samples 256 (16), sequence length 4096 (64), shards 10 (3)"
+    )
+
+
+def test_what_is_equal_in_both_is_used(tmp_path: Path) -> None:
+    assert "iterations" not in read(tmp_path, with_value("twin.iterations", EC["tuning"]["iterations"])).unused()

@@ -28,7 +28,7 @@ from requant.environment import environment_digest, read_lock
 from requant.errors import RecipeError
 from requant.images.evidence import Evidence, image_name
 from requant.recipe import Recipe, read_recipe
-from requant.render import _yaml, kubernetes, render, slurm
+from requant.render import _product, _yaml, kubernetes, render, slurm
 
 NAMES = sorted(recipe.parent.name for recipe in ROOT.glob("builds/*/recipe.toml"))
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -209,8 +209,8 @@ def test_the_script_builds_and_brings_back(
 ) -> None:
     done = submit(slurm(recipe()), status)
     assert (done.returncode, done.stderr) == (status, "")
-    assert (tmp_path / "asked").read_text().split("\n") == ["-s", "build-ec", "--", "--out", f"{tmp_path}/out/ec-7", ""]
-    back = {file.name: file.read_text() for file in (tmp_path / "back" / "ec-7").iterdir()}
+    assert (tmp_path / "asked").read_text().split("\n") == ["-s", "build-ec", "--", "--out", f"{tmp_path}/out/ec", ""]
+    back = {file.name: file.read_text() for file in (tmp_path / "back" / "ec").iterdir()}
     assert back == {name: f"{name}\n" for name in ("manifest.json", "journal.jsonl", "log")}
 
 
@@ -219,8 +219,28 @@ def test_the_script_goes_where_it_is_told(
 ) -> None:
     far, here = tmp_path / "a b" / "scratch", tmp_path / "c d"
     assert submit(slurm(recipe()), REQUANT_OUT=str(far), REQUANT_BACK=str(here)).returncode == 0
-    assert (far / "ec-7").is_dir()
-    assert (here / "ec-7" / "manifest.json").exists()
+    assert (far / "ec").is_dir()
+    assert (here / "ec" / "manifest.json").exists()
+
+
+def test_an_attempt_goes_on_where_the_last_one_was_ended(
+    submit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """A build finds what it goes on from beside its output, so the output has the same name in every attempt."""
+    asked = set()
+    for number in ("7", "8"):
+        assert submit(slurm(recipe()), SLURM_JOB_ID=number).returncode == 0
+        asked.add((tmp_path / "asked").read_text())
+    assert len(asked) == 1
+    container = pod(recipe())["containers"][0]
+    assert container["args"][-2:] == ["--out", "/out/ec"]
+    assert not [each for each in container["env"] if "valueFrom" in each]
+
+
+def test_launching_kernels_has_processors() -> None:
+    resources = pod(recipe())["containers"][0]["resources"]
+    assert resources["requests"]["cpu"] == resources["limits"]["cpu"] == "4"
+    assert "#SBATCH --cpus-per-task=4" in slurm(recipe()).splitlines()
 
 
 def test_the_script_runs_only_where_it_was_submitted(submit: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -241,23 +261,28 @@ HOSTILE = st.one_of(
 )
 
 
-@cache
-def benign() -> dict[str, Any]:
-    return job(recipe())
-
-
 @given(HOSTILE)
-def test_no_accelerator_breaks_out_of_the_job(accelerator: str) -> None:
-    made = recipe(accelerator=accelerator)
+def test_no_accelerator_breaks_out_of_its_label(accelerator: str) -> None:
     try:
-        found = job(made)
+        label = _product(recipe(accelerator=accelerator))
     except RecipeError as error:
         assert "hardware.accelerator" in str(error)
         return
-    expected = deepcopy(benign())
-    expected["spec"]["template"]["spec"]["nodeSelector"]["nvidia.com/gpu.product"] = accelerator.replace(" ", "-")
+    assert label == accelerator.replace(" ", "-")
+    assert re.fullmatch("[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", label)
+    assert len(label) <= 63
+
+
+def test_the_job_has_of_an_accelerator_its_label_alone() -> None:
+    """What a label may be is tried above; that any text is written as it is, below."""
+    accelerator = "NVIDIA a_GPU.of-1 x"
+    expected = deepcopy(job(recipe()))
+    expected["spec"]["template"]["spec"]["nodeSelector"]["nvidia.com/gpu.product"] = "NVIDIA-a_GPU.of-1-x"
+    found = job(recipe(accelerator=accelerator))
     assert found == expected
     kubernetes_validate.validate(found, RELEASE, strict=True)
+    with pytest.raises(RecipeError, match=r"hardware\.accelerator"):
+        kubernetes(recipe(accelerator="a: b"))
 
 
 @given(HOSTILE)
@@ -287,11 +312,12 @@ def test_no_name_breaks_out(name: str) -> None:
 WORDS = st.text(st.characters(max_codepoint=126))
 VALUES = st.recursive(
     WORDS | st.integers() | st.booleans() | st.sampled_from(["no", "On", "null", "1e3", "0x1", "~", "a: b", "-", "y"]),
-    lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=20,
 )
 
 
-@given(st.dictionaries(WORDS, VALUES, min_size=1))
+@given(st.dictionaries(WORDS, VALUES, min_size=1, max_size=4))
 def test_yaml_reads_back_what_was_written(value: dict[str, Any]) -> None:
     assert yaml.safe_load("\n".join(_yaml(value))) == value
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_the_room_sees_few_environment_variables(
     seen = (folder / "log").read_text()
     assert "AR_SEARCH_SCALE_RATIO" not in seen
     assert "HF_HUB_OFFLINE" in seen
+
+
+def test_the_room_is_shown_one_gpu_and_forks_for_no_text(
+    furnish: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the host's variable names: in a container the numbers are others."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    program = "print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['AR_DISABLE_DATASET_SUBPROCESS'])"
+    folder = furnish(program)
+    for room, seen in ((HERE_ROOM, "3 1\n"), (replace(HERE_ROOM, accelerator="GPU-7f"), "GPU-7f 1\n")):
+        runner.run_room(room, folder, (), lambda: None)
+        assert (folder / "log").read_text() == seen
 
 
 def test_a_room_that_fails_leaves_its_last_words(furnish: Callable[[str], Path]) -> None:

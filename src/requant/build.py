@@ -23,7 +23,7 @@ from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
 from requant.errors import CheckpointError, RecipeError, UsageError
 from requant.inventory import unmatched
-from requant.journal import read_journal
+from requant.journal import Follower
 from requant.manifest import Manifest, make_manifest, read_manifest
 from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
@@ -102,10 +102,10 @@ def build(
         chosen = choose(recipe, twin, runner, tell)
         taints = kept(work, (*inputs.taints, *chosen.room.taints))
         environment = environment_digest(recipe.lockfiles, lock)
-        furnish(work, recipe, twin, inputs, environment, {"task": "build"})
+        furnish(work, recipe, twin, inputs, environment, {"task": "build", "accelerator": chosen.room.accelerator})
         tuning = _timed()
         try:
-            run_room(chosen.room, work, (inputs.base, inputs.text), lambda: _watch(work / JOURNAL, tell))
+            run_room(chosen.room, work, (inputs.base, inputs.text), _watching(work / JOURNAL, tell))
         finally:
             if (work / "log").exists():
                 shutil.copyfile(work / "log", beside(out, "log"))
@@ -192,16 +192,22 @@ def record(recipe: Recipe, twin: str | None, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _watch(path: Path, tell: Tell) -> None:
-    if not path.exists() or b"\n" not in path.read_bytes():
-        return tell(Progress("tuning", note="loading model and text"))
-    journal = read_journal(path, growing=True)
-    note = ""
-    if journal.blocks:
-        last = journal.blocks[-1]
-        initial, best = float.fromhex(last.loss.initial), float.fromhex(last.loss.best)
-        note = f"{last.block}: loss {initial:.6f} -> {best:.6f}, best of iteration {last.loss.best_iteration}"
-    return tell(Progress("tuning", len(journal.blocks), journal.header.blocks, note))
+def _watching(path: Path, tell: Tell) -> Callable[[], None]:
+    """Return what tells how far a journal has come; it is called several times a second, for hours."""
+    journal = Follower(path)
+
+    def watch() -> None:
+        journal.read()
+        if journal.header is None:
+            return tell(Progress("tuning", note="loading model and text"))
+        note = ""
+        if journal.blocks:
+            last = journal.blocks[-1]
+            initial, best = float.fromhex(last.loss.initial), float.fromhex(last.loss.best)
+            note = f"{last.block}: loss {initial:.6f} -> {best:.6f}, best of iteration {last.loss.best_iteration}"
+        return tell(Progress("tuning", len(journal.blocks), journal.header.blocks, note))
+
+    return watch
 
 
 def _timed() -> Callable[[], float]:

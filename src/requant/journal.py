@@ -2,12 +2,14 @@
 
 The first line is the header. Every line is canonical JSON; `previous` is the SHA-256 of the line before it,
 without its line end, so no line can be changed, dropped or added without changing every later one.
+
+Schema 2 holds a digest of everything that a block is given: `others` in `inputs`. Schema 1 had the two streams only.
 """
 
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import IO, Any, Self, TypeVar, get_args, get_type_hints
 from requant.digest import canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
-SCHEMA = 1
+SCHEMA = 2
+READS_1 = "requant at commit 0a9db6d"
+"""The last one that reads schema 1."""
 MAX_TEXT = 1024
 """Characters of the longest name: journals come from strangers, and are shown on terminals."""
 Record = TypeVar("Record")
@@ -45,7 +49,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Block:
-    """One tuned block: digests of both input streams, Python's random state, its tensors and both outputs."""
+    """One tuned block, by digests: what it was given, Python's random state, its tensors and both output streams.
+
+    `inputs` are the streams `full` and `quantized`, and `others`: position embeddings, masks, whatever else there is.
+    """
 
     block: str
     inputs: Mapping[str, str]
@@ -118,30 +125,85 @@ def read_journal(path: Path, *, growing: bool = False) -> Journal:
     lines = data.split(b"\n")
     if lines.pop() and not growing:
         raise CheckpointError(f"{path}: its last line has no end", "The build that wrote it was cut off.")
-    header: Header | None = None
-    found: list[Block] = []
-    previous = ""
-    for number, line in enumerate(lines, 1):
+    chain = _Chain(path)
+    for line in lines:
+        chain.add(line)
+    if chain.header is None:
+        raise CheckpointError(f"{path}: has no header")
+    if len(chain.blocks) < chain.header.blocks and not growing:
+        raise chain.miscounted()
+    return Journal(chain.header, tuple(chain.blocks))
+
+
+class Follower:
+    """Reads a journal while another process writes it: each line once, as soon as it has its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._chain = _Chain(path)
+        self._read = 0
+
+    @property
+    def header(self) -> Header | None:
+        """The header, once it is there."""
+        return self._chain.header
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks that were read by now, in order."""
+        return self._chain.blocks
+
+    def read(self) -> bool:
+        """Read what has come since; return whether that was a line. Raises CheckpointError as `read_journal` does."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                whole = file.read().rpartition(b"\n")[0]
+        except FileNotFoundError:
+            return False
+        if not whole:
+            return False
+        for line in whole.split(b"\n"):
+            self._chain.add(line)
+        self._read += len(whole) + 1
+        return True
+
+
+class _Chain:
+    """The lines of a journal, each confirmed as it is added."""
+
+    def __init__(self, path: Path) -> None:
+        self.header: Header | None = None
+        self.blocks: list[Block] = []
+        self._path = path
+        self._previous = ""
+
+    def add(self, line: bytes) -> None:
+        """Take the next line, without its end; raise CheckpointError, which names it."""
         try:
             value = strict_json(line)
             if canonical_json(value) != line:
                 raise ValueError("not in canonical form: keys sorted, no white space")
-            if header is None:
-                header = _header(value)
+            if self.header is None:
+                self.header = _header(value)
             else:
-                found.append(_block(value, previous))
+                self.blocks.append(_block(value, self._previous))
         except ValueError as error:
-            raise CheckpointError(f"{path}: line {number}: {error}") from None
-        previous = sha256(line)
-    if header is None:
-        raise CheckpointError(f"{path}: has no header")
-    if len(found) > header.blocks or (len(found) < header.blocks and not growing):
-        raise CheckpointError(f"{path}: has {len(found)} blocks, its header promises {header.blocks}")
-    return Journal(header, tuple(found))
+            number = len(self.blocks) + (1 if self.header is None else 2)
+            raise CheckpointError(f"{self._path}: line {number}: {error}") from None
+        self._previous = sha256(line)
+        if len(self.blocks) > self.header.blocks:
+            raise self.miscounted()
+
+    def miscounted(self) -> CheckpointError:
+        promised = self.header.blocks if self.header else 0
+        return CheckpointError(f"{self._path}: has {len(self.blocks)} blocks, its header promises {promised}")
 
 
 def _header(value: Any) -> Header:
     schema = value.pop("schema", None) if isinstance(value, dict) else None
+    if type(schema) is int and schema == 1:
+        raise ValueError(f"a journal of schema 1, expected {SCHEMA}: {READS_1} is the last that reads it")
     if type(schema) is not int or schema != SCHEMA:
         raise ValueError(f"not the header of a journal of schema {SCHEMA}")
     header = _record(Header, value)

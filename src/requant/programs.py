@@ -1,10 +1,12 @@
 """Starts other programs and waits for them. Commands are lists of words, never a shell's sentence."""
 
+import os
 import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from errno import ENOENT
 from pathlib import Path
 from typing import IO
@@ -93,11 +95,47 @@ def works(words: Sequence[str]) -> bool:
     return True
 
 
-def accelerators() -> list[tuple[str, int]]:
-    """Return each NVIDIA GPU's name and memory in MiB; none where the driver's tool is not here or fails."""
+@dataclass(frozen=True)
+class Accelerator:
+    """An NVIDIA GPU. `total` and `free` are MiB of its memory, None where the driver does not say.
+
+    That is so on a GB10, which shares the host's memory: `nvidia-smi` prints [N/A] there.
+    """
+
+    name: str
+    uuid: str
+    total: int | None
+    free: int | None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({'memory unknown' if self.free is None else f'{self.free} of {self.total} MiB free'})"
+
+
+def accelerators() -> list[Accelerator]:
+    """Return the NVIDIA GPUs that this process may use, in the driver's order (CUDA_VISIBLE_DEVICES names them).
+
+    There are none where the driver's tool is not here or fails.
+    """
     try:
-        text = run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"])
+        text = run(["nvidia-smi", "--query-gpu=name,uuid,memory.total,memory.free", "--format=csv,noheader,nounits"])
     except RequantError:
         return []
-    found = [line.rpartition(",") for line in text.splitlines() if line.strip()]
-    return [(name.strip(), int(memory) if memory.strip().isdigit() else 0) for name, _, memory in found]
+    found = [_accelerator(line) for line in text.splitlines() if line.count(",") >= 3]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    asked = [word.strip() for word in visible.split(",")]
+    return [
+        each
+        for number, each in enumerate(found)
+        if any(word == str(number) or (word.startswith("GPU-") and each.uuid.startswith(word)) for word in asked)
+    ]
+
+
+def _accelerator(line: str) -> Accelerator:
+    name, uuid, total, free = (word.strip() for word in line.rsplit(",", 3))
+
+    def number(word: str) -> int | None:
+        return int(word) if word.isascii() and word.isdigit() else None
+
+    return Accelerator(name, uuid, number(total), number(free))

@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -111,7 +111,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the recipe runs on; `device` is torch's name for it."""
+    """What the recipe runs on; `device` is torch's name for it. What it takes of that is in `ESTIMATES`."""
 
     device: Literal["cpu", "cuda"]
     accelerator: str
@@ -148,7 +148,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One build, asked for in full; `digest` is that of its values, so comments may change."""
+    """One build, asked for in full; `digest` is that of the values that can change a byte, so comments may change."""
 
     path: Path
     digest: str
@@ -188,10 +188,23 @@ class Recipe:
         """The folder of the locks: beside the one of all builds."""
         return self.path.resolve().parent.parent.parent / "lockfiles"
 
+    def unused(self) -> str:
+        """Name what the twin does not use of the recipe, each with what it uses instead: `iterations 400 (6)`.
+
+        What is equal in both is not named; the base is replaced whole.
+        """
+        full, twin = self.effort(False), self.effort(True)
+        pairs = ((field.name, getattr(full, field.name), getattr(twin, field.name)) for field in fields(Effort))
+        return ", ".join(f"{name.replace('_', ' ')} {asked} ({used})" for name, asked, used in pairs if asked != used)
+
     def beside(self, name: str) -> Path:
         """Return the path of a file that the recipe names relative to itself."""
         return self.path.parent / name
 
+
+ESTIMATES = ("memory_gib", "host_memory_gib", "hours")
+"""What `[hardware]` says a build takes. It changes no byte, so the digest leaves it out: a better estimate orphans no
+record and no audit."""
 
 PASSES = ("tuned", "untouched", "visual", "mtp", "shards", "quantization_config", "side_files", "index")
 """The passes that exist, in the only order in which each finds what it needs."""
@@ -217,9 +230,14 @@ def read_recipe(path: Path) -> Recipe:
         else _value(path, key, kind, document[key])
         for key, kind in tables.items()
     }
-    recipe = Recipe(path=path, digest=sha256(canonical_json(document)), **values)
+    recipe = Recipe(path=path, digest=_digest(document), **values)
     _check(recipe)
     return recipe
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    hardware = {key: value for key, value in document["hardware"].items() if key not in ESTIMATES}
+    return sha256(canonical_json({**document, "hardware": hardware}))
 
 
 def _table(path: Path, name: str, kind: Any, found: object) -> Any:

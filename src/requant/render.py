@@ -29,8 +29,10 @@ USER = 10001
 """Who the room's image runs as; any number but 0 would do."""
 HEADROOM = 1.25
 """What a volume is larger than what it holds: a file system keeps some of it for itself."""
+CPUS = 4
+"""Of which one launches kernels, 80 forward and 159 backward per expert and iteration; the GPU waits for it."""
 PATIENCE = 2
-"""How often the recipe's hours a job may take: they are an estimate, and a job that is ended leaves nothing."""
+"""How often the recipe's hours a job may take: they are an estimate."""
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -71,7 +73,7 @@ def _claim(name: str, size: int) -> Document:
 def _job(recipe: Recipe, name: str) -> Document:
     hardware, lock = recipe.hardware, read_lock(recipe.lockfiles, recipe.environment)
     selector = {"kubernetes.io/arch": MACHINES[lock.platform.partition("-")[0]]}
-    resources = {"memory": f"{hardware.host_memory_gib}Gi", "ephemeral-storage": "2Gi"}
+    resources = {"cpu": str(CPUS), "memory": f"{hardware.host_memory_gib}Gi", "ephemeral-storage": "2Gi"}
     tolerated: Document = {}
     if hardware.device == "cuda":
         selector["nvidia.com/gpu.product"] = _product(recipe)
@@ -82,11 +84,10 @@ def _job(recipe: Recipe, name: str) -> Document:
         "name": "build",
         "image": _image(recipe.lockfiles, lock),
         "command": ["/opt/room/bin/python", "-s", "-P", "-m", "requant"],
-        # Kubernetes puts the pod's name in place of $(POD): no two attempts share a folder.
-        "args": ["build", f"builds/{name}", "--runner", "here", "--out", "/out/$(POD)"],
+        # The same name in every attempt: a build that was ended goes on from what stands beside it, under a lock.
+        "args": ["build", f"builds/{name}", "--runner", "here", "--out", f"/out/{name}"],
         "workingDir": "/requant",
         "env": [
-            {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "PYTHONPATH", "value": "/requant/site"},
             {"name": "XDG_CACHE_HOME", "value": "/cache"},
             {"name": "HOME", "value": "/tmp"},  # noqa: S108 (the pod's own)
@@ -173,6 +174,7 @@ def slurm(recipe: Recipe) -> str:
         name=_name(recipe),
         accelerator=json.dumps(hardware.accelerator),  # no line of a comment ends within
         gpus="#SBATCH --gres=gpu:1\n" if hardware.device == "cuda" else "",
+        cpus=CPUS,
         memory=hardware.host_memory_gib,
         hours=_hours(recipe),
     )
@@ -184,6 +186,7 @@ _SLURM = """\
 #SBATCH --job-name=requant-{name}
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
+#SBATCH --cpus-per-task={cpus}
 {gpus}#SBATCH --mem={memory}G
 #SBATCH --time={hours}:00:00
 set -euo pipefail
@@ -192,8 +195,9 @@ set -euo pipefail
 # {accelerator}; on any other the build says so and stops.
 cd "${{SLURM_SUBMIT_DIR:?submit this with sbatch, from the checkout}}"
 name={name}
-out="${{REQUANT_OUT:-$PWD/out}}/$name-$SLURM_JOB_ID"
-back="${{REQUANT_BACK:-$PWD/back}}/$name-$SLURM_JOB_ID"
+# The same name in every job: a build that was ended goes on from what stands beside it, under a lock.
+out="${{REQUANT_OUT:-$PWD/out}}/$name"
+back="${{REQUANT_BACK:-$PWD/back}}/$name"
 
 # Also after a failure: then the log says why. The checkpoint stays where it was built.
 bring_back() {{

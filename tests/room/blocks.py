@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tests.room.prepared import Prepared, answer, prepare
 
 from requant.packing import unpack
-from requant.quantizer.spool import digest
+from requant.quantizer.spool import digest, digest_of_nest
 
 GROUP = 128
 
@@ -64,7 +64,11 @@ def dequantized(prepared: Prepared, packed: dict[str, Any]) -> tuple[dict[str, A
                 module.weight.data.copy_(multiplied_out(packed, f"{block.global_name}.{name}"))
         output = run(quantized)
         digests[block.global_name] = {
-            "inputs": {"full": digest(input_ids), "quantized": digest(quantized)},
+            "inputs": {
+                "full": digest(input_ids),
+                "quantized": digest(quantized),
+                "others": digest_of_nest(input_others),
+            },
             "outputs": {"full": digest(full_output), "quantized": digest(output)},
         }
         outputs.append(torch.cat(list(output)))

@@ -11,14 +11,15 @@ from requant.errors import NotAvailableError
 from requant.inventory import PACKED, main_tensors
 from requant.network.fetch import missing
 from requant.network.pinned import Pins
-from requant.programs import accelerators
-from requant.recipe import Recipe
+from requant.programs import Accelerator, accelerators
+from requant.recipe import Hardware, Recipe
 
 GIB = 1 << 30
 TRIAL_MEMORY = 3
 """Times the twin's bytes that its tuning takes of the host's memory: the model, its layers apart, what is saved."""
 TRIAL_DISK = 4
 """Times the twin's bytes that a trial takes on disk: it, AutoRound's output, both builds, resume state."""
+MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def _lacking(recipe: Recipe, places: Iterable[tuple[Path, int]]) -> list[str]:
     hardware = recipe.hardware
     lacking = []
     if hardware.device == "cuda":
-        found = accelerators()
-        if not any(hardware.accelerator in name and memory >= hardware.memory_gib * 1000 for name, memory in found):
-            seen = ", ".join(f"{name} ({memory} MiB)" for name, memory in found) or "none"
-            lacking.append(f"GPU: {hardware.accelerator} with {hardware.memory_gib} GiB; found {seen}")
-    memory = _memory()
+        try:
+            accelerator(hardware)
+        except NotAvailableError as error:
+            lacking.append(str(error))
+    memory = _memory("MemTotal")
     if memory < hardware.host_memory_gib * GIB:
         lacking.append(f"memory: {hardware.host_memory_gib} GiB; found {memory / GIB:.0f} GiB")
     disks: dict[int, tuple[Path, int]] = {}
@@ -109,6 +110,38 @@ def _lacking(recipe: Recipe, places: Iterable[tuple[Path, int]]) -> list[str]:
     return lacking
 
 
-def _memory() -> int:
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+def accelerator(hardware: Hardware) -> Accelerator:
+    """Return the GPU that a build takes: the freest one of the recipe's name, with its memory free.
+
+    Free memory counts, because AutoRound lays out the model by what is free. A GPU whose memory the driver does not
+    know shares the host's: then both share what is available there. Raises NotAvailableError, which says what was
+    found.
+    """
+    found = accelerators()
+    named = [each for each in found if hardware.accelerator in each.name]
+    enough = [each for each in named if _room(hardware, each)]
+    if enough:
+        return max(enough, key=lambda each: each.free or 0)
+    seen = ", ".join(map(str, found)) or "none"
+    shared = any(each.free is None for each in named)
+    if shared:
+        seen += (
+            f", and {_memory('MemAvailable') / GIB:.0f} GiB available in the memory that it shares with the host, "
+            f"which takes {hardware.host_memory_gib} GiB of it"
+        )
+    raise NotAvailableError(
+        f"GPU: {hardware.accelerator} with {hardware.memory_gib} GiB free; found {seen}",
+        "End what else uses the GPU. CUDA_VISIBLE_DEVICES, where it is set, names the ones that are looked at.",
+    )
+
+
+def _room(hardware: Hardware, found: Accelerator) -> bool:
+    if found.free is None:
+        return _memory("MemAvailable") >= (hardware.memory_gib + hardware.host_memory_gib) * GIB
+    return found.free >= hardware.memory_gib * 1024
+
+
+def _memory(kind: str) -> int:
+    """Return a line of /proc/meminfo in bytes: `MemTotal`, or `MemAvailable`, which programs could still get."""
+    line = next(line for line in MEMORY.read_text().splitlines() if line.startswith(f"{kind}:"))
     return int(line.split()[1]) * 1024

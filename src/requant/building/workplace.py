@@ -100,7 +100,10 @@ def kept(work: Path, taints: tuple[str, ...]) -> tuple[str, ...]:
 def furnish(
     work: Path, recipe: Recipe, twin: str | None, inputs: Inputs, environment: str, task: Mapping[str, Any]
 ) -> None:
-    """Lay out in `work` what the room finds there: its sources, the recipe, and what is asked of it."""
+    """Lay out in `work` what the room finds there: its sources, the recipe, and what is asked of it.
+
+    `task` names the `task`, what belongs to it, and the `accelerator`, the UUID of the GPU that the room is to find.
+    """
     for name, data in room_sources().items():
         path = work / "sources" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,10 @@ BUILDKIT_WITHIN = {(26,): (0, 13), (0,): (0, 12)}
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one engine says its own way; `oldest` is the oldest version that has all that is used here."""
+    """What one engine says its own way; `oldest` is the oldest version that has all that is used here.
+
+    `gpus` are the words that give a GPU, by its UUID in place of `{}`.
+    """
 
     oldest: tuple[int, ...]
     gpus: tuple[str, ...]
@@ -50,13 +53,13 @@ class Dialect:
 DIALECTS = {
     "docker": Dialect(
         oldest=(20, 10),  # `--pull never`
-        gpus=("--gpus", "all"),
+        gpus=("--gpus", "device={}"),
         rootless=("--user", "0:0"),  # this user outside
         remove=("rm", "--force"),
     ),
     "podman": Dialect(
         oldest=(4, 0),  # GPUs by CDI
-        gpus=("--device", "nvidia.com/gpu=all"),
+        gpus=("--device", "nvidia.com/gpu=all"),  # CDI of older toolkits has no names by UUID: CUDA shows one
         rootless=("--userns", "keep-id"),  # this user inside too
         remove=("rm", "--force", "--time", "0"),  # or it waits for ten seconds
     ),
@@ -162,7 +165,7 @@ class Engine:
         readable: Sequence[Path],
         variables: Mapping[str, str],
         limits: Limits,
-        gpus: bool,
+        accelerator: str,
     ) -> tuple[str, ...]:
         """Return the words that run `image`, without network, rights or a writable root; its own words follow them.
 
@@ -176,7 +179,7 @@ class Engine:
         words += dialect.rootless if self.rootless else ("--user", f"{os.geteuid()}:{os.getegid()}")
         words += ["--memory", f"{limits.memory}g", "--shm-size", f"{limits.shared}g"]
         words += ["--tmpfs", f"/tmp:rw,exec,size={limits.temporary}g"]  # noqa: S108 (inside the container)
-        words += dialect.gpus if gpus else ()
+        words += [word.format(accelerator) for word in dialect.gpus] if accelerator else ()
         mounts = {path.resolve(): "readonly" for path in readable} | {path.resolve(): "" for path in writable}
         words += [word for path, mode in mounts.items() for word in ("--mount", _mount(path, mode))]
         words += [word for item in variables.items() for word in ("--env", "=".join(item))]

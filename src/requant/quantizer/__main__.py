@@ -15,7 +15,7 @@ from typing import Any
 
 from requant.errors import BuildError, RequantError
 from requant.journal import Header
-from requant.quantizer import calibration, determinism, hooks, retune, tuning
+from requant.quantizer import caching, calibration, determinism, hooks, retune, tuning
 from requant.quantizer.spool import Spool
 from requant.recipe import read_recipe
 
@@ -26,6 +26,7 @@ def main(folder: Path) -> None:
     recipe = read_recipe(folder / "recipe.toml")
     effort = recipe.effort(twin=request["twin"] is not None)
     determinism.prepare(effort.device)
+    determinism.confirm_accelerator(effort.device, request["accelerator"])
     determinism.enforce()
 
     started = time.monotonic()
@@ -60,12 +61,13 @@ def main(folder: Path) -> None:
     _report(folder, report)
     prepared = time.monotonic()
     seconds: dict[str, Any] = {"preparing": round(prepared - started, 3)}
-    if request["task"] == "build":
-        seconds |= build(autoround, Spool(folder / "spool", header, report["hardware"]), folder)
-    elif request["task"] == "replay":
-        retune.replay(autoround, recipe, request, folder)
-    else:
-        retune.tune(autoround, confirm, folder)
+    with caching.confirmed(autoround):
+        if request["task"] == "build":
+            seconds |= build(autoround, Spool(folder / "spool", header, report["hardware"]), folder)
+        elif request["task"] == "replay":
+            retune.replay(autoround, recipe, request, folder)
+        else:
+            retune.tune(autoround, confirm, folder)
     confirm()
     seconds["total"] = round(time.monotonic() - started, 3)
     report["seconds"] = seconds

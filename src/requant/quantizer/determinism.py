@@ -36,6 +36,26 @@ def prepare(device: str) -> None:
         raise BuildError(f"{', '.join(found)}: installed, and tuned by stopwatch", "Build in the locked environment.")
 
 
+def confirm_accelerator(device: str, expected: str) -> None:
+    """Raise BuildError unless the GPU that torch takes is the one with the UUID `expected`, which the host looked at.
+
+    Torch takes the first that it sees, which on a machine with several need not be the one that was looked at.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BuildError(f"torch sees no GPU, expected {expected}", "Look at what nvidia-smi says in the room's place.")
+    properties = torch.cuda.get_device_properties(0)
+    found = f"GPU-{str(properties.uuid).removeprefix('GPU-')}"
+    if found != expected:
+        raise BuildError(
+            f"torch takes {properties.name} {found}, expected {expected or 'none'}",
+            "The room is to see that GPU alone: what sets CUDA_VISIBLE_DEVICES, or gives the container another one?",
+        )
+
+
 def enforce() -> None:
     """Make torch refuse every operator without a deterministic form, and sum cumulatively in a fixed order.
 

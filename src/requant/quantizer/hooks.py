@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from requant.errors import BuildError
 from requant.journal import Block, Loss
 from requant.quantizer.determinism import random_state
-from requant.quantizer.spool import FRESH, Boundary, Spool, digest
+from requant.quantizer.spool import FRESH, Boundary, Hashed, Spool, digest, digest_of_nest
 
 PACKED = ("qweight", "qzeros", "scales")
 """What a tuned layer becomes, in AutoRound's order."""
@@ -41,6 +41,7 @@ class Listener:
     pending: dict[str, Any] = field(default_factory=dict)
     after: Boundary | None = None
     """What the next block is given."""
+    hashed: Hashed = field(default_factory=Hashed)
     tuning: list[float] = field(default_factory=list)
     """Seconds that AutoRound took for each block."""
     steps: list[float] = field(default_factory=list)
@@ -80,7 +81,9 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         heard.losses.clear()
         heard.steps.clear()
         begun = time.monotonic()
-        inputs = Boundary.of(input_ids, q_input, random.getstate()).digests
+        streams = Boundary.of(input_ids, q_input, random.getstate(), heard.hashed).digests
+        heard.hashed.forget()
+        inputs = {**streams, "others": digest_of_nest(input_others)}
         heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
         divisor = 1
         if heard.steps_per_iteration > 1:
@@ -90,7 +93,7 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
         done = time.monotonic()
         heard.pending["loss"] = heard.loss(divisor)
-        heard.after = Boundary.of(output, q_output, random.getstate())
+        heard.after = Boundary.of(output, q_output, random.getstate(), heard.hashed)
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
         begins = heard.steps[:: heard.steps_per_iteration]
@@ -133,12 +136,16 @@ def resuming(autoround: Any, spool: Spool) -> Iterator[None]:
     done = spool.done
     passed: list[str] = []
 
-    def quantize_block(self: Any, block: Any, *args: Any, device: Any = "cpu", **kwargs: Any) -> Any:
+    def quantize_block(
+        self: Any, block: Any, input_ids: Any, input_others: Any, *args: Any, device: Any = "cpu", **kwargs: Any
+    ) -> Any:
         number = len(passed)
         if number >= len(done):
-            return tune(self, block, *args, device=device, **kwargs)
+            return tune(self, block, input_ids, input_others, *args, device=device, **kwargs)
         if block.global_name != done[number].block:
             raise BuildError(f"{done[number].block}: is spooled, AutoRound tunes {block.global_name}", FRESH)
+        if digest_of_nest(input_others) != done[number].inputs.get("others"):
+            raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
         bare(block, self.amp_dtype, device)
         for name, tensors in _layers(spool.packed(number)).items():
             parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")

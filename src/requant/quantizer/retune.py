@@ -17,7 +17,7 @@ from typing import Any
 from requant.errors import BuildError
 from requant.journal import Block
 from requant.quantizer import determinism, hooks
-from requant.quantizer.spool import Boundary
+from requant.quantizer.spool import Boundary, digest_of_nest
 from requant.recipe import Recipe
 
 GLANCE = 0.02
@@ -46,9 +46,10 @@ def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path
         quantized = None
         for number, name in enumerate(names[: chosen[-1] + 1]):
             given = Boundary.of(full, quantized, random.getstate())
+            inputs = {**given.digests, "others": digest_of_nest(others)}
             with (folder / "passed.jsonl").open("a") as file:
                 state = determinism.random_state()
-                line = {"index": number, "block": name, "inputs": given.digests, "random_state": state}
+                line = {"index": number, "block": name, "inputs": inputs, "random_state": state}
                 file.write(json.dumps(line) + "\n")
             if number in chosen:
                 while sum(1 for _ in boundaries.iterdir()) >= request["waiting"]:

@@ -11,9 +11,10 @@ scale one is 8.6 GB. Every tensor is hashed when it is read back.
 """
 
 import json
+import operator
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -38,10 +39,13 @@ class Boundary:
     digests: Mapping[str, str]
 
     @classmethod
-    def of(cls, full: list[Any], quantized: list[Any] | None, random_state: Any) -> Self:
-        """Hash the streams, which are gigabytes: once."""
-        of_full = digest(full)
-        digests = {"full": of_full, "quantized": of_full if quantized is None else digest(quantized)}
+    def of(
+        cls, full: list[Any], quantized: list[Any] | None, random_state: Any, hashed: Callable[[Any], str] | None = None
+    ) -> Self:
+        """Hash the streams, which are gigabytes; `hashed` may know them already."""
+        hashed = hashed or digest
+        of_full = hashed(full)
+        digests = {"full": of_full, "quantized": of_full if quantized is None else hashed(quantized)}
         return cls(full, quantized, random_state, digests)
 
     def write(self, folder: Path) -> None:
@@ -171,6 +175,73 @@ def digest(tensors: Any) -> str:
         return bytes(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
     return sha256_chunks(data(tensor) for tensor in tensors)
+
+
+def digest_of_nest(value: Any) -> str:
+    """Return the digest of dictionaries, lists, tensors and plain values in each other, as AutoRound's `input_others`.
+
+    It is the SHA-256 of their canonical JSON, in which a tensor stands as its dtype, its shape and its bytes' SHA-256.
+    Raises BuildError for a value of another kind: it would be in no digest.
+    """
+    return sha256(canonical_json(_described(value)))
+
+
+def _described(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": digest([value])}
+    if isinstance(value, Mapping):
+        return {"of": {str(key): _described(each) for key, each in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_described(each) for each in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    raise BuildError(f"AutoRound gives its blocks a {type(value).__name__}, which has no digest", "Report this.")
+
+
+class Hashed:
+    """Hashes streams, and knows those of the last block again: what a block puts out is what the next one is given."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Any, tuple[Any, ...], list[int], str]] = []
+
+    def __call__(self, stream: Any) -> str:
+        """Return a stream's `digest`, without hashing where it is a known one, in which nothing has changed."""
+        for known, tensors, sums, found in self._known:
+            if known is stream and _same(stream, tensors) and _sums(stream) == sums:
+                return found
+        found = digest(stream)
+        self._known.append((stream, tuple(stream), _sums(stream), found))
+        return found
+
+    def forget(self) -> None:
+        """Know no stream any more: AutoRound frees their memory while it tunes."""
+        self._known.clear()
+
+
+def _same(stream: Any, tensors: tuple[Any, ...]) -> bool:
+    return len(stream) == len(tensors) and all(map(operator.is_, stream, tensors))
+
+
+def _sums(stream: Any) -> list[int]:
+    """Return a checksum of each tensor's words, exact on every device and far cheaper there than to fetch and hash it.
+
+    The words are weighted by the odd numbers and added up modulo 2**64: no change of one word, and no exchange of two
+    (of up to 32 bits), can leave the sum as it is. It is to notice a write past torch;
+    it is no defence against intent.
+    """
+    import torch
+
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = []
+    for tensor in stream:
+        flat = tensor.detach().contiguous().view(-1).view(words[tensor.element_size()]).to(torch.int64)
+        odd = torch.arange(1, 2 * flat.numel() + 1, 2, device=flat.device)
+        found.append(int((flat * odd).sum()))
+    return found
 
 
 def _flush(path: Path) -> None:

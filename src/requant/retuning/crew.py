@@ -40,6 +40,7 @@ class Setting:
     def start(self, folder: Path, task: Mapping[str, Any], *readable: Path) -> Running:
         """Start a room on a new folder; `readable` is what it reads beside base and text."""
         folder.mkdir(parents=True)
+        task = {**task, "accelerator": self.room.accelerator}
         furnish(folder, self.recipe, self.twin, self.inputs, self.environment, task)
         return self.room.start(folder, (self.inputs.base, self.inputs.text, *readable))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from requant.building import preflight
 from requant.environment import read_lock
 from requant.errors import BuildError, NotAvailableError, UsageError
 from requant.image import ensure_image
@@ -37,7 +38,7 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     """Return the room of a recipe, or of its twin, by one of `RUNNERS`; its image or environment is made if need be.
 
     `tell` hears which it is, and for `auto` why. Raises UsageError for another word, LockError where something is not
-    what the lock says, NotAvailableError or BuildError where what is asked for cannot be had.
+    what the lock says, NotAvailableError or BuildError where what is asked for cannot be had, or the GPU is not there.
     """
     if runner not in RUNNERS:
         raise UsageError(f"--runner {runner}: there are {', '.join(RUNNERS)}")
@@ -45,22 +46,24 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
     lock_file = recipe.lockfiles / f"{lock.name}.txt"
     require_machine(lock_file, lock)
     why = ""
+    on_gpu = recipe.effort(twin is not None).device == "cuda"
+    accelerator = preflight.accelerator(recipe.hardware).uuid if on_gpu else ""
     if runner in DIALECTS:
-        return _container(recipe, twin, find(runner), tell)
+        return _container(recipe, twin, find(runner), accelerator, tell)
     if runner == "here":
         tell(Progress("room: in place"))
-        return Chosen(here(lock), {"kind": "here"})
+        return Chosen(here(lock, accelerator=accelerator), {"kind": "here"})
     if runner == "auto":
         try:
-            return _container(recipe, twin, find(), tell)
+            return _container(recipe, twin, find(), accelerator, tell)
         except (BuildError, NotAvailableError) as error:
             why = f", because a container cannot be had: {str(error).splitlines()[0]}"
     tell(Progress(f"room: a virtual environment{why}"))
     python = virtual_environment(lock_file, lock, lambda stage: tell(Progress(stage)))
-    return Chosen(VirtualEnvironment(python, isolation()), {"kind": "venv"})
+    return Chosen(VirtualEnvironment(python, isolation(), accelerator), {"kind": "venv"})
 
 
-def _container(recipe: Recipe, twin: str | None, engine: Engine, tell: Tell) -> Chosen:
+def _container(recipe: Recipe, twin: str | None, engine: Engine, accelerator: str, tell: Tell) -> Chosen:
     effort = recipe.effort(twin is not None)
     limits = (
         TWIN
@@ -70,6 +73,6 @@ def _container(recipe: Recipe, twin: str | None, engine: Engine, tell: Tell) -> 
     image = ensure_image(recipe.lockfiles, effort.environment, engine, tell=tell)
     tell(Progress(f"room: a container of {image.reference}, {engine}"))
     digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
-    room = Container(engine, image.reference, digests, limits, effort.device == "cuda", image.taints)
+    room = Container(engine, image.reference, digests, limits, accelerator, image.taints)
     evidence = {"kind": engine.kind, "version": engine.version, "limits": asdict(limits)}
     return Chosen(room, {**evidence, "image": asdict(image.evidence)})

@@ -33,7 +33,7 @@ class Container:
     image: str
     digests: tuple[str, ...]
     limits: Limits
-    gpus: bool = False
+    accelerator: str = ""
     taints: tuple[str, ...] = ()
 
     def start(self, folder: Path, readable: Sequence[Path]) -> Running:
@@ -56,9 +56,9 @@ class Container:
             name,
             writable=(folder,),
             readable=readable,
-            variables={**variables(folder), LEASH: "1"},
+            variables={**variables(folder, self.accelerator), LEASH: "1"},
             limits=self.limits,
-            gpus=self.gpus,
+            accelerator=self.accelerator,
         )
         process = started((*words, str(folder)), folder, os.environ)
         running = Running(folder, process, lambda: self.engine.remove(name), self._explain)

@@ -26,13 +26,14 @@ class Here:
     python: Path
     prefix: tuple[str, ...]
     taints: tuple[str, ...]
+    accelerator: str = ""
 
     def start(self, folder: Path, readable: Sequence[Path]) -> Running:
         """Start the room; it ends with the thread that calls this."""
-        return VirtualEnvironment(self.python, self.prefix).start(folder, readable)
+        return VirtualEnvironment(self.python, self.prefix, self.accelerator).start(folder, readable)
 
 
-def here(lock: Lock, place: Path = PLACE) -> Here:
+def here(lock: Lock, place: Path = PLACE, accelerator: str = "") -> Here:
     """Return the room of the image around this process.
 
     Raises NotAvailableError where there is none, LockError where its packages or sources are not the lock's and
@@ -53,7 +54,7 @@ def here(lock: Lock, place: Path = PLACE) -> Here:
         taints.append(f"network: {', '.join(links)}")
     if not os.statvfs(place).f_flag & os.ST_RDONLY:
         taints.append("root file system: writable")
-    return Here(python, prefix, tuple(taints))
+    return Here(python, prefix, tuple(taints), accelerator)
 
 
 def _confirm_packages(environment: Path, lock: Lock) -> None:

@@ -38,6 +38,11 @@ class Room(Protocol):
         """Name what this way cannot keep out, or cannot confirm."""
         ...
 
+    @property
+    def accelerator(self) -> str:
+        """The UUID of the GPU that the room is given, as in GPU-8b9a...; empty for a CPU."""
+        ...
+
     def start(self, folder: Path, readable: Sequence[Path]) -> "Running":
         """Start the room on `folder`, where it may write; `readable` are the paths outside that it reads."""
         ...
@@ -121,6 +126,7 @@ class VirtualEnvironment:
 
     python: Path
     prefix: tuple[str, ...]
+    accelerator: str = ""
 
     @property
     def taints(self) -> tuple[str, ...]:
@@ -132,7 +138,7 @@ class VirtualEnvironment:
         inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}
         inherited["PYTHONPATH"] = str(folder / "sources")
         command = (*self.prefix, *(MORTAL if works(MORTAL) else ()), str(self.python), *arguments(folder))
-        return Running(folder, started(command, folder, inherited | variables(folder)))
+        return Running(folder, started(command, folder, inherited | variables(folder, self.accelerator)))
 
 
 def isolation() -> tuple[str, ...]:
@@ -146,8 +152,12 @@ def arguments(folder: Path) -> tuple[str, ...]:
     return ("-s", "-P", "-m", MODULE, str(folder))
 
 
-def variables(folder: Path) -> dict[str, str]:
-    """Return the environment variables of a room, and empty the folder that it takes for home."""
+def variables(folder: Path, accelerator: str = "") -> dict[str, str]:
+    """Return the environment variables of a room, and empty the folder that it takes for home.
+
+    `accelerator` is the UUID of the only GPU that CUDA shows it. AutoRound at 2dda035 would prepare its texts in a
+    forked process and wait for it without a limit; 0.12.2 has no such process, and does not know the variable.
+    """
     home = folder / "home"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
@@ -155,7 +165,9 @@ def variables(folder: Path) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return {**kept, **places, **offline, **python, "LC_ALL": "C.UTF-8"}
+    shown = {"CUDA_VISIBLE_DEVICES": accelerator} if accelerator else {}
+    autoround = {"AR_DISABLE_DATASET_SUBPROCESS": "1"}
+    return {**kept, **shown, **places, **offline, **python, **autoround, "LC_ALL": "C.UTF-8"}
 
 
 def started(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
