@@ -112,6 +112,11 @@ def test_every_verb_and_every_option_has_a_help() -> None:
             assert each.help.endswith("."), f"{words}: {each.name}"
 
 
+def test_no_flag_looks_as_if_it_took_a_value() -> None:
+    for words in ((), ("build",), ("show", "journal"), ("update",), ("update", "locks")):
+        assert "bool" not in requant(*words, "-h").stdout
+
+
 def test_sizes_and_runners_are_those_that_exist() -> None:
     assert get_args(SizeName) == tuple(SIZES)
     assert get_args(RunnerName) == RUNNERS

@@ -13,13 +13,16 @@ from typing import Any, NoReturn
 import typer
 
 from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
-from requant.cli.options import PANELS, app
+from requant.cli.options import PANELS, Verb, app
 from requant.cli.terminal import fail
 from requant.errors import NotAvailableError, RequantError, UsageError
 
 INTERRUPTED = 130
 
 app.registered_commands.sort(key=lambda each: PANELS.index(each.rich_help_panel))
+for group in (app, auditing.shown, projecting.update):
+    for each in group.registered_commands:
+        each.cls = Verb
 
 
 def main() -> NoReturn:

@@ -13,7 +13,19 @@ from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.building.inputs import inputs_for
 from requant.building.workplace import scratch
-from requant.cli.options import TELL, VERIFY, AsJson, NewCheckpoint, RecipePath, Runner, Size, app, recipes, stand_in
+from requant.cli.options import (
+    TELL,
+    VERIFY,
+    AsJson,
+    Group,
+    NewCheckpoint,
+    RecipePath,
+    Runner,
+    Size,
+    app,
+    recipes,
+    stand_in,
+)
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
 from requant.errors import CheckpointError
@@ -27,7 +39,7 @@ from requant.retuning.crew import prepare
 from requant.show import journal_json, journal_lines
 from requant.verdict import EXIT_STATUS
 
-shown = typer.Typer(no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")
+shown = typer.Typer(cls=Group, no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")
 app.add_typer(shown, name="show", rich_help_panel=TELL)
 
 

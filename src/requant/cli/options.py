@@ -3,14 +3,41 @@
 import glob
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from requant.errors import UsageError
 from requant.recipe import FILE
 
+
+def _typeless(params: Any) -> Any:
+    """Leave a flag's type out of its help: it says `--json`, where typer would say `--json <bool>`."""
+    for each in params:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    return params
+
+
+class Verb(TyperCommand):
+    """A command, its flags without a type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, as click asks for them."""
+        return _typeless(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands, its flags without a type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, as click asks for them."""
+        return _typeless(super().get_params(ctx))
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -50,7 +77,12 @@ RecipePath = Annotated[
     Path,
     typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.", autocompletion=recipes),
 ]
-Runner = Annotated[RunnerName, typer.Option(help="Where the room runs; docs/runners.md describes each.")]
+Runner = Annotated[
+    RunnerName,
+    typer.Option(
+        metavar="RUNNER", help=f"Where the room runs: {', '.join(get_args(RunnerName))}. See docs/runners.md."
+    ),
+]
 Size = Annotated[SizeName | None, typer.Option(help="The twin's size; goes with --twin.", show_default="demo")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from requant.cli.options import MAINTAIN, AsJson, RecipePath, app, environments
+from requant.cli.options import MAINTAIN, AsJson, Group, RecipePath, app, environments
 from requant.cli.tables import pins_text
 from requant.cli.terminal import out, print_json, say
 from requant.pins import find_pins
@@ -19,7 +19,9 @@ from requant.update import Update, update_images, update_locks
 Write = Annotated[bool, typer.Option("--write", help="Write the changes. Without it, only say what they would be.")]
 Locks = Annotated[Path, typer.Option("--folder", help="The folder of the locks and images.toml.")]
 
-update = typer.Typer(no_args_is_help=True, help="Say what newer locks or base images would bring; write with --write.")
+update = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Say what newer locks or base images would bring; write with --write."
+)
 app.add_typer(update, name="update", rich_help_panel=MAINTAIN)
 
 
