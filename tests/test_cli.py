@@ -1,12 +1,23 @@
 """The command as a person meets it: statuses, streams, no traceback."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from tests.checkpoints import SMALL, write
 from tests.conftest import ROOT
+from typer.main import get_command
+
+from requant.cli.options import RunnerName, SizeName, app
+from requant.cli.terminal import fail, print_json
+from requant.rooms.choice import RUNNERS
+from requant.twin import SIZES
 
 
 def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -26,7 +37,7 @@ def test_help_lists_the_verbs() -> None:
         (("frobnicate",), 2, "frobnicate"),
         (("build",), 2, "RECIPE"),
         (("build", "builds/none", "--twin"), 4, "builds/none"),
-        (("build", "builds/ec", "--twin", "--size", "huge"), 2, "mini, demo, wide"),
+        (("build", "builds/ec", "--twin", "--size", "huge"), 2, "'mini', 'demo', 'wide'"),
         (("build", "builds/ec", "--twin", "--runner", "cloud"), 2, "venv"),
         (("verify", "builds", "README.md"), 6, "not a manifest"),
         (("verify", "nowhere", "builds/ec/mini.manifest.json"), 6, "no such folder"),
@@ -38,8 +49,23 @@ def test_help_lists_the_verbs() -> None:
         (("identify", "out/nope"), 2, "written owner/name@revision"),
         (("check", "out/nope", "--base", "builds"), 2, "written owner/name@revision"),
         (("lock", "--check", "none"), 5, "none.in"),
-        (("audit", "out", "--recipe", "builds/ec", "--engine", "moon"), 2, "here and ray"),
-        (("audit", "out", "--recipe", "builds/ec", "--address", "localhost:6379"), 2, "only ray has an --address"),
+        (("build", "builds/ec", "--size", "mini"), 2, "--size goes with --twin"),
+        (("rebuild", "builds/ec", "--size", "demo"), 2, "--size goes with --twin"),
+        (("plan", "builds/ec", "--size", "mini"), 2, "--size goes with --twin"),
+        (("coverage", "builds/ec", "--size", "mini"), 2, "--size goes with --twin"),
+        (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size goes with --twin"),
+        (("twin", "--out", "docs"), 2, "docs: exists already"),
+        (("buidl",), 2, "Did you mean 'build'"),
+        (("build", "builds/ec", "--twn"), 2, "--twin"),
+        (("build", "builds/ec", "--nope"), 2, "See requant build --help"),
+        (("audit", "out", "--recipe", "builds/ec"), 2, "See requant audit --help"),
+        (("show", "jornal"), 2, "See requant show --help"),
+        (("audit", "out", "--recipe", "builds/ec", "--engine", "moon"), 2, "'here', 'ray'"),
+        (
+            ("audit", "out", "--recipe", "builds/ec", "--address", "localhost:6379"),
+            2,
+            "--address goes with --engine ray",
+        ),
     ],
 )
 def test_errors_are_short_and_have_their_status(arguments: tuple[str, ...], status: int, says: str) -> None:
@@ -49,6 +75,117 @@ def test_errors_are_short_and_have_their_status(arguments: tuple[str, ...], stat
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) < 8
+
+
+def test_no_usage_error_speaks_of_an_invalid_value_that_nobody_gave() -> None:
+    done = requant("audit", "out", "--recipe", "builds/ec", "--all", "--record")
+    assert done.stderr.startswith("error --record needs --auditor NAME")
+
+
+def test_the_version_is_told() -> None:
+    done = requant("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"requant {version('requant')}\n", "")
+
+
+@pytest.mark.parametrize("group", [(), ("show",), ("update",)])
+def test_a_group_without_a_verb_is_its_help(group: tuple[str, ...]) -> None:
+    done = requant(*group)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.strip() == requant(*group, "-h").stdout.strip()
+    assert " ".join(("requant", *group)) in done.stdout
+
+
+def verbs(group: Any, words: str = "requant") -> Iterator[tuple[str, Any]]:
+    """Every command that can be typed, by its words."""
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from verbs(each, f"{words} {name}")
+        else:
+            yield f"{words} {name}", each
+
+
+def test_every_verb_and_every_option_has_a_help() -> None:
+    for words, verb in verbs(get_command(app)):
+        assert verb.help, words
+        for each in verb.params:
+            assert each.help, f"{words}: {each.name}"
+            assert each.help.endswith("."), f"{words}: {each.name}"
+
+
+def test_no_flag_looks_as_if_it_took_a_value() -> None:
+    for words in ((), ("build",), ("show", "journal"), ("update",), ("update", "locks")):
+        assert "bool" not in requant(*words, "-h").stdout
+
+
+def test_sizes_and_runners_are_those_that_exist() -> None:
+    assert get_args(SizeName) == tuple(SIZES)
+    assert get_args(RunnerName) == RUNNERS
+
+
+def completed(*words: str, cwd: Path = ROOT) -> list[str]:
+    env = {**os.environ, "COMP_WORDS": " ".join(("requant", *words)), "COMP_CWORD": str(len(words))}
+    command = [sys.executable, "-m", "requant"]
+    env["_REQUANT_COMPLETE"] = "complete_bash"
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_a_shell_completes_verbs_recipes_and_choices(tmp_path: Path) -> None:
+    assert {*completed("re")} == {"repair", "rebuild", "render"}
+    assert completed("build", "builds/e") == ["builds/ec"]
+    assert completed("build", "b") == ["builds/ec", "builds/gb10", "builds/intel"]
+    assert completed("build", "b", cwd=tmp_path) == []
+    assert completed("audit", "out", "--recipe", "builds/g") == ["builds/gb10"]
+    assert completed("build", "builds/ec", "--size", "m") == ["mini"]
+    assert completed("image", "cu") == ["cu124"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_usual_shell_has_its_completion(shell: str) -> None:
+    command = [sys.executable, "-m", "requant"]
+    env = {**os.environ, "_REQUANT_COMPLETE": f"source_{shell}"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert f"complete_{shell}" in done.stdout
+
+
+def test_an_error_is_a_document_too() -> None:
+    for arguments, status, kind in (
+        (("verify", "builds", "nowhere.json", "--json"), 6, "CheckpointError"),
+        (("build", "builds/none", "--json"), 4, "RecipeError"),
+        (("plan", "builds/ec", "--size", "mini", "--json"), 2, "UsageError"),
+        (("build", "--json"), 2, "UsageError"),
+        (("frobnicate", "--json"), 2, "UsageError"),
+    ):
+        done = requant(*arguments)
+        document = json.loads(done.stdout)
+        assert done.returncode == document["exit_status"] == status
+        assert (document["schema"], document["error"]) == ("requant.error/1", kind)
+        assert document["message"] in done.stderr
+        assert document["advice"] in done.stderr
+
+
+def test_a_run_prints_one_document_even_where_it_fails_behind_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["requant", "verify", "a", "b", "--json"])
+    print_json("requant.verify/1", {"outcome": "identical"})
+    with pytest.raises(SystemExit):
+        fail("the disk is full", "", 8)
+    assert json.loads(capsys.readouterr().out)["schema"] == "requant.verify/1"
+
+
+def test_a_verdict_names_a_file_once_and_counts_what_is_identical(tmp_path: Path) -> None:
+    write(tmp_path / "c", SMALL)
+    (tmp_path / "manifest.json").write_text(requant("manifest", str(tmp_path / "c")).stdout)
+    size = sum(map(len, SMALL.values()))
+    done = requant("verify", str(tmp_path / "c"), str(tmp_path / "manifest.json"))
+    assert done.stdout == f"identical, compared with {tmp_path}/manifest.json: 3 files, 3 tensors, {size} bytes\n"
+    (tmp_path / "c" / "config.json").write_text("{}")
+    for program in (("requant",), ("requant.verify",)):
+        verb = ("verify",) if program == ("requant",) else ()
+        command = [sys.executable, "-m", *program, *verb, str(tmp_path / "c"), str(tmp_path / "manifest.json")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert "changed file: config.json\n" in done.stdout
 
 
 def test_a_twin_is_written_and_its_manifest_verifies_it(tmp_path: Path) -> None:

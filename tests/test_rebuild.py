@@ -110,7 +110,7 @@ def test_what_it_is_compared_with_is_not_replaced(tmp_path: Path) -> None:
     [
         (("--against", "docs", "--twin"), "docs/twin.manifest.json"),
         ((), "checkpoint.manifest.json"),
-        (("--twin", "--size", "huge"), "huge.manifest.json"),
+        (("--twin", "--size", "wide"), "wide.manifest.json"),
     ],
 )
 def test_nothing_is_built_where_there_is_nothing_to_compare_with(arguments: tuple[str, ...], said: str) -> None:

@@ -46,6 +46,9 @@ class Difference:
     expected: str = ""
     found: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.name}" + (f" ({self.file})" if self.file != self.name else "")
+
 
 @dataclass(frozen=True)
 class Verdict:

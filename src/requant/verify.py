@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     except RequantError as error:
         sys.stderr.write(f"requant: {error}. {error.advice}".rstrip(". ") + ".\n")
         return error.exit_status
-    lines = [f"{each.kind}: {each.name} ({each.file})\n" for each in verdict.differences]
+    lines = [f"{each}\n" for each in verdict.differences]
     try:
         sys.stdout.write("".join([*lines, f"{verdict.outcome}\n"]))
         sys.stdout.flush()

@@ -1,23 +1,28 @@
 """The command line: parses, calls one verb, prints its result, returns its status. Results go to standard output.
 
-Everything else, progress and advice, goes to standard error. Exit status: 0 identical, 1 different or
-equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
+Everything else, progress and advice, goes to standard error; with `--json` an error is a document on standard output
+as well. Exit statuses: docs/exit-statuses.md.
 """
 
 import io
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
-from requant.cli.options import app
+from requant.cli.options import PANELS, Verb, app
 from requant.cli.terminal import fail
-from requant.errors import NotAvailableError, RequantError
+from requant.errors import NotAvailableError, RequantError, UsageError
 
 INTERRUPTED = 130
+
+app.registered_commands.sort(key=lambda each: PANELS.index(each.rich_help_panel))
+for group in (app, auditing.shown, projecting.update):
+    for each in group.registered_commands:
+        each.cls = Verb
 
 
 def main() -> NoReturn:
@@ -28,23 +33,34 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
-        status = app(standalone_mode=False)  # what the verb's typer.Exit carries
+        status = app(prog_name="requant", standalone_mode=False)  # what the verb's typer.Exit carries
         if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
     except RequantError as error:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", "A build that is started again goes on behind its last whole block.", INTERRUPTED)
-    except (BrokenPipeError, SystemExit):  # the latter is how click and rich answer a closed pipe
+    except (BrokenPipeError, SystemExit) as error:  # the latter is how click and rich answer a closed pipe
+        if getattr(error, "code", 1) == 0:  # and how completion ends
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
         fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
-            fail(error.format_message(), "requant --help lists the verbs.", 2)
+            _misused(error)
         raise
     raise SystemExit(status)
+
+
+def _misused(error: Any) -> NoReturn:
+    """End with one of typer's own errors of usage, which leads to the help of the verb that was misused."""
+    named = not isinstance(error, typer.BadParameter) or error.param  # or else a verb says it, without "Invalid value"
+    message = (error.format_message() if named else error.message).replace("Value error, ", "")  # typer 0.29's word
+    if not message:  # a group without a verb: typer has printed its help
+        raise SystemExit(2)
+    fail(message, f"See {error.ctx.command_path if error.ctx else 'requant'} --help.", UsageError.exit_status)
 
 
 def _stop(*_: object) -> NoReturn:

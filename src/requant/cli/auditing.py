@@ -1,7 +1,7 @@
 """The verbs that reproduce a build, and show how far it was reproduced: audit, rebuild, coverage, show."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -13,7 +13,19 @@ from requant.build import beside, stem
 from requant.build import recorded as recorded_of
 from requant.building.inputs import inputs_for
 from requant.building.workplace import scratch
-from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
+from requant.cli.options import (
+    TELL,
+    VERIFY,
+    AsJson,
+    Group,
+    NewCheckpoint,
+    RecipePath,
+    Runner,
+    Size,
+    app,
+    recipes,
+    stand_in,
+)
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
 from requant.errors import CheckpointError
@@ -27,53 +39,73 @@ from requant.retuning.crew import prepare
 from requant.show import journal_json, journal_lines
 from requant.verdict import EXIT_STATUS
 
-shown = typer.Typer(no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")
-app.add_typer(shown, name="show")
+shown = typer.Typer(cls=Group, no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")
+app.add_typer(shown, name="show", rich_help_panel=TELL)
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-twin --recipe builds/ec --blocks 3 --twin")
 def audit(
     checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
-    recipe: Annotated[Path, typer.Option(metavar="RECIPE", help="How it was made.")],
-    base: Annotated[Path | None, typer.Option(help="Its base, in a folder; fetched or generated without.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="Its journal; the one beside it, or the recorded one.")] = None,
-    no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
-    blocks: Annotated[str, typer.Option(help="Which: 3,17 or 0-5, counted from 0.")] = "",
-    sample: Annotated[int, typer.Option(min=0, help="Draw so many from --seed.")] = 0,
-    seed: Annotated[str, typer.Option(help="A text that was public only after the checkpoint was.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="All blocks.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Blocks tuned at a time, one thread each on a CPU; 1, or what Ray has.")
+    recipe: Annotated[
+        Path, typer.Option(metavar="RECIPE", help="Its recipe: a folder under builds/.", autocompletion=recipes)
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The folder of its base. Without it the base is downloaded, or the twin generated."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Where blocks are tuned: here, or on a ray cluster.")] = "here",
-    address: Annotated[str, typer.Option(help="The Ray cluster, as HOST:PORT; this machine's without.")] = "",
-    twin: Annotated[bool, typer.Option("--twin", help="It is a build of the small stand-in.")] = False,
-    size: Size = "demo",
+    journal: Annotated[
+        Path | None, typer.Option(help="Its journal. Without it, the one beside the checkpoint, else the recorded one.")
+    ] = None,
+    no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
+    blocks: Annotated[str, typer.Option(help="Blocks to tune again, counted from 0, such as 3,17 or 0-5.")] = "",
+    sample: Annotated[int, typer.Option(min=0, help="Draw this many blocks at random; needs --seed.")] = 0,
+    seed: Annotated[
+        str, typer.Option(help="What --sample draws from: a text that became public after the checkpoint did.")
+    ] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Tune all blocks again.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Blocks tuned at a time, one thread each on a CPU. Without it 1, or all that Ray has."
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["here", "ray"], typer.Option(help="Where blocks are tuned: here, or on a Ray cluster.")
+    ] = "here",
+    address: Annotated[
+        str, typer.Option(help="The Ray cluster, as HOST:PORT. Without it, the one of this machine.")
+    ] = "",
+    twin: Annotated[
+        bool, typer.Option("--twin", help="The checkpoint is a build of the twin, the small stand-in.")
+    ] = False,
+    size: Size = None,
     runner: Runner = "auto",
-    auditor: Annotated[str, typer.Option(help="What you call yourself in the audit.")] = "",
-    record: Annotated[bool, typer.Option("--record", help="Write the audit to the recipe's audits/.")] = False,
+    auditor: Annotated[str, typer.Option(help="Your name, as it stands in the audit.")] = "",
+    record: Annotated[bool, typer.Option("--record", help="Write the audit into the recipe's folder audits/.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
-    if engine not in ("here", "ray") or (address and engine != "ray"):
-        raise typer.BadParameter(f"--engine {engine}: there are here and ray, and only ray has an --address")
+    if address and engine != "ray":
+        raise typer.BadParameter("--address goes with --engine ray")
     hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
     read = read_recipe(recipe)
-    stand_in = size if twin else None
+    target = stand_in(twin, size)
     if record and not auditor:
-        raise typer.BadParameter("--record needs --auditor: coverage counts parties by what they call themselves")
+        raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
     name = party(auditor or "nobody")
     if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
-        raise typer.BadParameter("say which blocks in one way: --blocks 3,17, --sample 4 --seed TEXT, or --all")
+        raise typer.BadParameter(
+            "say which blocks, in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
+        )
     named = numbers(blocks) if blocks else ()
     if journal and no_journal:
-        raise typer.BadParameter("--journal and --no-journal exclude each other")
-    recorded = [beside(checkpoint.absolute(), "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
+        raise typer.BadParameter("--journal and --no-journal contradict each other")
+    recorded = [beside(checkpoint.absolute(), "journal.jsonl"), recorded_of(read, target, "journal.jsonl")]
     known = [journal] if journal else [path for path in recorded if path.exists()]
     reference = auditing.reference(known[0] if known else None, compared=not no_journal)
     reference.confirm()
     with scratch(cache() / "audits") as work, progress() as tell:
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
+        setting = prepare(read, target, inputs_for(read, target, base, work, tell), tell, runner)
         names = setting.names
         challenge = Challenge(seed, sample) if sample else None
         if challenge:
@@ -92,7 +124,7 @@ def audit(
             tell=tell,
         )
     if as_json:
-        print_json(done.as_json())
+        print_json("requant.audit/1", done.as_json())
     else:
         for line in done.text():
             out.print(escape(line))
@@ -113,35 +145,40 @@ def numbers(text: str) -> tuple[int, ...]:
         first, dash, last = part.partition("-")
         ends = (first, last if dash else first)
         if not all(each.isdecimal() and len(each) <= len(str(MOST)) for each in ends) or int(first) > int(ends[1]):
-            raise typer.BadParameter(f"--blocks {text}: expected numbers as in 3,17 or 0-5")
+            raise typer.BadParameter(f"--blocks {text}: expected block numbers, such as 3,17 or 0-5")
         found |= {*range(int(first), int(ends[1]) + 1)}
     if not found:
         raise typer.BadParameter("say which blocks: --blocks 3,17, --sample 4 --seed TEXT, or --all")
     return tuple(sorted(found))
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant rebuild builds/ec --twin --against DIR")
 def rebuild(
     recipe: RecipePath,
     against: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Whose build to compare with; the recorded one without.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The folder of the build to compare with. Without it, the recorded one."),
     ] = None,
-    twin: Annotated[bool, typer.Option("--twin", help="Rebuild the small stand-in: no GPU, minutes.")] = False,
-    size: Size = "demo",
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Rebuild the twin, the small stand-in: no GPU, minutes.")
+    ] = False,
+    size: Size = None,
     runner: Runner = "auto",
     out_folder: NewCheckpoint = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier one was stopped.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, even where an earlier build was interrupted.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a build again, and say whether its bytes and its journal are those of another one, or where they part."""
     read = read_recipe(recipe)
-    stand_in = size if twin else None
+    target = stand_in(twin, size)
     with progress() as tell:
         rebuilt = rebuilding.rebuild(
             read,
             against or read.path.parent,
-            twin=stand_in,
-            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
+            twin=target,
+            out=out_folder or Path("out", f"{read.name}-{stem(target)}-rebuilt"),
             replace_existing=out_folder is None,
             fresh=fresh,
             runner=runner,
@@ -150,30 +187,30 @@ def rebuild(
     for taint in rebuilt.built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
-        print_json(rebuilt.as_json())
+        print_json("requant.rebuild/1", rebuilt.as_json())
     else:
         show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
     raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant coverage builds/ec")
 def coverage(
     recipe: RecipePath,
-    twin: Annotated[bool, typer.Option("--twin", help="Of the small stand-in.")] = False,
-    size: Size = "demo",
+    twin: Annotated[bool, typer.Option("--twin", help="Coverage of the twin, the small stand-in.")] = False,
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which blocks were reproduced bit for bit, by how many parties, in which hardware classes."""
-    covered = covering.coverage(read_recipe(recipe), size if twin else None)
+    covered = covering.coverage(read_recipe(recipe), stand_in(twin, size))
     if as_json:
-        print_json(covered.as_json())
+        print_json("requant.coverage/1", covered.as_json())
     else:
         for part in coverage_table(covered):
             out.print(part)
     raise typer.Exit(covered.exit_status)
 
 
-@shown.command()
+@shown.command(epilog="Example: requant show journal builds/ec/twin.journal.jsonl")
 def journal(
     path: Annotated[Path, typer.Argument(help="A journal, as `build` writes it.")], as_json: AsJson = False
 ) -> None:
@@ -182,7 +219,7 @@ def journal(
         raise CheckpointError(f"{path}: no such file", "Name a journal, as `build` writes it beside its folder.")
     read = read_journal(path)
     if as_json:
-        print_json(journal_json(read))
+        print_json("requant.journal/1", journal_json(read))
         return
     for line in journal_lines(read):
         out.print(escape(line))

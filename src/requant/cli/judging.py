@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich import progress as rich_progress
+from rich.filesize import decimal
 from rich.markup import escape
 
-from requant.cli.options import AsJson, app
+from requant.cli.options import VERIFY, AsJson, app, recipes
 from requant.cli.terminal import SHOWN, out, print_json, progress, show
 from requant.installation import cache
 from requant.manifest import make_manifest, read_manifest
@@ -19,11 +20,13 @@ from requant.verdict import EXIT_STATUS, Outcome
 from requant.verify import verify as verify_checkpoint
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant verify out/ec-twin builds/ec/twin.manifest.json")
 def verify(
     checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
     manifest: Annotated[Path, typer.Argument(help="A manifest, as `build` or `manifest` writes it.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="Be content with equal tensors.")] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Accept equal tensors, however they are spread over files.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a checkpoint has the recorded bytes, and name every file and tensor that does not."""
@@ -32,14 +35,15 @@ def verify(
         total = sum(record.bytes for record in recorded.files.values())
         verdict = verify_checkpoint(checkpoint, recorded, counted(tell, "verify", total))
     if as_json:
-        print_json(verdict.as_json())
+        print_json("requant.verify/1", verdict.as_json())
     else:
-        show(verdict, f"compared with {manifest}")
+        counted_files = f"{len(recorded.files):,} files, {len(recorded.tensors):,} tensors, {decimal(total)}"
+        show(verdict, f"compared with {manifest}: {counted_files}")
     equal = (Outcome.IDENTICAL, Outcome.EQUIVALENT) if tensors else (Outcome.IDENTICAL,)
     raise typer.Exit(0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome])
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant manifest out/ec-twin > ec-twin.manifest.json")
 def manifest(
     checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
 ) -> None:
@@ -49,18 +53,29 @@ def manifest(
     sys.stdout.write(made.to_json().decode())
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-twin --base out/base")
 def check(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
     base: Annotated[str, typer.Option(help="What it was made from: a folder, or owner/name@revision on the Hub.")],
     recipe: Annotated[
-        Path | None, typer.Option(metavar="RECIPE", help="How it was made: bounds are this recipe's.")
+        Path | None,
+        typer.Option(
+            metavar="RECIPE", help="Its recipe: sets the bounds of what tuning can reach.", autocompletion=recipes
+        ),
     ] = None,
-    twin: Annotated[bool, typer.Option("--twin", help="With --recipe: the values for its twin.")] = False,
-    sample: Annotated[float, typer.Option(help="Share of the weights to read; the rest is reported as unread.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Which sample.")] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier check was stopped.")] = False,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="With --recipe: the checkpoint is a build of the twin, the small stand-in.")
+    ] = False,
+    sample: Annotated[
+        float, typer.Option(help="Share of the weights to read, 0 to 1; the rest is reported as unread.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The seed that --sample draws with.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads to read and compare with.", show_default="all CPUs")
+    ] = os.cpu_count() or 1,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, even where an earlier check was interrupted.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
@@ -77,7 +92,7 @@ def check(
         options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
         checked = checking.check(theirs, ours, recipe=read, twin=twin, tell=tell, **options)
     if as_json:
-        print_json(checked.as_json())
+        print_json("requant.check/1", checked.as_json())
     else:
         for line in checked.text(SHOWN):
             out.print(escape(line))
@@ -85,11 +100,13 @@ def check(
     raise typer.Exit(0 if checked.clean else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant diff out/ec-twin out/gb10-twin")
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="A folder of safetensors and side files.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads to read and compare with.", show_default="all CPUs")
+    ] = os.cpu_count() or 1,
     as_json: AsJson = False,
 ) -> None:
     """Say which tensors differ: by how many codes and steps, or how much; and how the files around them do."""
@@ -98,7 +115,7 @@ def diff(
     with progress(rich_progress.DownloadColumn()) as tell:
         compared = comparing.diff(first, second, threads=threads, tell=tell)
     if as_json:
-        print_json(compared.as_json())
+        print_json("requant.diff/1", compared.as_json())
     else:
         for line in compared.text(SHOWN):
             out.print(escape(line))

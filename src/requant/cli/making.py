@@ -12,43 +12,65 @@ from requant import build as building
 from requant import image as imaging
 from requant import lock as locking
 from requant import trial as trying
-from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
+from requant.cli.options import (
+    MAINTAIN,
+    MAKE,
+    AsJson,
+    NewCheckpoint,
+    RecipePath,
+    Runner,
+    Size,
+    SizeName,
+    app,
+    environments,
+    stand_in,
+)
 from requant.cli.tables import trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
+from requant.errors import UsageError
 from requant.images.dockerfile import write_dockerfiles
 from requant.images.engine import find
 from requant.images.evidence import record as record_image
 from requant.progress import Progress
-from requant.recipe import Recipe, read_recipe
-from requant.twin import CALIBRATION, SIZES, calibration_text, write_twin
+from requant.recipe import read_recipe
+from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
 
-Lockfiles = Annotated[Path, typer.Option(help="Where the locks are.")]
+Lockfiles = Annotated[Path, typer.Option(help="The folder of the locks.")]
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog="Example: requant build builds/ec --twin")
 def build(
     recipe: RecipePath,
-    twin: Annotated[bool, typer.Option("--twin", help="Build the small stand-in: no GPU, minutes.")] = False,
-    size: Size = "demo",
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Build the twin, a small stand-in for the base: no GPU, minutes.")
+    ] = False,
+    size: Size = None,
     out_folder: NewCheckpoint = None,
     runner: Runner = "auto",
     keep_raw: Annotated[
-        bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result.")
+        bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result, as <out>.raw.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where an earlier build was stopped.")] = False,
-    record: Annotated[bool, typer.Option("--record", help="Record this build as the one to compare with.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, even where an earlier build was interrupted.")
+    ] = False,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Record this build beside the recipe, as the one that later builds are compared with."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
     read = read_recipe(recipe)
-    stand_in = size if twin else None
-    kind = {None: "full", "demo": "twin"}.get(stand_in, size)
+    target = stand_in(twin, size)
+    kind = {None: "full", "demo": "twin"}.get(target, target)
     folder = out_folder or Path("out", f"{read.name}-{kind}")
     with progress() as tell:
         built = building.build(
             read,
-            twin=stand_in,
+            twin=target,
             out=folder,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
@@ -60,24 +82,20 @@ def build(
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
-    reference = building.recorded(read, stand_in, "manifest.json")
-    if record:
-        _record(read, stand_in, built)
-        raise typer.Exit(0)
+    reference = building.recorded(read, target, "manifest.json")
     if as_json:
-        print_json({"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()})
+        document = {"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()}
+        print_json("requant.build/1", document)
     else:
-        show(built.verdict, f"compared with {reference}")
+        show(built.verdict, "against what was recorded until now" if record else f"compared with {reference}")
+    if record:
+        for path in building.record(read, target, built.folder):
+            say(f"recorded {escape(str(path))}")
+        raise typer.Exit(0)
     raise typer.Exit(EXIT_STATUS[built.verdict.outcome])
 
 
-def _record(recipe: Recipe, twin: str | None, built: building.Built) -> None:
-    show(built.verdict, "against what was recorded until now")
-    for path in building.record(recipe, twin, built.folder):
-        say(f"recorded {escape(str(path))}")
-
-
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog="Example: requant trial builds/ec --rehearsal --size mini")
 def trial(
     recipe: RecipePath,
     work: Annotated[
@@ -86,7 +104,7 @@ def trial(
     rehearsal: Annotated[
         bool, typer.Option("--rehearsal", help="On the CPU, as the recipe's twin: to see what a trial does.")
     ] = False,
-    size: Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")] = trying.SIZE,
+    size: Annotated[SizeName, typer.Option(help="The twin's size; wide has the base's true width.")] = "wide",
     iterations: Annotated[int, typer.Option(help="Iterations per block.")] = trying.ITERATIONS,
     price: Annotated[
         float | None, typer.Option(min=0.0, help="What an hour of this machine costs, in any currency.")
@@ -121,26 +139,27 @@ def trial(
     raise typer.Exit(EXIT_STATUS[tried.verdict.outcome])
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog="Example: requant twin --size mini --out out/base")
 def twin(
     out_folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    size: Size = "demo",
+    size: Annotated[SizeName, typer.Option(help="Its size.")] = "demo",
 ) -> None:
     """Write the twin: a small model of the base's architecture, the same bytes everywhere."""
     if out_folder.exists():
-        raise typer.BadParameter(f"{out_folder}: exists already")
-    if size not in SIZES:
-        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
+        raise UsageError(f"{out_folder}: exists already", "Name another folder with --out, or remove this one.")
     with progress() as tell:
         write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
     say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: requant lock cpu --check")
 def lock(
-    names: Annotated[list[str] | None, typer.Argument(help="Environments; all of them without a name.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Environments, such as cpu. Without a name, all of them.", autocompletion=environments),
+    ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether the locks are what would be written.")
+        bool, typer.Option("--check", help="Write nothing; say whether the locks are up to date.")
     ] = False,
     folder: Lockfiles = Path("lockfiles"),
 ) -> None:
@@ -157,16 +176,16 @@ def lock(
     raise typer.Exit(1 if differences else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAIN)
 def dockerfiles(folder: Lockfiles = Path("lockfiles")) -> None:
     """Write Dockerfile.<name> from lockfiles/images.toml and the locks; reads no network."""
     say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder))}")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog="Example: requant image cpu --twice")
 def image(
-    name: Annotated[str, typer.Argument(help="An environment, such as cpu.")],
-    twice: Annotated[bool, typer.Option("--twice", help="Build two times without a cache, and compare.")] = False,
+    name: Annotated[str, typer.Argument(help="An environment, such as cpu.", autocompletion=environments)],
+    twice: Annotated[bool, typer.Option("--twice", help="Build it twice without a cache, and compare.")] = False,
     base: Annotated[
         str | None, typer.Option(help="Another base image than the pinned one: a reference, or debian to make one.")
     ] = None,
@@ -190,7 +209,8 @@ def image(
     for taint in made.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
-        print_json({"reference": made.reference, **asdict(made.evidence), "differences": list(differences)})
+        document = {"reference": made.reference, **asdict(made.evidence), "differences": differences}
+        print_json("requant.image/1", document)
     else:
         for line in differences[:SHOWN]:
             out.print(escape(line))

@@ -1,26 +1,111 @@
 """The command line's program, and the arguments that several verbs have."""
 
+import glob
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from requant.rooms.choice import RUNNERS
+from requant.errors import UsageError
+from requant.recipe import FILE
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+def _typeless(params: Any) -> Any:
+    """Leave a flag's type out of its help: it says `--json`, where typer would say `--json <bool>`."""
+    for each in params:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    return params
+
+
+class Verb(TyperCommand):
+    """A command, its flags without a type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, as click asks for them."""
+        return _typeless(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands, its flags without a type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, as click asks for them."""
+        return _typeless(super().get_params(ctx))
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: requant build builds/ec --twin --size mini",
+)
+
+PANELS = MAKE, VERIFY, TELL, MAINTAIN = "Make", "Verify", "Look into", "Maintain"
+"""Under which headings `requant --help` lists the verbs, in this order."""
+
+SizeName = Literal["mini", "demo", "wide"]
+"""Sizes of the twin, as `twin.SIZES` has them."""
+RunnerName = Literal["auto", "docker", "podman", "venv", "here"]
+"""Where the room can run, as `rooms.choice.RUNNERS` has it."""
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Return the folders of recipes that a half typed word can become, for completion."""
+    beside = (Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent) if incomplete else Path()
+    places = beside.glob(f"*/{FILE}"), beside.glob(f"*/*/{FILE}")
+    return sorted(name for some in places for path in some if (name := str(path.parent)).startswith(incomplete))
+
+
+def environments(incomplete: str) -> list[str]:
+    """Return the environments that a half typed word can become, for completion."""
+    return sorted(path.stem for path in Path("lockfiles").glob(f"{glob.escape(incomplete)}*.in"))
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON document.")]
 NewCheckpoint = Annotated[
     Path | None,
     typer.Option(
         "--out", help="The checkpoint's folder; must not exist. Without it, one under out/, which is replaced."
     ),
 ]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.")]
-Runner = Annotated[str, typer.Option(help=f"Where the room runs: {', '.join(RUNNERS)}. docs/runners.md")]
-Size = Annotated[str, typer.Option(help="The twin's size: mini, demo or wide.")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.", autocompletion=recipes),
+]
+Runner = Annotated[
+    RunnerName,
+    typer.Option(
+        metavar="RUNNER", help=f"Where the room runs: {', '.join(get_args(RunnerName))}. See docs/runners.md."
+    ),
+]
+Size = Annotated[SizeName | None, typer.Option(help="The twin's size; goes with --twin.", show_default="demo")]
+
+
+def stand_in(twin: bool, size: SizeName | None) -> str | None:
+    """Return which twin is meant, None for the base itself.
+
+    Raises UsageError for a size without a twin: that would start the full build, which takes hours.
+    """
+    if size and not twin:
+        raise UsageError("--size goes with --twin", f"Say --twin --size {size} for the small stand-in.")
+    return (size or "demo") if twin else None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"requant {version('requant')}")
+        raise typer.Exit
 
 
 @app.callback()
-def _requant() -> None:
+def _requant(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Build quantized checkpoints that anyone can build again, and verify published ones."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from requant.cli.options import AsJson, RecipePath, app
+from requant.cli.options import MAINTAIN, AsJson, Group, RecipePath, app, environments
 from requant.cli.tables import pins_text
 from requant.cli.terminal import out, print_json, say
 from requant.pins import find_pins
@@ -16,14 +16,16 @@ from requant.render import KUBERNETES, SLURM
 from requant.render import render as rendered
 from requant.update import Update, update_images, update_locks
 
-Write = Annotated[bool, typer.Option("--write", help="Write it; without, only say what would change.")]
-Locks = Annotated[Path, typer.Option("--folder", help="Where the locks and images.toml are.")]
+Write = Annotated[bool, typer.Option("--write", help="Write the changes. Without it, only say what they would be.")]
+Locks = Annotated[Path, typer.Option("--folder", help="The folder of the locks and images.toml.")]
 
-update = typer.Typer(no_args_is_help=True, help="Say what newer locks or base images would bring; write with --write.")
-app.add_typer(update, name="update")
+update = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Say what newer locks or base images would bring; write with --write."
+)
+app.add_typer(update, name="update", rich_help_panel=MAINTAIN)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAIN)
 def pins(
     project: Annotated[Path, typer.Argument(help="The project's folder.")] = Path(),
     as_json: AsJson = False,
@@ -32,7 +34,7 @@ def pins(
     found = find_pins(project)
     incomplete = [pin for pin in found if pin.fault]
     if as_json:
-        print_json({"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete)})
+        print_json("requant.pins/1", {"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete)})
     else:
         for line in pins_text(found):
             out.print(line)
@@ -40,13 +42,13 @@ def pins(
     raise typer.Exit(1 if incomplete else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: requant render builds/ec --check")
 def render(
     recipe: RecipePath,
-    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="Only the Kubernetes Job, job.yaml.")] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Only the Slurm script, job.slurm.")] = False,
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="Write only the Kubernetes Job, job.yaml.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Write only the Slurm script, job.slurm.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether the files are what would be written.")
+        bool, typer.Option("--check", help="Write nothing; say whether the files are up to date.")
     ] = False,
 ) -> None:
     """Write beside a recipe how its full build runs on a cluster: docs/clusters.md."""
@@ -62,8 +64,13 @@ def render(
 
 @update.command("locks")
 def _locks(
-    cutoff: Annotated[str, typer.Option(help="Take what was published before: 2026-06-01T00:00:00Z.")],
-    names: Annotated[list[str] | None, typer.Argument(help="Environments; all of them without a name.")] = None,
+    cutoff: Annotated[
+        str, typer.Option(metavar="TIME", help="Take only what was published before, such as 2026-06-01T00:00:00Z.")
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Environments, such as cpu. Without a name, all of them.", autocompletion=environments),
+    ] = None,
     folder: Locks = Path("lockfiles"),
     write: Write = False,
     as_json: AsJson = False,
@@ -81,7 +88,10 @@ def _images(folder: Locks = Path("lockfiles"), write: Write = False, as_json: As
 
 def _tell(found: Update, write: bool, as_json: bool) -> None:
     if as_json:
-        print_json({"changes": [asdict(change) for change in found.changes], "files": sorted(map(str, found.texts))})
+        print_json(
+            "requant.update/1",
+            {"changes": [asdict(change) for change in found.changes], "files": sorted(map(str, found.texts))},
+        )
     else:
         for each in found.changes:
             out.print(escape(f"{each.file}: {each.name}: {each.before or 'not there'} -> {each.after or 'gone'}"))

@@ -1,60 +1,72 @@
 """The verbs that tell what is in front of them: plan, inspect, identify; and repair, which mends it."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from requant.card import judge, read_card
-from requant.cli.options import AsJson, RecipePath, Size, app
+from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Size, app, recipes, stand_in
 from requant.cli.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
 from requant.cli.terminal import out, print_json, progress
 from requant.identify import identify as fingerprint
 from requant.inspect import inspect as inspect_headers
 from requant.inspecting.baseline import expected, read_baseline
+from requant.inspecting.defects import DEFECTS
 from requant.inspecting.remote import open_headers
 from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.plan import plan as make_plan
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.repair import repair as mend
-from requant.twin import SIZES
 
 
-@app.command()
+@app.command(rich_help_panel=TELL, epilog="Example: requant plan builds/ec")
 def plan(
     recipe: RecipePath,
-    twin: Annotated[bool, typer.Option("--twin", help="Plan the small stand-in.")] = False,
-    size: Size = "demo",
+    twin: Annotated[bool, typer.Option("--twin", help="Plan the twin, the small stand-in for the base.")] = False,
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, into how many tensors and bytes; reads no weight."""
-    if size not in SIZES:
-        raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
-    planned = make_plan(read_recipe(recipe), size if twin else None)
+    planned = make_plan(read_recipe(recipe), stand_in(twin, size))
     if as_json:
-        print_json(planned.as_json())
+        print_json("requant.plan/1", planned.as_json())
     else:
         out.print(plan_table(planned))
 
 
-@app.command()
+@app.command(rich_help_panel=TELL, epilog="Example: requant inspect out/ec-twin --all --recipe builds/ec")
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")] = "",
-    loader: Annotated[list[str] | None, typer.Option(help="vllm==0.33.0 without it; may be repeated.")] = None,
-    tp: Annotated[list[int] | None, typer.Option(min=1, help="Tensor parallelism, 1 without it; repeatable.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All modelled loaders, at TP 1, 2, 4 and 8.")] = False,
-    recipe: Annotated[Path | None, typer.Option(help="Show what a healthy build of it has as known.")] = None,
-    headers_only: Annotated[bool, typer.Option("--headers-only", help="Look at no zero point and no scale.")] = False,
-    explain: Annotated[str, typer.Option(help="Print a defect's entry, such as D10.")] = "",
+    loader: Annotated[
+        list[str] | None, typer.Option(help="A loader and its version; may be repeated.", show_default=DEFAULT.name)
+    ] = None,
+    tp: Annotated[
+        list[int] | None, typer.Option(min=1, help="Degree of tensor parallelism; may be repeated.", show_default="1")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Ask every modelled loader, at TP 1, 2, 4 and 8.")] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="Mark what is known of healthy builds of it.", autocompletion=recipes),
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Read headers alone: no zero points, no scales.")
+    ] = False,
+    explain: Annotated[str, typer.Option(help="Describe a defect, such as D10, and exit.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Say what each loader would do with a checkpoint: every tensor, exactly once, as what it is."""
     if explain:
-        out.print(defect_text(explain))
+        text = defect_text(explain)
+        if as_json:
+            print_json("requant.defect/1", asdict(DEFECTS[explain]))
+        else:
+            out.print(text)
         raise typer.Exit(0)
     if not checkpoint:
-        raise typer.BadParameter("name a checkpoint, or a defect with --explain")
+        raise typer.BadParameter("name a checkpoint, or a defect with --explain D10")
     headers = open_headers(checkpoint)
     loaders = LOADERS if everything else tuple(map(named, loader or [DEFAULT.name]))
     inspected = inspect_headers(
@@ -65,14 +77,14 @@ def inspect(
         known=expected(read_baseline(read_recipe(recipe))) if recipe else {},
     )
     if as_json:
-        print_json(inspected.as_json())
+        print_json("requant.inspect/1", inspected.as_json())
     else:
         for line in findings_table(inspected):
             out.print(line)
     raise typer.Exit(1 if inspected.errors else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-twin --card README.md")
 def identify(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")],
     card: Annotated[Path | None, typer.Option(help="Hold the claims of this README.md against the files.")] = None,
@@ -83,34 +95,36 @@ def identify(
     found = fingerprint(headers)
     claims = judge(read_card(card), found, headers) if card else ()
     if as_json:
-        print_json({**found.as_json(), "claims": [each.as_json() for each in claims]})
+        print_json("requant.identify/1", {**found.as_json(), "claims": [each.as_json() for each in claims]})
         return
     out.print(fingerprint_table(found))
     if claims:
         out.print(claims_table(claims))
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE, epilog="Example: requant repair CHECKPOINT --base BASE --out DIR")
 def repair(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder; it is only read.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files; it is only read.")],
     base: Annotated[Path, typer.Option(help="The unquantized model that it was made from.")],
-    out_folder: Annotated[Path | None, typer.Option("--out", help="A new folder; nothing is written without.")] = None,
-    mtp: Annotated[str, typer.Option(help="bf16 or rtn; as it is without.")] = "",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="A new folder. Without it, nothing is written.")
+    ] = None,
+    mtp: Annotated[
+        Literal["bf16", "rtn"] | None, typer.Option(help="What MTP becomes. Without it, what it is.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the checkpoint that this one should have been, without touching a tuned byte."""
-    if mtp not in ("", "bf16", "rtn"):
-        raise typer.BadParameter(f"{mtp}: there are bf16 and rtn")
     with progress() as tell:
         done = mend(
             checkpoint,
             base,
             out=out_folder,
-            policy=mtp or None,
+            policy=mtp,
             progress=lambda file: tell(Progress("repair", note=file)),
         )
     if as_json:
-        print_json(done.as_json())
+        print_json("requant.repair/1", done.as_json())
     else:
         for line in repair_table(done):
             out.print(line)

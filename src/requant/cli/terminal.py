@@ -5,19 +5,27 @@ Results go to standard output, everything else to standard error.
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.markup import escape
 
+from requant.errors import RequantError
 from requant.progress import Progress, Tell
 from requant.verdict import Outcome, Verdict
 
 SHOWN = 12
 """Differences that a person is shown; `--json` has all of them."""
+
+ERRORS = {each.exit_status: each.__name__ for each in RequantError.__subclasses__()}
+ERRORS |= {70: "InternalError", 130: "Interrupted"}
+"""What `--json` calls an error, by exit status."""
+
+_answered = False
+"""Whether standard output has the run's document: there is never a second one."""
 
 out = Console(soft_wrap=True, emoji=False)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
@@ -27,7 +35,7 @@ def show(verdict: Verdict, compared: str) -> None:
     """Print a verdict and the first of its differences."""
     colour = {Outcome.IDENTICAL: "green", Outcome.DIFFERENT: "red"}.get(verdict.outcome, "yellow")
     for each in verdict.differences[:SHOWN]:
-        out.print(escape(f"{each.kind}: {each.name} ({each.file})"))
+        out.print(escape(str(each)))
     if len(verdict.differences) > SHOWN:
         out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
     for reason in verdict.reasons:
@@ -35,9 +43,11 @@ def show(verdict: Verdict, compared: str) -> None:
     out.print(f"[bold {colour}]{verdict.outcome}[/], {escape(compared)}")
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+def print_json(schema: str, value: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a run, under the name and version of its schema: docs/schemas."""
+    global _answered
+    _answered = True
+    sys.stdout.write(json.dumps({"schema": schema, **value}, indent=2) + "\n")
 
 
 def say(text: str) -> None:
@@ -46,10 +56,14 @@ def say(text: str) -> None:
 
 
 def fail(message: str, advice: str, status: int) -> NoReturn:
-    """Print an error and its advice, and end with `status`."""
+    """Print an error and its advice, with `--json` as a document too unless one is printed, and end with `status`."""
     err.print(f"[bold red]error[/] {escape(message)}")
     if advice:
         err.print(f"      {escape(advice)}")
+    if "--json" in sys.argv and not _answered and sys.stdout is not None:
+        with suppress(OSError):  # where standard output is what failed
+            document = {"error": ERRORS[status], "message": message, "advice": advice, "exit_status": status}
+            print_json("requant.error/1", document)
     raise SystemExit(status)
 
 
