@@ -9,8 +9,7 @@ from rich.markup import escape
 from requant import audit as auditing
 from requant import coverage as covering
 from requant import rebuild as rebuilding
-from requant.build import beside, stem
-from requant.build import recorded as recorded_of
+from requant.build import stem
 from requant.building.inputs import inputs_for
 from requant.building.workplace import scratch
 from requant.cli.options import AsJson, NewCheckpoint, RecipePath, Runner, Size, app
@@ -36,7 +35,7 @@ def audit(
     checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
     recipe: Annotated[Path, typer.Option(metavar="RECIPE", help="How it was made.")],
     base: Annotated[Path | None, typer.Option(help="Its base, in a folder; fetched or generated without.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="Its journal; the one beside it, or the recorded one.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="Its journal; the recorded one, or the one beside it.")] = None,
     no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
     blocks: Annotated[str, typer.Option(help="Which: 3,17 or 0-5, counted from 0.")] = "",
     sample: Annotated[int, typer.Option(min=0, help="Draw so many from --seed.")] = 0,
@@ -54,7 +53,7 @@ def audit(
     record: Annotated[bool, typer.Option("--record", help="Write the audit to the recipe's audits/.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
+    """Tune chosen blocks again, given what the published ones before them give; compare them, and all the rest."""
     if engine not in ("here", "ray") or (address and engine != "ray"):
         raise typer.BadParameter(f"--engine {engine}: there are here and ray, and only ray has an --address")
     hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
@@ -68,9 +67,7 @@ def audit(
     named = numbers(blocks) if blocks else ()
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal exclude each other")
-    recorded = [beside(checkpoint.absolute(), "journal.jsonl"), recorded_of(read, stand_in, "journal.jsonl")]
-    known = [journal] if journal else [path for path in recorded if path.exists()]
-    reference = auditing.reference(known[0] if known else None, compared=not no_journal)
+    reference = auditing.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
     reference.confirm()
     with scratch(cache() / "audits") as work, progress() as tell:
         setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
