@@ -26,6 +26,7 @@ from requant.errors import BuildError, CheckpointError, NotAvailableError, Recip
 from requant.recipe import read_recipe
 from requant.retuning.crew import Setting, prepare
 from requant.retuning.retuned import Audit, Judgement
+from requant.retuning.untuned import Untuned
 from requant.safetensors import Spec, read_header
 from requant.verdict import Outcome
 from requant.weights.source import open_source
@@ -76,8 +77,40 @@ def test_all_blocks_are_identical(name: str, built: Callable[[str], Built], judg
     folder = built(name).folder
     audit = judged(name, folder, 0, 1, 2, 3, journal=beside(folder, "journal.jsonl"), workers=2)
     assert judgements(audit) == dict.fromkeys(range(4), "identical")
-    assert audit.outcome is Outcome.IDENTICAL
+    assert (audit.outcome, audit.untuned) == (Outcome.IDENTICAL, Untuned())
+    assert audit.checkpoint == built(name).manifest.identity
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_ruined_around_healthy_blocks_it_is_different(
+    built: Callable[[str], Built], judged: Judged, tmp_path: Path
+) -> None:
+    """All that tuning decides is the honest build's; what it does not decide is ruined in every way at once."""
+    copy = tmp_path / "ruined"
+    shutil.copytree(built("ec").folder, copy)
+    zeroed = {"lm_head.weight", "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"}
+    zeroed |= {"mtp.fc.weight", "model.visual.merger.norm.weight", f"{LAYER}2.input_layernorm.weight"}
+    for path in copy.glob("*.safetensors"):
+        for name, (_, stretch) in read_header(path)[0].items():
+            if name in zeroed:
+                with path.open("r+b") as file:
+                    file.seek(stretch.start)
+                    file.write(b"\0" * (stretch.stop - stretch.start))
+    write_file(copy / "more.safetensors", {"model.language_model.more": (Spec("F32", (1,)), [b"\0" * 4])})
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["rms_norm_eps"] = 0.1
+    (copy / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    audit = judged("ec", copy, 0, 1, journal=beside(built("ec").folder, "journal.jsonl"))
+    assert judgements(audit) == {0: "identical", 1: "identical"}
+    assert (audit.outcome, audit.first_divergence) == (Outcome.DIFFERENT, None)
+    assert {(each.kind, each.name) for each in audit.untuned.deviations} == {
+        *(("changed tensor", name) for name in zeroed),
+        ("extra tensor", "model.language_model.more"),
+        ("extra file", "more.safetensors"),
+        ("changed file", "config.json"),
+    }
+    changed = next(each.detail for each in audit.untuned.deviations if each.name == "config.json")
+    assert changed == "text_config.rms_norm_eps: 1e-06 -> 0.1"
 
 
 @pytest.fixture(scope="session")
@@ -131,12 +164,13 @@ def test_without_tuning_it_the_changed_block_is_named(
 def test_what_is_hidden_is_not_replayed(
     altered: Path, built: Callable[[str], Built], judged: Judged, tmp_path: Path
 ) -> None:
-    """Nobody who serves or compares a checkpoint reads hidden folders: honest codes there must not vouch for others."""
+    """No loader reads what a download leaves behind: honest codes there must not vouch for others."""
     copy = tmp_path / "ec"
     shutil.copytree(altered, copy)
-    shutil.copytree(built("ec").folder, copy / "z" / ".hidden")
+    shutil.copytree(built("ec").folder, copy / ".cache" / "huggingface" / "download")
     audit = judged("ec", copy, 3, journal=beside(built("ec").folder, "journal.jsonl"))
     assert judgements(audit) == {2: "different", 3: "unjudged"}
+    assert (audit.companions, audit.untuned) == ((".cache/",), Untuned())
 
 
 def test_without_a_journal_what_follows_is_not_accused(
@@ -165,13 +199,17 @@ def test_the_environment_of_a_build_is_known_without_its_journal(
 def test_a_tensor_that_the_recipe_does_not_mean_is_a_difference(
     built: Callable[[str], Built], judged: Judged, tmp_path: Path
 ) -> None:
-    """A loader may use it, so the block is not what was tuned."""
+    """A loader may use it, whatever the block's own tensors are."""
     copy = tmp_path / "more"
     shutil.copytree(built("ec").folder, copy)
     write_file(copy / "more.safetensors", {f"{LAYER}1.mlp.gate.bias": (Spec("F32", (1,)), [b"\0" * 4])})
     audit = judged("ec", copy, 0, 1, journal=beside(built("ec").folder, "journal.jsonl"))
-    assert judgements(audit) == {0: "identical", 1: "different"}
-    assert audit.first_divergence == f"{LAYER}1"
+    assert judgements(audit) == {0: "identical", 1: "identical"}
+    assert audit.outcome is Outcome.DIFFERENT
+    assert [(each.kind, each.name) for each in audit.untuned.deviations] == [
+        ("extra file", "more.safetensors"),
+        ("extra tensor", f"{LAYER}1.mlp.gate.bias"),
+    ]
 
 
 def test_another_hardware_class_is_inconclusive_where_bits_differ(
@@ -227,7 +265,8 @@ def test_elsewhere_the_bits_are_the_same(there: Elsewhere, built: Callable[[str]
     said = json.loads(done.stdout)
     assert said["outcome"] == "identical"
     assert said["challenge"] == {"text": f"a public text, {there.host}", "drawn": 1}
-    assert len(said["blocks"]) == 1
+    assert (len(said["blocks"]), said["untuned"]["outcome"]) == (1, "identical")
+    assert done.stderr.count(f"{LAYER}") == 0  # what came of a block is said once, as the result
 
 
 def test_in_no_two_rows_is_anything_the_same() -> None:

@@ -19,10 +19,21 @@ from requant.digest import canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe, read_recipe
 from requant.retuning.apart import Apart
-from requant.retuning.audits import FOLDER, MAX_BYTES, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
+from requant.retuning.audits import (
+    FOLDER,
+    MAX_BYTES,
+    PREDICATE_TYPE,
+    SUFFIX,
+    party,
+    read_audit,
+    read_audits,
+    same_party,
+    statement,
+)
 from requant.retuning.audits import write_audit as write
 from requant.retuning.challenge import MAX_TEXT, Challenge
 from requant.retuning.retuned import Audit, Judgement, Retuned
+from requant.retuning.untuned import NAMED, Deviation, Untuned
 
 
 @pytest.fixture
@@ -88,6 +99,38 @@ def test_names_have_one_form() -> None:
     assert party("  Ada\t of\nLondon ") == party("Ada of London") == "Ada of London"
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "ADA LOVELACE",
+        "ada lovelace",
+        "\uff21\uff44\uff41 Lovelace",
+        "Ada\u00a0Lovelace",
+        "Ada\u200b Love\u00adlace",
+        "A\u2060da Lovelace\u200f",
+        "Ada Lovelace\ufe0f",
+        "Ada\u034f Lovelace\U000e0101",
+        "Ada \u3164 Lovelace",
+        "Ada Lovelace\u2800",
+        "\U0001d400da \U0001d4dbovelace",
+    ],
+)
+def test_one_party_however_it_is_encoded(spelling: str) -> None:
+    assert same_party(spelling) == same_party("Ada Lovelace") == "ada lovelace"
+
+
+def test_parties_that_read_otherwise_are_two() -> None:
+    names = ("Ada Lovelace", "Ada", "Adá Lovelace", "Straße", "Ελένη")
+    assert len(set(map(same_party, names))) == len(names)
+    assert same_party("STRASSE") == same_party("Straße")
+    assert same_party("Ade\u0301") == same_party("ADÉ") == same_party("Ade\u034f\u0301")
+
+
+@given(name=st.text(min_size=1))
+def test_the_form_that_parties_are_counted_by_is_its_own(name: str) -> None:
+    assert same_party(same_party(name)) == same_party(name)
+
+
 def spoilt(edit: Callable[[Any], object]) -> bytes:
     """The statement of AUDIT, edited, in canonical form."""
     value = json.loads(statement(AUDIT))
@@ -102,6 +145,10 @@ def predicate(**changes: Any) -> bytes:
 def block(**changes: Any) -> bytes:
     """The audit whose second block, which is different, says something else."""
     return spoilt(lambda value: value["predicate"]["blocks"][1].update(changes))
+
+
+def untuned(**changes: Any) -> bytes:
+    return spoilt(lambda value: value["predicate"]["untuned"].update(changes))
 
 
 def parts(**changes: Any) -> bytes:
@@ -134,7 +181,18 @@ GOOD = statement(AUDIT)
         (GOOD.replace(b'"count":4', b'"count":' + b"9" * 5000), "not an audit"),
         (GOOD.replace(b'"Ada"', b'"\\ud800"'), "not an audit"),
         (spoilt(lambda value: value.pop("subject")), "no 'subject'"),
-        (spoilt(lambda value: value.update(subject=[])), "no subject"),
+        (spoilt(lambda value: value.update(subject=[])), "its subjects give"),
+        (spoilt(lambda value: value["subject"][1]["digest"].update(sha256="00" * 32)), "its subjects give"),
+        (spoilt(lambda value: value["subject"][1].update(name="x")), "its subjects give"),
+        (
+            spoilt(
+                lambda value: (
+                    value.update(subject=[{"name": "x", "digest": {"sha256": "00" * 32}}]),
+                    value["predicate"].update(checkpoint=sha256(b"{}")),
+                )
+            ),
+            "no subject is a file of weights",
+        ),
         (spoilt(lambda value: value.update(subject={})), "found {}, expected a list"),
         (spoilt(lambda value: value["subject"].append(value["subject"][0])), "not in the one form"),
         (spoilt(lambda value: value["subject"].reverse()), "not in the one form"),
@@ -151,6 +209,19 @@ GOOD = statement(AUDIT)
         (predicate(journal=""), "expected 64 hexadecimal digits"),
         (predicate(journal=False), "found False"),
         (predicate(checkpoint=None), "found None"),
+        (predicate(checkpoint="05" * 32), f"found {'05' * 32}, its subjects give"),
+        (predicate(companions="README.md"), "expected a list"),
+        (predicate(companions=["\x1b[2J"]), "printable text"),
+        (predicate(untuned=None), "not an audit"),
+        (untuned(outcome="identical"), "an outcome of its own"),
+        (untuned(count=0), "1 deviations are named of 0"),
+        (untuned(count=2), "1 deviations are named of 2"),
+        (untuned(deviations=[], count=0), "an outcome of its own"),
+        (untuned(deviations={}), "expected a list"),
+        (untuned(deviations=[{"kind": "good", "name": "x", "detail": ""}]), "kind: found 'good'"),
+        (untuned(deviations=[{"kind": [], "name": "x", "detail": ""}]), "kind: found []"),
+        (untuned(open=None), "found None"),
+        (untuned(more=1), "not in the one form"),
         (predicate(twin=["mini"]), "found ['mini']"),
         (predicate(twin=""), "found ''"),
         (predicate(count=True), "found True"),
@@ -253,10 +324,11 @@ def test_a_folder_that_is_a_file_is_named(recipe: Recipe) -> None:
 
 
 def test_the_largest_audit_fits() -> None:
-    """A thousand blocks, all different, in names and reasons longer than any there are."""
+    """A thousand blocks, all different, in names and reasons longer than any there are, and the rest different too."""
     steps = {step: 2**40 for step in range(-15, 16) if step}
     each = Retuned("", 0, Judgement.DIFFERENT, "r" * 200, Apart("t" * 200, 2**40, 2**40 * 30, steps, 2**40, 65535))
     some = tuple(replace(each, block=f"model.language_model.layers.{i}", index=i) for i in range(1000))
-    audit = replace(AUDIT, blocks=some, count=1000, challenge=Challenge("text", 1000))
+    rest = Untuned((Deviation("changed tensor", "t" * MAX_TEXT, "d" * MAX_TEXT),) * NAMED, 2**40, "o" * MAX_TEXT)
+    audit = replace(AUDIT, blocks=some, count=1000, challenge=Challenge("text", 1000), untuned=rest)
     assert len(statement(audit)) < MAX_BYTES
     assert read(statement(audit)) == audit

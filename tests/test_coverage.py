@@ -17,20 +17,22 @@ from tests.test_cli import requant
 from requant.attestation import hardware_of
 from requant.build import RECORDED
 from requant.coverage import Coverage, coverage
-from requant.digest import sha256_file
+from requant.digest import sha256, sha256_file
 from requant.errors import CheckpointError
 from requant.journal import read_journal
-from requant.manifest import read_manifest
+from requant.manifest import FileRecord, Manifest, read_manifest
 from requant.recipe import Recipe, read_recipe
 from requant.retuning.apart import Apart
 from requant.retuning.audits import write_audit
 from requant.retuning.challenge import Challenge, draw
-from requant.retuning.retuned import Audit, Judgement, Retuned, checkpoint_digest
+from requant.retuning.retuned import Audit, Judgement, Retuned
+from requant.retuning.untuned import Deviation, Untuned
 
 EC = ROOT / "builds" / "ec"
 JOURNAL = read_journal(EC / "mini.journal.jsonl")
 NAMES = tuple(each.block for each in JOURNAL.blocks)
 MANIFEST = read_manifest(EC / "mini.manifest.json")
+FILES = {path: record.sha256 for path, record in MANIFEST.files.items()}
 HARDWARE = hardware_of(EC / "mini.intoto.jsonl")
 GPU = {"accelerator": "NVIDIA H200", "multiprocessors": 132}
 APART = Apart("a.qweight", 1, 1, {1: 1})
@@ -51,12 +53,13 @@ def audit(judgements: Mapping[int, str], **changes: Any) -> Audit:
         environment=JOURNAL.header.environment,
         base=JOURNAL.header.base,
         journal=sha256_file(EC / "mini.journal.jsonl"),
-        checkpoint=checkpoint_digest(MANIFEST),
-        files={path: record.sha256 for path, record in MANIFEST.files.items()},
+        files=FILES,
+        companions=(),
         hardware=HARDWARE,
         challenge=None,
         count=len(NAMES),
         blocks=blocks(judgements),
+        untuned=Untuned(),
         auditor="Ada",
         finished="2026-11-21T22:00:00Z",
         requant="0.1.0",
@@ -123,7 +126,7 @@ def test_a_negative_result_counts_beside_positive_ones(recipe: Recipe) -> None:
     (negative,) = found.blocks[2].different
     assert (negative.auditor, negative.what) == ("Grace", blocks({2: "different"})[0].line())
     assert negative.audit in found.counted
-    assert [each.open for each in found.blocks] == [0, 0, 0, 2]
+    assert [len(each.open) for each in found.blocks] == [0, 0, 0, 2]
 
 
 def test_audits_that_settle_nothing_are_no_negative_result(recipe: Recipe) -> None:
@@ -135,12 +138,99 @@ def test_an_audit_without_a_journal_counts(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("judgement", ["identical", "different"])
-@pytest.mark.parametrize("key", ["recipe", "environment", "base", "checkpoint", "journal"])
+@pytest.mark.parametrize("key", ["recipe", "base"])
 def test_an_audit_of_something_else_is_named_and_not_counted(key: str, judgement: str, recipe: Recipe) -> None:
     changes: dict[str, Any] = {key: "ab" * 32}
     found = covered(recipe, audit({0: judgement}, **changes))
-    assert (parties(found), found.negatives, found.exit_status, found.counted) == ([0, 0, 0, 0], 0, 3, ())
+    assert (parties(found), found.negatives, found.exit_status, found.counted) == ([0, 0, 0, 0], 0, 3, {})
     assert list(found.stale.values()) == [f"another {key} than the recorded one"]
+    assert found.untuned.parties == 0
+
+
+@pytest.mark.parametrize("judgement", ["identical", "different"])
+@pytest.mark.parametrize("files", ["changed", "renamed", "more", "fewer"])
+def test_an_audit_of_other_weight_files_is_not_counted(files: str, judgement: str, recipe: Recipe) -> None:
+    first = min(path for path in FILES if path.endswith(".safetensors"))
+    other = {
+        "changed": {**FILES, first: "ab" * 32},
+        "renamed": {f"sub/{path}" if path == first else path: digest for path, digest in FILES.items()},
+        "more": {**FILES, "x.safetensors": "ab" * 32},
+        "fewer": {path: digest for path, digest in FILES.items() if path != first},
+    }[files]
+    found = covered(recipe, audit({0: judgement}, files=other))
+    assert (parties(found), found.negatives, found.exit_status, found.counted) == ([0, 0, 0, 0], 0, 3, {})
+    assert list(found.stale.values()) == ["another checkpoint than the recorded one"]
+
+
+def test_a_manifest_of_ruined_files_is_not_covered_by_audits_of_the_honest_ones(recipe: Recipe) -> None:
+    """Its records of tensors are the honest build's; what would be downloaded and verified is not."""
+    ruined = {path: FileRecord(each.bytes, sha256(path.encode())) for path, each in MANIFEST.files.items()}
+    recipe.beside("mini.manifest.json").write_bytes(Manifest(ruined, MANIFEST.tensors).to_json())
+    found = covered(recipe, audit(dict.fromkeys(range(4), "identical")))
+    assert (parties(found), found.untuned.parties, found.exit_status) == ([0, 0, 0, 0], 0, 3)
+    assert list(found.stale.values()) == ["another checkpoint than the recorded one"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"environment": "ab" * 32}, "another environment than the build's"),
+        ({"hardware": GPU}, "another hardware class than the build's, "),
+        ({"journal": "ab" * 32}, "another journal than the recorded one"),
+    ],
+)
+def test_equal_bits_count_wherever_they_come_from_and_other_bits_accuse_nobody_there(
+    change: dict[str, Any], why: str, recipe: Recipe
+) -> None:
+    """An environment changes with every edit of the room's code; what was reproduced before stays reproduced."""
+    found = covered(recipe, audit({1: "identical"}, **change), audit({2: "different"}, auditor="Eve", **change))
+    assert (parties(found), found.negatives, found.exit_status, found.stale) == ([0, 1, 0, 0], 0, 0, {})
+    (result,) = found.blocks[2].open
+    assert (result.auditor, result.audit in found.counted) == ("Eve", True)
+    assert result.what.startswith(f"{NAMES[2]}: different, ")
+    assert f"no accusation: {why}" in result.what
+
+
+def test_audits_are_labelled(recipe: Recipe) -> None:
+    covered(recipe, audit({0: "identical"}))
+    covered(recipe, audit({0: "identical"}, auditor="Bob", journal=None, environment="ab" * 32, hardware=GPU))
+    found = covered(recipe, audit({0: "identical"}, auditor="Eve", journal="ab" * 32))
+    labels = {each.auditor: each for each in found.counted.values()}
+    assert {name: (each.own_environment, each.journal) for name, each in labels.items()} == {
+        "Ada": (True, "recorded"),
+        "Bob": (False, "none"),
+        "Eve": (True, "another"),
+    }
+    assert labels["Bob"].environment == "ab" * 32
+    assert labels["Bob"].hardware.startswith("NVIDIA H200 [")
+    assert labels["Ada"].hardware == found.own
+
+
+def test_all_that_is_not_tuned_is_a_row_of_its_own(recipe: Recipe) -> None:
+    bad = Untuned((Deviation("changed tensor", "lm_head.weight", "other bytes"),), 1)
+    found = covered(recipe, audit({0: "identical"}), audit({1: "identical"}, auditor="Bob"))
+    assert (found.untuned.parties, found.untuned.different, found.exit_status) == (2, (), 0)
+    covered(recipe, audit({0: "unjudged"}, auditor="Sue", untuned=Untuned(open="no version")))
+    found = covered(recipe, audit({2: "identical"}, auditor="Eve", hardware=GPU, environment="ab" * 32, untuned=bad))
+    assert (parties(found), found.untuned.parties, found.negatives, found.exit_status) == ([1, 1, 1, 0], 2, 1, 1)
+    (negative,) = found.untuned.different
+    assert (negative.auditor, negative.what) == (
+        "Eve",
+        "not tuned: different; changed tensor: lm_head.weight: other bytes",
+    )
+    (open_one,) = found.untuned.open
+    assert (open_one.auditor, open_one.what) == ("Sue", "not tuned: inconclusive; no version")
+
+
+@pytest.mark.parametrize("untuned", [Untuned(), Untuned((Deviation("extra file", "x.bin"),), 1)])
+@pytest.mark.parametrize("files", [{**FILES, "x.bin": "ab" * 32}, {**FILES, "config.json": "ab" * 32}])
+def test_other_side_files_say_nothing_of_the_recorded_ones(
+    files: dict[str, str], untuned: Untuned, recipe: Recipe
+) -> None:
+    found = covered(recipe, audit({0: "identical"}, files=files, untuned=untuned))
+    assert (parties(found), found.untuned.parties, found.negatives) == ([1, 0, 0, 0], 0, 0)
+    (result,) = found.untuned.open
+    assert "of other files than the recorded ones: " in result.what
 
 
 def test_an_audit_of_other_blocks_is_not_counted(recipe: Recipe) -> None:
@@ -151,8 +241,8 @@ def test_an_audit_of_other_blocks_is_not_counted(recipe: Recipe) -> None:
 
 def test_other_bits_on_another_hardware_class_are_no_negative_result(recipe: Recipe) -> None:
     found = covered(recipe, audit({2: "different"}, hardware=GPU))
-    assert (found.negatives, found.exit_status, found.counted) == (0, 3, ())
-    assert next(iter(found.stale.values())).startswith(f"it calls {NAMES[2]} different on another hardware class")
+    assert (found.negatives, found.exit_status, len(found.counted), found.stale) == (0, 0, 1, {})
+    assert [len(each.open) for each in found.blocks] == [0, 0, 1, 0]
 
 
 def test_a_draw_is_drawn_again(recipe: Recipe) -> None:
@@ -180,7 +270,7 @@ def test_what_comes_to_light_on_the_way_to_a_drawn_block_counts(recipe: Recipe) 
 
 def test_audits_of_another_twin_are_another_build_s(recipe: Recipe) -> None:
     found = covered(recipe, audit({0: "identical"}, twin="demo"), audit({0: "identical"}, twin=None))
-    assert (found.counted, found.stale) == ((), {})
+    assert (found.counted, found.stale) == ({}, {})
     for twin in ("demo", None):
         other = coverage(recipe, twin)
         assert other.exit_status == 3
@@ -207,15 +297,15 @@ def test_what_was_found_is_what_is_counted(found: list[tuple[dict[int, str], str
     with on_disk({}) as folder:
         recipe = copied(folder)
         result = covered(recipe, *(audit(each, auditor=who, hardware=where) for each, who, where in found))
-    distinct = {
-        (tuple(sorted(each.items())), who, where is GPU)
-        for each, who, where in found
-        if where is not GPU or "different" not in each.values()
-    }
+    distinct = {(tuple(sorted(each.items())), who, where is GPU) for each, who, where in found}
     for index, block in enumerate(result.blocks):
         by = {who for each, who, _ in distinct if dict(each).get(index) == "identical"}
         assert block.parties == len(by)
-        assert len(block.different) == sum(dict(each).get(index) == "different" for each, _, _ in distinct)
+        said = [(dict(each)[index], gpu) for each, _, gpu in distinct if index in dict(each)]
+        assert len(block.different) == said.count(("different", False))
+        assert len(block.open) == sum(
+            each not in ("identical", "different") or (each, gpu) == ("different", True) for each, gpu in said
+        )
     assert result.exit_status == (1 if result.negatives else 0 if distinct else 3)
 
 
@@ -240,13 +330,16 @@ def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
     done = requant(*command)
     assert done.returncode == 0
     assert f"{tmp_path.name}, twin mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
-    assert "audits: 2, hardware classes: 2" in done.stdout
+    assert "not tuned: 2 parties; audits: 2, hardware classes: 2" in done.stdout
     for said in (
         "]: [Grace]",
         ": NVIDIA H200 [",
         "the build's own: ",
         "no negative result",
         "another base than the recorded one",
+        "\nnot tuned ",
+        f": Ada, 2026-11-21T22:00:00Z, {HARDWARE['model']} [",
+        "], the build's environment, journal: recorded\n",
     ):
         assert said in done.stdout
     covered(recipe, audit({1: "different"}, auditor="Eve"))

@@ -12,7 +12,8 @@ from requant.checkpoint import Held, Tensor
 from requant.manifest import FileRecord, Manifest, TensorRecord
 from requant.retuning.apart import Apart, apart
 from requant.retuning.challenge import Challenge
-from requant.retuning.retuned import Judgement, Retuned, checkpoint_digest, judge, settle
+from requant.retuning.retuned import Judgement, Retuned, judge, settle
+from requant.retuning.untuned import Deviation, Untuned
 from requant.safetensors import Spec
 from requant.verdict import Outcome
 
@@ -166,7 +167,7 @@ def test_without_a_journal_the_first_is_accused_alone_where_all_before_it_are_id
 def test_an_audit_is_as_good_as_its_blocks(
     some: tuple[Retuned, ...], outcome: Outcome, status: int, first: str | None
 ) -> None:
-    audit = replace(AUDIT, blocks=some)
+    audit = replace(AUDIT, blocks=some, untuned=Untuned())
     assert (audit.outcome, audit.exit_status, audit.first_divergence) == (outcome, status, first)
     assert audit.as_json()["outcome"] == outcome
 
@@ -177,19 +178,55 @@ def test_what_a_person_reads() -> None:
         "layers.0: identical",
         "layers.2: different, tensors 2, first layers.2.q.qweight; codes 3, by steps -1: 1, +2: 2; "
         "scales 1, by 7 ULP at most",
+        "not tuned: different",
+        "  changed tensor: lm_head.weight: other bytes",
         "2 of 40 blocks tuned again, drawn from 'drand 5000000': one bad block is found with 10%",
+        "not judged: blocks 1, 3-39; files that no loader reads: README.md",
         "first divergence: layers.2; what comes after it is not accused",
     ]
     assert replace(AUDIT, blocks=blocks(b3="unjudged", b4="unjudged")).text()[-1] == "next: audit the blocks before b3"
     assert "hardware class" in replace(AUDIT, blocks=blocks(b3="inconclusive")).text()[-1]
-    assert replace(AUDIT, blocks=blocks(b3="identical")).text() == ["b3: identical", "1 of 4 blocks tuned again"]
+    assert replace(AUDIT, blocks=blocks(b3="identical"), untuned=Untuned(), companions=()).text() == [
+        "b3: identical",
+        "not tuned: identical",
+        "1 of 4 blocks tuned again",
+        "not judged: blocks 0-2",
+    ]
+    all_of_it = blocks(b0="identical", b1="identical", b2="identical", b3="identical")
+    lines = replace(AUDIT, blocks=all_of_it, untuned=Untuned(open="no version"), companions=()).text()
+    assert lines[4:] == ["not tuned: inconclusive; no version", "4 of 4 blocks tuned again"]
+
+
+@pytest.mark.parametrize(
+    ("judged", "untuned", "outcome"),
+    [
+        ("identical", Untuned(), Outcome.IDENTICAL),
+        ("identical", Untuned((Deviation("extra file", "x"),), 1), Outcome.DIFFERENT),
+        ("identical", Untuned((Deviation("extra file", "x"),), 1, "open"), Outcome.DIFFERENT),
+        ("identical", Untuned(open="open"), Outcome.INCONCLUSIVE),
+        ("unjudged", Untuned((Deviation("extra file", "x"),), 1), Outcome.DIFFERENT),
+        ("different", Untuned(), Outcome.DIFFERENT),
+    ],
+)
+def test_an_audit_speaks_of_its_blocks_and_of_all_that_is_not_tuned(
+    judged: str, untuned: Untuned, outcome: Outcome
+) -> None:
+    audit = replace(AUDIT, blocks=blocks(b0=judged), untuned=untuned)
+    assert audit.outcome is outcome
+    assert audit.first_divergence == ("b0" if judged == "different" else None)
 
 
 def manifest(file: str = "a.safetensors", dtype: str = "U8", name: str = "t", digest: str = "01") -> Manifest:
     return Manifest({file: FileRecord(9, "ab" * 32)}, {name: TensorRecord(file, dtype, (1,), digest * 32)})
 
 
-def test_the_digest_of_a_checkpoint_is_that_of_its_tensors_alone() -> None:
-    assert checkpoint_digest(manifest()) == checkpoint_digest(manifest("b.safetensors"))
-    others = (manifest(dtype="I8"), manifest(name="u"), manifest(digest="02"), Manifest({}, {}))
-    assert len({checkpoint_digest(each) for each in (manifest(), *others)}) == 5
+def test_a_checkpoint_is_its_weight_files_and_no_record_of_a_tensor_changes_that() -> None:
+    one = manifest()
+    assert {each.identity for each in (manifest(dtype="I8"), manifest(name="u"), manifest(digest="02"))} == {
+        one.identity
+    }
+    assert one.weights == {"a.safetensors": "ab" * 32}
+    assert Manifest({**one.files, "config.json": FileRecord(1, "cd" * 32)}, one.tensors).identity == one.identity
+    changed = Manifest({"a.safetensors": FileRecord(9, "ac" * 32)}, one.tensors)
+    assert len({each.identity for each in (one, manifest("b.safetensors"), changed, Manifest({}, {}))}) == 4
+    assert replace(AUDIT, files={"config.json": "cd" * 32, **one.weights}).checkpoint == one.identity

@@ -1,10 +1,12 @@
 """`audit CHECKPOINT`: tune chosen blocks again, given what the published blocks before them give, and compare.
 
 One room goes through the blocks in order, with the base's weights and with the published codes; what each chosen
-block is given is handed to a crew, which tunes it. No room judges itself: its tensors are compared here.
+block is given is handed to a crew, which tunes it. No room judges itself: its tensors are compared here. So is all that
+is not tuned, whatever blocks were chosen, and that needs no room (`retuning.untuned`).
 """
 
 import json
+import re
 import reprlib
 import shutil
 import tempfile
@@ -18,23 +20,29 @@ from pathlib import Path
 from typing import Any
 
 from requant.attestation import differing, environment_of, hardware_of
+from requant.build import beside, recorded
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
-from requant.digest import sha256_file
+from requant.digest import sha256_file, strict_json
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
+from requant.passes import Context
 from requant.progress import Progress, Tell, counted, silent
+from requant.recipe import Recipe
 from requant.retuning.apart import apart
 from requant.retuning.challenge import Challenge
 from requant.retuning.crew import REPORT, Crew, Local, Setting, passed
-from requant.retuning.retuned import Audit, Judgement, Retuned, checkpoint_digest, judge, settle
+from requant.retuning.retuned import Audit, Judgement, Retuned, judge, settle
+from requant.retuning.untuned import NAMED, Untuned, compare, derive, short, tuned
 
 GLANCE = 0.1
 """Seconds between two looks at the rooms."""
 
 WAITING = 2
 """Boundaries that wait on disk for a free room, at most: 8.6 GB each at full scale."""
+
+_VERSION = re.compile(r"\d[\w.+!-]{0,63}", re.ASCII)
 
 Hire = Callable[[Setting, Path], Crew]
 
@@ -60,13 +68,18 @@ class Reference:
         """Raise CheckpointError where one of them cannot be read: before hours of tuning, not after."""
         _ = self.lines, self.stated
 
+    @property
+    def environment(self) -> str | None:
+        """The digest of the build's environment; None where nothing says."""
+        if self.lines:
+            return self.lines.header.environment
+        return self.stated[0] if self.stated else None
+
     def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
         """Say why other bits would prove nothing here; the empty text where they would."""
-        environment, theirs = self.stated or (None, None)
-        if self.lines:
-            environment = self.lines.header.environment
-        if environment not in (None, setting.environment):
+        if self.environment not in (None, setting.environment):
             return "another environment than the build's"
+        theirs = self.stated[1] if self.stated else None
         if theirs is None:
             return "the build's hardware class is not known: it has no statement"
         for key in differing(theirs, hardware):
@@ -74,16 +87,29 @@ class Reference:
         return ""
 
 
-def reference(journal: Path | None, *, compared: bool = True) -> Reference:
+def known(
+    recipe: Recipe, twin: str | None, checkpoint: Path, named: Path | None = None, *, compared: bool = True
+) -> Reference:
+    """Return what is known of the build that a checkpoint is said to be, as `reference` does.
+
+    What is recorded decides: what a publisher has put beside the checkpoint is looked at only where nothing is. With a
+    `named` journal goes the statement beside it, or the recorded one where none is there.
+    """
+    journals = [named] if named else [recorded(recipe, twin, "journal.jsonl"), beside(checkpoint, "journal.jsonl")]
+    journal = next((path for path in journals if named or path.exists()), None)
+    return reference(journal, otherwise=recorded(recipe, twin, "intoto.jsonl"), compared=compared)
+
+
+def reference(journal: Path | None, *, otherwise: Path | None = None, compared: bool = True) -> Reference:
     """Return what a journal and the statement beside it say: `x.journal.jsonl`, `x.intoto.jsonl`.
 
-    Where the journal is not to be `compared`, the statement alone: it names the hardware class.
+    `otherwise` is the statement where none stands beside it. Where the journal is not to be `compared`, the statement
+    alone: it names environment and hardware class.
     """
-    if journal is None:
-        return Reference(None, None)
-    statement = journal.with_name(journal.name.replace("journal.jsonl", "intoto.jsonl"))
-    beside = statement if statement.exists() and statement != journal else None
-    return Reference(journal if compared else None, beside)
+    statements = [journal.with_name(journal.name.replace("journal.jsonl", "intoto.jsonl"))] if journal else []
+    statements += [otherwise] if otherwise else []
+    statement = next((path for path in statements if path.exists() and path != journal), None)
+    return Reference(journal if compared else None, statement)
 
 
 def local(size: int) -> Hire:
@@ -103,7 +129,9 @@ def audit(
     work: Path,
     tell: Tell = silent,
 ) -> Audit:
-    """Tune the `chosen` blocks again, by number from 0, and judge each; `work` is a folder for what is on the way.
+    """Tune the `chosen` blocks again, by number from 0, and judge each, and all that is not tuned.
+
+    `work` is a folder for what is on the way.
 
     Raises UsageError for a block that there is not, CheckpointError where checkpoint or journal cannot be what they
     are said to be, BuildError where a room fails.
@@ -116,22 +144,23 @@ def audit(
             f"{setting.recipe.path}: tuning.patience is {setting.recipe.tuning.patience}: what a block draws then "
             "depends on the losses of all before it, and only a rebuild can repeat it"
         )
-    manifest = audited.manifest(tell)
+    manifest, companions = audited.manifest(tell), audited.companions()
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="audit-") as name:
-        found, hardware = _tune(audited, chosen, hire, Path(name), tell)
+        found, room = _tune(audited, chosen, hire, Path(name), tell)
     return Audit(
         recipe=setting.recipe.digest,
         twin=setting.twin,
         environment=setting.environment,
         base=setting.inputs.base_digest,
         journal=sha256_file(reference.journal) if reference.journal else None,
-        checkpoint=checkpoint_digest(manifest),
         files={path: record.sha256 for path, record in manifest.files.items()},
-        hardware=hardware,
+        companions=companions,
+        hardware=room["hardware"],
         challenge=challenge,
         count=len(audited.names),
         blocks=found,
+        untuned=audited.untuned(manifest, room["autoround_version"]),
         auditor=auditor,
         finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         requant=version("requant"),
@@ -156,7 +185,7 @@ def _tune(
                 running = chain.poll()
                 lines = passed(chain.folder)
                 if (astray := audited.astray(lines)) is not None:
-                    hardware = _hardware(chain.folder)
+                    hardware = _report(chain.folder)["hardware"]
                     for each in audited.unjudged(astray, lines[astray], left, hardware):
                         found.setdefault(each.index, each)
                     left = {number for number in left if number < astray}
@@ -172,34 +201,34 @@ def _tune(
                     found[number] = audited.judged(number, answer, _same_hardware(chain.folder, answer))
                     shutil.rmtree(answer)
                     left.discard(number)
-                    tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen), found[number].line()))
-                tell(Progress("audit", len(found), len(chosen), ""))
+                tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen)))
                 if not running:
                     chain.confirm()
                     if not all((chain.folder / "boundaries" / f"{number:05d}").exists() for number in left - given):
                         raise BuildError("the replaying room has ended before all chosen blocks", "Report this.")
                 time.sleep(GLANCE)
-            hardware = _hardware(chain.folder)
+            report = _report(chain.folder)
     judged = tuple(found[number] for number in sorted(found))
-    return (judged if audited.lines else settle(judged)), hardware
+    return (judged if audited.lines else settle(judged)), report
 
 
-def _hardware(folder: Path) -> dict[str, Any]:
+def _report(folder: Path) -> dict[str, Any]:
+    """Return what a room has said of itself."""
     report: dict[str, Any] = json.loads((folder / REPORT).read_text())
-    hardware: dict[str, Any] = report["hardware"]
-    return hardware
+    return report
 
 
 def _same_hardware(chain: Path, answer: Path) -> dict[str, Any]:
     """Return the hardware class of both; an audit speaks of one, so another one is a BuildError, and no verdict."""
-    expected, found = _hardware(chain), _hardware(answer)
+    expected, found = (_report(folder)["hardware"] for folder in (chain, answer))
     for key in differing(expected, found):
         raise BuildError(
             f"a block was tuned on another hardware class than its inputs were made on: {key} is "
             f"{found.get(key)!r}, here {expected.get(key)!r}",
             "Audit on machines of one class.",
         )
-    return expected
+    hardware: dict[str, Any] = expected
+    return hardware
 
 
 class _Audited:
@@ -209,13 +238,14 @@ class _Audited:
         self.folder, self.setting, self.reference = folder, setting, reference
         self.base = open_checkpoint(setting.inputs.base)
         self.names = setting.names
-        self.specs = main_tensors(
+        specs = main_tensors(
             json.loads(self.base.file("config.json")), setting.recipe.layers.ignore, setting.recipe.scheme.group_size
         )
-        checkpoint = open_checkpoint(folder)
-        self.published = checkpoint.tensors
-        self.files = [folder / name for name in checkpoint.shards]
-        for name, spec in self.specs.items():
+        self.packed = {name: spec for name, spec in specs.items() if name.endswith(PACKED)}
+        self.checkpoint = open_checkpoint(folder)
+        self.published = self.checkpoint.tensors
+        self.files = [folder / name for name in self.checkpoint.shards]
+        for name, spec in self.packed.items():
             found = self.published[name].spec if name in self.published else None
             if found != spec:
                 raise CheckpointError(
@@ -240,6 +270,39 @@ class _Audited:
         """Hash the checkpoint."""
         total = sum(tensor.spec.nbytes for tensor in self.published.values())
         return make_manifest(self.folder, counted(tell, "hash", total))
+
+    def companions(self) -> tuple[str, ...]:
+        """Return what lies in the folder and is no file of the checkpoint; of a hidden folder, its name."""
+        counted = {*self.checkpoint.shards, *self.checkpoint.files}
+        found = set()
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if name not in counted and not path.is_dir():
+                first, _, deeper = name.partition("/")
+                found.add(short(f"{first}/" if deeper and first.startswith(".") else name))
+        names = sorted(found)
+        return tuple(names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED:,} more"])
+
+    def untuned(self, manifest: Manifest, autoround: str) -> Untuned:
+        """Compare all that is not tuned; `autoround` is what AutoRound here would state as its version.
+
+        It is the one thing of the checkpoint that the environment decides. So in another one than the build's it cannot
+        be judged: then it stays open.
+        """
+        stated, unsure = self._stated(), ""
+        if self.reference.environment != self.setting.environment and stated not in (None, autoround):
+            unsure = f"it states AutoRound {stated}, here it is {autoround}: only the build's environment can tell"
+            autoround = str(stated)
+        recipe = self.setting.recipe
+        context = Context(self.base, recipe, recipe.effort(self.setting.twin is not None), autoround)
+        return compare(self.folder, manifest, derive(context), tuned(context), unsure=unsure)
+
+    def _stated(self) -> str | None:
+        try:
+            version = strict_json(self.checkpoint.file("quantization_config.json"))["autoround_version"]
+        except (CheckpointError, ValueError, KeyError, TypeError):
+            return None  # and whatever stands there instead is a deviation
+        return version if isinstance(version, str) and _VERSION.fullmatch(version) else None
 
     def astray(self, lines: Sequence[Mapping[str, Any]]) -> int | None:
         """Return the first block whose inputs, as they were replayed, are not the journal's."""
@@ -273,7 +336,7 @@ class _Audited:
         return found
 
     def judged(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
-        """Compare a block's tensors, tuned again, with the published ones, and its record with the journal's."""
+        """Compare a block's packed tensors, tuned again, with the published ones, and its record with the journal's."""
         name = self.names[number]
         record = json.loads((answer / "block.json").read_text())
         inputs_agree = outputs_agree = None
@@ -282,15 +345,14 @@ class _Audited:
             inputs_agree = record["inputs"] == line.inputs and record["random_state"] == line.random_state
             ours = record["outputs"], record["loss"], record["tensors"]
             outputs_agree = ours == (line.outputs, vars(line.loss), line.tensors)
-        packed = _packed(answer)
-        mine = [each for each in self.specs if each.startswith(f"{name}.")]
-        tuned = {each: packed[each] if each.endswith(PACKED) else self.base.tensors[each] for each in mine}
+        mine = [each for each in self.packed if each.startswith(f"{name}.")]
+        again = _packed(answer)
         return judge(
             name,
             number,
             inputs_agree=inputs_agree,
             outputs_agree=outputs_agree,
-            apart=apart(tuned, {each: self.published[each] for each in self.published if each.startswith(f"{name}.")}),
+            apart=apart({each: again[each] for each in mine}, {each: self.published[each] for each in mine}),
             unlike=self.reference.unlike(self.setting, hardware),
         )
 

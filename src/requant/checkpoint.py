@@ -147,14 +147,14 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, progress: Callable[[s
                 file.write(chunk)
 
 
-def write_file(path: Path, tensors: Mapping[str, tuple[Spec, Iterable[bytes]]]) -> None:
-    """Write tensors in the given order, with the metadata `format: pt` that transformers asks for.
+def header_of(specs: Mapping[str, Spec]) -> bytes:
+    """Return what a file of these tensors begins with, length and all: metadata `format: pt`, as transformers asks for.
 
     The header is padded with spaces to a multiple of eight bytes, so that the data is aligned.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (spec, _) in tensors.items():
+    for name, spec in specs.items():
         header[name] = {
             "dtype": spec.dtype,
             "shape": list(spec.shape),
@@ -163,8 +163,13 @@ def write_file(path: Path, tensors: Mapping[str, tuple[Spec, Iterable[bytes]]]) 
         end += spec.nbytes
     text = canonical_json(header)
     text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_file(path: Path, tensors: Mapping[str, tuple[Spec, Iterable[bytes]]]) -> None:
+    """Write tensors in the given order, behind the header that says so."""
     with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header_of({name: spec for name, (spec, _) in tensors.items()}))
         for name, (spec, chunks) in tensors.items():
             written = sum(file.write(chunk) for chunk in chunks)
             if written != spec.nbytes:

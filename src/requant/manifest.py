@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from requant.digest import canonical_json, read_whole, strict_json
+from requant.digest import canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
 from requant.safetensors import ITEM_BYTES, Stretch, read_header
@@ -41,6 +41,16 @@ class Manifest:
 
     files: Mapping[str, FileRecord]
     tensors: Mapping[str, TensorRecord]
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The SHA-256 of every file that holds tensors, by path, sorted."""
+        return {path: self.files[path].sha256 for path in sorted(self.files) if path.endswith(SUFFIX)}
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint is, in one SHA-256: of canonical JSON of `weights`."""
+        return sha256(canonical_json(self.weights))
 
     def to_json(self) -> bytes:
         """Return the one form of this manifest: canonical JSON and a line end."""

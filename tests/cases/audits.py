@@ -9,6 +9,7 @@ from requant.retuning.apart import Apart
 from requant.retuning.audits import party
 from requant.retuning.challenge import Challenge
 from requant.retuning.retuned import Audit, Judgement, Retuned
+from requant.retuning.untuned import KINDS, NAMED, Deviation, Untuned
 
 HARDWARE = {"accelerator": "cpu", "caps": {"MKL_CBWR": "COMPATIBLE"}, "model": "Xeon (6/207)", "mig": False, "cores": 2}
 AUDIT = Audit(
@@ -17,8 +18,8 @@ AUDIT = Audit(
     environment="02" * 32,
     base="03" * 32,
     journal="04" * 32,
-    checkpoint="05" * 32,
     files={"model.safetensors": "06" * 32, "config.json": "07" * 32},
+    companions=("README.md",),
     hardware=HARDWARE,
     challenge=None,
     count=4,
@@ -26,6 +27,7 @@ AUDIT = Audit(
         Retuned("layers.0", 0, Judgement.IDENTICAL),
         Retuned("layers.2", 2, Judgement.DIFFERENT, "", Apart("layers.2.q.qweight", 2, 3, {-1: 1, 2: 2}, 1, 7)),
     ),
+    untuned=Untuned((Deviation("changed tensor", "lm_head.weight", "other bytes"),), 1),
     auditor="Ada",
     finished="2026-11-21T22:00:00Z",
     requant="0.1.0",
@@ -46,6 +48,15 @@ def aparts(draw: st.DrawFn) -> Apart:
 
 
 @st.composite
+def untuneds(draw: st.DrawFn) -> Untuned:
+    each = st.builds(Deviation, st.sampled_from(KINDS), text, st.just("") | text)
+    named = draw(st.lists(each, max_size=3))
+    many = draw(st.booleans()) and bool(named)
+    some = (named * NAMED)[:NAMED] if many else named
+    return Untuned(tuple(some), len(some) + (draw(st.integers(0, 9)) if many else 0), draw(st.just("") | text))
+
+
+@st.composite
 def audits(draw: st.DrawFn) -> Audit:
     """Any audit that could be written."""
     indices = sorted(draw(st.sets(st.integers(0, 50), min_size=1, max_size=5)))
@@ -55,17 +66,19 @@ def audits(draw: st.DrawFn) -> Audit:
         judgement = draw(st.sampled_from(Judgement))
         apart = None if judgement is Judgement.IDENTICAL else draw(st.none() | aparts())
         blocks.append(Retuned(f"{draw(text)}.{index}", index, judgement, draw(st.just("") | text), apart))
-    values: dict[str, Any] = {key: draw(digests) for key in ("recipe", "environment", "base", "checkpoint")}
+    values: dict[str, Any] = {key: draw(digests) for key in ("recipe", "environment", "base")}
     return replace(
         AUDIT,
         **values,
         twin=draw(st.none() | text),
         journal=draw(st.none() | digests),
-        files=draw(st.dictionaries(text, digests, min_size=1)),
+        files={**draw(st.dictionaries(text, digests)), f"{draw(text)}.safetensors": draw(digests)},
+        companions=tuple(draw(st.lists(text, max_size=3))),
         hardware=draw(hardware),
         challenge=draw(st.none() | st.builds(Challenge, text, st.integers(1, count))),
         count=count,
         blocks=tuple(blocks),
+        untuned=draw(untuneds()),
         auditor=party(draw(text)),
         requant=draw(text),
     )

@@ -9,8 +9,7 @@ from rich.markup import escape
 from requant import audit as auditing
 from requant import coverage as covering
 from requant import rebuild as rebuilding
-from requant.build import beside, stem
-from requant.build import recorded as recorded_of
+from requant.build import stem
 from requant.building.inputs import inputs_for
 from requant.building.workplace import scratch
 from requant.cli.options import (
@@ -54,7 +53,7 @@ def audit(
         typer.Option(help="The folder of its base. Without it the base is downloaded, or the twin generated."),
     ] = None,
     journal: Annotated[
-        Path | None, typer.Option(help="Its journal. Without it, the one beside the checkpoint, else the recorded one.")
+        Path | None, typer.Option(help="Its journal. Without it, the recorded one, else the one beside the checkpoint.")
     ] = None,
     no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
     blocks: Annotated[str, typer.Option(help="Blocks to tune again, counted from 0, such as 3,17 or 0-5.")] = "",
@@ -84,7 +83,7 @@ def audit(
     record: Annotated[bool, typer.Option("--record", help="Write the audit into the recipe's folder audits/.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tune chosen blocks again, given what the published ones before them give, and compare every bit."""
+    """Tune chosen blocks again, given what the published ones before them give; compare them, and all the rest."""
     if address and engine != "ray":
         raise typer.BadParameter("--address goes with --engine ray")
     hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
@@ -100,9 +99,7 @@ def audit(
     named = numbers(blocks) if blocks else ()
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal contradict each other")
-    recorded = [beside(checkpoint.absolute(), "journal.jsonl"), recorded_of(read, target, "journal.jsonl")]
-    known = [journal] if journal else [path for path in recorded if path.exists()]
-    reference = auditing.reference(known[0] if known else None, compared=not no_journal)
+    reference = auditing.known(read, target, checkpoint.absolute(), journal, compared=not no_journal)
     reference.confirm()
     with scratch(cache() / "audits") as work, progress() as tell:
         setting = prepare(read, target, inputs_for(read, target, base, work, tell), tell, runner)

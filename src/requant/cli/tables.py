@@ -163,19 +163,27 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
     table = Table("identical, by parties", "all", *classes, "different", "open", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
-    for each in covered.blocks:
+    for each in covered.rows:
         counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
         different = f"[red]{len(each.different)}[/]" if each.different else ""
-        table.add_row(escape(each.block), *(str(count or "") for count in counts), different, str(each.open or ""))
+        table.add_row(escape(each.block), *(str(count or "") for count in counts), different, str(len(each.open) or ""))
     if covered.counted:
         yield table
     for number, hardware in enumerate(covered.hardware, 1):
-        names = sorted({name for each in covered.blocks for name in each.identical.get(hardware, ())})
+        names = sorted({name for each in covered.rows for name in each.identical.get(hardware, ())})
         own = ", the build's own" if hardware == covered.own else ""
         yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
-    for each in covered.blocks:
-        for negative in each.different:
-            yield f"[red]{escape(f'{negative.auditor}, {negative.hardware}: {negative.what} ({negative.audit})')}[/]"
+    for file, label in covered.counted.items():
+        environment = "the build's environment" if label.own_environment else f"environment {label.environment[:12]}"
+        yield escape(
+            f"audit {file[:12]}: {label.auditor}, {label.finished}, {label.hardware}, {environment}, "
+            f"journal: {label.journal}"
+        )
+    for each in covered.rows:
+        for colour, results in (("red", each.different), ("yellow", each.open)):
+            for result in results:
+                said = f"{result.auditor}, {result.hardware}: {result.what} ({result.audit})"
+                yield f"[{colour}]{escape(said)}[/]"
     for file, reason in covered.stale.items():
         yield escape(f"not counted: {file}: {reason}")
     if not covered.own:
@@ -185,6 +193,7 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
     yield escape(
         f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; "
+        f"not tuned: {covered.untuned.parties or 'no'} {'party' if covered.untuned.parties == 1 else 'parties'}; "
         f"audits: {len(covered.counted)}, hardware classes: {len(covered.hardware)}"
     )
     if not covered.counted:

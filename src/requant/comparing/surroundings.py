@@ -33,14 +33,19 @@ def _unlike(name: str, one: Path, two: Path) -> tuple[str, ...]:
         ):
             return ()
         if name.endswith(".json"):
-            found = list(_values("", strict_json(read_whole(one)), strict_json(read_whole(two))))
-            more = (f"and {len(found) - DEEP} more",) if len(found) > DEEP else ()
-            return (*found[:DEEP], *more) or ("the same values, written otherwise",)
+            return json_differences(read_whole(one), read_whole(two))
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from None
     except ValueError:
         pass  # no JSON for all its name: other bytes is all that can be said
     return (f"other bytes: {one.stat().st_size:,} in the first, {two.stat().st_size:,} in the second",)
+
+
+def json_differences(one: bytes, two: bytes) -> tuple[str, ...]:
+    """Return each place where two JSON documents of other bytes differ; raise ValueError where one is no JSON."""
+    found = list(_values("", strict_json(one), strict_json(two)))
+    more = (f"and {len(found) - DEEP} more",) if len(found) > DEEP else ()
+    return (*found[:DEEP], *more) or ("the same values, written otherwise",)
 
 
 def _values(path: str, one: Any, two: Any) -> Iterator[str]:

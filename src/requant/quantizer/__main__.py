@@ -57,6 +57,7 @@ def main(folder: Path) -> None:
         "hardware": determinism.hardware_class(effort.device, effort.precision),
         "versions": {name: metadata.version(name) for name in ("auto-round", "torch", "transformers")},
         "absent": list(determinism.AUTOTUNED),
+        "autoround_version": tuning.stated_version(),
     }
     _report(folder, report)
     prepared = time.monotonic()

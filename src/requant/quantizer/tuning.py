@@ -21,6 +21,13 @@ def load(base: Path) -> tuple[Any, Any]:
     return model, transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
 
 
+def stated_version() -> str:
+    """Return AutoRound's version as it states it in `quantization_config`, without its package's local label."""
+    from auto_round.version import __version__
+
+    return str(__version__)
+
+
 def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effort) -> Any:
     """Return AutoRound, ready to tune; nothing is left to its defaults or to what it finds on the machine."""
     from auto_round import AutoRound

@@ -9,6 +9,7 @@ import os
 import re
 import reprlib
 import stat
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +17,16 @@ from typing import Any, TypeVar
 from requant.attestation import in_toto
 from requant.digest import read_whole, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
+from requant.files import SUFFIX as WEIGHTS
 from requant.recipe import Recipe
 from requant.retuning.apart import Apart
 from requant.retuning.challenge import MAX_TEXT, Challenge, is_text
 from requant.retuning.retuned import Audit, Judgement, Retuned
+from requant.retuning.untuned import KINDS, NAMED, Deviation, Untuned
 
 FOLDER = "audits"
 SUFFIX = ".intoto.jsonl"
-PREDICATE_TYPE = "urn:requant:audit:1"
+PREDICATE_TYPE = "urn:requant:audit:2"
 MAX_BYTES = 1 << 22
 """Bytes of the largest audit that is read: a thousand blocks, all different, take less."""
 MOST = 2**53
@@ -43,6 +46,27 @@ def party(auditor: str) -> str:
     if not name or not is_text(name):
         raise UsageError(f"--auditor {reprlib.repr(auditor)}: not a name of at most {MAX_TEXT} printable characters")
     return name
+
+
+def same_party(auditor: str) -> str:
+    """Return what parties are counted by: names that look alike to their readers have one, however they are encoded.
+
+    NFKC and case folding (Unicode 15, 3.13: a caseless match of compatibility equivalents), without what shows nothing.
+    Letters of two alphabets that look alike stay two: only a signature can tell who somebody is.
+    """
+    seen = "".join(each for each in auditor if not _shows_nothing(each))
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    return " ".join("".join(each for each in folded if not _shows_nothing(each)).split())
+
+
+_INVISIBLE = {0x034F, 0x2800, 0x3164, 0xFFA0, *range(0x115F, 0x1161), *range(0x17B4, 0x17B6), *range(0x180B, 0x1810)}
+_INVISIBLE |= {*range(0xFE00, 0xFE10), *range(0xE0000, 0xE1000)}
+"""Code points that are drawn as nothing, though no category says so: Unicode's Default_Ignorable_Code_Point, and the
+empty Braille pattern."""
+
+
+def _shows_nothing(character: str) -> bool:
+    return ord(character) in _INVISIBLE or unicodedata.category(character) in ("Cc", "Cf")
 
 
 def statement(audit: Audit) -> bytes:
@@ -110,16 +134,19 @@ def _parse(path: Path, data: bytes) -> Audit:
             environment=_hex(predicate["environment"]),
             base=_hex(predicate["base"]),
             journal=_maybe(_hex, predicate["journal"]),
-            checkpoint=_hex(predicate["checkpoint"]),
             files={_text(each["name"]): _hex(each["digest"]["sha256"]) for each in _list(subjects)},
+            companions=tuple(map(_text, _list(predicate["companions"]))),
             hardware=_hardware(predicate["hardware"]),
             challenge=_maybe(_challenge, predicate["challenge"]),
             count=_count(predicate["count"]),
             blocks=tuple(_block(each) for each in _list(predicate["blocks"])),
+            untuned=_untuned(predicate["untuned"]),
             auditor=_text(predicate["auditor"]),
             finished=_text(predicate["finished"]),
             requant=_text(predicate["requant"]),
         )
+        if _hex(predicate["checkpoint"]) != audit.checkpoint:
+            raise ValueError(f"checkpoint: found {predicate['checkpoint']}, its subjects give {audit.checkpoint}")
         _confirm(audit)
         if in_toto(audit.files, PREDICATE_TYPE, audit.as_json()) != data:
             raise ValueError("not in the one form of an audit: unknown keys, another order, or an outcome of its own")
@@ -145,8 +172,10 @@ def _confirm(audit: Audit) -> None:
     for each in audit.blocks:
         if each.judgement is Judgement.IDENTICAL and each.apart:
             raise ValueError(f"{each.block}: identical, and different from what was published")
-    if not audit.files:
-        raise ValueError("no subject")
+    if not any(path.endswith(WEIGHTS) for path in audit.files):
+        raise ValueError(f"no subject is a file of weights, *{WEIGHTS}")
+    if not len(audit.untuned.deviations) == min(audit.untuned.count, NAMED):
+        raise ValueError(f"untuned: {len(audit.untuned.deviations)} deviations are named of {audit.untuned.count}")
     if " ".join(audit.auditor.split()) != audit.auditor:
         raise ValueError(f"auditor: found {reprlib.repr(audit.auditor)}, expected single spaces, and none around it")
     if audit.challenge and not 1 <= audit.challenge.drawn <= audit.count:
@@ -167,6 +196,17 @@ def _block(value: Any) -> Retuned:
         _text(value["reason"], empty=True),
         _maybe(_apart, value["apart"]),
     )
+
+
+def _untuned(value: Any) -> Untuned:
+    deviations = tuple(_deviation(each) for each in _list(value["deviations"]))
+    return Untuned(deviations, _count(value["count"]), _text(value["open"], empty=True))
+
+
+def _deviation(value: Any) -> Deviation:
+    if value["kind"] not in KINDS:
+        raise ValueError(f"kind: found {reprlib.repr(value['kind'])}, expected one of {', '.join(KINDS)}")
+    return Deviation(value["kind"], _text(value["name"]), _text(value["detail"], empty=True))
 
 
 def _apart(value: Any) -> Apart:

@@ -1,8 +1,8 @@
 """The outcome of an audit as data: what tuning chosen blocks again gave, held against what was published.
 
-A block is judged only where its inputs are the journal's. Where they are not, something before it has changed, and
-it is not accused of that. Without a journal nothing says what a block's inputs were: then no block after the first
-different one is accused.
+A block's tuned tensors are judged only where its inputs are the journal's. Where they are not, something before it has
+changed, and it is not accused of that. Without a journal nothing says what a block's inputs were: then no block after
+the first different one is accused. All that is not tuned needs neither: untuned.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,10 @@ from enum import StrEnum
 from typing import Any
 
 from requant.digest import canonical_json, sha256
-from requant.manifest import Manifest
+from requant.files import SUFFIX
 from requant.retuning.apart import Apart
 from requant.retuning.challenge import Challenge, odds
+from requant.retuning.untuned import Untuned
 from requant.verdict import EXIT_STATUS, Outcome
 
 
@@ -21,7 +22,7 @@ class Judgement(StrEnum):
     """What tuning one block again says of it."""
 
     IDENTICAL = "identical"
-    """Every tensor has the published bytes, and with a journal losses and outputs are the journal's."""
+    """Every tuned tensor has the published bytes, and with a journal losses and outputs are the journal's."""
     DIFFERENT = "different"
     INCONCLUSIVE = "inconclusive"
     """Other bits, from another hardware class or environment."""
@@ -49,11 +50,11 @@ class Retuned:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was tuned again, of what, where and by whom.
+    """What was tuned again and compared, of what, where and by whom.
 
-    `checkpoint` is `checkpoint_digest` of what was audited, and `files` its files by SHA-256; `journal` is the
-    SHA-256 of the journal's file, None where there was none. `count` is the number of blocks of the model. `auditor`
-    is what the person calls themselves: nothing here proves it. `finished` is UTC, as 2026-04-24T00:00:09Z.
+    `files` are those that were audited, by SHA-256; `companions` lay beside them, and no loader reads them; `journal`
+    is the SHA-256 of the journal's file, None where there was none. `count` is the number of blocks of the model.
+    `auditor` is what the person calls themselves: nothing here proves it. `finished` is UTC, as 2026-04-24T00:00:09Z.
     """
 
     recipe: str
@@ -61,23 +62,33 @@ class Audit:
     environment: str
     base: str
     journal: str | None
-    checkpoint: str
     files: Mapping[str, str]
+    companions: tuple[str, ...]
     hardware: Mapping[str, Any]
     challenge: Challenge | None
     count: int
     blocks: tuple[Retuned, ...]
+    untuned: Untuned
     auditor: str
     finished: str
     requant: str
 
     @property
+    def checkpoint(self) -> str:
+        """The identity of what was audited, as `Manifest.identity`: it follows from its weight files alone."""
+        weights = {path: digest for path, digest in self.files.items() if path.endswith(SUFFIX)}
+        return sha256(canonical_json(weights))
+
+    @property
     def outcome(self) -> Outcome:
-        """`different` where one block is, `identical` where all are, else `inconclusive`."""
-        judgements = {each.judgement for each in self.blocks}
-        if Judgement.DIFFERENT in judgements:
+        """Of the blocks and of all that is not tuned: `different` where one is, `identical` where all are.
+
+        Else `inconclusive`.
+        """
+        found = {str(each.judgement) for each in self.blocks} | {str(self.untuned.outcome)}
+        if Outcome.DIFFERENT in found:
             return Outcome.DIFFERENT
-        return Outcome.IDENTICAL if judgements == {Judgement.IDENTICAL} else Outcome.INCONCLUSIVE
+        return Outcome.IDENTICAL if self.blocks and found == {Outcome.IDENTICAL} else Outcome.INCONCLUSIVE
 
     @property
     def exit_status(self) -> int:
@@ -101,41 +112,35 @@ class Audit:
             "base": self.base,
             "journal": self.journal,
             "checkpoint": self.checkpoint,
+            "companions": list(self.companions),
             "hardware": dict(self.hardware),
             "challenge": self.challenge and {"text": self.challenge.text, "drawn": self.challenge.drawn},
             "count": self.count,
             "blocks": [_block(each) for each in self.blocks],
+            "untuned": self.untuned.as_json(),
             "auditor": self.auditor,
             "finished": self.finished,
             "requant": self.requant,
         }
 
     def text(self) -> list[str]:
-        """Return what a person reads: each block, what the draw was worth, and what to do next."""
-        lines = [each.line() for each in self.blocks]
+        """Return what a person reads: each block, the rest, what the draw was worth, what is open, what to do next."""
+        lines = [*(each.line() for each in self.blocks), *self.untuned.text()]
         lines.append(f"{len(self.blocks)} of {self.count} blocks tuned again")
         if self.challenge:
             chance = odds(self.count, self.challenge.drawn, 1)
             lines[-1] += f", drawn from {self.challenge.text!r}: one bad block is found with {chance:.0%}"
+        left = sorted({*range(self.count)} - {each.index for each in self.blocks})
+        beside = [f"files that no loader reads: {', '.join(self.companions)}"] if self.companions else []
+        if unjudged := ([f"blocks {_ranges(left)}"] if left else []) + beside:
+            lines.append(f"not judged: {'; '.join(unjudged)}")
         if self.first_divergence:
             lines.append(f"first divergence: {self.first_divergence}; what comes after it is not accused")
         elif astray := [each for each in self.blocks if each.judgement is Judgement.UNJUDGED]:
             lines.append(f"next: audit the blocks before {min(astray, key=lambda each: each.index).block}")
-        elif self.outcome is Outcome.INCONCLUSIVE:
+        elif any(each.judgement is Judgement.INCONCLUSIVE for each in self.blocks):
             lines.append("next: audit on the hardware class that the build's statement names")
         return lines
-
-
-def checkpoint_digest(manifest: Manifest) -> str:
-    """Return what a checkpoint's tensors are, in one SHA-256: of canonical JSON of all, by name, without their files.
-
-    However they are spread over files, equal tensors give one digest, so a new tokenizer makes no audit stale.
-    """
-    tensors = {
-        name: {"dtype": each.dtype, "shape": each.shape, "sha256": each.sha256}
-        for name, each in manifest.tensors.items()
-    }
-    return sha256(canonical_json(tensors))
 
 
 def judge(
@@ -186,6 +191,13 @@ def settle(blocks: Sequence[Retuned]) -> tuple[Retuned, ...]:
         return replace(each, judgement=Judgement.UNJUDGED, reason=reason)
 
     return tuple(settled(each) for each in blocks)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return numbers in order as 0, 2-5."""
+    ends = [number for number in numbers if number + 1 not in numbers]
+    starts = [number for number in numbers if number - 1 not in numbers]
+    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def _block(each: Retuned) -> dict[str, Any]:
