@@ -131,7 +131,7 @@ def trial(
     if not work:
         shutil.rmtree(folder)
     if as_json:
-        print_json("trial", tried.as_json())
+        print_json("requant.trial/1", tried.as_json())
     else:
         for line in trial_lines(tried):
             out.print(line)
