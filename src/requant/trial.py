@@ -61,7 +61,8 @@ class Trial:
 
     def as_json(self) -> dict[str, Any]:
         """Return the trial as `--json` prints it."""
-        return {**asdict(self), **self.verdict.as_json()}
+        facts = {key: value for key, value in asdict(self).items() if key != "verdict"}
+        return {**facts, **self.verdict.as_json()}
 
 
 class _Stopped(Exception):  # noqa: N818 (nothing went wrong)
