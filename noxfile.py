@@ -121,6 +121,13 @@ def dockerfiles(session: nox.Session) -> None:
 
 
 @nox.session
+def schemas(session: nox.Session) -> None:
+    """Write docs/schemas from the types of what requant prints and writes."""
+    needs(session, "tests")
+    session.run("python", "-m", "tests.schemas")
+
+
+@nox.session
 def cpus(session: nox.Session) -> None:
     """Tune a very small twin here and on emulated CPUs, and compare the journals; `-- MODEL …` names others."""
     needs(session, "tests")

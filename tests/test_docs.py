@@ -5,10 +5,14 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 from tests.conftest import ROOT
+from tests.schemas import WRITTEN, file_name
 
 import requant
+from requant.cli.terminal import ERRORS
+from requant.errors import RequantError
 from requant.passes import PASSES
 from requant.recipe import Recipe
+from requant.verdict import EXIT_STATUS
 
 
 def test_every_key_of_a_recipe_is_described() -> None:
@@ -24,6 +28,35 @@ def test_links_lead_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_exit_status_has_its_line() -> None:
+    page = (ROOT / "docs" / "exit-statuses.md").read_text()
+    lines = dict(re.findall(r"^\| (\d+) \| (\w*) ?\|", page, re.M))
+    assert {str(status) for status in EXIT_STATUS.values()} <= lines.keys()
+    assert {str(status): name for status, name in ERRORS.items()} == {key: name for key, name in lines.items() if name}
+    assert {str(each.exit_status) for each in RequantError.__subclasses__()} <= lines.keys()
+
+
+def test_every_verb_that_judges_has_its_line_of_exit_statuses() -> None:
+    page = (ROOT / "docs" / "exit-statuses.md").read_text()
+    for verb in ("build", "rebuild", "verify", "diff", "check", "inspect", "audit", "coverage", "image", "pins"):
+        assert re.search(rf"^\| .*`{verb}\b", page, re.M), verb
+
+
+def test_every_page_is_listed_and_every_schema_of_a_file_named() -> None:
+    listed = (ROOT / "docs" / "README.md").read_text()
+    for page in ROOT.glob("docs/*.md"):
+        assert page.name == "README.md" or f"]({page.name}) |" in listed, page
+    described = (ROOT / "docs" / "json.md").read_text()
+    for name in WRITTEN:
+        assert f"(schemas/{file_name(name)})" in described
+
+
+def test_the_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
+    words = re.findall(r"^\| ([a-zA-Z ]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.M)[1:]
+    assert words == sorted(words, key=str.casefold)
+    assert {"twin", "room", "crew", "boundary", "spool", "lineage", "taint", "pass", "party", "reach"} <= {*words}
 
 
 def test_tests_that_the_claims_name_exist() -> None:

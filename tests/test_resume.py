@@ -92,7 +92,7 @@ def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goes on behind its last whole block" in said
+    assert "resumes after its last completed block" in said
     assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "out.log"}
     other = read_recipe(project(tmp_path, iterations=("iterations = 6\n", "iterations = 5\n")))
     with pytest.raises(BuildError, match="was begun with another recipe") as error:

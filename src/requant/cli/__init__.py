@@ -39,7 +39,7 @@ def main() -> NoReturn:
     except RequantError as error:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", "A build that is started again goes on behind its last whole block.", INTERRUPTED)
+        fail("interrupted", "A build that is started again resumes after its last completed block.", INTERRUPTED)
     except (BrokenPipeError, SystemExit) as error:  # the latter is how click and rich answer a closed pipe
         if getattr(error, "code", 1) == 0:  # and how completion ends
             raise

@@ -149,7 +149,8 @@ def twin(
         raise UsageError(f"{out_folder}: exists already", "Name another folder with --out, or remove this one.")
     with progress() as tell:
         write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
-    say(f"{escape(str(out_folder))}, to be tuned on {CALIBRATION} of requant: {len(calibration_text()):,} bytes")
+    text = f"{CALIBRATION}, {len(calibration_text()):,} bytes"
+    say(f"{escape(str(out_folder))}: the {size} twin; builds of it are calibrated on requant's own {text}")
 
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: requant lock cpu --check")

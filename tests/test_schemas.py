@@ -1,0 +1,182 @@
+"""Every document that requant prints or writes is as docs/schemas says, and names its schema."""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from tests.cases.audits import AUDIT
+from tests.cases.mutations import CASES
+from tests.cases.twins import healthy
+from tests.conftest import ROOT
+from tests.schemas import FOLDER, PRINTED, WRITTEN, schema, schemas, text
+from tests.test_cli import requant
+from tests.test_coverage import audit, copied
+from tests.test_identify import CARD
+from typer.testing import CliRunner
+
+from requant.build import Built
+from requant.checkpoint import write_checkpoint
+from requant.cli.options import app
+from requant.comparing.divergence import Divergence
+from requant.images.evidence import Evidence, Image
+from requant.manifest import make_manifest, read_manifest
+from requant.rebuild import Rebuilt
+from requant.retuning.audits import statement, write_audit
+from requant.twin import write_twin
+from requant.update import Change, Update
+from requant.verdict import Difference, Outcome, Verdict
+
+EC = ROOT / "builds" / "ec"
+VERDICT = Verdict(
+    Outcome.DIFFERENT,
+    (Difference("changed tensor", "a", "a.safetensors", "F16 [2] 01", "F16 [2] 02"),),
+    ("another hardware class",),
+)
+EVIDENCE = Evidence("01" * 32, "cpu", "linux/amd64", "sha256:02", False, "sha256:03", "sha256:04", None, "docker", "05")
+Documents = dict[str, list[Any]]
+
+
+def test_the_published_schemas_are_those_of_the_code() -> None:
+    """`nox -s schemas` writes them anew."""
+    assert {path.name: path.read_text() for path in FOLDER.iterdir()} == {
+        name: text(value) for name, value in schemas().items()
+    }
+
+
+def test_the_published_schemas_are_schemas() -> None:
+    for value in schemas().values():
+        Draft202012Validator.check_schema(value)
+
+
+def test_every_document_that_is_printed_has_a_schema() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "src" / "requant" / "cli").glob("*.py"))
+    assert {*re.findall(r'print_json\(\s*"([^"]+)"', sources)} == {*PRINTED}
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
+    """What each verb prints with `--json`; what takes a room, an engine or a registry is stood in for."""
+    folder = tmp_path_factory.mktemp("documents")
+    base, ours, theirs = folder / "base", folder / "ours", folder / "theirs"
+    write_twin("mini", base)
+    write_checkpoint(healthy("ec"), ours)
+    write_checkpoint(healthy("gb10"), theirs)
+    broken = folder / "broken"
+    write_checkpoint(next(case for case in CASES if case.repairable).mutate(healthy("ec")), broken)
+    (folder / "ours.manifest.json").write_bytes(make_manifest(ours).to_json())
+    (folder / "card.md").write_text(CARD)
+    (folder / "ec").mkdir()
+    recorded = copied(folder / "ec")
+    write_audit(recorded, audit({0: "identical", 1: "different"}))
+    write_audit(recorded, audit({0: "identical"}, recipe="00" * 32))
+    twin = ("--twin", "--size", "mini")
+    with pytest.MonkeyPatch.context() as patch:
+        _stand_in(patch, ours)
+        return _run(
+            ("verify", ours, folder / "ours.manifest.json"),
+            ("verify", theirs, folder / "ours.manifest.json"),
+            ("diff", ours, theirs),
+            ("check", ours, "--base", base),
+            ("check", broken, "--base", base),
+            ("check", ours, "--base", base, "--sample", "0.1", "--fresh"),
+            ("inspect", ours, "--recipe", EC),
+            ("inspect", broken, "--all"),
+            ("inspect", "--explain", "D01"),
+            ("identify", ours, "--card", folder / "card.md"),
+            ("repair", broken, "--base", base, "--out", folder / "mended"),
+            ("repair", ours, "--base", base),
+            ("plan", EC, *twin),
+            ("coverage", folder / "ec", *twin),
+            ("coverage", EC),
+            ("show", "journal", EC / "mini.journal.jsonl"),
+            ("audit", ours, "--recipe", EC, *twin, "--all"),
+            ("build", EC, *twin),
+            ("rebuild", EC, *twin),
+            ("image", "cpu"),
+            ("pins", ROOT),
+            ("update", "images"),
+        ) | {"requant.error/1": [json.loads(requant(*words, "--json").stdout) for words in (("x",), ("lock", "no"))]}
+
+
+def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    built = Built(folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("twin: mini",), {"room": 1.0})
+    divergence = Divergence(3, "layers.1", "loss", "best", "0x1p-3", "0x1p-4")
+    patch.setattr("requant.build.build", lambda *_, **__: built)
+    patch.setattr("requant.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,)))
+    patch.setattr("requant.cli.auditing.inputs_for", lambda *_: None)
+    patch.setattr("requant.cli.auditing.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
+    patch.setattr("requant.audit.audit", lambda *_, **__: AUDIT)
+    patch.setattr("requant.cli.making.find", lambda: None)
+    patch.setattr("requant.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))
+    change = Change("lockfiles/images.toml", "debian", "sha256:01", "sha256:02")
+    patch.setattr("requant.cli.projecting.update_images", lambda *_: Update((change,), {Path("images.toml"): ""}))
+
+
+def _run(*commands: tuple[str | Path, ...]) -> Documents:
+    found: Documents = {}
+    for words in commands:
+        done = CliRunner().invoke(app, [*map(str, words), "--json"])
+        assert done.exit_code in (0, 1, 3), f"{words}: {done.output}{done.exception}"
+        document = json.loads(done.stdout)
+        found.setdefault(document["schema"], []).append(document)
+    return found
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_what_is_printed_is_as_its_schema_says(name: str, printed: Documents) -> None:
+    """With no key that the schema does not name, though a reader must bear one."""
+    for document in printed[name]:
+        assert next(iter(document)) == "schema"
+        held(name, document)
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(schema(name, closed=True))
+
+
+def held(name: str, document: Any) -> None:
+    """Hold a document against its schema, and see that each key of it counts."""
+    assert [each.message for each in validator(name).iter_errors(document)] == []
+    for spoiled in _spoiled(document):
+        assert not validator(name).is_valid(spoiled), spoiled
+
+
+def _spoiled(document: dict[str, Any]) -> Iterator[Any]:
+    yield {**document, "unheard of": 1}
+    for key in document:
+        yield {each: value for each, value in document.items() if each != key}
+        yield {**document, key: object()}
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+FILES: dict[str, Callable[[], list[Any]]] = {
+    "audit-statement/1": lambda: [json.loads(statement(AUDIT))],
+    "build-statement/1": lambda: [each for path in ROOT.glob("builds/*/*.intoto.jsonl") for each in lines(path)],
+    "image-evidence/1": lambda: [json.loads(EVIDENCE.to_json())],
+    "journal-line/1": lambda: [each for path in ROOT.glob("builds/*/*.journal.jsonl") for each in lines(path)],
+    "manifest/1": lambda: [each for path in ROOT.glob("builds/*/*.manifest.json") for each in lines(path)],
+    "pins-file/1": lambda: [
+        json.loads((ROOT / "builds" / name).read_text())
+        for name in ("bases/qwen3.6-35b-a3b.json", "datasets/pile-10k.json")
+    ],
+    "recipe/1": lambda: [tomllib.loads(path.read_text()) for path in ROOT.glob("builds/*/recipe.toml")],
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_is_as_its_schema_says(name: str) -> None:
+    documents = FILES[name]()
+    assert documents
+    for document in documents:
+        held(name, document)
