@@ -227,3 +227,44 @@ def test_losses_of_accumulated_gradients(tmp_path: Path) -> None:
     folder = build(read_recipe(recipe.parent), twin="mini", out=tmp_path / "accumulated").folder
     assert len(logged(folder)) == 4
     assert logged(folder) == journalled(folder)
+
+
+def test_streams_are_hashed_once_and_a_change_in_between_is_noticed(ask: Ask) -> None:
+    found = ask("streams")
+    assert found["equal"] == [{"hashed": 2, "equal": True}] * 3
+    assert found["noticed"] == dict.fromkeys(found["noticed"], True)
+    assert len(found["noticed"]) == 8
+    assert found["forgotten"] == 2
+    assert found["one stream"]
+    assert found["nests"]["different"]
+    assert found["nests"]["equal"]
+    assert "gives its blocks a object, which has no digest" in found["nests"]["refused"]
+
+
+def test_what_the_first_block_is_given_is_made_on_one_device_or_not_at_all(ask: Ask, base: Path) -> None:
+    found = ask("caching", base)
+    assert found["on the CPU"] == found["whole on the GPU"] == ""
+    assert "mapped the model to cpu, cuda:0 while" in found["no room for all of it"]
+    for how in ("is moved", "runs"):
+        said = found[f"out of memory as it {how}"]
+        assert "ran out of memory on cuda:0" in said
+        assert "did it again on cpu: other bits" in said
+        assert "hardware.memory_gib must be free" in said
+    assert found["unconfirmed"] == "cpu", "AutoRound itself goes on, and says nothing"
+    assert found["restored"]
+
+
+def test_before_the_first_block_only_the_rotary_module_computes_with_floats(ask: Ask, base: Path) -> None:
+    """So it alone decides what a block is given besides its streams, and by which device."""
+    found = ask("caching", base)
+    assert found["outside the rotary module"] == []
+    assert {"cos", "sin", "bmm"} <= found["inside"].keys()
+
+
+def test_only_the_gpu_that_the_host_looked_at_will_do(ask: Ask) -> None:
+    found = ask("accelerators")
+    assert found["the same"] == found["the same, by its whole name"] == found["a CPU"] == ""
+    assert "torch takes NVIDIA H200 GPU-8b9a1c22-" in found["another"]
+    assert "expected GPU-ffffffff-" in found["another"]
+    assert "expected none" in found["none was named"]
+    assert "torch sees no GPU" in found["none is there"]
