@@ -37,6 +37,7 @@ from requant.recipe import Recipe
 from requant.repair import Repair
 from requant.retuning.audits import PREDICATE_TYPE
 from requant.retuning.retuned import Audit
+from requant.trial import Trial
 from requant.update import Change
 from requant.verdict import Outcome, Verdict
 from requant.weights.checked import Checked
@@ -126,6 +127,7 @@ def statement(predicate_type: str, predicate: Any) -> Any:
 LOSS = "Mean squared error of a block's output; iterations count from 0."
 FINDING = printed(Finding, without=("targets",), hits=Mapping[str, tuple[int, ...]], repair=str)
 SPEC = tuple[str, tuple[int, ...]]
+COVERED = printed(Covered, parties=int)
 PRINTED: Mapping[str, Any] = {
     "requant.audit/1": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
@@ -135,7 +137,7 @@ PRINTED: Mapping[str, Any] = {
         bound=printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
         ways=Mapping[str, int],
     ),
-    "requant.coverage/1": printed(Coverage, blocks=several(printed(Covered, parties=int))),
+    "requant.coverage/1": printed(Coverage, blocks=several(COVERED), untuned=COVERED),
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(
@@ -171,6 +173,7 @@ PRINTED: Mapping[str, Any] = {
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]
     ),
     "requant.repair/1": printed(Repair, needed=bool),
+    "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
     "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
     "requant.verify/1": Verdict,
 }

@@ -28,7 +28,9 @@ from requant.comparing.divergence import Divergence
 from requant.images.evidence import Evidence, Image
 from requant.manifest import make_manifest, read_manifest
 from requant.rebuild import Rebuilt
+from requant.recipe import read_recipe
 from requant.retuning.audits import statement, write_audit
+from requant.trial import Projection, Trial
 from requant.twin import write_twin
 from requant.update import Change, Update
 from requant.verdict import Difference, Outcome, Verdict
@@ -98,6 +100,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("show", "journal", EC / "mini.journal.jsonl"),
             ("audit", ours, "--recipe", EC, *twin, "--all"),
             ("build", EC, *twin),
+            ("trial", EC, "--work", folder / "trial"),
             ("rebuild", EC, *twin),
             ("image", "cpu"),
             ("pins", ROOT),
@@ -106,9 +109,12 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
 
 
 def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    built = Built(folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("twin: mini",), {"room": 1.0})
+    built = Built(folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("twin: mini",), {"room": 1.0}, {})
+    effort = read_recipe(EC).effort(twin=True)
+    tried = Trial("mini", effort, VERDICT, 1, 0.5, 2.0, 1, 0, (9.0, 9.5), Projection(7.5, None))
     divergence = Divergence(3, "layers.1", "loss", "best", "0x1p-3", "0x1p-4")
     patch.setattr("requant.build.build", lambda *_, **__: built)
+    patch.setattr("requant.trial.trial", lambda *_, **__: tried)
     patch.setattr("requant.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,)))
     patch.setattr("requant.cli.auditing.inputs_for", lambda *_: None)
     patch.setattr("requant.cli.auditing.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
