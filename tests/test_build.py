@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -142,8 +144,32 @@ def test_equal_bits_from_another_hardware_class_are_identical(copy: Path) -> Non
 
 
 def test_without_a_record_nothing_is_claimed(copy: Path) -> None:
-    verdict = compare(read_recipe(ROOT / "builds" / "ec"), "wide", copy)
+    recipe = read_recipe(ROOT / "builds" / "ec")
+    verdict = compare(recipe, "wide", copy)
     assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert f"`requant build {recipe.path.parent} --twin --size wide --record` records a build" in verdict.reasons[0]
+    (reason,) = compare(recipe, "wide", copy, copy.parent / "theirs").reasons
+    assert "--record" not in reason
+
+
+def test_the_log_is_published_without_the_machine_and_named_as_it_is(built: Callable[[str], Built]) -> None:
+    folder = built("ec").folder
+    log = beside(folder, "log").read_text()
+    assert "<work>/raw" in log
+    for private in (str(folder.parent), str(Path.home()), str(installation.cache()), platform.node()):
+        assert not re.search(rf"(?<![\w-]){re.escape(private)}(?![\w-])", log), private
+    statement = json.loads(beside(folder, "intoto.jsonl").read_text())
+    byproducts = {each["name"]: each["digest"] for each in statement["predicate"]["runDetails"]["byproducts"]}
+    assert byproducts["log"] == {"sha256": sha256_file(beside(folder, "log"))}
+
+
+def test_a_twin_says_which_values_of_the_recipe_it_did_not_use(built: Callable[[str], Built]) -> None:
+    """Else a recipe with half the iterations, whose twin is the same, would seem to be what was recorded."""
+    result = built("ec")
+    (said,) = (taint for taint in result.taints if taint.startswith("not used by the twin: "))
+    assert "iterations 400 (6)" in said
+    assert "momentum" not in said
+    assert said in beside(result.folder, "intoto.jsonl").read_text()
 
 
 def project(tmp_path: Path, name: str = "ec", **replaced: tuple[str, str]) -> Path:

@@ -17,11 +17,13 @@ from typing import Any
 from requant import passes
 from requant.attestation import Provenance, differing, hardware_of, statement
 from requant.building.inputs import pinned_inputs, twin_inputs
+from requant.building.log import publish
 from requant.building.workplace import JOURNAL, SPOOL, furnish, kept, workplace
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
 from requant.errors import CheckpointError, RecipeError, UsageError
+from requant.installation import cache
 from requant.inventory import unmatched
 from requant.journal import Follower
 from requant.manifest import Manifest, make_manifest, read_manifest
@@ -100,7 +102,9 @@ def build(
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
         chosen = choose(recipe, twin, runner, tell)
-        taints = kept(work, (*inputs.taints, *chosen.room.taints))
+        unused = recipe.unused() if twin else ""
+        replaced = (f"not used by the twin: {unused}",) if unused else ()
+        taints = kept(work, (*inputs.taints, *replaced, *chosen.room.taints))
         environment = environment_digest(recipe.lockfiles, lock)
         furnish(work, recipe, twin, inputs, environment, {"task": "build", "accelerator": chosen.room.accelerator})
         tuning = _timed()
@@ -108,7 +112,8 @@ def build(
             run_room(chosen.room, work, (inputs.base, inputs.text), _watching(work / JOURNAL, tell))
         finally:
             if (work / "log").exists():
-                shutil.copyfile(work / "log", beside(out, "log"))
+                folders = {"work": work, "out": out.resolve().parent, "base": inputs.base, "cache": cache()}
+                publish(work / "log", beside(out, "log"), folders)
         reported: dict[str, Any] = json.loads((work / "room.json").read_text())
         seconds = {"room": tuning()}
 
@@ -135,7 +140,7 @@ def build(
             taints=taints,
             dependencies=inputs.digests,
             journal=sha256_file(work / JOURNAL),
-            log=sha256_file(work / "log"),
+            log=sha256_file(beside(out, "log")),
             started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             room=room,
@@ -164,7 +169,11 @@ def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None
     against = against or recipe.beside(stem(twin))
     reference = beside(against, "manifest.json")
     if not reference.exists():
-        return Verdict(Outcome.INCONCLUSIVE, reasons=(f"nothing is recorded: no {reference}",))
+        reason = f"nothing is recorded to compare with: no {reference}"
+        if against == recipe.beside(stem(twin)):
+            size = {None: "", "demo": " --twin"}.get(twin, f" --twin --size {twin}")
+            reason += f"; `requant build {recipe.path.parent}{size} --record` records a build as the first"
+        return Verdict(Outcome.INCONCLUSIVE, reasons=(reason,))
     verdict = verify(folder, read_manifest(reference))
     if verdict.outcome is not Outcome.DIFFERENT:
         return verdict

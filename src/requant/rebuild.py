@@ -72,7 +72,10 @@ def find(against: Path, twin: str | None) -> Path:
         if place.name and beside(place, "manifest.json").is_file():
             return place
     looked = " nor ".join(str(beside(place, "manifest.json")) for place in places if place.name)
-    raise UsageError(f"--against {against}: no build to compare with: neither {looked}")
+    raise UsageError(
+        f"{against}: no build to compare with: neither {looked}",
+        "Name one with --against, or record one first: requant build … --record.",
+    )
 
 
 def judge(bytes_verdict: Verdict, folder: Path, record: Path) -> tuple[Verdict, tuple[Divergence, ...]]:
