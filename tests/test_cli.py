@@ -14,6 +14,7 @@ from tests.checkpoints import SMALL, write
 from tests.conftest import ROOT
 from typer.main import get_command
 
+from requant.cli import main
 from requant.cli.options import RunnerName, SizeName, app
 from requant.cli.terminal import fail, print_json
 from requant.rooms.choice import RUNNERS
@@ -148,6 +149,12 @@ def test_each_usual_shell_has_its_completion(shell: str) -> None:
     assert f"complete_{shell}" in done.stdout
 
 
+def test_the_completion_of_the_running_shell_is_shown() -> None:
+    command = f"{sys.executable} -m requant --show-completion; exit $?"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "complete_bash" in done.stdout
+
+
 def test_an_error_is_a_document_too() -> None:
     for arguments, status, kind in (
         (("verify", "builds", "nowhere.json", "--json"), 6, "CheckpointError"),
@@ -162,6 +169,24 @@ def test_an_error_is_a_document_too() -> None:
         assert (document["schema"], document["error"]) == ("requant.error/1", kind)
         assert document["message"] in done.stderr
         assert document["advice"] in done.stderr
+
+
+def test_a_mistake_of_requant_is_a_document_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["requant", "plan", "builds/ec", "--json"])
+    monkeypatch.setattr("requant.cli.terminal._answered", False)
+    monkeypatch.setattr("requant.cli.signal.signal", lambda *_: None)
+
+    def mistaken(*_: object) -> None:
+        raise KeyError("gone")
+
+    monkeypatch.setattr("requant.cli.telling.make_plan", mistaken)
+    with pytest.raises(KeyError):  # which ends the program elsewhere
+        main()
+    document = json.loads(capsys.readouterr().out)
+    assert (document["error"], document["exit_status"]) == ("InternalError", 70)
+    assert "KeyError" in document["message"]
 
 
 def test_a_run_prints_one_document_even_where_it_fails_behind_it(

@@ -14,10 +14,10 @@ import typer
 
 from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import PANELS, Verb, app
-from requant.cli.terminal import fail
+from requant.cli.terminal import answer_error, fail
 from requant.errors import NotAvailableError, RequantError, UsageError
 
-INTERRUPTED = 130
+INTERNAL, INTERRUPTED = 70, 130
 
 app.registered_commands.sort(key=lambda each: PANELS.index(each.rich_help_panel))
 for group in (app, auditing.shown, projecting.update):
@@ -50,6 +50,7 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
             _misused(error)
+        answer_error(f"internal error: {type(error).__name__}", "It says nothing about the checkpoint.", INTERNAL)
         raise
     raise SystemExit(status)
 

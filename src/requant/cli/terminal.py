@@ -56,15 +56,20 @@ def say(text: str) -> None:
 
 
 def fail(message: str, advice: str, status: int) -> NoReturn:
-    """Print an error and its advice, with `--json` as a document too unless one is printed, and end with `status`."""
+    """Print an error and its advice, and end with `status`."""
     err.print(f"[bold red]error[/] {escape(message)}")
     if advice:
         err.print(f"      {escape(advice)}")
-    if "--json" in sys.argv and not _answered and sys.stdout is not None:
-        with suppress(OSError):  # where standard output is what failed
-            document = {"error": ERRORS[status], "message": message, "advice": advice, "exit_status": status}
-            print_json("requant.error/1", document)
+    answer_error(message, advice, status)
     raise SystemExit(status)
+
+
+def answer_error(message: str, advice: str, status: int) -> None:
+    """Print an error as the run's document, where one is asked for and none is printed yet."""
+    if "--json" in sys.argv and not _answered and sys.stdout is not None:
+        document = {"error": ERRORS[status], "message": message, "advice": advice, "exit_status": status}
+        with suppress(OSError):  # where standard output is what failed
+            print_json("requant.error/1", document)
 
 
 @contextmanager
