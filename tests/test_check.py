@@ -500,7 +500,7 @@ def test_a_file_that_was_changed_and_dated_back_is_another_question(tmp_path: Pa
 
 
 def test_a_copy_of_equal_size_and_times_is_another_question(tmp_path: Path) -> None:
-    made, base = pair(tmp_path, rounding.FULL)
+    made, _ = pair(tmp_path, rounding.FULL)
     with open_source(str(made)) as source:
         before = source.files.identity
     shutil.copy2(made / "a.safetensors", made / "copy")

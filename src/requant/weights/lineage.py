@@ -120,15 +120,17 @@ def packing_of(specs: Mapping[str, Spec], rows: int, columns: int) -> Packing | 
     For b bits, GPTQ's qweight is [columns * b / 32, rows], AWQ's [columns, rows * b / 32]; qzeros are
     [groups, rows * b / 32] and scales [groups, rows] in both.
     """
-    groups = specs["scales"].shape[0] if specs["scales"].shape else 0
-    if not (rows and columns and groups) or specs["scales"] != Spec("F16", (groups, rows)):
+    words, zeros, scales = (specs[suffix].shape for suffix in PACKED)
+    groups = scales[0] if scales else 0
+    dtypes = tuple(specs[suffix].dtype for suffix in PACKED)
+    if not (rows and columns and groups) or scales != (groups, rows) or dtypes != ("I32", "I32", "F16"):
         return None
     for bits in (4, 8, 2, 3):
-        zeros = Spec("I32", (groups, rows * bits // 32))
-        layouts = {"gptq": (columns * bits // 32, rows), "awq": (columns, rows * bits // 32)}
-        for layout, shape in layouts.items():
-            if specs["qweight"] == Spec("I32", shape) and specs["qzeros"] == zeros and columns * bits % 32 == 0:
-                return Packing(layout, bits, groups)
+        if zeros == (groups, rows * bits // 32) and columns * bits % 32 == 0:
+            if words == (columns * bits // 32, rows):
+                return Packing("gptq", bits, groups)
+            if words == (columns, rows * bits // 32):
+                return Packing("awq", bits, groups)
     return None
 
 

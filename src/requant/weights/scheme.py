@@ -7,7 +7,7 @@ not modelled, and never ends the check.
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,7 @@ class Scheme:
     """
 
     value: Mapping[str, Any]
+    _resolved: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def foreign(self) -> str:
@@ -80,10 +81,12 @@ class Scheme:
 
     def override(self, layer: str) -> Mapping[str, Any]:
         """Return the entry of `extra_config` that names a layer, exactly or by an expression; empty where none does."""
-        if layer not in self._overrides:
-            key = next((each for each in self._expressions if matches(each, layer)), None)
-            return {} if key is None else self._overrides[key]
-        return self._overrides[layer]
+        if layer not in self._resolved:
+            key = (
+                layer if layer in self._overrides else next((k for k, e in self._expressions if matches(e, layer)), "")
+            )
+            self._resolved[layer] = self._overrides.get(key, {})
+        return self._resolved[layer]
 
     def of(self, layer: str, key: str, default: Any = None) -> Any:
         """Return what is said of a layer under `key`, or `default`."""
@@ -100,8 +103,10 @@ class Scheme:
         return {key: each for key, each in entries.items() if isinstance(each, dict)}
 
     @cached_property
-    def _expressions(self) -> list[str]:
-        return [key for key in self._overrides if is_expression(key)]
+    def _expressions(self) -> list[tuple[str, str]]:
+        """Keys that are regular expressions, and these without the `.*` in front, which makes a search slow."""
+        keys = [key for key in self._overrides if is_expression(key)]
+        return [(key, f"(?:{rest})" if (rest := key.removeprefix(".*")) != key else key) for key in keys]
 
 
 def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
