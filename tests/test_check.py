@@ -22,7 +22,7 @@ from requant import check as checking
 from requant.build import Built
 from requant.check import check
 from requant.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
-from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.errors import NotAvailableError, UsageError
 from requant.packing import bfloat16_to_float32, pack, unpack
 from requant.progress import Progress
 from requant.recipe import read_recipe
@@ -484,6 +484,31 @@ def test_a_changed_file_is_another_question(tmp_path: Path) -> None:
     assert checked(made, base, resume=tmp_path / "notes").resumed == 0
 
 
+def test_a_file_that_was_changed_and_dated_back_is_another_question(tmp_path: Path) -> None:
+    """`touch` can set back the time of modification, but not that of change; a copy of equal times is another inode."""
+    made, base = pair(tmp_path, rounding.FULL)
+    shards = made / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        checked(made, base, resume=tmp_path / "notes", tell=interrupt)
+    before = shards.stat()
+    data = bytearray(shards.read_bytes())
+    data[-1] ^= 1
+    shards.write_bytes(data)
+    os.utime(shards, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (shards.stat().st_size, shards.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert checked(made, base, resume=tmp_path / "notes").resumed == 0
+
+
+def test_a_copy_of_equal_size_and_times_is_another_question(tmp_path: Path) -> None:
+    made, _ = pair(tmp_path, rounding.FULL)
+    with open_source(str(made)) as source:
+        before = source.files.identity
+    shutil.copy2(made / "a.safetensors", made / "copy")
+    (made / "copy").replace(made / "a.safetensors")
+    with open_source(str(made)) as source:
+        assert source.files.identity != before
+
+
 def interrupt(_: Progress) -> None:
     raise KeyboardInterrupt
 
@@ -507,11 +532,11 @@ def test_measurements_survive_json() -> None:
     assert Measured.from_json(json.loads(json.dumps(measured.as_json()))) == measured
 
 
-def test_a_base_of_another_precision_is_an_error(tmp_path: Path) -> None:
+def test_a_base_of_another_precision_is_not_modelled(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.FULL)
     write(base, {"a.safetensors": shard({"x.0.p.weight": ("F32", [64, 256], bytes(64 * 256 * 4))})})
-    with pytest.raises(CheckpointError, match="BF16 weights only"):
-        checked(made, base)
+    (made_of,) = checked(made, base).unmodelled
+    assert (made_of.tensor, made_of.detail) == ("x.0.p", "a base in F32")
 
 
 @pytest.mark.parametrize("way", [rounding.FULL])
@@ -560,6 +585,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.FULL)
     done = run(tmp_path, "check", made, "--base", base)
     assert (done.returncode, done.stdout.split()[-1]) == (0, "clean"), done.stderr
+    done = run(tmp_path, "check", base, "--base", base)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "nothing to check")
     (base / "a.safetensors").write_bytes((base / "a.safetensors").read_bytes()[:-1] + b"\x7f")
     done = run(tmp_path, "check", made, "--base", base, "--json")
     value = json.loads(done.stdout)

@@ -8,25 +8,27 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from requant.digest import canonical_json, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
-from requant.inventory import mtp_quantized, quantized
+from requant.inventory import linears, mtp_linears, mtp_quantized, quantized
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.safetensors import ITEM_BYTES
 from requant.weights import rounding
-from requant.weights.checked import Checked, judge, sort
-from requant.weights.examine import Window, examine
+from requant.weights.binding import Side, bind
+from requant.weights.checked import Checked, judge
+from requant.weights.examine import Window, examine, symmetric
 from requant.weights.ledger import Ledger
 from requant.weights.lineage import Piece, lineage
 from requant.weights.reach import Reach, loosest, reach_of
+from requant.weights.scheme import Scheme, contradictions, presence, read_scheme, unmodelled
 from requant.weights.source import Source
-from requant.weights.tally import COPIED, TUNED, Finding, Measured
+from requant.weights.tally import COPIED, FAITHFUL, TUNED, Finding, Measured
 
 WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
@@ -49,6 +51,8 @@ def check(
 ) -> Checked:
     """Hold a checkpoint against its base: copied bytes, rounded tensors, reachable codes and scales, coverage.
 
+    What side files say of the codes is held against them, and other side files against the base's.
+
     Without a recipe each layer may be made in any known way, within the loosest bound. `sample` is the share of
     windows that are read, chosen by `seed`; headers are always read. `resume` is a folder where finished windows
     are noted. Raises CheckpointError for what cannot be read, UsageError for an impossible sample.
@@ -56,12 +60,21 @@ def check(
     if not 0 < sample <= 1:
         raise UsageError(f"--sample {sample}: expected more than 0 and at most 1")
     bound = reach_of(recipe, twin) if recipe else loosest()
-    pieces, faults = lineage({n: p.spec for n, p in checkpoint.tensors.items()}, _specs(base))
-    faults += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
+    theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
+    scheme, findings = read_scheme(theirs)
+    foreign = scheme.foreign if scheme else ""
+    pieces, traced = lineage(_specs(checkpoint), _specs(base), foreign)
+    pieces, said = _as_declared(pieces, scheme, checkpoint, ours)
+    packed = sum(bool(each.packing or each.unmodelled) for each in pieces) + sum(
+        each.kind == "not modelled" for each in traced
+    )
+    findings += [*traced, *said, *presence(scheme, theirs, packed), *bind(theirs, ours, foreign)]
+    findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     expected = _expected(recipe, base) if recipe else None
     if expected is not None and recipe:
-        faults += _unlike(recipe, expected, pieces)
-    windows = list(_windows(pieces, expected, base))
+        findings += _unlike(recipe, expected, pieces)
+    rounds = scheme is not None and scheme.rounds
+    windows = list(_windows(pieces, expected, base, rounds))
     some = min(len(windows), max(1, round(sample * len(windows))))
     chosen = sorted(random.Random(seed).sample(range(len(windows)), some))  # noqa: S311
     key = [
@@ -89,9 +102,36 @@ def check(
     by_piece: dict[str, list[Measured]] = {}
     for number in sorted(results):
         by_piece.setdefault(windows[number].piece.name, []).append(results[number])
-    unread = tuple(piece.name for piece in pieces if piece.name not in by_piece)
-    findings, layers, statistics = judge(by_piece)
-    return Checked(bound, sort([*faults, *findings]), layers, statistics, everything, done, resumed, unread)
+    unread = tuple(piece.name for piece in pieces if piece.name not in by_piece and not piece.unmodelled)
+    judged, layers, statistics = judge(by_piece)
+    return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
+
+
+def _as_declared(
+    pieces: list[Piece], scheme: Scheme | None, checkpoint: Source, base: Side
+) -> tuple[list[Piece], list[Finding]]:
+    """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
+    if scheme is None or scheme.foreign:
+        return pieces, unmodelled(pieces)
+    found = list(contradictions(scheme, pieces, _linears(base)))
+    made = []
+    for piece in pieces:
+        if piece.group and not scheme.symmetric(piece.name):
+            if symmetric(checkpoint, piece):
+                detail = "sym False, every zero point is in the middle"
+                found.append(Finding("declared otherwise", f"{piece.name}.qzeros", detail=detail))
+            else:
+                piece = replace(piece, group=0, unmodelled="asymmetric codes")
+        made.append(piece)
+    return made, [*found, *unmodelled(made)]
+
+
+def _linears(base: Side) -> set[str]:
+    """Return the linear layers of a base whose architecture is modelled; of others, none are known."""
+    config = base.config()
+    if config is None or config.get("model_type") != "qwen3_5_moe":
+        return set()
+    return {*linears(config), *mtp_linears(config)}
 
 
 def _examined(
@@ -114,13 +154,15 @@ def _examined(
             pool.shutdown(cancel_futures=True)
 
 
-def _windows(pieces: Iterable[Piece], expected: Mapping[str, str] | None, base: Source) -> Iterator[Window]:
-    every = (rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED)
+def _windows(
+    pieces: Iterable[Piece], expected: Mapping[str, str] | None, base: Source, rounds: bool
+) -> Iterator[Window]:
+    every = (rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, *([FAITHFUL] if rounds else []))
     for piece in pieces:
+        if piece.unmodelled:
+            continue
         rows, dtype = piece.last - piece.first, base.tensors[piece.base].spec.dtype
         if piece.group:
-            if dtype != "BF16":
-                raise CheckpointError(f"{piece.base}: the base has it in {dtype}, check reads BF16 weights only")
             kind = None if expected is None else expected.get(piece.name)
             ways = {"tuned": (TUNED,), "rtn": rounding.WAYS}.get(kind or "", every)
             step = rows if rows * piece.columns <= WEIGHTS else max(8, WEIGHTS // piece.columns // 8 * 8)
@@ -147,10 +189,13 @@ def _expected(recipe: Recipe, base: Source) -> dict[str, str]:
 
 
 def _unlike(recipe: Recipe, expected: Mapping[str, str], pieces: Iterable[Piece]) -> Iterator[Finding]:
-    packed = {piece.name: piece.group for piece in pieces if piece.group}
-    for name, group in packed.items():
+    packed = {piece.name: piece for piece in pieces if piece.packing or piece.unmodelled}
+    for name, piece in packed.items():
+        group = piece.group
         if name not in expected:
             yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
+        elif piece.unmodelled:
+            yield Finding("not as the recipe says", f"{name}.qweight", detail=piece.unmodelled)
         elif group != recipe.scheme.group_size:
             detail = f"groups of {group}, the recipe says {recipe.scheme.group_size}"
             yield Finding("not as the recipe says", f"{name}.scales", detail=detail)
@@ -160,8 +205,8 @@ def _unlike(recipe: Recipe, expected: Mapping[str, str], pieces: Iterable[Piece]
         )
 
 
-def _specs(base: Source) -> dict[str, Any]:
-    return {name: place.spec for name, place in base.tensors.items()}
+def _specs(source: Source) -> dict[str, Any]:
+    return {name: place.spec for name, place in source.tensors.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -96,8 +96,9 @@ def check(
     else:
         for line in checked.text(SHOWN):
             out.print(escape(line))
-        out.print("[bold green]clean[/]" if checked.clean else "[bold red]violations[/]")
-    raise typer.Exit(0 if checked.clean else 1)
+        colour = {0: "green", 1: "red"}.get(checked.exit_status, "yellow")
+        out.print(f"[bold {colour}]{checked.outcome}[/]")
+    raise typer.Exit(checked.exit_status)
 
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant diff out/ec-twin out/gb10-twin")

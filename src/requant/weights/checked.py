@@ -1,25 +1,55 @@
 """The outcome of a check, as data and in words."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, Self
 
 from requant.weights import rounding
 from requant.weights.reach import Reach, tightest
-from requant.weights.tally import COPIED, TUNED, Finding, Measured, Tally, merge
+from requant.weights.tally import COPIED, FAITHFUL, TUNED, Finding, Kind, Measured, Tally, merge
+
+NOTES: tuple[Kind, ...] = ("rewritten by a tool", "stated here only", "stated by the base only")
+"""Kinds that are named and accuse nobody."""
+SHOWN = 6
+"""Names that a line of notes has."""
+
+
+class Outcome(StrEnum):
+    """What a check says in one word."""
+
+    CLEAN = "clean"
+    VIOLATIONS = "violations"
+    NOT_MODELLED = "not modelled"
+    """Nothing contradicts the base, and something could not be held against it."""
+    NOTHING = "nothing to check"
+    """Nothing is quantized: whoever asks whether codes follow from the base has no answer."""
+
+
+EXIT_STATUS: Mapping[Outcome, int] = {
+    Outcome.CLEAN: 0,
+    Outcome.VIOLATIONS: 1,
+    Outcome.NOT_MODELLED: 3,
+    Outcome.NOTHING: 3,
+}
 
 
 @dataclass(frozen=True)
 class Checked:
     """What a check found. `layers` says of each copied tensor and packed layer how it was made.
 
-    `statistics` adds up codes and scales by block and projection. `read` of `total` bytes were read, `resumed` of
-    them in an earlier run; `unread` names what a sample left out altogether.
+    `findings` are violations; `unmodelled` is what could not be held against the base, and why; `notes` are differences
+    that accuse nobody. `packed` counts the layers that are not float. `statistics` adds up codes and scales by block
+    and projection. `read` of `total` bytes were read, `resumed` of them in an earlier run; `unread` names what a sample
+    left out altogether.
     """
 
     bound: Reach
     findings: tuple[Finding, ...]
+    unmodelled: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+    packed: int
     layers: Mapping[str, str]
     statistics: Mapping[str, Mapping[str, Tally]]
     total: int
@@ -27,10 +57,34 @@ class Checked:
     resumed: int
     unread: tuple[str, ...]
 
+    @classmethod
+    def of(cls, found: Iterable[Finding], bound: Reach, packed: int, layers: Mapping[str, str], *rest: Any) -> Self:
+        """Return a check, its findings sorted into violations, what is not modelled, and notes."""
+        told = sorted(found, key=lambda each: (each.tensor, each.kind))
+        told += [Finding("not modelled", name, detail=way) for name, way in layers.items() if way == FAITHFUL]
+        unmodelled = tuple(each for each in told if each.kind == "not modelled")
+        notes = tuple(each for each in told if each.kind in NOTES)
+        violations = tuple(each for each in told if each not in {*unmodelled, *notes})
+        return cls(bound, violations, unmodelled, notes, packed, layers, *rest)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What was found in what was read."""
+        if self.findings:
+            return Outcome.VIOLATIONS
+        if self.unmodelled:
+            return Outcome.NOT_MODELLED
+        return Outcome.CLEAN if self.packed else Outcome.NOTHING
+
+    @property
+    def exit_status(self) -> int:
+        """What `check` ends with."""
+        return EXIT_STATUS[self.outcome]
+
     @property
     def clean(self) -> bool:
-        """Whether nothing was found in what was read."""
-        return not self.findings
+        """Whether everything that is quantized was held against the base, and nothing was found."""
+        return self.outcome == Outcome.CLEAN
 
     @property
     def ways(self) -> dict[str, int]:
@@ -46,6 +100,13 @@ class Checked:
         lines = [f"{each.kind}: {each.tensor}{_where(each)}" for each in self.findings[:shown]]
         if len(self.findings) > shown:
             lines.append(f"and {len(self.findings) - shown} more: --json names them all")
+        for detail, same in _grouped(self.unmodelled, lambda each: each.detail):
+            lines.append(f"not modelled: {_names(each.tensor for each in same)}: {detail}")
+        for place, same in _grouped(self.notes, lambda each: f"{each.kind}: {each.tensor.rpartition(': ')[0]}"):
+            names = _names(each.tensor.rpartition(": ")[2] for each in same)
+            lines.append(f"{place}: {names}".replace(": : ", ": "))
+        if not self.packed:
+            lines.append("nothing is quantized")
         lines += [f"{count:,} {way}" for way, count in self.ways.items()]
         tuned = self.tuned()
         if tuned.codes:
@@ -63,14 +124,14 @@ class Checked:
             )
         if self.resumed:
             lines.append(f"{self.resumed:,} bytes were read in an earlier run")
-        return [*lines, "weights only: what config.json and the index make of them, `requant inspect` says"]
+        return [*lines, "what each loader makes of it, `requant inspect` says"]
 
     def as_json(self) -> dict[str, Any]:
         """Return the check as `--json` prints it."""
         tuned = self.tuned()
         fits = tightest(tuned.farthest, tuned.least) if tuned.codes else None
         return {
-            "outcome": "clean" if self.clean else "violations",
+            "outcome": str(self.outcome),
             "bound": {**asdict(self.bound), "fits": {"most_iterations_at_default_rate": fits}},
             "ways": self.ways,
             **{key: value for key, value in asdict(self).items() if key != "bound"},
@@ -86,7 +147,7 @@ def judge(
     statistics: dict[str, dict[str, Tally]] = {}
     for name, some in by_piece.items():
         whole = merge(some)
-        order = ("", COPIED, rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED)
+        order = ("", COPIED, rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, FAITHFUL)
         way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
         findings += whole.findings[way]
         layers[name] = way if not whole.findings[way] else "in no known way"
@@ -99,9 +160,18 @@ def judge(
     return findings, layers, statistics
 
 
-def sort(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings in the order in which they are told."""
-    return tuple(sorted(findings, key=lambda each: (each.tensor, each.kind)))
+def _grouped(found: Iterable[Finding], by: Callable[[Finding], str]) -> list[tuple[str, list[Finding]]]:
+    groups: dict[str, list[Finding]] = {}
+    for each in found:
+        groups.setdefault(by(each), []).append(each)
+    return list(groups.items())
+
+
+def _names(names: Iterable[str]) -> str:
+    """Return the first names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN:,} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
 
 
 def _where(finding: Finding) -> str:

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from requant.packing import PER_WORD
+from requant.packing import PER_WORD, ZERO_WORD
 from requant.safetensors import ITEM_BYTES
 from requant.weights import rounding
 from requant.weights.kernels import ERROR, distances, extremes, shares, unlike
 from requant.weights.lineage import Piece
 from requant.weights.packed import Packed
-from requant.weights.reach import Array, Reach, codes_within, scale_possible
+from requant.weights.reach import SIGN, SMALLEST, Array, Reach, codes_within, half, scale_possible
 from requant.weights.source import Place, Source
-from requant.weights.tally import BINS, COPIED, TUNED, Finding, Kind, Measured, Tally
+from requant.weights.tally import BINS, COPIED, FAITHFUL, TUNED, Finding, Kind, Measured, Tally
 
 ROUNDED: Kind = "not rounded to nearest"
+STRETCH = 1.25
+"""A searched scale is at most so many times the widest: 8/(8 - 0.9) in 0.13.0, 1.21 where it was measured in 0.12.2."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def _packed(window: Window, checkpoint: Source, base: Source, bound: Reach) -> M
     for way in window.ways:
         if way == TUNED:
             findings[way] = (*common, *_reach(seen, far, bound))
+        elif way == FAITHFUL:
+            findings[way] = (*common, *_faithful(seen, far))
         elif way != rounding.SEARCHED or all(findings.values()):  # the dear one, where no other way fits
             findings[way] = (*common, *_rounded(seen, way))
     return Measured(findings, _tally(seen, steps, far, moved, rows * columns))
@@ -130,6 +134,36 @@ def _rounded(seen: Packed, way: str) -> list[Finding]:
     with np.errstate(all="ignore"):
         nearest = np.clip(np.rint(values / divisors[groups, rows][:, None]), -8, 7)
     return found + seen.codes(ROUNDED, rows, inputs, nearest != codes, (codes, nearest, nearest))
+
+
+def _faithful(seen: Packed, far: Array) -> list[Finding]:
+    """Say whether codes are the nearest to weight/scale, whatever made the scale: half to `STRETCH` of the widest.
+
+    The scale that codes were divided by may have passed through bfloat16, which errs by 1/256 of up to eight steps.
+    """
+    limit = np.float32(0.5 + 8 / 256)
+    magnitude, widest = seen.scales.view(np.uint16) & ~SIGN, np.maximum(-seen.low, seen.high)
+    most, least = (half(widest * np.float32(share / 8)) for share in (STRETCH, 0.5))
+    strange = (magnitude > np.maximum(most, SMALLEST)) | (magnitude < least)
+    found = seen.scale("scale out of reach", strange) if strange.any() else []
+    groups, rows = np.nonzero((far > limit.view(np.int32)) | (far < 0))
+    inputs, values, codes = seen.values(groups, rows)
+    with np.errstate(all="ignore"):
+        steps = np.clip(values / seen.scales[groups, rows].astype(np.float32)[:, None], -8, 7)
+    bad = ~(np.abs(steps - codes) <= limit)
+    return found + seen.codes(ROUNDED, rows, inputs, bad, (codes, steps, steps))
+
+
+def symmetric(checkpoint: Source, piece: Piece) -> bool:
+    """Say whether every zero point of a packed layer is in the middle; reads until one is not."""
+    place = checkpoint.tensors[f"{piece.name}.qzeros"]
+    size = place.stop - place.start
+    for start in range(0, size, 1 << 20):
+        words = np.empty(min(1 << 20, size - start) // 4, "<u4")
+        checkpoint.read(place, start, words.view(np.uint8).data)
+        if (words != ZERO_WORD).any():
+            return False
+    return True
 
 
 def _tally(seen: Packed, steps: Array, far: Array, moved: Array, codes: int) -> Tally:

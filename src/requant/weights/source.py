@@ -109,7 +109,7 @@ class Folder:
             for name, path in self._paths.items():
                 if name.endswith(SUFFIX):
                     self._open[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            facts = {name: [(told := path.stat()).st_size, told.st_mtime_ns] for name, path in self._paths.items()}
+            facts = {name: _identity(self._open.get(name, path)) for name, path in self._paths.items()}
         except OSError as error:
             self.close()
             raise CheckpointError(f"{error.filename}: {error.strerror}") from None
@@ -143,6 +143,15 @@ class Folder:
         """Close the files."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _identity(file: int | Path) -> list[int]:
+    """Return what tells a file from another, and from itself before a change, without reading it.
+
+    The time of change is the kernel's own: no program sets it, as `touch` sets the time of modification.
+    """
+    told = os.fstat(file) if isinstance(file, int) else file.stat()
+    return [told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns]
 
 
 def _told(name: str, read: Callable[[], T]) -> T:

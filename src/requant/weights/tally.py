@@ -17,9 +17,16 @@ Kind = Literal[
     "scale out of reach",
     "not rounded to nearest",
     "wrong zero point",
+    "declared otherwise",
+    "differs from the base",
+    "not modelled",
+    "rewritten by a tool",
+    "stated here only",
+    "stated by the base only",
 ]
 COPIED, TUNED = "the base's bytes", "within reach"
-"""Two of the ways in which a tensor can have been made; `rounding` has the others."""
+FAITHFUL = "nearest to a scale that is not modelled"
+"""Three of the ways in which a tensor can have been made; `rounding` has the others."""
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""
 
@@ -28,7 +35,8 @@ BINS = 64
 class Finding:
     """What is wrong with a tensor: how many elements, and the first of them.
 
-    `index` is that of the element in the tensor's shape; for codes, [output, input] of the weight.
+    Of a side file, `tensor` is its name and the key that is meant. `index` is that of the element in the tensor's
+    shape; for codes, [output, input] of the weight.
     """
 
     kind: Kind

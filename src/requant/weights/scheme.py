@@ -1,0 +1,242 @@
+"""What a `quantization_config` says of each layer's codes, held against the tensors that are there.
+
+Field names are AutoRound's. A stranger wrote them: what is not of the expected type contradicts the tensors, or is
+not modelled, and never ends the check.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from requant.loaders.resolver import is_expression, matches
+from requant.weights.binding import CONFIG, SIDE_FILES, Side
+from requant.weights.lineage import Piece
+from requant.weights.tally import Finding, Kind
+
+METHODS = ("auto-round", "intel/auto-round")
+"""Values of `quant_method` whose codes `check` models."""
+FORMATS = {
+    "auto_round:auto_gptq": "gptq",
+    "auto_round:gptq": "gptq",
+    "auto_round": "gptq",
+    "auto_round:auto_awq": "awq",
+    "auto_round:awq": "awq",
+}
+"""Values of `packing_format`, and the layout that they mean."""
+REWRITTEN = ("block_name_to_quantize", "extra_config", "to_quant_block_names")
+"""Keys that AutoRound 0.12.2 adds to in `config.json` for the MTP block, and not in the side file (defect D04)."""
+FLOAT = 16
+"""`bits` from here on mean a float layer."""
+MAX_EXPRESSIONS = 256
+"""More regular expressions than this in `extra_config` are not tried on every layer."""
+UNSTATED = object()
+
+_INDEX = re.compile(r"\.\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a configuration says: its own fields, and how to read them for one layer.
+
+    `value` is the object of `config.json`, or of a side file where that has none.
+    """
+
+    value: Mapping[str, Any]
+    _resolved: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def foreign(self) -> str:
+        """Why none of its codes are modelled; "" where they may be."""
+        method = self.value.get("quant_method", METHODS[0])
+        if method not in METHODS:
+            return f"quant_method {_said(method)}"
+        if self.layout is None:
+            return f"packing_format {_said(self.value['packing_format'])}"
+        many = len(self._expressions) > MAX_EXPRESSIONS
+        return f"extra_config with {len(self._expressions):,} regular expressions" if many else ""
+
+    @property
+    def layout(self) -> str | None:
+        """The order of codes that `packing_format` means, AutoRound's own where it is not stated; None: unknown."""
+        stated = self.value.get("packing_format", "auto_round:auto_gptq")
+        return FORMATS.get(stated) if isinstance(stated, str) else None
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...] | None:
+        """Prefixes of the blocks that are packed; None where none are stated: then all may be."""
+        stated = self.value.get("block_name_to_quantize") or self.value.get("to_quant_block_names")
+        if isinstance(stated, str):
+            stated = stated.split(",")
+        if not isinstance(stated, list):
+            return None
+        return tuple(f"{name.strip()}." for name in _flat(stated))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it says that nothing was tuned."""
+        return _is(self.value.get("iters"), 0)
+
+    def override(self, layer: str) -> Mapping[str, Any]:
+        """Return the entry of `extra_config` that names a layer, exactly or by an expression; empty where none does."""
+        if layer not in self._resolved:
+            key = (
+                layer if layer in self._overrides else next((k for k, e in self._expressions if matches(e, layer)), "")
+            )
+            self._resolved[layer] = self._overrides.get(key, {})
+        return self._resolved[layer]
+
+    def of(self, layer: str, key: str, default: Any = None) -> Any:
+        """Return what is said of a layer under `key`, or `default`."""
+        return self.override(layer).get(key, self.value.get(key, default))
+
+    def symmetric(self, layer: str) -> bool:
+        """Say whether a layer's zero points are declared to be in the middle."""
+        return self.of(layer, "sym", True) is not False
+
+    @cached_property
+    def _overrides(self) -> dict[str, Mapping[str, Any]]:
+        stated = self.value.get("extra_config")
+        entries = stated if isinstance(stated, dict) else {}
+        return {key: each for key, each in entries.items() if isinstance(each, dict)}
+
+    @cached_property
+    def _expressions(self) -> list[tuple[str, str]]:
+        """Keys that are regular expressions, and these without the `.*` in front, which makes a search slow."""
+        keys = [key for key in self._overrides if is_expression(key)]
+        return [(key, f"(?:{rest})" if (rest := key.removeprefix(".*")) != key else key) for key in keys]
+
+
+def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
+    """Return what a checkpoint declares, and where the files that declare it say different things.
+
+    None where nothing is declared. Raises CheckpointError for a file that is not a JSON object.
+    """
+    config = side.config()
+    stated = {CONFIG: (config or {}).get("quantization_config"), **{file: side.config(file) for file in SIDE_FILES}}
+    read = {file: value for file, value in stated.items() if isinstance(value, dict)}
+    faults = [
+        Finding("declared otherwise", f"{file}: quantization_config", detail=f"{_said(value)}, expected an object")
+        for file, value in stated.items()
+        if value is not None and file not in read
+    ]
+    for file, value in read.items():
+        first = next(iter(read))
+        for key in sorted(value.keys() & read[first].keys()):
+            if value[key] != read[first][key]:
+                kind: Kind = "rewritten by a tool" if key in REWRITTEN else "declared otherwise"
+                detail = f"{_said(value[key])}, {first} has {_said(read[first][key])}"
+                faults.append(Finding(kind, f"{file}: {key}", detail=detail))
+    return (Scheme(next(iter(read.values()))) if read else None), faults
+
+
+def unmodelled(pieces: Iterable[Piece]) -> list[Finding]:
+    """Return a finding for each layer or tensor whose values are not held against the base."""
+    return [Finding("not modelled", piece.name, detail=piece.unmodelled) for piece in pieces if piece.unmodelled]
+
+
+def presence(scheme: Scheme | None, side: Side, packed: int) -> Iterator[Finding]:
+    """Yield a finding where layers are packed and a configuration says nothing of it, or the other way round."""
+    where = f"{CONFIG}: quantization_config"
+    if packed and scheme is None and CONFIG in side.names:
+        yield Finding("declared otherwise", where, detail=f"not there, {packed:,} layers are packed")
+    if not packed and scheme is not None and not scheme.foreign:
+        yield Finding("declared otherwise", where, detail="no layer is packed")
+
+
+def contradictions(scheme: Scheme, pieces: Sequence[Piece], linears: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield what the configuration says otherwise than the shapes of packed layers, and than which layers are packed.
+
+    `linears` names layers that are known to be linear, where the architecture is modelled.
+    """
+    packed = {piece.name: piece for piece in pieces if piece.packing}
+    for layer, piece in packed.items():
+        for key, said, found in _unlike(scheme, piece):
+            yield Finding("declared otherwise", f"{layer}.qweight", detail=f"{key} {said}, the tensors have {found}")
+    yield from _blocks(scheme, packed)
+    yield from _floats(scheme, pieces, packed, linears)
+
+
+def _unlike(scheme: Scheme, piece: Piece) -> Iterator[tuple[str, str, str]]:
+    """Yield a key, what it says of a packed layer, and what its tensors show."""
+    packing, layer = piece.packing, piece.name
+    if packing is None:
+        return
+    said = {key: scheme.of(layer, key, UNSTATED) for key in ("bits", "group_size", "sym", "data_type")}
+    if not _is(said["bits"], packing.bits):
+        yield "bits", _said(said["bits"]), f"{packing.bits}"
+    if _groups(said["group_size"], piece.columns) != packing.groups:
+        yield "group_size", _said(said["group_size"]), f"{packing.groups} groups for {piece.columns} inputs"
+    if not isinstance(said["sym"], bool) and said["sym"] is not UNSTATED:
+        yield "sym", _said(said["sym"]), "zero points"
+    if said["data_type"] is not UNSTATED and not str(said["data_type"]).startswith("int"):
+        yield "data_type", _said(said["data_type"]), "integer codes"
+    if scheme.layout != packing.layout:
+        stated = scheme.value.get("packing_format", UNSTATED)
+        yield "packing_format", _said(stated), f"words in the order of {packing.layout}"
+    if scheme.value.get("desc_act") is True:
+        yield "desc_act", "true", "inputs in order, without g_idx"
+    modules = scheme.value.get("modules_in_block_to_quantize")
+    if isinstance(modules, list) and not layer.endswith(tuple(f".{name}" for name in _flat(modules))):
+        yield "modules_in_block_to_quantize", _said(modules), "this layer packed"
+
+
+def _blocks(scheme: Scheme, packed: Mapping[str, Piece]) -> Iterator[Finding]:
+    """Yield packed blocks that are not declared, and declared ones of which nothing is packed.
+
+    A layer beside the blocks, such as `lm_head`, is none of what the key speaks of.
+    """
+    if scheme.blocks is None:
+        return
+    key = "quantization_config.block_name_to_quantize"
+    blocks = Counter(
+        layer[: found.end()]
+        for layer in packed
+        if (found := _INDEX.search(layer)) and not layer.startswith(scheme.blocks) and not scheme.override(layer)
+    )
+    for block, count in blocks.items():
+        yield Finding("declared otherwise", key, count, detail=f"does not name {block}, whose layers are packed")
+    for prefix in scheme.blocks:
+        if not any(layer.startswith(prefix) for layer in packed):
+            yield Finding("declared otherwise", key, detail=f"names {prefix[:-1]}, where no layer is packed")
+
+
+def _floats(
+    scheme: Scheme, pieces: Sequence[Piece], packed: Iterable[str], linears: Collection[str]
+) -> Iterator[Finding]:
+    """Yield float layers that are declared packed: by an entry of their own, or because their likes are packed."""
+    likes = {_INDEX.sub(".#", layer) for layer in packed}
+    for piece in pieces:
+        layer = piece.name.removesuffix(".weight")
+        if piece.packing or piece.unmodelled or layer == piece.name:
+            continue
+        own = scheme.override(layer)
+        bits = own.get("bits", scheme.value.get("bits"))
+        declared = isinstance(bits, int) and bits < FLOAT
+        inside = scheme.blocks is None or layer.startswith(scheme.blocks)
+        known = layer in linears or _INDEX.sub(".#", layer) in likes
+        if declared and ("bits" in own or (inside and known)):
+            yield Finding("declared otherwise", piece.name, detail=f"bits {bits}, the layer is float")
+
+
+def _groups(size: Any, columns: int) -> int | None:
+    """Return how many groups `group_size` makes of `columns` inputs; None where it is no size."""
+    if type(size) is not int or not (size == -1 or size > 0):
+        return None
+    return 1 if size == -1 else -(-columns // size)
+
+
+def _flat(names: list[Any]) -> Iterator[str]:
+    """Yield the names of a list, which AutoRound nests by tower and GPTQ by step."""
+    for each in names:
+        yield from (name for name in (each if isinstance(each, list) else [each]) if isinstance(name, str))
+
+
+def _is(stated: Any, found: int) -> bool:
+    return type(stated) is int and stated == found
+
+
+def _said(value: Any) -> str:
+    return "not stated" if value is UNSTATED else f"{value!r:.80}"

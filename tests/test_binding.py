@@ -1,0 +1,612 @@
+"""What stands around the weights: edited configurations are found key by key, and what tools rewrite is not accused."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cases.twins import healthy
+from tests.checkpoints import Tensors, on_a_disk, on_disk, shard, write
+
+from requant.check import check
+from requant.checkpoint import write_checkpoint
+from requant.packing import bfloat16_to_float32, pack
+from requant.twin import write_twin
+from requant.weights.binding import canonical, compare
+from requant.weights.checked import Checked, Outcome
+from requant.weights.lineage import Packing, packing_of
+from requant.weights.source import Files, Source, open_source
+from requant.weights.tally import FAITHFUL
+
+Edit = Callable[[dict[str, Any]], Any]
+BLOCKS = ["model.language_model.layers", "mtp.layers"]
+EXPERT = "model.language_model.layers.1.mlp.experts.2.up_proj"
+GATE = "model.language_model.layers.1.mlp.shared_expert_gate"
+QUANTIZATION = "quantization_config"
+
+
+class Overlay:
+    """Files of which some have other content."""
+
+    def __init__(self, files: Files, content: Mapping[str, bytes | None]) -> None:
+        self.files, self.content = files, content
+        self.identity = files.identity
+
+    def names(self) -> list[str]:
+        changed = {name for name, data in self.content.items() if data is not None}
+        return sorted(({*self.files.names()} | changed) - {n for n, data in self.content.items() if data is None})
+
+    def whole(self, name: str) -> bytes:
+        return self.files.whole(name) if name not in self.content else self.content[name] or b""
+
+    def header(self, name: str) -> Path:
+        return self.files.header(name)
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        self.files.read(name, start, into)
+
+    def close(self) -> None:
+        self.files.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A healthy twin and its base."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_twin("mini", folder / "base")
+    write_checkpoint(healthy("ec"), folder / "ec")
+    return folder / "ec", folder / "base"
+
+
+@contextmanager
+def opened(pair: tuple[Path, Path], content: Mapping[str, bytes | None], base: Mapping[str, bytes]) -> Iterator[Any]:
+    with open_source(str(pair[0])) as theirs, open_source(str(pair[1])) as ours:
+        yield replace(theirs, files=Overlay(theirs.files, content)), replace(ours, files=Overlay(ours.files, base))
+
+
+def judged(
+    pair: tuple[Path, Path], content: Mapping[str, bytes | None] | None = None, base: Mapping[str, bytes] | None = None
+) -> Checked:
+    """A check of one window of weights, and of everything else."""
+    with opened(pair, content or {}, base or {}) as (theirs, ours):
+        return check(theirs, ours, sample=1e-9)
+
+
+def found(result: Checked) -> set[tuple[str, str]]:
+    return {(each.kind, each.tensor) for each in result.findings}
+
+
+def edited(pair: tuple[Path, Path], edit: Edit) -> dict[str, bytes | None]:
+    """The configuration after an edit, and the side file that repeats a part of it."""
+    config = json.loads((pair[0] / "config.json").read_bytes())
+    edit(config)
+    data: dict[str, bytes | None] = {"config.json": json.dumps(config).encode()}
+    data["quantization_config.json"] = json.dumps(config[QUANTIZATION]).encode() if QUANTIZATION in config else None
+    return data
+
+
+def into(*path: str, value: Any) -> Edit:
+    """Set a key; without a value (None), remove it."""
+
+    def edit(config: dict[str, Any]) -> None:
+        *above, last = path
+        for name in above:
+            config = config[name]
+        if value is None:
+            del config[last]
+        else:
+            config[last] = value
+
+    return edit
+
+
+def test_a_healthy_twin_is_clean(pair: tuple[Path, Path]) -> None:
+    result = judged(pair)
+    assert (result.outcome, result.findings, result.unmodelled) == (Outcome.CLEAN, (), ())
+    assert [(each.kind, each.tensor) for each in result.notes] == [("stated here only", "processor_config.json")]
+
+
+CONFIG_EDITS = {
+    "text_config.rms_norm_eps": 1e-5,
+    "text_config.num_experts_per_tok": 1,
+    "text_config.rope_parameters.rope_theta": 10_000,
+    "text_config.rope_parameters.rope_type": "linear",
+    "text_config.rope_parameters.mrope_section": [2, 4, 2],
+    "text_config.attn_output_gate": 1,
+    "text_config.eos_token_id": 257,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "dtype": "float16",
+    "tie_word_embeddings": True,
+    "vision_config.spatial_merge_size": 3,
+}
+
+
+@pytest.mark.parametrize("key", CONFIG_EDITS)
+def test_a_key_that_both_sides_state_must_agree(key: str, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, into(*key.split("."), value=CONFIG_EDITS[key])))
+    assert found(result) == {("differs from the base", f"config.json: {key}")}
+    assert result.exit_status == 1
+
+
+@pytest.mark.parametrize("key", ["text_config.rms_norm_eps", "text_config.rope_parameters.rope_theta", "architectures"])
+def test_a_key_that_one_side_states_is_named_and_not_accused(key: str, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, into(*key.split("."), value=None)))
+    assert result.clean
+    assert ("stated by the base only", f"config.json: {key}") in {(each.kind, each.tensor) for each in result.notes}
+    result = judged(pair, edited(pair, into("text_config", "sliding_window", value=4096)))
+    assert ("stated here only", "config.json: text_config.sliding_window") in {
+        (each.kind, each.tensor) for each in result.notes
+    }
+
+
+def older(config: dict[str, Any]) -> None:
+    """Spell a configuration as transformers 4 does."""
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"], text["partial_rotary_factor"] = float(rope.pop("rope_theta")), rope.pop("partial_rotary_factor")
+    text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    config["torch_dtype"] = config.pop("dtype")
+
+
+def rewritten(config: dict[str, Any]) -> None:
+    """What tools do to a configuration that they save."""
+    older(config)
+    config["transformers_version"], config["_name_or_path"] = "4.57.1", "/tmp/model"  # noqa: S108
+    config["text_config"]["use_cache"] = False
+    config["torch_dtype"] = config["dtype"] = "bfloat16"
+    config["text_config"]["rms_norm_eps"] = 0.000001
+
+
+@pytest.mark.parametrize("edit", [older, rewritten])
+def test_another_spelling_is_the_same_key(edit: Edit, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, edit))
+    assert result.clean, result.findings
+    base = json.loads((pair[1] / "config.json").read_bytes())
+    edit(base)
+    assert judged(pair, base={"config.json": json.dumps(base).encode()}).clean
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (into("text_config", "rope_theta", value=1e4), "text_config.rope_theta"),
+        (into("text_config", "rope_scaling", value={"type": "yarn"}), "text_config.rope_scaling.type"),
+        (into("text_config", "partial_rotary_factor", value=1), "text_config.partial_rotary_factor"),
+        (into("torch_dtype", value="float32"), "torch_dtype"),
+        (into("text_config", "num_local_experts", value=3), "text_config.num_local_experts"),
+        (into("text_config.rms_norm_eps", value=None), ""),
+    ],
+)
+def test_a_second_spelling_must_agree_too(edit: Edit, key: str, pair: tuple[Path, Path]) -> None:
+    """Which of two a loader takes is its affair; a key with a dot in its name is no path."""
+    if not key:
+        value = json.loads((pair[0] / "config.json").read_bytes())
+        value["text_config"]["rms_norm_eps"], value["text_config.rms_norm_eps"] = 1e-3, 1e-6
+        assert found(judged(pair, {"config.json": json.dumps(value).encode()})) == {
+            ("differs from the base", "config.json: text_config.rms_norm_eps")
+        }
+        return
+    assert found(judged(pair, edited(pair, edit))) == {("differs from the base", f"config.json: {key}")}
+
+
+def test_a_scaled_rope_is_no_plain_one() -> None:
+    """A type that only one side spells out is held against the plain one that the other means."""
+    plain = {"rope_theta": 1e4, "rope_scaling": None}
+    scaled = {"rope_parameters": {"rope_theta": 10_000, "rope_type": "yarn", "factor": 4.0}}
+    assert [each.kind for each in compare("config.json", scaled, plain)] == [
+        "stated here only",
+        "differs from the base",
+    ]
+    assert compare("config.json", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, plain) == []
+    gemma = {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}, "sliding_attention": {"rope_theta": 1e4}}
+    four = {"rope_theta": 1e6, "rope_local_base_freq": 10_000, "rope_scaling": None}
+    assert compare("config.json", {"rope_parameters": {"rope_theta": None, **gemma}}, four) == []
+    assert canonical(("a", "rope_scaling", "type")) == canonical(("a", "rope_parameters", "rope_type"))
+
+
+def quantization(**keys: Any) -> Edit:
+    return lambda config: config[QUANTIZATION].update(keys)
+
+
+def override(layer: str, **keys: Any) -> Edit:
+    return lambda config: config[QUANTIZATION]["extra_config"].update({layer: keys})
+
+
+BLOCKED = ("declared otherwise", "quantization_config.block_name_to_quantize")
+WORDS = ("declared otherwise", f"{EXPERT}.qweight")
+OTHERWISE: dict[str, tuple[Edit, tuple[str, str]]] = {
+    "bits": (quantization(bits=8), WORDS),
+    "bits as text": (quantization(bits="4"), WORDS),
+    "group_size": (quantization(group_size=64), WORDS),
+    "group_size of whole rows": (quantization(group_size=-1), WORDS),
+    "group_size of nothing": (quantization(group_size=0), WORDS),
+    "sym": (quantization(sym=False), ("declared otherwise", f"{EXPERT}.qzeros")),
+    "sym as text": (quantization(sym="yes"), WORDS),
+    "packing": (quantization(packing_format="auto_round:auto_awq"), WORDS),
+    "data_type": (quantization(data_type="fp"), WORDS),
+    "desc_act": (quantization(desc_act=True), WORDS),
+    "modules": (quantization(modules_in_block_to_quantize=[["self_attn.q_proj"]]), WORDS),
+    "an override of a packed layer": (override(EXPERT, bits=8), WORDS),
+    "an override by expression": (override(r".*layers\.1\.mlp\.experts.*", group_size=32), WORDS),
+    "an override that makes it float": (override(EXPERT, bits=16, data_type="fp"), WORDS),
+    "an override that packs a float layer": (override(GATE, bits=4), ("declared otherwise", f"{GATE}.weight")),
+    "an override dropped": (
+        into(QUANTIZATION, "extra_config", GATE, value=None),
+        ("declared otherwise", f"{GATE}.weight"),
+    ),
+    "a block dropped": (quantization(block_name_to_quantize=BLOCKS[:1]), BLOCKED),
+    "blocks as text": (quantization(block_name_to_quantize="model.language_model.layers"), BLOCKED),
+    "a block too many": (quantization(block_name_to_quantize=[*BLOCKS, "model.visual.blocks"]), BLOCKED),
+    "no quantization_config": (into(QUANTIZATION, value=None), ("declared otherwise", f"config.json: {QUANTIZATION}")),
+    "a list": (into(QUANTIZATION, value=[1]), ("declared otherwise", f"config.json: {QUANTIZATION}")),
+}
+
+
+@pytest.mark.parametrize(("edit", "expected"), OTHERWISE.values(), ids=OTHERWISE)
+def test_quantization_config_must_describe_the_codes(
+    edit: Edit, expected: tuple[str, str], pair: tuple[Path, Path]
+) -> None:
+    content = edited(pair, edit)
+    if isinstance(
+        json.loads(content["config.json"] or b"")[QUANTIZATION] if content["quantization_config.json"] else 0, list
+    ):
+        content["quantization_config.json"] = None
+    result = judged(pair, content)
+    assert expected in found(result)
+    assert {kind for kind, _ in found(result)} == {"declared otherwise"}
+    assert result.exit_status == 1
+
+
+def test_a_side_file_must_say_the_same(pair: tuple[Path, Path]) -> None:
+    value = json.loads((pair[0] / "quantization_config.json").read_bytes())
+    for name in ("quantization_config.json", "quantize_config.json"):
+        said = judged(pair, {name: json.dumps({**value, "bits": 8}).encode()})
+        assert found(said) == {("declared otherwise", f"{name}: bits")}
+        assert judged(pair, {name: json.dumps(value, indent=7).encode()}).clean
+    less = json.dumps({**value, "extra_config": {}, "block_name_to_quantize": BLOCKS[:1]}).encode()
+    assert judged(pair, {"quantization_config.json": less}).clean, "AutoRound 0.12.2 itself writes less there"
+
+
+@pytest.mark.parametrize("key", ["quant_method", "packing_format"])
+def test_what_a_method_makes_of_the_codes_is_not_modelled(key: str, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, quantization(**{key: "else"})))
+    assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
+    assert {each.detail for each in result.unmodelled} == {f"{key} 'else'"}
+    assert any(line.startswith("not modelled: ") for line in result.text(9))
+
+
+TOKENIZER = "tokenizer.json"
+
+
+def tokenizer(edit: Edit) -> Callable[[tuple[Path, Path]], dict[str, bytes]]:
+    def change(pair: tuple[Path, Path]) -> dict[str, bytes]:
+        value = json.loads((pair[0] / TOKENIZER).read_bytes())
+        edit(value)
+        return {TOKENIZER: json.dumps(value, indent=1).encode()}
+
+    return change
+
+
+def settings(file: str, **keys: Any) -> Callable[[tuple[Path, Path]], dict[str, bytes]]:
+    return lambda pair: {file: json.dumps({**json.loads((pair[0] / file).read_bytes()), **keys}).encode()}
+
+
+SAME = {
+    "formatted otherwise": tokenizer(lambda value: None),
+    "truncation": tokenizer(into("truncation", value={"max_length": 64, "strategy": "LongestFirst"})),
+    "padding": tokenizer(into("padding", value={"strategy": "BatchLongest"})),
+    "merges as text": tokenizer(lambda v: v["model"].update(merges=[" ".join(each) for each in v["model"]["merges"]])),
+    "class": settings("tokenizer_config.json", tokenizer_class="TokenizersBackend", backend="tokenizers"),
+    "version": settings("generation_config.json", transformers_version="4.57.1", do_sample=True),
+    "template's newline": lambda pair: {
+        "chat_template.jinja": (pair[0] / "chat_template.jinja").read_bytes().rstrip(b"\n") + b"\n"
+    },
+    "template in two files": lambda pair: settings(
+        "tokenizer_config.json", chat_template=(pair[0] / "chat_template.jinja").read_text()
+    )(pair),
+    "another licence": lambda pair: {"LICENSE": b"", "README.md": b"# hello"},
+}
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+def test_what_tools_rewrite_is_not_accused(
+    change: Callable[[tuple[Path, Path]], dict[str, bytes]], pair: tuple[Path, Path]
+) -> None:
+    assert judged(pair, change(pair)).clean
+    assert judged(pair, base=change(pair)).clean
+
+
+OTHER: dict[str, tuple[Callable[[tuple[Path, Path]], dict[str, bytes]], str]] = {
+    "vocabulary": (tokenizer(lambda v: v["model"]["vocab"].update(a=7)), "tokenizer.json: model.vocab.a"),
+    "merges": (tokenizer(into("model", "merges", value=[["a", "b"]])), "tokenizer.json: model.merges"),
+    "added tokens": (tokenizer(into("added_tokens", value=[])), "tokenizer.json: added_tokens"),
+    "vocab.json": (settings("vocab.json", a=7), "vocab.json: a"),
+    "merges.txt": (lambda pair: {"merges.txt": b"#version: 0.2\na b\n"}, "merges.txt"),
+    "template": (lambda pair: {"chat_template.jinja": b"{{ messages }}"}, "chat_template.jinja: chat_template"),
+    "template elsewhere": (
+        settings("tokenizer_config.json", chat_template="{{ messages }}"),
+        "tokenizer_config.json: chat_template",
+    ),
+    "stop token": (settings("generation_config.json", eos_token_id=1), "generation_config.json: eos_token_id"),
+    "pixels": (settings("preprocessor_config.json", patch_size=8), "preprocessor_config.json: patch_size"),
+    "no JSON": (lambda pair: {"generation_config.json": b"{"}, "generation_config.json"),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), OTHER.values(), ids=OTHER)
+def test_what_means_something_else_is_found_by_key(
+    change: Callable[[tuple[Path, Path]], dict[str, bytes]], expected: str, pair: tuple[Path, Path]
+) -> None:
+    assert found(judged(pair, change(pair))) == {("differs from the base", expected)}
+
+
+def test_a_token_may_be_an_object_or_its_content() -> None:
+    file = "tokenizer_config.json"
+    token = {"__type": "AddedToken", "content": "<s>", "lstrip": False}
+    assert compare(file, {"bos_token": token}, {"bos_token": "<s>"}) == []
+    assert [each.kind for each in compare(file, {"bos_token": token}, {"bos_token": "</s>"})] == [
+        "differs from the base"
+    ]
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["rope_theta", "rope_scaling", "rope_parameters", "type", "content", "dtype", "torch_dtype", "a", ""]
+            )
+            | st.text(max_size=2),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(value=values, file=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
+def test_whatever_is_stated_agrees_with_itself(value: Any, file: str) -> None:
+    assert compare(file, value, copy.deepcopy(value)) == []
+
+
+@on_a_disk
+@given(
+    value=values,
+    keys=st.dictionaries(st.sampled_from(["bits", "group_size", "extra_config", "packing_format", "sym"]), values),
+)
+def test_no_configuration_ends_in_a_traceback(value: Any, keys: dict[str, Any]) -> None:
+    tensors, base = layer()
+    config = {"a": value, QUANTIZATION: {"quant_method": "auto-round", "block_name_to_quantize": value, **keys}}
+    side = {"config.json": json.dumps(config).encode(), "tokenizer.json": json.dumps(value).encode()}
+    with (
+        on_disk({"a.safetensors": shard(tensors), **side}) as made,
+        on_disk({"a.safetensors": shard(base), **side}) as its,
+        open_source(str(made)) as theirs,
+        open_source(str(its)) as ours,
+    ):
+        check(theirs, ours, sample=1e-9).text(9)
+
+
+def test_nesting_is_no_traceback() -> None:
+    deep: Any = 1
+    for _ in range(5_000):
+        deep = {"a": deep}
+    assert [each.kind for each in compare("tokenizer.json", deep, {"a": 1})] == ["differs from the base"]
+
+
+# One layer, packed in the ways of other tools.
+
+ROWS, COLUMNS = 64, 256
+BITS = (np.random.default_rng(5).normal(0, 0.02, (ROWS, COLUMNS)).astype("<f4").view("<u4") >> 16).astype("<u2")
+
+
+def layer(stretch: float = 1.0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A layer rounded to nearest in groups of 128, its scales `stretch` times the widest, and the base's."""
+    weights = bfloat16_to_float32(BITS.tobytes()).reshape(ROWS, COLUMNS)
+    grouped = weights.reshape(ROWS, -1, 128)
+    low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+    scales = (-np.where(-low > high, low, high) / np.float32(8) * np.float32(stretch)).astype("<f2")
+    codes = np.clip(np.rint(grouped / scales.astype("<f4")[..., None]), -8, 7) + 8
+    words = pack(codes.astype(np.uint8).reshape(ROWS, COLUMNS))
+    made = {
+        "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], words.tobytes()),
+        "x.0.p.qzeros": ("I32", [2, ROWS // 8], np.full((2, ROWS // 8), 0x77777777, "<i4").tobytes()),
+        "x.0.p.scales": ("F16", [2, ROWS], np.ascontiguousarray(scales.T).tobytes()),
+    }
+    return made, {"x.0.p.weight": ("BF16", [ROWS, COLUMNS], BITS.tobytes())}
+
+
+def zeros(dtype: str, *shape: int) -> tuple[str, list[int], bytes]:
+    width = {"I32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I64": 8}[dtype]
+    return dtype, list(shape), bytes(int(np.prod(shape)) * width)
+
+
+AUTOROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "iters": 200}
+NAMED = {
+    f"x.0.p.{suffix}": tensor
+    for suffix, tensor in zip(("qweight", "qzeros", "scales"), layer()[0].values(), strict=True)
+}
+ELSEWHERE: dict[str, tuple[Tensors, dict[str, Any], str]] = {
+    "eight bits": (
+        {
+            "x.0.p.qweight": zeros("I32", COLUMNS // 4, ROWS),
+            "x.0.p.qzeros": zeros("I32", 2, ROWS // 4),
+            "x.0.p.scales": zeros("F16", 2, ROWS),
+        },
+        {**AUTOROUND, "bits": 8},
+        "codes of 8 bits",
+    ),
+    "one layer of eight bits": (
+        {
+            "x.0.p.qweight": zeros("I32", COLUMNS // 4, ROWS),
+            "x.0.p.qzeros": zeros("I32", 2, ROWS // 4),
+            "x.0.p.scales": zeros("F16", 2, ROWS),
+        },
+        {**AUTOROUND, "extra_config": {"x.0.p": {"bits": 8}}},
+        "codes of 8 bits",
+    ),
+    "the order of AWQ": (
+        {
+            "x.0.p.qweight": zeros("I32", COLUMNS, ROWS // 8),
+            "x.0.p.qzeros": zeros("I32", 2, ROWS // 8),
+            "x.0.p.scales": zeros("F16", 2, ROWS),
+        },
+        {**AUTOROUND, "packing_format": "auto_round:auto_awq"},
+        "codes in the order of awq",
+    ),
+    "asymmetric": (
+        {**layer()[0], "x.0.p.qzeros": zeros("I32", 2, ROWS // 8)},
+        {**AUTOROUND, "sym": False},
+        "asymmetric codes",
+    ),
+    "GPTQ with g_idx": (
+        {**layer()[0], "x.0.p.g_idx": zeros("I32", COLUMNS)},
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": True},
+        "quant_method 'gptq'",
+    ),
+    "compressed-tensors": (
+        {"x.0.p.weight_packed": zeros("I32", ROWS, COLUMNS // 8), "x.0.p.weight_scale": zeros("BF16", ROWS, 2)},
+        {"quant_method": "compressed-tensors"},
+        "quant_method 'compressed-tensors'",
+    ),
+    "FP8": (
+        {"x.0.p.weight": zeros("F8_E4M3", ROWS, COLUMNS), "x.0.p.weight_scale": zeros("BF16", ROWS, 1)},
+        {"quant_method": "fp8"},
+        "quant_method 'fp8'",
+    ),
+}
+
+
+def single(tmp_path: Path, tensors: Tensors, base: Tensors, quantization: Any) -> Checked:
+    config = {"model_type": "llama", "dtype": "bfloat16"}
+    write(tmp_path / "base", {"a.safetensors": shard(base), "config.json": json.dumps(config).encode()})
+    stated = {**config, QUANTIZATION: quantization} if quantization else config
+    write(tmp_path / "made", {"a.safetensors": shard(tensors), "config.json": json.dumps(stated).encode()})
+    with open_source(str(tmp_path / "made")) as theirs, open_source(str(tmp_path / "base")) as ours:
+        return check(theirs, ours)
+
+
+@pytest.mark.parametrize(("tensors", "config", "reason"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_other_tools_are_not_modelled_and_not_accused(
+    tensors: Tensors, config: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    norm = ("BF16", [8], bytes(range(16)))
+    result = single(tmp_path, {**tensors, "n": norm}, {**layer()[1], "n": norm}, config)
+    assert (result.findings, result.exit_status) == ((), 3)
+    assert [(each.tensor, each.detail) for each in result.unmodelled] == [("x.0.p", reason)]
+    assert result.layers == {"n": "the base's bytes"}, "what is copied is looked at all the same"
+    other = single(tmp_path, {**tensors, "n": ("BF16", [8], bytes(16))}, {**layer()[1], "n": norm}, config)
+    assert found(other) == {("not the base's bytes", "n")}
+    gone = single(tmp_path, {"n": norm}, {**layer()[1], "n": norm}, config)
+    assert ("not in the checkpoint", "x.0.p.weight") in found(gone)
+
+
+@pytest.mark.parametrize("name", ["eight bits", "the order of AWQ", "asymmetric"])
+def test_what_is_not_modelled_is_declared_as_it_is(name: str, tmp_path: Path) -> None:
+    tensors, _, _ = ELSEWHERE[name]
+    assert single(tmp_path, tensors, layer()[1], AUTOROUND).exit_status == 1
+
+
+def test_a_searched_scale_is_not_modelled_where_nothing_was_tuned(tmp_path: Path) -> None:
+    """AutoRound searches scales at iterations 0; elsewhere, and farther than it goes, such a scale is a violation."""
+    rounds = {**AUTOROUND, "iters": 0}
+    tensors, base = layer(1.12)
+    result = single(tmp_path, tensors, base, rounds)
+    assert (result.outcome, result.layers) == (Outcome.NOT_MODELLED, {"x.0.p": FAITHFUL})
+    assert single(tmp_path, tensors, base, AUTOROUND).exit_status == 1
+    assert single(tmp_path, layer(1.5)[0], base, rounds).exit_status == 1
+    words = np.frombuffer(tensors["x.0.p.qweight"][2], "<u4").copy()
+    words[5] ^= 4  # a code moved by four
+    edited = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], words.tobytes())}
+    assert single(tmp_path, edited, base, rounds).exit_status == 1
+    assert single(tmp_path, layer()[0], base, rounds).outcome == Outcome.CLEAN, "without the search, it is exact"
+
+
+def test_a_bias_in_float16_is_not_modelled(tmp_path: Path) -> None:
+    tensors, base = layer()
+    result = single(
+        tmp_path, {**tensors, "x.0.p.bias": zeros("F16", ROWS)}, {**base, "x.0.p.bias": zeros("BF16", ROWS)}, AUTOROUND
+    )
+    assert [(each.tensor, each.detail) for each in result.unmodelled] == [
+        ("x.0.p.bias", "a packed layer's bias, in F16")
+    ]
+
+
+def test_interleaved_experts_are_not_modelled_and_mixtral_names_are(tmp_path: Path) -> None:
+    def expert(projection: str, name: str = "x.0.mlp.experts.0") -> dict[str, Any]:
+        return {key.replace("x.0.p", f"{name}.{projection}_proj"): tensor for key, tensor in layer()[0].items()}
+
+    fused = {
+        "x.0.mlp.experts.gate_up_proj": zeros("BF16", 1, COLUMNS, 2 * ROWS),
+        "x.0.mlp.experts.gate_up_proj_bias": zeros("BF16", 1, 2 * ROWS),
+        "x.0.mlp.experts.down_proj": zeros("BF16", 1, ROWS, COLUMNS),
+    }
+    result = single(tmp_path, {**expert("gate"), **expert("up")}, fused, AUTOROUND)
+    assert (result.findings, [each.tensor for each in result.unmodelled]) == ((), ["x.0.mlp.experts"])
+    weight = layer()[1]["x.0.p.weight"]
+    mixtral = {f"x.0.block_sparse_moe.experts.0.{name}.weight": weight for name in ("w1", "w3")}
+    made = {**expert("gate", "x.0.block_sparse_moe.experts.0"), **expert("up", "x.0.block_sparse_moe.experts.0")}
+    assert single(tmp_path, made, mixtral, AUTOROUND).clean
+    assert found(single(tmp_path, expert("gate"), {"y": weight}, AUTOROUND)) >= {
+        ("no origin", "x.0.mlp.experts.0.gate_proj.qweight")
+    }
+
+
+def test_nothing_quantized_is_nothing_to_check(tmp_path: Path) -> None:
+    result = single(tmp_path, layer()[1], layer()[1], None)
+    assert (result.outcome, result.exit_status, result.findings) == (Outcome.NOTHING, 3, ())
+    assert result.as_json()["packed"] == 0
+    assert "nothing is quantized" in result.text(9)
+    declared = single(tmp_path, layer()[1], layer()[1], AUTOROUND)
+    assert found(declared) == {("declared otherwise", f"config.json: {QUANTIZATION}")}
+
+
+@given(
+    rows=st.integers(1, 8).map(lambda n: 32 * n),
+    columns=st.integers(1, 8).map(lambda n: 32 * n),
+    groups=st.integers(1, 4),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    layout=st.sampled_from(["gptq", "awq"]),
+)
+def test_shapes_tell_the_packing(rows: int, columns: int, groups: int, bits: int, layout: str) -> None:
+    from requant.safetensors import Spec
+
+    words = {"gptq": (columns * bits // 32, rows), "awq": (columns, rows * bits // 32)}
+    specs = {
+        "qweight": Spec("I32", words[layout]),
+        "qzeros": Spec("I32", (groups, rows * bits // 32)),
+        "scales": Spec("F16", (groups, rows)),
+    }
+    assert packing_of(specs, rows, columns) == Packing(layout, bits, groups)
+    assert packing_of({**specs, "qzeros": Spec("I32", (groups, rows))}, rows, columns) is None
+
+
+def test_a_repository_is_bound_alike(tmp_path: Path) -> None:
+    from tests.hub import running
+
+    config = {"model_type": "llama", "rms_norm_eps": 1e-6}
+    single(tmp_path, *layer(), AUTOROUND)
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "made" / "config.json").write_text(
+        json.dumps({**config, "rms_norm_eps": 1e-5, QUANTIZATION: AUTOROUND})
+    )
+    with running() as hub:
+        for name, sha in (("made", "a" * 40), ("base", "b" * 40)):
+            hub.serve("model", f"o/{name}", sha, tmp_path / name)
+        with open_source("o/made@main", hub.url) as theirs, open_source("o/base@main", hub.url) as ours:
+            assert isinstance(theirs, Source)
+            assert found(check(theirs, ours)) == {("differs from the base", "config.json: rms_norm_eps")}
