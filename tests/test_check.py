@@ -21,7 +21,7 @@ from tests.hub import running
 from requant import check as checking
 from requant.build import Built
 from requant.check import check
-from requant.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
+from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.packing import bfloat16_to_float32, pack, unpack
 from requant.progress import Progress
@@ -371,6 +371,10 @@ def test_a_tensor_in_two_files_is_named(built: Callable[[str], Built], base: Pat
     shutil.copytree(built("ec").folder, folder)
     norm = open_checkpoint(folder).tensors["mtp.norm.weight"]
     write(folder, {"z.safetensors": shard({"mtp.norm.weight": ("BF16", list(norm.spec.shape), norm.read())})})
+    assert found(checked(folder, base, "ec")) == {("could be loaded", "z.safetensors", ())}
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["mtp.norm.weight"] = "z.safetensors"
+    write(folder, {INDEX: json.dumps(index).encode()})
     assert found(checked(folder, base, "ec")) == {("tensor twice", "mtp.norm.weight", ())}
 
 

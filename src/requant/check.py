@@ -58,6 +58,7 @@ def check(
     bound = reach_of(recipe, twin) if recipe else loosest()
     pieces, faults = lineage({n: p.spec for n, p in checkpoint.tensors.items()}, _specs(base))
     faults += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
+    faults += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, base) if recipe else None
     if expected is not None and recipe:
         faults += _unlike(recipe, expected, pieces)

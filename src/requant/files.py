@@ -20,20 +20,10 @@ SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.json"
 MAX_INDEX_BYTES = 1 << 25
 """Bytes of the largest index that is parsed: three times that of a checkpoint of 100,000 tensors."""
-RUNNABLE: tuple[str, ...] = (
-    ".bin",
-    ".ckpt",
-    ".ggml",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".npy",
-    ".npz",
-    ".onnx",
-    ".pt",
-    ".pth",
-)
-RUNNABLE += (".joblib", ".pickle", ".pkl", ".py", ".pyc", ".so")
+MAX_INDEX_BRACKETS = 1000
+"""Objects and lists of an index; real ones have three or four."""
+RUNNABLE: tuple[str, ...] = (".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pt")
+RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so")
 """Ends of the names of weights in other formats, of pickles (which can run anything) and of code."""
 COMPANIONS: tuple[str, ...] = (".DS_Store", ".git", ".gitattributes", ".gitignore", "*.md", "*.png", "*.jpg", "*.jpeg")
 COMPANIONS += ("*.gif", "*.svg", "*.webp", "model.sig", "*.sigstore.json")
@@ -93,16 +83,30 @@ def folded(companions: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted({inside.get(name, name) for name in companions}))
 
 
+def weight_map(index: bytes) -> dict[str, str]:
+    """Return the file that an index names for each tensor, as loaders parse it: of a key that stands twice, the last.
+
+    Raises ValueError for what no loader follows, and for more than `MAX_INDEX_BYTES`.
+    """
+    if len(index) > MAX_INDEX_BYTES or index.count(b"{") + index.count(b"[") > MAX_INDEX_BRACKETS:
+        raise ValueError("larger than any index that is known")
+    try:
+        found = json.loads(index.decode())["weight_map"]
+    except (KeyError, RecursionError, TypeError):
+        raise ValueError("it has no weight_map") from None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise ValueError("its weight_map is not an object of file names")
+    return found
+
+
 def _named(indices: dict[str, Path]) -> set[str] | None:
-    """Return every file that an index names; None where one is larger than any index, and so is not parsed."""
+    """Return every file that an index names; None where one of them cannot be followed, and so may name anything."""
     named: set[str] = set()
     for name, path in indices.items():
-        if path.stat().st_size > MAX_INDEX_BYTES:
+        try:
+            files = set(weight_map(read_whole(path)).values())
+        except ValueError:
             return None
-        try:  # as loaders parse it, not strictly: whatever one of them could follow is what matters
-            files = {file for file in json.loads(read_whole(path))["weight_map"].values() if isinstance(file, str)}
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            continue
         named |= {posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) for file in files}
     return named
 

@@ -19,9 +19,10 @@ from requant.checkpoint import INDEX
 from requant.digest import read_whole, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
+from requant.loadable import CONFIGS
 from requant.safetensors import ITEM_BITS, MAX_HEADER_BYTES, QUOTES, TOO_LARGE, Spec, parse_header, require_plausible
 
-SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", INDEX)
+SIDES = (INDEX, "quantization_config.json", *CONFIGS)
 """The side files that are read; of all others it matters only that they are there."""
 LENGTH = struct.Struct("<Q")
 
