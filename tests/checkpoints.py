@@ -18,7 +18,8 @@ Tensors = Mapping[str, tuple[str, list[int], bytes]]
 on_a_disk = settings(max_examples=50)
 """For properties that write files: how long that takes proves nothing."""
 
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "BF16": 16, "F16": 16, "I32": 32, "F32": 32, "I64": 64, "F64": 64}
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E8M0": 8, "BF16": 16, "F16": 16, "I32": 32, "F32": 32}
+BITS |= {"I64": 64, "F64": 64, "C64": 64}
 
 
 def frame(header: bytes, data: bytes = b"") -> bytes:

@@ -21,11 +21,12 @@ from tests.hub import running
 from requant import check as checking
 from requant.build import Built
 from requant.check import check
-from requant.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
+from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.errors import NotAvailableError, UsageError
 from requant.packing import bfloat16_to_float32, pack, unpack
 from requant.progress import Progress
 from requant.recipe import read_recipe
+from requant.safetensors import ITEM_BITS
 from requant.twin import write_twin
 from requant.weights import rounding
 from requant.weights.checked import Checked
@@ -370,6 +371,10 @@ def test_a_tensor_in_two_files_is_named(built: Callable[[str], Built], base: Pat
     shutil.copytree(built("ec").folder, folder)
     norm = open_checkpoint(folder).tensors["mtp.norm.weight"]
     write(folder, {"z.safetensors": shard({"mtp.norm.weight": ("BF16", list(norm.spec.shape), norm.read())})})
+    assert found(checked(folder, base, "ec")) == {("could be loaded", "z.safetensors", ())}
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["mtp.norm.weight"] = "z.safetensors"
+    write(folder, {INDEX: json.dumps(index).encode()})
     assert found(checked(folder, base, "ec")) == {("tensor twice", "mtp.norm.weight", ())}
 
 
@@ -453,6 +458,25 @@ def test_every_single_bit_of_a_copied_tensor(tmp_path: Path) -> None:
             (made / "a.safetensors").write_bytes(text)
             text[at] ^= 1 << bit
             assert found(checked(made, base)) == {("not the base's bytes", "n", ((at - place.start) // 2,))}
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "C64"])
+def test_a_copied_tensor_of_any_width_is_compared_element_by_element(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "BYTES", 24)
+    bits = ITEM_BITS[dtype]
+    data = bytes(number % 251 for number in range(8 * bits))
+    for name in ("base", "made"):
+        write(tmp_path / name, {"a.safetensors": shard({"t": (dtype, [8, 8], data)})})
+    assert checked(tmp_path / "made", tmp_path / "base").clean
+    for element in (0, 1, 31, 62, 63):
+        number = int.from_bytes(data, "little") ^ (1 << bits * element)
+        altered = shard({"t": (dtype, [8, 8], number.to_bytes(8 * bits, "little"))})
+        write(tmp_path / "made", {"a.safetensors": altered})
+        assert found(checked(tmp_path / "made", tmp_path / "base")) == {
+            ("not the base's bytes", "t", (element // 8, element % 8))
+        }
 
 
 def test_an_interrupted_check_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

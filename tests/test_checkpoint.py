@@ -124,10 +124,18 @@ def test_the_index_names_each_tensor_once_and_all_bytes(files: dict[str, bytes])
         assert list(value["weight_map"]) == sorted(value["weight_map"])
 
 
-def test_files_are_listed_by_posix_path_in_order_without_hidden_ones(tmp_path: Path) -> None:
-    hidden = {".gitattributes": b"", ".cache/config.json": b"", "sub/.hidden": b""}
+def test_files_are_listed_by_posix_path_in_order_hidden_ones_too(tmp_path: Path) -> None:
+    hidden = {".w/model.safetensors": b"", ".cache/config.json": b"", "sub/.hidden": b""}
     folder = write(tmp_path, {"b": b"", "sub/a": b"", "a": b"", INDEX: b"", **hidden})
-    assert list(list_files(folder)) == ["a", "b", INDEX, "sub/a"]
+    assert list(list_files(folder)) == [
+        ".cache/config.json",
+        ".w/model.safetensors",
+        "a",
+        "b",
+        INDEX,
+        "sub/.hidden",
+        "sub/a",
+    ]
     assert list_files(folder)["sub/a"] == folder / "sub" / "a"
 
 

@@ -15,6 +15,7 @@ from tests.checkpoints import SMALL, Tensors, checkpoints, on_disk, shard, write
 from requant.comparing.difference import Numbers, Steps
 from requant.diff import diff
 from requant.errors import CheckpointError
+from requant.safetensors import ITEM_BITS
 from requant.verdict import Outcome
 
 WORDS = np.arange(24, dtype="<u4").reshape(3, 8)
@@ -53,6 +54,43 @@ def test_any_flipped_bit_makes_a_difference(files: dict[str, bytes], data: st.Da
             assert name in str(error)
         else:
             assert result.outcome is not Outcome.IDENTICAL
+
+
+# Bits of two neighbouring numbers, and the values that the formats' own papers give them.
+NEIGHBOURS = {
+    "F4": (2, 3, 0.5),  # 1.0 and 1.5
+    "F6_E2M3": (8, 9, 0.125),  # 1.0 and 1.125
+    "F6_E3M2": (12, 13, 0.25),  # 1.0 and 1.25
+    "F8_E4M3": (0x38, 0x39, 0.125),
+    "F8_E4M3FNUZ": (0x40, 0x41, 0.125),
+    "F8_E5M2": (0x3C, 0x3D, 0.25),
+    "F8_E5M2FNUZ": (0x40, 0x41, 0.25),
+    "F8_E8M0": (127, 128, 1.0),
+    "BF16": (0x3F80, 0x3F81, 2**-7),
+    "U8": (7, 8, 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", NEIGHBOURS)
+@pytest.mark.parametrize("at", range(8))
+def test_an_element_of_any_width_is_counted_placed_and_valued(tmp_path: Path, dtype: str, at: int) -> None:
+    ours, theirs, gap = NEIGHBOURS[dtype]
+    bits = ITEM_BITS[dtype]
+    numbers = [ours] * 8
+    first = sum(number << bits * place for place, number in enumerate(numbers)).to_bytes(bits, "little")
+    numbers[at] = theirs
+    second = sum(number << bits * place for place, number in enumerate(numbers)).to_bytes(bits, "little")
+    write(tmp_path / "a", {"model.safetensors": shard({"t": (dtype, [2, 4], first)})})
+    write(tmp_path / "b", {"model.safetensors": shard({"t": (dtype, [2, 4], second)})})
+    result = diff(tmp_path / "a", tmp_path / "b")
+    assert result.tensors == {"t": Numbers(1, 8, gap, 1, (at // 4, at % 4))}
+
+
+def test_complex_numbers_are_counted_without_an_order(tmp_path: Path) -> None:
+    for folder, values in (("a", [1, 1j]), ("b", [1, 4 + 5j])):
+        data = np.array(values, "<c8").tobytes()
+        write(tmp_path / folder, {"model.safetensors": shard({"t": ("C64", [2], data)})})
+    assert diff(tmp_path / "a", tmp_path / "b").tensors == {"t": Numbers(1, 2, abs(4 + 4j), 0, (1,))}
 
 
 def test_steps_of_codes_are_counted_and_placed(tmp_path: Path) -> None:

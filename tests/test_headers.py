@@ -14,9 +14,9 @@ from tests.checkpoints import Tensors, frame, on_disk, shard, tensors
 from requant.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, RequantError
 from requant.inspect import inspect
-from requant.inspecting.headers import MAX_TENSORS, read_headers, specs
+from requant.inspecting.headers import read_headers, specs
 from requant.loaders import LOADERS, TENSOR_PARALLEL
-from requant.safetensors import parse_header
+from requant.safetensors import MAX_TENSORS, parse_header
 
 FILE = Path("x.safetensors")
 

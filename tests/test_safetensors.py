@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 import tracemalloc
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.checkpoints import Tensors, frame, header, nobody, on_a_disk, on_disk
 
 from requant.checkpoint import write_file
 from requant.errors import CheckpointError
-from requant.safetensors import MAX_HEADER_BYTES, Spec, read_header
+from requant.safetensors import ITEM_BITS, MAX_HEADER_BYTES, Spec, read_header
 
 ENTRY = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
 
@@ -93,7 +94,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "trailing byte": (GOOD + b".", "end at byte"),
     "length 2^63": ((1 << 63).to_bytes(8, "little") + GOOD[8:], "claims 9,223,372,036,854,775,808 bytes"),
     "length 2^64-1": (b"\xff" * 8 + GOOD[8:], "claims"),
-    "length 100 MB": (MAX_HEADER_BYTES.to_bytes(8, "little") + GOOD[8:], "claims 100,000,000 bytes"),
+    "length 100 MB": ((10**8).to_bytes(8, "little") + GOOD[8:], "claims 100,000,000 bytes"),
     "length 0": (bytes(8), "line 1"),
     "overlap": (two([0, 2], [1, 3], b"..."), "'b' starts at byte 1 of the data, expected 2"),
     "same bytes twice": (two([0, 2], [0, 2], b".."), "'b' starts at byte 0 of the data, expected 2"),
@@ -118,6 +119,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "shape boolean": (entry(shape=[True, 2]), "shape"),
     "shape null": (entry(shape=None), "shape"),
     "shape a string": (entry(shape="2"), "shape"),
+    "half a byte": (entry(dtype="F4", shape=[3]), "3 elements of 4 bits: no whole bytes"),
+    "three quarters of a byte": (entry(dtype="F6_E2M3", shape=[1]), "1 elements of 6 bits: no whole bytes"),
     "dtype unknown": (entry(dtype="F17"), "unknown dtype 'F17'"),
     "dtype a list": (entry(dtype=["U8"]), "unknown dtype"),
     "dtype absent": (frame(b'{"a":{"shape":[2],"data_offsets":[0,2]}}', b".."), "exactly"),
@@ -170,6 +173,53 @@ def test_a_claim_is_refused_before_memory_is_taken_for_it(tmp_path: Path, length
         assert tracemalloc.get_traced_memory()[1] < 1 << 18
     finally:
         tracemalloc.stop()
+
+
+@given(size=st.integers(0, 5), data=st.data())
+def test_every_dtype_of_the_library_is_read(size: int, data: st.DataObject) -> None:
+    """Asked of the library itself, which names them all where it meets one that it does not know."""
+    library = pytest.importorskip("safetensors")
+    with pytest.raises(library.SafetensorError, match="unknown variant") as refused:
+        library.deserialize(frame(b'{"a":{"dtype":"none","shape":[0],"data_offsets":[0,0]}}'))
+    known = set(re.findall("`([A-Z0-9_]+)`", str(refused.value)))
+    assert {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64"} <= known <= ITEM_BITS.keys()
+    dtype = data.draw(st.sampled_from(sorted(known)))
+    shape = [size, 4]
+    content = data.draw(st.binary(min_size=size * ITEM_BITS[dtype] // 2, max_size=size * ITEM_BITS[dtype] // 2))
+    text = shard({"a": (dtype, shape, content)})
+    assert read_by_the_library(text) == {"a": (dtype, shape, content)}
+    with on_disk({"file": text}) as folder:
+        assert read(folder / "file") == {"a": (dtype, shape, content)}
+
+
+BULKY = {
+    "objects": b'{"a":[' + b",".join([b"{}"] * 2_000_000) + b"]}",
+    "lists": b'{"a":[' + b",".join([b"[]"] * 2_000_000) + b"]}",
+    "metadata": b'{"__metadata__":{' + b",".join([b'"":""'] * 1_100_000) + b"}}",
+}
+
+
+@pytest.mark.parametrize("text", BULKY.values(), ids=BULKY)
+def test_a_header_that_would_swell_is_refused_before_it_is_parsed(tmp_path: Path, text: bytes) -> None:
+    """Parsed, each would take thirty times its length."""
+    (tmp_path / "bulky").write_bytes(frame(text))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"bulky: its header is as long as one of .* tensors") as caught:
+            read_header(tmp_path / "bulky")
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+    finally:
+        tracemalloc.stop()
+    assert "ownload" not in caught.value.advice
+
+
+def test_a_header_longer_than_is_read_is_no_broken_file(tmp_path: Path) -> None:
+    path = tmp_path / "long.safetensors"
+    path.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+    os.truncate(path, MAX_HEADER_BYTES + 9)
+    with pytest.raises(CheckpointError, match="requant reads 33,554,432 at most") as caught:
+        read_header(path)
+    assert "ownload" not in caught.value.advice
 
 
 def test_a_tensor_may_be_larger_than_memory(tmp_path: Path) -> None:

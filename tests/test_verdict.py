@@ -14,15 +14,19 @@ verdicts = st.builds(
     st.sampled_from(Outcome),
     st.lists(differences, max_size=3).map(tuple),
     st.lists(st.text(), max_size=2).map(tuple),
+    st.lists(st.text(), max_size=2).map(tuple),
 )
 
 
 @given(verdict=verdicts)
 def test_a_verdict_is_read_back_from_its_json(verdict: Verdict) -> None:
     value = json.loads(json.dumps(verdict.as_json()))
-    assert value.keys() == {"outcome", "differences", "reasons"}
+    assert value.keys() == {"outcome", "differences", "reasons", "companions"}
     again = Verdict(
-        Outcome(value["outcome"]), tuple(Difference(**each) for each in value["differences"]), tuple(value["reasons"])
+        Outcome(value["outcome"]),
+        tuple(Difference(**each) for each in value["differences"]),
+        tuple(value["reasons"]),
+        tuple(value["companions"]),
     )
     assert again == verdict
 

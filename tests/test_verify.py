@@ -1,27 +1,35 @@
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_a_disk, on_disk, shard, write
+from tests.hub import running
 
 import requant
+from requant.checkpoint import open_checkpoint
 from requant.errors import CheckpointError
+from requant.files import MAX_INDEX_BYTES, listing
+from requant.inspecting.headers import read_headers
 from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest
 from requant.verdict import Difference, Outcome, Verdict
 from requant.verify import verify
+from requant.weights.source import open_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SOURCES = Path(requant.__file__).parents[1]
 ROOT = Path(__file__).parents[1]
 MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "errors")
-LINES = 500
+LINES = 680
 
 
 def named(verdict: Verdict) -> set[tuple[str, str, str]]:
@@ -203,6 +211,115 @@ CHANGED: dict[str, tuple[dict[str, bytes | None], Outcome, set[tuple[str, str, s
 }  # fmt: skip
 
 
+BESIDE: dict[str, bytes] = {
+    "README.md": b"# EC",
+    ".gitattributes": b"*.safetensors filter=lfs",
+    ".gitignore": b"",
+    ".git/HEAD": b"ref: refs/heads/main",
+    ".git/lfs/objects/aa/bb/aabb": b"",
+    ".cache/huggingface/.gitignore": b"*",
+    f".cache/huggingface/download/{FIRST}.metadata": b"",
+    "ec.manifest.json": b"{}",
+    "ec.journal.jsonl": b"",
+    "ec.intoto.jsonl": b"",
+    "ec.sigstore.json": b"{}",
+    "model.sig": b"{}",
+    "assets/figure.png": b"",
+}
+"""What the Hub, git, publishers and signers leave beside a checkpoint."""
+
+
+def test_a_healthy_download_is_identical_and_what_lies_beside_it_is_named(tmp_path: Path) -> None:
+    manifest = make_manifest(write(tmp_path / "checkpoint", SMALL))
+    verdict = verify(write(tmp_path / "checkpoint", BESIDE), manifest)
+    assert (verdict.outcome, verdict.differences) == (Outcome.IDENTICAL, ())
+    folders = {name for name in BESIDE if not name.startswith((".git/", ".cache/"))} | {".git/", ".cache/huggingface/"}
+    assert set(verdict.companions) == folders
+    assert make_manifest(tmp_path / "checkpoint") == manifest
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_companion_that_is_recorded_counts(tmp_path: Path, name: str) -> None:
+    data = BESIDE[name]
+    manifest = make_manifest(write(tmp_path / "checkpoint", SMALL))
+    manifest = Manifest(
+        {**manifest.files, name: FileRecord(len(data), hashlib.sha256(data).hexdigest())}, manifest.tensors
+    )
+    assert named(verify(tmp_path / "checkpoint", manifest)) == {("missing file", name, name)}
+    assert verify(write(tmp_path / "checkpoint", {name: data}), manifest) == Verdict(Outcome.IDENTICAL)
+    write(tmp_path / "checkpoint", {name: data + b"."})
+    assert named(verify(tmp_path / "checkpoint", manifest)) == {("changed file", name, name)}
+
+
+READ_OR_RUN = {
+    "pytorch_model.bin": Outcome.DIFFERENT,
+    "modeling.py": Outcome.DIFFERENT,
+    ".hidden.pt": Outcome.DIFFERENT,
+    ".git/hooks/pre-commit.py": Outcome.DIFFERENT,
+    ".cache/huggingface/model.gguf": Outcome.DIFFERENT,
+    "chat_template.jinja": Outcome.EQUIVALENT,
+    "adapter_config.json": Outcome.EQUIVALENT,
+    ".w/config.json": Outcome.EQUIVALENT,
+    ".cache/model.safetensors.index.json": Outcome.EQUIVALENT,
+    ".git/model.safetensors.index.json": Outcome.EQUIVALENT,
+}
+
+
+@pytest.mark.parametrize(("name", "outcome"), READ_OR_RUN.items())
+def test_whatever_a_loader_reads_or_runs_counts_wherever_it_stands(tmp_path: Path, name: str, outcome: Outcome) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    verdict = verify(write(tmp_path, {name: b"{}", **BESIDE}), manifest)
+    assert (named(verdict), verdict.outcome) == ({("extra file", name, name)}, outcome)
+
+
+@pytest.mark.parametrize("name", [".w/model.safetensors", ".hidden.safetensors", ".git/x.safetensors"])
+def test_hidden_weights_count(tmp_path: Path, name: str) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    verdict = verify(write(tmp_path, {name: shard({"a": C})}), manifest)
+    assert named(verdict) == {("extra file", name, name), ("extra tensor", "a", name)}
+    assert verdict.outcome is Outcome.DIFFERENT
+
+
+@pytest.mark.parametrize("written", ["README.md", "./README.md", "sub/../README.md", "\\u0052EADME.md"])
+def test_a_companion_that_an_index_names_counts(tmp_path: Path, written: str) -> None:
+    """A loader opens what the index says, whatever its name."""
+    index = f'{{"metadata":{{}},"weight_map":{{"a":"{written}","b":"absent"}}}}'
+    write(tmp_path, {**SMALL, "model.safetensors.index.json": index.encode(), "README.md": b"weights"})
+    manifest = make_manifest(tmp_path)
+    assert "README.md" in manifest.files
+    write(tmp_path, {"README.md": b"other weights"})
+    assert named(verify(tmp_path, manifest)) == {("changed file", "README.md", "README.md")}
+
+
+def test_an_index_too_large_to_parse_leaves_no_companion(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**SMALL, "README.md": b""})
+    (folder / "a.index.json").touch()
+    os.truncate(folder / "a.index.json", MAX_INDEX_BYTES + 1)
+    assert listing(folder).companions == {}
+
+
+def test_a_manifest_that_contradicts_itself_is_identical_to_its_files_alone(tmp_path: Path) -> None:
+    """Files of a ruined build, tensors of the honest one, and the other way round."""
+    honest, ruined = write(tmp_path / "honest", SMALL), write(tmp_path / "ruined", {**SMALL, SECOND: shard({"c": A})})
+    ours, theirs = make_manifest(honest), make_manifest(ruined)
+    for files, tensors, same, other in ((theirs, ours, ruined, honest), (ours, theirs, honest, ruined)):
+        crossed = Manifest(files.files, tensors.tensors)
+        assert verify(same, crossed).outcome is Outcome.IDENTICAL
+        verdict = verify(other, crossed)
+        assert verdict.outcome is not Outcome.IDENTICAL and ("changed file", SECOND, SECOND) in named(verdict)
+        assert crossed.identity == files.identity != tensors.identity
+
+
+def test_the_identity_of_a_checkpoint_is_that_of_its_weight_files(tmp_path: Path) -> None:
+    manifest = make_manifest(write(tmp_path, SMALL))
+    digests = {name: hashlib.sha256(SMALL[name]).hexdigest() for name in (FIRST, SECOND)}
+    assert manifest.weights == digests
+    text = json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()
+    assert manifest.identity == hashlib.sha256(text).hexdigest()
+    assert make_manifest(write(tmp_path, {"config.json": b"{}"})).identity == manifest.identity
+    assert make_manifest(write(tmp_path, {".x.safetensors": shard({})})).identity != manifest.identity
+
+
 def change(folder: Path, changes: dict[str, bytes | None]) -> None:
     write(folder, {name: data for name, data in changes.items() if data is not None})
     for name in changes.keys() - {name for name, data in changes.items() if data is not None}:
@@ -269,6 +386,64 @@ def test_a_link_or_a_pipe_is_an_error_even_where_it_leads_to_the_recorded_bytes(
     plant(tmp_path / "copy.json")
     with pytest.raises(CheckpointError, match=r"copy\.json: not a regular file"):
         verify(tmp_path, manifest)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkpoint in the Hub's cache, brought there by the Hub's own library."""
+    library = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with running() as hub:
+        hub.serve("model", "o/n", COMMIT, write(tmp_path / "served", {**SMALL, **BESIDE, "sub/x": b"."}))
+        yield Path(library.snapshot_download("o/n", cache_dir=tmp_path / "cache", endpoint=hub.url))
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read_as_it_stands(snapshot: Path, tmp_path: Path) -> None:
+    assert (snapshot / SECOND).is_symlink() and (snapshot / "sub" / "x").is_symlink()
+    manifest = make_manifest(write(tmp_path / "plain", {**SMALL, "sub/x": b"."}))
+    assert make_manifest(snapshot) == manifest
+    assert verify(snapshot, manifest).outcome is Outcome.IDENTICAL
+    assert open_checkpoint(snapshot).tensors.keys() == {"a", "b", "c"}
+    assert read_headers(snapshot).shards.keys() == {FIRST, SECOND}
+    with open_source(str(snapshot)) as source:
+        into = bytearray(4)
+        source.read(source.tensors["c"], 0, memoryview(into))
+    assert into == C[2]
+    blob = (snapshot / SECOND).resolve()
+    blob.write_bytes(shard({"c": A}))
+    assert ("changed tensor", "c", SECOND) in named(verify(snapshot, manifest))
+
+
+LINKS: dict[str, Callable[[Path], object]] = {
+    "out of the repository": lambda path: path.symlink_to("/etc/hostname"),
+    "another repository": lambda path: path.symlink_to("../../../models--o--m/blobs/1"),
+    "another file of the snapshot": lambda path: path.symlink_to("config.json.real"),
+    "a folder among the blobs": lambda path: path.symlink_to("../../blobs/folder"),
+    "through a link among the blobs": lambda path: path.symlink_to("../../blobs/aside/1"),
+    "nothing": lambda path: path.symlink_to("../../blobs/2"),
+    "itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("plant", LINKS.values(), ids=LINKS)
+def test_a_link_of_the_hubs_cache_that_leads_elsewhere_is_refused(
+    tmp_path: Path, plant: Callable[[Path], object]
+) -> None:
+    repository = tmp_path / "models--o--n"
+    write(tmp_path, {"models--o--m/blobs/1": b"x"})
+    write(repository, {"blobs/1": b"x", "blobs/folder/x": b"", "snapshots/r/config.json.real": b"x"})
+    snapshot = repository / "snapshots" / "r"
+    (repository / "blobs" / "aside").symlink_to(tmp_path / "models--o--m" / "blobs")
+    plant(snapshot / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        listing(snapshot)
+
+
+def test_links_to_blobs_outside_of_a_cache_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"r/blobs/1": b"x", "r/other/v/config.json": b""})
+    (tmp_path / "r" / "other" / "v" / "x").symlink_to("../../blobs/1")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        listing(tmp_path / "r" / "other" / "v")
 
 
 def test_many_files_and_many_tensors_take_seconds(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from requant.errors import CheckpointError, UsageError
 from requant.inventory import linears, mtp_linears, mtp_quantized, quantized
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
-from requant.safetensors import ITEM_BYTES
+from requant.safetensors import Spec
 from requant.weights import rounding
 from requant.weights.binding import Side, bind
 from requant.weights.checked import Checked, judge
@@ -32,9 +32,9 @@ from requant.weights.tally import COPIED, FAITHFUL, TUNED, Finding, Measured
 
 WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
-BYTES = 1 << 22
-"""Bytes of a copied tensor in one window."""
-SCHEMA = 1
+BYTES = 3 << 20
+"""Bytes of a copied tensor in one window: whole elements, those of six bits too."""
+SCHEMA = 2
 
 
 def check(
@@ -70,6 +70,7 @@ def check(
     )
     findings += [*traced, *said, *presence(scheme, theirs, packed), *bind(theirs, ours, foreign)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
+    findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, base) if recipe else None
     if expected is not None and recipe:
         findings += _unlike(recipe, expected, pieces)
@@ -170,7 +171,7 @@ def _windows(
                 last = min(rows, first + step)
                 yield Window(piece, first, last, (last - first) * piece.columns * 5 // 2, ways)
         else:
-            size = rows * piece.columns * ITEM_BYTES[dtype]
+            size = Spec(dtype, (rows, piece.columns)).nbytes
             for first in range(0, max(size, 1), BYTES):
                 last = min(size, first + BYTES)
                 yield Window(piece, first, last, 2 * (last - first), (COPIED,))

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint import Tensor, open_checkpoint
-from requant.comparing.difference import Numbers, Steps, numbers, step_counts
+from requant.comparing.difference import Numbers, Steps, elements, numbers, step_counts
 from requant.comparing.surroundings import arrangement, side_files
 from requant.errors import CheckpointError
 from requant.progress import Progress, Tell, silent
-from requant.safetensors import ITEM_BYTES, Stretch
+from requant.safetensors import ITEM_BITS, Stretch
 from requant.verdict import Outcome
 
-BYTES = 1 << 21
+BYTES = 3 << 19
 """Bytes of a tensor in one window."""
 
 
@@ -91,8 +91,7 @@ def _window(window: tuple[str, int, int], one: Mapping[str, Tensor], two: Mappin
         return None
     if name.endswith(".qweight") and spec.dtype == "I32":
         return step_counts(np.frombuffer(first, "<u4"), np.frombuffer(second, "<u4"))
-    kind = f"<u{ITEM_BYTES[spec.dtype]}"
-    return numbers(np.frombuffer(first, kind), np.frombuffer(second, kind), spec.dtype)
+    return numbers(elements(first, spec.dtype), elements(second, spec.dtype), spec.dtype)
 
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
@@ -110,8 +109,8 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
 
 
 def _added(tensor: Tensor, windows: list[tuple[int, Any]]) -> Steps | Numbers:
-    item = ITEM_BYTES[tensor.spec.dtype]
-    at = next(start // item + found[-1] for start, found in windows)
+    bits = ITEM_BITS[tensor.spec.dtype]
+    at = next(8 * start // bits + found[-1] for start, found in windows)
     index = tuple(int(each) for each in np.unravel_index(at, tensor.spec.shape)) if tensor.spec.shape else ()
     if len(windows[0][1]) == 2:
         counts = sum(histogram for _, (histogram, _) in windows)

@@ -1,45 +1,146 @@
 """Which files of a folder are a checkpoint's.
 
-Files whose path has a part that begins with a dot are not part of a checkpoint: no loader reads them, and
-download tools and git leave them behind. Symbolic links are refused: what is verified must be what is there.
+Every file counts, hidden ones included, except companions: names on a short fixed list, which hubs, git and
+publishers leave beside a checkpoint and which no loader opens. A companion counts after all where an index names it,
+and whatever looks like weights or code counts wherever it stands. Symbolic links are followed in a snapshot of the
+Hub's cache only, to blobs of the same repository: what is verified must be what is there.
 """
 
-from collections.abc import Iterator
+import json
+import posixpath
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from requant.digest import read_whole
 from requant.errors import CheckpointError
 
 SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".index.json"
+MAX_INDEX_BYTES = 1 << 25
+"""Bytes of the largest index that is parsed: three times that of a checkpoint of 100,000 tensors."""
+MAX_INDEX_BRACKETS = 1000
+"""Objects and lists of an index; real ones have three or four."""
+RUNNABLE: tuple[str, ...] = (".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pt")
+RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so")
+"""Ends of the names of weights in other formats, of pickles (which can run anything) and of code."""
+COMPANIONS: tuple[str, ...] = (".DS_Store", ".git", ".gitattributes", ".gitignore", "*.md", "*.png", "*.jpg", "*.jpeg")
+COMPANIONS += ("*.gif", "*.svg", "*.webp", "model.sig", "*.sigstore.json")
+COMPANIONS += ("*.manifest.json", "*.journal.jsonl", "*.intoto.jsonl")
+"""Patterns of the last part of a path: git's files, cards, figures, what signs, and what requant writes."""
+COMPANION_FOLDERS = (".git/", ".cache/huggingface/", ".requant-fetch/")
+"""git's own, the record of a download into a local folder, and what `fetch` has in part."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder's files by POSIX path, sorted: those that count, and the companions.
+
+    Each path is that of a regular file; for a snapshot of the Hub's cache it is the blob's.
+    """
+
+    files: dict[str, Path]
+    companions: dict[str, Path]
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a checkpoint by POSIX path relative to `folder`, sorted.
+    """Return the files that count as a checkpoint's, by POSIX path relative to `folder`, sorted.
 
-    Raises CheckpointError for a folder that is not there or cannot be read, a symbolic link, or anything that is
-    no regular file.
+    Raises CheckpointError for a folder that is not there or cannot be read, a symbolic link that leads elsewhere than
+    to a blob of the same repository in the Hub's cache, or anything that is no regular file.
     """
+    return listing(folder).files
+
+
+def listing(folder: Path) -> Listing:
+    """Return the files that count, as `list_files` does, and the companions beside them."""
     try:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder", "Name the folder with the .safetensors files.")
-        return dict(sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder)))
+        found = dict(sorted(_walk(folder)))
+        companions = {name: path for name, path in found.items() if is_companion(name)}
+        if companions:
+            named = _named({name: path for name, path in found.items() if name.endswith(INDEX_SUFFIX)})
+            companions = {name: path for name, path in companions.items() if named is not None and name not in named}
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from None
+    return Listing({name: path for name, path in found.items() if name not in companions}, companions)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def is_companion(name: str) -> bool:
+    """Say whether no loader opens a file of this POSIX path, unless an index names it."""
+    lower = name.lower()
+    if lower.endswith((SUFFIX, INDEX_SUFFIX, *RUNNABLE)):
+        return False
+    last = name.rpartition("/")[2]
+    return name.startswith(COMPANION_FOLDERS) or any(fnmatchcase(last, pattern) for pattern in COMPANIONS)
+
+
+def folded(companions: Collection[str]) -> tuple[str, ...]:
+    """Return companions as they are told: of a folder that is one, its name alone."""
+    inside = {name: folder for name in companions for folder in COMPANION_FOLDERS if name.startswith(folder)}
+    return tuple(sorted({inside.get(name, name) for name in companions}))
+
+
+def weight_map(index: bytes) -> dict[str, str]:
+    """Return the file that an index names for each tensor, as loaders parse it: of a key that stands twice, the last.
+
+    Raises ValueError for what no loader follows, and for more than `MAX_INDEX_BYTES`.
+    """
+    if len(index) > MAX_INDEX_BYTES or index.count(b"{") + index.count(b"[") > MAX_INDEX_BRACKETS:
+        raise ValueError("larger than any index that is known")
+    try:
+        found = json.loads(index.decode())["weight_map"]
+    except (KeyError, RecursionError, TypeError):
+        raise ValueError("it has no weight_map") from None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise ValueError("its weight_map is not an object of file names")
+    return found
+
+
+def _named(indices: dict[str, Path]) -> set[str] | None:
+    """Return every file that an index names; None where one of them cannot be followed, and so may name anything."""
+    named: set[str] = set()
+    for name, path in indices.items():
+        try:
+            files = set(weight_map(read_whole(path)).values())
+        except ValueError:
+            return None
+        named |= {posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) for file in files}
+    return named
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
     folders = [folder]
     while folders:
         for path in folders.pop().iterdir():
-            if path.name.startswith("."):
-                continue
             if not path.name.isprintable():
                 raise CheckpointError(f"{path.parent}: {path.name!r} is no name for a file of a checkpoint")
-            if path.is_symlink() or not (path.is_file() or (path.is_dir() and path.suffix != SUFFIX)):
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                blob = _blob(folder.resolve(), path)
+            elif path.is_dir() and path.suffix != SUFFIX:
+                folders.append(path)
+                continue
+            else:
+                blob = path if path.is_file() else None
+            if blob is None:
                 raise CheckpointError(
                     f"{path}: not a regular file",
-                    "Give a folder of real files: a download into a local folder, not a cache.",
+                    "Give a folder of real files, or a snapshot in the Hub's cache, models--OWNER--NAME/snapshots/REV.",
                 )
-            if path.is_dir():
-                folders.append(path)
-            else:
-                yield path
+            yield name, blob
+
+
+def _blob(snapshot: Path, link: Path) -> Path | None:
+    """Return the file that an entry of the Hub's cache stands for, None where the link leads anywhere else.
+
+    Layout: `models--OWNER--NAME/snapshots/REVISION/FILE` is a link to `models--OWNER--NAME/blobs/ETAG`.
+    """
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # nowhere, or to itself
+        return None
+    blobs = snapshot.parent.with_name("blobs")
+    return target if snapshot.parent.name == "snapshots" and target.parent == blobs and target.is_file() else None

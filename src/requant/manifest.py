@@ -1,4 +1,7 @@
-"""A manifest: what a checkpoint is. Equal checkpoints have byte-equal manifests: no time, host or version in it."""
+"""A manifest: what a checkpoint is. Equal checkpoints have byte-equal manifests: no time, host or version in it.
+
+Files are what counts: `Manifest.identity` is taken of them, and a verdict of `identical` rests on them alone.
+"""
 
 import hashlib
 import os
@@ -12,7 +15,7 @@ from typing import Any
 from requant.digest import canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
-from requant.safetensors import ITEM_BYTES, Stretch, read_header
+from requant.safetensors import ITEM_BITS, Stretch, read_header
 
 SCHEMA = 1
 
@@ -44,12 +47,15 @@ class Manifest:
 
     @property
     def weights(self) -> dict[str, str]:
-        """The SHA-256 of every file that holds tensors, by path, sorted."""
-        return {path: self.files[path].sha256 for path in sorted(self.files) if path.endswith(SUFFIX)}
+        """The files that hold tensors, by path and SHA-256: what a checkpoint's weights are.
+
+        The records of tensors are no part of it. They follow from the files, and serve to name what differs.
+        """
+        return {path: record.sha256 for path, record in sorted(self.files.items()) if path.endswith(SUFFIX)}
 
     @property
     def identity(self) -> str:
-        """What a checkpoint is, in one SHA-256: of canonical JSON of `weights`."""
+        """The SHA-256 of canonical JSON of `weights`."""
         return sha256(canonical_json(self.weights))
 
     def to_json(self) -> bytes:
@@ -142,7 +148,7 @@ def _tensor(name: str, record: Any, files: Mapping[str, FileRecord]) -> TensorRe
     shape = record["shape"]
     if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
         raise ValueError(f"tensors: {name}: shape: found {reprlib.repr(shape)}")
-    if not isinstance(record["dtype"], str) or record["dtype"] not in ITEM_BYTES:
+    if not isinstance(record["dtype"], str) or record["dtype"] not in ITEM_BITS:
         raise ValueError(f"tensors: {name}: dtype: found {reprlib.repr(record['dtype'])}")
     if not isinstance(record["file"], str) or record["file"] not in files:
         raise ValueError(f"tensors: {name}: file: {reprlib.repr(record['file'])} is not among the files")

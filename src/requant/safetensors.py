@@ -1,6 +1,6 @@
 """The safetensors file format, read by header; no tensor is ever decoded here. `checkpoint` writes it.
 
-Format: README of safetensors 0.7.0, section "Format": eight bytes, the header's length, little-endian; that
+Format: README of safetensors 0.8.0, section "Format": eight bytes, the header's length, little-endian; that
 many bytes of JSON; then the data. This reader is stricter than the format asks: tensors must fill the data
 without hole or overlap, so that every byte of the file belongs to the header or to exactly one tensor.
 """
@@ -16,13 +16,22 @@ from typing import Any
 from requant.digest import file_chunks, strict_json
 from requant.errors import CheckpointError
 
-ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
-ITEM_BYTES |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library (`MAX_HEADER_SIZE`)."""
+ITEM_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8}
+ITEM_BITS |= {"F8_E8M0": 8, "BF16": 16, "F16": 16, "F32": 32, "C64": 64, "F64": 64, "BOOL": 8, "I8": 8, "U8": 8}
+ITEM_BITS |= {"I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
+"""Every dtype of the format, by bits: `Dtype` in tensor.rs of safetensors 0.8.0, and a test asks the library itself.
+
+Elements of fewer than eight bits lie close together; all of a tensor are a whole number of bytes.
+"""
+MAX_HEADER_BYTES = 1 << 25
+"""A third of the library's limit, 100,000,000, and nearly three times the header of 100,000 tensors."""
+MAX_TENSORS = 400_000
+"""Tensors of one file: four times a checkpoint of Qwen3.6-35B-A3B with every expert split and packed."""
+BRACKETS, QUOTES = 3, 10
+"""What each tensor takes of a header: its object and two lists; quotation marks of its name, three keys and dtype."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What a tensor is, without its values: safetensors dtype name, and shape in elements."""
 
@@ -36,11 +45,11 @@ class Spec:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes."""
-        return self.size * ITEM_BYTES[self.dtype]
+        """Number of bytes; a part of one counts as a whole one."""
+        return -(-self.size * ITEM_BITS[self.dtype] // 8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """The bytes `start` to `stop` of a file."""
 
@@ -70,9 +79,13 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, 
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
             size = path.stat().st_size
-            if length > min(MAX_HEADER_BYTES, size - 8):
+            if length > size - 8:
                 raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
+            if length > MAX_HEADER_BYTES:
+                raise _TooLargeError(f"its header claims {length:,} bytes, requant reads {MAX_HEADER_BYTES:,} at most")
             return parse_header(path, file.read(length), size)
+    except _TooLargeError as error:
+        raise CheckpointError(f"{path}: {error}", TOO_LARGE) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a readable safetensors file: {error}", "Download or build this file again."
@@ -81,7 +94,27 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, 
 
 def parse_header(path: Path, text: bytes, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
     """Return what the header `text` of a file of `size` bytes says, as `read_header` does; raises ValueError."""
+    require_plausible(text)
     return _entries(path, strict_json(text), 8 + len(text), size)
+
+
+def require_plausible(text: bytes) -> None:
+    """Raise ValueError for a header of more than `MAX_TENSORS`, or of so many other things, before it is parsed.
+
+    Parsed JSON takes up to thirty times the memory of its text; what is counted here bounds it.
+    """
+    brackets, quotes = text.count(b"{") + text.count(b"["), text.count(b'"')
+    if (count := max(brackets // BRACKETS, quotes // QUOTES)) > MAX_TENSORS:
+        raise _TooLargeError(
+            f"its header is as long as one of {count:,} tensors, requant reads {MAX_TENSORS:,} at most"
+        )
+
+
+class _TooLargeError(ValueError):
+    """A file that may be as the format wants it, and is larger than requant reads."""
+
+
+TOO_LARGE = "No checkpoint that is known has so many tensors in one file: split it, or look at who made it."
 
 
 def _entries(path: Path, header: Any, offset: int, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
@@ -90,7 +123,8 @@ def _entries(path: Path, header: Any, offset: int, size: int) -> tuple[dict[str,
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its __metadata__ is not an object of strings")
-    found = [(*_entry(name, entry), name) for name, entry in header.items()]
+    same: dict[Spec, Spec] = {}  # tens of thousands of tensors have a few dozen shapes
+    found = [(*_entry(name, header.pop(name), same), name) for name in list(header)]
     tensors = {}
     end = 0
     for start, stop, spec, name in sorted(found, key=lambda each: (each[0], each[1], each[3])):
@@ -103,18 +137,21 @@ def _entries(path: Path, header: Any, offset: int, size: int) -> tuple[dict[str,
     return tensors, metadata
 
 
-def _entry(name: str, entry: Any) -> tuple[int, int, Spec]:
+def _entry(name: str, entry: Any, same: dict[Spec, Spec]) -> tuple[int, int, Spec]:
     if not (name and name.isprintable()):
         raise ValueError(f"{name!r} is no name for a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name!r} is not described by exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
         raise ValueError(f"tensor {name!r} has the unknown dtype {reprlib.repr(dtype)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         shown = f"the shape {reprlib.repr(shape)} and the offsets {reprlib.repr(offsets)}"
         raise ValueError(f"tensor {name!r} has {shown}: not lists of sizes")
     spec = Spec(dtype, tuple(shape))
+    spec = same.setdefault(spec, spec)
+    if spec.size * ITEM_BITS[dtype] % 8:
+        raise ValueError(f"tensor {name!r} has {spec.size:,} elements of {ITEM_BITS[dtype]} bits: no whole bytes")
     if spec.nbytes != offsets[1] - offsets[0]:
         raise ValueError(f"tensor {name!r} needs {spec.nbytes:,} bytes, its offsets span {offsets[1] - offsets[0]:,}")
     return offsets[0], offsets[1], spec

@@ -35,6 +35,9 @@ EXIT_STATUS: Mapping[Outcome, int] = {
     Outcome.INCONCLUSIVE: 3,
 }
 
+COMPANIONS_SHOWN = 6
+"""Companions that a person is shown; `--json` names them all."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -52,14 +55,27 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An outcome, the differences behind it in order of name, and what must be known to read it."""
+    """An outcome, the differences behind it in order of name, and what must be known to read it.
+
+    `companions` are files and folders beside a checkpoint that no loader opens; they decide nothing.
+    """
 
     outcome: Outcome
     differences: tuple[Difference, ...] = ()
     reasons: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a verdict has no truth value: compare its outcome")
+
+    @property
+    def aside(self) -> str:
+        """What a person is told of the companions; empty where there are none."""
+        shown = ", ".join(self.companions[:COMPANIONS_SHOWN])
+        more = len(self.companions) - COMPANIONS_SHOWN
+        return (
+            f"beside the checkpoint, and not judged: {shown}{f' and {more} more' if more > 0 else ''}" if shown else ""
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as `--json` prints it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from requant.digest import file_chunks, sha256_chunks
 from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
-from requant.files import list_files
+from requant.files import RUNNABLE, folded, listing
 from requant.manifest import Manifest, TensorRecord, read_file, read_manifest
 from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict
 
@@ -22,9 +22,11 @@ def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = l
     """Compare a checkpoint with a manifest, and name every file and every tensor that is not as recorded.
 
     A file with the recorded digest is not looked into; another is read again, tensor by tensor. Several are read at
-    a time, the largest first. `progress` hears of bytes read. Raises CheckpointError for an unreadable folder.
+    a time, the largest first. `progress` hears of bytes read. Companions count where the manifest records them.
+    Raises CheckpointError for an unreadable folder.
     """
-    found = list_files(folder)
+    there = listing(folder)
+    found = there.files | {name: path for name, path in there.companions.items() if name in manifest.files}
     recorded: dict[str, dict[str, TensorRecord]] = {name: {} for name in manifest.files}
     for key, tensor in manifest.tensors.items():
         recorded[tensor.file][key] = tensor
@@ -53,11 +55,17 @@ def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = l
     differences += [Difference("missing file", name, name, manifest.files[name].sha256) for name in gone]
     in_tensors = list(_tensors(manifest, [tensors for _, tensors in looks]))
     outcome = Outcome.IDENTICAL
-    if in_tensors or any(each.kind == "unreadable file" for each in differences):
+    if in_tensors or any(map(_unseen, differences)):
         outcome = Outcome.DIFFERENT
     elif differences:
         outcome = Outcome.EQUIVALENT
-    return Verdict(outcome, tuple(sorted(differences + in_tensors, key=lambda each: (each.file, each.name, each.kind))))
+    differences = sorted(differences + in_tensors, key=lambda each: (each.file, each.name, each.kind))
+    return Verdict(outcome, tuple(differences), companions=folded(there.companions.keys() - found.keys()))
+
+
+def _unseen(each: Difference) -> bool:
+    """Say whether a difference can hide other weights: a file that cannot be read, or whose tensors are not listed."""
+    return each.kind == "unreadable file" or each.name.lower().endswith(RUNNABLE)
 
 
 def _tensors(manifest: Manifest, found: list[dict[str, TensorRecord]]) -> Iterator[Difference]:
@@ -93,6 +101,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"requant: {error}. {error.advice}".rstrip(". ") + ".\n")
         return error.exit_status
     lines = [f"{each}\n" for each in verdict.differences]
+    lines += [f"{verdict.aside}\n"] if verdict.aside else []
     try:
         sys.stdout.write("".join([*lines, f"{verdict.outcome}\n"]))
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from pathlib import Path
 from requant.building import preflight
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.errors import CheckpointError, RecipeError
-from requant.files import list_files
+from requant.files import is_companion, list_files, listing
 from requant.installation import cache
 from requant.manifest import make_manifest
 from requant.network.fetch import fetch, missing
@@ -42,7 +42,8 @@ def twin_inputs(size: str, folder: Path, tell: Tell, text: bytes | None = None) 
     """Write the twin of a size in `SIZES`, and its text or another, into `folder`."""
     write_twin(size, folder / "base", lambda file: tell(Progress(f"twin {size}", note=file)))
     (folder / CALIBRATION).write_bytes(text or calibration_text())
-    digests = {f"base/{path}": record.sha256 for path, record in make_manifest(folder / "base").files.items()}
+    there = listing(folder / "base")
+    digests = {f"base/{name}": sha256_file(path) for name, path in sorted((there.files | there.companions).items())}
     digests["calibration"] = sha256_file(folder / CALIBRATION)
     return Inputs(folder / "base", folder / CALIBRATION, digests, (f"twin: {size}, instead of the base",))
 
@@ -55,8 +56,9 @@ def twin_given(size: str, base: Path, folder: Path) -> Inputs:
     inputs = twin_inputs(size, folder, silent)
     found = {f"base/{path}": record.sha256 for path, record in make_manifest(base).files.items()}
     for name in sorted(inputs.digests.keys() | found.keys()):
-        if name != "calibration" and found.get(name) != inputs.digests.get(name):
-            raise CheckpointError(f"{base}: {name.removeprefix('base/')} is not the twin {size}'s")
+        path = name.removeprefix("base/")
+        if name != "calibration" and not is_companion(path) and found.get(name) != inputs.digests.get(name):
+            raise CheckpointError(f"{base}: {path} is not the twin {size}'s")
     return replace(inputs, base=base)
 
 

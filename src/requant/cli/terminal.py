@@ -38,7 +38,7 @@ def show(verdict: Verdict, compared: str) -> None:
         out.print(escape(str(each)))
     if len(verdict.differences) > SHOWN:
         out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
-    for reason in verdict.reasons:
+    for reason in filter(None, (*verdict.reasons, verdict.aside)):
         out.print(escape(reason))
     out.print(f"[bold {colour}]{verdict.outcome}[/], {escape(compared)}")
 

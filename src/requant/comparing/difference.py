@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from requant.safetensors import ITEM_BITS
 from requant.weights.kernels import steps
 
 Array = npt.NDArray[Any]
+
+_SMALL = {"F4": (2, 1), "F6_E2M3": (2, 3), "F6_E3M2": (3, 2), "F8_E4M3": (4, 3), "F8_E5M2": (5, 2)}
+_SMALL |= {"F8_E4M3FNUZ": (4, 3), "F8_E5M2FNUZ": (5, 2)}
+"""Bits of exponent and mantissa: OCP Microscaling Formats 1.0, OCP FP8 1.0; FNUZ: arXiv 2206.02915."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,20 @@ def step_counts(first: Array, second: Array) -> tuple[Array, int]:
     return histogram.sum(axis=0), found
 
 
+def elements(data: bytes, dtype: str) -> Array:
+    """Return elements as unsigned integers; of fewer than eight bits, the first in the lowest bits of a byte."""
+    bits = ITEM_BITS[dtype]
+    if bits % 8 == 0:
+        return np.frombuffer(data, f"<u{bits // 8}")
+    each = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").reshape(-1, bits)
+    whole: Array = np.packbits(each, axis=1, bitorder="little")[:, 0]
+    return whole
+
+
 def numbers(first: Array, second: Array, dtype: str) -> tuple[int, float, int, int]:
     """Return how many elements differ, by how much and by how many ULP at most, and the first one's place, or -1.
 
-    `first` and `second` are unsigned integers of the elements' width, as they stand in the file.
+    `first` and `second` are what `elements` makes of the bytes in the file.
     """
     where = np.flatnonzero(first != second)
     if not len(where):
@@ -67,17 +82,34 @@ def _decoded(bits: Array, dtype: str) -> Array:
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
     if dtype in ("F16", "F32", "F64"):
         return bits.view(f"f{bits.itemsize}").astype(np.float64)
+    if dtype == "C64":
+        return bits.view(np.complex64).astype(np.complex128)
     if dtype.startswith("I"):
         return bits.view(f"i{bits.itemsize}").astype(np.float64)
-    return bits.astype(np.float64)
+    if dtype == "F8_E8M0":
+        return np.where(bits == 255, np.nan, np.ldexp(1.0, bits.astype(np.int32) - 127))
+    return _small(bits, dtype) if dtype in _SMALL else bits.astype(np.float64)
+
+
+def _small(bits: Array, dtype: str) -> Array:
+    exponents, mantissas = _SMALL[dtype]
+    sign, unsigned_zero = 1 << (exponents + mantissas), dtype.endswith("FNUZ")
+    exponent = (bits.astype(np.int32) >> mantissas) & ((1 << exponents) - 1)
+    mantissa = (bits & ((1 << mantissas) - 1)) + np.where(exponent > 0, 1 << mantissas, 0)
+    bias = (1 << (exponents - 1)) - 1 + unsigned_zero
+    values = np.ldexp(mantissa.astype(np.float64), np.maximum(exponent, 1) - bias - mantissas)
+    none = bits == sign if unsigned_zero else (bits & 0x7F) == 0x7F if dtype == "F8_E4M3" else exponent == 31
+    return np.where(none, np.nan, np.where(bits & sign, -values, values))
 
 
 def _ordered(bits: Array, dtype: str) -> Array:
     """Return whole numbers that order as floating-point numbers do, neighbours one apart."""
-    if "F" not in dtype:
-        return _decoded(bits, dtype)
+    if dtype == "C64":  # complex numbers have no order
+        return np.zeros(bits.shape)
+    if "F" not in dtype or dtype == "F8_E8M0":
+        return bits.astype(np.float64) if "F" in dtype else _decoded(bits, dtype)
     wide = bits.astype(np.int64)
-    sign = np.int64(1) << (8 * bits.itemsize - 1)
+    sign = np.int64(1) << (ITEM_BITS[dtype] - 1)
     if bits.itemsize == 8:
         return np.where(wide < 0, np.iinfo(np.int64).min - wide, wide).astype(np.float64)
     return np.where(wide >= sign, sign - wide, wide)

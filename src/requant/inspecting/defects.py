@@ -1,4 +1,4 @@
-"""The catalogue of defects, D01 to D28, that checkpoints of this architecture are known to have.
+"""The catalogue of defects, D01 to D29, that checkpoints of this architecture are known to have.
 
 Sources: auto-round at 2dda035, 0.12.2, 0.12.3, 0.13.0 and 0.16.1, vLLM 0.19.1 to 0.33.0, SGLang 0.5.23 and
 transformers 5.5.1, by file and issue where the entry names one. `in_files` says whether `inspect` can see it.
@@ -210,6 +210,13 @@ _ENTRIES = (
         "It has vLLM's older resolver, keeps the checkpoint's names, and wants an expression to match a whole name. It "
         "warns of a parameter that it cannot place, and goes on (sglang#35797).",
         "pass quantization_config: literal names for every float layer",
+    ),
+    (
+        "D29",
+        "a loader can open or run something besides these weights",
+        "Weights in another format, an adapter, another index, code, or a key that leads to one of these. Which file "
+        "wins depends on the loader (transformers 5.5.1 modeling_utils.py, vLLM 0.33.0 default_loader.py).",
+        "remove what is named, unless you know what it is for",
     ),
 )
 

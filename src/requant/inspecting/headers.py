@@ -19,12 +19,11 @@ from requant.checkpoint import INDEX
 from requant.digest import read_whole, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
-from requant.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, Spec, parse_header
+from requant.loadable import CONFIGS
+from requant.safetensors import ITEM_BITS, MAX_HEADER_BYTES, QUOTES, TOO_LARGE, Spec, parse_header, require_plausible
 
-SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", INDEX)
+SIDES = (INDEX, "quantization_config.json", *CONFIGS)
 """The side files that are read; of all others it matters only that they are there."""
-MAX_TENSORS = 400_000
-"""More in one file are refused: four times the checkpoint with every expert split and packed."""
 LENGTH = struct.Struct("<Q")
 
 Specs = dict[str, Spec]
@@ -116,7 +115,11 @@ def _read(path: Path) -> tuple[Specs, int]:
 def header_length(path: Path, first: bytes, size: int) -> int:
     """Return the length of a header from a file's first eight bytes; raise CheckpointError where it cannot be."""
     length: int = LENGTH.unpack(first.ljust(8, b"\xff"))[0]
-    if length > min(MAX_HEADER_BYTES, size - 8):
+    if size - 8 >= length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path}: its header claims {length:,} bytes, requant reads {MAX_HEADER_BYTES:,} at most", TOO_LARGE
+        )
+    if length > size - 8:
         raise CheckpointError(
             f"{path}: not a readable safetensors file: its header claims {length:,} bytes, the file has {size:,}",
             "Download or build this file again.",
@@ -129,13 +132,12 @@ def specs(path: Path, text: bytes, size: int) -> Specs:
 
     Raises CheckpointError for anything that is not a complete safetensors header of this file.
     """
-    quotes = text.count(b'"')
-    if (count := quotes // QUOTES) > MAX_TENSORS:
-        raise CheckpointError(
-            f"{path}: claims {count:,} tensors, expected {MAX_TENSORS:,} at most", "No checkpoint of this kind is this."
-        )
     try:
-        found = _fast(text, size, quotes)
+        require_plausible(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}", TOO_LARGE) from None
+    try:
+        found = _fast(text, size, text.count(b'"'))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         found = None
     if found is None:
@@ -145,10 +147,6 @@ def specs(path: Path, text: bytes, size: int) -> Specs:
             advice = "Download or build this file again."
             raise CheckpointError(f"{path}: not a readable safetensors file: {error}", advice) from None
     return found
-
-
-QUOTES = 10
-"""Quotation marks that a tensor takes: its name, three keys and the dtype."""
 
 
 def _fast(text: bytes, size: int, quotes: int) -> Specs | None:
@@ -185,9 +183,11 @@ def _refuse(number: str) -> Any:
 
 @lru_cache(maxsize=4096)  # equal ones are one object, in all files: comparing blocks is comparing addresses
 def _spec(dtype: str, shape: tuple[int, ...]) -> tuple[Spec, int] | None:
-    if dtype not in ITEM_BYTES:
+    if dtype not in ITEM_BITS:
         return None
     spec = Spec(dtype, shape)
+    if spec.size * ITEM_BITS[dtype] % 8:
+        return None
     return (spec, spec.nbytes) if len(shape) <= 64 and all(0 <= each < 2**63 for each in shape) else None
 
 

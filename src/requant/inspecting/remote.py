@@ -12,7 +12,7 @@ from typing import Any
 
 from requant.digest import MAX_WHOLE, strict_json
 from requant.errors import CheckpointError, NotAvailableError
-from requant.files import SUFFIX
+from requant.files import SUFFIX, is_companion
 from requant.inspecting.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
 from requant.network import web
 from requant.network.download import refuse
@@ -64,9 +64,7 @@ class _Hub:
             ) from None
         if len(paths) > MAX_FILES or not all(isinstance(path, str) and path.isprintable() for path in paths):
             raise CheckpointError(f"{self.repository}: lists {len(paths):,} files, or names that are none")
-        return sorted(
-            path for path in paths if not any(part in ("", "..") or part[0] == "." for part in path.split("/"))
-        )
+        return sorted(path for path in paths if not {"", "..", "."} & {*path.split("/")} and not is_companion(path))
 
     def _read(self, url: str, answer: Any, limit: int) -> bytes:
         parts = []

@@ -62,9 +62,8 @@ class Repository:
             if not web.is_of_the_network(error):
                 raise
             raise NotAvailableError(f"{repository}@{revision}: {type(error).__name__}", "look at the network") from None
-        names = [each.rfilename for each in told.siblings or ()]
-        kept = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
-        return cls(f"{base}/{repository}/resolve/{told.sha}", f"{repository}@{told.sha}", kept)
+        names = sorted(each.rfilename for each in told.siblings or ())
+        return cls(f"{base}/{repository}/resolve/{told.sha}", f"{repository}@{told.sha}", names)
 
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from requant.checkpoint import Tensor
-from requant.safetensors import ITEM_BYTES
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,11 @@ def apart(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Apart
 
     One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
     """
-    from requant.comparing.difference import numbers, step_counts  # numba, which a pod in the room's image has not
+    from requant.comparing.difference import (
+        elements,
+        numbers,
+        step_counts,
+    )  # numba, which a pod in the room's image has not
 
     different: list[str] = []
     steps = np.zeros(31, np.int64)
@@ -55,8 +58,7 @@ def apart(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Apart
         if name.endswith(".qweight") and dtype == "I32":
             steps += step_counts(np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4"))[0]
         elif name.endswith(".scales"):
-            kind = f"<u{ITEM_BYTES[dtype]}"
-            differ, _, ulp, _ = numbers(np.frombuffer(ours, kind), np.frombuffer(theirs, kind), dtype)
+            differ, _, ulp, _ = numbers(elements(ours, dtype), elements(theirs, dtype), dtype)
             scales, farthest = scales + differ, max(farthest, int(ulp))
     if not different:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from requant.packing import PER_WORD, ZERO_WORD
-from requant.safetensors import ITEM_BYTES
+from requant.safetensors import ITEM_BITS, Spec
 from requant.weights import rounding
 from requant.weights.kernels import ERROR, distances, extremes, shares, unlike
 from requant.weights.lineage import Piece
@@ -64,14 +64,16 @@ def _copied(window: Window, checkpoint: Source, base: Source) -> Measured:
     piece, start, size = window.piece, window.first, window.last - window.first
     theirs, ours = _scratch.take("theirs", np.uint8, size), _scratch.take("ours", np.uint8, size)
     place, origin = checkpoint.tensors[piece.name], base.tensors[piece.base]
-    item = ITEM_BYTES[place.spec.dtype]
+    bits = ITEM_BITS[place.spec.dtype]
     checkpoint.read(place, start, theirs.data)
-    base.read(origin, piece.first * piece.columns * item + start, ours.data)
+    base.read(origin, Spec(place.spec.dtype, (piece.first, piece.columns)).nbytes + start, ours.data)
     wide = np.uint64 if size % 8 == 0 else np.uint8
     if np.array_equal(theirs.view(wide), ours.view(wide)):
         return Measured({COPIED: ()})
-    differ = np.flatnonzero((theirs != ours).reshape(-1, item).any(axis=1))
-    index = np.unravel_index(start // item + int(differ[0]), place.spec.shape) if place.spec.shape else ()
+    apart: Array = np.bitwise_xor(theirs, ours)
+    each = np.unpackbits(apart, bitorder="little").reshape(-1, bits) if bits % 8 else apart.reshape(-1, bits // 8)
+    differ = np.flatnonzero(each.any(axis=1))
+    index = np.unravel_index(8 * start // bits + int(differ[0]), place.spec.shape) if place.spec.shape else ()
     finding = Finding("not the base's bytes", piece.name, len(differ), tuple(int(each) for each in index))
     return Measured({COPIED: (finding,)})
 

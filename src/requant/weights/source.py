@@ -13,7 +13,8 @@ from typing import Protocol, Self, TypeVar
 
 from requant.digest import canonical_json, read_whole, sha256
 from requant.errors import CheckpointError
-from requant.files import SUFFIX, list_files
+from requant.files import SUFFIX, is_companion, list_files
+from requant.loadable import Loadable, deciding, findings, opened
 from requant.network.hub import Repository, named
 from requant.safetensors import Spec, read_header
 
@@ -55,13 +56,17 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is somewhere: its tensors by name, and the names that stand in two files."""
+    """A checkpoint that is somewhere: its tensors by name, and the names that stand in two files.
+
+    Tensors are those of the files that a loader opens; `loadable` is whatever else could be opened or run.
+    """
 
     name: str
     files: Files
     tensors: Mapping[str, Place]
     twice: tuple[tuple[str, str], ...]
     remote: bool
+    loadable: tuple[Loadable, ...] = ()
 
     def read(self, place: Place, start: int, into: memoryview) -> None:
         """Fill a buffer with bytes of a tensor, from its byte `start` on."""
@@ -86,8 +91,11 @@ def open_source(name: str, endpoint: str | None = None) -> Source:
         cleanup.callback(files.close)
         tensors: dict[str, Place] = {}
         twice = []
-        for file in (each for each in files.names() if each.endswith(SUFFIX)):
-            for key, (spec, stretch) in read_header(files.header(file))[0].items():
+        names = [each for each in files.names() if not (remote and is_companion(each))]
+        texts = {each: files.whole(each) for each in deciding(names)}
+        held = {file: read_header(files.header(file))[0] for file in opened(names, texts)}
+        for file, inside in held.items():
+            for key, (spec, stretch) in inside.items():
                 if key in tensors:
                     twice.append((key, file))
                 else:
@@ -96,7 +104,7 @@ def open_source(name: str, endpoint: str | None = None) -> Source:
     if not tensors:
         files.close()
         raise CheckpointError(f"{name}: has no tensors", "Name a folder or a repository with .safetensors files.")
-    return Source(name, files, tensors, tuple(twice), remote)
+    return Source(name, files, tensors, tuple(twice), remote, findings(names, texts, held))
 
 
 class Folder:

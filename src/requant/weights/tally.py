@@ -12,6 +12,7 @@ Kind = Literal[
     "tensor twice",
     "not in the checkpoint",
     "not as the recipe says",
+    "could be loaded",
     "not the base's bytes",
     "code out of reach",
     "scale out of reach",

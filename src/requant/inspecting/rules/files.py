@@ -1,4 +1,7 @@
-"""Rules about files: which tensor stands where, what the index says, and the side files (D01, D02, D04, D20 to D22)."""
+"""Rules about files: which tensor stands where, what the index says, side files, and what else could be loaded.
+
+D01, D02, D04, D20 to D22, D29.
+"""
 
 from collections.abc import Iterator
 
@@ -7,6 +10,7 @@ from requant.errors import CheckpointError
 from requant.inspecting.anatomy import canonical
 from requant.inspecting.findings import Finding, Severity, Target
 from requant.inspecting.rules.seen import Seen
+from requant.loadable import strays
 
 NEEDED = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 USEFUL = ("LICENSE", "chat_template.jinja", "merges.txt", "video_preprocessor_config.json", "vocab.json")
@@ -20,6 +24,7 @@ def check(seen: Seen) -> Iterator[Finding]:
     yield from _configurations(seen)
     yield from _kind(seen)
     yield from _sides(seen)
+    yield from _strays(seen)
 
 
 def second_names(seen: Seen) -> dict[str, str]:
@@ -145,3 +150,13 @@ def _sides(seen: Seen) -> Iterator[Finding]:
             ["tokenizer_config.json: tokenizer_class"],
             "It was rewritten by transformers 5, whose class name transformers 4 does not know.",
         )
+
+
+def _strays(seen: Seen) -> Iterator[Finding]:
+    """Yield what a loader could open or run besides; files of tensors that the index does not name are `_index`'s."""
+    headers = seen.headers
+    index = headers.object(INDEX)
+    named = headers.shards.keys() - set(index["weight_map"].values()) if index else set()
+    for each in strays([*headers.shards, *headers.paths], headers.sides):
+        if each.name not in named:
+            yield seen.error("D29", [each.name], f"{each.why[0].upper()}{each.why[1:]}.")
