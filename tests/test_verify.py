@@ -20,8 +20,8 @@ from requant.verify import verify
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SOURCES = Path(requant.__file__).parents[1]
 ROOT = Path(__file__).parents[1]
-MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "errors")
-LINES = 500
+MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "crash", "errors")
+LINES = 620
 
 
 def named(verdict: Verdict) -> set[tuple[str, str, str]]:

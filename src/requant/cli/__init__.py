@@ -1,11 +1,10 @@
 """The command line: parses, calls one verb, prints its result, returns its status. Results go to standard output.
 
 Everything else, progress and advice, goes to standard error. Exit status: 0 identical, 1 different or
-equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`.
+equivalent, 2 usage, 3 inconclusive, 4 and up one per class in `errors`, 70 a mistake in requant (`crash`).
 """
 
 import io
-import os
 import signal
 import sys
 from typing import NoReturn
@@ -15,13 +14,15 @@ import typer
 from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import app
 from requant.cli.terminal import fail
+from requant.crash import CLOSED, INTERRUPTED
 from requant.errors import NotAvailableError, RequantError
 
-INTERRUPTED = 130
 
+def main() -> int:
+    """Run the command and return its status; every error that requant raises on purpose ends here, as two lines.
 
-def main() -> NoReturn:
-    """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
+    What nobody foresaw is raised further, to `crash.run`.
+    """
     signal.signal(signal.SIGTERM, _stop)
     if sys.stdout is None:
         fail("standard output is closed", "Results go there.", NotAvailableError.exit_status)
@@ -35,16 +36,15 @@ def main() -> NoReturn:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted", "A build that is started again goes on behind its last whole block.", INTERRUPTED)
-    except (BrokenPipeError, SystemExit):  # the latter is how click and rich answer a closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+    except (BrokenPipeError, SystemExit):  # the latter is how click answers a closed pipe
+        return CLOSED
     except OSError as error:
         fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
             fail(error.format_message(), "requant --help lists the verbs.", 2)
         raise
-    raise SystemExit(status)
+    return status or 0
 
 
 def _stop(*_: object) -> NoReturn:

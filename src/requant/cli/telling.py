@@ -51,7 +51,8 @@ def inspect(
 ) -> None:
     """Say what each loader would do with a checkpoint: every tensor, exactly once, as what it is."""
     if explain:
-        out.print(defect_text(explain))
+        for said in defect_text(explain):
+            out.print(said)
         raise typer.Exit(0)
     if not checkpoint:
         raise typer.BadParameter("name a checkpoint, or a defect with --explain")
