@@ -28,7 +28,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SOURCES = Path(requant.__file__).parents[1]
 ROOT = Path(__file__).parents[1]
-MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "errors")
+MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "crash", "errors")
 LINES = 680
 
 

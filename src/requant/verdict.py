@@ -1,5 +1,6 @@
 """The outcome of a comparison, as data. It has no truth value: every outcome must be named where it is used."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -80,3 +81,23 @@ class Verdict:
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as `--json` prints it."""
         return asdict(self)
+
+
+_UNSEEN = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Marks and letters that leave no trace, though Unicode counts them as printable (Default_Ignorable_Code_Point)."""
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return a text that changes no terminal: what cannot be seen, `keep` aside, stands as Python's escapes.
+
+    So nothing moves a cursor or turns letters round, and names that differ in it alone do not look the same.
+    """
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+
+    def plain(letter: str) -> bool:
+        return letter in keep or (letter.isprintable() and not _UNSEEN.match(letter))
+
+    return "".join(each if plain(each) else each.encode("unicode_escape").decode() for each in text)

@@ -1,7 +1,7 @@
 """`verify CHECKPOINT MANIFEST`: are these the recorded bytes? Python's standard library alone.
 
 `PYTHONPATH=src python3 -S -m requant.verify CHECKPOINT MANIFEST` needs no installed package. What there is to read:
-this module, and manifest, files, safetensors, digest, verdict and errors. README.md says how many lines that is.
+this module, and manifest, files, safetensors, digest, verdict, crash and errors. README.md says how many lines that is.
 """
 
 import io
@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from requant import crash
 from requant.digest import file_chunks, sha256_chunks
 from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
 from requant.files import RUNNABLE, folded, listing
 from requant.manifest import Manifest, TensorRecord, read_file, read_manifest
-from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict
+from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict, visible
 
 
 def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None) -> Verdict:
@@ -98,12 +99,11 @@ def main(arguments: list[str]) -> int:
             raise UsageError("usage: python3 -S -m requant.verify CHECKPOINT MANIFEST")
         verdict = verify(Path(arguments[0]), read_manifest(Path(arguments[1])))
     except RequantError as error:
-        sys.stderr.write(f"requant: {error}. {error.advice}".rstrip(". ") + ".\n")
+        sys.stderr.write(visible(f"requant: {error}. {error.advice}".rstrip(". ")) + ".\n")
         return error.exit_status
-    lines = [f"{each}\n" for each in verdict.differences]
-    lines += [f"{verdict.aside}\n"] if verdict.aside else []
+    lines = [*map(str, verdict.differences), *filter(None, [verdict.aside])]
     try:
-        sys.stdout.write("".join([*lines, f"{verdict.outcome}\n"]))
+        sys.stdout.write("".join(f"{visible(line)}\n" for line in (*lines, verdict.outcome)))
         sys.stdout.flush()
     except (AttributeError, OSError):  # closed, full, or a pipe that nobody reads
         os._exit(NotAvailableError.exit_status)
@@ -111,4 +111,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    crash.run(lambda: main(sys.argv[1:]))

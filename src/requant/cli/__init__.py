@@ -5,7 +5,6 @@ as well. Exit statuses: docs/exit-statuses.md.
 """
 
 import io
-import os
 import signal
 import sys
 from typing import Any, NoReturn
@@ -15,9 +14,8 @@ import typer
 from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import PANELS, Verb, app
 from requant.cli.terminal import answer_error, fail
+from requant.crash import CLOSED, INTERNAL, INTERRUPTED
 from requant.errors import NotAvailableError, RequantError, UsageError
-
-INTERNAL, INTERRUPTED = 70, 130
 
 app.registered_commands.sort(key=lambda each: PANELS.index(each.rich_help_panel))
 for group in (app, auditing.shown, projecting.update):
@@ -25,8 +23,11 @@ for group in (app, auditing.shown, projecting.update):
         each.cls = Verb
 
 
-def main() -> NoReturn:
-    """Run the command; every error that requant raises on purpose ends here, as two lines and a status."""
+def main() -> int:
+    """Run the command and return its status; every error that requant raises on purpose ends here, as two lines.
+
+    What nobody foresaw is raised further, to `crash.run`.
+    """
     signal.signal(signal.SIGTERM, _stop)
     if sys.stdout is None:
         fail("standard output is closed", "Results go there.", NotAvailableError.exit_status)
@@ -43,8 +44,7 @@ def main() -> NoReturn:
     except (BrokenPipeError, SystemExit) as error:  # the latter is how click and rich answer a closed pipe
         if getattr(error, "code", 1) == 0:  # and how completion ends
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+        return CLOSED
     except OSError as error:
         fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
     except Exception as error:
@@ -52,7 +52,7 @@ def main() -> NoReturn:
             _misused(error)
         answer_error(f"internal error: {type(error).__name__}", "It says nothing about the checkpoint.", INTERNAL)
         raise
-    raise SystemExit(status)
+    return status or 0
 
 
 def _misused(error: Any) -> NoReturn:

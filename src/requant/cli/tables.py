@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -71,9 +71,7 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
         colour = "dim" if finding.known else COLOURS[finding.severity]
         label = "known" if finding.known else str(finding.severity)
         lines = [finding.consequence, *subjects, *([] if finding.known else [f"repair: {finding.repair}"])]
-        table.add_row(
-            f"[{colour}]{label}[/]", finding.rule, escape("\n".join(lines)), escape(_hits(finding, inspected))
-        )
+        table.add_row(f"[{colour}]{label}[/]", finding.rule, _lines(lines), _lines(_hits(finding, inspected)))
     if inspected.findings:
         yield table
     looked = "" if inspected.values_read else "; zero points and scales were not looked at (D10, D11, part of D12)"
@@ -84,22 +82,30 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     yield f"{verdict}{escape(f' for {against}{looked}')}"
 
 
-def _hits(finding: Finding, inspected: Inspection) -> str:
+def _lines(lines: Iterable[str]) -> Group:
+    """Return a cell of several lines: one string has none, whatever stands in it."""
+    return Group(*map(escape, lines))
+
+
+def _hits(finding: Finding, inspected: Inspection) -> list[str]:
     if len(finding.targets) == len(inspected.loaders) * len(inspected.degrees):
-        return "all" if len(finding.targets) > 1 else ""
+        return ["all"] if len(finding.targets) > 1 else []
     hit: dict[str, list[str]] = {}
     for target in finding.targets:
         hit.setdefault(target.loader, []).append(str(target.tensor_parallel))
-    return "\n".join(f"{loader} TP {','.join(degrees)}" for loader, degrees in hit.items())
+    return [f"{loader} TP {','.join(degrees)}" for loader, degrees in hit.items()]
 
 
-def defect_text(name: str) -> str:
-    """Return a defect's entry; raises UsageError where there is none of that name."""
+def defect_text(name: str) -> Iterator[str]:
+    """Yield a defect's entry, line by line; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
         raise UsageError(f"--explain {name}: no such defect; there are D01 to D29")
     entry = DEFECTS[name]
-    seen = "" if entry.in_files else "\n[yellow]No file shows it: inspect has no rule for it.[/]"
-    return f"[bold]{entry.id}[/] {escape(entry.title)}\n{escape(entry.cause)}{seen}\nRepair: {escape(entry.repair)}"
+    yield f"[bold]{entry.id}[/] {escape(entry.title)}"
+    yield escape(entry.cause)
+    if not entry.in_files:
+        yield "[yellow]No file shows it: inspect has no rule for it.[/]"
+    yield f"Repair: {escape(entry.repair)}"
 
 
 def repair_table(done: Repair) -> Iterator[RenderableType]:
@@ -126,21 +132,21 @@ def fingerprint_table(found: Fingerprint) -> Table:
         file: ", ".join(f"{word} ({count:,})" for word, count in each.items())
         for file, each in (found.zero_words or {}).items()
     }
-    rows = {
+    rows: dict[str, str | list[str]] = {
         "MTP": found.mtp,
-        "zero points": "\n".join(f"{file}: {each}" for file, each in words.items()) or "not read",
+        "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
         "negative scales, tuned": _share(found.negative_tuned),
         "negative scales, MTP": _share(found.negative_rounded),
         "bytes": f"{found.main_bytes:,} in main files, {found.extra_bytes:,} in the extra file",
-        "fits": "\n".join(found.policies) or "no known policy",
+        "fits": list(found.policies) or "no known policy",
         "tensors": ", ".join(f"{count:,} {what}" for what, count in found.tensors.items()),
         "packed": f"{found.quantized_layers:,} of {found.linear_layers:,} linear layers",
         "tokenizer": found.tokenizer,
         "declared": f"auto-round {found.declared_version or '?'}; {dict(found.declared_effort)}",
-        "possible writers": "\n".join(found.writers) or "none that is known",
+        "possible writers": list(found.writers) or "none that is known",
     }
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(value) if isinstance(value, str) else _lines(value))
     return table
 
 

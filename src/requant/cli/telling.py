@@ -59,11 +59,12 @@ def inspect(
 ) -> None:
     """Say what each loader would do with a checkpoint: every tensor, exactly once, as what it is."""
     if explain:
-        text = defect_text(explain)
+        text = list(defect_text(explain))
         if as_json:
             print_json("requant.defect/1", asdict(DEFECTS[explain]))
         else:
-            out.print(text)
+            for said in text:
+                out.print(said)
         raise typer.Exit(0)
     if not checkpoint:
         raise typer.BadParameter("name a checkpoint, or a defect with --explain D10")

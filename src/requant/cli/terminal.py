@@ -1,34 +1,64 @@
 """How results, progress and errors reach a person: the half of `cli` that writes. Nothing else prints.
 
-Results go to standard output, everything else to standard error.
+Results go to standard output, everything else to standard error. What strangers wrote is made harmless here, once,
+for all of it: no verb need think of escape sequences. Markup is the verbs' own; they `escape` what is not theirs.
 """
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich import progress as rich_progress
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
+from rich.text import Text
 
+from requant.crash import INTERNAL, INTERRUPTED
 from requant.errors import RequantError
 from requant.progress import Progress, Tell
-from requant.verdict import Outcome, Verdict
+from requant.verdict import Outcome, Verdict, visible
 
 SHOWN = 12
 """Differences that a person is shown; `--json` has all of them."""
 
 ERRORS = {each.exit_status: each.__name__ for each in RequantError.__subclasses__()}
-ERRORS |= {70: "InternalError", 130: "Interrupted"}
+ERRORS |= {INTERNAL: "InternalError", INTERRUPTED: "Interrupted"}
 """What `--json` calls an error, by exit status."""
 
 _answered = False
 """Whether standard output has the run's document: there is never a second one."""
 
-out = Console(soft_wrap=True, emoji=False)
-err = Console(stderr=True, soft_wrap=True, emoji=False)
+MOST = 4_000
+"""Characters of one text that a person is shown: more would take longer to lay out than to read."""
+
+
+class Terminal(Console):
+    """A console on which text moves no cursor, hides no letter, and forges no line: what cannot be seen is spelled out.
+
+    Before layout, so that columns fit; and after it, for what did not come as a string. Rich's own styles and
+    cursor movements are no text. Several lines are several strings: a line end in one is somebody's trick.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Lay out what a string says: its markup, and everything unseen as its escape."""
+        cut = f"{text[:MOST]}… ({len(text):,} characters)" if len(text) > MOST else text
+        return super().render_str(visible(cut), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render anything else to what is printed."""
+        for each in super().render(renderable, options):
+            yield each if each.control else each._replace(text=visible(each.text, keep="\n"))
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Nobody reads any more: not rich's status 1, which is a verdict."""
+        raise BrokenPipeError
+
+
+out = Terminal(soft_wrap=True, emoji=False)
+err = Terminal(stderr=True, soft_wrap=True, emoji=False)
 
 
 def show(verdict: Verdict, compared: str) -> None:
@@ -57,9 +87,11 @@ def say(text: str) -> None:
 
 def fail(message: str, advice: str, status: int) -> NoReturn:
     """Print an error and its advice, and end with `status`."""
-    err.print(f"[bold red]error[/] {escape(message)}")
-    if advice:
-        err.print(f"      {escape(advice)}")
+    with suppress(OSError):  # whether or not anybody reads it, this is the status
+        first, *more = message.split("\n")
+        err.print(f"[bold red]error[/] {escape(first)}")
+        for line in (*more, *filter(None, advice.split("\n"))):
+            err.print(f"      {escape(line)}")
     answer_error(message, advice, status)
     raise SystemExit(status)
 
@@ -98,7 +130,7 @@ def progress(*more: rich_progress.ProgressColumn) -> Iterator[Tell]:
                 tasks[now.stage],
                 completed=now.done,
                 total=now.total or None,
-                description=escape(f"{now.stage} {file}"),
+                description=escape(visible(f"{now.stage} {file}")),
             )
             if now.note and now.done > lines.get(now.stage, 0):
                 lines[now.stage] = now.done
