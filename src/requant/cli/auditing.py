@@ -23,7 +23,7 @@ from requant.cli.options import (
     Size,
     app,
     recipes,
-    stand_in,
+    twin_size,
 )
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
@@ -53,7 +53,8 @@ def audit(
         typer.Option(help="The folder of its base. Without it the base is downloaded, or the twin generated."),
     ] = None,
     journal: Annotated[
-        Path | None, typer.Option(help="Its journal. Without it, the recorded one, else the one beside the checkpoint.")
+        Path | None,
+        typer.Option(help="Its journal. Without it, the recorded one, or else the one beside the checkpoint."),
     ] = None,
     no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
     blocks: Annotated[str, typer.Option(help="Blocks to tune again, counted from 0, such as 3,17 or 0-5.")] = "",
@@ -88,7 +89,7 @@ def audit(
         raise typer.BadParameter("--address goes with --engine ray")
     hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
     read = read_recipe(recipe)
-    target = stand_in(twin, size)
+    stand_in = twin_size(twin, size)
     if record and not auditor:
         raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
     name = party(auditor or "nobody")
@@ -99,10 +100,10 @@ def audit(
     named = numbers(blocks) if blocks else ()
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal contradict each other")
-    reference = auditing.known(read, target, checkpoint.absolute(), journal, compared=not no_journal)
+    reference = auditing.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
     reference.confirm()
     with scratch(cache() / "audits") as work, progress() as tell:
-        setting = prepare(read, target, inputs_for(read, target, base, work, tell), tell, runner)
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
         names = setting.names
         challenge = Challenge(seed, sample) if sample else None
         if challenge:
@@ -169,13 +170,13 @@ def rebuild(
 ) -> None:
     """Make a build again, and say whether its bytes and its journal are those of another one, or where they part."""
     read = read_recipe(recipe)
-    target = stand_in(twin, size)
+    stand_in = twin_size(twin, size)
     with progress() as tell:
         rebuilt = rebuilding.rebuild(
             read,
             against or read.path.parent,
-            twin=target,
-            out=out_folder or Path("out", f"{read.name}-{stem(target)}-rebuilt"),
+            twin=stand_in,
+            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
             fresh=fresh,
             runner=runner,
@@ -198,7 +199,7 @@ def coverage(
     as_json: AsJson = False,
 ) -> None:
     """Say which blocks were reproduced bit for bit, by how many parties, in which hardware classes."""
-    covered = covering.coverage(read_recipe(recipe), stand_in(twin, size))
+    covered = covering.coverage(read_recipe(recipe), twin_size(twin, size))
     if as_json:
         print_json("requant.coverage/1", covered.as_json())
     else:

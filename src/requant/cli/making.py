@@ -23,7 +23,7 @@ from requant.cli.options import (
     SizeName,
     app,
     environments,
-    stand_in,
+    twin_size,
 )
 from requant.cli.tables import trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
@@ -64,13 +64,13 @@ def build(
 ) -> None:
     """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
     read = read_recipe(recipe)
-    target = stand_in(twin, size)
-    kind = {None: "full", "demo": "twin"}.get(target, target)
+    stand_in = twin_size(twin, size)
+    kind = {None: "full", "demo": "twin"}.get(stand_in, stand_in)
     folder = out_folder or Path("out", f"{read.name}-{kind}")
     with progress() as tell:
         built = building.build(
             read,
-            twin=target,
+            twin=stand_in,
             out=folder,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
@@ -82,14 +82,14 @@ def build(
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
-    reference = building.recorded(read, target, "manifest.json")
+    reference = building.recorded(read, stand_in, "manifest.json")
     if as_json:
         document = {"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()}
         print_json("requant.build/1", document)
     else:
         show(built.verdict, "against what was recorded until now" if record else f"compared with {reference}")
     if record:
-        for path in building.record(read, target, built.folder):
+        for path in building.record(read, stand_in, built.folder):
             say(f"recorded {escape(str(path))}")
         raise typer.Exit(0)
     raise typer.Exit(EXIT_STATUS[built.verdict.outcome])

@@ -86,7 +86,7 @@ Runner = Annotated[
 Size = Annotated[SizeName | None, typer.Option(help="The twin's size; goes with --twin.", show_default="demo")]
 
 
-def stand_in(twin: bool, size: SizeName | None) -> str | None:
+def twin_size(twin: bool, size: SizeName | None) -> str | None:
     """Return which twin is meant, None for the base itself.
 
     Raises UsageError for a size without a twin: that would start the full build, which takes hours.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from requant.card import judge, read_card
-from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Size, app, recipes, stand_in
+from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Size, app, recipes, twin_size
 from requant.cli.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
 from requant.cli.terminal import out, print_json, progress
 from requant.identify import identify as fingerprint
@@ -30,7 +30,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, into how many tensors and bytes; reads no weight."""
-    planned = make_plan(read_recipe(recipe), stand_in(twin, size))
+    planned = make_plan(read_recipe(recipe), twin_size(twin, size))
     if as_json:
         print_json("requant.plan/1", planned.as_json())
     else:
