@@ -110,6 +110,10 @@ def blocks(value: Any) -> Mutation:
     return declare(lambda declared: declared.update(block_name_to_quantize=value))
 
 
+def stated(key: str, value: Any) -> Mutation:
+    return declare(lambda declared: declared.update({key: value}))
+
+
 def made(dtype: str, *shape: int, byte: int = 1) -> Tensor:
     spec = Spec(dtype, shape)
     return Tensor(spec, Held(bytes([byte]) * spec.nbytes))
@@ -259,6 +263,15 @@ def unpack_all(*modules: str) -> Mutation:
 
 
 CASES = (
+    Case("a packing format that no loader knows", "D29", stated("packing_format", "junk"), repairable=False),
+    Case("a method that no loader knows", "D29", stated("quant_method", "junk"), repairable=False),
+    Case("a data type of other bits", "D29", stated("data_type", "fp"), repairable=False),
+    Case(
+        "an order of codes that the tensors do not have",
+        "D19",
+        stated("packing_format", "auto_round:auto_awq"),
+        repairable=False,
+    ),
     Case("a file that the index does not name", "D01", left_over),
     Case("no side file", "D04", lambda c: with_file(c, "quantization_config.json", None)),
     Case(

@@ -18,8 +18,9 @@ def check(seen: Seen) -> Iterator[Finding]:
     yield from _copies(seen)
     yield from _index(seen)
     yield from _configurations(seen)
-    yield from _kind(seen)
-    yield from _sides(seen)
+    if seen.modelled:
+        yield from _kind(seen)
+        yield from _sides(seen)
 
 
 def second_names(seen: Seen) -> dict[str, str]:
@@ -112,10 +113,11 @@ def _needed(seen: Seen, name: str) -> bool:
 def _configurations(seen: Seen) -> Iterator[Finding]:
     side = seen.headers.object("quantization_config.json")
     declared = seen.config.get("quantization_config")
-    if side is None and declared is not None:
+    if side is None and declared is not None and not seen.another:  # other tools write other side files
         yield seen.warning("D04", ["quantization_config.json"], "Tools that read the side file take all for float.")
     if side is not None and side != declared:
-        keys = sorted(key for key in {*side, *(declared or {})} if side.get(key) != (declared or {}).get(key))
+        inside = declared if isinstance(declared, dict) else {}
+        keys = sorted(key for key in {*side, *inside} if side.get(key) != inside.get(key)) or ["quantization_config"]
         yield seen.error("D04", keys, "The two configurations differ, and each tool believes another one.")
 
 
@@ -140,8 +142,8 @@ def _sides(seen: Seen) -> Iterator[Finding]:
         yield seen.warning("D21", missing, "A file of the base is missing, and consumers replace it by a default.")
     tokenizer = seen.headers.object("tokenizer_config.json") or {}
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        yield seen.error(
-            "D21",
-            ["tokenizer_config.json: tokenizer_class"],
-            "It was rewritten by transformers 5, whose class name transformers 4 does not know.",
-        )
+        for loader in seen.loaders:
+            text = "It was rewritten by transformers 5, whose class name transformers 4 does not know."
+            severity = Severity.NOTE if loader.knows_new_tokenizers else Severity.WARNING
+            targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
+            yield Finding("D21", severity, ("tokenizer_config.json: tokenizer_class",), text, targets)
