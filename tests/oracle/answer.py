@@ -234,7 +234,13 @@ def readers() -> dict[str, Any]:
     quantization = f"{LAYERS}.quantization"
     if PROGRAM == "sglang":
         own = importlib.import_module(f"{quantization}.auto_round").AutoRoundConfig
-        return {"auto-round": own}
+        folder = FOLDER / "srt/layers/quantization"
+        found = {"fp8": ("fp8.py", "Fp8Config"), "awq": ("awq/awq.py", "AWQConfig")}
+        found["gptq"] = ("gptq/gptq.py", "GPTQMarlinConfig")  # gptq_marlin takes it over, where it can
+        return {
+            "auto-round": own,
+            **{method: only_from_config(folder / file, name) for method, (file, name) in found.items()},
+        }
     own = importlib.import_module(f"{quantization}.inc").INCConfig
     fp8 = importlib.import_module(f"{quantization}.fp8").Fp8Config
     folder, others = FOLDER / "model_executor/layers/quantization", {}
@@ -243,6 +249,20 @@ def readers() -> dict[str, Any]:
         module = importlib.import_module(f"{quantization}.{prefix}{method}")
         others[method] = getattr(module, f"{prefix.title().rstrip('_')}{method.upper()}Config")
     return {"auto-round": own, "fp8": fp8, **others}
+
+
+def only_from_config(path: Path, name: str) -> Any:
+    """A class with one method of a released one, whose module imports kernels; its constructor takes anything."""
+    tree = ast.parse(path.read_text())
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    method = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "from_config")
+    scope: dict[str, Any] = {
+        node.id: stand_in(node.id) for node in ast.walk(method) if isinstance(node, ast.Name) and node.id[0].isupper()
+    }
+    exec(f"from __future__ import annotations\n{ast.unparse(method)}", scope)  # noqa: S102 - released code
+    config = importlib.import_module(f"{LAYERS}.quantization.base_config").QuantizationConfig
+    members = {key: vars(config)[key] for key in ("get_from_keys", "get_from_keys_or")}
+    return type(name, (Stub,), {**members, "from_config": scope["from_config"]})
 
 
 def stops(call: Any) -> bool:
