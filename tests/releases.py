@@ -21,7 +21,10 @@ import pytest
 from requant.installation import cache
 
 HERE = Path(__file__).parent / "oracle"
-WANTED = ("/layers/quantization/", "/models/qwen3_", "/models/utils.py", "/model_loader/")
+WANTED = (
+    *("/layers/quantization/", "/models/qwen3_", "/models/utils.py", "/model_loader/"),
+    *("/quantizers/auto.py", "/utils/quantization_config.py", "/inference/convert_model.py"),
+)
 SOURCE = ("--no-binary", ":all:", "--no-build-isolation")
 WHEEL = ("--only-binary", ":all:", "--python-version", "3.11", "--platform", "manylinux_2_34_x86_64")
 
@@ -36,11 +39,12 @@ def release(requirement: str) -> Path:
             unpacked = Path(name) / "unpacked"
             _unpack(next(Path(name).glob("*.*")), unpacked)
             unpacked.rename(folder)
-    return next(folder.rglob("srt" if requirement.startswith("sglang") else "model_executor")).parent
+    inside = {"vllm": "model_executor", "sglang": "srt", "transformers": "quantizers", "auto-round": "inference"}
+    return next(folder.rglob(inside[requirement.partition("==")[0]])).parent
 
 
 def _download(requirement: str, folder: Path) -> None:
-    how = WHEEL if requirement.startswith("sglang") else SOURCE  # SGLang's newer releases have no source
+    how = SOURCE if requirement.startswith("vllm") else WHEEL  # SGLang's newer releases have no source
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *how, requirement, "-d", str(folder)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HERE / "backend")}, capture_output=True)
     if done.returncode:

@@ -50,8 +50,9 @@ class Facts:
 
     @property
     def declared(self) -> Mapping[str, Any]:
-        """The quantization_config, empty where there is none."""
-        return self.config.get("quantization_config") or {}
+        """The quantization_config, empty where there is none, or something else."""
+        stated = self.config.get("quantization_config")
+        return stated if isinstance(stated, dict) else {}
 
 
 Judge = Callable[[re.Match[str], str, Facts], tuple[Verdict, str]]

@@ -22,6 +22,12 @@ class UsageError(RequantError):
     exit_status = 2
 
 
+class NotModelledError(RequantError):
+    """A model or a format that this version does not model: nothing is said for or against the checkpoint."""
+
+    exit_status = 3
+
+
 class RecipeError(RequantError):
     """A recipe, or a file that it names, cannot be read as what it should be."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint import open_checkpoint
+from requant.errors import NotModelledError
 from requant.inspect import look
 from requant.inspecting.anatomy import EXPERTS, canonical
 from requant.inspecting.headers import Headers
@@ -77,15 +78,22 @@ class Fingerprint:
 
 
 def identify(headers: Headers) -> Fingerprint:
-    """Read a checkpoint's fingerprint; raises CheckpointError where it cannot be read."""
+    """Read a checkpoint's fingerprint.
+
+    Raises CheckpointError where it cannot be read, NotModelledError for another architecture.
+    """
     seen = look(headers, (DEFAULT,), (1,))
+    if not seen.modelled:
+        advice = "Writers are told apart on Qwen3.5-MoE only. `requant inspect` says what can be said of this one."
+        raise NotModelledError(f"{headers.name}: {seen.architecture} is not modelled", advice)
     words, tuned, rounded = _values(seen) if headers.folder else (None, None, None)
     sizes = {file: sum(spec.nbytes for spec in held.values()) for file, held in headers.shards.items()}
     extra = sizes.get(EXTRAS, 0)
     main = sum(sizes.values()) - extra
     layout, tokenizer = mtp_layout(seen), _tokenizer(headers)
     names = [canonical(name) for held in headers.shards.values() for name in held]
-    declared = seen.config.get("quantization_config") or {}
+    stated = seen.config.get("quantization_config")
+    declared = stated if isinstance(stated, dict) else {}
     return Fingerprint(
         mtp=layout,
         zero_words=words,

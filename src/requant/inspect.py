@@ -7,17 +7,18 @@ on this disk. Blocks that are equal are examined once.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from requant.errors import CheckpointError
-from requant.inspecting.anatomy import Build, dissect, examine, template
+from requant.inspecting.anatomy import Anatomy, Build, dissect, examine, template
 from requant.inspecting.findings import Expected, Finding, Severity, mark_known, merge
 from requant.inspecting.headers import Headers, without_collector
-from requant.inspecting.rules import declarations, files, kernels, tensors, values
+from requant.inspecting.rules import declarations, files, kernels, readings, tensors, values
 from requant.inspecting.rules.seen import Seen
-from requant.inventory import LM, MTP, base_tensors, layer_types
+from requant.inventory import ARCHITECTURE, LM, MTP, base_tensors, layer_types
 from requant.loaders import DEFAULT, Loader
-from requant.loaders.declared import read_declared
+from requant.loaders.declared import Declared, read_declared
+from requant.loaders.reading import read
 from requant.safetensors import Spec
 
 
@@ -39,9 +40,22 @@ class Inspection:
         """The errors that no baseline knows: what the exit status is made of."""
         return tuple(each for each in self.findings if each.severity is Severity.ERROR and not each.known)
 
+    @property
+    def unmodelled(self) -> tuple[Finding, ...]:
+        """What is not modelled, and about which nothing is said."""
+        return tuple(each for each in self.findings if each.severity is Severity.UNMODELLED and not each.known)
+
+    @property
+    def outcome(self) -> Literal["errors", "not modelled", "no errors"]:
+        """The sum of it: errors before what is not modelled, which is no error."""
+        return "errors" if self.errors else "not modelled" if self.unmodelled else "no errors"
+
     def as_json(self) -> dict[str, Any]:
         """Return the inspection as `--json` prints it."""
-        return {**vars(self), "findings": [each.as_json() for each in self.findings]}
+        return {**vars(self), "outcome": self.outcome, "findings": [each.as_json() for each in self.findings]}
+
+
+EXIT_STATUS = {"no errors": 0, "errors": 1, "not modelled": 3}
 
 
 def inspect(
@@ -60,8 +74,11 @@ def inspect(
     loaders, degrees = tuple(loaders), tuple(degrees)
     with without_collector():
         seen = look(headers, loaders, degrees)
-        found = [finding for rules in (files, tensors, declarations, kernels) for finding in rules.check(seen)]
-    if look_at_values:
+        rules = [files, readings]
+        if seen.modelled and not seen.another:
+            rules += [tensors, declarations, kernels]
+        found = [finding for each in rules for finding in each.check(seen)]
+    if look_at_values and not seen.another:
         found += values.check(seen)
     return Inspection(
         checkpoint=headers.name,
@@ -82,14 +99,52 @@ def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]
     config = headers.object("config.json")
     if config is None:
         raise CheckpointError(f"{headers.name}/config.json: missing", "Without it no loader knows what this is.")
-    expected = base_tensors(config)
-    declared = read_declared(config.get("quantization_config"))
-    if declared is not None and declared.bits != 4:
-        raise CheckpointError(
-            f"{headers.name}/config.json: quantization_config.bits: found {declared.bits}, expected 4",
-            "This version models INT4 with float layers beside it.",
-        )
-    anatomy = dissect(headers)
+    raw = config.get("quantization_config")
+    found = {loader.name: read(raw, loader.reader) for loader in loaders}
+    declared, malformed = _declared(raw)
+    architecture, modelled = _architecture(headers.name, config)
+    expected = base_tensors(config) if modelled else {}
+    anatomy, builds = _examined(dissect(headers), config) if modelled else (dissect(headers), {})
+    return Seen(
+        headers,
+        config,
+        declared,
+        expected,
+        anatomy,
+        builds,
+        loaders,
+        degrees,
+        architecture,
+        modelled,
+        found,
+        malformed,
+    )
+
+
+def _architecture(name: str, config: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return what a configuration says that the model is, and whether that one is modelled."""
+    stated = config.get("model_type")
+    classes = config.get("architectures")
+    if not isinstance(stated, str) or not stated:
+        advice = "Without it no loader knows what this is."
+        raise CheckpointError(f"{name}/config.json: model_type: found {stated!r:.80}, expected a name", advice)
+    first = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else stated
+    return first, stated == ARCHITECTURE
+
+
+def _declared(raw: Any) -> tuple[Declared | None, str]:
+    """Return what AutoRound declared, or why that cannot be read; other tools' declarations are not looked into."""
+    method = raw.get("quant_method", "") if isinstance(raw, dict) else ""
+    if not isinstance(raw, dict) or (isinstance(method, str) and method.lower() not in ("", "auto-round", "inc")):
+        return None, ""
+    try:
+        return read_declared(raw), ""
+    except CheckpointError as error:
+        return None, f"{str(error)[:1].upper()}{str(error)[1:]}."
+
+
+def _examined(anatomy: Anatomy, config: Mapping[str, Any]) -> tuple[Anatomy, dict[str, Build]]:
+    """Examine every block, equal ones once; the tensors of blocks that the model does not have go to the rest."""
     kinds = block_kinds(config)
     templates = {kind: template(config, kind) for kind in set(kinds.values())}
     examined: list[tuple[str, Mapping[str, Spec], Build]] = []
@@ -98,7 +153,7 @@ def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]
         inside = anatomy.blocks.get(block, {})
         same = next((build for other, seen, build in examined if other == kind and seen == inside), None)
         if same is None:
-            same = examine(inside, templates[kind], declared)
+            same = examine(inside, templates[kind])
             examined.append((kind, inside, same))
         builds[block] = same
     stray = {
@@ -106,8 +161,7 @@ def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]
         for block in anatomy.blocks.keys() - kinds.keys()
         for name, spec in anatomy.blocks[block].items()
     }
-    anatomy = type(anatomy)(anatomy.blocks, {**anatomy.rest, **stray}, anatomy.copies)
-    return Seen(headers, config, declared, expected, anatomy, builds, loaders, degrees)
+    return Anatomy(anatomy.blocks, {**anatomy.rest, **stray}, anatomy.copies), builds
 
 
 def block_kinds(config: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any
 from requant.errors import CheckpointError
 from requant.safetensors import Spec
 
+ARCHITECTURE = "qwen3_5_moe"
+"""The `model_type` that is modelled."""
 LM = "model.language_model."
 VISUAL = "model.visual."
 MTP = "mtp."

@@ -110,6 +110,10 @@ def blocks(value: Any) -> Mutation:
     return declare(lambda declared: declared.update(block_name_to_quantize=value))
 
 
+def stated(key: str, value: Any) -> Mutation:
+    return declare(lambda declared: declared.update({key: value}))
+
+
 def made(dtype: str, *shape: int, byte: int = 1) -> Tensor:
     spec = Spec(dtype, shape)
     return Tensor(spec, Held(bytes([byte]) * spec.nbytes))
@@ -259,6 +263,15 @@ def unpack_all(*modules: str) -> Mutation:
 
 
 CASES = (
+    Case("a packing format that no loader knows", "D29", stated("packing_format", "junk"), repairable=False),
+    Case("a method that no loader knows", "D29", stated("quant_method", "junk"), repairable=False),
+    Case("a data type of other bits", "D29", stated("data_type", "fp"), repairable=False),
+    Case(
+        "an order of codes that the tensors do not have",
+        "D19",
+        stated("packing_format", "auto_round:auto_awq"),
+        repairable=False,
+    ),
     Case("a file that the index does not name", "D01", left_over),
     Case("no side file", "D04", lambda c: with_file(c, "quantization_config.json", None)),
     Case(
@@ -362,9 +375,9 @@ CASES = (
     Case("total_size 0", "D22", index_edit(lambda v: v["metadata"].update(total_size=0))),
     Case("no index", "D22", lambda c: with_file(c, INDEX, None)),
     Case("an override of the head", "D27", override("lm_head", FLOAT)),
-    Case("weights in a pickle", "D29", lambda c: with_file(c, "pytorch_model.bin", Held(b"")), repairable=False),
-    Case("an adapter", "D29", lambda c: with_file(c, "adapter_config.json", Held(b"{}")), repairable=False),
-    Case("code of its own", "D29", side("config.json", lambda v: v.update(auto_map={"AutoModel": "m.M"}))),
+    Case("weights in a pickle", "D30", lambda c: with_file(c, "pytorch_model.bin", Held(b"")), repairable=False),
+    Case("an adapter", "D30", lambda c: with_file(c, "adapter_config.json", Held(b"{}")), repairable=False),
+    Case("code of its own", "D30", side("config.json", lambda v: v.update(auto_map={"AutoModel": "m.M"}))),
     Case(
         "an expression for a part of a name",
         "D28",

@@ -1,7 +1,9 @@
 """Runs the released resolver of vLLM or SGLang without torch: whatever it imports is a stand-in.
 
 `answer.py vllm|sglang FOLDER`; reads lines `[quantization_config, [[name, kind, drafter], …]]`, writes lines of
-answers: [bits, group_size, sym], "float", "packed" or "conflict". Standard library only, in a process of its own.
+answers: [bits, group_size, sym], "float", "packed" or "conflict". `[quantization_config, null]` asks for the reading of
+the whole: "stops" or "reads", and "kernel" or "none" for a dense layer on CUDA. `[null, null]` asks for the methods
+that the release knows. Standard library only, in a process of its own.
 """
 
 import ast
@@ -21,10 +23,30 @@ REAL = {
         "vllm.model_executor.layers.quantization.inc",
         "vllm.model_executor.layers.quantization.inc.inc",
         "vllm.model_executor.layers.quantization.inc.config_parser",
+        "vllm.model_executor.layers.quantization.inc.inc_linear",
+        "vllm.model_executor.layers.quantization.inc.schemes",
+        "vllm.model_executor.layers.quantization.inc.schemes.factory",
+        *(
+            f"vllm.model_executor.layers.quantization.inc.schemes.inc_{name}_scheme"
+            for name in ("fp8", "mxfp8", "mxfp4")
+        ),
+        "vllm.model_executor.layers.quantization.inc.schemes.inc_scheme",
+        "vllm.model_executor.layers.quantization.inc.schemes.inc_wna16_scheme",
+        "vllm.model_executor.layers.quantization.inc.schemes.inc_wna16_linear",
         "vllm.model_executor.layers.quantization.base_config",
+        "vllm.model_executor.layers.quantization.utils.marlin_utils",
         "vllm.model_executor.models.utils",
+        *(
+            f"vllm.model_executor.layers.quantization.{name}"
+            for name in ("fp8", "awq", "auto_awq", "auto_gptq", "gptq")
+        ),
     ),
-    "sglang": ("sglang.srt.layers.quantization.auto_round",),
+    "sglang": (
+        "sglang.srt.layers.quantization.auto_round",
+        "sglang.srt.layers.quantization.base_config",
+        "sglang.srt.layers.quantization.marlin_utils",
+        "sglang.srt.layers.quantization.gptq.schemes.gptq_linear",
+    ),
 }[PROGRAM]
 
 
@@ -32,7 +54,8 @@ class Meta(type):
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return stand_in(name)
+        setattr(cls, name, stand_in(name))  # asked twice, it is the same: scalar types are compared
+        return cls.__dict__[name]
 
     def __or__(cls, other: Any) -> Any:
         return cls
@@ -61,6 +84,28 @@ def stand_in(name: str) -> Any:
     return Meta(name, (Stub,), {})
 
 
+class Cuda(Stub):
+    """A recent device, on which every kernel of a release runs."""
+
+    def is_cuda(self) -> bool:
+        return True
+
+    def get_device_capability(self) -> Any:
+        return type("Capability", (), {"to_int": lambda _: 90})()
+
+
+SCALARS = stand_in("scalar_types")
+GIVEN: dict[str, Any] = {
+    "current_platform": Cuda(),
+    "scalar_types": SCALARS,
+    "get_scalar_types": lambda: (stand_in("ScalarType"), SCALARS),
+    "get_device_capability": lambda *_: (9, 0),
+    "is_cuda": lambda: True,
+    "register_custom_op": lambda **_: lambda function: function,
+    **dict.fromkeys(("is_npu", "is_cpu", "is_hip", "is_xpu", "is_musa", "cpu_has_amx_support"), lambda: False),
+}
+
+
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name in REAL:
@@ -86,8 +131,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 return importlib.import_module(f"{module.__name__}.{name}")
             if name == "QuantizationConfig" and PROGRAM == "vllm":
                 return importlib.import_module("vllm.model_executor.layers.quantization.base_config").QuantizationConfig
-            if name == "current_platform":
-                return Stub()
+            if name in GIVEN:
+                return GIVEN[name]
             return cached.setdefault(name, stand_in(name))
 
         module.__getattr__ = attribute
@@ -181,7 +226,100 @@ def sglang(config: dict[str, Any], modules: list[tuple[str, str, bool]]) -> list
     return [answer(*module) for module in modules]
 
 
+LAYERS = f"{PROGRAM}.model_executor.layers" if PROGRAM == "vllm" else f"{PROGRAM}.srt.layers"
+
+
+def readers() -> dict[str, Any]:
+    """The readers of a release by method: AutoRound's own, and those whose demands are modelled."""
+    quantization = f"{LAYERS}.quantization"
+    if PROGRAM == "sglang":
+        own = importlib.import_module(f"{quantization}.auto_round").AutoRoundConfig
+        folder = FOLDER / "srt/layers/quantization"
+        found = {"fp8": ("fp8.py", "Fp8Config"), "awq": ("awq/awq.py", "AWQConfig")}
+        found["gptq"] = ("gptq/gptq.py", "GPTQMarlinConfig")  # gptq_marlin takes it over, where it can
+        return {
+            "auto-round": own,
+            **{method: only_from_config(folder / file, name) for method, (file, name) in found.items()},
+        }
+    own = importlib.import_module(f"{quantization}.inc").INCConfig
+    fp8 = importlib.import_module(f"{quantization}.fp8").Fp8Config
+    folder, others = FOLDER / "model_executor/layers/quantization", {}
+    for method in ("gptq", "awq"):
+        prefix = "auto_" if (folder / f"auto_{method}.py").exists() else ""
+        module = importlib.import_module(f"{quantization}.{prefix}{method}")
+        others[method] = getattr(module, f"{prefix.title().rstrip('_')}{method.upper()}Config")
+    return {"auto-round": own, "fp8": fp8, **others}
+
+
+def only_from_config(path: Path, name: str) -> Any:
+    """A class with one method of a released one, whose module imports kernels; its constructor takes anything."""
+    tree = ast.parse(path.read_text())
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    method = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "from_config")
+    scope: dict[str, Any] = {
+        node.id: stand_in(node.id) for node in ast.walk(method) if isinstance(node, ast.Name) and node.id[0].isupper()
+    }
+    exec(f"from __future__ import annotations\n{ast.unparse(method)}", scope)  # noqa: S102 - released code
+    config = importlib.import_module(f"{LAYERS}.quantization.base_config").QuantizationConfig
+    members = {key: vars(config)[key] for key in ("get_from_keys", "get_from_keys_or")}
+    return type(name, (Stub,), {**members, "from_config": scope["from_config"]})
+
+
+def stops(call: Any) -> bool:
+    try:
+        call()
+    except Exception:  # whatever it is: the loader does not go on
+        return True
+    return False
+
+
+def reading(config: dict[str, Any]) -> list[str]:
+    reader = readers()[config["quant_method"]]
+    if stops(lambda: reader.from_config(dict(config))):
+        return ["stops", ""]
+    made = reader.from_config(dict(config))
+    if config["quant_method"] != "auto-round":
+        return ["reads", ""]
+    if PROGRAM == "vllm":
+        from vllm.model_executor.models.utils import WeightsMapper
+
+        if stops(lambda: made.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"a": "b"}))):
+            return ["stops", ""]
+    marlin = importlib.import_module(f"{LAYERS}.quantization{'.utils' * (PROGRAM == 'vllm')}.marlin_utils")
+    setattr(marlin, "check_moe_marlin_supports_layer", lambda *_, **__: True)  # noqa: B010 - as above
+    layer = importlib.import_module(f"{LAYERS}.linear").LinearBase()
+    made.packed_modules_mapping = {}
+    if stops(lambda: made.get_quant_method(layer, "model.layers.0.mlp.down_proj")):
+        return ["reads", "none"]
+    method = made.get_quant_method(layer, "model.layers.0.mlp.down_proj")
+    if (
+        PROGRAM == "sglang" and type(method).__name__ == "GPTQLinearMethod"
+    ):  # which asks for its scheme when it is built
+        schemes = importlib.import_module(f"{LAYERS}.quantization.gptq.schemes.gptq_linear")
+        return ["reads", "none" if stops(lambda: schemes.GPTQLinearScheme(made)) else "kernel"]
+    return ["reads", "kernel"]
+
+
+def methods() -> list[str]:
+    """The names in the released table of methods."""
+    tree = ast.parse((FOLDER / "/".join(LAYERS.split(".")[1:]) / "quantization/__init__.py").read_text())
+    found: set[str] = set()
+    for node in tree.body:
+        target = getattr(node, "target", None) or next(iter(getattr(node, "targets", [])), None)
+        if getattr(target, "id", "") in ("QuantizationMethods", "BASE_QUANTIZATION_METHODS"):
+            value = node.value  # type: ignore[attr-defined]
+            names = value.keys if isinstance(value, ast.Dict) else ast.walk(value.slice)
+            found |= {str(each.value) for each in names if isinstance(each, ast.Constant)}
+    return sorted(found)
+
+
+def answer_line(config: Any, modules: Any) -> Any:
+    if modules is not None:
+        return {"vllm": vllm, "sglang": sglang}[PROGRAM](config, modules)
+    return methods() if config is None else reading(config)
+
+
 for line in sys.stdin:
-    result = {"vllm": vllm, "sglang": sglang}[PROGRAM](*json.loads(line))
+    result = answer_line(*json.loads(line))
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()

@@ -23,7 +23,7 @@ WIDTH = 80
 """Characters of a pin's source that a person is shown; `--json` has all of them."""
 SUBJECTS = 4
 """Kinds of names that a finding shows; `--json` has every name."""
-COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+COLOURS = {Severity.ERROR: "red", Severity.UNMODELLED: "magenta", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -78,7 +78,9 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
     against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
     yield escape(f"{inspected.checkpoint}: {inspected.tensors:,} tensors in {inspected.files} files{network}")
-    verdict = f"[bold red]{len(inspected.errors)} errors[/]" if inspected.errors else "[bold green]no errors[/]"
+    verdict = f"[bold red]{len(inspected.errors)} errors[/]"
+    if not inspected.errors:
+        verdict = "[bold yellow]not modelled[/]" if inspected.unmodelled else "[bold green]no errors[/]"
     yield f"{verdict}{escape(f' for {against}{looked}')}"
 
 
@@ -99,7 +101,7 @@ def _hits(finding: Finding, inspected: Inspection) -> list[str]:
 def defect_text(name: str) -> Iterator[str]:
     """Yield a defect's entry, line by line; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
-        raise UsageError(f"--explain {name}: no such defect; there are D01 to D29")
+        raise UsageError(f"--explain {name}: no such defect; there are D01 to D30, and N01 to N03")
     entry = DEFECTS[name]
     yield f"[bold]{entry.id}[/] {escape(entry.title)}"
     yield escape(entry.cause)

@@ -11,6 +11,7 @@ from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Size, app, recip
 from requant.cli.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
 from requant.cli.terminal import out, print_json, progress
 from requant.identify import identify as fingerprint
+from requant.inspect import EXIT_STATUS
 from requant.inspect import inspect as inspect_headers
 from requant.inspecting.baseline import expected, read_baseline
 from requant.inspecting.defects import DEFECTS
@@ -82,7 +83,7 @@ def inspect(
     else:
         for line in findings_table(inspected):
             out.print(line)
-    raise typer.Exit(1 if inspected.errors else 0)
+    raise typer.Exit(EXIT_STATUS[inspected.outcome])
 
 
 @app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-twin --card README.md")

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from requant.checkpoint import INDEX
 from requant.inspecting.headers import Headers
-from requant.inventory import FLOAT, LM, MTP, PACKED, VISUAL, Linear, base_tensors, linears, mtp_linears, packed_specs
-from requant.loaders.declared import Declared
+from requant.inventory import FLOAT, LM, MTP, PACKED, VISUAL, Linear, base_tensors, linears, mtp_linears
 from requant.safetensors import Spec
 
 BLOCKS = (f"{LM}layers.", f"{MTP}layers.")
 GATES = ("mlp.gate", "mlp.shared_expert_gate")
 EXPERTS = "mlp.experts"
+
+WIDTH = 32
+"""Both widths of a packed layer are multiples of it: every tool leaves others alone, and no word is padded."""
 
 _PREFIX = re.compile(r"^(?:(?:model|language_model)\.)+(?=layers\.|embed_tokens\.|norm\.)")
 
@@ -34,12 +36,33 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """How a packed layer lies in its tensors: the order of codes, bits per code, inputs, and groups of inputs."""
+
+    layout: Literal["gptq", "awq"]
+    bits: int
+    inputs: int
+    groups: int
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits in groups of {self.inputs // self.groups}"
+
+    def fits(self, bits: int, group_size: int) -> bool:
+        """Say whether these are a loader's bits and group size, which is -1 for one group over all inputs."""
+        return bits == self.bits and self.groups == (1 if group_size <= 0 else -(-self.inputs // group_size))
+
+
+@dataclass(frozen=True)
 class Build:
-    """What a block is made of: the form of each linear layer, experts as one, what is wrong, its scales' dtypes."""
+    """What a block is made of: the form of each linear layer, experts as one, what is wrong, its scales' dtypes.
+
+    `packings` are those of each packed layer; experts have one for each of their widths, if all is well.
+    """
 
     forms: Mapping[str, Form]
     faults: tuple[Fault, ...]
     scales: frozenset[str]
+    packings: Mapping[str, frozenset[Packing]]
 
 
 @dataclass(frozen=True)
@@ -127,62 +150,94 @@ def template(config: Mapping[str, Any], kind: str) -> Template:
     return Template(floats, layers, experts, fused)
 
 
-def examine(tensors: Mapping[str, Spec], made: Template, declared: Declared | None) -> Build:
-    """Return the form of every layer of a block, and every tensor that is missing, strange or of another shape."""
-    group_size = declared.group_size if declared and declared.group_size > 0 else 128
-    faults: list[Fault] = []
-    used: set[str] = set()
-    forms: dict[str, Form] = {}
-    for name, layer in made.layers.items():
-        forms[name] = _layer(tensors, layer, group_size, faults, used)
-    forms[EXPERTS] = _experts(tensors, made, group_size, faults, used)
+def packing(qweight: Spec, qzeros: Spec, scales: Spec) -> Packing | None:
+    """Return what three tensors say of a packed layer, None where their shapes do not go together.
+
+    GPTQ packs along the inputs: qweight [inputs * bits / 32, outputs]; AWQ along the outputs: [inputs, outputs * bits /
+    32]. In both qzeros is [groups, outputs * bits / 32], and scales is [groups, outputs].
+    """
+    shapes = (qweight.shape, qzeros.shape, scales.shape)
+    if any(len(shape) != 2 or 0 in shape for shape in shapes):
+        return None
+    (rows, columns), (groups, words), (also, outputs) = shapes
+    bits = 32 * words // outputs
+    if groups != also or bits not in range(2, 9) or bits * outputs != 32 * words or outputs % WIDTH:
+        return None
+    if columns == outputs and not 32 * rows % bits:
+        return Packing("gptq", bits, 32 * rows // bits, groups)
+    return Packing("awq", bits, rows, groups) if columns == words else None
+
+
+class _Examiner:
+    """Goes over the tensors of one block; `used` are those that it expected."""
+
+    def __init__(self, tensors: Mapping[str, Spec]) -> None:
+        self.tensors = tensors
+        self.faults: list[Fault] = []
+        self.used: set[str] = set()
+        self.packings: dict[str, set[Packing]] = {}
+
+    def experts(self, made: Template) -> Form:
+        fused = {name: spec for name, spec in made.fused.items() if name in self.tensors}
+        split = [name for name in self.tensors if name.startswith(EXPERTS) and name not in made.fused]
+        self.used.update(fused)
+        if not split:
+            for name, spec in made.fused.items():
+                self.faults += _float(self.tensors, name, spec)
+            return "fused" if fused else "missing"
+        forms = {self.layer(layer, EXPERTS) for layer in made.experts.values()}
+        self.faults += [Fault("both", name, "fused, beside the same experts one by one") for name in fused]
+        forms.discard("missing")
+        return forms.pop() if len(forms) == 1 else "mixed"
+
+    def layer(self, layer: Linear, module: str) -> Form:
+        weight = f"{layer.name}.weight"
+        parts = {suffix: f"{layer.name}.{suffix}" for suffix in PACKED}
+        self.used.update((weight, *parts.values()))
+        found = {suffix: self.tensors[name] for suffix, name in parts.items() if name in self.tensors}
+        if not found:
+            self.faults += _float(self.tensors, weight, Spec(FLOAT, (layer.out_features, layer.in_features)))
+            return "float" if weight in self.tensors else "missing"
+        if weight in self.tensors:
+            self.faults.append(Fault("both", weight, "float, beside its own packed form"))
+        self.faults += [Fault("missing", name) for suffix, name in parts.items() if suffix not in found]
+        for suffix, spec in found.items():
+            wanted = ("F16", "BF16") if suffix == "scales" else ("I32",)
+            if spec.dtype not in wanted:
+                detail = f"found {text(spec)}, expected {' or '.join(wanted)}"
+                self.faults.append(Fault("dtype", parts[suffix], detail))
+        if len(found) == len(PACKED):
+            self._shapes(layer, module, found)
+        return "packed"
+
+    def _shapes(self, layer: Linear, module: str, found: Mapping[str, Spec]) -> None:
+        said = packing(found["qweight"], found["qzeros"], found["scales"])
+        if said and (said.inputs, found["scales"].shape[1]) == (layer.in_features, layer.out_features):
+            self.packings.setdefault(module, set()).add(said)
+            return
+        shapes = ", ".join(f"{suffix} {text(spec)}" for suffix, spec in found.items())
+        detail = f"found {shapes}, which is no packing of {layer.out_features} x {layer.in_features} weights"
+        self.faults.append(Fault("shape", f"{layer.name}.qweight", detail))
+
+
+def examine(tensors: Mapping[str, Spec], made: Template) -> Build:
+    """Return the form of every layer of a block, and every tensor that is missing, strange or of another shape.
+
+    Bits and groups are what the tensors themselves say; whether that is what a loader expects is another question.
+    """
+    examiner = _Examiner(tensors)
+    forms: dict[str, Form] = {name: examiner.layer(layer, name) for name, layer in made.layers.items()}
+    forms[EXPERTS] = examiner.experts(made)
     for name, spec in made.floats.items():
-        used.add(name)
-        faults += _float(tensors, name, spec)
-    faults += [Fault("unknown", name, str(tensors[name].dtype)) for name in tensors if name not in used]
-    scales = frozenset(spec.dtype for name, spec in tensors.items() if name.endswith(".scales"))
-    return Build(forms, tuple(faults), scales)
-
-
-def _experts(tensors: Mapping[str, Spec], made: Template, group_size: int, faults: list[Fault], used: set[str]) -> Form:
-    fused = {name: spec for name, spec in made.fused.items() if name in tensors}
-    split = [name for name in tensors if name.startswith(EXPERTS) and name not in made.fused]
-    if not split:
-        used.update(fused)
-        for name, spec in made.fused.items():
-            faults += _float(tensors, name, spec)
-        return "fused" if fused else "missing"
-    found: list[Fault] = []
-    forms = {_layer(tensors, layer, group_size, found, used) for layer in made.experts.values()}
-    faults += found
-    used.update(fused)
-    faults += [Fault("both", name, "fused, beside the same experts one by one") for name in fused]
-    forms.discard("missing")
-    return forms.pop() if len(forms) == 1 else "mixed"
-
-
-def _layer(tensors: Mapping[str, Spec], layer: Linear, group_size: int, faults: list[Fault], used: set[str]) -> Form:
-    weight = f"{layer.name}.weight"
-    packed = [suffix for suffix in PACKED if f"{layer.name}.{suffix}" in tensors]
-    used.update((weight, *(f"{layer.name}.{suffix}" for suffix in PACKED)))
-    if not packed:
-        faults += _float(tensors, weight, Spec(FLOAT, (layer.out_features, layer.in_features)))
-        return "float" if weight in tensors else "missing"
-    if weight in tensors:
-        faults.append(Fault("both", weight, "float, beside its own packed form"))
-    for suffix, spec in packed_specs(layer, group_size).items():
-        faults += _packed(tensors, f"{layer.name}.{suffix}", spec)
-    return "packed"
-
-
-def _packed(tensors: Mapping[str, Spec], name: str, spec: Spec) -> Iterator[Fault]:
-    found = tensors.get(name)
-    if found is None:
-        yield Fault("missing", name, f"expected {text(spec)}")
-    elif found.shape != spec.shape:
-        yield Fault("shape", name, f"found {text(found)}, expected {text(spec)}")
-    elif found.dtype != spec.dtype and not (name.endswith("scales") and found.dtype == "BF16"):
-        yield Fault("dtype", name, f"found {text(found)}, expected {text(spec)}")
+        examiner.used.add(name)
+        examiner.faults += _float(tensors, name, spec)
+    unknown = [Fault("unknown", name, str(tensors[name].dtype)) for name in tensors if name not in examiner.used]
+    return Build(
+        forms,
+        (*examiner.faults, *unknown),
+        frozenset(spec.dtype for name, spec in tensors.items() if name.endswith(".scales")),
+        {name: frozenset(found) for name, found in examiner.packings.items()},
+    )
 
 
 def _float(tensors: Mapping[str, Spec], name: str, spec: Spec) -> Iterator[Fault]:

@@ -1,4 +1,6 @@
-"""The catalogue of defects, D01 to D29, that checkpoints of this architecture are known to have.
+"""The catalogue of defects, D01 to D30, that checkpoints of this architecture are known to have.
+
+N01 to N03 are no defects: they say what `inspect` does not model, and what is no quantized checkpoint.
 
 Sources: auto-round at 2dda035, 0.12.2, 0.12.3, 0.13.0 and 0.16.1, vLLM 0.19.1 to 0.33.0, SGLang 0.5.23 and
 transformers 5.5.1, by file and issue where the entry names one. `in_files` says whether `inspect` can see it.
@@ -213,10 +215,40 @@ _ENTRIES = (
     ),
     (
         "D29",
+        "a value in quantization_config that a loader refuses, or reads as something else",
+        "quant_method chooses the reader: vLLM and SGLang stop at names that they do not know, transformers takes such "
+        "a checkpoint for float, and so does vLLM without a name. AutoRound's reader stops at bits, data types, "
+        "packing formats and backends that it does not know, and has kernels for symmetric 4 and 8 bits (from vLLM "
+        "0.33.0 on for 2, 3, 5, 6 and 7 bits too). vLLM does not read desc_act; SGLang reads an order that no file "
+        "has, and transformers stops.",
+        "state what the tensors are, in config.json and in quantization_config.json",
+    ),
+    (
+        "D30",
         "a loader can open or run something besides these weights",
         "Weights in another format, an adapter, another index, code, or a key that leads to one of these. Which file "
         "wins depends on the loader (transformers 5.5.1 modeling_utils.py, vLLM 0.33.0 default_loader.py).",
         "remove what is named, unless you know what it is for",
+    ),
+    (
+        "N01",
+        "quantized by another tool or into another format",
+        "AWQ, GPTQ, compressed-tensors, FP8 and others have readers of their own in every loader, and none of these is "
+        "modelled here. Nothing is said for or against the checkpoint.",
+        "nothing is known to be broken; load it to find out",
+    ),
+    (
+        "N02",
+        "another architecture than Qwen3.5-MoE",
+        "Which modules a loader builds, and which it fuses, is modelled for Qwen3.5-MoE only. For others, files, index "
+        "and declaration are looked at.",
+        "nothing is known to be broken; load it to find out",
+    ),
+    (
+        "N03",
+        "nothing is quantized",
+        "config.json declares no quantization, and every tensor is a float.",
+        "nothing is broken; if it should be quantized, this is its base",
     ),
 )
 

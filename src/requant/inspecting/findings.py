@@ -10,9 +10,10 @@ from requant.inspecting.defects import DEFECTS
 
 
 class Severity(StrEnum):
-    """How bad it is: only an error makes the exit status 1."""
+    """How bad it is. An error makes the exit status 1; what is not modelled is no error, and makes it 3."""
 
     ERROR = "error"
+    UNMODELLED = "not modelled"
     WARNING = "warning"
     NOTE = "note"
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from requant.checkpoint import INDEX, Checkpoint, Tensor
 from requant.digest import strict_json
-from requant.errors import CheckpointError
+from requant.errors import CheckpointError, NotModelledError
 from requant.inspecting.anatomy import canonical
-from requant.inventory import LM, MTP, linears
+from requant.inventory import ARCHITECTURE, LM, MTP, linears
 from requant.loaders import DEFAULT
 from requant.loaders.modules import modules
 from requant.passes import Mending
@@ -17,6 +17,15 @@ CHOSEN = "chosen.safetensors"
 PLAIN = {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 128}
 PLAIN |= {"sym": True, "data_type": "int"}
 """What is declared where nothing is: the scheme of every known checkpoint of this kind."""
+
+KINDS: dict[str, tuple[Any, ...]] = {
+    "quant_method": ("auto-round",),
+    "bits": (4,),
+    "group_size": (32, 64, 128),
+    "sym": (True,),
+    "data_type": ("int",),
+}
+"""What can be repaired: everything else has other passes than the build's."""
 
 
 def one_copy(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -40,9 +49,12 @@ def one_copy(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint, policy: str | None) -> Mending:
     """Return what the checkpoint should have been; `policy` is MTP's, None for the one that is found.
 
-    Raises CheckpointError where what it declares cannot be read.
+    Raises CheckpointError where what it declares cannot be read, NotModelledError where it is of another kind.
     """
     config = _object(base, "config.json")
+    if config.get("model_type") != ARCHITECTURE:
+        found_type = f"base/config.json: model_type: found {config.get('model_type')!r:.80}"
+        raise NotModelledError(f"{found_type}, expected {ARCHITECTURE!r}", "Only Qwen3.5-MoE can be repaired.")
     declared = _declared(checkpoint)
     found = policy or ("rtn" if _packs_mtp(weights) else "bf16")
     main = [file for file, held in checkpoint.shards.items() if file != EXTRAS and any(map(canonical, held))]
@@ -75,9 +87,11 @@ def _declared(checkpoint: Checkpoint) -> dict[str, Any]:
     inside = _object(checkpoint, "config.json").get("quantization_config")
     found = inside if isinstance(inside, dict) else _object(checkpoint, "quantization_config.json") or PLAIN
     declared = {key: value for key, value in found.items() if key not in ("block_name_to_quantize", "extra_config")}
-    for key, expected in (("bits", (4,)), ("group_size", (32, 64, 128)), ("sym", (True,)), ("data_type", ("int",))):
+    for key, expected in KINDS.items():
         if declared.setdefault(key, PLAIN[key]) not in expected:
-            raise CheckpointError(f"quantization_config.{key}: found {declared[key]!r:.80}, expected one of {expected}")
+            wanted = " or ".join(map(repr, expected))
+            advice = "Only what AutoRound packs as symmetric INT4 can be repaired."
+            raise NotModelledError(f"quantization_config.{key}: found {declared[key]!r:.80}, expected {wanted}", advice)
     return declared
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from requant.loaders.modules import Names
+from requant.loaders.reading import Reader
 from requant.loaders.resolver import Dialect
 
 
@@ -14,7 +15,8 @@ class Loader:
     """A release of a loader.
 
     `unknown` is what becomes of a tensor that fits nowhere. `replicates_ba` gives every rank all of in_proj_ba.
-    `pads` fills a dense layer up to the kernel's tiles. A missing tensor is noticed by none of them.
+    `pads` fills a dense layer up to the kernel's tiles. `knows_new_tokenizers` says whether it runs on transformers 5
+    only, which knows the tokenizer classes that it writes. A missing tensor is noticed by none of them.
     """
 
     program: Literal["vllm", "sglang", "transformers"]
@@ -25,6 +27,8 @@ class Loader:
     replicates_ba: bool
     pads: bool
     head_has_precision: bool
+    reader: Reader
+    knows_new_tokenizers: bool
 
     @property
     def name(self) -> str:

@@ -7,9 +7,39 @@ inference code; it is modelled by exact names only, so no precision is resolved 
 
 from requant.loaders.loader import Loader
 from requant.loaders.modules import Names
+from requant.loaders.reading import Reader
 
 _NAMES = Names("model.language_model.", "model.visual.", "lm_head", (), ())
 
+_METHODS = (
+    "awq bitsandbytes_4bit bitsandbytes_8bit eetq gptq aqlm quanto quark fouroversix fp_quant hqq compressed-tensors "
+    "fbgemm_fp8 higgs torchao bitnet vptq spqr fp8 mxfp4 metal sinq"
+)
+_READER = Reader(
+    own=frozenset({"auto-round"}),
+    others=dict.fromkeys(_METHODS.split(), ()),
+    unknown="float",
+    nameless="stops",
+    folds_case=False,
+    required=(),
+    bits=frozenset({2, 3, 4, 8}),
+    formats=None,
+    backend_keys=("backend",),
+    floats=False,
+    minds_backend=False,
+    desc_act="stops",
+    fallback=None,
+)
+
 TRANSFORMERS = Loader(
-    "transformers", "5.5.1", _NAMES, None, unknown="lists", replicates_ba=True, pads=True, head_has_precision=False
+    "transformers",
+    "5.5.1",
+    _NAMES,
+    None,
+    unknown="lists",
+    replicates_ba=True,
+    pads=True,
+    head_has_precision=False,
+    reader=_READER,
+    knows_new_tokenizers=True,
 )

@@ -3,12 +3,23 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from requant.inspecting.findings import Finding, Severity, Target
+from requant.inspecting.rules.readings import kernel, unfit
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import VISUAL
 from requant.loaders import Loader
 from requant.loaders.declared import Declared
 from requant.loaders.modules import Module, modules
-from requant.loaders.resolver import Conflict, Dialect, is_expression, is_harmless, matches, rename, renamed, resolve
+from requant.loaders.resolver import (
+    Conflict,
+    Dialect,
+    Precision,
+    is_expression,
+    is_harmless,
+    matches,
+    rename,
+    renamed,
+    resolve,
+)
 
 REGEX_PREFIX = ("model\\.language_model", "model.language_model", "model\\.visual", "model.visual")
 
@@ -18,12 +29,13 @@ def check(seen: Seen) -> Iterator[Finding]:
     forms = disk_forms(seen)
     yield from _groups(seen, forms)
     if seen.declared is None:
-        if packed := [name for name, form in forms.items() if form == "packed"]:
+        packed = [name for name, form in forms.items() if form == "packed"]
+        if packed and seen.config.get("quantization_config") is None:
             yield seen.error("D15", packed, "Nothing declares these layers packed: loaders look for float weights.")
         return
     yield from _keys(seen, seen.declared)
     for loader in seen.loaders:
-        if loader.dialect:
+        if loader.dialect and seen.readings[loader.name].outcome == "reads":
             yield from _resolved(seen, loader, loader.dialect, seen.declared, forms)
 
 
@@ -102,8 +114,27 @@ def _resolved(
             yield Finding(rule, Severity.ERROR, module.parts, text, targets)
         elif on_disk in _WHOLE and found.packed != (on_disk == {"packed"}):
             wrong[module.name] = module, found.packed
+        elif on_disk == {"packed"}:
+            yield from _precision(seen, loader, declared, module, found, targets)
     for module, packed in wrong.values():
         yield Finding(_rule(loader, module, wrong), Severity.ERROR, module.parts, _mismatch(loader, packed), targets)
+
+
+def _precision(
+    seen: Seen,
+    loader: Loader,
+    declared: Declared,
+    module: Module,
+    found: Precision,
+    targets: tuple[Target, ...],
+) -> Iterator[Finding]:
+    raw = seen.config["quantization_config"]
+    for part in module.parts:
+        block = next(block for block in seen.builds if part.startswith(f"{block}."))
+        for each in seen.builds[block].packings.get(part.removeprefix(f"{block}."), ()):
+            yield from unfit(loader, found, declared, raw, {part: each}, targets)
+    if module.kind == "linear":
+        yield from kernel(loader, found, declared, raw, list(module.parts), targets)
 
 
 _WHOLE = ({"packed"}, {"float"}, {"fused"})

@@ -1,6 +1,6 @@
 """Rules about files: which tensor stands where, what the index says, side files, and what else could be loaded.
 
-D01, D02, D04, D20 to D22, D29.
+D01, D02, D04, D20 to D22, D30.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,9 @@ def check(seen: Seen) -> Iterator[Finding]:
     yield from _copies(seen)
     yield from _index(seen)
     yield from _configurations(seen)
-    yield from _kind(seen)
-    yield from _sides(seen)
+    if seen.modelled:
+        yield from _kind(seen)
+        yield from _sides(seen)
     yield from _strays(seen)
 
 
@@ -117,10 +118,11 @@ def _needed(seen: Seen, name: str) -> bool:
 def _configurations(seen: Seen) -> Iterator[Finding]:
     side = seen.headers.object("quantization_config.json")
     declared = seen.config.get("quantization_config")
-    if side is None and declared is not None:
+    if side is None and declared is not None and not seen.another:  # other tools write other side files
         yield seen.warning("D04", ["quantization_config.json"], "Tools that read the side file take all for float.")
     if side is not None and side != declared:
-        keys = sorted(key for key in {*side, *(declared or {})} if side.get(key) != (declared or {}).get(key))
+        inside = declared if isinstance(declared, dict) else {}
+        keys = sorted(key for key in {*side, *inside} if side.get(key) != inside.get(key)) or ["quantization_config"]
         yield seen.error("D04", keys, "The two configurations differ, and each tool believes another one.")
 
 
@@ -145,11 +147,11 @@ def _sides(seen: Seen) -> Iterator[Finding]:
         yield seen.warning("D21", missing, "A file of the base is missing, and consumers replace it by a default.")
     tokenizer = seen.headers.object("tokenizer_config.json") or {}
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        yield seen.error(
-            "D21",
-            ["tokenizer_config.json: tokenizer_class"],
-            "It was rewritten by transformers 5, whose class name transformers 4 does not know.",
-        )
+        for loader in seen.loaders:
+            text = "It was rewritten by transformers 5, whose class name transformers 4 does not know."
+            severity = Severity.NOTE if loader.knows_new_tokenizers else Severity.WARNING
+            targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
+            yield Finding("D21", severity, ("tokenizer_config.json: tokenizer_class",), text, targets)
 
 
 def _strays(seen: Seen) -> Iterator[Finding]:
@@ -159,4 +161,4 @@ def _strays(seen: Seen) -> Iterator[Finding]:
     named = headers.shards.keys() - set(index["weight_map"].values()) if index else set()
     for each in strays([*headers.shards, *headers.paths], headers.sides):
         if each.name not in named:
-            yield seen.error("D29", [each.name], f"{each.why[0].upper()}{each.why[1:]}.")
+            yield seen.error("D30", [each.name], f"{each.why[0].upper()}{each.why[1:]}.")

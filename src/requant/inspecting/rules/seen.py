@@ -9,12 +9,18 @@ from requant.inspecting.findings import Finding, Severity, Target
 from requant.inspecting.headers import Headers
 from requant.loaders import Loader
 from requant.loaders.declared import Declared
+from requant.loaders.reading import Reading
 from requant.safetensors import Spec
 
 
 @dataclass(frozen=True)
 class Seen:
-    """`builds` are the examined blocks; `expected` is the base's inventory after the checkpoint's own config."""
+    """`builds` are the examined blocks; `expected` is the base's inventory after the checkpoint's own config.
+
+    Both are empty for an `architecture` whose modules are not modelled. `declared` is None where nothing is declared,
+    where another tool did, or where AutoRound's fields hold something else: then `malformed` says what. `readings` say
+    for each loader by name what it makes of the declaration.
+    """
 
     headers: Headers
     config: Mapping[str, Any]
@@ -24,6 +30,15 @@ class Seen:
     builds: Mapping[str, Build]
     loaders: tuple[Loader, ...]
     degrees: tuple[int, ...]
+    architecture: str
+    modelled: bool
+    readings: Mapping[str, Reading]
+    malformed: str
+
+    @property
+    def another(self) -> bool:
+        """Whether a loader hands the declaration to another tool's reader: then the tensors are not AutoRound's."""
+        return any(each.outcome == "another" for each in self.readings.values())
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -33,6 +48,10 @@ class Seen:
     def error(self, rule: str, subjects: Iterable[str], consequence: str) -> Finding:
         """Return an error that hits every target."""
         return Finding(rule, Severity.ERROR, tuple(subjects), consequence, self.targets)
+
+    def unmodelled(self, rule: str, subjects: Iterable[str], consequence: str) -> Finding:
+        """Return a finding that nothing is said about something, by any target."""
+        return Finding(rule, Severity.UNMODELLED, tuple(subjects), consequence, self.targets)
 
     def warning(self, rule: str, subjects: Iterable[str], consequence: str) -> Finding:
         """Return a warning that hits every target."""

@@ -1,0 +1,177 @@
+"""Rules about a declaration as a whole: who reads it, and what that reader makes of its values (D15, D29, N01 to N03).
+
+They hold for any architecture, and need neither the modules of a model nor a byte of a tensor.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from requant.inspecting.anatomy import Packing, packing
+from requant.inspecting.findings import Finding, Severity, Target
+from requant.inspecting.rules.seen import Seen
+from requant.inventory import PACKED
+from requant.loaders import Loader
+from requant.loaders.declared import Declared
+from requant.loaders.reading import INT_FORMATS, Reading, backend_of, has_dense_kernel, layout
+from requant.loaders.resolver import Precision
+
+EFFORT = ("iters", "nsamples", "seqlen", "batch_size")
+UNFIT = "It does not fit its place: the loader stops, or copies a smaller expert into a corner"
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    """Yield what each loader makes of the declaration, and what of a checkpoint is not modelled."""
+    raw = seen.config.get("quantization_config")
+    if not seen.modelled:
+        text = f"{seen.architecture} is not modelled: its tensors were held against no loader's modules."
+        yield seen.unmodelled("N02", ["config.json: architectures, model_type"], text)
+    if raw is None:
+        yield from _undeclared(seen)
+        return
+    for loader in seen.loaders:
+        targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
+        yield from _read(loader, seen.readings[loader.name], targets)
+        if seen.declared and seen.readings[loader.name].outcome == "reads":
+            yield from _order(loader, seen.declared, targets)
+            yield from _left_open(loader, raw, targets)
+            if not seen.modelled and not seen.declared.overrides:
+                yield from _everywhere(seen, loader, seen.declared, raw, targets)
+    if seen.malformed:
+        yield seen.error("D29", ["config.json: quantization_config"], seen.malformed)
+    if isinstance(raw, dict):
+        for key in EFFORT:
+            if type(raw.get(key, 0)) is not int:
+                yield seen.note(
+                    "D29", [_key(key)], f"Found {raw[key]!r:.80}, expected a whole number; no loader reads it."
+                )
+
+
+def is_packed(name: str, dtype: str) -> bool:
+    """Say whether a tensor can only be a quantized weight's, whoever wrote it."""
+    return (
+        name.endswith((".qweight", ".weight_packed")) or dtype.startswith(("F8", "F6", "F4")) or dtype in ("I8", "U8")
+    )
+
+
+def _key(name: str) -> str:
+    where = "config.json: quantization_config"
+    return where if name in ("", "quantization_config") else f"{where}.{name}"
+
+
+def _undeclared(seen: Seen) -> Iterator[Finding]:
+    text = seen.config.get("text_config")
+    elsewhere = {
+        "compression_config": seen.config.get("compression_config"),
+        "text_config.quantization_config": text.get("quantization_config") if isinstance(text, dict) else None,
+    }
+    if places := [f"config.json: {where}" for where, value in elsewhere.items() if value is not None]:
+        yield seen.unmodelled("N01", places, "A declaration in this place is not modelled.")
+        return
+    packed = [
+        name for file in seen.headers.shards.values() for name, spec in file.items() if is_packed(name, spec.dtype)
+    ]
+    if not packed:
+        yield seen.note(
+            "N03", ["config.json: quantization_config"], "Nothing is quantized, and nothing says that it is."
+        )
+    elif not seen.modelled:
+        yield seen.error("D15", packed, "Nothing declares these layers packed: loaders look for float weights.")
+
+
+def _read(loader: Loader, reading: Reading, targets: tuple[Target, ...]) -> Iterator[Finding]:
+    subjects = (_key(reading.key),)
+    if reading.outcome == "stops":
+        yield Finding("D29", Severity.ERROR, subjects, f"The loader stops: {reading.why}.", targets)
+    elif reading.outcome == "float":
+        end = {"skips": "skips packed tensors and serves uninitialised memory", "refuses": "refuses packed tensors"}
+        then = end.get(loader.unknown, "makes new weights in the place of packed ones, and only lists these")
+        text = f"The loader takes the checkpoint for an unquantized one, and {then}: {reading.why}."
+        yield Finding("D29", Severity.ERROR, subjects, text, targets)
+    elif reading.outcome == "another":
+        yield Finding("N01", Severity.UNMODELLED, subjects, f"Not modelled: {reading.why}.", targets)
+
+
+def _order(loader: Loader, declared: Declared, targets: tuple[Target, ...]) -> Iterator[Finding]:
+    if not declared.desc_act:
+        return
+    if loader.reader.desc_act == "ignored":
+        text = "The loader does not read it, and takes inputs in their own order, as AutoRound leaves them."
+        yield Finding("D29", Severity.NOTE, (_key("desc_act"),), text, targets)
+    elif loader.reader.desc_act == "reorders" and declared.group_size != -1:
+        text = "The loader orders the inputs by g_idx, which no file has: it reads uninitialised memory for it."
+        yield Finding("D29", Severity.ERROR, (_key("desc_act"),), text, targets)
+
+
+def _left_open(loader: Loader, raw: Mapping[str, Any], targets: tuple[Target, ...]) -> Iterator[Finding]:
+    if loader.reader.formats is None:
+        usual = {"data_type": ("int",), "packing_format": (INT_FORMATS[0], "auto_round:gptq"), "backend": ("auto",)}
+        keys = [_key(key) for key, values in usual.items() if raw.get(key, values[0]) not in values]
+        if keys:
+            text = "What auto_round's own classes make of this value is not modelled."
+            yield Finding("N01", Severity.UNMODELLED, tuple(keys), text, targets)
+
+
+def _everywhere(
+    seen: Seen, loader: Loader, declared: Declared, raw: Mapping[str, Any], targets: tuple[Target, ...]
+) -> Iterator[Finding]:
+    """Yield what a declaration without overrides means for every packed layer, whatever the model is."""
+    precision = Precision(declared.bits, declared.group_size, declared.sym)
+    found = {name: each for name, each in packed_layers(seen).items() if name.startswith(declared.blocks or ("",))}
+    yield from unfit(loader, precision, declared, raw, found, targets)
+    dense = [name for name in found if ".experts." not in name]
+    yield from kernel(loader, precision, declared, raw, dense, targets)
+
+
+def packed_layers(seen: Seen) -> dict[str, Packing | None]:
+    """Return every packed layer of a checkpoint by name, with what its three tensors say; None where they disagree."""
+    tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
+    found = {}
+    for name in tensors:
+        if name.endswith(".qweight"):
+            layer = name.removesuffix(".qweight")
+            three = [tensors.get(f"{layer}.{suffix}") for suffix in PACKED]
+            found[layer] = packing(*three) if None not in three else None  # type: ignore[arg-type]
+    return found
+
+
+def unfit(
+    loader: Loader,
+    precision: Precision,
+    declared: Declared,
+    raw: Mapping[str, Any],
+    found: Mapping[str, Packing | None],
+    targets: tuple[Target, ...],
+) -> Iterator[Finding]:
+    """Yield packed layers that have other bits, groups or another order of codes than a loader makes room for."""
+    order = layout(declared.packing_format, backend_of(raw, loader.reader))
+    for name, each in found.items():
+        if each is None:
+            continue
+        if each.layout != order:
+            text = f"{UNFIT}: codes lie in {each.layout.upper()}'s order, the loader expects {order.upper()}'s."
+            yield Finding("D19", Severity.ERROR, (name,), text, targets)
+        elif not each.fits(precision.bits, precision.group_size):
+            size = precision.group_size if precision.group_size > 0 else each.inputs
+            text = f"{UNFIT}: found {each}, the loader expects {precision.bits} bits in groups of {size}."
+            yield Finding("D19", Severity.ERROR, (name,), text, targets)
+        elif order == "awq":
+            yield Finding("N01", Severity.UNMODELLED, (name,), "AWQ's order of codes is not modelled.", targets)
+
+
+def kernel(
+    loader: Loader,
+    precision: Precision,
+    declared: Declared,
+    raw: Mapping[str, Any],
+    dense: list[str],
+    targets: tuple[Target, ...],
+) -> Iterator[Finding]:
+    """Yield dense layers for whose precision a loader has no kernel."""
+    backend = backend_of(raw, loader.reader)
+    if not dense or layout(declared.packing_format, backend) == "awq":
+        return
+    if not has_dense_kernel(precision, backend, loader.reader):
+        said = f"{precision.bits} bits, groups of {precision.group_size}, sym {str(precision.sym).lower()}"
+        asked = "" if backend == "auto" else f", backend {backend}"
+        text = f"The loader stops: it has no kernel for a dense layer of {said}{asked}."
+        yield Finding("D29", Severity.ERROR, tuple(dense), text, targets)

@@ -1,0 +1,98 @@
+"""What other tools and other architectures leave: nobody is accused, and nothing ends in a traceback."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.corpus import BASES, NAMES, headers, on_disk
+from typer.testing import CliRunner
+
+from requant.cli.options import app
+from requant.errors import RequantError
+from requant.inspect import inspect
+from requant.inspecting.findings import Severity
+from requant.loaders import LOADERS
+
+OTHER_TOOLS = (
+    "a12-llama-w4sym-awq-tuned",
+    "a16-llama-w4-gptq-tuned",
+    "gm-llama-w4-gptq",
+    "lc-llama-fp8",
+    "lc-llama-w4a16",
+)
+RAW = "a12-q35-w8-ar-rtn"
+ASYMMETRIC = "a12-llama-w4asym-argptq-tuned"
+QWEN35 = "base-qwen3_5_moe"
+
+
+def rules(name: str, severity: Severity) -> set[str]:
+    return {each.rule for each in inspect(headers(name)).findings if each.severity is severity}
+
+
+def test_all_of_them_are_here() -> None:
+    assert len(NAMES) == 29 and len(BASES) == 9
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (RAW, ASYMMETRIC, QWEN35)])
+def test_what_is_not_modelled_is_no_error(name: str) -> None:
+    inspection = inspect(headers(name))
+    assert not inspection.errors and inspection.outcome == "not modelled"
+    wanted = {"N01", "N02"} if name in OTHER_TOOLS else {"N02"}
+    assert rules(name, Severity.UNMODELLED) == wanted
+    assert not rules(name, Severity.WARNING)
+    assert ("N03" in rules(name, Severity.NOTE)) == (name in BASES)
+
+
+@pytest.mark.parametrize("name", OTHER_TOOLS)
+def test_no_loader_is_said_to_stop_at_what_another_tool_wrote(name: str) -> None:
+    assert not inspect(headers(name), LOADERS).errors
+
+
+def test_an_asymmetric_checkpoint_is_refused_where_no_kernel_is() -> None:
+    """tests/test_reading.py has the released code say so; vLLM 0.19.1 has one, and transformers too."""
+    found = inspect(headers(ASYMMETRIC), LOADERS)
+    assert {each.rule for each in found.errors} == {"D29"}
+    hit = {target.loader for each in found.errors for target in each.targets}
+    assert hit == {loader.name for loader in LOADERS} - {"vllm==0.19.1", "transformers==5.5.1"}
+
+
+def test_raw_output_has_its_known_defects_at_8_bits() -> None:
+    """As at 4 bits: MTP's experts float and declared packed, its fc packed, no processor files; no shape is wrong."""
+    assert rules(RAW, Severity.ERROR) == {"D04", "D07", "D08", "D21", "D22"}
+    assert not rules(RAW, Severity.UNMODELLED)
+
+
+def test_an_unquantized_base_is_called_that() -> None:
+    inspection = inspect(headers(QWEN35))
+    assert [each.rule for each in inspection.findings] == ["N03"] and inspection.outcome == "no errors"
+
+
+@pytest.mark.parametrize(("key", "value"), [("group_size", 64), ("bits", 8), ("packing_format", "auto_round:auto_awq")])
+def test_a_declaration_that_the_tensors_belie_is_an_error_for_any_architecture(key: str, value: object) -> None:
+    healthy = headers("a12-llama-w4-ar-tuned")
+    config = json.loads(healthy.sides["config.json"])
+    config["quantization_config"][key] = value
+    inner = json.dumps(config["quantization_config"]).encode()
+    sides = {**healthy.sides, "config.json": json.dumps(config).encode(), "quantization_config.json": inner}
+    found = inspect(type(healthy)("x", healthy.shards, healthy.data_bytes, sides, healthy.paths))
+    assert {each.rule for each in found.errors} == {"D19"} and found.outcome == "errors"
+
+
+@pytest.mark.parametrize(
+    "name", ["a12-llama-w4-ar-tuned", "gm-llama-w4-gptq", "lc-llama-fp8", RAW, QWEN35, "base-llama"]
+)
+def test_the_commands_end_with_a_status_of_their_own(name: str, tmp_path: Path) -> None:
+    folder = str(on_disk(name, tmp_path / "one"))
+    base = str(on_disk(QWEN35 if name in (RAW, QWEN35) else "base-llama", tmp_path / "base"))
+    modelled = name in (RAW, QWEN35)
+    wanted = {
+        ("inspect", folder, "--headers-only"): {RAW: 1, QWEN35: 0}.get(name, 3),
+        ("inspect", folder, "--headers-only", "--json", "--all"): {RAW: 1, QWEN35: 0}.get(name, 3),
+        ("identify", folder): 0 if modelled else 3,
+        ("repair", folder, "--base", base): 6 if name == QWEN35 else 3,
+        ("diff", folder, base): 0 if name in (QWEN35, "base-llama") else 1,
+    }
+    for arguments, status in wanted.items():
+        shown = CliRunner().invoke(app, list(arguments))
+        found = shown.exception.exit_status if isinstance(shown.exception, RequantError) else shown.exit_code
+        assert found == status, (arguments, shown.output, shown.exception)
