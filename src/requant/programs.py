@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import ENOENT
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,9 @@ from requant.errors import BuildError, NotAvailableError, RequantError
 
 TAIL = 2000
 """Characters of a failed program's last words that go into the error."""
+
+MORTAL = ("setpriv", "--pdeathsig", "KILL")
+"""Words that let a program end with the thread that starts it."""
 
 
 def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
@@ -91,6 +95,12 @@ def works(words: Sequence[str]) -> bool:
     except RequantError:
         return False
     return True
+
+
+@cache
+def mortal() -> tuple[str, ...]:
+    """Return the words that let a program end with the thread that starts it; none where nothing here can do that."""
+    return MORTAL if works(MORTAL) else ()
 
 
 def accelerators() -> list[tuple[str, int]]:
