@@ -48,9 +48,13 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")
-def room() -> Path:
-    """The Python of the twin's environment, installed from its lock."""
-    return installation.virtual_environment(ROOT / "lockfiles" / "cpu.txt", read_lock(ROOT / "lockfiles", "cpu"))
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of the twin's environment, installed from its lock; it writes no bytecode into the cache."""
+    python = installation.virtual_environment(ROOT / "lockfiles" / "cpu.txt", read_lock(ROOT / "lockfiles", "cpu"))
+    script = tmp_path_factory.mktemp("room") / "python"
+    script.write_text(f'#!/bin/sh\nPYTHONPYCACHEPREFIX="{installation.bytecode(python)}" exec "{python}" "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +76,7 @@ def ask(room: Path) -> Callable[..., Any]:
     @cache
     def run(program: str, *words: object, path: tuple[Path, ...] = ()) -> Any:
         env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
-        env |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
+        env |= {"HF_HUB_OFFLINE": "1", "LC_ALL": "C.UTF-8"}
         command = [str(room), "-s", "-m", f"tests.room.{program}", *map(str, words)]
         return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
 

@@ -47,7 +47,8 @@ def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
 
     def emulated(*args: Any) -> Path:
         words = [*emulator, str(original(*args))]
-        script = out.with_suffix(".sh")
+        script = out.with_suffix(".room") / "bin" / "python"
+        script.parent.mkdir(parents=True)
         script.write_text(f'#!/bin/sh\n: > {shlex.quote(str(started))}\nexec {shlex.join(words)} "$@"\n')
         script.chmod(0o755)
         return script

@@ -280,9 +280,9 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "served" / "data" / CALIBRATION).write_bytes(calibration_text())
     (folder / "base.json").write_text(pin("model", BASE.repository, BASE.revision, tmp_path / "served" / "base"))
     (folder / "data.json").write_text(pin("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data"))
-    cached = installation.cache() / "environments"
+    cached = installation.cache() / "packages"
     (tmp_path / "cache" / "requant").mkdir(parents=True)
-    (tmp_path / "cache" / "requant" / "environments").symlink_to(cached)
+    (tmp_path / "cache" / "requant" / "packages").symlink_to(cached)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
 

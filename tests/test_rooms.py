@@ -27,6 +27,7 @@ from requant.verdict import Outcome
 
 EC = read_recipe(ROOT / "builds" / "ec")
 LOCK = read_lock(ROOT / "lockfiles", "cpu")
+PYTHON = Path("room", "bin", "python")
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without container engines, whose virtual environments are made already."""
     monkeypatch.delenv(CHOSEN, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(rooms, "virtual_environment", lambda *_: Path("python"))
+    monkeypatch.setattr(rooms, "virtual_environment", lambda *_: PYTHON)
     monkeypatch.setattr(rooms, "isolation", lambda: ("unshare",))
 
 
@@ -43,7 +44,8 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
     told: list[Progress] = []
     chosen = choose(EC, "mini", "auto", told.append)
     assert chosen == choose(EC, "mini", "venv", told.append)
-    assert chosen == Chosen(VirtualEnvironment(Path("python"), ("unshare",)), {"kind": "venv"})
+    room = VirtualEnvironment(PYTHON, ("unshare",), bytecode=PYTHON.parents[1] / "bytecode")
+    assert chosen == Chosen(room, {"kind": "venv"})
     assert [each.stage for each in told] == [
         "room: a virtual environment, because a container cannot be had: docker: no such program, so there "
         "is no container engine to run the room",

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 
-from requant import installation
 from requant.environment import Lock, read_lock
-from requant.errors import BuildError, LockError, NotAvailableError
+from requant.errors import BuildError, NotAvailableError
 from requant.programs import run
 from requant.rooms import runner
 
@@ -35,50 +34,6 @@ def locks(tmp_path: Path, *lines: str, python: str = HERE, platform: str = "x86_
 def line(name: str) -> str:
     """The line of a package in the twin's lock."""
     return next(each for each in (ROOT / "lockfiles" / "cpu.txt").read_text().splitlines() if each.startswith(name))
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def test_an_environment_is_made_once_and_again_when_it_was_cut_off(empty_cache: Path) -> None:
-    lock = locks(empty_cache, line("six=="))
-    stages: list[str] = []
-    python = installation.virtual_environment(empty_cache / "tiny.txt", lock, stages.append)
-    assert run([str(python), "-c", "import six; print(six.__version__)"]).strip() == "1.17.0"
-    assert len(stages) == 2
-    assert installation.virtual_environment(empty_cache / "tiny.txt", lock, stages.append) == python
-    assert len(stages) == 2
-    (python.parent.parent / installation.READY).unlink()
-    installation.virtual_environment(empty_cache / "tiny.txt", lock, stages.append)
-    assert len(stages) == 4
-
-
-def test_one_flipped_hash_stops_the_install(empty_cache: Path) -> None:
-    good = line("six==")
-    flipped = good[:-1] + ("0" if good[-1] != "0" else "1")
-    lock = locks(empty_cache, flipped)
-    with pytest.raises(LockError, match="does not have the hash that the lock states") as error:
-        installation.virtual_environment(empty_cache / "tiny.txt", lock)
-    assert "six" in str(error.value)
-    assert error.value.exit_status == 5
-    assert not (installation.cache() / "environments" / lock.digest / installation.READY).exists()
-
-
-def test_a_lock_that_lacks_a_requirement_is_found(empty_cache: Path) -> None:
-    """`python-dateutil` needs six, which this lock does not hold: `pip check` says so."""
-    with pytest.raises(NotAvailableError, match="six"):
-        installation.virtual_environment(empty_cache / "tiny.txt", locks(empty_cache, line("python-dateutil==")))
-
-
-def test_another_platform_or_python_is_refused(empty_cache: Path) -> None:
-    with pytest.raises(NotAvailableError, match="is for aarch64"):
-        lock = locks(empty_cache, line("six=="), platform="aarch64-manylinux_2_36")
-        installation.virtual_environment(empty_cache / "tiny.txt", lock)
-    with pytest.raises(NotAvailableError, match=r"Python 3\.99"):
-        installation.virtual_environment(empty_cache / "tiny.txt", locks(empty_cache, line("six=="), python="3.99"))
 
 
 def test_no_network_in_the_room() -> None:

@@ -30,9 +30,10 @@ from requant.images.engine import Engine
 from requant.images.evidence import Evidence, Image, find_image, image_name, keep
 from requant.images.rootfs import read_rootfs
 from requant.images.sbom import sbom
-from requant.images.wheelhouse import lay_out, wheels
+from requant.images.wheelhouse import lay_out
 from requant.installation import cache
 from requant.progress import Progress, Tell, silent
+from requant.wheels import wheels
 
 DEBIAN = "debian"
 """Word for a base made here, of Debian packages."""
@@ -197,8 +198,8 @@ def furnish(lockfiles: Path, name: str, context: Path, tell: Tell = silent) -> N
     locks = [name, INSTALLER, *([f"build-{package}"] if package else [])]
     for each in locks:
         file = lockfiles / f"{each}.txt"
-        found = wheels(file, read_lock(lockfiles, each), without=(package,), tell=tell)
-        lay_out(found, context / "wheelhouse")
+        found = wheels(cache() / "wheels", file, read_lock(lockfiles, each), without=(package,), tell=tell)
+        lay_out(found.values(), context / "wheelhouse")
         _place(context / "lockfiles" / file.name, file.read_bytes())
     for path, data in room_sources().items():
         _place(context / "room" / path, data)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENOENT
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,9 @@ from requant.errors import BuildError, NotAvailableError, RequantError
 
 TAIL = 2000
 """Characters of a failed program's last words that go into the error."""
+
+MORTAL = ("setpriv", "--pdeathsig", "KILL")
+"""Words that let a program end with the thread that starts it."""
 
 
 def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
@@ -93,6 +97,12 @@ def works(words: Sequence[str]) -> bool:
     except RequantError:
         return False
     return True
+
+
+@cache
+def mortal() -> tuple[str, ...]:
+    """Return the words that let a program end with the thread that starts it; none where nothing here can do that."""
+    return MORTAL if works(MORTAL) else ()
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is; without a `total` nobody knows."""
+    """How far a stage is; without a `total` nobody knows.
+
+    `note` says what has been done and stays to be read; `part` what is being done just now.
+    """
 
     stage: str
     done: int = 0
     total: int = 0
     note: str = ""
+    part: str = ""
 
 
 Tell = Callable[[Progress], None]

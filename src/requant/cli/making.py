@@ -27,10 +27,12 @@ from requant.cli.options import (
 )
 from requant.cli.tables import trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
+from requant.environment import read_lock
 from requant.errors import UsageError
 from requant.images.dockerfile import write_dockerfiles
 from requant.images.engine import find
 from requant.images.evidence import record as record_image
+from requant.installation import record_files
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
@@ -162,9 +164,19 @@ def lock(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; say whether the locks are up to date.")
     ] = False,
+    files: Annotated[
+        bool, typer.Option("--files", help="Fetch the wheels of locks, and record the digest of the files in them.")
+    ] = False,
     folder: Lockfiles = Path("lockfiles"),
 ) -> None:
     """Resolve lockfiles/<name>.in into <name>.txt: one wheel per package, by its hash."""
+    if files:
+        if check or not names:
+            raise typer.BadParameter("--files goes with names of environments, and not with --check")
+        with progress() as tell:
+            for name in names:
+                say(f"wrote {escape(str(record_files(folder / f'{name}.txt', read_lock(folder, name), tell)))}")
+        return
     chosen = names or sorted(path.stem for path in folder.glob("*.in"))
     if not check:
         locking.write_locks(folder, chosen)

@@ -125,12 +125,12 @@ def progress(*more: rich_progress.ProgressColumn) -> Iterator[Tell]:
                     bars.update(task, total=1, completed=1, visible=False)
                 tasks[now.stage] = bars.add_task("", total=None)
                 bars.console.print(escape(now.stage))
-            file = "" if now.done else now.note
+            part = now.part or ("" if now.done else now.note)
             bars.update(
                 tasks[now.stage],
                 completed=now.done,
                 total=now.total or None,
-                description=escape(visible(f"{now.stage} {file}")),
+                description=escape(visible(f"{now.stage} {part}")),
             )
             if now.note and now.done > lines.get(now.stage, 0):
                 lines[now.stage] = now.done

@@ -61,6 +61,8 @@ def order(setting: Setting, base: Path | None) -> Order:
     environment = recipe.effort(setting.twin is not None).environment
     wanted = [path, *(recipe.lockfiles / f"{environment}.{suffix}" for suffix in ("in", "txt"))]
     wanted.append(dockerfile_path(recipe.lockfiles, environment))
+    if (files := recipe.lockfiles / f"{environment}.files").exists():
+        wanted.append(files)
     if setting.twin is None:
         wanted += [recipe.beside(name).resolve() for name in (recipe.base.files, recipe.calibration.files)]
     for each in wanted:

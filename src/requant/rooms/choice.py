@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from requant.building import preflight
-from requant.environment import read_lock
+from requant.environment import read_files_digest, read_lock
 from requant.errors import BuildError, NotAvailableError, UsageError
 from requant.image import ensure_image
 from requant.images.engine import DIALECTS, Engine, Limits, find
-from requant.installation import require_machine, virtual_environment
+from requant.installation import bytecode, require_machine, virtual_environment
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe
 from requant.rooms.container import Container
@@ -59,8 +59,9 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
         except (BuildError, NotAvailableError) as error:
             why = f", because a container cannot be had: {str(error).splitlines()[0]}"
     tell(Progress(f"room: a virtual environment{why}"))
-    python = virtual_environment(lock_file, lock, lambda stage: tell(Progress(stage)))
-    return Chosen(VirtualEnvironment(python, isolation(), accelerator), {"kind": "venv"})
+    python = virtual_environment(lock_file, lock, tell)
+    unconfirmed = () if read_files_digest(lock_file) else (f"packages: no {lock.name}.files says what their files are",)
+    return Chosen(VirtualEnvironment(python, isolation(), accelerator, bytecode(python), unconfirmed), {"kind": "venv"})
 
 
 def _container(recipe: Recipe, twin: str | None, engine: Engine, accelerator: str, tell: Tell) -> Chosen:

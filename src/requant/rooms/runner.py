@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from requant.errors import BuildError, RequantError
-from requant.programs import TAIL, works
+from requant.programs import TAIL, mortal, works
 
 MODULE = "requant.quantizer"
 """What every room runs, with its folder as the only argument."""
@@ -25,9 +25,6 @@ KEPT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 LEASH = "REQUANT_LEASH"
 """Environment variable that tells a room to end when its standard input ends."""
-
-MORTAL = ("setpriv", "--pdeathsig", "KILL")
-"""Words that let a program end with the thread that starts it."""
 
 
 class Room(Protocol):
@@ -122,23 +119,34 @@ def run_room(room: Room, folder: Path, readable: Sequence[Path], watch: Callable
 
 @dataclass(frozen=True)
 class VirtualEnvironment:
-    """A room on this machine: an environment's `python`, started by the words of `prefix`, which cut the network."""
+    """A room on this machine: an environment's `python`, started by the words of `prefix`, which cut the network.
+
+    `bytecode` is a folder of this process's own for what Python compiles; it reads none from anywhere else. What
+    cannot be confirmed of the packages stands in `unconfirmed`.
+    """
 
     python: Path
     prefix: tuple[str, ...]
     accelerator: str = ""
+    bytecode: Path | None = None
+    unconfirmed: tuple[str, ...] = ()
 
     @property
     def taints(self) -> tuple[str, ...]:
-        """The network, where nothing cuts it."""
-        return () if self.prefix else ("network: the kernel grants no network namespace",)
+        """The network, where nothing cuts it, and what cannot be confirmed."""
+        network = () if self.prefix else ("network: the kernel grants no network namespace",)
+        return (*network, *self.unconfirmed)
 
     def start(self, folder: Path, readable: Sequence[Path]) -> Running:  # noqa: ARG002 (it can read everything)
         """Start the room; it ends with the thread that calls this."""
         inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH") if name in os.environ}
         inherited["PYTHONPATH"] = str(folder / "sources")
-        command = (*self.prefix, *(MORTAL if works(MORTAL) else ()), str(self.python), *arguments(folder))
-        return Running(folder, started(command, folder, inherited | variables(folder, self.accelerator)))
+        env = inherited | variables(folder, self.accelerator)
+        if self.bytecode:
+            del env["PYTHONDONTWRITEBYTECODE"]
+            env["PYTHONPYCACHEPREFIX"] = str(self.bytecode)
+        command = (*self.prefix, *mortal(), str(self.python), *arguments(folder))
+        return Running(folder, started(command, folder, env))
 
 
 def isolation() -> tuple[str, ...]:

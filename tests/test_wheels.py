@@ -8,16 +8,21 @@ from tests.conftest import ROOT
 from tests.test_runner import line, locks
 
 from requant.digest import sha256_file
-from requant.environment import Lock
+from requant.environment import Lock, Pin
 from requant.errors import LockError
-from requant.images.wheelhouse import lay_out, wheels
-from requant.progress import Progress
+from requant.images.wheelhouse import lay_out
+from requant.progress import Progress, Tell, silent
+from requant.wheels import _Heard as Heard
+from requant.wheels import wheels as fetched
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def folder(tmp_path: Path) -> Path:
     return tmp_path
+
+
+def wheels(file: Path, lock: Lock, without: tuple[str, ...] = (), tell: Tell = silent) -> dict[Pin, Path]:
+    return fetched(file.parent / "store", file, lock, without=without, tell=tell)
 
 
 def tiny(folder: Path) -> tuple[Path, Lock]:
@@ -30,14 +35,16 @@ def test_fetched_once_and_confirmed(folder: Path) -> None:
     found = wheels(file, lock, tell=told.append)
     assert {pin.name: path.name.partition("-")[0] for pin, path in found.items()} == {"idna": "idna", "six": "six"}
     assert all(sha256_file(path) == pin.sha256 for pin, path in found.items())
-    assert told[0] == Progress("wheels tiny", 0, 2, "idna, six")
+    assert {(each.stage, each.total) for each in told} == {("wheels tiny: 2 to fetch, each by its hash", 2)}
+    begun = [(each.done, each.part[:11]) for each in told if "MB" not in each.part]
+    assert begun == [(0, "1 of 2: idn"), (1, "2 of 2: six")]
     before = [path.stat() for path in found.values()]
     assert wheels(file, lock) == found
     assert [path.stat().st_mtime_ns for path in found.values()] == [each.st_mtime_ns for each in before]
-    assert list((folder / "cache" / "requant" / "wheels").glob(".*")) == []
+    assert list((folder / "store").glob(".*")) == []
     assert [pin.name for pin in wheels(file, lock, without=("six",))] == ["idna"]
-    lay_out(found, folder / "house")
-    lay_out(found, folder / "house")
+    lay_out(found.values(), folder / "house")
+    lay_out(found.values(), folder / "house")
     assert sorted(path.name for path in (folder / "house").iterdir()) == sorted(path.name for path in found.values())
 
 
@@ -67,3 +74,30 @@ def test_another_machines_wheels(folder: Path) -> None:
     ((_, path),) = wheels(folder / "tiny.txt", lock).items()
     assert "cp312" in path.name
     assert "aarch64" in path.name
+
+
+def test_what_pip_says_is_progress() -> None:
+    """Lines of pip 26.3: from an index, and from a folder."""
+    told: list[Progress] = []
+    hear = Heard(told.append, "stage", 8, 62)
+    for said in (
+        "Looking in links: /opt/wheels",
+        "Collecting idna==3.13 (from -r /tmp/x.txt (line 1))",
+        "  Downloading idna-3.13-py3-none-any.whl (68 kB)",
+        "Progress 1234567 of 190000000",
+        "Processing /opt/files/six-1.17.0-py2.py3-none-any.whl (from -r /tmp/x.txt (line 2))",
+        "Saved ./d/six-1.17.0-py2.py3-none-any.whl",
+    ):
+        hear(said)
+    assert told == [
+        Progress("stage", 8, 62, part="9 of 62: idna==3.13"),
+        Progress("stage", 8, 62, part="9 of 62: idna==3.13, 1.2 of 190.0 MB"),
+        Progress("stage", 9, 62, part="10 of 62: six-1.17.0-py2.py3-none-any.whl"),
+    ]
+
+
+def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
+    file, lock = tiny(folder)
+    (folder / "store" / ".left" / "0").mkdir(parents=True)
+    wheels(file, lock)
+    assert list((folder / "store").glob(".*")) == []
