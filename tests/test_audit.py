@@ -23,6 +23,7 @@ from requant.check import check
 from requant.checkpoint import open_checkpoint, write_file
 from requant.cli.auditing import numbers
 from requant.errors import BuildError, CheckpointError, NotAvailableError, RecipeError, RequantError, UsageError
+from requant.journal import Writer, read_journal
 from requant.recipe import read_recipe
 from requant.retuning.crew import Setting, prepare
 from requant.retuning.retuned import Audit, Judgement
@@ -339,3 +340,17 @@ def test_other_numbers_are_refused(text: str) -> None:
 
 def test_judgements_are_words() -> None:
     assert [str(each) for each in Judgement] == ["identical", "different", "inconclusive", "unjudged"]
+
+
+def test_a_block_that_was_given_other_position_embeddings_is_not_judged(
+    built: Callable[[str], Built], judged: Judged, tmp_path: Path
+) -> None:
+    """They are no stream, and yet decide a block's bits."""
+    journal = read_journal(beside(built("ec").folder, "journal.jsonl"))
+    with Writer(tmp_path / "ec.journal.jsonl", journal.header) as writer:
+        for number, block in enumerate(journal.blocks):
+            others = "0" * 64 if number == 1 else block.inputs["others"]
+            writer.append(replace(block, inputs={**block.inputs, "others": others}))
+    shutil.copyfile(beside(built("ec").folder, "intoto.jsonl"), tmp_path / "ec.intoto.jsonl")
+    audit = judged("ec", built("ec").folder, 0, 1, journal=tmp_path / "ec.journal.jsonl")
+    assert judgements(audit) == {0: "identical", 1: "unjudged"}

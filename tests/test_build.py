@@ -18,15 +18,16 @@ from tests.conftest import ROOT
 from tests.hub import running
 
 from requant import installation, passes, programs
-from requant.build import Built, beside, build, compare, record, recorded
+from requant.build import Built, _watching, beside, build, compare, record, recorded
 from requant.building.preflight import spool_bytes
 from requant.checkpoint import open_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
 from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
-from requant.journal import read_journal
+from requant.journal import Block, Header, Loss, Writer, read_journal
 from requant.manifest import read_manifest
 from requant.network.pinned import read_pins
+from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import Outcome
@@ -331,6 +332,20 @@ def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None
 def test_recipes_name_the_passes_that_exist() -> None:
     for name in NAMES:
         assert read_recipe(ROOT / "builds" / name).passes.order == tuple(passes.PASSES)
+
+
+def test_progress_follows_the_journal(tmp_path: Path) -> None:
+    path, told = tmp_path / "journal.jsonl", list[Progress]()
+    watch = _watching(path, told.append)
+    loss = Loss((0.5).hex(), (0.25).hex(), 3)
+    watch()
+    with Writer(path, Header("r", None, "e", "b", "c", 2)) as writer:
+        watch()
+        writer.append(Block("layers.0", {}, "s", loss, {}, {}))
+        watch()
+    watch()
+    after = Progress("tuning", 1, 2, "layers.0: loss 0.500000 -> 0.250000, best of iteration 3")
+    assert told == [Progress("tuning", note="loading model and text"), Progress("tuning", 0, 2), after, after]
 
 
 def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_every_field_of_the_header_is_named(field: str) -> None:
     [
         ({"block": "layers.9"}, "block", "", "layers.1", "layers.9"),
         ({"inputs": {"full": "1", "quantized": "9"}}, "inputs", "quantized", "2", "9"),
+        ({"inputs": {"full": "1", "quantized": "2", "others": "9"}}, "inputs", "others", "absent", "9"),
         ({"random_state": "9"}, "random_state", "", "3", "9"),
         ({"loss": replace(BLOCK.loss, initial=(2.5).hex())}, "loss", "initial", (1.5).hex(), (2.5).hex()),
         ({"loss": replace(BLOCK.loss, best_iteration=4)}, "loss", "best_iteration", "3", "4"),

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,24 @@ def test_stopped_at_its_very_end_a_build_has_no_checkpoint_yet(tmp_path: Path, m
             build(recipe, twin="mini", out=out)
     assert not out.exists()
     assert tuned(out) == 4
+    spooled = out.with_name(f".{out.name}.unfinished") / JOURNAL
+    journal = spooled.read_bytes()
+    with_other_others(spooled)
+    with pytest.raises(BuildError, match=r"layers\.2: was given other position embeddings or masks than now") as error:
+        build(recipe, twin="mini", out=out)
+    assert "--fresh" in error.value.advice
+    spooled.write_bytes(journal)
     assert build(recipe, twin="mini", out=out).verdict.outcome == "identical"
+
+
+def with_other_others(path: Path) -> None:
+    """Let a journal say, consistently, that the third block was given something else besides its streams."""
+    journal = read_journal(path)
+    path.unlink()
+    with Writer(path, journal.header) as writer:
+        for number, block in enumerate(journal.blocks):
+            others = "0" * 64 if number == 2 else block.inputs["others"]
+            writer.append(replace(block, inputs={**block.inputs, "others": others}))
 
 
 def stopped(source: Path, target: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.build import Built, beside, build
+from requant.building import preflight
 from requant.environment import read_lock, room_sources
 from requant.errors import LockError, NotAvailableError, UsageError
 from requant.image import Repetition
 from requant.images.engine import CHOSEN, Engine
 from requant.images.refusals import explained
+from requant.programs import Accelerator
 from requant.progress import Progress, silent
 from requant.recipe import read_recipe
 from requant.rooms import choice as rooms
@@ -51,6 +53,18 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
         "is no container engine to run the room",
         "room: a virtual environment",
     ]
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_the_room_is_given_the_gpu_that_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twin needs none, and nobody looks for one."""
+    monkeypatch.setattr(preflight, "accelerators", lambda: [Accelerator("NVIDIA H200", "GPU-7f", 143771, 143000)])
+    room = choose(EC, None, "venv", silent).room
+    assert (room, room.accelerator) == (VirtualEnvironment(Path("python"), ("unshare",), "GPU-7f"), "GPU-7f")
+    monkeypatch.setattr(preflight, "accelerators", list)
+    with pytest.raises(NotAvailableError, match="NVIDIA H200 with 80 GiB free; found none"):
+        choose(EC, None, "venv", silent)
+    assert choose(EC, "mini", "venv", silent).room.accelerator == ""
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -102,7 +102,7 @@ def furnish(
 ) -> None:
     """Lay out in `work` what the room finds there: its sources, the recipe, and what is asked of it.
 
-    `task` names the `task`, what belongs to it, and the `accelerator`, the UUID of the GPU that the room is to find.
+    `task` names the `task`, what belongs to it, and for a GPU its UUID as `accelerator`, which the room compares.
     """
     for name, data in room_sources().items():
         path = work / "sources" / name
@@ -115,6 +115,7 @@ def furnish(
         "text": str(inputs.text.resolve()),
         "environment": environment,
         "base_digest": inputs.base_digest,
+        "accelerator": "",
         **task,
     }
     (work / "request.json").write_text(json.dumps(request))
