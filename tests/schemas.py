@@ -88,7 +88,7 @@ RESOURCE = shape(
     digest=shape("Digest", "Its SHA-256, in hexadecimal digits.", sha256=str),
     annotations=NotRequired[Mapping[str, Any]],
 )
-AUDITED = printed(Audit, without=("files",), outcome=Outcome, first_divergence=str | None)
+AUDITED = printed(Audit, without=("files",), outcome=Outcome, first_divergence=str | None, checkpoint=str)
 BUILD = shape(
     "Provenance",
     "A SLSA Provenance v1 predicate.",
