@@ -82,15 +82,14 @@ def printed(kind: Any, /, *, without: tuple[str, ...] = (), **more: Any) -> Any:
     return shape(kind.__name__, kind.__doc__, **kept | more)
 
 
-HEX = "in hexadecimal digits"
 RESOURCE = shape(
     "Resource",
     "A file by name and digest, as in-toto's ResourceDescriptor.",
     name=str,
-    digest=shape("Digest", f"Its SHA-256, {HEX}.", sha256=str),
+    digest=shape("Digest", "Its SHA-256, in hexadecimal digits.", sha256=str),
     annotations=NotRequired[Mapping[str, Any]],
 )
-AUDITED = printed(Audit, without=("files",), outcome=Outcome, first_divergence=str | None)
+AUDITED = printed(Audit, without=("files",), outcome=Outcome, first_divergence=str | None, checkpoint=str)
 BUILD = shape(
     "Provenance",
     "A SLSA Provenance v1 predicate.",
@@ -125,19 +124,19 @@ def statement(predicate_type: str, predicate: Any) -> Any:
 
 
 LOSS = "Mean squared error of a block's output; iterations count from 0."
-FINDING = printed(Finding, without=("targets",), hits=Mapping[str, tuple[int, ...]], repair=str)
+CHECKED = OneOf(("clean", "violations", "not modelled", "nothing to check"))
 SPEC = tuple[str, tuple[int, ...]]
-COVERED = printed(Covered, parties=int)
+AS_PRINTED: Mapping[Any, Any] = {
+    Covered: printed(Covered, parties=int),
+    Finding: printed(Finding, without=("targets",), hits=Mapping[str, tuple[int, ...]], repair=str),
+    Reach: printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
+}
+"""What `as_json` makes of a dataclass inside of another one, wherever it stands."""
 PRINTED: Mapping[str, Any] = {
     "requant.audit/1": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
-    "requant.check/1": printed(
-        Checked,
-        outcome=Literal["clean", "violations"],
-        bound=printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
-        ways=Mapping[str, int],
-    ),
-    "requant.coverage/1": printed(Coverage, blocks=several(COVERED), untuned=COVERED),
+    "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
+    "requant.coverage/1": Coverage,
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(
@@ -150,15 +149,10 @@ PRINTED: Mapping[str, Any] = {
     ),
     "requant.identify/1": printed(Fingerprint, claims=tuple[Claim, ...]),
     "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
-    "requant.inspect/1": printed(Inspection, findings=several(FINDING)),
+    "requant.inspect/1": Inspection,
     "requant.journal/1": printed(
         Journal,
-        blocks=several(
-            printed(
-                Block,
-                loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int),
-            )
-        ),
+        blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
     ),
     "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int),
     "requant.plan/1": printed(
@@ -223,6 +217,7 @@ def schema(name: str, *, closed: bool) -> dict[str, Any]:
 
 def _schema(kind: Any, definitions: dict[str, Any], closed: bool) -> dict[str, Any]:
     """Return what a type allows; the schemas of the dataclasses in it go to `definitions`."""
+    kind = AS_PRINTED.get(kind, kind)
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(kind, OneOf):
         return {"enum": list(kind.values)}
