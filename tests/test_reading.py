@@ -212,11 +212,11 @@ def found(headers: Headers, **changes: Any) -> Inspection:
 
 
 def hits(inspection: Inspection, severity: Severity = Severity.ERROR) -> set[str]:
-    """Whom findings under D19, D29 and N01 hit."""
+    """Whom findings under D19, D30 and N01 hit."""
     return {
         target.loader
         for each in inspection.findings
-        if each.severity is severity and each.rule in ("D19", "D29", "N01")
+        if each.severity is severity and each.rule in ("D19", "D30", "N01")
         for target in each.targets
     }
 

@@ -373,9 +373,9 @@ CASES = (
         recipe="gb10",
         loader="sglang==0.5.23",
     ),
-    Case("a packing format that no loader knows", "D29", stated("packing_format", "junk"), repairable=False),
-    Case("a method that no loader knows", "D29", stated("quant_method", "junk"), repairable=False),
-    Case("a data type of other bits", "D29", stated("data_type", "fp"), repairable=False),
+    Case("a packing format that no loader knows", "D30", stated("packing_format", "junk"), repairable=False),
+    Case("a method that no loader knows", "D30", stated("quant_method", "junk"), repairable=False),
+    Case("a data type of other bits", "D30", stated("data_type", "fp"), repairable=False),
     Case(
         "an order of codes that the tensors do not have",
         "D19",

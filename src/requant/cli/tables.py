@@ -104,7 +104,7 @@ def _hits(finding: Finding, inspected: Inspection) -> str:
 def defect_text(name: str) -> str:
     """Return a defect's entry; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
-        raise UsageError(f"--explain {name}: no such defect; there are D01 to D29, and N01 to N03")
+        raise UsageError(f"--explain {name}: no such defect; there are D01 to D30, and N01 to N03")
     entry = DEFECTS[name]
     seen = "" if entry.in_files else "\n[yellow]No file shows it: inspect has no rule for it.[/]"
     return f"[bold]{entry.id}[/] {escape(entry.title)}\n{escape(entry.cause)}{seen}\nRepair: {escape(entry.repair)}"
