@@ -2,8 +2,8 @@
 
 `answer.py vllm|sglang FOLDER`; reads lines `[quantization_config, [[name, kind, drafter], …]]`, writes lines of
 answers: [bits, group_size, sym], "float", "packed" or "conflict". `[quantization_config, null]` asks for the reading of
-the whole: "stops" or "reads", and "kernel" or "none" for a dense layer on CUDA. `[null, null]` asks for the methods
-that the release knows. Standard library only, in a process of its own.
+the whole: "stops" or "reads", "kernel" or "none" for a dense layer on CUDA, and whether desc_act is remembered.
+`[null, null]` asks for the methods that the release knows. Standard library only, in a process of its own.
 """
 
 import ast
@@ -266,7 +266,7 @@ def stops(call: Any) -> bool:
     return False
 
 
-def reading(config: dict[str, Any]) -> list[str]:
+def reading(config: dict[str, Any]) -> list[Any]:
     reader = readers()[config["quant_method"]]
     if stops(lambda: reader.from_config(dict(config))):
         return ["stops", ""]
@@ -280,15 +280,16 @@ def reading(config: dict[str, Any]) -> list[str]:
             return ["stops", ""]
     layer = importlib.import_module(f"{LAYERS}.linear").LinearBase()
     made.packed_modules_mapping = {}
+    ordered = bool(vars(made).get("desc_act"))
     if stops(lambda: made.get_quant_method(layer, "model.layers.0.mlp.down_proj")):
-        return ["reads", "none"]
+        return ["reads", "none", ordered]
     method = made.get_quant_method(layer, "model.layers.0.mlp.down_proj")
     if (
         PROGRAM == "sglang" and type(method).__name__ == "GPTQLinearMethod"
     ):  # which asks for its scheme when it is built
         schemes = importlib.import_module(f"{LAYERS}.quantization.gptq.schemes.gptq_linear")
-        return ["reads", "none" if stops(lambda: schemes.GPTQLinearScheme(made)) else "kernel"]
-    return ["reads", "kernel"]
+        return ["reads", "none" if stops(lambda: schemes.GPTQLinearScheme(made)) else "kernel", ordered]
+    return ["reads", "kernel", ordered]
 
 
 def methods() -> list[str]:

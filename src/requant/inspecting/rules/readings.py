@@ -33,7 +33,7 @@ def check(seen: Seen) -> Iterator[Finding]:
         yield from _read(loader, seen.readings[loader.name], targets)
         if seen.declared and seen.readings[loader.name].outcome == "reads":
             yield from _order(loader, seen.declared, targets)
-            yield from _left_open(loader, raw, targets)
+            yield from _left_open(seen, loader, raw, targets)
             if not seen.modelled and not seen.declared.overrides:
                 yield from _everywhere(seen, loader, seen.declared, raw, targets)
     if seen.malformed:
@@ -102,13 +102,28 @@ def _order(loader: Loader, declared: Declared, targets: tuple[Target, ...]) -> I
         yield Finding("D30", Severity.ERROR, (_key("desc_act"),), text, targets)
 
 
-def _left_open(loader: Loader, raw: Mapping[str, Any], targets: tuple[Target, ...]) -> Iterator[Finding]:
+def _left_open(seen: Seen, loader: Loader, raw: Mapping[str, Any], targets: tuple[Target, ...]) -> Iterator[Finding]:
+    """Yield what a loader leaves to classes that are not modelled, and that is not as AutoRound usually has it."""
     if loader.reader.formats is None:
         usual = {"data_type": ("int",), "packing_format": (INT_FORMATS[0], "auto_round:gptq"), "backend": ("auto",)}
         keys = [_key(key) for key, values in usual.items() if raw.get(key, values[0]) not in values]
         if keys:
             text = "What auto_round's own classes make of this value is not modelled."
             yield Finding("N01", Severity.UNMODELLED, tuple(keys), text, targets)
+        if layers := _fit_nothing(seen):
+            text = (
+                "Bits or groups are none that are declared, and what auto_round's own classes do then is not modelled."
+            )
+            yield Finding("N01", Severity.UNMODELLED, tuple(layers), text, targets)
+
+
+def _fit_nothing(seen: Seen) -> list[str]:
+    if seen.declared is None:
+        return []
+    ours = (seen.declared.bits, seen.declared.group_size)
+    stated = {(each.get("bits", ours[0]), each.get("group_size", ours[1])) for each in seen.declared.overrides.values()}
+    found = packed_layers(seen).items()
+    return [name for name, each in found if each and not any(each.fits(*one) for one in {ours, *stated})]
 
 
 def _everywhere(
