@@ -65,7 +65,7 @@ def declared(**changes: Any) -> dict[str, Any]:
 
 def compare(loader: Loader, ask: Ask, config: dict[str, Any]) -> None:
     """Hold both against each other: whether the reader stops, and whether a dense layer finds a kernel."""
-    ours, (theirs, kernel) = read(config, loader.reader), ask(config, None)  # type: ignore[arg-type]
+    ours, (theirs, kernel, *_) = read(config, loader.reader), ask(config, None)  # type: ignore[arg-type]
     malformed = not isinstance(config.get("extra_config", {}), dict) or not isinstance(
         config.get("block_name_to_quantize", []), list
     )
@@ -102,6 +102,16 @@ KEYS = ("bits", "group_size", "sym", "data_type", "packing_format", "backend", "
 def test_agreement_on_any_configuration(released: tuple[Loader, Ask], changes: dict[str, Any], gone: set[str]) -> None:
     config = {key: value for key, value in declared(**changes).items() if key not in gone}
     compare(*released, config)
+
+
+def test_an_order_of_activations_is_remembered_or_not_read(released: tuple[Loader, Ask]) -> None:
+    loader, ask = released
+    remembered = ask(declared(desc_act=True), None)[2]  # type: ignore[arg-type]
+    assert remembered == (loader.reader.desc_act == "reorders")
+    if remembered:  # and then Marlin is told of a g_idx, which is memory that only a tensor of that name would fill
+        source = "".join(next(release(loader.name).rglob("gptq_marlin.py")).read_text().split())
+        assert "has_g_idx=self.quant_config.desc_act" in source
+        assert "g_idx=RowvLLMParameter(data=torch.empty(" in source
 
 
 def test_the_methods_are_the_released_ones(released: tuple[Loader, Ask]) -> None:
@@ -212,11 +222,11 @@ def found(headers: Headers, **changes: Any) -> Inspection:
 
 
 def hits(inspection: Inspection, severity: Severity = Severity.ERROR) -> set[str]:
-    """Whom findings under D19, D29 and N01 hit."""
+    """Whom findings under D19, D30 and N01 hit."""
     return {
         target.loader
         for each in inspection.findings
-        if each.severity is severity and each.rule in ("D19", "D29", "N01")
+        if each.severity is severity and each.rule in ("D19", "D30", "N01")
         for target in each.targets
     }
 
@@ -273,6 +283,11 @@ def test_what_another_tool_reads_is_not_modelled_and_no_error(twin: Headers) -> 
     assert not inspection.errors and inspection.outcome == "not modelled"
     assert hits(inspection, Severity.UNMODELLED) == EVERY
     assert inspection.as_json()["outcome"] == "not modelled"
+
+
+@pytest.mark.parametrize("changes", [{"group_size": -1}, {"bits": 8}, {"packing_format": "junk"}, {"backend": "junk"}])
+def test_what_is_left_to_other_classes_is_not_modelled(twin: Headers, changes: dict[str, Any]) -> None:
+    assert hits(found(twin, **changes), Severity.UNMODELLED) == {TRANSFORMERS}
 
 
 def test_nothing_declared_is_said_once(twin: Headers) -> None:

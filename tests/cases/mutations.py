@@ -263,15 +263,6 @@ def unpack_all(*modules: str) -> Mutation:
 
 
 CASES = (
-    Case("a packing format that no loader knows", "D29", stated("packing_format", "junk"), repairable=False),
-    Case("a method that no loader knows", "D29", stated("quant_method", "junk"), repairable=False),
-    Case("a data type of other bits", "D29", stated("data_type", "fp"), repairable=False),
-    Case(
-        "an order of codes that the tensors do not have",
-        "D19",
-        stated("packing_format", "auto_round:auto_awq"),
-        repairable=False,
-    ),
     Case("a file that the index does not name", "D01", left_over),
     Case("no side file", "D04", lambda c: with_file(c, "quantization_config.json", None)),
     Case(
@@ -384,6 +375,15 @@ CASES = (
         partly,
         recipe="gb10",
         loader="sglang==0.5.23",
+    ),
+    Case("a packing format that no loader knows", "D30", stated("packing_format", "junk"), repairable=False),
+    Case("a method that no loader knows", "D30", stated("quant_method", "junk"), repairable=False),
+    Case("a data type of other bits", "D30", stated("data_type", "fp"), repairable=False),
+    Case(
+        "an order of codes that the tensors do not have",
+        "D19",
+        stated("packing_format", "auto_round:auto_awq"),
+        repairable=False,
     ),
 )
 """Every mutation, with the rule under which it is to be found."""

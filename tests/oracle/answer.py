@@ -2,8 +2,8 @@
 
 `answer.py vllm|sglang FOLDER`; reads lines `[quantization_config, [[name, kind, drafter], …]]`, writes lines of
 answers: [bits, group_size, sym], "float", "packed" or "conflict". `[quantization_config, null]` asks for the reading of
-the whole: "stops" or "reads", and "kernel" or "none" for a dense layer on CUDA. `[null, null]` asks for the methods
-that the release knows. Standard library only, in a process of its own.
+the whole: "stops" or "reads", "kernel" or "none" for a dense layer on CUDA, and whether desc_act is remembered.
+`[null, null]` asks for the methods that the release knows. Standard library only, in a process of its own.
 """
 
 import ast
@@ -36,10 +36,6 @@ REAL = {
         "vllm.model_executor.layers.quantization.base_config",
         "vllm.model_executor.layers.quantization.utils.marlin_utils",
         "vllm.model_executor.models.utils",
-        *(
-            f"vllm.model_executor.layers.quantization.{name}"
-            for name in ("fp8", "awq", "auto_awq", "auto_gptq", "gptq")
-        ),
     ),
     "sglang": (
         "sglang.srt.layers.quantization.auto_round",
@@ -160,6 +156,10 @@ def literal(path: Path, owner: str, name: str) -> Any:
 
 sys.modules["regex"] = re
 sys.meta_path.insert(0, Finder())
+LAYERS = f"{PROGRAM}.model_executor.layers" if PROGRAM == "vllm" else f"{PROGRAM}.srt.layers"
+MARLIN = importlib.import_module(f"{LAYERS}.quantization{'.utils' * (PROGRAM == 'vllm')}.marlin_utils")
+setattr(MARLIN, "check_moe_marlin_supports_layer", lambda *_, **__: True)  # noqa: B010 - it measures layers, of which
+# there are none, and a stand-in has no attributes for mypy
 MODELS = FOLDER / ("model_executor/models" if PROGRAM == "vllm" else "srt/models")
 
 
@@ -211,8 +211,7 @@ def sglang(config: dict[str, Any], modules: list[tuple[str, str, bool]]) -> list
     from sglang.srt.layers.quantization import auto_round  # type: ignore[import-not-found]
     from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead  # type: ignore[import-not-found]
 
-    keys = ("group_size", "sym", "packing_format", "block_name_to_quantize", "extra_config", "data_type")
-    made = auto_round.AutoRoundConfig(weight_bits=config["bits"], **{key: config[key] for key in keys if key in config})
+    made = auto_round.AutoRoundConfig.from_config(config)
     made.packed_modules_mapping = literal(MODELS / "qwen3_5.py", "Qwen3_5ForCausalLM", "packed_modules_mapping")
     layers = {"linear": LinearBase(), "head": ParallelLMHead(), "experts": FusedMoE()}
 
@@ -226,29 +225,23 @@ def sglang(config: dict[str, Any], modules: list[tuple[str, str, bool]]) -> list
     return [answer(*module) for module in modules]
 
 
-LAYERS = f"{PROGRAM}.model_executor.layers" if PROGRAM == "vllm" else f"{PROGRAM}.srt.layers"
-
-
 def readers() -> dict[str, Any]:
     """The readers of a release by method: AutoRound's own, and those whose demands are modelled."""
-    quantization = f"{LAYERS}.quantization"
+    folder = FOLDER.joinpath(*LAYERS.split(".")[1:]) / "quantization"
     if PROGRAM == "sglang":
-        own = importlib.import_module(f"{quantization}.auto_round").AutoRoundConfig
-        folder = FOLDER / "srt/layers/quantization"
-        found = {"fp8": ("fp8.py", "Fp8Config"), "awq": ("awq/awq.py", "AWQConfig")}
-        found["gptq"] = ("gptq/gptq.py", "GPTQMarlinConfig")  # gptq_marlin takes it over, where it can
-        return {
-            "auto-round": own,
-            **{method: only_from_config(folder / file, name) for method, (file, name) in found.items()},
+        own = importlib.import_module(f"{LAYERS}.quantization.auto_round").AutoRoundConfig
+        found = {"awq": ("awq/awq.py", "AWQConfig"), "gptq": ("gptq/gptq.py", "GPTQMarlinConfig")}
+    else:
+        own = importlib.import_module(f"{LAYERS}.quantization.inc").INCConfig
+        new = {method: (folder / f"auto_{method}.py").exists() for method in ("awq", "gptq")}
+        found = {
+            method: (f"{'auto_' * newer}{method}.py", f"{'Auto' * newer}{method.upper()}Config")
+            for method, newer in new.items()
         }
-    own = importlib.import_module(f"{quantization}.inc").INCConfig
-    fp8 = importlib.import_module(f"{quantization}.fp8").Fp8Config
-    folder, others = FOLDER / "model_executor/layers/quantization", {}
-    for method in ("gptq", "awq"):
-        prefix = "auto_" if (folder / f"auto_{method}.py").exists() else ""
-        module = importlib.import_module(f"{quantization}.{prefix}{method}")
-        others[method] = getattr(module, f"{prefix.title().rstrip('_')}{method.upper()}Config")
-    return {"auto-round": own, "fp8": fp8, **others}
+    found["fp8"] = ("fp8.py", "Fp8Config")
+    return {"auto-round": own} | {
+        method: only_from_config(folder / file, name) for method, (file, name) in found.items()
+    }
 
 
 def only_from_config(path: Path, name: str) -> Any:
@@ -273,7 +266,7 @@ def stops(call: Any) -> bool:
     return False
 
 
-def reading(config: dict[str, Any]) -> list[str]:
+def reading(config: dict[str, Any]) -> list[Any]:
     reader = readers()[config["quant_method"]]
     if stops(lambda: reader.from_config(dict(config))):
         return ["stops", ""]
@@ -285,19 +278,18 @@ def reading(config: dict[str, Any]) -> list[str]:
 
         if stops(lambda: made.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"a": "b"}))):
             return ["stops", ""]
-    marlin = importlib.import_module(f"{LAYERS}.quantization{'.utils' * (PROGRAM == 'vllm')}.marlin_utils")
-    setattr(marlin, "check_moe_marlin_supports_layer", lambda *_, **__: True)  # noqa: B010 - as above
     layer = importlib.import_module(f"{LAYERS}.linear").LinearBase()
     made.packed_modules_mapping = {}
+    ordered = bool(vars(made).get("desc_act"))
     if stops(lambda: made.get_quant_method(layer, "model.layers.0.mlp.down_proj")):
-        return ["reads", "none"]
+        return ["reads", "none", ordered]
     method = made.get_quant_method(layer, "model.layers.0.mlp.down_proj")
     if (
         PROGRAM == "sglang" and type(method).__name__ == "GPTQLinearMethod"
     ):  # which asks for its scheme when it is built
         schemes = importlib.import_module(f"{LAYERS}.quantization.gptq.schemes.gptq_linear")
-        return ["reads", "none" if stops(lambda: schemes.GPTQLinearScheme(made)) else "kernel"]
-    return ["reads", "kernel"]
+        return ["reads", "none" if stops(lambda: schemes.GPTQLinearScheme(made)) else "kernel", ordered]
+    return ["reads", "kernel", ordered]
 
 
 def methods() -> list[str]:

@@ -26,12 +26,18 @@ SUBJECTS = 4
 COLOURS = {Severity.ERROR: "red", Severity.UNMODELLED: "magenta", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
+def _table(*columns: str, title: str | None = None) -> Table:
+    """Return a table that folds its cells on a narrow terminal: cut, two names or numbers that differ look equal."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def plan_table(plan: Plan) -> Table:
     """Return what each part of base and checkpoint weighs."""
     title = f"{plan.recipe}: {plan.quantized:,} of {plan.linears:,} linear layers of {plan.base} become INT4"
-    table = Table(
-        "", "tensors", "parameters", "bytes", box=None, pad_edge=False, title=escape(title), title_justify="left"
-    )
+    table = _table("", "tensors", "parameters", "bytes", title=escape(title))
     for column in table.columns[1:]:
         column.justify = "right"
     for name, size in plan.sizes.items():
@@ -62,7 +68,7 @@ def _short(text: str) -> str:
 
 def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     """Yield an inspection for a person: equal experts and layers folded into one line each, then a summary."""
-    table = Table("", "rule", "what", "hits", box=None, pad_edge=False)
+    table = _table("", "rule", "what", "hits")
     for finding in inspected.findings:
         folded = fold(finding.subjects)
         subjects = [f"{name} ({count:,})" if count > 1 else name for name, count in folded[:SUBJECTS]]
@@ -78,7 +84,8 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
     against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
     yield escape(f"{inspected.checkpoint}: {inspected.tensors:,} tensors in {inspected.files} files{network}")
-    verdict = f"[bold red]{len(inspected.errors)} errors[/]"
+    count = len(inspected.errors)
+    verdict = f"[bold red]{count} error{'s' * (count > 1)}[/]"
     if not inspected.errors:
         verdict = "[bold yellow]not modelled[/]" if inspected.unmodelled else "[bold green]no errors[/]"
     yield f"{verdict}{escape(f' for {against}{looked}')}"
@@ -112,7 +119,7 @@ def defect_text(name: str) -> Iterator[str]:
 
 def repair_table(done: Repair) -> Iterator[RenderableType]:
     """Yield what a repair does, folded, and the digest that proves the tuned bytes."""
-    table = Table("", "what", "how many", box=None, pad_edge=False)
+    table = _table("", "what", "how many")
     for label in ("added", "replaced", "dropped", "moved", "files"):
         for name, count in fold(getattr(done, label)):
             table.add_row(label, escape(name), f"{count:,}")
@@ -129,7 +136,7 @@ def repair_table(done: Repair) -> Iterator[RenderableType]:
 
 def fingerprint_table(found: Fingerprint) -> Table:
     """Return a fingerprint, line by line."""
-    table = Table("what", "found", box=None, pad_edge=False)
+    table = _table("what", "found")
     words = {
         file: ", ".join(f"{word} ({count:,})" for word, count in each.items())
         for file, each in (found.zero_words or {}).items()
@@ -158,7 +165,7 @@ def _share(value: float | None) -> str:
 
 def claims_table(claims: tuple[Claim, ...]) -> Table:
     """Return a card's claims with their verdicts."""
-    table = Table("line", "claim", "verdict", "evidence", box=None, pad_edge=False)
+    table = _table("line", "claim", "verdict", "evidence")
     colours = {"confirmed": "green", "refuted": "red", "undecidable": "yellow"}
     for each in claims:
         verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
@@ -169,8 +176,7 @@ def claims_table(claims: tuple[Claim, ...]) -> Table:
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
     classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
-    table = Table("identical, by parties", "all", *classes, "different", "open", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table = _table("identical, by parties", "all", *classes, "different", "open")
     for each in covered.rows:
         counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
         different = f"[red]{len(each.different)}[/]" if each.different else ""

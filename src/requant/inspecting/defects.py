@@ -214,7 +214,7 @@ _ENTRIES = (
         "pass quantization_config: literal names for every float layer",
     ),
     (
-        "D29",
+        "D30",
         "a value in quantization_config that a loader refuses, or reads as something else",
         "quant_method chooses the reader: vLLM and SGLang stop at names that they do not know, transformers takes such "
         "a checkpoint for float, and so does vLLM without a name. AutoRound's reader stops at bits, data types, "

@@ -54,7 +54,8 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     config = _object(base, "config.json")
     if config.get("model_type") != ARCHITECTURE:
         found_type = f"base/config.json: model_type: found {config.get('model_type')!r:.80}"
-        raise NotModelledError(f"{found_type}, expected {ARCHITECTURE!r}", "Only Qwen3.5-MoE can be repaired.")
+        advice = "Only Qwen3.5-MoE can be repaired."
+        raise NotModelledError(f"cannot be repaired: {found_type}, expected {ARCHITECTURE!r}", advice)
     declared = _declared(checkpoint)
     found = policy or ("rtn" if _packs_mtp(weights) else "bf16")
     main = [file for file, held in checkpoint.shards.items() if file != EXTRAS and any(map(canonical, held))]
@@ -91,7 +92,8 @@ def _declared(checkpoint: Checkpoint) -> dict[str, Any]:
         if declared.setdefault(key, PLAIN[key]) not in expected:
             wanted = " or ".join(map(repr, expected))
             advice = "Only what AutoRound packs as symmetric INT4 can be repaired."
-            raise NotModelledError(f"quantization_config.{key}: found {declared[key]!r:.80}, expected {wanted}", advice)
+            found_key = f"quantization_config.{key}: found {declared[key]!r:.80}, expected {wanted}"
+            raise NotModelledError(f"cannot be repaired: {found_key}", advice)
     return declared
 
 

@@ -9,7 +9,7 @@ utils/quantization_config.py, with auto_round 0.12.2, inference/convert_model.py
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from requant.loaders.resolver import Precision
@@ -47,7 +47,7 @@ class Reader:
 
     own: frozenset[str]
     """Methods that AutoRound's reader takes."""
-    others: Mapping[str, Demands]
+    others: Mapping[str, Demands] = field(hash=False)
     """All other methods that the release knows, and the keys, or one of several, that their readers demand."""
     unknown: Literal["stops", "float"]
     """What becomes of a method that it does not know."""

@@ -1,4 +1,4 @@
-"""Rules about a declaration as a whole: who reads it, and what that reader makes of its values (D15, D29, N01 to N03).
+"""Rules about a declaration as a whole: who reads it, and what that reader makes of its values (D15, D30, N01 to N03).
 
 They hold for any architecture, and need neither the modules of a model nor a byte of a tensor.
 """
@@ -33,16 +33,16 @@ def check(seen: Seen) -> Iterator[Finding]:
         yield from _read(loader, seen.readings[loader.name], targets)
         if seen.declared and seen.readings[loader.name].outcome == "reads":
             yield from _order(loader, seen.declared, targets)
-            yield from _left_open(loader, raw, targets)
+            yield from _left_open(seen, loader, raw, targets)
             if not seen.modelled and not seen.declared.overrides:
                 yield from _everywhere(seen, loader, seen.declared, raw, targets)
     if seen.malformed:
-        yield seen.error("D29", ["config.json: quantization_config"], seen.malformed)
+        yield seen.error("D30", ["config.json: quantization_config"], seen.malformed)
     if isinstance(raw, dict):
         for key in EFFORT:
             if type(raw.get(key, 0)) is not int:
                 yield seen.note(
-                    "D29", [_key(key)], f"Found {raw[key]!r:.80}, expected a whole number; no loader reads it."
+                    "D30", [_key(key)], f"Found {raw[key]!r:.80}, expected a whole number; no loader reads it."
                 )
 
 
@@ -81,12 +81,12 @@ def _undeclared(seen: Seen) -> Iterator[Finding]:
 def _read(loader: Loader, reading: Reading, targets: tuple[Target, ...]) -> Iterator[Finding]:
     subjects = (_key(reading.key),)
     if reading.outcome == "stops":
-        yield Finding("D29", Severity.ERROR, subjects, f"The loader stops: {reading.why}.", targets)
+        yield Finding("D30", Severity.ERROR, subjects, f"The loader stops: {reading.why}.", targets)
     elif reading.outcome == "float":
         end = {"skips": "skips packed tensors and serves uninitialised memory", "refuses": "refuses packed tensors"}
         then = end.get(loader.unknown, "makes new weights in the place of packed ones, and only lists these")
         text = f"The loader takes the checkpoint for an unquantized one, and {then}: {reading.why}."
-        yield Finding("D29", Severity.ERROR, subjects, text, targets)
+        yield Finding("D30", Severity.ERROR, subjects, text, targets)
     elif reading.outcome == "another":
         yield Finding("N01", Severity.UNMODELLED, subjects, f"Not modelled: {reading.why}.", targets)
 
@@ -96,19 +96,34 @@ def _order(loader: Loader, declared: Declared, targets: tuple[Target, ...]) -> I
         return
     if loader.reader.desc_act == "ignored":
         text = "The loader does not read it, and takes inputs in their own order, as AutoRound leaves them."
-        yield Finding("D29", Severity.NOTE, (_key("desc_act"),), text, targets)
+        yield Finding("D30", Severity.NOTE, (_key("desc_act"),), text, targets)
     elif loader.reader.desc_act == "reorders" and declared.group_size != -1:
         text = "The loader orders the inputs by g_idx, which no file has: it reads uninitialised memory for it."
-        yield Finding("D29", Severity.ERROR, (_key("desc_act"),), text, targets)
+        yield Finding("D30", Severity.ERROR, (_key("desc_act"),), text, targets)
 
 
-def _left_open(loader: Loader, raw: Mapping[str, Any], targets: tuple[Target, ...]) -> Iterator[Finding]:
+def _left_open(seen: Seen, loader: Loader, raw: Mapping[str, Any], targets: tuple[Target, ...]) -> Iterator[Finding]:
+    """Yield what a loader leaves to classes that are not modelled, and that is not as AutoRound usually has it."""
     if loader.reader.formats is None:
         usual = {"data_type": ("int",), "packing_format": (INT_FORMATS[0], "auto_round:gptq"), "backend": ("auto",)}
         keys = [_key(key) for key, values in usual.items() if raw.get(key, values[0]) not in values]
         if keys:
             text = "What auto_round's own classes make of this value is not modelled."
             yield Finding("N01", Severity.UNMODELLED, tuple(keys), text, targets)
+        if layers := _fit_nothing(seen):
+            text = (
+                "Bits or groups are none that are declared, and what auto_round's own classes do then is not modelled."
+            )
+            yield Finding("N01", Severity.UNMODELLED, tuple(layers), text, targets)
+
+
+def _fit_nothing(seen: Seen) -> list[str]:
+    if seen.declared is None:
+        return []
+    ours = (seen.declared.bits, seen.declared.group_size)
+    stated = {(each.get("bits", ours[0]), each.get("group_size", ours[1])) for each in seen.declared.overrides.values()}
+    found = packed_layers(seen).items()
+    return [name for name, each in found if each and not any(each.fits(*one) for one in {ours, *stated})]
 
 
 def _everywhere(
@@ -174,4 +189,4 @@ def kernel(
         said = f"{precision.bits} bits, groups of {precision.group_size}, sym {str(precision.sym).lower()}"
         asked = "" if backend == "auto" else f", backend {backend}"
         text = f"The loader stops: it has no kernel for a dense layer of {said}{asked}."
-        yield Finding("D29", Severity.ERROR, tuple(dense), text, targets)
+        yield Finding("D30", Severity.ERROR, tuple(dense), text, targets)
