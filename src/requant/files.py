@@ -18,12 +18,13 @@ from requant.errors import CheckpointError
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.json"
+INDEX = f"model{SUFFIX}{INDEX_SUFFIX}"
 MAX_INDEX_BYTES = 1 << 25
 """Bytes of the largest index that is parsed: three times that of a checkpoint of 100,000 tensors."""
 MAX_INDEX_BRACKETS = 1000
 """Objects and lists of an index; real ones have three or four."""
 RUNNABLE: tuple[str, ...] = (".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pt")
-RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so")
+RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so", ".tensors")
 """Ends of the names of weights in other formats, of pickles (which can run anything) and of code."""
 COMPANIONS: tuple[str, ...] = (".DS_Store", ".git", ".gitattributes", ".gitignore", "*.md", "*.png", "*.jpg", "*.jpeg")
 COMPANIONS += ("*.gif", "*.svg", "*.webp", "model.sig", "*.sigstore.json")

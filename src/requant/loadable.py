@@ -20,9 +20,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from requant.files import INDEX_SUFFIX, RUNNABLE, SUFFIX, weight_map
+from requant.files import INDEX, INDEX_SUFFIX, RUNNABLE, SUFFIX, weight_map
 
-INDEX, SINGLE = f"model{SUFFIX}{INDEX_SUFFIX}", f"model{SUFFIX}"
+SINGLE = f"model{SUFFIX}"
 CONFIGS: tuple[str, ...] = ("config.json", "tokenizer_config.json", "processor_config.json")
 CONFIGS += ("preprocessor_config.json", "video_preprocessor_config.json")
 """Where transformers looks for `auto_map`."""
