@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.cases.twins import healthy
 from tests.checkpoints import Tensors, frame, on_disk, shard, tensors
 
-from requant.checkpoint import write_checkpoint
+from requant.checkpoint import INDEX, write_checkpoint
 from requant.errors import CheckpointError, RequantError
 from requant.inspect import inspect
-from requant.inspecting.headers import read_headers, specs
+from requant.inspecting.headers import Headers, read_headers, specs
 from requant.loaders import LOADERS, TENSOR_PARALLEL
 from requant.safetensors import MAX_TENSORS, parse_header
 
@@ -164,3 +164,10 @@ def test_any_change_to_a_configuration_is_judged_or_refused(twin: Path, data: st
         inspect(changed, LOADERS, TENSOR_PARALLEL)
     except RequantError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("path", [INDEX, "config.json"])
+def test_a_side_file_that_would_swell_is_refused(path: str) -> None:
+    headers = Headers("here", {}, 0, {path: b" " * ((1 << 25) + 1)}, ())
+    with pytest.raises(CheckpointError, match=rf"here/{path}: 33,554,433 bytes, expected .* at most"):
+        headers.json(path)

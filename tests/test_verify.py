@@ -501,6 +501,15 @@ def test_the_exit_status_is_the_outcome(folder: Path, command: tuple[str, ...]) 
     assert "\ndifferent" in done.stdout
 
 
+@pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])
+def test_what_lies_beside_a_checkpoint_is_told_in_a_line(folder: Path, command: tuple[str, ...]) -> None:
+    write(folder / "checkpoint", BESIDE)
+    done = run(command, folder / "checkpoint", folder / "manifest.json")
+    assert done.returncode == 0
+    told = "beside the checkpoint, and not judged: .cache/huggingface/, .git/, .gitattributes, .gitignore, README.md, "
+    assert done.stdout.startswith(f"{told}assets/figure.png and 5 more\nidentical")
+
+
 def test_equal_tensors_are_enough_where_that_is_asked_for(folder: Path) -> None:
     write(folder / "checkpoint", {"config.json": b""})
     assert run(CLI, folder / "checkpoint", folder / "manifest.json", "--tensors").returncode == 0

@@ -180,7 +180,8 @@ def _tune(
             "blocks": sorted(chosen),
             "waiting": WAITING,
         }
-        with audited.setting.start(work / "replay", task, audited.folder.resolve()) as chain:
+        readable = sorted({path.resolve().parent for path in audited.files})  # in the Hub's cache, the blobs
+        with audited.setting.start(work / "replay", task, *readable) as chain:
             while left:
                 running = chain.poll()
                 lines = passed(chain.folder)

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 
 from requant.digest import canonical_json
 from requant.errors import CheckpointError
+from requant.files import INDEX as INDEX
 from requant.files import SUFFIX, list_files
 from requant.safetensors import Spec, Stretch, read_header
-
-INDEX = "model.safetensors.index.json"
 
 
 class Content(Protocol):

@@ -18,12 +18,13 @@ from requant.errors import CheckpointError
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.json"
+INDEX = f"model{SUFFIX}{INDEX_SUFFIX}"
 MAX_INDEX_BYTES = 1 << 25
 """Bytes of the largest index that is parsed: three times that of a checkpoint of 100,000 tensors."""
-MAX_INDEX_BRACKETS = 1000
-"""Objects and lists of an index; real ones have three or four."""
+MAX_INDEX_BRACKETS, MAX_INDEX_COMMAS = 1000, 1_000_000
+"""Of an index: real ones have three or four objects, and a comma for each tensor."""
 RUNNABLE: tuple[str, ...] = (".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pt")
-RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so")
+RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so", ".tensors")
 """Ends of the names of weights in other formats, of pickles (which can run anything) and of code."""
 COMPANIONS: tuple[str, ...] = (".DS_Store", ".git", ".gitattributes", ".gitignore", "*.md", "*.png", "*.jpg", "*.jpeg")
 COMPANIONS += ("*.gif", "*.svg", "*.webp", "model.sig", "*.sigstore.json")
@@ -88,7 +89,8 @@ def weight_map(index: bytes) -> dict[str, str]:
 
     Raises ValueError for what no loader follows, and for more than `MAX_INDEX_BYTES`.
     """
-    if len(index) > MAX_INDEX_BYTES or index.count(b"{") + index.count(b"[") > MAX_INDEX_BRACKETS:
+    brackets, commas = index.count(b"{") + index.count(b"["), index.count(b",")
+    if len(index) > MAX_INDEX_BYTES or brackets > MAX_INDEX_BRACKETS or commas > MAX_INDEX_COMMAS:
         raise ValueError("larger than any index that is known")
     try:
         found = json.loads(index.decode())["weight_map"]

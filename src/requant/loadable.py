@@ -20,9 +20,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from requant.files import INDEX_SUFFIX, RUNNABLE, SUFFIX, weight_map
+from requant.files import INDEX, INDEX_SUFFIX, RUNNABLE, SUFFIX, weight_map
 
-INDEX, SINGLE = f"model{SUFFIX}{INDEX_SUFFIX}", f"model{SUFFIX}"
+SINGLE = f"model{SUFFIX}"
 CONFIGS: tuple[str, ...] = ("config.json", "tokenizer_config.json", "processor_config.json")
 CONFIGS += ("preprocessor_config.json", "video_preprocessor_config.json")
 """Where transformers looks for `auto_map`."""
@@ -52,10 +52,7 @@ def opened(names: Collection[str], texts: Mapping[str, bytes]) -> list[str]:
 
     Where neither index nor root has any, all safetensors files: a checkpoint of which no loader would open any.
     """
-    indexed = {_place(file) for file in _indexed(texts).values()}
-    root = [name for name in names if _in_root(name)]
-    safetensors = {name for name in names if name.endswith(SUFFIX)}
-    return sorted(indexed & safetensors or root or safetensors)
+    return _opened(names, _read_index(texts))
 
 
 def findings(
@@ -65,13 +62,38 @@ def findings(
 
     `texts` has what `deciding` asks for, `tensors` the names of the tensors in each `opened` file.
     """
-    found = [*strays(names, texts), *_disagreements(names, texts, tensors), *_alone(names, tensors)]
+    index = _read_index(texts)
+    found = [*_strays(names, texts, index), *_disagreements(names, index, tensors), *_alone(names, tensors)]
     return tuple(sorted(found, key=lambda each: (each.name, each.why)))
 
 
 def strays(names: Collection[str], texts: Mapping[str, bytes]) -> Iterator[Loadable]:
     """Yield files that are weights or code and not the checkpoint's, and keys of configurations that lead elsewhere."""
-    weights, indexed = opened(names, texts), {_place(file) for file in _indexed(texts).values()}
+    yield from _strays(names, texts, _read_index(texts))
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What an index names: a file for each tensor; `fault` is why no loader can follow it. Both empty without one."""
+
+    files: Mapping[str, str]
+    fault: str = ""
+
+
+def _read_index(texts: Mapping[str, bytes]) -> _Index:
+    try:
+        return _Index(weight_map(texts[INDEX]) if INDEX in texts else {})
+    except ValueError as error:
+        return _Index({}, f"no index that a loader can follow: {error}")
+
+
+def _opened(names: Collection[str], index: _Index) -> list[str]:
+    safetensors = {name for name in names if name.endswith(SUFFIX)}
+    return sorted(set(map(_place, index.files.values())) & safetensors or set(filter(_in_root, names)) or safetensors)
+
+
+def _strays(names: Collection[str], texts: Mapping[str, bytes], index: _Index) -> Iterator[Loadable]:
+    weights, indexed = set(_opened(names, index)), set(map(_place, index.files.values()))
     root = any(map(_in_root, names))
     for name in names:
         if why := _why_file(name, root) or _why_tensors(name, name in weights, name in indexed):
@@ -139,16 +161,12 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
             yield from _walk(inner, f"{path}{key}.")
 
 
-def _disagreements(
-    names: Collection[str], texts: Mapping[str, bytes], tensors: Mapping[str, Collection[str]]
-) -> Iterator[Loadable]:
+def _disagreements(names: Collection[str], index: _Index, tensors: Mapping[str, Collection[str]]) -> Iterator[Loadable]:
     """Yield in what the index is wrong about the files, tensors folded by their numbers."""
-    if INDEX not in texts:
-        return
-    try:
-        indexed = weight_map(texts[INDEX])
-    except ValueError as error:
-        yield Loadable(INDEX, f"no index that a loader can follow: {error}")
+    indexed = index.files
+    if index.fault:
+        yield Loadable(INDEX, index.fault)
+    if index.fault or INDEX not in names:
         return
     for file in sorted(set(indexed.values())):
         if _place(file).startswith(("/", "..")) or not file.isprintable():
@@ -173,13 +191,6 @@ def _alone(names: Collection[str], tensors: Mapping[str, Collection[str]]) -> It
         missed = (name for file, some in tensors.items() if file != SINGLE for name in some)
         for tensor, count in _fold(name for name in missed if not name.startswith(DROPPED)):
             yield Loadable(tensor, f"transformers opens {SINGLE} alone, and this stands in another file{count}")
-
-
-def _indexed(texts: Mapping[str, bytes]) -> dict[str, str]:
-    try:
-        return weight_map(texts[INDEX])
-    except (KeyError, ValueError):
-        return {}
 
 
 def _place(file: str) -> str:

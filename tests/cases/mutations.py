@@ -366,9 +366,9 @@ CASES = (
     Case("total_size 0", "D22", index_edit(lambda v: v["metadata"].update(total_size=0))),
     Case("no index", "D22", lambda c: with_file(c, INDEX, None)),
     Case("an override of the head", "D27", override("lm_head", FLOAT)),
-    Case("weights in a pickle", "D30", lambda c: with_file(c, "pytorch_model.bin", Held(b"")), repairable=False),
-    Case("an adapter", "D30", lambda c: with_file(c, "adapter_config.json", Held(b"{}")), repairable=False),
-    Case("code of its own", "D30", side("config.json", lambda v: v.update(auto_map={"AutoModel": "m.M"}))),
+    Case("weights in a pickle", "D29", lambda c: with_file(c, "pytorch_model.bin", Held(b"")), repairable=False),
+    Case("an adapter", "D29", lambda c: with_file(c, "adapter_config.json", Held(b"{}")), repairable=False),
+    Case("code of its own", "D29", side("config.json", lambda v: v.update(auto_map={"AutoModel": "m.M"}))),
     Case(
         "an expression for a part of a name",
         "D28",

@@ -214,6 +214,13 @@ _ENTRIES = (
         "pass quantization_config: literal names for every float layer",
     ),
     (
+        "D29",
+        "a loader can open or run something besides these weights",
+        "Weights in another format, an adapter, another index, code, or a key that leads to one of these. Which file "
+        "wins depends on the loader (transformers 5.5.1 modeling_utils.py, vLLM 0.33.0 default_loader.py).",
+        "remove what is named, unless you know what it is for",
+    ),
+    (
         "D30",
         "a value in quantization_config that a loader refuses, or reads as something else",
         "quant_method chooses the reader: vLLM and SGLang stop at names that they do not know, transformers takes such "
@@ -222,13 +229,6 @@ _ENTRIES = (
         "0.33.0 on for 2, 3, 5, 6 and 7 bits too). vLLM does not read desc_act; SGLang reads an order that no file "
         "has, and transformers stops.",
         "state what the tensors are, in config.json and in quantization_config.json",
-    ),
-    (
-        "D30",
-        "a loader can open or run something besides these weights",
-        "Weights in another format, an adapter, another index, code, or a key that leads to one of these. Which file "
-        "wins depends on the loader (transformers 5.5.1 modeling_utils.py, vLLM 0.33.0 default_loader.py).",
-        "remove what is named, unless you know what it is for",
     ),
     (
         "N01",

@@ -18,8 +18,8 @@ from typing import Any
 from requant.checkpoint import INDEX
 from requant.digest import read_whole, strict_json
 from requant.errors import CheckpointError
-from requant.files import SUFFIX, list_files
-from requant.loadable import CONFIGS
+from requant.files import MAX_INDEX_BYTES, SUFFIX, list_files
+from requant.loadable import CONFIGS, MAX_CONFIG_BYTES
 from requant.safetensors import ITEM_BITS, MAX_HEADER_BYTES, QUOTES, TOO_LARGE, Spec, parse_header, require_plausible
 
 SIDES = (INDEX, "quantization_config.json", *CONFIGS)
@@ -52,6 +52,9 @@ class Headers:
             return None
         if path in self._parsed:
             return self._parsed[path]
+        limit = MAX_INDEX_BYTES if path == INDEX else MAX_CONFIG_BYTES
+        if len(self.sides[path]) > limit:
+            raise CheckpointError(f"{self.name}/{path}: {len(self.sides[path]):,} bytes, expected {limit:,} at most")
         try:
             value = _plain_index(self.sides[path]) if path == INDEX else strict_json(self.sides[path])
             return self._parsed.setdefault(path, value)

@@ -21,6 +21,8 @@ PAUSE = 1.0
 """Seconds before a second attempt, doubled with every further one."""
 BLOCK = 1 << 23
 """Bytes asked for at a time: neighbouring tensors come in one answer."""
+MAX_HEADER_BYTES = 1 << 25
+"""Bytes of a header that are brought: no more than `safetensors` reads."""
 BLOCKS = 24
 """Blocks kept in memory."""
 
@@ -72,7 +74,7 @@ class Repository:
     def header(self, name: str) -> Path:
         """Return a file that has the header of `name`, and its length, but holes for data."""
         start = self._block(name, 0)[:8]
-        length = min(int.from_bytes(start.ljust(8, b"\xff"), "little"), max(0, self._sizes[name] - 8), 100_000_000)
+        length = min(int.from_bytes(start.ljust(8, b"\xff"), "little"), max(0, self._sizes[name] - 8), MAX_HEADER_BYTES)
         text = bytearray(8 + length)
         self.read(name, 0, memoryview(text)[: min(len(text), self._sizes[name])])
         path = Path(self._headers.name, str(self._names.index(name)))

@@ -1,6 +1,6 @@
 """Rules about files: which tensor stands where, what the index says, side files, and what else could be loaded.
 
-D01, D02, D04, D20 to D22, D30.
+D01, D02, D04, D20 to D22, D29.
 """
 
 from collections.abc import Iterator
@@ -161,4 +161,4 @@ def _strays(seen: Seen) -> Iterator[Finding]:
     named = headers.shards.keys() - set(index["weight_map"].values()) if index else set()
     for each in strays([*headers.shards, *headers.paths], headers.sides):
         if each.name not in named:
-            yield seen.error("D30", [each.name], f"{each.why[0].upper()}{each.why[1:]}.")
+            yield seen.error("D29", [each.name], f"{each.why[0].upper()}{each.why[1:]}.")
