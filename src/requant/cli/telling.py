@@ -26,6 +26,7 @@ def plan(
     recipe: RecipePath,
     twin: Annotated[bool, typer.Option("--twin", help="Plan the small stand-in.")] = False,
     size: Size = "demo",
+    layers: Annotated[bool, typer.Option("--layers", help="With --json: each tensor, not templates of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, into how many tensors and bytes; reads no weight."""
@@ -33,7 +34,7 @@ def plan(
         raise typer.BadParameter(f"{size}: there are {', '.join(SIZES)}")
     planned = make_plan(read_recipe(recipe), size if twin else None)
     if as_json:
-        print_json(planned.as_json())
+        print_json(planned.as_json(layers))
     else:
         out.print(plan_table(planned))
 
