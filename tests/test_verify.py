@@ -299,7 +299,6 @@ def run(command: tuple[str, ...], *arguments: str | Path, **environment: str) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
 
 
