@@ -49,8 +49,8 @@ deselected: set[str] = set()
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count what is not run: with several processes, none of them would say so."""
-    deselected.update(item.nodeid for item in items)
+    """Note what of the full tier is not run: with several processes, none of them would say so."""
+    deselected.update(item.nodeid for item in items if item.get_closest_marker("full"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -68,7 +68,7 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was not run."""
     if deselected:
-        terminalreporter.section("deselected")
+        terminalreporter.section("deselected: the full tier")
         for nodeid, count in sorted(Counter(nodeid.partition("[")[0] for nodeid in deselected).items()):
             terminalreporter.write_line(f"{nodeid}" + (f" ({count})" if count > 1 else ""))
         terminalreporter.write_line(f"{len(deselected)} tests were not run; `nox -s tests-full` runs all")
