@@ -63,12 +63,23 @@ for file in sorted(ROOT.glob("Dockerfile.*")):
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Style, types and all tests; with arguments, pytest alone with these."""
+    """Style, types and the tests but those marked `full`; with arguments, pytest alone with these."""
+    run_tests(session, "-m", "not full")
+
+
+@nox.session(name="tests-full")
+def tests_full(session: nox.Session) -> None:
+    """Style, types and all tests: before a release, and where much has changed."""
+    run_tests(session)
+
+
+def run_tests(session: nox.Session, *words: str) -> None:
+    """Run style, types and pytest on two processes."""
     needs(session, "lint", "lock", "tests", "typecheck")
     if not session.posargs:
         check_style(session)
         check_types(session)
-    session.run("pytest", *(session.posargs or ("--numprocesses=2", "--no-loadscope-reorder")))
+    session.run("pytest", *(session.posargs or ("--numprocesses=2", "--no-loadscope-reorder", *words)))
 
 
 @nox.session

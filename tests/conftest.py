@@ -1,27 +1,33 @@
 """The expensive things, made once: the room's environment and image, and one mini build of each recipe."""
 
+import fcntl
 import json
+import os
+import pickle
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from tests.engines import buildable
 from xdist.scheduler import LoadScopeScheduling
 
 from requant import installation, programs
 from requant.build import Built, build
 from requant.environment import read_lock
-from requant.image import Repetition, debian_base, repeat_image
+from requant.image import build_image, debian_base
 from requant.images.engine import Engine
+from requant.images.evidence import Image
 from requant.recipe import read_recipe
 
 # Examples are drawn alike in every run, so that a change is judged by what it changed, at any speed of the machine;
 # `pytest --hypothesis-profile search` draws others, and many.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.register_profile("search", max_examples=3000, deadline=None)
+TIMELESS: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **TIMELESS)
+settings.register_profile("search", max_examples=3000, **TIMELESS)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
@@ -29,9 +35,43 @@ ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")
 """Files whose tests share a container engine's store: one process runs them, and begins with them."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest."""
+    """Begin with what takes longest; `intel`, which is `ec` with other numbers, is built in the full tier only."""
     items.sort(key=lambda item: item.path.stem not in ENGINE)
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if parameters and "intel" in parameters.params.values() and "built" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.full)
+
+
+deselected: set[str] = set()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Note what of the full tier is not run: with several processes, none of them would say so."""
+    deselected.update(item.nodeid for item in items if item.get_closest_marker("full"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that hands out tests what this one has not run."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected"] = sorted(deselected)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear what a process has not run."""
+    deselected.update(getattr(node, "workeroutput", {}).get("deselected", ()))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was not run."""
+    if deselected:
+        terminalreporter.section("deselected: the full tier")
+        for nodeid, count in sorted(Counter(nodeid.partition("[")[0] for nodeid in deselected).items()):
+            terminalreporter.write_line(f"{nodeid}" + (f" ({count})" if count > 1 else ""))
+        terminalreporter.write_line(f"{len(deselected)} tests were not run; `nox -s tests-full` runs all")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -59,12 +99,21 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
-    """Build the mini twin of a recipe, once a session; AutoRound's raw output stands in `<folder>.raw` beside it."""
+    """Build the mini twin of a recipe, once for all processes; AutoRound's raw output stands in `<folder>.raw`."""
+    own = tmp_path_factory.getbasetemp()
+    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "builds"
 
     @cache
     def once(name: str) -> Built:
-        folder = tmp_path_factory.mktemp("builds") / name
-        return build(read_recipe(ROOT / "builds" / name), twin="mini", out=folder, keep_raw=True)
+        place.mkdir(exist_ok=True)
+        known = place / f"{name}.pickle"
+        with (place / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not known.exists():
+                made = build(read_recipe(ROOT / "builds" / name), twin="mini", out=place / name, keep_raw=True)
+                known.write_bytes(pickle.dumps(made))
+        found: Built = pickle.loads(known.read_bytes())  # noqa: S301 (written above)
+        return found
 
     return once
 
@@ -96,6 +145,6 @@ def debian(builder: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def twice(builder: Engine, debian: str) -> Repetition:
-    """The twin's image, built twice; it stays in the engine's store for `ensure_image` to find."""
-    return repeat_image(ROOT / "lockfiles", "cpu", builder, base=debian)
+def image(builder: Engine, debian: str) -> Image:
+    """The twin's image; it stays in the engine's store for `ensure_image` to find."""
+    return build_image(ROOT / "lockfiles", "cpu", builder, base=debian)

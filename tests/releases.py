@@ -89,5 +89,3 @@ def oracle(requirement: str) -> Iterator[Ask]:
             return answer
 
         yield ask
-        process.stdin.close()
-        process.wait(20)

@@ -73,7 +73,7 @@ def judgements(audit: Audit) -> dict[int, str]:
     return {each.index: str(each.judgement) for each in audit.blocks}
 
 
-@pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
+@pytest.mark.parametrize("name", ["ec", pytest.param("gb10", marks=pytest.mark.full), "intel"])
 def test_all_blocks_are_identical(name: str, built: Callable[[str], Built], judged: Judged, tmp_path: Path) -> None:
     folder = built(name).folder
     audit = judged(name, folder, 0, 1, 2, 3, journal=beside(folder, "journal.jsonl"), workers=2)
@@ -153,6 +153,7 @@ def test_a_code_within_reach_is_caught_and_its_successor_not_blamed(
     )
 
 
+@pytest.mark.full
 def test_without_tuning_it_the_changed_block_is_named(
     altered: Path, built: Callable[[str], Built], judged: Judged
 ) -> None:
@@ -174,6 +175,7 @@ def test_what_is_hidden_is_not_replayed(
     assert (audit.companions, audit.untuned) == ((".cache/",), Untuned())
 
 
+@pytest.mark.full
 def test_without_a_journal_what_follows_is_not_accused(
     altered: Path, built: Callable[[str], Built], judged: Judged
 ) -> None:
@@ -197,6 +199,7 @@ def test_the_environment_of_a_build_is_known_without_its_journal(
         assert auditing.reference(journal, compared=compared).unlike(other, hardware).startswith("another environment")
 
 
+@pytest.mark.full
 def test_a_tensor_that_the_recipe_does_not_mean_is_a_difference(
     built: Callable[[str], Built], judged: Judged, tmp_path: Path
 ) -> None:
@@ -213,6 +216,7 @@ def test_a_tensor_that_the_recipe_does_not_mean_is_a_difference(
     ]
 
 
+@pytest.mark.full
 def test_another_hardware_class_is_inconclusive_where_bits_differ(
     altered: Path, built: Callable[[str], Built], judged: Judged, tmp_path: Path
 ) -> None:
@@ -246,6 +250,7 @@ MATRIX = (
 """In no two rows is anything the same."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("there", MATRIX, ids=lambda there: there.host)
 def test_elsewhere_the_bits_are_the_same(there: Elsewhere, built: Callable[[str], Built], tmp_path: Path) -> None:
     words = ["unshare", "--map-root-user", "--uts", "--net", "sh", "-c", f'hostname {there.host} && exec "$@"', "sh"]
@@ -308,6 +313,7 @@ def test_what_cannot_be_audited_is_refused(
     assert given.base_digest == setting("ec").inputs.base_digest
 
 
+@pytest.mark.full
 def test_a_room_that_cannot_tune_says_so(
     built: Callable[[str], Built], judged: Judged, setting: Callable[[str], Setting], tmp_path: Path
 ) -> None:

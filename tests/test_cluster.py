@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import ROOT
+from tests.processes import awaited
 
 from requant.audit import _same_hardware as same_hardware
 from requant.audit import audit, local, reference
@@ -60,20 +60,17 @@ def boundary(tmp_path: Path) -> Path:
     return folder
 
 
-def taken(crew: Cluster, seconds: float = 60) -> dict[int, Path]:
+def taken(crew: Cluster) -> dict[int, Path]:
     """What the crew has tuned, as soon as there is something."""
-    end = time.monotonic() + seconds
-    while not (found := dict(crew.take())):
-        assert time.monotonic() < end, "nothing was tuned"
-        time.sleep(0.05)
+    found: dict[int, Path] = {}
+    assert awaited(lambda: found.update(crew.take()) or found), "nothing was tuned"
     return found
 
 
 def given(crew: Cluster, number: int, boundary: Path) -> None:
     """Give a block as soon as a worker is free."""
-    while not crew.free():
-        assert not list(crew.take())
-        time.sleep(0.05)
+    assert awaited(lambda: crew.free() or list(crew.take())), "no worker became free"
+    assert crew.free(), "something was tuned instead"
     crew.give(number, boundary)
 
 
@@ -282,8 +279,7 @@ def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, boundary:
     place = str(cache() / "workers")
     with pytest.raises(KeyboardInterrupt), hire(nodes.address, 1, None)(setting, tmp_path / "crew") as crew:
         given(crew, 2, boundary)
-        while not working(place):
-            time.sleep(0.05)
+        assert awaited(lambda: working(place))
         raise KeyboardInterrupt
     assert not working(place)
     assert not list(Path(place).glob("*/"))

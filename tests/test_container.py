@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.engines import STAND_IN, answering, left, stand_in
+from tests.processes import LIMIT, awaited, started
 
 from requant.errors import BuildError, LockError, NotAvailableError
 from requant.images.engine import DIALECTS, Engine, Limits, find
@@ -24,6 +24,11 @@ pytestmark = pytest.mark.engine
 LIMITS = Limits(memory=1, temporary=1, shared=1)
 
 Furnish = Callable[..., Path]
+WAIT = """
+def looked_at():
+    while not (folder / 'looked').exists():
+        time.sleep(0.01)
+"""
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
@@ -50,25 +55,23 @@ def room(engine: Engine, tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def furnish(tmp_path: Path) -> Furnish:
-    """Make a folder whose room is a program of one's own, which lives long enough to be looked at."""
+    """Make a folder whose room is a program of one's own, which ends when it was looked at, and not before.
+
+    The engine says how a container runs while it runs: a program that ends at once may be gone before.
+    """
 
     def furnish(program: str, name: str = "folder") -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "program.py").write_text(f"{program}\ntime.sleep(1)\n")
+        (folder / "program.py").write_text(f"{WAIT}\n{program}\nlooked_at()\n")
         return folder
 
     return furnish
 
 
-def awaited(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    """Return whether something came to hold in that time."""
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
+def looked(folder: Path) -> Callable[[], None]:
+    """What a room's `watch` does, so that a program that waits to be looked at goes on."""
+    return (folder / "looked").touch
 
 
 def test_it_is_shut_in(room: Container, furnish: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +107,13 @@ shared = os.statvfs("/dev/shm")
 }}))
 """)
     calls: list[None] = []
-    run_room(room, folder, (readable,), lambda: calls.append(None))
+
+    def watch() -> None:
+        calls.append(None)
+        if len(calls) == 3:
+            looked(folder)()
+
+    run_room(room, folder, (readable,), watch)
     seen = json.loads((folder / "seen.json").read_text())
     assert seen["links"] == ["lo"]
     assert seen["root"] == "Read-only file system"
@@ -119,34 +128,34 @@ shared = os.statvfs("/dev/shm")
     assert seen["variables"]["OMP_NUM_THREADS"] == "3"
     assert seen["variables"]["HOME"] == str(folder / "home")
     assert (folder / "seen.json").stat().st_uid == os.getuid()
-    assert len(calls) > 2
+    assert len(calls) >= 3
 
 
 def test_what_it_reads_inside_its_folder_stays_as_it_is(room: Container, furnish: Furnish) -> None:
-    folder = furnish("(folder / 'base' / 'weights').write_text('8')")
+    folder = furnish("looked_at(); (folder / 'base' / 'weights').write_text('8')")
     (folder / "base").mkdir()
     with pytest.raises(BuildError, match="Read-only file system"):
-        run_room(room, folder, (folder / "base",), lambda: None)
+        run_room(room, folder, (folder / "base",), looked(folder))
 
 
 def test_its_failure_is_told(room: Container, furnish: Furnish) -> None:
-    folder = furnish("time.sleep(1); sys.exit('out of luck')")
+    folder = furnish("looked_at(); sys.exit('out of luck')")
     with pytest.raises(BuildError, match=r"ended with status 1; the last it said:\nout of luck"):
-        run_room(room, folder, (), lambda: None)
+        run_room(room, folder, (), looked(folder))
     reason = json.dumps({"message": "too few samples", "advice": "more"})
-    folder = furnish(f"time.sleep(1); (folder / 'error.json').write_text({reason!r}); sys.exit(7)", "other")
+    folder = furnish(f"looked_at(); (folder / 'error.json').write_text({reason!r}); sys.exit(7)", "other")
     with pytest.raises(BuildError, match=r"^too few samples$"):
-        run_room(room, folder, (), lambda: None)
+        run_room(room, folder, (), looked(folder))
 
 
 def test_more_memory_than_its_limit(room: Container, furnish: Furnish) -> None:
-    folder = furnish("time.sleep(1)\nkept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)) * 64)")
+    folder = furnish("looked_at()\nkept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)) * 64)")
     with pytest.raises(NotAvailableError, match="more than its 1 GiB of memory"):
-        run_room(room, folder, (), lambda: None)
+        run_room(room, folder, (), looked(folder))
 
 
 def test_rooms_run_side_by_side_and_end_when_left(room: Container, furnish: Furnish) -> None:
-    folders = [furnish("(folder / 'here').touch(); time.sleep(60)", name) for name in ("one", "two")]
+    folders = [furnish("(folder / 'here').touch(); time.sleep(3600)", name) for name in ("one", "two")]
     with ExitStack() as stack:
         rooms = [stack.enter_context(room.start(folder, ())) for folder in folders]
         assert awaited(lambda: all((folder / "here").exists() for folder in folders))
@@ -184,11 +193,11 @@ run_room(room, Path(sys.argv[3]), (), lambda: None)
 @pytest.mark.parametrize("early", [False, True])
 def test_it_ends_with_its_host(room: Container, furnish: Furnish, signalled: int, early: bool) -> None:
     """Early: while the engine is about to make the container."""
-    folder = furnish("(folder / 'here').touch(); time.sleep(60)")
-    host = subprocess.Popen([sys.executable, "-c", HOST, room.engine.words[0], STAND_IN, str(folder)])
-    assert awaited((folder / ("log" if early else "here")).exists)
-    host.send_signal(signalled)
-    assert host.wait(20) != 0
+    folder = furnish("(folder / 'here').touch(); time.sleep(3600)")
+    with started([sys.executable, "-c", HOST, room.engine.words[0], STAND_IN, folder]) as host:
+        assert awaited((folder / ("log" if early else "here")).exists)
+        host.send_signal(signalled)
+        assert host.wait(LIMIT) != 0
     if signalled == signal.SIGKILL:  # nobody waits for the end then, not even for the beginning
         assert awaited(lambda: not held(folder / "log") and not left(room.engine, folder))
     assert not left(room.engine, folder)
@@ -196,7 +205,7 @@ def test_it_ends_with_its_host(room: Container, furnish: Furnish, signalled: int
 
 def test_it_ends_with_the_engines_client(room: Container, furnish: Furnish) -> None:
     """The client alone is killed: the container's standard input ends, and with it the room."""
-    folder = furnish("(folder / 'here').touch(); time.sleep(60)")
+    folder = furnish("(folder / 'here').touch(); time.sleep(3600)")
     with pytest.raises(BuildError, match="status -9"), room.start(folder, ()) as running:
         assert awaited((folder / "here").exists)
         running._process.kill()
@@ -251,7 +260,7 @@ def test_an_engine_that_does_something_else_is_refused(
     )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
-    folder = furnish("time.sleep(60)")
+    folder = furnish("time.sleep(3600)")
     with pytest.raises(BuildError, match=named):
         replace(stood_in(engine), engine=find(engine.words[0])).start(folder, ())
     assert not left(engine, folder)

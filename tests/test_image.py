@@ -17,11 +17,11 @@ from requant import image as imaging
 from requant.digest import sha256
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
 from requant.errors import LockError, NotAvailableError, UsageError
-from requant.image import Repetition, build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
+from requant.image import build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
 from requant.images import engine as engine_module
 from requant.images.dockerfile import write_dockerfiles
 from requant.images.engine import DIALECTS, Engine
-from requant.images.evidence import evidence_path, image_name, record
+from requant.images.evidence import Image, evidence_path, image_name, record
 from requant.images.refusals import explained
 from requant.images.rootfs import differences, read_rootfs
 from requant.programs import follow
@@ -115,11 +115,16 @@ PYC = "cpython-311.pyc: sha256"
     ("changes", "said"),
     [
         ((("UNCHECKED_HASH", "TIMESTAMP"),), f"opt/bytecode/opt/room/lib/python3.11/site-packages/six.{PYC}"),
-        (((" PYTHONDONTWRITEBYTECODE=1\nARG", "\nARG"),), f"site-packages/attr/__pycache__/__init__.{PYC}"),
+        pytest.param(
+            ((" PYTHONDONTWRITEBYTECODE=1\nARG", "\nARG"),),
+            f"site-packages/attr/__pycache__/__init__.{PYC}",
+            marks=pytest.mark.full,
+        ),
         # Either of these two is enough alone: with a date in its environment, Python hashes the source unasked.
-        (
+        pytest.param(
             ((" --no-compile", ""), ("ARG SOURCE_DATE_EPOCH\n", "")),
             f"opt/room/lib/python3.11/site-packages/__pycache__/six.{PYC}",
+            marks=pytest.mark.full,
         ),
         ((("USER", "RUN date +%N > /var/log/log\nUSER"),), "var/log/log: sha256"),
     ],
@@ -132,6 +137,7 @@ def test_without_a_measure_it_is_not(
     assert any(each.endswith(said) and each.startswith("layer ") for each in built.differences), built.differences[:9]
 
 
+@pytest.mark.full
 def test_without_its_time_it_is_not(
     project: Project, builder: Engine, debian: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +193,7 @@ def test_an_image_is_found_again_and_never_mistaken(
     assert builder.image(edited) is None
 
 
+@pytest.mark.full
 def test_docker_and_podman_make_the_same_files(project: Project) -> None:
     """Their images have other digests; what is in them has one."""
     folder = project()
@@ -277,30 +284,31 @@ def test_another_room_is_another_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert environment_digest(ROOT / "lockfiles", lock) != before
 
 
-def test_the_twins_image_built_twice(twice: Repetition) -> None:
-    assert twice.differences == ()
+@pytest.mark.full
+def test_the_twins_image_built_twice(builder: Engine, debian: str) -> None:
+    assert repeat_image(ROOT / "lockfiles", "cpu", builder, base=debian).differences == ()
 
 
-def test_the_twins_image_adds_what_was_copied_alone(twice: Repetition, builder: Engine, debian: str) -> None:
+def test_the_twins_image_adds_what_was_copied_alone(image: Image, builder: Engine, debian: str) -> None:
     """No cache, log, account or compiler beside it: everything that the base does not have is below /opt."""
     with builder.export(debian) as stream:
         base = read_rootfs(stream, debian)
-    with builder.export(twice.image.reference) as stream:
-        image = read_rootfs(stream, twice.image.reference)
-    assert f"sha256:{image.digest}" == twice.image.evidence.rootfs
-    added = [each.partition(":")[0] for each in differences(base.entries, image.entries)]
+    with builder.export(image.reference) as stream:
+        rootfs = read_rootfs(stream, image.reference)
+    assert f"sha256:{rootfs.digest}" == image.evidence.rootfs
+    added = [each.partition(":")[0] for each in differences(base.entries, rootfs.entries)]
     assert {path.split("/")[0] for path in added} == {"opt"}
     below = {path.split("/")[1] for path in added if "/" in path}
     assert below == {"bytecode", "requant", "room"}
-    programs = {path.rpartition("/")[2] for path, entry in image.entries.items() if entry.kind != "folder"}
+    programs = {path.rpartition("/")[2] for path, entry in rootfs.entries.items() if entry.kind != "folder"}
     assert not programs & {"as", "cc", "c++", "clang", "g++", "gcc", "ld", "pip", "pip3"}
     for path, data in room_sources().items():
-        source = image.entries[f"opt/requant/{path}"]
+        source = rootfs.entries[f"opt/requant/{path}"]
         assert (source.sha256, source.mode, source.uid) == (sha256(data), 0o644, 0)
 
 
-def test_the_twins_image_says_what_it_is(twice: Repetition, builder: Engine) -> None:
-    image, lock = twice.image, read_lock(ROOT / "lockfiles", "cpu")
+def test_the_twins_image_says_what_it_is(image: Image, builder: Engine) -> None:
+    lock = read_lock(ROOT / "lockfiles", "cpu")
     stored = builder.image(image.reference)
     assert stored is not None
     assert stored.labels["requant.lock"] == lock.digest
@@ -315,10 +323,10 @@ def test_the_twins_image_says_what_it_is(twice: Repetition, builder: Engine) -> 
     assert {"libc6", "torch", "requant.quantizer"} <= names
 
 
-def test_the_twins_image_imports_its_libraries(twice: Repetition, builder: Engine) -> None:
+def test_the_twins_image_imports_its_libraries(image: Image, builder: Engine) -> None:
     words = ["run", "--rm", "--pull", "never", "--network", "none", "--read-only", "--tmpfs", "/tmp"]  # noqa: S108
     script = "import torch, auto_round, sys; print(torch.__version__, sys.flags.safe_path, sys.dont_write_bytecode)"
-    words += ["--entrypoint", "/opt/room/bin/python", twice.image.reference, "-s", "-P", "-c", script]
+    words += ["--entrypoint", "/opt/room/bin/python", image.reference, "-s", "-P", "-c", script]
     assert builder.ask(*words).strip().splitlines()[-1] == "2.13.0+cpu True True"
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
@@ -11,8 +13,9 @@ from requant.base_config import base_config
 from requant.checkpoint import open_checkpoint
 from requant.cli.options import app
 from requant.errors import RecipeError
-from requant.plan import Size, plan
+from requant.plan import Size, plan, templates
 from requant.recipe import read_recipe
+from requant.safetensors import Spec
 from requant.twin import write_twin
 
 BUILDS = ROOT / "builds"
@@ -55,12 +58,68 @@ def test_the_command_prints_the_numbers() -> None:
     assert "22,320,500,448" in shown.output
 
 
-def test_json_names_every_tensor() -> None:
-    shown = CliRunner().invoke(app, ["plan", str(BUILDS / "ec"), "--json"])
+def expanded(name: str) -> list[str]:
+    """All names of a template, as a shell would expand it."""
+    head, brace, rest = name.partition("{")
+    if not brace:
+        return [name]
+    inside, _, tail = rest.partition("}")
+    numbers: list[int] = []
+    for run in inside.split(","):
+        first, _, last = run.partition("..")
+        numbers += range(int(first), int(last or first) + 1)
+    return [f"{head}{number}{each}" for number in numbers for each in expanded(tail)]
+
+
+@pytest.mark.parametrize("name", ["ec", "gb10"])
+def test_json_names_every_tensor(name: str) -> None:
+    shown = CliRunner().invoke(app, ["plan", str(BUILDS / name), "--json"])
+    assert len(shown.output) < 50_000
     document = json.loads(shown.output)
-    assert document["sizes"]["checkpoint"]["tensors"] == 96_061
-    assert sum(map(len, document["tensors"].values())) == 96_061
-    assert document["quantized_layers"] == 31_030
+    each = json.loads(CliRunner().invoke(app, ["plan", str(BUILDS / name), "--json", "--layers"]).output)
+    count = document["sizes"]["checkpoint"]["tensors"]
+    assert sum(map(len, each["tensors"].values())) == count
+    for file, found in document["tensors"].items():
+        names = {
+            tensor: [template["dtype"], template["shape"]]
+            for template in found
+            for tensor in expanded(template["name"])
+        }
+        assert names == each["tensors"][file]
+        assert sum(template["count"] for template in found) == len(names)
+    assert document["quantized_layers"] == each["quantized_layers"]
+
+
+@given(
+    names=st.sets(
+        st.builds(
+            "{}.{}.{}.{}.w".format, st.sampled_from("ab"), st.integers(0, 3), st.sampled_from("ab01"), st.integers(0, 3)
+        )
+    ),
+    dtypes=st.lists(st.sampled_from(["BF16", "F16"]), min_size=130, max_size=130),
+)
+def test_templates_name_each_tensor_once(names: set[str], dtypes: list[str]) -> None:
+    specs = {name: Spec(dtype, (2,)) for name, dtype in zip(sorted(names), dtypes, strict=False)}
+    found = [(name, each.dtype) for each in templates(specs) for name in expanded(each.name)]
+    assert sorted(found) == [(name, spec.dtype) for name, spec in sorted(specs.items())]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("repository", "Qwen/Qwen3-8B"), ("revision", "0123456789abcdef0123456789abcdef01234567")]
+)
+def test_another_base_than_is_pinned_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "builds" / "ec" / "recipe.toml"
+    recipe.parent.mkdir(parents=True)
+    (recipe.parent.parent / "bases").symlink_to(BUILDS / "bases")
+    made = read_recipe(BUILDS / "ec")
+    text = (BUILDS / "ec" / "recipe.toml").read_text()
+    recipe.write_text(text)
+    assert plan(read_recipe(recipe)).quantized == 31_030
+    recipe.write_text(text.replace(getattr(made.base, key), value))
+    with pytest.raises(RecipeError, match=f"asks for .*{value}.* pins {made.base.repository} at {made.base.revision}"):
+        plan(read_recipe(recipe))
+    shown = CliRunner().invoke(app, ["plan", str(recipe)])
+    assert isinstance(shown.exception, RecipeError)
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff"])

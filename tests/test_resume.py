@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
+from tests.processes import LIMIT, all_ended, awaited, signalled, started
 from tests.test_build import project
 
 from requant.build import Built, beside, build
@@ -26,6 +27,8 @@ from requant.recipe import read_recipe
 
 KILLS = 10
 """Of each of two builds, which run side by side."""
+PHASES = (("twin mini", 0), ("tuning", 0), ("tuning", 1), ("tuning", 3), ("passes", 0))
+"""What a build tells of when it is killed: a stage, and how much is done in it."""
 
 
 def command(name: str, out: Path) -> list[str]:
@@ -49,22 +52,56 @@ def killed(name: str, out: Path) -> list[int]:
     found: list[int] = []
     while len(found) < KILLS:
         begun, behind = tuned(out), moments.choice((False, True))
-        process = subprocess.Popen(command(name, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while behind and process.poll() is None and tuned(out) <= begun:
-            time.sleep(0.05)
-        try:
-            assert process.wait(moments.uniform(0, 3 if behind else 10)) == 0
-            shutil.rmtree(out)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            assert not out.exists()
-            found.append(tuned(out))
-    last = subprocess.run(command(name, out), capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr
+        with started(command(name, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            assert not behind or awaited(partial(further, process, out, begun))
+            try:
+                assert process.wait(moments.uniform(0, 3 if behind else 10)) == 0
+                shutil.rmtree(out)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                assert not out.exists()
+                found.append(tuned(out))
+    finish(name, out)
     return found
 
 
+def further(process: subprocess.Popen[str], out: Path, begun: int) -> bool:
+    """Say whether a build has tuned another block, or has ended."""
+    return process.poll() is not None or tuned(out) > begun
+
+
+def finish(name: str, out: Path) -> None:
+    """Go on with a build to its end."""
+    last = subprocess.run(command(name, out), capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+
+
+def equal(ours: Path, theirs: Path) -> None:
+    """Compare what two builds leave, AutoRound's own output included."""
+    for end in ("manifest.json", "journal.jsonl"):
+        assert beside(ours, end).read_bytes() == beside(theirs, end).read_bytes()
+    for path in beside(theirs, "raw").iterdir():
+        assert (beside(ours, "raw") / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not ours.with_name(f".{ours.name}.unfinished").exists()
+
+
+@pytest.mark.room
+def test_killed_in_each_phase_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
+    out = tmp_path / "ec"
+    for stage, done in PHASES:
+        killer = signalled(signal.SIGKILL, stage, done, *command("ec", out)[3:])
+        with started(killer, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            assert process.wait(LIMIT) == -signal.SIGKILL, stage
+        assert not out.exists()
+        assert all_ended(out)
+        assert max(tuned(out), 0) >= done, stage
+    assert tuned(out) == 4
+    finish("ec", out)
+    equal(out, built("ec").folder)
+
+
+@pytest.mark.full
 @pytest.mark.room
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
     names = ("ec", "gb10")
@@ -74,24 +111,16 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(built: Callable[[str], B
         stops = list(pool.map(lambda name: killed(name, tmp_path / name), names))
     assert all(any(blocks > 0 for blocks in found) for found in stops), "no build was stopped behind a block"
     for name in names:
-        ours, theirs = tmp_path / name, built(name).folder
-        for end in ("manifest.json", "journal.jsonl"):
-            assert beside(ours, end).read_bytes() == beside(theirs, end).read_bytes()
-        for path in beside(theirs, "raw").iterdir():
-            assert (beside(ours, "raw") / path.name).read_bytes() == path.read_bytes(), path.name
-        assert not ours.with_name(f".{name}.unfinished").exists()
+        equal(tmp_path / name, built(name).folder)
 
 
 @pytest.mark.room
 def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> None:
     """An interrupt leaves the blocks; another recipe does not go on with them, a fresh build does not need them."""
     out = tmp_path / "out"
-    process = subprocess.Popen(command("ec", out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while tuned(out) < 1:
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    interrupted = signalled(signal.SIGINT, "tuning", 1, *command("ec", out)[3:])
+    with started(interrupted, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert "resumes after its last completed block" in said
     assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "out.log"}

@@ -14,8 +14,8 @@ from requant.build import Built, beside, build
 from requant.building import preflight
 from requant.environment import read_lock, room_sources
 from requant.errors import LockError, NotAvailableError, UsageError
-from requant.image import Repetition
 from requant.images.engine import CHOSEN, Engine
+from requant.images.evidence import Image
 from requant.images.refusals import explained
 from requant.programs import Accelerator
 from requant.progress import Progress, silent
@@ -178,9 +178,7 @@ def test_in_place_what_is_not_shut_in_is_a_taint(
         (("--network", "host", "--read-only"), {"network"}),
     ],
 )
-def test_in_place_in_the_real_image(
-    twice: Repetition, builder: Engine, options: Sequence[str], taints: set[str]
-) -> None:
+def test_in_place_in_the_real_image(image: Image, builder: Engine, options: Sequence[str], taints: set[str]) -> None:
     program = (
         "import sys; from pathlib import Path; from requant.environment import read_lock\n"
         "from requant.rooms.here import here; print(*here(read_lock(Path('/lockfiles'), 'cpu')).taints, sep='\\n')"
@@ -188,25 +186,25 @@ def test_in_place_in_the_real_image(
     words = ["run", "--rm", "--pull", "never", *options, "--env", "PYTHONPATH=/host", "--cap-drop", "ALL"]
     for source, target in ((ROOT / "src", "/host"), (ROOT / "lockfiles", "/lockfiles")):
         words += ["--mount", f"type=bind,source={source},target={target},readonly"]
-    words += ["--entrypoint", "/opt/room/bin/python", twice.image.reference, "-s", "-P", "-c", program]
-    image, *others = builder.ask(*words).splitlines()
-    assert image.startswith("image: ")
+    words += ["--entrypoint", "/opt/room/bin/python", image.reference, "-s", "-P", "-c", program]
+    first, *others = builder.ask(*words).splitlines()
+    assert first.startswith("image: ")
     assert {each if each.startswith("root") else each.partition(":")[0] for each in others} == taints
 
 
 @pytest.mark.engine
 @pytest.mark.room
 def test_the_twin_in_its_image_is_the_recorded_one(
-    twice: Repetition, builder: Engine, built: Callable[[str], Built], tmp_path: Path
+    image: Image, builder: Engine, built: Callable[[str], Built], tmp_path: Path
 ) -> None:
     """Without network, on a read-only root, from another installation of the lock: the same bytes."""
     inside, outside = build(EC, twin="mini", out=tmp_path / "ec", runner=builder.kind), built("ec")
     assert inside.verdict.outcome is Outcome.IDENTICAL
     for name in ("manifest.json", "journal.jsonl"):
         assert beside(inside.folder, name).read_bytes() == beside(outside.folder, name).read_bytes()
-    assert inside.taints == (*outside.taints, *twice.image.taints)
+    assert inside.taints == (*outside.taints, *image.taints)
     statement = json.loads(beside(inside.folder, "intoto.jsonl").read_text())
     said = statement["predicate"]["buildDefinition"]["internalParameters"]["runner"]
-    evidence = twice.image.evidence
+    evidence = image.evidence
     assert (said["kind"], said["version"]) == (builder.kind, builder.version)
     assert (said["image"]["config"], said["image"]["rootfs"]) == (evidence.config, evidence.rootfs)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
+from tests.processes import LIMIT
 
 from requant.environment import Lock, read_lock
 from requant.errors import BuildError, NotAvailableError
@@ -108,8 +109,8 @@ def test_what_an_earlier_room_left_is_not_this_ones(furnish: Callable[[str], Pat
 
 
 def test_rooms_run_side_by_side_and_end_when_left(furnish: Callable[..., Path]) -> None:
-    """Each waits for what the other writes; then they would sleep for a minute."""
-    meet = "Path('here').touch()\nwhile not Path('../{}/here').exists(): time.sleep(0.01)\ntime.sleep(60)"
+    """Each waits for what the other writes; then they would sleep for an hour."""
+    meet = "Path('here').touch()\nwhile not Path('../{}/here').exists(): time.sleep(0.01)\ntime.sleep(3600)"
     folders = [furnish(meet.format("two"), "one"), furnish(meet.format("one"), "two")]
     with ExitStack() as stack:
         rooms = [stack.enter_context(HERE_ROOM.start(folder, ())) for folder in folders]
@@ -134,7 +135,7 @@ def test_a_room_on_a_leash_ends_with_its_host(room: Path, tmp_path: Path, leash:
         assert process.poll() is None
         process.stdin.close()
         if leash == "1":
-            assert process.wait(60) == 1
+            assert process.wait(LIMIT) == 1
         else:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(2)

@@ -474,7 +474,6 @@ def run(command: tuple[str, ...], *arguments: str | Path, **environment: str) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
 
 

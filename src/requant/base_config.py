@@ -5,16 +5,20 @@ from typing import Any
 
 from requant.digest import read_whole, strict_json
 from requant.errors import RecipeError
+from requant.network.pinned import pins_for
 from requant.recipe import Recipe
 
 
 def base_config(recipe: Recipe) -> dict[str, Any]:
     """Return the `config.json` of a recipe's base, as it stands beside its pins: `<stem>.config.json`.
 
-    It holds the fields that decide about tensors, and says in `generator` where they come from.
+    It holds the fields that decide about tensors, and says in `generator` where they come from. Raises RecipeError
+    where it cannot be read, and where the pins beside it are of another repository or revision than the recipe's.
     """
-    path = recipe.beside(recipe.base.files).with_suffix(".config.json")
-    return _read(path)
+    pins = recipe.beside(recipe.base.files)
+    config = _read(pins.with_suffix(".config.json"))
+    pins_for(pins, recipe.base.repository, recipe.base.revision, recipe.path)
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """`plan RECIPE`: every tensor before and after, from the base's `config.json` alone; no weight is read."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from requant.base_config import base_config
 from requant.inventory import MTP, VISUAL, Specs, base_tensors, extra_tensors, linears, main_tensors, quantized
 from requant.recipe import Recipe
+from requant.safetensors import Spec
 from requant.twin import config as twin_config
 
 
@@ -49,8 +53,8 @@ class Plan:
             "model_extra_tensors.safetensors": _size(self.extras),
         }
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the plan as `--json` prints it, every tensor of the checkpoint by dtype and shape."""
+    def as_json(self, layers: bool = False) -> dict[str, Any]:
+        """Return the plan as `--json` prints it: the checkpoint's tensors in templates, or with `layers` each one."""
         return {
             "recipe": self.recipe,
             "base": self.base,
@@ -59,15 +63,77 @@ class Plan:
             "sizes": {name: vars(size) for name, size in self.sizes.items()},
             "tensors": {
                 file: {name: [spec.dtype, list(spec.shape)] for name, spec in specs.items()}
+                if layers
+                else [vars(each) for each in templates(specs)]
                 for file, specs in (("main", self.main), ("extras", self.extras))
             },
         }
 
 
+@dataclass(frozen=True)
+class Template:
+    """Tensors of one dtype and shape whose names differ in numbers: `model.layers.{0..2,4..6}.mlp.experts.{0..255}.up`.
+
+    Every number of a brace goes with every one of the others, so `count` is the product of their sizes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    count: int
+
+
+def templates(specs: Specs) -> list[Template]:
+    """Fold tensors into templates, in the order of the first of each."""
+    alike: dict[tuple[str, Spec], list[tuple[int, ...]]] = {}
+    for name, spec in specs.items():
+        numbers = tuple(map(int, _NUMBER.findall(name)))
+        alike.setdefault((_NUMBER.sub("{}", name.replace("{", "{{").replace("}", "}}")), spec), []).append(numbers)
+    return [
+        Template(name.format(*map(_ranges, sets)), spec.dtype, spec.shape, prod(map(len, sets)))
+        for (name, spec), numbers in alike.items()
+        for sets in _products(numbers)
+    ]
+
+
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d*)(?=\.)")
+
+
+def _products(numbers: list[tuple[int, ...]]) -> Iterator[list[list[int]]]:
+    """Split tuples of one length into sets that are whole products."""
+    sets = [sorted(set(column)) for column in zip(*numbers, strict=True)]
+    if prod(map(len, sets)) == len(numbers):
+        yield sets
+        return
+    rests: dict[int, list[tuple[int, ...]]] = {}
+    for first, *rest in numbers:
+        rests.setdefault(first, []).append(tuple(rest))
+    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for first, each in rests.items():
+        alike.setdefault(tuple(sorted(each)), []).append(first)
+    for inner, firsts in alike.items():
+        for products in _products(list(inner)):
+            yield [sorted(firsts), *products]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return `{0..2,4}` for 0, 1, 2 and 4, and a lone number as it is."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return "{" + ",".join("..".join(map(str, run)) for run in runs) + "}"
+
+
 def plan(recipe: Recipe, twin: str | None = None) -> Plan:
     """Return what the recipe makes of its base, or of the twin of a size in `SIZES`.
 
-    Raises RecipeError where the base's configuration cannot be read, CheckpointError where it is of another kind.
+    Raises RecipeError where the base's configuration cannot be read or its pins are another base's, CheckpointError
+    where it is of another kind.
     """
     config = base_config(recipe) if twin is None else twin_config(twin)
     ignore, group_size = recipe.layers.ignore, recipe.scheme.group_size

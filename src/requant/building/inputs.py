@@ -5,12 +5,12 @@ from pathlib import Path
 
 from requant.building import preflight
 from requant.digest import canonical_json, sha256, sha256_file
-from requant.errors import CheckpointError, RecipeError
+from requant.errors import CheckpointError
 from requant.files import is_companion, list_files, listing
 from requant.installation import cache
 from requant.manifest import make_manifest
 from requant.network.fetch import fetch, missing
-from requant.network.pinned import Pins, read_pins
+from requant.network.pinned import Pins, pins_for
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
@@ -115,9 +115,4 @@ def _digested(pins: Pins) -> list[str]:
 
 
 def _pins(recipe: Recipe, file: str, repository: str, revision: str) -> Pins:
-    pins = read_pins(recipe.beside(file))
-    if (pins.repository, pins.revision) != (repository, revision):
-        raise RecipeError(
-            f"{recipe.path}: asks for {repository} at {revision}, but {file} pins {pins.repository} at {pins.revision}"
-        )
-    return pins
+    return pins_for(recipe.beside(file), repository, revision, recipe.path)

@@ -28,12 +28,13 @@ def plan(
     recipe: RecipePath,
     twin: Annotated[bool, typer.Option("--twin", help="Plan the twin, the small stand-in for the base.")] = False,
     size: Size = None,
+    layers: Annotated[bool, typer.Option("--layers", help="With --json: each tensor, not templates of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, into how many tensors and bytes; reads no weight."""
     planned = make_plan(read_recipe(recipe), twin_size(twin, size))
     if as_json:
-        print_json("requant.plan/1", planned.as_json())
+        print_json("requant.plan/1", planned.as_json(layers))
     else:
         out.print(plan_table(planned))
 

@@ -64,6 +64,17 @@ def read_pins(path: Path) -> Pins:
         raise RecipeError(f"{path}: {wrong}", "network/pinned.py describes the format") from None
 
 
+def pins_for(path: Path, repository: str, revision: str, asks: Path) -> Pins:
+    """Read the pins of a repository at a revision, for which the recipe `asks`; raise RecipeError for another's."""
+    pins = read_pins(path)
+    if (pins.repository, pins.revision) != (repository, revision):
+        raise RecipeError(
+            f"{asks}: asks for {repository} at {revision}, but {path} pins {pins.repository} at {pins.revision}",
+            "Name the file that pins the repository, or the repository that it pins.",
+        )
+    return pins
+
+
 class _WrongError(ValueError):
     """A key, what stands there and what should; becomes an error once the file's name is known."""
 
