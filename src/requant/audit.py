@@ -317,15 +317,15 @@ class _Audited:
     ) -> list[Retuned]:
         """Judge what block `number` leaves open: nothing of the blocks from it on, and of the one before it this much.
 
-        Where the base's own stream is the journal's and the quantized one is not, the published codes of the block
+        Where of all that it is given the quantized stream alone is not the journal's, the published codes of the block
         before do not give what the journal's did: that block has changed, and needs no tuning to be judged.
         """
         unlike = self.reference.unlike(self.setting, hardware)
         expected = self.lines[number].inputs
         found = []
         ours = line["inputs"]
-        other = ours["quantized"] != expected.get("quantized")
-        if number and number - 1 not in left and other and ours["full"] == expected.get("full"):
+        unequal = {key for key in ours.keys() | expected.keys() if ours.get(key) != expected.get(key)}
+        if number and number - 1 not in left and unequal == {"quantized"}:
             judgement = Judgement.INCONCLUSIVE if unlike else Judgement.DIFFERENT
             reason = "its published codes do not give the journal's outputs" + (f"; {unlike}" if unlike else "")
             found.append(Retuned(self.names[number - 1], number - 1, judgement, reason))
