@@ -272,7 +272,7 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
 def test_another_room_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = read_lock(ROOT / "lockfiles", "cpu")
     before = environment_digest(ROOT / "lockfiles", lock)
-    altered = {path: data + b"#" * path.endswith("tuning.py") for path, data in room_sources().items()}
+    altered = {path: data + b"EXTRA = 1\n" * path.endswith("tuning.py") for path, data in room_sources().items()}
     monkeypatch.setattr("requant.environment.room_sources", lambda: altered)
     assert environment_digest(ROOT / "lockfiles", lock) != before
 

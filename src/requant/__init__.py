@@ -9,7 +9,7 @@ judging              verify, check, diff, audit, coverage
 what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning
 models of others     loaders, passes, twin, base_config, inventory, packing
 files and values     recipe, environment, installation, packages, wheels, journal, manifest, checkpoint,
-                     safetensors, attestation, verdict, files, digest, programs, errors, progress
+                     safetensors, attestation, verdict, files, digest, syntax, programs, errors, progress
 the command line     cli
 
 quantizer            the room: the only place that knows torch; nobody imports it
