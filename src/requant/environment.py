@@ -305,7 +305,7 @@ def environment_digest(lockfiles: Path, lock: Lock) -> str:
     Raises LockError without a Dockerfile.
     """
     file = dockerfile_path(lockfiles, lock.name)
-    dockerfile = sha256(instructions(_bytes(file, "run `nox -s dockerfiles`")))
+    dockerfile = sha256(instructions(_bytes(file, f"run `nox -s dockerfiles -- {lock.name}`: docs/environments.md")))
     locked = {"cutoff": lock.cutoff, "platform": lock.platform, "python": lock.python, "pins": [*map(str, lock.pins)]}
     return sha256(canonical_json({"dockerfile": dockerfile, "lock": locked, "room": room_digest()}))
 

@@ -123,9 +123,12 @@ def lock(
 
 
 @app.command()
-def dockerfiles(folder: Lockfiles = Path("lockfiles")) -> None:
+def dockerfiles(
+    names: Annotated[list[str] | None, typer.Argument(help="Environments; all of them without a name.")] = None,
+    folder: Lockfiles = Path("lockfiles"),
+) -> None:
     """Write Dockerfile.<name> from lockfiles/images.toml and the locks; reads no network."""
-    say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder))}")
+    say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder, names or ()))}")
 
 
 @app.command()
