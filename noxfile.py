@@ -20,8 +20,10 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def needs(session: nox.Session, *groups: str) -> None:
-    """Install requant and dependency groups."""
-    session.install("--quiet", "--editable", ".", *nox.project.dependency_groups(PROJECT, *groups))
+    """Install requant with extras and dependency groups, by their names."""
+    extras = [name for name in groups if name in PROJECT["project"]["optional-dependencies"]]
+    rest = nox.project.dependency_groups(PROJECT, *(name for name in groups if name not in extras))
+    session.install("--quiet", "--editable", f".[{','.join(extras)}]" if extras else ".", *rest)
 
 
 def define_builds(name: str) -> None:

@@ -154,7 +154,7 @@ PRINTED: Mapping[str, Any] = {
         Journal,
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
     ),
-    "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int),
+    "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
     "requant.plan/1": printed(
         Plan,
         without=("before", "main", "extras", "linears", "quantized"),

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.conftest import ROOT
@@ -16,7 +16,7 @@ from tests.test_runner import line
 from requant import image as imaging
 from requant.digest import sha256
 from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
-from requant.errors import LockError, NotAvailableError, UsageError
+from requant.errors import BuildError, LockError, NotAvailableError, UsageError
 from requant.image import build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
 from requant.images import engine as engine_module
 from requant.images.dockerfile import write_dockerfiles
@@ -92,7 +92,44 @@ def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: 
 def test_a_base_that_no_registry_gives(words: str) -> None:
     error = explained("the engine", words)
     assert isinstance(error, NotAvailableError)
-    assert "--base debian" in error.advice
+    assert "--base IMAGE" in error.advice
+
+
+class NoRegistry:
+    """An engine that has no image and reaches no registry."""
+
+    def builder(self) -> str:
+        return "none"
+
+    def image(self, reference: str) -> None:
+        return None
+
+    def pull(self, reference: str, platform: str) -> None:
+        raise explained("the engine", f'failed to resolve reference "{reference}": dial tcp: no such host')
+
+
+@pytest.mark.parametrize(("name", "advised"), [("cpu", True), ("cu124", False)])
+def test_a_debian_base_is_advised_where_apt_has_its_python(
+    name: str, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian 12, whose Python is 3.11; that of cu124 is 3.12."""
+
+    def apt(words: Sequence[str], **_: object) -> str:
+        if "python3.12" in words:
+            raise BuildError("N: Unable to locate package python3.12")
+        return "Package: python3.11\n"
+
+    monkeypatch.setattr("requant.images.debian.run", apt)
+    engine = cast(Engine, NoRegistry())
+    with pytest.raises(NotAvailableError) as refused:
+        build_image(ROOT / "lockfiles", name, engine)
+    assert ("--base debian" in refused.value.advice) == advised
+    if not advised:
+        fetched = "requant.image.wheels"
+        monkeypatch.setattr(fetched, lambda *_, **__: pytest.fail("wheels are fetched for what cannot be built"))
+        with pytest.raises(NotAvailableError, match=r"apt does not know python3\.12") as refused:
+            build_image(ROOT / "lockfiles", name, engine, base="debian")
+        assert "this machine's Debian only" in refused.value.advice
 
 
 def test_the_command_says_what_names_the_image(project: Project, builder: Engine, debian: str) -> None:
@@ -279,7 +316,7 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
 def test_another_room_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = read_lock(ROOT / "lockfiles", "cpu")
     before = environment_digest(ROOT / "lockfiles", lock)
-    altered = {path: data + b"#" * path.endswith("tuning.py") for path, data in room_sources().items()}
+    altered = {path: data + b"EXTRA = 1\n" * path.endswith("tuning.py") for path, data in room_sources().items()}
     monkeypatch.setattr("requant.environment.room_sources", lambda: altered)
     assert environment_digest(ROOT / "lockfiles", lock) != before
 

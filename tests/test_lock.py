@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ TARGET = """\
 def index(tmp_path_factory: pytest.TempPathFactory) -> None:
     """uv and a package index that it reaches."""
     if importlib.util.find_spec("uv") is None:
-        pytest.skip("uv is not installed (dependency group lock)")
+        pytest.skip("uv is not installed (the extra `lock`)")
     folder = tmp_path_factory.mktemp("index")
     (folder / "probe.in").write_text(TARGET.format("x86_64-manylinux_2_36") + "wheel==0.45.1\n")
     try:
@@ -133,7 +134,10 @@ def test_uv_is_needed(absent: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else found(name))
     with pytest.raises(NotAvailableError, match=f"{absent} is not installed") as refused:
         resolve(folder, SMALL)
-    assert "lock" in refused.value.advice
+    named = refused.value.advice
+    assert "pipx install --force '.[lock]'" in named
+    extra = tomllib.loads((LOCKFILES.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]["lock"]
+    assert {re.split("[<>=]", each)[0] for each in extra} == {"packaging", "uv"}
 
 
 @pytest.mark.parametrize("name", NAMES)

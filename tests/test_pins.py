@@ -10,9 +10,9 @@ from tests.conftest import ROOT
 from typer.testing import CliRunner
 
 from requant.cli.options import app
-from requant.errors import RecipeError, UsageError
-from requant.pinning.hosted import HOST, installed
-from requant.pins import Pinned, find_pins
+from requant.errors import LockError, RecipeError, UsageError
+from requant.pinning.hosted import HOST, UNHELD, installed
+from requant.pins import GAPS, Pinned, find_pins
 
 DATA = "builds/datasets/pile-10k.json"
 NO_FILES = 'revision = "127bfedcd5047750df5ccf3a12979a47bfa0bafa"\nfiles = "none"'
@@ -21,7 +21,7 @@ UNKNOWN_SIZE = {f"{DATA}:8"}
 
 
 def incomplete(root: Path) -> dict[str, Pinned]:
-    return {f"{pin.file}:{pin.line}": pin for pin in find_pins(root) if pin.fault}
+    return {f"{pin.file}:{pin.line}": pin for pin in find_pins(root) if pin.fault and not pin.known}
 
 
 @pytest.fixture
@@ -45,14 +45,17 @@ def edit(root: Path, name: str, old: str, new: str) -> int:
 
 
 def test_nothing_here_is_incomplete_but_what_is_known_to_be() -> None:
-    assert incomplete(ROOT).keys() == UNKNOWN_SIZE
+    assert not incomplete(ROOT)
+    assert {f"{pin.file}:{pin.line}" for pin in find_pins(ROOT) if pin.known} == UNKNOWN_SIZE
 
 
 def test_each_pin_stands_where_it_is_said_to() -> None:
     kinds = set()
     for pin in find_pins(ROOT):
-        line = (ROOT / pin.file).read_text().split("\n")[pin.line - 1]
         kinds.add(pin.kind)
+        if pin.kind == UNHELD:
+            continue  # it stands in no file
+        line = (ROOT / pin.file).read_text().split("\n")[pin.line - 1]
         assert pin.by.removeprefix("sha256:") in line or (pin.by == "any version" and pin.name in line)
         assert pin.source or pin.kind == HOST
     assert kinds == {
@@ -60,8 +63,10 @@ def test_each_pin_stands_where_it_is_said_to() -> None:
         "dataset",
         "file of a dataset",
         "file of a model",
+        "files in wheels",
         "git commit",
         HOST,
+        UNHELD,
         "model",
         "wheel",
     }
@@ -122,6 +127,55 @@ def test_a_pin_that_lacks_something_is_named(project: Path, file: str, old: str,
     assert shown.exit_code == 1
     assert place in shown.output
     assert fault in shown.output
+
+
+def test_a_gap_that_is_known_is_no_failure_and_a_new_one_is(project: Path) -> None:
+    edit(project, DATA, '"bytes": 33300000', '"bytes": null')
+    assert CliRunner().invoke(app, ["pins", str(project)]).exit_code == 1
+    shutil.copy(ROOT / GAPS, project / GAPS)
+    shown = CliRunner().invoke(app, ["pins", str(project)])
+    assert shown.exit_code == 0
+    assert "known to be incomplete: no size; nobody has published it in bytes" in shown.output
+    assert " 0 incomplete, 1 known to be" in shown.output
+    edit(project, DATA, r'"sha256": "\w{64}"', '"sha256": null')  # another gap of the same file
+    assert "no SHA-256, no size" in CliRunner().invoke(app, ["pins", str(project)]).output
+    assert CliRunner().invoke(app, ["pins", str(project)]).exit_code == 1
+
+
+def test_a_pristine_clone_passes() -> None:
+    assert CliRunner().invoke(app, ["pins", str(ROOT)]).exit_code == 0
+
+
+def test_a_gap_that_was_closed_is_told(project: Path) -> None:
+    shutil.copy(ROOT / GAPS, project / GAPS)
+    (fault,) = incomplete(project).values()
+    assert fault.fault == f"{GAPS} says that {DATA} has a gap (no size), and it has none: remove the entry"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("gap = 1", "expected tables"), ("[[gap]]\nfile = 'a'", "'name'"), ("[gap", "expected tables")]
+)
+def test_gaps_are_read_strictly(project: Path, text: str, said: str) -> None:
+    (project / GAPS).write_text(text)
+    with pytest.raises(LockError, match=said):
+        find_pins(project)
+    (project / GAPS).write_text('[[gap]]\nfile = "a"\nname = "b"\nlacks = "c"\nwhy = ""\n')
+    with pytest.raises(LockError, match="say why"):
+        find_pins(project)
+
+
+def test_what_no_digest_holds_is_told() -> None:
+    names = {pin.name for pin in find_pins(ROOT) if pin.kind == UNHELD}
+    assert names == {"C library", "GPU driver", "Python", "container engine", "kernel", "processor"}
+    shown = CliRunner().invoke(app, ["pins", str(ROOT)]).output
+    assert "the host under the room: kernel, nothing; always the host's" in shown
+
+
+def test_wheels_whose_files_nobody_listed_are_named(project: Path) -> None:
+    (project / "lockfiles/gb10.files").unlink()
+    fault = incomplete(project)["lockfiles/gb10.files:1"].fault
+    assert "held only since it was installed" in fault
+    assert "--files gb10" in fault
 
 
 def test_a_lock_that_is_stale_or_absent_is_named(project: Path) -> None:

@@ -125,7 +125,10 @@ def test_in_place_an_altered_source_is_refused(place: Path) -> None:
         here(LOCK, place)
     (place / "requant" / "requant" / "quantizer" / "stray.py").unlink()
     with (place / "requant" / "requant" / "quantizer" / "tuning.py").open("a") as file:
-        file.write("#")
+        file.write("# A comment makes no other room.\n")
+    here(LOCK, place)
+    with (place / "requant" / "requant" / "quantizer" / "tuning.py").open("a") as file:
+        file.write("EXTRA = 1\n")
     with pytest.raises(LockError, match=r"tuning\.py: is not the source"):
         here(LOCK, place)
 

@@ -9,7 +9,8 @@ judging              verify, check, diff, audit, coverage
 what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning
 models of others     loaders, passes, twin, base_config, inventory, packing
 files and values     recipe, environment, installation, packages, wheels, journal, manifest, checkpoint,
-                     safetensors, attestation, verdict, files, loadable, digest, programs, errors, crash, progress
+                     safetensors, attestation, verdict, files, loadable, digest, syntax, programs, errors, crash,
+                     progress
 the command line     cli
 
 quantizer            the room: the only place that knows torch; nobody imports it

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from requant.digest import canonical_json, sha256
 from requant.errors import LockError
+from requant.syntax import meaning
 
 ADVICE = "run `nox -s lock` and review what it changes"
 
@@ -293,15 +294,24 @@ def dockerfile_path(lockfiles: Path, name: str) -> Path:
 
 
 def room_digest() -> str:
-    """Return the digest of the sources that run in the room."""
-    return sha256(canonical_json({path: sha256(data) for path, data in room_sources().items()}))
+    """Return the digest of what the sources do that run in the room: comments, docstrings and layout are not in it."""
+    return sha256(canonical_json({path: sha256(meaning(data)) for path, data in room_sources().items()}))
 
 
 def environment_digest(lockfiles: Path, lock: Lock) -> str:
     """Return the identity of an environment, the same in a container and in a virtual environment.
 
-    It is that of its lock, its Dockerfile and the sources of the room. Raises LockError without a Dockerfile.
+    It is that of what its lock, its Dockerfile and the sources of the room do: an edit of a comment renews none.
+    Raises LockError without a Dockerfile.
     """
     file = dockerfile_path(lockfiles, lock.name)
-    dockerfile = sha256(_bytes(file, "run `nox -s dockerfiles`"))
-    return sha256(canonical_json({"dockerfile": dockerfile, "lock": lock.digest, "room": room_digest()}))
+    dockerfile = sha256(instructions(_bytes(file, f"run `nox -s dockerfiles -- {lock.name}`: docs/environments.md")))
+    locked = {"cutoff": lock.cutoff, "platform": lock.platform, "python": lock.python, "pins": [*map(str, lock.pins)]}
+    return sha256(canonical_json({"dockerfile": dockerfile, "lock": locked, "room": room_digest()}))
+
+
+def instructions(dockerfile: bytes) -> bytes:
+    """Return a Dockerfile without its comments; whole where a `#` may mean something, in a directive or a heredoc."""
+    if re.match(rb"\s*#\s*\w+\s*=", dockerfile) or b"<<" in dockerfile:
+        return dockerfile
+    return b"".join(line for line in dockerfile.splitlines(keepends=True) if not re.match(rb"\s*(#|$)", line))

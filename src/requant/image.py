@@ -22,7 +22,7 @@ from requant.environment import (
     room_digest,
     room_sources,
 )
-from requant.errors import LockError, UsageError
+from requant.errors import LockError, NotAvailableError, UsageError
 from requant.images import debian
 from requant.images.archive import Archive, differences, read_archive
 from requant.images.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
@@ -170,9 +170,11 @@ def _workshop(
     lock = read_lock(lockfiles, name)
     environment = environment_digest(lockfiles, lock)
     pinned = str(bases[name])
-    if base is None and engine.image(pinned) is None:
+    if base == DEBIAN:
+        debian.require(lock.python)  # before all the wheels: it is what may not be had
+    elif base is None and engine.image(pinned) is None:
         tell(Progress(f"base {pinned}"))
-        engine.pull(pinned, platform_of(lock))  # before all the wheels: it is what may not be had
+        _pull(engine, pinned, lock)
     place = cache() / "images"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=place) as scratch:
@@ -190,6 +192,17 @@ def _workshop(
             source=source,
             tell=tell,
         )
+
+
+def _pull(engine: Engine, base: str, lock: Lock) -> None:
+    try:
+        engine.pull(base, platform_of(lock))
+    except NotAvailableError as error:
+        try:
+            debian.require(lock.python)
+        except NotAvailableError:
+            raise error from None
+        raise NotAvailableError(str(error), f"{error.advice} Or make one of Debian packages: --base debian.") from None
 
 
 def furnish(lockfiles: Path, name: str, context: Path, tell: Tell = silent) -> None:

@@ -116,7 +116,11 @@ def _compile(intent: Intent) -> str:
     """Let uv resolve what is not given, for the target, and return its pylock.toml with all their wheels."""
     for module in ("packaging", "uv"):
         if importlib.util.find_spec(module) is None:
-            raise NotAvailableError(f"{module} is not installed", "install the dependency group `lock`")
+            raise NotAvailableError(
+                f"{module} is not installed, which finds the versions of a lock",
+                "`uvx nox -s lock` brings it, or in the clone: pipx install --force '.[lock]'. "
+                "Beside an installed requant: pipx inject requant packaging uv.",
+            )
     env = {key: value for key, value in os.environ.items() if not key.startswith("UV_") or key in KEPT}
     with tempfile.TemporaryDirectory() as scratch:
         wishes = Path(scratch, "wishes.in")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from requant.environment import parse_pin, read_lock
+from requant.environment import files_advice, parse_pin, read_files_digest, read_lock
 from requant.errors import LockError, RecipeError, UsageError
-from requant.images.dockerfile import BASES
+from requant.images.dockerfile import BASES, TOOLS
 from requant.network.pinned import read_pins
-from requant.pinning.hosted import COMMIT, NO_COMMIT, installed, project_requirements, script_requirements
+from requant.pinning.hosted import COMMIT, NO_COMMIT, installed, project_requirements, script_requirements, unheld
 from requant.pinning.reference import Reference, references
 from requant.recipe import FILE, Recipe, read_recipe
 
@@ -27,6 +27,12 @@ class Pinned(Reference):
     """A reference, and the file that it stands in: a POSIX path below the project."""
 
     file: str
+    known: str = ""
+    """Why it is known to lack what it lacks, from `GAPS`; "" where nobody has said so."""
+
+
+GAPS = "builds/gaps.toml"
+"""What is known to be incomplete: each gap by file, name and what is lacking, and why it cannot be closed."""
 
 
 def find_pins(root: Path) -> tuple[Pinned, ...]:
@@ -35,12 +41,29 @@ def find_pins(root: Path) -> tuple[Pinned, ...]:
     Raises RecipeError where a recipe or a file of pins cannot be read as one, LockError for `images.toml`,
     UsageError where there is no pin at all.
     """
-    pins = tuple(
-        Pinned(**vars(each), file=file.relative_to(root).as_posix()) for file, found in _all(root) for each in found
-    )
+    gaps = _gaps(root / GAPS)
+    pins = []
+    for file, found in _all(root):
+        path = file.relative_to(root).as_posix()
+        pins += [Pinned(**vars(each), file=path, known=gaps.pop((path, each.name, each.fault), "")) for each in found]
     if not pins:
         raise UsageError(f"{root}: nothing is pinned there", "Name the project's folder.")
-    return pins
+    for path, name, fault in gaps:
+        said = f"{GAPS} says that {path} has a gap ({fault}), and it has none: remove the entry"
+        pins.append(Pinned("gap", name, "", 1, "by hand", said, GAPS))
+    return (*pins, *(Pinned(**vars(each), file="the host") for each in unheld()))
+
+
+def _gaps(file: Path) -> dict[tuple[str, str, str], str]:
+    """Read what is known to be lacking. Raises LockError for what is not in the form."""
+    try:
+        listed = tomllib.loads(_text(file)).get("gap", [])
+        found = {(each["file"], each["name"], each["lacks"]): str(each["why"]) for each in listed}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LockError(f"{file}: expected tables [[gap]] with file, name, lacks and why: {error!r}") from None
+    if not all(found.values()):
+        raise LockError(f"{file}: a gap without a reason is none that is known: say why")
+    return found
 
 
 def _all(root: Path) -> Iterator[tuple[Path, Iterable[Reference]]]:
@@ -52,6 +75,8 @@ def _all(root: Path) -> Iterator[tuple[Path, Iterable[Reference]]]:
         said = _comments(_text(locks / f"{name}.in").split("\n"))
         yield locks / f"{name}.in", _commits(locks / f"{name}.in", said)
         yield locks / f"{name}.txt", _lock(locks / f"{name}.txt", said)
+        if not name.startswith(TOOLS):
+            yield locks / f"{name}.files", _contents(locks / f"{name}.txt")
     for file in sorted(root.glob(f"builds/*/{FILE}")):
         yield file, _recipe(read_recipe(file))
     for file in sorted((*root.glob("builds/bases/*.json"), *root.glob("builds/datasets/*.json"))):
@@ -80,7 +105,8 @@ def _bases(file: Path) -> Iterator[Reference]:
         table = found if isinstance(found, dict) else {}
         for key in ("digest", "index"):
             digest = str(table.get(key, ""))
-            fault = "" if re.fullmatch("sha256:[0-9a-f]{64}", digest) else f"a tag without a digest: no {key}"
+            whole = re.fullmatch("sha256:[0-9a-f]{64}", digest) and set(digest[7:]) != {"0"}
+            fault = "" if whole else f"a tag without a digest: no {key}"
             image, line = str(table.get("image", name)), _key_line(text, name, key)
             yield Reference("base image", image, digest, line, _heading(text), fault)
 
@@ -112,6 +138,18 @@ def _lock(file: Path, said: dict[str, str]) -> Iterator[Reference]:
     except LockError as error:
         if str(error) not in told:
             yield Reference("lock", file.stem, "", 1, f"{file.stem}.in", str(error))
+
+
+def _contents(lock_file: Path) -> Iterator[Reference]:
+    """Yield the digest of the files in a lock's wheels, which a virtual environment is held against."""
+    digest, fault = "", ""
+    try:
+        digest = read_files_digest(lock_file)
+        fault = "" if digest else f"its environment is held only since it was installed: {files_advice(lock_file.stem)}"
+    except LockError as error:
+        fault = str(error)
+    by = f"sha256:{digest}" if digest else ""
+    yield Reference("files in wheels", lock_file.stem, by, 2 if digest else 1, f"the wheels of {lock_file.name}", fault)
 
 
 def _recipe(recipe: Recipe) -> Iterator[Reference]:

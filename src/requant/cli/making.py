@@ -190,9 +190,15 @@ def lock(
 
 
 @app.command(rich_help_panel=MAINTAIN)
-def dockerfiles(folder: Lockfiles = Path("lockfiles")) -> None:
+def dockerfiles(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Environments, such as cpu. Without a name, all of them.", autocompletion=environments),
+    ] = None,
+    folder: Lockfiles = Path("lockfiles"),
+) -> None:
     """Write Dockerfile.<name> from lockfiles/images.toml and the locks; reads no network."""
-    say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder))}")
+    say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder, names or ()))}")
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant image cpu --twice")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from requant.cli.options import MAINTAIN, AsJson, Group, RecipePath, app, environments
 from requant.cli.tables import pins_text
 from requant.cli.terminal import out, print_json, say
-from requant.pins import find_pins
+from requant.pins import GAPS, find_pins
 from requant.recipe import read_recipe
 from requant.render import KUBERNETES, SLURM
 from requant.render import render as rendered
@@ -32,13 +32,15 @@ def pins(
 ) -> None:
     """Find every pin: what holds it, where it stands, who said so, and whether it is complete."""
     found = find_pins(project)
-    incomplete = [pin for pin in found if pin.fault]
+    incomplete = [pin for pin in found if pin.fault and not pin.known]
+    known = sum(bool(pin.known) for pin in found)
     if as_json:
-        print_json("requant.pins/1", {"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete)})
+        document = {"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete), "known": known}
+        print_json("requant.pins/1", document)
     else:
         for line in pins_text(found):
             out.print(line)
-        out.print(f"{len(found)} pins, {len(incomplete)} incomplete")
+        out.print(f"{len(found)} pins, {len(incomplete)} incomplete, {known} known to be: {GAPS}")
     raise typer.Exit(1 if incomplete else 0)
 
 

@@ -50,16 +50,23 @@ def plan_table(plan: Plan) -> Table:
 
 def pins_text(pins: Iterable[Pinned]) -> Iterator[str]:
     """Yield a line for each pin, and one for all complete ones of one kind in one file."""
-    for (kind, file, fault), group in groupby(pins, lambda pin: (pin.kind, pin.file, pin.fault)):
+    for (kind, file, _, fault, known), group in groupby(pins, _together):
         several = list(group)
         first, last = several[0], several[-1]
-        where = f"{file}:{first.line}" + (f"-{last.line}" if first.line < last.line else "")
+        where = (f"{file}:{first.line}" if first.line else file) + (f"-{last.line}" if first.line < last.line else "")
         names = first.name if len(several) == 1 else f"{len(several)}"
         sources = {pin.source for pin in several}
         said = f"; {_short(sources.pop())}" if len(sources) == 1 and first.source else ""
         held = f", {_short(first.by)}" if len(several) == 1 else ""
         missing = f" [red]incomplete: {escape(fault)}[/]" if fault else ""
+        if known:
+            missing = f" [yellow]known to be incomplete: {escape(f'{fault}; {known}')}[/]"
         yield f"[bold]{escape(where)}[/] {escape(f'{kind}: {names}{held}')}[dim]{escape(said)}[/]{missing}"
+
+
+def _together(pin: Pinned) -> tuple[str, str, str, str, str]:
+    """Return what pins of one line share; each that stands in no file has its own."""
+    return pin.kind, pin.file, "" if pin.line else pin.name, pin.fault, pin.known
 
 
 def _short(text: str) -> str:

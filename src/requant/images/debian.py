@@ -30,6 +30,11 @@ _FILES = {
 }
 
 
+def require(python: str) -> None:
+    """Raise NotAvailableError where apt has no such Python, such as 3.12 on Debian 12: then no base can be made."""
+    _show([f"python{python}"])
+
+
 def write_base(target: Path, python: str, epoch: int, scratch: Path) -> tuple[str, ...]:
     """Write the tar of a file system with `python3.11`, say; return its packages as `name=version`.
 
@@ -83,18 +88,22 @@ def _closure(names: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     wanted = set(names)
     while wanted:
-        try:
-            text = run(["apt-cache", "show", "--no-all-versions", *sorted(wanted)])
-        except BuildError as error:
-            raise NotAvailableError(
-                f"apt does not know {', '.join(sorted(wanted))}: {error}",
-                "The base of Debian packages has the Python of this machine's Debian only.",
-            ) from None
+        text = _show(sorted(wanted))
         found |= dict.fromkeys(wanted)
         depends = re.findall(r"^(?:Pre-)?Depends: (.*)$", text, re.MULTILINE)
         first = {re.split(r"[ :|(]", each.strip())[0] for line in depends for each in line.split(",")}
         wanted = first - found.keys() - set(LEFT_OUT)
     return sorted(found)
+
+
+def _show(names: Sequence[str]) -> str:
+    try:
+        return run(["apt-cache", "show", "--no-all-versions", *names])
+    except BuildError as error:
+        raise NotAvailableError(
+            f"apt does not know {', '.join(names)}: {error}",
+            "A base of Debian packages has the Python of this machine's Debian only: name an image with --base.",
+        ) from None
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str, epoch: int) -> None:

@@ -6,6 +6,7 @@ each measure is for: docs/images.md. Base images are data, `lockfiles/images.tom
 
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from requant.errors import LockError
 
 BASES = "images.toml"
 """File of base images, in the folder of the locks."""
-INSTALLER = "build-image"
+TOOLS = "build-"
+"""How locks begin that are of no environment."""
+INSTALLER = f"{TOOLS}image"
 """Lock of what installs the packages: pip, from its wheel."""
 SOURCE = "source"
 """Stage that holds what a package is built from; another folder can be given in its place."""
@@ -84,14 +87,22 @@ def built_package(intent: Intent) -> str:
     return next((key.partition(".")[0] for key, _ in intent.sources if key.endswith(".tree")), "")
 
 
-def write_dockerfiles(lockfiles: Path) -> tuple[Path, ...]:
-    """Write the Dockerfile of every environment that has a base beside the folder of locks; return their paths."""
-    written = []
-    for name in read_bases(lockfiles):
-        file = dockerfile_path(lockfiles, name)
-        file.write_text(dockerfile(lockfiles, name))
-        written.append(file)
-    return tuple(written)
+def write_dockerfiles(lockfiles: Path, names: Iterable[str] = ()) -> tuple[Path, ...]:
+    """Write the Dockerfiles of environments, or of all of them, beside the folder of locks; return their paths.
+
+    All or none: raises as `dockerfile` where one cannot be written.
+    """
+    chosen = list(names) or environments(lockfiles)
+    texts = {dockerfile_path(lockfiles, name): dockerfile(lockfiles, name) for name in chosen}
+    for file, text in texts.items():
+        file.write_text(text)
+    return tuple(texts)
+
+
+def environments(lockfiles: Path) -> list[str]:
+    """Return the names of all environments: of each `.in` but those of tools, `build-…`, and of each base."""
+    asked = {file.stem for file in lockfiles.glob("*.in") if not file.name.startswith(TOOLS)}
+    return sorted(asked | read_bases(lockfiles).keys())
 
 
 def dockerfile(lockfiles: Path, name: str) -> str:
@@ -101,7 +112,11 @@ def dockerfile(lockfiles: Path, name: str) -> str:
     """
     bases = read_bases(lockfiles)
     if name not in bases:
-        raise LockError(f"{lockfiles / BASES}: has no base for {name}, only for {', '.join(bases)}")
+        raise LockError(
+            f"{lockfiles / BASES}: has no base for {name}, only for {', '.join(bases)}",
+            f"Add a table [{name}] with {', '.join(field.name for field in fields(Base))}: "
+            "docs/environments.md, A new environment.",
+        )
     intent, lock = read_intent(lockfiles, name), read_lock(lockfiles, name)
     base = bases[name]
     if not base.image.startswith(f"python:{lock.python}-"):

@@ -97,7 +97,7 @@ REFUSALS = (
         # docker 26, run; podman 4.3, run
         r"failed to resolve (reference|source metadata)|did not resolve to an alias|initializing source docker:",
         "the base image is not here, and no registry gives it",
-        "Load it (docker load), name another one (--base IMAGE), or make one of Debian packages (--base debian).",
+        "Load it (docker load), or name another one (--base IMAGE).",
     ),
     Refusal(
         "image missing",

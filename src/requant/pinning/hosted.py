@@ -11,6 +11,7 @@ from typing import Any
 from requant.pinning.reference import Reference
 
 HOST = "host, not in the room"
+UNHELD = "under the room"
 COMMIT = re.compile("[0-9a-f]{40}")
 NO_COMMIT = "no commit: 40 lower-case hexadecimal digits"
 
@@ -46,6 +47,19 @@ def installed(text: str) -> Iterator[Reference]:
         packages = [word for word in match[1].split() if _PACKAGE.fullmatch(word)] if match else []
         runs = match and match[0].startswith(("pipx run", "uvx"))
         yield from (_asked(package, number, "") for package in (packages[:1] if runs else packages))
+
+
+def unheld() -> Iterator[Reference]:
+    """Yield what a room stands on and no digest holds: evidence about it is the hardware class and equal bits."""
+    for name, said in (
+        ("Python", "in a virtual environment the host's, with its standard library; in a container the base image's"),
+        ("C library", "the host's in a virtual environment: libc, libm, the loader; in a container the base image's"),
+        ("kernel", "always the host's"),
+        ("container engine", "its version is recorded; it is not held"),
+        ("GPU driver", "always the host's; an image refuses one that is too old for its CUDA"),
+        ("processor", "its class is recorded in every journal; microcode and firmware are not"),
+    ):
+        yield Reference(UNHELD, name, "nothing", 0, said, "")
 
 
 def _found(text: str, asked: set[str]) -> Iterator[Reference]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from requant.environment import Lock, room_sources
 from requant.errors import LockError, NotAvailableError
 from requant.rooms.runner import Running, VirtualEnvironment, isolation
+from requant.syntax import meaning
 
 PLACE = Path("/opt")
 """Where an image has the room: its environment in `room`, its sources in `requant`, as the Dockerfiles say."""
@@ -73,12 +74,19 @@ def _confirm_packages(environment: Path, lock: Lock) -> None:
             )
 
 
+def _same(ours: bytes, theirs: bytes) -> bool:
+    try:
+        return meaning(ours) == meaning(theirs)
+    except (SyntaxError, ValueError):
+        return False
+
+
 def _confirm_sources(sources: Path) -> None:
-    """Compare the room's sources with those of this very package."""
+    """Compare what the room's sources do with what those of this very package do."""
     expected = room_sources()
     found = {str(path.relative_to(sources)): path.read_bytes() for path in sources.rglob("*.py")}
     for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+        if name not in expected or name not in found or not _same(expected[name], found[name]):
             raise LockError(
                 f"{sources / name}: is not the source of this requant's room",
                 "The image is of another version: run it with the image that `requant image` builds from here.",
