@@ -23,6 +23,7 @@ from requant.inspecting.headers import Headers, read_headers
 from requant.loaders import LOADERS, Loader, named
 from requant.loaders.reading import backend_of, has_dense_kernel, layout, read
 from requant.loaders.resolver import Precision
+from requant.safetensors import Spec
 
 AUTO_ROUND = [loader for loader in LOADERS if loader.reader.formats is not None]
 LATEST, SGLANG, TRANSFORMERS = "vllm==0.33.0", "sglang==0.5.23", "transformers==5.5.1"
@@ -293,6 +294,26 @@ def test_what_is_left_to_other_classes_is_not_modelled(twin: Headers, changes: d
 def test_nothing_declared_is_said_once(twin: Headers) -> None:
     inspection = inspect(changed(twin, lambda _: None), LOADERS)
     assert {each.rule for each in inspection.errors} == {"D15"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "accused"), [({"bits": 8}, False), ({}, True), ({"bits": 8, "group_size": 32}, True)]
+)
+def test_a_layer_of_8_bits_is_held_against_its_override(twin: Headers, stated: dict[str, Any], accused: bool) -> None:
+    layer = "model.language_model.layers.3.self_attn.o_proj"
+
+    double = {f"{layer}.qweight": (2, 1), f"{layer}.qzeros": (1, 2)}
+
+    def wider(name: str, spec: Spec) -> Spec:
+        if name not in double:
+            return spec
+        return Spec(spec.dtype, tuple(a * b for a, b in zip(spec.shape, double[name], strict=True)))
+
+    shards = {file: {name: wider(name, spec) for name, spec in held.items()} for file, held in twin.shards.items()}
+    mixed = type(twin)(twin.name, shards, twin.data_bytes, twin.sides, twin.paths)
+    overrides = json.loads(twin.sides["config.json"])["quantization_config"]["extra_config"]
+    inspection = found(mixed, extra_config={**overrides, layer: stated})
+    assert {each.subjects for each in inspection.errors if each.rule == "D19"} == ({(layer,)} if accused else set())
 
 
 json_values = st.recursive(

@@ -72,7 +72,7 @@ class Reader:
 def read(config: Any, reader: Reader) -> Reading:
     """Return what a release makes of a `quantization_config`, which may be anything that JSON can hold."""
     if config is None:
-        return Reading("float", "quantization_config", "it is absent")
+        return Reading("float", "quantization_config", "nothing is declared")
     if not isinstance(config, dict):
         return Reading("stops", "quantization_config", f"found {config!r:.80}, expected an object")
     method = config.get("quant_method", "")
@@ -81,7 +81,7 @@ def read(config: Any, reader: Reader) -> Reading:
     if reader.folds_case:
         method = method.lower().replace("compressed_tensors", "compressed-tensors")
     if "quant_method" not in config or (reader.folds_case and not method):
-        return Reading(reader.nameless, "quant_method", "it names no method")
+        return Reading(reader.nameless, "quant_method", "no method is named")
     if method in reader.own:
         key, why = next(_faults(config, reader), ("", ""))
         if not key and reader.floats and config.get("data_type", "int") != "int":
@@ -91,7 +91,7 @@ def read(config: Any, reader: Reader) -> Reading:
         return Reading(reader.unknown, "quant_method", f"the release does not know {method!r:.80}")
     for keys in reader.others[method]:
         if not config.keys() & set(keys):
-            return Reading("stops", keys[-1], f"it is absent, and the reader for {method!r} cannot do without")
+            return Reading("stops", keys[-1], f"{keys[-1]} is absent, and the reader for {method!r} wants it")
     return Reading("another", "quant_method", f"{method!r} has a reader of its own")
 
 
@@ -121,7 +121,7 @@ def _faults(config: Mapping[str, Any], reader: Reader) -> Iterator[Fault]:
     """Yield what AutoRound's reader of a release stops at."""
     for key in reader.required:
         if key not in config:
-            yield key, "it is absent"
+            yield key, f"{key} is absent"
             return
     bits = config.get("bits", 4)
     if not any(bits == each for each in reader.bits) or (type(bits) is not int and reader.formats is not None):

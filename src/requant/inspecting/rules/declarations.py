@@ -130,8 +130,7 @@ def _precision(
 ) -> Iterator[Finding]:
     raw = seen.config["quantization_config"]
     for part in module.parts:
-        block = next(block for block in seen.builds if part.startswith(f"{block}."))
-        for each in seen.builds[block].packings.get(part.removeprefix(f"{block}."), ()):
+        for each in seen.packings(part):
             yield from unfit(loader, found, declared, raw, {part: each}, targets)
     if module.kind == "linear":
         yield from kernel(loader, found, declared, raw, list(module.parts), targets)

@@ -45,7 +45,8 @@ def check(seen: Seen) -> Iterator[Finding]:
             each for each in modules(seen.config, loader.names) if {forms.get(p) for p in each.parts} == {"packed"}
         ]
         for module in packed:
-            yield from _judge(seen, loader, module, seen.declared.group_size)
+            sizes = [each.inputs // each.groups for part in module.parts for each in seen.packings(part)]
+            yield from _judge(seen, loader, module, max(sizes, default=seen.declared.group_size))
 
 
 def _judge(seen: Seen, loader: Loader, module: Module, group_size: int) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ def check(seen: Seen) -> Iterator[Finding]:
         if seen.declared and seen.readings[loader.name].outcome == "reads":
             yield from _order(loader, seen.declared, targets)
             yield from _left_open(seen, loader, raw, targets)
-            if not seen.modelled and not seen.declared.overrides:
+            if loader.dialect and not seen.modelled and not seen.declared.overrides:
                 yield from _everywhere(seen, loader, seen.declared, raw, targets)
     if seen.malformed:
         yield seen.error("D30", ["config.json: quantization_config"], seen.malformed)

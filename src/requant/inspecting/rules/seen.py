@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from requant.inspecting.anatomy import Anatomy, Build
+from requant.inspecting.anatomy import Anatomy, Build, Packing
 from requant.inspecting.findings import Finding, Severity, Target
 from requant.inspecting.headers import Headers
 from requant.loaders import Loader
@@ -44,6 +44,11 @@ class Seen:
     def targets(self) -> tuple[Target, ...]:
         """Every inspected release at every inspected degree."""
         return tuple(Target(loader.name, degree) for loader in self.loaders for degree in self.degrees)
+
+    def packings(self, layer: str) -> frozenset[Packing]:
+        """Return what the tensors of a layer in a block, or of the experts as one, say of their packing."""
+        block = next((block for block in self.builds if layer.startswith(f"{block}.")), "")
+        return self.builds[block].packings.get(layer.removeprefix(f"{block}."), frozenset()) if block else frozenset()
 
     def error(self, rule: str, subjects: Iterable[str], consequence: str) -> Finding:
         """Return an error that hits every target."""
