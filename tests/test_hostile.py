@@ -60,7 +60,7 @@ def test_names_that_differ_in_what_is_unseen_do_not_look_the_same(trick: str, ot
     assert len({visible(f"a{each}b") for each in ("", trick, other)}) == 3
 
 
-@pytest.mark.parametrize("shown", [str, Text, Text.from_ansi, lambda text: Text(text, style="bold")], ids=str)
+@pytest.mark.parametrize("shown", [str, Text, Text.from_ansi, lambda text: Text(text, style="bold")])
 def test_no_console_prints_it_however_it_comes(shown: Callable[[str], Any]) -> None:
     stream = io.StringIO()
     Terminal(file=stream, force_terminal=True, emoji=False, markup=False).print(shown(f"{TRICK}\ud800"))
