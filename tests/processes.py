@@ -28,10 +28,11 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
 
 
 SIGNALLED = """
-import os, sys
+import os, signal, sys
 from contextlib import contextmanager
 from requant.cli import main, making
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background may have it ignored
 number, stage, done = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 drawn = making.progress
 

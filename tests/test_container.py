@@ -183,6 +183,7 @@ from requant.images.engine import Limits, find
 from requant.rooms.runner import run_room
 
 signal.signal(signal.SIGTERM, _stop)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background may have it ignored
 engine = find(sys.argv[1])
 room = Container(engine, sys.argv[2], (engine.image(sys.argv[2]).id,), Limits(1, 1, 1))
 run_room(room, Path(sys.argv[3]), (), lambda: None)

@@ -71,12 +71,11 @@ def expanded(name: str) -> list[str]:
     return [f"{head}{number}{each}" for number in numbers for each in expanded(tail)]
 
 
-@pytest.mark.parametrize("name", ["ec", "gb10"])
-def test_json_names_every_tensor(name: str) -> None:
-    shown = CliRunner().invoke(app, ["plan", str(BUILDS / name), "--json"])
+def test_json_names_every_tensor() -> None:
+    shown = CliRunner().invoke(app, ["plan", str(BUILDS / "ec"), "--json"])
     assert len(shown.output) < 50_000
     document = json.loads(shown.output)
-    each = json.loads(CliRunner().invoke(app, ["plan", str(BUILDS / name), "--json", "--layers"]).output)
+    each = json.loads(CliRunner().invoke(app, ["plan", str(BUILDS / "ec"), "--json", "--layers"]).output)
     count = document["sizes"]["checkpoint"]["tensors"]
     assert sum(map(len, each["tensors"].values())) == count
     for file, found in document["tensors"].items():

@@ -62,13 +62,8 @@ def check(
     bound = reach_of(recipe, twin) if recipe else loosest()
     theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
     scheme, findings = read_scheme(theirs)
-    foreign = scheme.foreign if scheme else ""
-    pieces, traced = lineage(_specs(checkpoint), _specs(base), foreign)
-    pieces, said = _as_declared(pieces, scheme, checkpoint, ours)
-    packed = sum(bool(each.packing or each.unmodelled) for each in pieces) + sum(
-        each.kind == "not modelled" for each in traced
-    )
-    findings += [*traced, *said, *presence(scheme, theirs, packed), *bind(theirs, ours, foreign)]
+    pieces, traced, packed = _traced(scheme, checkpoint, base, theirs, ours)
+    findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "")]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, base) if recipe else None
@@ -106,6 +101,17 @@ def check(
     unread = tuple(piece.name for piece in pieces if piece.name not in by_piece and not piece.unmodelled)
     judged, layers, statistics = judge(by_piece)
     return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
+
+
+def _traced(
+    scheme: Scheme | None, checkpoint: Source, base: Source, theirs: Side, ours: Side
+) -> tuple[list[Piece], list[Finding], int]:
+    """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
+    pieces, traced = lineage(_specs(checkpoint), _specs(base), scheme.foreign if scheme else "")
+    pieces, said = _as_declared(pieces, scheme, checkpoint, ours)
+    packed = sum(bool(piece.packing or piece.unmodelled) for piece in pieces)
+    packed += sum(each.kind == "not modelled" for each in traced)
+    return pieces, [*traced, *said, *presence(scheme, theirs, packed)], packed
 
 
 def _as_declared(
