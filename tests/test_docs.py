@@ -34,7 +34,7 @@ def test_every_exit_status_has_its_line() -> None:
     page = (ROOT / "docs" / "exit-statuses.md").read_text()
     lines = dict(re.findall(r"^\| (\d+) \| (\w*) ?\|", page, re.M))
     assert {str(status) for status in EXIT_STATUS.values()} <= lines.keys()
-    assert {str(status): name for status, name in ERRORS.items()} == {key: name for key, name in lines.items() if name}
+    assert {str(status): name for status, name in ERRORS.items()}.items() <= lines.items()
     assert {str(each.exit_status) for each in RequantError.__subclasses__()} <= lines.keys()
 
 
