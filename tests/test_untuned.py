@@ -335,6 +335,14 @@ def test_what_tuning_needs_must_be_there_and_all_else_may_be_gone(copy: Path, se
         Audited(copy, setting, stated(None))
 
 
+def test_codes_that_the_recipe_does_not_mean_are_not_replayed(copy: Path, setting: Setting) -> None:
+    """A replay would take them for the layer's weight, and every block behind it would seem changed."""
+    more = f"{LAYER}1.mlp.gate.qweight"
+    rewritten(copy, lambda shards: shards[EXTRAS].update({more: Tensor(Spec("I32", (1,)), Held(bytes(4)))}))
+    with pytest.raises(CheckpointError, match=f"{more} is .*, the recipe means no such tensor"):
+        Audited(copy, setting, stated(None))
+
+
 def test_companions_are_named_and_change_nothing(copy: Path, setting: Setting) -> None:
     (copy / ".cache" / "huggingface").mkdir(parents=True)
     (copy / ".cache" / "huggingface" / "x.lock").write_text("")

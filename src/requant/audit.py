@@ -246,11 +246,15 @@ class _Audited:
         self.checkpoint = open_checkpoint(folder)
         self.published = self.checkpoint.tensors
         self.files = [folder / name for name in self.checkpoint.shards]
-        for name, spec in self.packed.items():
+        # A replay takes the codes of every layer of a block that has some, so there must be no more of them either.
+        inside = tuple(f"{block}." for block in self.names)
+        codes = {name for name in self.published if name.startswith(inside) and name.endswith(".qweight")}
+        for name in sorted(self.packed.keys() | codes):
+            spec = self.packed.get(name)
             found = self.published[name].spec if name in self.published else None
             if found != spec:
                 raise CheckpointError(
-                    f"{folder}: {name} is {found or 'not there'}, the recipe means {spec}",
+                    f"{folder}: {name} is {found or 'not there'}, the recipe means {spec or 'no such tensor'}",
                     "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check.",
                 )
         self.lines: tuple[Block, ...] = ()
