@@ -28,7 +28,15 @@ from requant.safetensors import Spec
 
 AUTO_ROUND = [loader for loader in LOADERS if loader.reader.formats is not None]
 LATEST, SGLANG, TRANSFORMERS = "vllm==0.33.0", "sglang==0.5.23", "transformers==5.5.1"
-ABSENT = Enum("Absent", ["ABSENT"]).ABSENT  # printed alike in every process
+
+
+class Absent(Enum):
+    """No value; printed alike in every process."""
+
+    ABSENT = ""
+
+
+ABSENT: Any = Absent.ABSENT
 
 BY_HAND: dict[str, dict[str, Any]] = {
     "as AutoRound writes it": {},
