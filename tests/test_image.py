@@ -221,11 +221,15 @@ def test_an_image_is_found_again_and_never_mistaken(
     assert ensure_image(folder, "tiny", builder, base=debian) == made
     assert len(builds) == 2
 
-    (folder / "tiny.txt").unlink()
-    (folder / "tiny.in").write_text((folder / "tiny.in").read_text() + "\n# Another line: another lock.\n")
-    intent = read_intent(folder, "tiny")
-    (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
-    edited = image_name(environment_digest(folder, read_lock(folder, "tiny")), "tiny")
+    def renamed(text: str) -> str:
+        (folder / "tiny.in").write_text(text)
+        intent = read_intent(folder, "tiny")
+        (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
+        return image_name(environment_digest(folder, read_lock(folder, "tiny")), "tiny")
+
+    asked = (folder / "tiny.in").read_text()
+    assert renamed(f"{asked}\n# Another line: the same environment.\n") == made.reference
+    edited = renamed(re.sub("(?m)^(# cutoff = 20..-..)-..", r"\1-02", asked))
     assert edited != made.reference
     assert builder.image(edited) is None
 
