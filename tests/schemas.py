@@ -37,6 +37,7 @@ from requant.recipe import Recipe
 from requant.repair import Repair
 from requant.retuning.audits import PREDICATE_TYPE
 from requant.retuning.retuned import Audit
+from requant.retuning.untuned import Untuned
 from requant.trial import Trial
 from requant.update import Change
 from requant.verdict import Outcome, Verdict
@@ -128,6 +129,7 @@ CHECKED = OneOf(("clean", "violations", "not modelled", "nothing to check"))
 SPEC = tuple[str, tuple[int, ...]]
 AS_PRINTED: Mapping[Any, Any] = {
     Covered: printed(Covered, parties=int),
+    Untuned: printed(Untuned, outcome=Outcome),
     Finding: printed(Finding, without=("targets",), hits=Mapping[str, tuple[int, ...]], repair=str),
     Reach: printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
 }
@@ -149,7 +151,7 @@ PRINTED: Mapping[str, Any] = {
     ),
     "requant.identify/1": printed(Fingerprint, claims=tuple[Claim, ...]),
     "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
-    "requant.inspect/1": Inspection,
+    "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
     "requant.journal/1": printed(
         Journal,
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),

@@ -471,7 +471,7 @@ def test_a_copied_tensor_of_any_width_is_compared_element_by_element(
     data = bytes(number % 251 for number in range(8 * bits))
     for name in ("base", "made"):
         write(tmp_path / name, {"a.safetensors": shard({"t": (dtype, [8, 8], data)})})
-    assert checked(tmp_path / "made", tmp_path / "base").clean
+    assert not checked(tmp_path / "made", tmp_path / "base").findings
     for element in (0, 1, 31, 62, 63):
         number = int.from_bytes(data, "little") ^ (1 << bits * element)
         altered = shard({"t": (dtype, [8, 8], number.to_bytes(8 * bits, "little"))})

@@ -218,8 +218,10 @@ def test_a_twin_is_written_and_its_manifest_verifies_it(tmp_path: Path) -> None:
     done = requant("manifest", str(tmp_path / "twin"))
     (tmp_path / "manifest.json").write_text(done.stdout)
     done = requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"))
-    assert (done.returncode, done.stdout.split()[0].strip(",")) == (0, "identical")
-    (tmp_path / "twin" / "README.md").unlink()
+    beside, verdict = done.stdout.splitlines()
+    assert (done.returncode, verdict.split(",")[0]) == (0, "identical")
+    assert "README.md" in beside
+    (tmp_path / "twin" / "vocab.json").unlink()
     done = requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"), "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["outcome"] == "equivalent"

@@ -132,7 +132,7 @@ def said(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     stream = io.StringIO()
     for console in (terminal.out, terminal.err):
-        monkeypatch.setattr(console, "file", stream)
+        monkeypatch.setattr(console, "_file", stream)
         monkeypatch.setattr(console, "_force_terminal", True)
         monkeypatch.setattr(console, "_color_system", ColorSystem.STANDARD)
         monkeypatch.setattr(console, "_width", 100_000)  # so that nothing is folded

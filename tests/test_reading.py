@@ -38,14 +38,16 @@ class Absent(Enum):
 
 ABSENT: Any = Absent.ABSENT
 
+FORMATS: tuple[Any, ...] = (ABSENT, None, "junk", "auto_round:fp8", [], 3)
+TYPES: tuple[Any, ...] = (ABSENT, None, "fp", "fp8", "mx_fp", "mx_fp4", "junk", [], 1)
 BY_HAND: dict[str, dict[str, Any]] = {
     "as AutoRound writes it": {},
     "asymmetric": {"sym": False},
     "no sym": {"sym": ABSENT},
     **{f"bits {bits!r}": {"bits": bits} for bits in (ABSENT, 1, 2, 3, 5, 8, 16, True, 4.0, "4", [4], None)},
     **{f"groups {size!r}": {"group_size": size} for size in (ABSENT, -1, 32, 96, 256, [128, 128], [1], "128", None)},
-    **{f"format {name!r}": {"packing_format": name} for name in (ABSENT, None, "junk", "auto_round:fp8", [], 3)},
-    **{f"type {name!r}": {"data_type": name} for name in (ABSENT, None, "fp", "fp8", "mx_fp", "mx_fp4", "junk", [], 1)},
+    **{f"format {name!r}": {"packing_format": name} for name in FORMATS},
+    **{f"type {name!r}": {"data_type": name} for name in TYPES},
     **{f"backend {name!r}": {"backend": name} for name in ("junk", "gptq", "gptq:marlin", "marlin", "awq", None, 1)},
     "another name for a backend": {"vllm_backend": "junk"},
     "a third name for a backend": {"sglang_backend": "junk"},

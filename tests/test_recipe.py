@@ -210,7 +210,7 @@ def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
         ("calibration.chat_template", True),
         ("mtp.policy", "calibrated"),
         ("hardware.device", "xpu"),
-        ("twin.device", "cuda"),
+        ("twin.device", "tpu"),
     ],
 )
 def test_choices_are_closed(key: str, value: Any, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ FIXED = {
     *("scheme.bits", "scheme.symmetric", "scheme.data_type", "scheme.scale_dtype", "scheme.packing"),
     *("tuning.tune_norm_and_bias", "tuning.blocks_at_once", "tuning.algorithm_extension", "tuning.adam"),
     *("tuning.quantized_input", "tuning.torch_compile", "calibration.chat_template", "calibration.concatenate"),
-    *("passes.order", "twin.device"),
+    "passes.order",
 }
 OTHERS = {
     "scheme.group_size": 64,
@@ -392,6 +392,7 @@ OTHERS = {
     "layers.ignore": ["mtp.fc", "self_attn"],
     "mtp.policy": "bf16",
     "hardware.device": "cpu",
+    "twin.device": "cuda",
     "twin.precision": "bfloat16",
 }
 

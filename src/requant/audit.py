@@ -24,6 +24,7 @@ from requant.build import beside, recorded
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
 from requant.digest import sha256_file, strict_json
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
+from requant.files import folded, listing
 from requant.inventory import PACKED, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
@@ -277,15 +278,8 @@ class _Audited:
         return make_manifest(self.folder, counted(tell, "hash", total))
 
     def companions(self) -> tuple[str, ...]:
-        """Return what lies in the folder and is no file of the checkpoint; of a hidden folder, its name."""
-        counted = {*self.checkpoint.shards, *self.checkpoint.files}
-        found = set()
-        for path in self.folder.rglob("*"):
-            name = path.relative_to(self.folder).as_posix()
-            if name not in counted and not path.is_dir():
-                first, _, deeper = name.partition("/")
-                found.add(short(f"{first}/" if deeper and first.startswith(".") else name))
-        names = sorted(found)
+        """Return what lies in the folder and is no file of the checkpoint, as a statement can hold it."""
+        names = [short(name) for name in folded(listing(self.folder).companions)]
         return tuple(names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED:,} more"])
 
     def untuned(self, manifest: Manifest, autoround: str) -> Untuned:
