@@ -15,11 +15,11 @@ from tests.cases.audits import AUDIT, audits
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 
-from requant.digest import canonical_json, sha256
+from requant.digest import MAX_STATEMENT, canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe, read_recipe
 from requant.retuning.apart import Apart
-from requant.retuning.audits import FOLDER, MAX_BYTES, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
+from requant.retuning.audits import FOLDER, PREDICATE_TYPE, SUFFIX, party, read_audit, read_audits, statement
 from requant.retuning.audits import write_audit as write
 from requant.retuning.challenge import MAX_TEXT, Challenge
 from requant.retuning.retuned import Audit, Judgement, Retuned
@@ -237,7 +237,7 @@ def test_what_is_no_regular_small_file_is_not_opened(kind: str, recipe: Recipe, 
         path.rename(tmp_path / "real")
         path.symlink_to(tmp_path / "real")
     elif kind == "huge":
-        os.truncate(path, MAX_BYTES + 1)
+        os.truncate(path, MAX_STATEMENT + 1)
     else:
         path.unlink()
         if kind != "absent":
@@ -258,5 +258,5 @@ def test_the_largest_audit_fits() -> None:
     each = Retuned("", 0, Judgement.DIFFERENT, "r" * 200, Apart("t" * 200, 2**40, 2**40 * 30, steps, 2**40, 65535))
     some = tuple(replace(each, block=f"model.language_model.layers.{i}", index=i) for i in range(1000))
     audit = replace(AUDIT, blocks=some, count=1000, challenge=Challenge("text", 1000))
-    assert len(statement(audit)) < MAX_BYTES
+    assert len(statement(audit)) < MAX_STATEMENT
     assert read(statement(audit)) == audit

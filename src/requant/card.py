@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from requant.digest import read_whole
+from requant.digest import MAX_CARD, read_whole
 from requant.errors import CheckpointError
 from requant.identify import Fingerprint
 from requant.inspecting.headers import Headers
@@ -60,7 +60,7 @@ Judge = Callable[[re.Match[str], str, Facts], tuple[Verdict, str]]
 def read_card(path: Path) -> str:
     """Return a card's text; raise CheckpointError where it cannot be read, or is no text."""
     try:
-        return read_whole(path).decode()
+        return read_whole(path, MAX_CARD).decode()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from requant.digest import canonical_json
+from requant.digest import MAX_INDEX, MAX_SIDE, canonical_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
 from requant.safetensors import Spec, Stretch, read_header
@@ -85,7 +85,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: not in the checkpoint, which has {', '.join(sorted(self.files)) or 'no side files'}"
             )
-        return b"".join(self.files[path].chunks())
+        limit, data = MAX_INDEX if path == INDEX else MAX_SIDE, bytearray()
+        for chunk in self.files[path].chunks():
+            data += chunk
+            if len(data) > limit:
+                raise CheckpointError(f"{path}: larger than {limit:,} bytes, the most that is read of such a file")
+        return bytes(data)
 
 
 def spread(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from requant.digest import file_chunks, read_whole, strict_json
+from requant.checkpoint import INDEX
+from requant.digest import MAX_INDEX, MAX_SIDE, count_values, file_chunks, read_whole, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
 from requant.safetensors import read_header
@@ -33,7 +34,9 @@ def _unlike(name: str, one: Path, two: Path) -> tuple[str, ...]:
         ):
             return ()
         if name.endswith(".json"):
-            found = list(_values("", strict_json(read_whole(one)), strict_json(read_whole(two))))
+            texts = [read_whole(each, MAX_INDEX if each.name == INDEX else MAX_SIDE) for each in (one, two)]
+            count_values(*texts)
+            found = list(_values("", *map(strict_json, texts)))
             more = (f"and {len(found) - DEEP} more",) if len(found) > DEEP else ()
             return (*found[:DEEP], *more) or ("the same values, written otherwise",)
     except OSError as error:

@@ -7,7 +7,8 @@ addresses, the token and the proxies are huggingface_hub's, as in `download`.
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.digest import MAX_WHOLE
+from requant.checkpoint import INDEX
+from requant.digest import MAX_INDEX, MAX_SIDE
 from requant.errors import CheckpointError, NotAvailableError
 from requant.files import SUFFIX
 from requant.inspecting.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
@@ -30,7 +31,7 @@ class _Hub:
         found = self.found
         url = hf_hub_url(found.repository, path, revision=found.commit, endpoint=found.endpoint)
         if start is None or stop is None:
-            _, data = web.whole(url, "", self.patience, MAX_WHOLE)
+            _, data = web.whole(url, "", self.patience, MAX_INDEX if path == INDEX else MAX_SIDE)
             size = len(data)
         else:
             answer, data = web.whole(url, f"bytes={start}-{stop - 1}", self.patience, stop - start)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from requant.digest import strict_json
+from requant.digest import MAX_SIDE, strict_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.network import web
 from requant.network.pinned import path_fault
@@ -121,7 +121,7 @@ class Repository:
         if name not in self._names:
             raise CheckpointError(f"{name}: no such file in {self.identity}")
         self._block(name, 0)
-        data = bytearray(min(self._sizes[name], 8 * BLOCK))
+        data = bytearray(min(self._sizes[name], MAX_SIDE))
         self.read(name, 0, memoryview(data))
         return bytes(data)
 
