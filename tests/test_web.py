@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,6 +130,19 @@ def test_a_size_that_is_none(size: str) -> None:
         serve = lambda path, answers=answers: [listed(FINE)] if "/api/" in path else answers  # noqa: E731
         with answering(serve) as (url, _), pytest.raises((NotAvailableError, CheckpointError)):
             verb("o/n@main", url)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_headers_are_bounded_together(verb: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_HEADERS", 1000)
+    header = b'{"a%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'.ljust(400)
+    file = len(header).to_bytes(8, "little") + header
+    with running() as served, tempfile.TemporaryDirectory() as folder:
+        for number in range(9):
+            Path(folder, f"{number}.safetensors").write_bytes(file.replace(b"%d", b"%02d" % number))
+        served.serve("model", "o/n", COMMIT, Path(folder))
+        with pytest.raises(CheckpointError, match="headers have more than 1,000 bytes in all"):
+            verb("o/n@main", served.url)
 
 
 def test_nothing_is_asked_but_the_list_and_files(tmp_path: Path) -> None:

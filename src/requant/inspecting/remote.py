@@ -13,7 +13,7 @@ from requant.errors import CheckpointError, NotAvailableError
 from requant.files import SUFFIX
 from requant.inspecting.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
 from requant.network import web
-from requant.network.hub import Listing, listing, named
+from requant.network.hub import Listing, confirm_headers, listing, named
 
 
 @dataclass
@@ -56,19 +56,21 @@ def remote_headers(text: str, endpoint: str | None = None) -> Headers:
     """
     patience = web.Patience()
     found = listing(*named(text), patience, endpoint)
+    name = f"{found.repository}@{found.commit}"
     hub, paths = _Hub(found, patience, found.bytes), found.paths
-    shards, data_bytes = {}, 0
+    shards, data_bytes, headers_bytes = {}, 0, 0
     with without_collector():
         for path in paths:
             if path.endswith(SUFFIX):
                 where = Path(found.repository, path)
                 first, size = hub.get(path, 0, 8)
                 length = header_length(where, first, size)
+                headers_bytes += length
+                confirm_headers(name, headers_bytes)
                 header, _ = hub.get(path, 8, 8 + length) if length else (b"", size)
                 if len(header) != length:
                     raise CheckpointError(f"{where}: {len(header):,} of {length:,} bytes of its header came")
                 shards[path] = specs(where, header, size)
                 data_bytes += size - 8 - length
     sides = {path: hub.get(path)[0] for path in SIDES if path in paths}
-    name = f"{found.repository}@{found.commit}"
     return Headers(name, shards, data_bytes, sides, tuple(p for p in paths if p not in shards), None, hub.fetched)

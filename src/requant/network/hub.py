@@ -21,6 +21,8 @@ from requant.network.pinned import path_fault
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w./-]+)", re.ASCII)
 COMMIT = re.compile("[0-9a-f]{40}")
 MAX_FILES = 10_000
+MAX_HEADERS = 1 << 26
+"""Bytes of all headers of a repository: those of 100,000 tensors have 12 MB."""
 MAX_LISTING = 1 << 23
 """Bytes of the longest list of files: far more than so many names take."""
 ATTEMPTS = 5
@@ -82,6 +84,12 @@ def listing(repository: str, revision: str, patience: web.Patience, endpoint: st
     return Listing(base, repository, value["sha"], tuple(kept), len(data))
 
 
+def confirm_headers(name: str, size: int) -> None:
+    """Raise CheckpointError where the headers of a repository, taken together, are longer than any have to be."""
+    if size > MAX_HEADERS:
+        raise CheckpointError(f"{name}: its headers have more than {MAX_HEADERS:,} bytes in all")
+
+
 class Repository:
     """The files of a repository at one commit."""
 
@@ -89,6 +97,7 @@ class Repository:
         self.identity = f"{found.repository}@{found.commit}"
         self._url, self._names, self._patience = url, list(found.paths), patience
         self._sizes: dict[str, int] = {}
+        self._header_bytes = 0
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._headers = tempfile.TemporaryDirectory(prefix="requant-headers-")
@@ -108,6 +117,8 @@ class Repository:
         """Return a file that has the header of `name`, and its length, but holes for data."""
         start = self._block(name, 0)[:8]
         length = min(int.from_bytes(start.ljust(8, b"\xff"), "little"), max(0, self._sizes[name] - 8), 100_000_000)
+        self._header_bytes += length
+        confirm_headers(self.identity, self._header_bytes)
         text = bytearray(8 + length)
         self.read(name, 0, memoryview(text)[: min(len(text), self._sizes[name])])
         path = Path(self._headers.name, str(self._names.index(name)))
