@@ -11,7 +11,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,6 +88,31 @@ def running() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def answering(answer: Callable[[str], Iterable[bytes]]) -> Iterator[tuple[str, list[int]]]:
+    """Answer each request with raw bytes, of its address, until they end or nobody listens; tell how many went out."""
+    sent: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    request += connection.recv(1 << 16)
+                for chunk in answer(request.split()[1].decode()):
+                    connection.sendall(chunk)
+                    sent.append(len(chunk))
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=server.accept()[:1], daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", sent
+        server.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

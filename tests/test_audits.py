@@ -15,13 +15,12 @@ from tests.cases.audits import AUDIT, audits
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 
-from requant.digest import canonical_json, sha256
+from requant.digest import MAX_STATEMENT, canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
 from requant.recipe import Recipe, read_recipe
 from requant.retuning.apart import Apart
 from requant.retuning.audits import (
     FOLDER,
-    MAX_BYTES,
     PREDICATE_TYPE,
     SUFFIX,
     party,
@@ -308,7 +307,7 @@ def test_what_is_no_regular_small_file_is_not_opened(kind: str, recipe: Recipe, 
         path.rename(tmp_path / "real")
         path.symlink_to(tmp_path / "real")
     elif kind == "huge":
-        os.truncate(path, MAX_BYTES + 1)
+        os.truncate(path, MAX_STATEMENT + 1)
     else:
         path.unlink()
         if kind != "absent":
@@ -330,5 +329,5 @@ def test_the_largest_audit_fits() -> None:
     some = tuple(replace(each, block=f"model.language_model.layers.{i}", index=i) for i in range(1000))
     rest = Untuned((Deviation("changed tensor", "t" * MAX_TEXT, "d" * MAX_TEXT),) * NAMED, 2**40, "o" * MAX_TEXT)
     audit = replace(AUDIT, blocks=some, count=1000, challenge=Challenge("text", 1000), untuned=rest)
-    assert len(statement(audit)) < MAX_BYTES
+    assert len(statement(audit)) < MAX_STATEMENT
     assert read(statement(audit)) == audit

@@ -285,3 +285,7 @@ def test_no_file_is_written_over(tmp_path: Path) -> None:
 def test_a_tensor_that_comes_with_other_bytes_than_its_shape_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(CheckpointError, match=rf"'a' came with {len(data)} bytes, expected 2"):
         write(tmp_path / "file", {"a": ("U8", [2], data)})
+
+
+def test_what_a_tensor_is_reads_as_words() -> None:
+    assert f"{Spec('BF16', (4, 128))}" == "BF16 [4, 128]"

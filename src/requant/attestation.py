@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.digest import canonical_json, read_whole, sha256, strict_json
+from requant.digest import MAX_STATEMENT, canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
 BUILD_TYPE = "urn:requant:build:1"
@@ -100,7 +100,7 @@ def environment_of(path: Path) -> str:
 
 def _internal(path: Path, key: str) -> Any:
     try:
-        return strict_json(read_whole(path))["predicate"]["buildDefinition"]["internalParameters"][key]
+        return strict_json(read_whole(path, MAX_STATEMENT))["predicate"]["buildDefinition"]["internalParameters"][key]
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:

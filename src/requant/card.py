@@ -1,7 +1,8 @@
-"""What a model card claims, held against the files: confirmed, refuted, or undecidable from the files alone.
+"""What a model card claims, held against the tensors: confirmed, refuted, or undecidable from the files alone.
 
-A card is prose. Each recogniser below knows one kind of sentence; what none knows is not judged, and a number that
-is only repeated in a configuration stays undecidable: whoever wrote the one wrote the other.
+A card is prose, in whole phrases: what stands between commas, full stops, semicolons, table cells and line ends. A
+phrase is decided where one of the patterns below is all of it and no word around it turns it round; everything else
+is undecidable. So is whatever a configuration merely repeats: whoever wrote the one wrote the other.
 """
 
 import re
@@ -10,14 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from requant.digest import read_whole
+from requant.digest import MAX_CARD, read_whole
 from requant.errors import CheckpointError
 from requant.identify import Fingerprint
+from requant.inspecting.anatomy import canonical
 from requant.inspecting.headers import Headers
-from requant.inventory import base_tensors
+from requant.inventory import MTP, VISUAL, linears
+from requant.passes.context import EXTRAS
+from requant.safetensors import Spec
 
 Verdict = Literal["confirmed", "refuted", "undecidable"]
 MAX_CLAIMS = 200
+LONGEST = 200
+"""Characters of a phrase that is looked at: a longer one is not understood."""
 GB = 10**9
 
 
@@ -37,31 +43,30 @@ class Claim:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files say: the fingerprint, and the configuration."""
+    """What the files show: the fingerprint, every tensor by its canonical name, and how many files are the main ones.
+
+    `linears` are the layers that the configuration speaks of: names to look for, no evidence of anything.
+    """
 
     found: Fingerprint
-    config: Mapping[str, Any]
-    base_bytes: int
+    tensors: Mapping[str, Spec]
+    linears: frozenset[str]
+    main_files: int
 
-    @property
-    def text(self) -> Mapping[str, Any]:
-        """The text model's configuration."""
-        return self.config["text_config"]  # type: ignore[no-any-return]
-
-    @property
-    def declared(self) -> Mapping[str, Any]:
-        """The quantization_config, empty where there is none, or something else."""
-        stated = self.config.get("quantization_config")
-        return stated if isinstance(stated, dict) else {}
+    def packed(self, first: str, second: str) -> Iterator[tuple[Spec, Spec]]:
+        """Yield two tensors of each packed layer, by the ends of their names."""
+        for name, spec in self.tensors.items():
+            if name.endswith(first) and (other := self.tensors.get(name.removesuffix(first) + second)):
+                yield spec, other
 
 
-Judge = Callable[[re.Match[str], str, Facts], tuple[Verdict, str]]
+Judge = Callable[[re.Match[str], Facts], tuple[Verdict, str]]
 
 
 def read_card(path: Path) -> str:
     """Return a card's text; raise CheckpointError where it cannot be read, or is no text."""
     try:
-        return read_whole(path).decode()
+        return read_whole(path, MAX_CARD).decode()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -69,17 +74,31 @@ def read_card(path: Path) -> str:
 
 
 def judge(card: str, found: Fingerprint, headers: Headers) -> tuple[Claim, ...]:
-    """Return the claims of a card that a recogniser knows, in order, each with its verdict."""
-    config = headers.object("config.json") or {}
-    facts = Facts(found, config, sum(spec.nbytes for spec in base_tensors(config).values()))
-    claims = [claim for number, line in enumerate(card.splitlines(), 1) for claim in _line(number, line[:2000], facts)]
-    return tuple(claims[:MAX_CLAIMS])
+    """Return the claims of a card that are about what files show, in order, each with its verdict."""
+    tensors = {canonical(name): spec for held in headers.shards.values() for name, spec in held.items()}
+    facts = Facts(
+        found, tensors, frozenset(linears(headers.object("config.json") or {})), len({*headers.shards} - {EXTRAS})
+    )
+    claims: list[Claim] = []
+    before = ""
+    for number, line in enumerate(card.splitlines(), 1):
+        turned, before = bool(_TURNED.search(before) or _TURNED.search(line)), line
+        for phrase in _ENDS.split(line):
+            if len(claims) < MAX_CLAIMS and (
+                claim := _claim(number, " ".join(phrase.split()).strip("*`_#>- "), facts, turned)
+            ):
+                claims.append(claim)
+    return tuple(claims)
 
 
-def _line(number: int, line: str, facts: Facts) -> Iterator[Claim]:
-    for pattern, judged in _KNOWN:
-        for match in pattern.finditer(line):
-            yield Claim(number, match[0].strip(" |*`"), *judged(match, line, facts))
+def _claim(number: int, phrase: str, facts: Facts, turned: bool) -> Claim | None:
+    if len(phrase) <= LONGEST and not turned:
+        for pattern, judged in _KNOWN:
+            if match := pattern.fullmatch(phrase):
+                return Claim(number, phrase, *judged(match, facts))
+    if _ABOUT.search(phrase[:LONGEST]):
+        return Claim(number, phrase[:LONGEST], "undecidable", "not understood, or nothing that a tensor shows")
+    return None
 
 
 def _is(found: bool, evidence: str) -> tuple[Verdict, str]:
@@ -90,102 +109,110 @@ def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def _experts(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-    count = facts.text["num_experts"]
-    return _is(_number(match[1]) == count, f"the routers have {count} experts")
+def _near(about: str | None, claimed: float, found: float, slack: float) -> bool:
+    """Whether a number is what is claimed: as exact as it is written, and 3 % where it says "about"."""
+    return abs(found - claimed) <= (max(slack, 0.03 * claimed) if about else slack)
 
 
-def _bits(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-    packed = facts.found.quantized_layers
-    return _is(int(match[1]) == 4 and packed > 0, f"{packed:,} layers hold eight codes in a word")
+def _one(values: set[int], claimed: int, what: str) -> tuple[Verdict, str]:
+    told = ", ".join(f"{value:,}" for value in sorted(values)) or "none"
+    return _is(values == {claimed}, f"{what}: {told}")
 
 
-def _group(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-    return _is(int(match[1]) == facts.declared.get("group_size"), f"declared {facts.declared.get('group_size')}")
-
-
-def _effort(key: str) -> Judge:
-    def judged(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-        declared = facts.found.declared_effort[key]
-        if isinstance(declared, int) and declared != _number(match[1]):
-            return "refuted", f"the configuration declares {declared}"
-        return "undecidable", f"declared {declared}; no tensor shows how long it was tuned"
-
-    return judged
-
-
-def _version(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-    declared = facts.found.declared_version
-    if declared and not declared.startswith(match[1]):
-        return "refuted", f"the configuration declares {declared}"
-    writers = ", ".join(facts.found.writers) or "none that is known"
-    return "undecidable", f"declared {declared or 'nothing'}; possible writers: {writers}"
-
-
-def _size(match: re.Match[str], line: str, facts: Facts) -> tuple[Verdict, str]:
-    found = facts.found
-    # As exact as it is written; "about" is 3 %, and headers, which are no tensors, 0.1 %.
-    slack = max(0.5 * 10.0 ** -len(match[2].partition(".")[2]), (0.03 if match[1] else 0.001) * float(match[2]))
-    sizes = {
-        "in all": found.main_bytes + found.extra_bytes,
-        "in the main files": found.main_bytes,
-        "in the extra file": found.extra_bytes,
-        "of the base": facts.base_bytes,
+def _experts(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    routers = {
+        spec.shape[0] for name, spec in facts.tensors.items() if name.endswith(".mlp.gate.weight") and spec.shape
     }
-    for where, size in sizes.items():
-        if abs(size / GB - float(match[2])) <= slack:
-            return "confirmed", f"{size:,} bytes of tensors {where}"
-    if re.search(r"total|size|shard|extras|int4|quantized|disk", line, re.I) and not re.search(
-        r"ram|memory|peak", line, re.I
-    ):
-        return "refuted", ", ".join(f"{size:,} bytes {where}" for where, size in sizes.items())
-    return "undecidable", "no size of these files, and perhaps none is meant"
+    return _one(routers, _number(match[1]), "experts that the routers have weights for")
 
 
-def _tensors(match: re.Match[str], line: str, facts: Facts) -> tuple[Verdict, str]:
-    count, tensors = _number(match[1]), facts.found.tensors
-    if count == tensors["visual .weight"] != tensors["visual"] and re.search("visual|vision", line, re.I):
-        return "refuted", f"the tower has {tensors['visual']}; {count} of them end in .weight"
-    for what, number in tensors.items():
-        if count == number:
-            return "confirmed", f"{count:,} tensors: {what}"
-    if re.search(r"mtp", line, re.I):
-        return "refuted", f"there are {tensors['MTP']:,} MTP tensors"
-    if re.search("visual|vision", line, re.I):
-        return "refuted", f"there are {tensors['visual']:,} visual tensors"
-    return "undecidable", "no count of these files, and perhaps none is meant"
+def _bits(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    pairs = list(facts.packed(".scales", ".qzeros"))
+    bits = {32 * zeros.shape[-1] // max(1, scales.shape[-1]) for scales, zeros in pairs if scales.shape and zeros.shape}
+    return _one(bits, int(match[1]), "bits of a code, by the zero points of packed layers")
 
 
-def _layers(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-    found = (facts.found.quantized_layers, facts.found.linear_layers)
+def _group(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    pairs = list(facts.packed(".qweight", ".scales"))
+    sizes = {
+        8 * weight.shape[0] // max(1, scales.shape[0]) for weight, scales in pairs if weight.shape and scales.shape
+    }
+    return _one(sizes, int(match[1]), "codes to a scale")
+
+
+def _size(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    claimed, slack = float(match["size"]), 0.5 * 10.0 ** -len(match["size"].partition(".")[2])
+    if not claimed:
+        return "undecidable", "a size of nothing"
+    found, shards = facts.found, match.groupdict().get("shards")
+    if shards is not None:
+        size, where = found.main_bytes, f"in {facts.main_files} main files"
+    elif match.groupdict().get("extras"):
+        size, where = found.extra_bytes, "in the extra file"
+    else:
+        size, where = found.main_bytes + found.extra_bytes, "in all"
+    fits = _near(match["about"], claimed, size / GB, max(slack, 0.001 * claimed))  # headers are no tensors: 0.1 %
+    return _is(fits and shards in (None, str(facts.main_files)), f"{size:,} bytes of tensors {where}")
+
+
+def _tensors(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    kind = {"mtp": "MTP", "visual": "visual", "vision": "visual"}.get((match["kind"] or "").lower(), "all")
+    count = facts.found.tensors[kind]
+    return _is(_near(match["about"], _number(match["count"]), count, 0), f"{count:,} tensors: {kind}")
+
+
+def _layers(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    packed = {name.removesuffix(".qweight") for name in facts.tensors if name.endswith(".qweight")}
+    packed = {name for name in packed if not name.startswith((MTP, VISUAL))}
+    if not packed <= facts.linears:
+        return "undecidable", "the configuration does not know all of the layers that are packed"
+    there = {name for name in facts.linears if name in packed or f"{name}.weight" in facts.tensors}
+    counts = (_number(match[1]), _number(match[2]))
+    return _is(counts == (len(packed), len(there)), f"{len(packed):,} of {len(there):,} linear layers are packed")
+
+
+def _tied(_: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    head = "lm_head.weight" in facts.tensors or "lm_head.qweight" in facts.tensors
+    return _is(not head, f"lm_head is {'stored' if head else 'not stored'}")
+
+
+def _mtp(match: re.Match[str], facts: Facts) -> tuple[Verdict, str]:
+    layout = facts.found.mtp
+    if match[1].upper() == "INT4":
+        return _is(layout == "packed", f"the MTP block is {layout}")
+    dtypes = sorted({spec.dtype for name, spec in facts.tensors.items() if name.startswith(MTP)})
     return _is(
-        (_number(match[1]), _number(match[2])) == found, f"{found[0]:,} of {found[1]:,} linear layers are packed"
+        layout in ("fused", "split") and dtypes == ["BF16"], f"the MTP block is {layout}, in {', '.join(dtypes)}"
     )
 
 
-def _tied(_: re.Match[str], __: str, facts: Facts) -> tuple[Verdict, str]:
-    tied = bool(facts.text.get("tie_word_embeddings"))
-    return _is(tied, f"tie_word_embeddings is {str(tied).lower()}")
-
-
-def _mtp(match: re.Match[str], _: str, facts: Facts) -> tuple[Verdict, str]:
-    layout = facts.found.mtp
-    wanted = ("fused", "split") if re.search("bf16|bfloat16", match[0], re.I) else ("packed",)
-    return _is(layout in wanted, f"the MTP block is {layout}")
-
-
-_KNOWN: tuple[tuple[re.Pattern[str], Judge], ...] = (
-    (re.compile(r"\b(\d[\d,]{0,6})\s+(?:routed\s+)?experts\b", re.I), _experts),
-    (re.compile(r"\b(?:INT|W)(\d)(?:A16)?\b"), _bits),
-    (re.compile(r"\bgroup[_ -]?size\b[^\d\n]{0,12}(\d{1,4})\b", re.I), _group),
-    (re.compile(r"\biter(?:s|ations)\b[^\d\n]{0,12}(\d{1,6})\b", re.I), _effort("iters")),
-    (re.compile(r"\bnsamples\b[^\d\n]{0,12}(\d{1,6})\b", re.I), _effort("nsamples")),
-    (re.compile(r"\bseqlen\b[^\d\n]{0,12}(\d{1,6})\b", re.I), _effort("seqlen")),
-    (re.compile(r"\bauto-?round\b[^\d\n]{0,12}v?(\d{1,3}\.\d{1,3}\.\d{1,3})\b", re.I), _version),
-    (re.compile(r"([~≈]?)\s?(\d{1,6}(?:\.\d{1,3})?)\s?GB\b"), _size),
-    (re.compile(r"\b(\d[\d,]{1,9})\s+(?:[\w-]{1,20}\s+){0,2}(?:tensors|weights)\b", re.I), _tensors),
-    (re.compile(r"\b(\d{1,3},\d{3})\s?(?:/|of)\s?(\d{1,3},\d{3})\b"), _layers),
-    (re.compile(r"\btied (?:word )?embeddings\b", re.I), _tied),
-    (re.compile(r"\bMTP\b[^.\n|]{0,40}\b(?:BF16|bfloat16|INT4)\b", re.I), _mtp),
+_ENDS = re.compile(r"[|;()]|,(?!\d)|[.!?](?=\s|$)")
+_TURNED = re.compile(
+    r"\b(?:no|not|non|never|none|neither|nor|without|unlike|except|instead|cannot)\b|n['\u2019]t\b", re.I
 )
-"""Each pattern with who judges it; bounded repetitions only, for a stranger wrote the card."""
+"""A word in the same line or the one before, after which nothing is decided."""
+_ABOUT_SIZE = r"(?P<about>~|≈|about |approx\. )? ?(?P<size>\d{1,6}(?:\.\d{1,3})?) ?GB"
+_KNOWN: tuple[tuple[re.Pattern[str], Judge], ...] = (
+    (re.compile(r"(\d[\d,]{0,6}) (?:routed )?experts", re.I), _experts),
+    (re.compile(r"(?:INT|W)(\d)(?:A16)?"), _bits),
+    (re.compile(r"group[_ -]?size[ :=]{0,3}(\d{1,4})", re.I), _group),
+    (re.compile(rf"(?P<extras>extras?) {_ABOUT_SIZE}", re.I), _size),
+    (re.compile(rf"(?P<shards>\d{{1,4}}) shards? {_ABOUT_SIZE}", re.I), _size),
+    (re.compile(rf"{_ABOUT_SIZE} (?:in )?(?:total|all)", re.I), _size),
+    (
+        re.compile(
+            r"(?P<about>~)? ?(?P<count>\d[\d,]{0,9}) (?:(?P<kind>MTP|visual|vision) )?(?:tensors|weights)", re.I
+        ),
+        _tensors,
+    ),
+    (re.compile(r"(\d{1,3},\d{3}) ?(?:/|of) ?(\d{1,3},\d{3}) (?:linear )?layers", re.I), _layers),
+    (re.compile(r"tied (?:word )?embeddings", re.I), _tied),
+    (re.compile(r"(?:the )?MTP(?: block)?(?: is)?(?: in)? (BF16|bfloat16|INT4)", re.I), _mtp),
+)
+"""Each pattern with who judges it; it is to match a whole phrase."""
+_ABOUT = re.compile(
+    r"\d ?GB\b|\bexperts\b|\b(?:INT|W)\d|\btensors\b|\bweights\b|\blayers\b|\bMTP\b|\bembeddings\b"
+    r"|\bgroup[_ -]?size\b|\biters|\bnsamples\b|\bseqlen\b|\bauto-?round\b",
+    re.I,
+)
+"""What makes a phrase a claim about the files, understood or not."""

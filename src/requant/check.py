@@ -147,7 +147,7 @@ def _examined(
     """Examine windows in order, a bounded number ahead."""
     queue = iter(numbers)
     running: dict[Future[Measured], int] = {}
-    workers = 4 * threads if checkpoint.remote or base.remote else threads
+    workers = max(threads, min(4 * threads, 16)) if checkpoint.remote or base.remote else threads
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:

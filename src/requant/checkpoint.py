@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from requant.digest import canonical_json
+from requant.digest import canonical_json, side_limit
 from requant.errors import CheckpointError
 from requant.files import INDEX as INDEX
 from requant.files import SUFFIX, list_files
@@ -84,7 +84,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: not in the checkpoint, which has {', '.join(sorted(self.files)) or 'no side files'}"
             )
-        return b"".join(self.files[path].chunks())
+        limit, data = side_limit(path), bytearray()
+        for chunk in self.files[path].chunks():
+            data += chunk
+            if len(data) > limit:
+                raise CheckpointError(f"{path}: larger than {limit:,} bytes, the most that is read of such a file")
+        return bytes(data)
 
 
 def spread(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, Tensor]]:

@@ -7,14 +7,33 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 20
 """Bytes read at a time; bounds the memory of every hash."""
-MAX_WHOLE = 1 << 28
-"""Bytes of the largest file that is read whole: ten times the manifest of a checkpoint of 100,000 tensors."""
+MAX_SIDE = 1 << 23
+"""Bytes of the largest file that is read whole where none of the limits below is meant: configurations, and the like.
+
+All limits are measured (tests/test_limits.py): whatever stands in the file, it is read within 1 GiB and 10 seconds.
+"""
+MAX_INDEX = 3 << 23
+"""Of an index: one of 100,000 tensors has 11 MB."""
+MAX_TOKENIZER = 5 << 23
+"""Of a tokenizer's files: Qwen3.6's has 13 MB, Gemma 3's 33 MB."""
+MAX_MANIFEST = 5 << 23
+"""Of a manifest: one of 100,000 tensors has 22 MB."""
+MAX_JOURNAL = 3 << 23
+"""Of a journal: one of 40 blocks, each of 771 packed layers, has 13 MB."""
+MAX_STATEMENT = 1 << 22
+"""Of a statement or an audit: a thousand blocks, all different, take less."""
+MAX_CARD = 1 << 20
+MAX_TOML = 1 << 14
+"""Of a recipe: the reader's time and memory grow with the square of the longest dotted key."""
+MAX_VALUES = 2_000_000
+"""Of one JSON document, counted by its commas and opening brackets: Python takes up to 240 bytes for each."""
+DEEPEST = 100
+"""Brackets around a value of a JSON document."""
 
 
 def sha256(data: bytes) -> str:
@@ -45,13 +64,23 @@ def sha256_file(path: Path, start: int = 0, stop: int | None = None) -> str:
     return sha256_chunks(file_chunks(path, start, stop))
 
 
-def read_whole(path: Path) -> bytes:
-    """Return the bytes of a file; raise ValueError where there are more than `MAX_WHOLE`, and read no further."""
+def read_whole(path: Path, limit: int = MAX_SIDE) -> bytes:
+    """Return the bytes of a file; raise ValueError where there are more than `limit`, and read no further."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe that nobody writes has no bytes
-        data = b"".join(islice(iter(lambda: file.read(CHUNK), b""), MAX_WHOLE // CHUNK + 1))
-    if len(data) > MAX_WHOLE:
-        raise ValueError(f"larger than {MAX_WHOLE:,} bytes")
-    return data
+        data = bytearray()
+        while len(data) <= limit and (chunk := file.read(CHUNK)):
+            data += chunk
+    if len(data) > limit:
+        raise ValueError(f"larger than {limit:,} bytes, the most that is read of such a file")
+    return bytes(data)
+
+
+def side_limit(name: str) -> int:
+    """Return the most bytes that are read of a checkpoint's file of this name, where it is read whole."""
+    last = name.rpartition("/")[2]
+    if last.endswith(".index.json"):
+        return MAX_INDEX
+    return MAX_TOKENIZER if last.startswith(("tokenizer.", "vocab.", "merges.", "tekken.")) else MAX_SIDE
 
 
 def canonical_json(value: Any) -> bytes:
@@ -66,8 +95,10 @@ def canonical_json(value: Any) -> bytes:
 def strict_json(data: bytes) -> Any:
     """Parse JSON and refuse what readers understand differently: duplicate keys, NaN, text that is not Unicode.
 
+    And what would take more memory than it is worth: over `MAX_VALUES` values, or nested deeper than `DEEPEST`.
     Raises ValueError, which says what was found.
     """
+    count_values(data)
     try:
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
@@ -75,7 +106,29 @@ def strict_json(data: bytes) -> Any:
             canonical_json(value)  # refuses half a surrogate pair, which only an escape can hide in UTF-8
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return value
+    return shallow(value)
+
+
+def count_values(*documents: bytes) -> None:
+    """Raise ValueError where JSON documents may have more than `MAX_VALUES` values together."""
+    if (found := sum(data.count(mark) for data in documents for mark in b",[{")) > MAX_VALUES:
+        raise ValueError(f"{found:,} commas and brackets, expected {MAX_VALUES:,} at most")
+
+
+def shallow(value: Any) -> Any:
+    """Return a parsed document; raise ValueError where it is nested deeper than `DEEPEST`."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            each
+            for some in level
+            if type(some) in (dict, list)
+            for each in (some.values() if type(some) is dict else some)
+            if type(each) in (dict, list)
+        ]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

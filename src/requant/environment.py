@@ -13,7 +13,7 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
-from requant.digest import canonical_json, sha256
+from requant.digest import canonical_json, read_whole, sha256
 from requant.errors import LockError
 from requant.syntax import meaning
 
@@ -260,9 +260,11 @@ def _file(folder: Path, name: str, suffix: str) -> Path:
 
 def _bytes(file: Path, advice: str) -> bytes:
     try:
-        return file.read_bytes()
+        return read_whole(file)
     except OSError as error:
         raise LockError(f"{file}: {error.strerror}", advice) from None
+    except ValueError as error:
+        raise LockError(f"{file}: {error}", advice) from None
 
 
 def _lines(file: Path, data: bytes, advice: str) -> list[str]:

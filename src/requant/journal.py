@@ -15,7 +15,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, get_args, get_type_hints
 
-from requant.digest import canonical_json, read_whole, sha256, strict_json
+from requant.digest import MAX_JOURNAL, canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
 SCHEMA = 2
@@ -85,7 +85,7 @@ class Writer:
         Raises CheckpointError where it has no whole header, or its chain is broken.
         """
         found = read_journal(path, growing=True)
-        whole = read_whole(path).rpartition(b"\n")[0]
+        whole = read_whole(path, MAX_JOURNAL).rpartition(b"\n")[0]
         writer = cls.__new__(cls)
         writer._previous = sha256(whole.rpartition(b"\n")[2])
         writer._file = path.open("r+b")
@@ -117,7 +117,7 @@ def read_journal(path: Path, *, growing: bool = False) -> Journal:
     Raises CheckpointError, which names the line.
     """
     try:
-        data = read_whole(path)
+        data = read_whole(path, MAX_JOURNAL)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:

@@ -8,11 +8,11 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from requant.digest import canonical_json, read_whole, sha256, strict_json
+from requant.digest import MAX_MANIFEST, canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
 from requant.safetensors import ITEM_BITS, Stretch, read_header
@@ -60,8 +60,8 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the one form of this manifest: canonical JSON and a line end."""
-        files = {path: asdict(record) for path, record in self.files.items()}
-        tensors = {name: asdict(record) for name, record in self.tensors.items()}
+        files = {path: vars(record) for path, record in self.files.items()}
+        tensors = {name: vars(record) for name, record in self.tensors.items()}
         return canonical_json({"schema": SCHEMA, "files": files, "tensors": tensors}) + b"\n"
 
 
@@ -114,7 +114,7 @@ def read_file(
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; raise CheckpointError for anything that `Manifest.to_json` would not have written."""
     try:
-        data = read_whole(path)
+        data = read_whole(path, MAX_MANIFEST)
         value = strict_json(data)
         _keys("top level", value, {"schema", "files", "tensors"})
         if value["schema"] != SCHEMA:

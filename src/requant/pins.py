@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from requant.digest import MAX_SIDE, MAX_TOML, read_whole
 from requant.environment import files_advice, parse_pin, read_files_digest, read_lock
 from requant.errors import LockError, RecipeError, UsageError
 from requant.images.dockerfile import BASES, TOOLS
@@ -221,4 +222,9 @@ def _key_line(text: str, table: str, key: str) -> int:
 
 
 def _text(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+    if not file.exists():
+        return ""
+    try:
+        return read_whole(file, MAX_TOML if file.suffix == ".toml" else MAX_SIDE).decode()
+    except ValueError as error:
+        raise LockError(f"{file}: not a file of a project: {error}") from None

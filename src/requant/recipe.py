@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from requant.digest import canonical_json, read_whole, sha256
+from requant.digest import MAX_TOML, canonical_json, read_whole, sha256
 from requant.errors import RecipeError
 
 FILE = "recipe.toml"
@@ -217,7 +217,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     path = path / FILE if path.is_dir() else path
     try:
-        document = tomllib.loads(read_whole(path).decode())
+        document = tomllib.loads(read_whole(path, MAX_TOML).decode())
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}", "Name a folder under builds/, or its recipe.toml.") from None
     except (ValueError, RecursionError) as error:

@@ -38,6 +38,9 @@ class Spec:
     dtype: str
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
     @property
     def size(self) -> int:
         """Number of elements."""

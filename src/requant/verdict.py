@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NoReturn
 
@@ -80,7 +80,7 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as `--json` prints it."""
-        return asdict(self)
+        return {**vars(self), "differences": [vars(each) for each in self.differences]}
 
 
 _UNSEEN = re.compile(

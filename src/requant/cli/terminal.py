@@ -44,8 +44,7 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Lay out what a string says: its markup, and everything unseen as its escape."""
-        cut = f"{text[:MOST]}… ({len(text):,} characters)" if len(text) > MOST else text
-        return super().render_str(visible(cut), **options)
+        return super().render_str(visible(_cut(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render anything else to what is printed."""
@@ -55,6 +54,10 @@ class Terminal(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Nobody reads any more: not rich's status 1, which is a verdict."""
         raise BrokenPipeError
+
+
+def _cut(text: str) -> str:
+    return f"{text[:MOST]}… ({len(text):,} characters)" if len(text) > MOST else text
 
 
 out = Terminal(soft_wrap=True, emoji=False)
@@ -88,9 +91,9 @@ def say(text: str) -> None:
 def fail(message: str, advice: str, status: int) -> NoReturn:
     """Print an error and its advice, and end with `status`."""
     with suppress(OSError):  # whether or not anybody reads it, this is the status
-        first, *more = message.split("\n")
+        first, *more = _cut(message).split("\n")
         err.print(f"[bold red]error[/] {escape(first)}")
-        for line in (*more, *filter(None, advice.split("\n"))):
+        for line in (*more, *filter(None, _cut(advice).split("\n"))):
             err.print(f"      {escape(line)}")
     answer_error(message, advice, status)
     raise SystemExit(status)

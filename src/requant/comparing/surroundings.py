@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from requant.digest import file_chunks, read_whole, strict_json
+from requant.digest import count_values, file_chunks, read_whole, side_limit, strict_json
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, list_files
 from requant.safetensors import read_header
@@ -33,7 +33,8 @@ def _unlike(name: str, one: Path, two: Path) -> tuple[str, ...]:
         ):
             return ()
         if name.endswith(".json"):
-            return json_differences(read_whole(one), read_whole(two))
+            texts = [read_whole(each, side_limit(name)) for each in (one, two)]
+            return json_differences(*texts)
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from None
     except ValueError:
@@ -43,6 +44,7 @@ def _unlike(name: str, one: Path, two: Path) -> tuple[str, ...]:
 
 def json_differences(one: bytes, two: bytes) -> tuple[str, ...]:
     """Return each place where two JSON documents of other bytes differ; raise ValueError where one is no JSON."""
+    count_values(one, two)
     found = list(_values("", strict_json(one), strict_json(two)))
     more = (f"and {len(found) - DEEP} more",) if len(found) > DEEP else ()
     return (*found[:DEEP], *more) or ("the same values, written otherwise",)

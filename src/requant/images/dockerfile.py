@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from requant.digest import MAX_TOML, read_whole
 from requant.environment import Intent, Lock, Pin, dockerfile_path, read_intent, read_lock
 from requant.errors import LockError
 
@@ -57,7 +58,7 @@ def read_bases(folder: Path) -> dict[str, Base]:
     """Read `images.toml`: each environment's base. Raises LockError for anything that is not exactly the format."""
     file = folder / BASES
     try:
-        tables = tomllib.loads(file.read_text())
+        tables = tomllib.loads(read_whole(file, MAX_TOML).decode())
     except OSError as error:
         raise LockError(f"{file}: {error.strerror}") from None
     except ValueError as error:

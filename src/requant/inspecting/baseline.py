@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import dataclass
 
+from requant.digest import MAX_TOML, read_whole
 from requant.errors import RecipeError
 from requant.inspecting.findings import Expected, Severity, Target
 from requant.recipe import Recipe
@@ -30,7 +31,7 @@ def read_baseline(recipe: Recipe) -> tuple[Known, ...]:
     if not path.exists():
         return ()
     try:
-        entries = tomllib.loads(path.read_bytes().decode())["known"]
+        entries = tomllib.loads(read_whole(path, MAX_TOML).decode())["known"]
         return tuple(
             Known(
                 str(each["rule"]),

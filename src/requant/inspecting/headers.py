@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.checkpoint import INDEX
-from requant.digest import read_whole, strict_json
+from requant.digest import count_values, read_whole, shallow, side_limit, strict_json
 from requant.errors import CheckpointError
 from requant.files import MAX_INDEX_BYTES, SUFFIX, list_files
 from requant.loadable import CONFIGS, MAX_CONFIG_BYTES
@@ -56,7 +56,7 @@ class Headers:
         if len(self.sides[path]) > limit:
             raise CheckpointError(f"{self.name}/{path}: {len(self.sides[path]):,} bytes, expected {limit:,} at most")
         try:
-            value = _plain_index(self.sides[path]) if path == INDEX else strict_json(self.sides[path])
+            value = _index(self.sides[path]) if path == INDEX else strict_json(self.sides[path])
             return self._parsed.setdefault(path, value)
         except ValueError as error:
             raise CheckpointError(f"{self.name}/{path}: not JSON as requant reads it: {error}") from None
@@ -81,24 +81,32 @@ def read_headers(folder: Path) -> Headers:
     return Headers(str(folder), shards, data_bytes, sides, paths, folder)
 
 
-def _plain_index(data: bytes) -> Any:
-    """Parse an index without looking at each pair: a key that stands twice shows in the number of quotes."""
+def _index(data: bytes) -> Any:
     with without_collector():
         try:
-            value = json.loads(data.decode())
-            weight_map = value["weight_map"]
-            rest = json.dumps({**value, "weight_map": {}}, allow_nan=False).count('"')
-            usual = b"\\" not in data and set(map(type, weight_map.values())) == {str}
-            if usual and data.count(b'"') == rest + 4 * len(weight_map):
-                return value
+            found = _plain_index(data)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            pass
-        return strict_json(data)
+            found = None
+        return strict_json(data) if found is None else found
+
+
+def _plain_index(data: bytes) -> Any:
+    """Parse an index without looking at each pair: a key that stands twice shows in the number of quotes.
+
+    None, or an exception, where it is not exactly as usual.
+    """
+    count_values(data)
+    value = json.loads(data.decode())
+    weight_map = value["weight_map"]
+    if b"\\" in data or set(map(type, weight_map.values())) != {str}:
+        return None
+    rest = json.dumps({**value, "weight_map": {}}, allow_nan=False).count('"')
+    return shallow(value) if data.count(b'"') == rest + 4 * len(weight_map) else None
 
 
 def _side(path: Path) -> bytes:
     try:
-        return read_whole(path)
+        return read_whole(path, side_limit(path.name))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from requant.errors import CheckpointError, NotAvailableError
 from requant.network import web
@@ -22,6 +22,9 @@ Progress = Callable[[str, int, int], None]
 
 ATTEMPTS = 5
 """Attempts in a row that bring no byte before a download is given up; one that brings some starts anew."""
+
+MAX_UNSIZED = 1 << 30
+"""Bytes of the largest file that is downloaded where its pin states no size."""
 
 PAUSE = 1.0
 """Seconds before a second attempt, doubled with every further one in a row."""
@@ -38,21 +41,22 @@ def download(pins: Pins, path: str, part: Path, progress: Progress, endpoint: st
 
     url = hf_hub_url(pins.repository, path, repo_type=pins.kind, revision=pins.revision, endpoint=endpoint)
     size = pins.files[path].bytes
+    patience = web.Patience(most=MAX_UNSIZED if size is None else size)
     with _opened(part) as file:
         idle = 0
         while (start := file.seek(0, os.SEEK_END)) != size:
             try:
-                trouble = _transfer(url, file, size, lambda done, total: progress(path, done, total))
+                trouble = _transfer(url, file, size, patience, lambda done, total: progress(path, done, total))
             except Exception as error:
                 if not web.is_of_the_network(error):
                     raise
-                trouble = f"{type(error).__name__}: {error}"
+                trouble = web.trouble(error)
             if not trouble:
                 break
             idle = 0 if file.tell() > start else idle + 1
             if idle == ATTEMPTS:
                 advice = "look at the network, at HF_ENDPOINT and at proxies; what has arrived is kept"
-                raise NotAvailableError(f"{url}: {trouble}", advice)
+                raise NotAvailableError(f"{web.address(url)}: {trouble}", advice)
             time.sleep(PAUSE * 2**idle)
     return url
 
@@ -67,44 +71,49 @@ def _opened(part: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _transfer(url: str, file: BinaryIO, size: int | None, arrived: Callable[[int, int], None]) -> str:
+def _transfer(
+    url: str, file: BinaryIO, size: int | None, patience: web.Patience, arrived: Callable[[int, int], None]
+) -> str:
     """Append the rest of a file; return "" where nothing more comes, else a trouble that may pass."""
-    from huggingface_hub import constants, get_session
-
     start = file.tell()
-    asked = web.headers(f"bytes={start}-" if start else "")
-    with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
-        status, answer = response.status_code, response.headers
-        refuse(url, status)
-        place, _, length = answer.get("content-range", "").removeprefix("bytes ").partition("/")
-        if status == 416 and length == str(start):
+
+    def read(answer: Any) -> str:
+        web.refuse(url, answer.status_code)
+        status, place, length = answer.status_code, *_place(answer)
+        if status == 416 and length == start:
             return ""
-        resumed = status == 206 and place.startswith(f"{start}-")
+        resumed = status == 206 and place == start
         if status in (200, 206, 416) and not resumed:  # the server cannot go on from there
             file.seek(0)
             file.truncate()
         if status != 200 and not resumed:
             return f"status {status}"
-        total = length if resumed else "" if "content-encoding" in answer else answer.get("content-length", "")
-        offered = int(total) if total.isdigit() else None
-        if size is not None and offered not in (None, size):
-            raise CheckpointError(f"{url}: found {offered} bytes, expected {size}", "the pins or the server are wrong")
-        for chunk in response.iter_bytes():
+        offered = length if resumed else web.number(answer.headers.get("content-length", ""))
+        _confirm(url, size, offered)
+        for chunk in web.chunks(url, answer, patience):
             file.write(chunk)
             arrived(file.tell(), size or offered or 0)
-            if size is not None and file.tell() > size:
+            if file.tell() > (MAX_UNSIZED if size is None else size):
                 break  # more than can be right, and perhaps without an end
+        _confirm(url, None, file.tell() if size is None else None)
+        return ""
+
+    trouble = web.ask(url, f"bytes={start}-" if start else "", patience, read)
     file.flush()
-    return ""
+    return trouble
 
 
-def refuse(url: str, status: int) -> None:
-    """Raise for an answer that trying again does not change."""
-    if status in (401, 403):
-        advice = "set HF_TOKEN to a token that may read this repository, and accept its conditions"
-        raise NotAvailableError(f"{url}: refused, status {status}", advice)
-    if status in (404, 410):
-        advice = "the repository, the revision or the file is gone or private; look at HF_TOKEN and HF_ENDPOINT"
-        raise NotAvailableError(f"{url}: no such file, status {status}", advice)
-    if status not in (200, 206, 408, 416, 429) and status < 500:
-        raise NotAvailableError(f"{url}: status {status}", "look at HF_ENDPOINT and at proxies")
+def _place(answer: Any) -> tuple[int | None, int | None]:
+    """Return where a part begins, and how long the whole file is, as far as the answer says."""
+    place, _, length = answer.headers.get("content-range", "").removeprefix("bytes ").partition("/")
+    return web.number(place.partition("-")[0]), web.number(length)
+
+
+def _confirm(url: str, size: int | None, offered: int | None) -> None:
+    """Raise CheckpointError for a size that is not the pinned one, or too great for one that is not pinned."""
+    if size is not None and offered not in (None, size):
+        advice = "the pins or the server are wrong"
+        raise CheckpointError(f"{web.address(url)}: found {offered} bytes, expected {size}", advice)
+    if size is None and offered is not None and offered > MAX_UNSIZED:
+        advice = f"record its size in the pins: without one, {MAX_UNSIZED:,} bytes are the most that is fetched"
+        raise CheckpointError(f"{web.address(url)}: found {offered:,} bytes or more, and no size is pinned", advice)

@@ -9,13 +9,22 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from requant.digest import side_limit, strict_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.network import web
+from requant.network.pinned import path_fault
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w./-]+)", re.ASCII)
+COMMIT = re.compile("[0-9a-f]{40}")
+MAX_FILES = 10_000
+MAX_HEADERS = 1 << 26
+"""Bytes of all headers of a repository: those of 100,000 tensors have 12 MB."""
+MAX_LISTING = 1 << 23
+"""Bytes of the longest list of files: far more than so many names take."""
 ATTEMPTS = 5
 PAUSE = 1.0
 """Seconds before a second attempt, doubled with every further one."""
@@ -37,13 +46,59 @@ def named(text: str) -> tuple[str, str]:
     raise UsageError(f"{text}: no such folder", "A repository is written owner/name@revision.")
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a repository has at a commit, sorted; nothing whose name begins with a dot. `bytes`: what the list took."""
+
+    endpoint: str
+    repository: str
+    commit: str
+    paths: tuple[str, ...]
+    bytes: int
+
+
+def listing(repository: str, revision: str, patience: web.Patience, endpoint: str | None = None) -> Listing:
+    """Ask which files a repository has, and at which commit; the only list that any verb asks for.
+
+    Raises NotAvailableError for the network and for what is no list, CheckpointError for one that is too long or
+    has names that are none.
+    """
+    from urllib.parse import quote
+
+    from huggingface_hub import constants
+
+    base = (endpoint or constants.ENDPOINT).rstrip("/")
+    url = f"{base}/api/models/{repository}/revision/{quote(revision, safe='')}"
+    _, data = web.whole(url, "", patience, MAX_LISTING)
+    try:
+        value = strict_json(data)
+        paths = sorted(entry["rfilename"] for entry in value["siblings"])
+        if not COMMIT.fullmatch(value["sha"]):
+            raise ValueError("its sha is no commit")
+        faults = [fault for path in paths if (fault := path_fault(path))]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        advice = "look at HF_ENDPOINT"
+        raise NotAvailableError(f"{web.address(url)}: not a list of files: {error!r:.200}", advice) from None
+    if len(paths) > MAX_FILES or len({*paths}) < len(paths) or faults:
+        told = f"{len(paths):,} names, {len({*paths}):,} different; {(*faults, 'no fault')[0]}"
+        raise CheckpointError(f"{repository}@{revision}: not the files of a checkpoint: {told}")
+    return Listing(base, repository, value["sha"], tuple(paths), len(data))
+
+
+def confirm_headers(name: str, size: int) -> None:
+    """Raise CheckpointError where the headers of a repository, taken together, are longer than any have to be."""
+    if size > MAX_HEADERS:
+        raise CheckpointError(f"{name}: its headers have more than {MAX_HEADERS:,} bytes in all")
+
+
 class Repository:
     """The files of a repository at one commit."""
 
-    def __init__(self, url: str, identity: str, names: list[str]) -> None:
-        self.identity = identity
-        self._url, self._names = url, names
+    def __init__(self, url: str, found: Listing, patience: web.Patience) -> None:
+        self.identity = f"{found.repository}@{found.commit}"
+        self._url, self._names, self._patience = url, list(found.paths), patience
         self._sizes: dict[str, int] = {}
+        self._header_bytes = 0
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._headers = tempfile.TemporaryDirectory(prefix="requant-headers-")
@@ -51,21 +106,9 @@ class Repository:
     @classmethod
     def open(cls, repository: str, revision: str, endpoint: str | None = None) -> Self:
         """Find the commit that a revision stands for, and its files; raise NotAvailableError where there is none."""
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        base = (endpoint or constants.ENDPOINT).rstrip("/")
-        try:
-            told = HfApi(endpoint=base).model_info(repository, revision=revision)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            advice = "look at the name, at HF_TOKEN, HF_ENDPOINT and the network; or name a folder"
-            raise NotAvailableError(f"{repository}@{revision}: {str(error).splitlines()[0]}", advice) from None
-        except Exception as error:
-            if not web.is_of_the_network(error):
-                raise
-            raise NotAvailableError(f"{repository}@{revision}: {type(error).__name__}", "look at the network") from None
-        names = sorted(each.rfilename for each in told.siblings or ())
-        return cls(f"{base}/{repository}/resolve/{told.sha}", f"{repository}@{told.sha}", names)
+        patience = web.Patience()
+        found = listing(repository, revision, patience, endpoint)
+        return cls(f"{found.endpoint}/{repository}/resolve/{found.commit}", found, patience)
 
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""
@@ -75,6 +118,8 @@ class Repository:
         """Return a file that has the header of `name`, and its length, but holes for data."""
         start = self._block(name, 0)[:8]
         length = min(int.from_bytes(start.ljust(8, b"\xff"), "little"), max(0, self._sizes[name] - 8), MAX_HEADER_BYTES)
+        self._header_bytes += length
+        confirm_headers(self.identity, self._header_bytes)
         text = bytearray(8 + length)
         self.read(name, 0, memoryview(text)[: min(len(text), self._sizes[name])])
         path = Path(self._headers.name, str(self._names.index(name)))
@@ -88,7 +133,10 @@ class Repository:
         if name not in self._names:
             raise CheckpointError(f"{name}: no such file in {self.identity}")
         self._block(name, 0)
-        data = bytearray(min(self._sizes[name], 8 * BLOCK))
+        if self._sizes[name] > side_limit(name):
+            told = f"{self._sizes[name]:,} bytes, expected at most {side_limit(name):,} of such a file"
+            raise CheckpointError(f"{self.identity}: {name}: {told}")
+        data = bytearray(self._sizes[name])
         self.read(name, 0, memoryview(data))
         return bytes(data)
 
@@ -99,7 +147,9 @@ class Repository:
             number, offset = divmod(start + done, BLOCK)
             some = self._block(name, number)[offset : offset + len(into) - done]
             if not some:
-                raise CheckpointError(f"{self._url}/{name}: ends at byte {start + done:,}, its header promises more")
+                raise CheckpointError(
+                    f"{web.address(self._url)}/{name}: ends at byte {start + done:,}, its header promises more"
+                )
             into[done : done + len(some)] = some
             done += len(some)
 
@@ -137,40 +187,39 @@ class Repository:
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                status, total, data = _get(url, start)
+                status, total, data = _get(url, start, self._patience)
             except Exception as error:
                 if not web.is_of_the_network(error):
                     raise
-                trouble = type(error).__name__
+                trouble = web.trouble(error)
                 continue
             if total is not None and len(data) == min(BLOCK, total - start):
                 self._sizes[name] = total
                 return data
-            if status not in (200, 206, 408, 416, 429) and status < 500:
-                raise NotAvailableError(f"{url}: status {status}", "look at HF_TOKEN, HF_ENDPOINT and at the name")
+            web.refuse(url, status)
             trouble = f"status {status}, {len(data)} bytes for the range from {start:,}"
-        raise NotAvailableError(f"{url}: {trouble}", "look at the network, at HF_ENDPOINT and at proxies; run it again")
+        raise NotAvailableError(
+            f"{web.address(url)}: {trouble}", "look at the network, at HF_ENDPOINT and at proxies; run it again"
+        )
 
 
-def _get(url: str, start: int) -> tuple[int, int | None, bytes]:
+def _get(url: str, start: int, patience: web.Patience) -> tuple[int, int | None, bytes]:
     """Ask for one block; return the status, the length of the whole file where the answer tells it, and the bytes."""
-    from huggingface_hub import constants, get_session
 
-    headers = web.headers(f"bytes={start}-{start + BLOCK - 1}")
-    session: Any = get_session()
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    data = bytearray()
-    with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-        status, place = response.status_code, response.headers.get("content-range", "")
+    def read(answer: Any) -> tuple[int, int | None, bytes]:
+        status, place = answer.status_code, answer.headers.get("content-range", "")
         if status == 416 and place == "bytes */0":
             return status, 0, b""
         first, _, total = place.removeprefix("bytes ").partition("/")
         if status not in (200, 206) or (status == 206 and not first.startswith(f"{start}-")):
             return status, None, b""
         if status == 200:  # no ranges: good for what begins at the beginning
-            total = response.headers.get("content-length", "") if start == 0 else ""
-        for chunk in response.iter_bytes():
-            data += chunk
-            if len(data) >= BLOCK:
+            total = answer.headers.get("content-length", "") if start == 0 else ""
+        data = bytearray()
+        for chunk in web.chunks(url, answer, patience):
+            data += chunk[: BLOCK - len(data)]
+            if len(data) == BLOCK:
                 break
-    return status, int(total) if total.isdigit() else None, bytes(data[:BLOCK])
+        return status, web.number(total), bytes(data)
+
+    return web.ask(url, f"bytes={start}-{start + BLOCK - 1}", patience, read)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from requant.digest import strict_json
+from requant.digest import read_whole, strict_json
 from requant.errors import RecipeError
 
 SCHEMA = 1
@@ -53,7 +53,7 @@ def read_pins(path: Path) -> Pins:
     `{"schema":1,"kind","repository","revision","provenance","files":{path:{"bytes","sha256"}}}`.
     """
     try:
-        value = strict_json(path.read_bytes())
+        value = strict_json(read_whole(path))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -104,7 +104,8 @@ def _files(value: Any) -> dict[str, PinnedFile]:
     for path in value:
         if fault := path_fault(path):
             raise _WrongError("files", path, f"a path below the repository's root: {fault}")
-        if folder := next((other for other in value if path.startswith(f"{other}/")), None):
+        parts = path.split("/")
+        if folder := next((above for n in range(1, len(parts)) if (above := "/".join(parts[:n])) in value), None):
             raise _WrongError("files", path, f"a path beside {folder!r}, which is a file and so no folder")
     return {path: _file(f'files."{path}"', entry) for path, entry in value.items()}
 
@@ -122,6 +123,8 @@ def _file(key: str, value: Any) -> PinnedFile:
 
 def path_fault(path: str) -> str:
     """Say why `path` is no POSIX path that stays below the folder it is joined to; "" where it is one."""
+    if len(path) > 4096:
+        return "it is longer than 4,096 characters"
     if not path.isprintable() or "\\" in path:
         return "it holds a backslash or an unprintable character"
     if path.startswith("/"):

@@ -55,7 +55,9 @@ class Aim(ABC):
         for name in sorted(found.keys() | expected.keys()):
             spec = found[name].spec if name in found else None
             if spec != expected.get(name):
-                raise BuildError(f"{name}: the base has {spec}, its config.json means {expected.get(name)}")
+                raise BuildError(
+                    f"{name}: the base has {spec}, its config.json means {expected.get(name, 'no such tensor')}"
+                )
         return found
 
     @cached_property

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from requant.attestation import in_toto
-from requant.digest import read_whole, sha256, strict_json
+from requant.digest import MAX_STATEMENT, read_whole, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.files import SUFFIX as WEIGHTS
 from requant.recipe import Recipe
@@ -27,8 +27,6 @@ from requant.retuning.untuned import KINDS, NAMED, Deviation, Untuned
 FOLDER = "audits"
 SUFFIX = ".intoto.jsonl"
 PREDICATE_TYPE = "urn:requant:audit:2"
-MAX_BYTES = 1 << 22
-"""Bytes of the largest audit that is read: a thousand blocks, all different, take less."""
 MOST = 2**53
 """The first whole number that JSON readers take for another one."""
 
@@ -112,7 +110,7 @@ def read_audit(path: Path) -> Audit:
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("not a regular file")
         _small(found.st_size)
-        data = read_whole(path)
+        data = read_whole(path, MAX_STATEMENT)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -158,8 +156,8 @@ def _parse(path: Path, data: bytes) -> Audit:
 
 
 def _small(size: int) -> None:
-    if size > MAX_BYTES:
-        raise ValueError(f"{size:,} bytes, expected at most {MAX_BYTES:,}")
+    if size > MAX_STATEMENT:
+        raise ValueError(f"{size:,} bytes, expected at most {MAX_STATEMENT:,}")
 
 
 def _confirm(audit: Audit) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from requant.digest import strict_json
+from requant.digest import count_values, strict_json
 from requant.errors import CheckpointError
 from requant.weights.tally import Finding, Kind
 
@@ -41,8 +41,6 @@ READ = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Files that loaders read, by suffix."""
 LARGE = 1_000
 """An object of more keys is a vocabulary: one value."""
-MAX_BYTES = 1 << 26
-"""Bytes of the largest file that is gone through key by key; the largest tokenizers have half of that."""
 
 Path = tuple[str, ...]
 Read = Callable[[str], bytes]
@@ -91,8 +89,13 @@ def bind(checkpoint: Side, base: Side, foreign: str = "") -> list[Finding]:
 
 
 def _unlike(file: str, theirs: bytes, ours: bytes) -> Iterator[Finding]:
-    if not file.endswith(".json") or max(len(theirs), len(ours)) > MAX_BYTES:
+    if not file.endswith(".json"):
         yield Finding("differs from the base", file, detail=f"{len(theirs):,} bytes, the base has {len(ours):,}")
+        return
+    try:
+        count_values(theirs, ours)  # both are held at once
+    except ValueError as error:
+        yield Finding("not modelled", file, detail=f"other bytes than the base's, and too large to compare: {error}")
         return
     try:
         values = strict_json(theirs), strict_json(ours)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
-from requant.digest import canonical_json, read_whole, sha256
+from requant.digest import canonical_json, read_whole, sha256, side_limit
 from requant.errors import CheckpointError
 from requant.files import SUFFIX, is_companion, list_files
 from requant.loadable import Loadable, deciding, findings, opened
@@ -133,7 +133,7 @@ class Folder:
 
     def whole(self, name: str) -> bytes:
         """Return the bytes of a small file; raise CheckpointError where it is not there."""
-        return _told(name, lambda: read_whole(self._paths[name]))
+        return _told(name, lambda: read_whole(self._paths[name], side_limit(name)))
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """Fill a buffer with the bytes of a safetensors file; raise CheckpointError where they have gone."""

@@ -1,0 +1,199 @@
+"""Whatever stands in a file that a verb reads, it takes less than 1 GiB: the worst of each kind, at its limit.
+
+Memory is what the kernel counted. Time, 10 seconds where nothing else runs, is held by a limit far above it.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cases.twins import healthy
+from tests.conftest import ROOT
+
+from requant.checkpoint import INDEX, write_checkpoint
+from requant.digest import (
+    DEEPEST,
+    MAX_CARD,
+    MAX_INDEX,
+    MAX_JOURNAL,
+    MAX_MANIFEST,
+    MAX_SIDE,
+    MAX_STATEMENT,
+    MAX_TOML,
+    MAX_VALUES,
+    read_whole,
+    strict_json,
+)
+
+MOST = 1 << 20
+"""KiB of memory."""
+PROGRAM = """if True:
+    import sys
+    from requant.__main__ import main
+    try:
+        main()
+    finally:
+        told = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        sys.stderr.write("\\nKiB " + told.split()[1])
+"""
+
+
+def taken(*words: object, cwd: Path) -> int:
+    """Run a verb; return the KiB that it took at most. It says what is wrong, and is not at a loss."""
+    command = [sys.executable, "-c", PROGRAM, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode not in (70, -9), done.stderr[-2000:]
+    assert len(done.stderr) < 30_000
+    return int(done.stderr.rpartition("KiB ")[2])
+
+
+def filled(unit: bytes, limit: int) -> bytes:
+    """Return a list of as many units as there may be."""
+    marks = sum(unit.count(mark) for mark in (b",", b"[", b"{"))
+    return b"[" + unit * min((limit - 9) // len(unit), (MAX_VALUES - 9) // marks) + b"0]"
+
+
+def deep(limit: int) -> bytes:
+    """Objects in objects: the most memory for a byte."""
+    inside = DEEPEST - 5
+    return filled(b'{"":' * inside + b"0" + b"}" * inside + b",", limit)
+
+
+def many(limit: int) -> bytes:
+    """One object with as many keys as there may be."""
+    count = min(limit // 12 - 9, MAX_VALUES - 99)
+    return b"{" + b",".join(b'"%07d":0' % number for number in range(count)) + b"}"
+
+
+def long(limit: int) -> bytes:
+    """One key of the widest letters."""
+    return '{"\U0001f600'.encode() + b"a" * (limit - 99) + b'":{}}'
+
+
+def manifest_of(limit: int) -> bytes:
+    """A manifest of as many tensors as there may be, none of which is there."""
+    one = '"%07d":{"dtype":"U8","file":"a","sha256":"' + "0" * 64 + '","shape":[1]}'
+    count = min(limit // 128, MAX_VALUES // 6) - 99
+    tensors = ",".join(one % number for number in range(count))
+    return f'{{"files":{{"a":{{"bytes":1,"sha256":"{"0" * 64}"}}}},"schema":1,"tensors":{{{tensors}}}}}\n'.encode()
+
+
+def dotted(limit: int) -> bytes:
+    return b"a." * ((limit - 9) // 2) + b"a = 1\n"
+
+
+def headers_of_tables(limit: int) -> bytes:
+    return b"[" + b"a." * ((limit - 9) // 2) + b"a]\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("limits")
+    write_checkpoint(healthy("ec"), folder / "C")
+    shutil.copytree(ROOT / "builds", folder / "builds")
+    return folder
+
+
+SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", INDEX)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("M", manifest_of(MAX_MANIFEST), "verify C M --json"),
+        ("M", b'{"files":' + long(MAX_MANIFEST - 99) + b',"schema":1,"tensors":{}}\n', "verify C M"),
+        ("J", deep(MAX_JOURNAL) + b"\n", "show journal J"),
+        (f"C/{INDEX}", b'{"weight_map":' + deep(MAX_INDEX - 99) + b"}", "inspect C"),
+        (f"C/{INDEX}", b'{"weight_map":' + many(MAX_INDEX - 99).replace(b":0", b':"a"')[: MAX_INDEX - 99], "inspect C"),
+        ("C/config.json", deep(MAX_SIDE), "identify C"),
+        ("C/config.json", long(MAX_SIDE), "diff C builds"),
+        ("C/tokenizer_config.json", many(MAX_SIDE), "identify C"),
+        ("builds/bases/qwen3.6-35b-a3b.json", b'{"files":' + many(MAX_SIDE - 99) + b"}", "plan builds/ec"),
+        ("builds/ec/mini.intoto.jsonl", deep(MAX_STATEMENT), "coverage builds/ec --twin --size mini"),
+        ("builds/ec/audits/A", deep(MAX_STATEMENT), "coverage builds/ec"),
+        ("builds/ec/recipe.toml", dotted(MAX_TOML), "plan builds/ec"),
+        ("builds/ec/recipe.toml", headers_of_tables(MAX_TOML), "plan builds/ec"),
+        ("builds/ec/recipe.toml", b"a=" + b"[" * (MAX_TOML - 9), "plan builds/ec"),
+        ("builds/ec/baseline.toml", dotted(MAX_TOML), "inspect C --recipe builds/ec"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_worst_of_each_kind(file: str, content: bytes, words: str, place: Path) -> None:
+    path = place / file
+    if file.endswith("/A"):
+        path = path.with_name(f"{hashlib.sha256(content).hexdigest()}.intoto.jsonl")
+        path.parent.mkdir(exist_ok=True)
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes(content)
+    try:
+        assert taken(*words.split(), cwd=place) < MOST
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+@pytest.mark.parametrize("unit", ["64 experts, 3 tensors, 20.9 GB; ", "1", "MTP ", "1 a a ", "\n", "group_size "])
+def test_the_worst_card(unit: str, place: Path) -> None:
+    (place / "CARD").write_text(unit * (MAX_CARD // len(unit)))
+    assert taken("identify", "C", "--card", "CARD", cwd=place) < MOST
+
+
+@pytest.mark.parametrize(
+    ("file", "limit", "words"),
+    [
+        ("M", MAX_MANIFEST, "verify C M"),
+        ("J", MAX_JOURNAL, "show journal J"),
+        ("C/config.json", MAX_SIDE, "inspect C"),
+        (f"C/{INDEX}", MAX_INDEX, "inspect C"),
+        ("CARD", MAX_CARD, "identify C --card CARD"),
+        ("builds/ec/recipe.toml", MAX_TOML, "plan builds/ec"),
+        ("builds/bases/qwen3.6-35b-a3b.config.json", MAX_SIDE, "plan builds/ec"),
+    ],
+)
+def test_what_is_longer_is_refused_by_name(file: str, limit: int, words: str, place: Path) -> None:
+    path = place / file
+    before = path.read_bytes() if path.exists() else None
+    with path.open("wb") as holes:
+        holes.truncate(1 << 40)
+    try:
+        command = [sys.executable, "-m", "requant", *words.split()]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+        assert done.returncode in (4, 6) and f"larger than {limit:,} bytes" in done.stderr
+        assert path.name in done.stderr
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+def test_what_is_real_has_room() -> None:
+    """A checkpoint of 100,000 tensors, each name as long as they are, keeps well below every limit."""
+    name = "model.language_model.layers.39.mlp.experts.255.gate_proj.qweight{:06d}"
+    record = {"dtype": "I32", "file": "model-00001-of-00010.safetensors", "sha256": "0" * 64, "shape": [256, 512]}
+    tensors = {name.format(number): record for number in range(100_000)}
+    files: dict[str, Callable[[], object]] = {
+        "manifest": lambda: {"files": {}, "schema": 1, "tensors": tensors},
+        "index": lambda: {"weight_map": {key: each["file"] for key, each in tensors.items()}},
+    }
+    for kind, limit in (("manifest", MAX_MANIFEST), ("index", MAX_INDEX)):
+        data = json.dumps(files[kind](), separators=(",", ":")).encode()
+        assert len(data) < limit * 2 / 3
+        assert strict_json(data) == files[kind]()
+
+
+@pytest.mark.parametrize("text", [b"[" * 102 + b"]" * 102, b'{"a":' * 102 + b"1" + b"}" * 102])
+def test_documents_are_shallow(text: bytes) -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        strict_json(text)
+    assert strict_json(b"[" * 90 + b"]" * 90)
+
+
+def test_documents_have_a_number_of_values(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2,000,001 commas and brackets, expected 2,000,000 at most"):
+        strict_json(b"[" + b"0," * 2_000_000 + b"0]")
+    (tmp_path / "f").write_bytes(b"abc")
+    assert read_whole(tmp_path / "f", 3) == b"abc"
+    with pytest.raises(ValueError, match="larger than 2 bytes"):
+        read_whole(tmp_path / "f", 2)
