@@ -223,14 +223,20 @@ def test_all_that_is_not_tuned_is_a_row_of_its_own(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("untuned", [Untuned(), Untuned((Deviation("extra file", "x.bin"),), 1)])
-@pytest.mark.parametrize("files", [{**FILES, "x.bin": "ab" * 32}, {**FILES, "config.json": "ab" * 32}])
-def test_other_side_files_say_nothing_of_the_recorded_ones(
-    files: dict[str, str], untuned: Untuned, recipe: Recipe
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({**FILES, "x.bin": "ab" * 32}, "x.bin"),
+        ({**FILES, "config.json": "ab" * 32}, "config.json"),
+        ({name: each for name, each in FILES.items() if name != "config.json"}, "config.json"),
+    ],
+)
+def test_an_audit_of_other_files_is_not_counted(
+    files: dict[str, str], named: str, untuned: Untuned, recipe: Recipe
 ) -> None:
     found = covered(recipe, audit({0: "identical"}, files=files, untuned=untuned))
-    assert (parties(found), found.untuned.parties, found.negatives) == ([1, 0, 0, 0], 0, 0)
-    (result,) = found.untuned.open
-    assert "of other files than the recorded ones: " in result.what
+    assert (parties(found), found.untuned.parties, found.negatives) == ([0, 0, 0, 0], 0, 0)
+    assert list(found.stale.values()) == [f"of other files than the recorded ones: {named!r}"]
 
 
 def test_an_audit_of_other_blocks_is_not_counted(recipe: Recipe) -> None:

@@ -1,12 +1,13 @@
 """`coverage builds/<name>`: which blocks were reproduced, by how many parties, in which hardware classes.
 
 It merges the audits in `builds/<name>/audits/`. What is audited is the recorded build: its recipe, its base, and its
-weight files by SHA-256; audits of anything else are named and not counted. Equal bits are evidence wherever they come
+files by SHA-256; audits of anything else are named and not counted. Equal bits are evidence wherever they come
 from. Other bits accuse only in the environment and the hardware class of the build, held against its own journal or
 none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive one. Parties are
 told apart by what they call themselves: until audits are signed, nothing proves that two are two.
 """
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -123,6 +124,9 @@ class _Build:
         expected = {"recipe": self.recipe, "base": self.base, "checkpoint": self.manifest.identity}
         if other := [key for key, digest in expected.items() if getattr(audit, key) != digest]:
             return f"another {', '.join(other)} than the recorded one"
+        recorded = {path: record.sha256 for path, record in self.manifest.files.items()}
+        if files := sorted({path for path, _ in recorded.items() ^ audit.files.items()}):
+            return f"of other files than the recorded ones: {reprlib.repr(files)[1:-1]}"
         if audit.count != len(self.names) or any(self.names[each.index] != each.block for each in audit.blocks):
             return "its blocks are not those of the recorded journal"
         drawn = draw(self.names, audit.challenge) if audit.challenge else None
@@ -149,11 +153,6 @@ class _Build:
             "another journal than the recorded one": label.journal == "another",
         }
         return ", ".join(reason for reason, holds in reasons.items() if holds)
-
-    def others(self, audit: Audit) -> list[str]:
-        """Return the files that are not the recorded ones, in an audit whose weights are: side files."""
-        recorded = {path: record.sha256 for path, record in self.manifest.files.items()}
-        return sorted(path for path, _ in recorded.items() ^ audit.files.items())
 
 
 def coverage(recipe: Recipe, twin: str | None) -> Coverage:
@@ -185,7 +184,7 @@ def coverage(recipe: Recipe, twin: str | None) -> Coverage:
         twin=twin,
         own=build.hardware,
         blocks=tuple(_covered(each, audits, _of_block(build, each, audits)) for each in build.names),
-        untuned=_covered(UNTUNED, audits, _of_the_rest(build, audits)),
+        untuned=_covered(UNTUNED, audits, _of_the_rest(audits)),
         counted={file: build.label(audit) for file, audit in audits.items()},
         stale=stale,
         hardware={_class(audit.hardware): audit.hardware for audit in audits.values()},
@@ -217,17 +216,10 @@ def _of_block(build: _Build, name: str, audits: Mapping[str, Audit]) -> Said:
                 yield file, Outcome.INCONCLUSIVE, each.line()
 
 
-def _of_the_rest(build: _Build, audits: Mapping[str, Audit]) -> Said:
-    """Say it of all that is not tuned: no environment and no hardware decides that, so other bytes always accuse.
-
-    The weights are the recorded ones, else the audit would not count; the side files need not be.
-    """
+def _of_the_rest(audits: Mapping[str, Audit]) -> Said:
+    """Say it of all that is not tuned: no environment and no hardware decides that, so other bytes always accuse."""
     for file, audit in audits.items():
-        words = "; ".join(line.strip() for line in audit.untuned.text())
-        if others := build.others(audit):
-            yield file, Outcome.INCONCLUSIVE, f"{words}; of other files than the recorded ones: {', '.join(others)}"
-        else:
-            yield file, audit.untuned.outcome, words
+        yield file, audit.untuned.outcome, "; ".join(line.strip() for line in audit.untuned.text())
 
 
 def _covered(name: str, audits: Mapping[str, Audit], said: Said) -> Covered:
