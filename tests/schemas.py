@@ -32,7 +32,7 @@ from requant.journal import Block, Header, Journal
 from requant.manifest import Manifest
 from requant.network import pinned
 from requant.pins import Pinned
-from requant.plan import Plan, Size
+from requant.plan import Plan, Size, Template
 from requant.recipe import Recipe
 from requant.repair import Repair
 from requant.retuning.audits import PREDICATE_TYPE
@@ -163,7 +163,7 @@ PRINTED: Mapping[str, Any] = {
         linear_layers=int,
         quantized_layers=int,
         sizes=Mapping[str, Size],
-        tensors=Mapping[str, Mapping[str, SPEC]],
+        tensors=Mapping[str, tuple[Template, ...] | Mapping[str, SPEC]],
     ),
     "requant.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]

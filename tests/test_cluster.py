@@ -35,13 +35,24 @@ def nodes() -> Iterator[Nodes]:
     """Two nodes on this machine, as far apart as Ray's own tests have them; nothing is told to anybody outside."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's; 15 otherwise, and other tests would starve the rooms)
+    started = _started(3)
+    yield started
+    started.shutdown()
+
+
+def _started(tries: int) -> Nodes:
+    """Ray gives a node 30 seconds to start and no way to say more, which is too few where others use the machine."""
     from ray.cluster_utils import Cluster as Local
 
     small = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
-    started = Local(initialize_head=True, head_node_args=small)
-    started.add_node(num_cpus=1, object_store_memory=100_000_000)
-    yield started
-    started.shutdown()
+    try:
+        started = Local(initialize_head=True, head_node_args=small)
+        started.add_node(num_cpus=1, object_store_memory=100_000_000)
+    except Exception as error:
+        if tries > 1 and "timed out during startup" in str(error):
+            return _started(tries - 1)
+        raise
+    return started
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("repair", broken, "--base", base, "--out", folder / "mended"),
             ("repair", ours, "--base", base),
             ("plan", EC, *twin),
+            ("plan", EC, *twin, "--layers"),
             ("coverage", folder / "ec", *twin),
             ("coverage", EC),
             ("show", "journal", EC / "mini.journal.jsonl"),

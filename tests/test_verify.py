@@ -268,7 +268,7 @@ READ_OR_RUN = {
 @pytest.mark.parametrize(("name", "outcome"), READ_OR_RUN.items())
 def test_whatever_a_loader_reads_or_runs_counts_wherever_it_stands(tmp_path: Path, name: str, outcome: Outcome) -> None:
     manifest = make_manifest(write(tmp_path, SMALL))
-    verdict = verify(write(tmp_path, {name: b"{}", **BESIDE}), manifest)
+    verdict = verify(write(tmp_path, {name: b'{"weight_map": {}}', **BESIDE}), manifest)
     assert (named(verdict), verdict.outcome) == ({("extra file", name, name)}, outcome)
 
 
