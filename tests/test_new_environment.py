@@ -19,7 +19,7 @@ from requant.images.dockerfile import environments
 from requant.pins import find_pins
 
 GUIDE = (ROOT / "docs" / "environments.md").read_text()
-TABLE = re.search(r"    \[b200\]\n(?:    .+\n)+", GUIDE)
+TABLE = re.search(r"   \[b200\]\n(?:   \w.+\n)+", GUIDE)
 INDEX, IMAGE = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
 
 
@@ -69,7 +69,7 @@ def test_from_nothing_to_an_image(project: Path) -> None:
 
     assert TABLE is not None
     with (locks / "images.toml").open("a") as file:
-        file.write("\n" + re.sub("(?m)^    ", "", TABLE[0]))
+        file.write("\n" + re.sub("(?m)^   ", "", TABLE[0]))
     assert [pin.fault for pin in find_pins(project) if "images.toml" in pin.file and pin.fault] == [
         "a tag without a digest: no digest",
         "a tag without a digest: no index",

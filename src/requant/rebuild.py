@@ -13,6 +13,7 @@ from requant.build import Built, beside, build, compare, stem
 from requant.comparing.divergence import Divergence, divergence
 from requant.errors import UsageError
 from requant.journal import read_journal
+from requant.manifest import read_manifest
 from requant.progress import Tell, silent
 from requant.recipe import Recipe
 from requant.verdict import Outcome, Verdict
@@ -60,6 +61,9 @@ def rebuild(
     record = find(against, twin)
     if record.resolve() == out.resolve():
         raise UsageError(f"{out}: the rebuild would replace what it is compared with", "Name another --out.")
+    read_manifest(beside(record, "manifest.json"))  # what cannot be read is said before anything is tuned
+    if beside(record, "journal.jsonl").exists():
+        read_journal(beside(record, "journal.jsonl"))
     built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, fresh=fresh, runner=runner, tell=tell)
     verdict, divergences = judge(compare(recipe, twin, built.folder, record), built.folder, record)
     return Rebuilt(built, record, verdict, divergences)

@@ -74,7 +74,7 @@ def require(found: Cost) -> None:
     if found.lacking:
         raise NotAvailableError(
             "\n".join(("this machine cannot tune the full model:", *(f"  {each}" for each in found.lacking))),
-            f"A full build takes {found.text()}. Without a GPU: --twin, to build a small model, or audit it.",
+            f"A full build takes {found.text()}. Without a GPU, --twin works on a small model instead.",
         )
 
 
@@ -98,7 +98,7 @@ def _lacking(recipe: Recipe, places: Iterable[tuple[Path, int]]) -> list[str]:
             lacking.append(str(error))
     memory = _memory("MemTotal")
     if memory < hardware.host_memory_gib * GIB:
-        lacking.append(f"memory: {hardware.host_memory_gib} GiB; found {memory / GIB:.0f} GiB")
+        lacking.append(f"memory: {hardware.host_memory_gib} GiB; found {memory / GIB:.1f} GiB")
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in places:
         place = next(each for each in (folder, *folder.resolve().parents) if each.exists())
