@@ -283,6 +283,73 @@ def test_what_a_method_makes_of_the_codes_is_not_modelled(key: str, pair: tuple[
     assert any(line.startswith("not modelled: ") for line in result.text(9))
 
 
+UNKNOWN = {
+    "modules_to_not_convert": ["mlp"],
+    "act_bits": 8,
+    "hadamard_config": {"a": 1},
+    "quant_lm_head": True,
+    "checkpoint_format": "gptq_v2",
+    "data_type": "int_sym_gptq",
+}
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_what_could_change_the_codes_and_is_not_modelled_is_never_clean(key: str, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, quantization(**{key: UNKNOWN[key]})))
+    assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
+    assert any(key in each.tensor for each in result.unmodelled)
+    assert judged(pair, edited(pair, quantization(act_bits=16, hadamard_config=None, quant_lm_head=False))).clean
+
+
+def test_without_a_method_nothing_says_how_to_read_the_codes(pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, into(QUANTIZATION, "quant_method", value=None)))
+    assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
+
+
+def hiding(*path: str, junk: dict[str, Any]) -> Edit:
+    """Edit what counts, beside keys that would make one value of an object."""
+
+    def edit(config: dict[str, Any]) -> None:
+        for name in path:
+            config = config[name]
+        config.update(junk)
+
+    return edit
+
+
+EVIL = {"rms_norm_eps": 0.5, "num_experts_per_tok": 1}
+MANY = {f"junk{number}": number for number in range(1001)}
+CLASHES: dict[str, Edit] = {
+    "a token among the keys": hiding("text_config", junk={"content": "x", **EVIL}),
+    "a token that is none": hiding("text_config", junk={"content": 1, **EVIL}),
+    "a token at the top": hiding(junk={"content": "x", "tie_word_embeddings": True}),
+    "more keys than anybody reads": hiding("text_config", junk={**MANY, **EVIL}),
+    "a list for an object": into("text_config", value=[]),
+    "an empty object": into("text_config", value={}),
+    "a text for an object": into("text_config", "rope_parameters", value="x"),
+    "nothing for an object": lambda config: config.update(vision_config=None),
+    "nothing of the base": lambda config: [config.pop(key) for key in [*config] if key != QUANTIZATION],
+}
+
+
+@pytest.mark.parametrize("edit", CLASHES.values(), ids=CLASHES)
+def test_an_object_on_one_side_alone_hides_nothing(edit: Edit, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, edit))
+    assert "differs from the base" in {kind for kind, _ in found(result)}
+    assert result.exit_status == 1
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "tokenizer.json"])
+def test_neither_does_it_in_other_files(file: str) -> None:
+    base = {"eos_token": "<|im_end|>", "model": {"vocab": {"a": 1}}}
+    assert [each.kind for each in compare(file, {**base, "content": "x", "eos_token": "zzz"}, base)] == [
+        "stated here only",
+        "differs from the base",
+    ]
+    assert "differs from the base" in {each.kind for each in compare(file, {**base, "model": {"vocab": {}}}, base)}
+    assert "differs from the base" in {each.kind for each in compare(file, base, {**base, "model": None})}
+
+
 TOKENIZER = "tokenizer.json"
 
 

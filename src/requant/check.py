@@ -26,7 +26,7 @@ from requant.weights.examine import Window, examine, symmetric
 from requant.weights.ledger import Ledger
 from requant.weights.lineage import Piece, lineage
 from requant.weights.reach import Reach, loosest, reach_of
-from requant.weights.scheme import Scheme, contradictions, presence, read_scheme, unmodelled
+from requant.weights.scheme import Scheme, contradictions, presence, read_scheme, unknown, unmodelled
 from requant.weights.source import Source
 from requant.weights.tally import COPIED, FAITHFUL, TUNED, Finding, Measured
 
@@ -100,6 +100,8 @@ def check(
         by_piece.setdefault(windows[number].piece.name, []).append(results[number])
     unread = tuple(piece.name for piece in pieces if piece.name not in by_piece and not piece.unmodelled)
     judged, layers, statistics = judge(by_piece)
+    if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
+        judged.append(Finding("not modelled", "quantization_config: iters", tuned, detail="0, and layers were tuned"))
     return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
 
 
@@ -120,7 +122,7 @@ def _as_declared(
     """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
     if scheme is None or scheme.foreign:
         return pieces, unmodelled(pieces)
-    found = list(contradictions(scheme, pieces, _linears(base)))
+    found = [*contradictions(scheme, pieces, _linears(base)), *unknown(scheme)]
     made = []
     for piece in pieces:
         if piece.group and not scheme.symmetric(piece.name):

@@ -5,7 +5,7 @@ both sides state must agree, and what one side alone states is named and not acc
 values in, findings out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,6 +39,8 @@ REWRITTEN: dict[str, tuple[str, ...]] = {
 """Keys that tools rewrite and that change nothing that a model computes: named, not accused."""
 READ = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Files that loaders read, by suffix."""
+TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files in which a token is its text, or an object with that text as `content`."""
 LARGE = 1_000
 """An object of more keys is a vocabulary: one value."""
 
@@ -118,7 +120,12 @@ def compare(file: str, theirs: Any, ours: Any) -> list[Finding]:
 
 def _compare(file: str, theirs: Any, ours: Any) -> Iterator[Finding]:
     left, right = _spelled(file, theirs), _spelled(file, ours)
+    clashes = _clashes(left, right)
+    for path in sorted(clashes):
+        yield Finding(_kind(file, path), _where(file, path), detail="an object on one side alone")
     for key in sorted(left.keys() | right.keys()):
+        if any(key[:length] in clashes for length in range(len(key) + 1)):
+            continue
         if key not in right or key not in left:
             path, value = next(iter((left.get(key) or right[key]).items()))
             kind: Kind = "stated here only" if key in left else "stated by the base only"
@@ -127,10 +134,22 @@ def _compare(file: str, theirs: Any, ours: Any) -> Iterator[Finding]:
         for path, value in left[key].items():
             others = [right[key][path]] if path in right[key] else list(right[key].values())
             if not any(_same(value, other) for other in others):
-                rewritten = {path[:1], path[-1:]} & {(name,) for name in REWRITTEN.get(file, ())}
-                kind = "rewritten by a tool" if rewritten else "differs from the base"
-                yield Finding(kind, _where(file, path), detail=_differ(value, others[0]))
+                yield Finding(_kind(file, path), _where(file, path), detail=_differ(value, others[0]))
                 break
+
+
+def _clashes(left: Mapping[Path, Any], right: Mapping[Path, Any]) -> set[Path]:
+    """Return the paths under which one side has an object and the other a value: both state them, and disagree."""
+    found: set[Path] = set()
+    for one, other in ((left, right), (right, left)):
+        above = {key[:length] for key in other for length in range(len(key))}
+        found |= {path for path in one if path in above and path not in other}
+    return found
+
+
+def _kind(file: str, path: Path) -> Kind:
+    rewritten = {path[:1], path[-1:]} & {(name,) for name in REWRITTEN.get(file, ())}
+    return "rewritten by a tool" if rewritten else "differs from the base"
 
 
 def _configs(checkpoint: Side, base: Side, foreign: str) -> Iterator[Finding]:
@@ -142,6 +161,8 @@ def _configs(checkpoint: Side, base: Side, foreign: str) -> Iterator[Finding]:
     elif theirs is not None and ours is not None:
         stated = {key: value for key, value in theirs.items() if key != "quantization_config"}
         expected = {key: value for key, value in ours.items() if key != "quantization_config"}
+        if expected and not stated.keys() & expected.keys():
+            yield Finding("differs from the base", CONFIG, detail="states nothing of what the base's states")
         for each in compare(CONFIG, stated, expected):
             converted = foreign and each.kind == "differs from the base" and each.tensor.endswith("dtype")
             yield replace(each, kind="not modelled", detail=f"{foreign}, {each.detail}") if converted else each
@@ -189,7 +210,7 @@ def _is_read(name: str) -> bool:
 def _spelled(file: str, value: Any) -> dict[Path, dict[Path, Any]]:
     """Return the values of a file by canonical key, each under the spellings that are there."""
     found: dict[Path, dict[Path, Any]] = {}
-    for path, each in _leaves((), value):
+    for path, each in _leaves((), value, file in TOKENS):
         found.setdefault(canonical(path) if file == CONFIG else path, {})[path] = _plain(path, each)
     for above in {key[: key.index("rope")] for key in found if file == CONFIG and "rope" in key}:
         # Who states a rope and no type of it states the plain one.
@@ -203,7 +224,7 @@ def canonical(path: Path) -> Path:
     """Return the one path of a key of `config.json`, for `rope_theta` and all others that are spelled in two ways."""
     *above, last = path or ("",)
     for table in ROPES:
-        if table in above:
+        if table in path:
             at = path.index(table)
             below = tuple("rope_type" if name == "type" else name for name in path[at + 1 :])
             return (*path[:at], "rope", *(below[1:] if below[:1] == ("full_attention",) else below))
@@ -212,15 +233,16 @@ def canonical(path: Path) -> Path:
     return (*above, ALIASES.get(last, last))
 
 
-def _leaves(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
-    """Yield the values of an object by path: no objects, but for tokens and what is too large to go through.
+def _leaves(path: Path, value: Any, tokens: bool) -> Iterator[tuple[Path, Any]]:
+    """Yield the values of an object by path: no objects, but empty ones, `tokens`, and what is too large to go through.
 
-    What is null below a rope, or instead of one, states nothing.
+    What is null or empty below a rope, or instead of one, states nothing.
     """
-    if isinstance(value, dict) and len(value) <= LARGE and "content" not in value:
+    token = tokens and path and isinstance(value, dict) and isinstance(value.get("content"), str)
+    if isinstance(value, dict) and value and len(value) <= LARGE and not token:
         for key, each in value.items():
-            yield from _leaves((*path, key), each)
-    elif value is not None or not any(name in ROPES for name in path):
+            yield from _leaves((*path, key), each, tokens)
+    elif value not in (None, {}) or not any(name in ROPES for name in path):
         yield path, value
 
 

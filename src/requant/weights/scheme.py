@@ -28,6 +28,13 @@ FORMATS = {
 """Values of `packing_format`, and the layout that they mean."""
 REWRITTEN = ("block_name_to_quantize", "extra_config", "to_quant_block_names")
 """Keys that AutoRound 0.12.2 adds to in `config.json` for the MTP block, and not in the side file (defect D04)."""
+KNOWN = {"autoround_version", "batch_size", "bits", "block_name_to_quantize", "data_type", "desc_act", "extra_config"}
+KNOWN |= {"group_size", "iters", "modules_in_block_to_quantize", "nsamples", "packing_format", "quant_method", "seqlen"}
+KNOWN |= {"sym", "to_quant_block_names", "low_gpu_mem_usage", "enable_quanted_input", "enable_minmax_tuning", "lr"}
+KNOWN |= {"minmax_lr", "gradient_accumulate_steps", "dataset", "amp", "enable_norm_bias_tuning", "scale_dtype"}
+"""Keys that are held against the tensors, or that say how the tuning went, which changes nothing of what codes mean."""
+HARMLESS = {"act_bits": 16, "backend": "auto"}
+"""Keys, each with the one value that changes nothing of what codes mean."""
 FLOAT = 16
 """`bits` from here on mean a float layer."""
 MAX_EXPRESSIONS = 256
@@ -50,7 +57,7 @@ class Scheme:
     @cached_property
     def foreign(self) -> str:
         """Why none of its codes are modelled; "" where they may be."""
-        method = self.value.get("quant_method", METHODS[0])
+        method = self.value.get("quant_method")
         if method not in METHODS:
             return f"quant_method {_said(method)}"
         if self.layout is None:
@@ -82,10 +89,8 @@ class Scheme:
     def override(self, layer: str) -> Mapping[str, Any]:
         """Return the entry of `extra_config` that names a layer, exactly or by an expression; empty where none does."""
         if layer not in self._resolved:
-            key = (
-                layer if layer in self._overrides else next((k for k, e in self._expressions if matches(e, layer)), "")
-            )
-            self._resolved[layer] = self._overrides.get(key, {})
+            key = layer if layer in self.overrides else next((k for k, e in self._expressions if matches(e, layer)), "")
+            self._resolved[layer] = self.overrides.get(key, {})
         return self._resolved[layer]
 
     def of(self, layer: str, key: str, default: Any = None) -> Any:
@@ -97,7 +102,8 @@ class Scheme:
         return self.of(layer, "sym", True) is not False
 
     @cached_property
-    def _overrides(self) -> dict[str, Mapping[str, Any]]:
+    def overrides(self) -> dict[str, Mapping[str, Any]]:
+        """The entries of `extra_config` that are objects, by the name or the expression of their layers."""
         stated = self.value.get("extra_config")
         entries = stated if isinstance(stated, dict) else {}
         return {key: each for key, each in entries.items() if isinstance(each, dict)}
@@ -105,7 +111,7 @@ class Scheme:
     @cached_property
     def _expressions(self) -> list[tuple[str, str]]:
         """Keys that are regular expressions, and these without the `.*` in front, which makes a search slow."""
-        keys = [key for key in self._overrides if is_expression(key)]
+        keys = [key for key in self.overrides if is_expression(key)]
         return [(key, f"(?:{rest})" if (rest := key.removeprefix(".*")) != key else key) for key in keys]
 
 
@@ -130,6 +136,20 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
                 detail = f"{_said(value[key])}, {first} has {_said(read[first][key])}"
                 faults.append(Finding(kind, f"{file}: {key}", detail=detail))
     return (Scheme(next(iter(read.values()))) if read else None), faults
+
+
+def unknown(scheme: Scheme) -> Iterator[Finding]:
+    """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing."""
+    stated = [("quantization_config", scheme.value), *(("extra_config", each) for each in scheme.overrides.values())]
+    found: Counter[str] = Counter()
+    for where, value in stated:
+        for key, said in value.items():
+            if key not in KNOWN and said and said != HARMLESS.get(key):
+                found[f"{where}: {key}"] += 1
+        if str(value.get("data_type", "int")).startswith("int") and value.get("data_type", "int") != "int":
+            found[f"{where}: data_type {_said(value['data_type'])}"] += 1
+    for key, count in sorted(found.items()):
+        yield Finding("not modelled", key, count, detail="could change what the codes mean")
 
 
 def unmodelled(pieces: Iterable[Piece]) -> list[Finding]:
