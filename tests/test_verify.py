@@ -29,7 +29,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 SOURCES = Path(requant.__file__).parents[1]
 ROOT = Path(__file__).parents[1]
 MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "crash", "errors")
-LINES = 680
+LINES = 800
 
 
 def named(verdict: Verdict) -> set[tuple[str, str, str]]:

@@ -45,8 +45,14 @@ def workplace(out: Path, *, fresh: bool) -> Iterator[Path]:
 
 @contextmanager
 def scratch(place: Path) -> Iterator[Path]:
-    """Give a folder in `place` that is this process's; what processes that were killed have left there is removed."""
+    """Give a folder in `place` that is this process's; what processes that were killed have left there is removed.
+
+    Where nothing can be written there, as in a read-only cache, the folder is a temporary one.
+    """
     with ExitStack() as stack:
+        if not _writable(place):
+            yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="requant-")))
+            return
         with alone(place):
             for left in place.glob("*/lock"):
                 with left.open("w") as guard:
@@ -55,6 +61,14 @@ def scratch(place: Path) -> Iterator[Path]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
             fcntl.flock(stack.enter_context((folder / "lock").open("w")), fcntl.LOCK_EX)
         yield folder
+
+
+def _writable(place: Path) -> bool:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(place, os.W_OK)
 
 
 def _taken(guard: IO[str]) -> bool:

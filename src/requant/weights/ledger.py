@@ -1,10 +1,11 @@
 """What an interrupted check has done: a file with one line per finished window, removed when all are.
 
 It belongs to exactly one question: its name is a digest of both sides, the bound and the sample. A line that was cut
-off is dropped, and its window read again.
+off is dropped, and its window read again. Where nothing can be written, nothing is kept.
 """
 
 import json
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -48,15 +49,29 @@ class Ledger:
             return
         try:
             if not self._file:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8")
-                self._file.write("\n")  # ends a line that was cut off
+                self._file = self._begun(self._path)
+                if not self._file:
+                    self._path = None
+                    return
             self._file.write(json.dumps({"window": window, "measured": measured.as_json()}) + "\n")
             self._file.flush()
         except OSError as error:
             raise NotAvailableError(
                 f"{self._path}: {error.strerror}", "Make room, or check without resuming."
             ) from None
+
+    @staticmethod
+    def _begun(path: Path) -> IO[str] | None:
+        """Open the file; None where nothing can be written: a read-only cache keeps nobody from checking."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            if error.errno in (EROFS, EACCES, EPERM):
+                return None
+            raise
+        file.write("\n")  # ends a line that was cut off
+        return file
 
     def finish(self) -> None:
         """Remove the file: the question is answered."""
