@@ -23,7 +23,7 @@ from requant.weights.binding import canonical, compare
 from requant.weights.checked import Checked, Outcome
 from requant.weights.lineage import Packing, packing_of
 from requant.weights.source import Files, Source, open_source
-from requant.weights.tally import FAITHFUL
+from requant.weights.tally import FAITHFUL, TUNED
 
 Edit = Callable[[dict[str, Any]], Any]
 BLOCKS = ["model.language_model.layers", "mtp.layers"]
@@ -601,6 +601,22 @@ def test_a_searched_scale_is_not_modelled_where_nothing_was_tuned(tmp_path: Path
     edited = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], words.tobytes())}
     assert single(tmp_path, edited, base, rounds).exit_status == 1
     assert single(tmp_path, layer()[0], base, rounds).outcome == Outcome.CLEAN, "without the search, it is exact"
+
+
+def test_tuned_codes_that_are_said_to_be_rounded_are_never_clean(tmp_path: Path) -> None:
+    tensors, base = layer()
+    words = np.frombuffer(tensors["x.0.p.qweight"][2], "<u4")
+    for number in range(64):
+        moved = words.copy()
+        moved[number] ^= 1
+        some = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], moved.tobytes())}
+        tuned = single(tmp_path, some, base, {**AUTOROUND, "iters": 200})
+        if tuned.layers == {"x.0.p": TUNED} and tuned.clean:
+            break
+    assert tuned.clean, "one of the codes can have been tuned"
+    rounded = single(tmp_path, some, base, {**AUTOROUND, "iters": 0})
+    assert (rounded.outcome, rounded.exit_status) == (Outcome.NOT_MODELLED, 3)
+    assert {each.tensor for each in rounded.unmodelled} == {"quantization_config: iters"}
 
 
 def test_a_bias_in_float16_is_not_modelled(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Clean builds are clean; whatever is edited is found, and named to tensor and index."""
 
+import errno
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from requant.safetensors import ITEM_BITS
 from requant.twin import write_twin
 from requant.weights import rounding
 from requant.weights.checked import Checked
+from requant.weights.ledger import Ledger
 from requant.weights.reach import Array, codes_within, loosest, reach_of, scale_possible
 from requant.weights.source import Place, open_source
 from requant.weights.tally import COPIED, TUNED, Measured
@@ -366,6 +368,26 @@ def test_what_was_rebuilt_otherwise_is_named(
     assert not others, "nothing else is accused"
     assert all(each.index for each in result.findings if each.count), "each is named to its index"
     assert not checked(tmp_path / "edited", base).clean, "without the recipe too"
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_where_nothing_can_be_written_a_check_is_not_resumed_and_no_error(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    windows = [Measured({}), Measured({})]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refused)
+        with Ledger(tmp_path / "check" / "a.jsonl") as ledger:
+            for number, each in enumerate(windows):
+                ledger.note(number, each)
+            ledger.finish()
+    assert not (tmp_path / "check").exists()
+    with Ledger(tmp_path / "check" / "a.jsonl") as ledger:
+        ledger.note(0, windows[0])
+        assert set(ledger.read()) == {0}
 
 
 @pytest.mark.room

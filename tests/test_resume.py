@@ -1,5 +1,6 @@
 """A build that was stopped, at any moment and by anything, ends in the bytes of one that was not."""
 
+import os
 import random
 import shutil
 import signal
@@ -225,6 +226,22 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     with scratch(tmp_path) as ours, scratch(tmp_path) as other:
         assert sorted(tmp_path.glob("*/")) == sorted((ours, other))
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("shut", ["missing", "there"])
+def test_in_a_cache_that_cannot_be_written_a_scratch_folder_is_a_temporary_one(
+    shut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "cache" / "audits"
+    if shut == "missing":
+        (tmp_path / "cache").touch()  # so that nothing can be made below it
+    else:
+        place.mkdir(parents=True)
+        monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (place, os.W_OK))
+    with scratch(place) as folder:
+        assert folder.is_dir() and tmp_path / "cache" not in folder.parents
+        (folder / "file").touch()
+    assert not folder.exists()
 
 
 def test_what_holds_no_block_is_not_left_behind(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from tests.hub import running
 
 import requant
 from requant.checkpoint import open_checkpoint
+from requant.digest import MAX_INDEX, MAX_SIDE
 from requant.errors import CheckpointError
-from requant.files import MAX_INDEX_BYTES, listing
+from requant.files import listing
 from requant.inspecting.headers import read_headers
 from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest
 from requant.verdict import Difference, Outcome, Verdict
@@ -291,10 +292,20 @@ def test_a_companion_that_an_index_names_counts(tmp_path: Path, written: str) ->
     assert named(verify(tmp_path, manifest)) == {("changed file", "README.md", "README.md")}
 
 
+def test_the_index_of_a_hundred_thousand_tensors_leaves_companions_what_they_are(tmp_path: Path) -> None:
+    names = {f"model.layers.{number}.{'x' * 80}": "model-00001-of-00002.safetensors" for number in range(100_000)}
+    index = json.dumps({"metadata": {}, "weight_map": names}).encode()
+    assert len(index) > MAX_SIDE
+    manifest = make_manifest(write(tmp_path, {**SMALL, "model.safetensors.index.json": index}))
+    assert verify(write(tmp_path, {"README.md": b"a card"}), manifest) == Verdict(
+        Outcome.IDENTICAL, companions=("README.md",)
+    )
+
+
 def test_an_index_too_large_to_parse_leaves_no_companion(tmp_path: Path) -> None:
     folder = write(tmp_path, {**SMALL, "README.md": b""})
     (folder / "a.index.json").touch()
-    os.truncate(folder / "a.index.json", MAX_INDEX_BYTES + 1)
+    os.truncate(folder / "a.index.json", MAX_INDEX + 1)
     assert listing(folder).companions == {}
 
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from requant.digest import read_whole
+from requant.digest import MAX_INDEX, read_whole
 from requant.errors import CheckpointError
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.json"
 INDEX = f"model{SUFFIX}{INDEX_SUFFIX}"
-MAX_INDEX_BYTES = 1 << 25
-"""Bytes of the largest index that is parsed: three times that of a checkpoint of 100,000 tensors."""
 MAX_INDEX_BRACKETS, MAX_INDEX_COMMAS = 1000, 1_000_000
 """Of an index: real ones have three or four objects, and a comma for each tensor."""
 RUNNABLE: tuple[str, ...] = (".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pt")
@@ -87,10 +85,10 @@ def folded(companions: Collection[str]) -> tuple[str, ...]:
 def weight_map(index: bytes) -> dict[str, str]:
     """Return the file that an index names for each tensor, as loaders parse it: of a key that stands twice, the last.
 
-    Raises ValueError for what no loader follows, and for more than `MAX_INDEX_BYTES`.
+    Raises ValueError for what no loader follows, and for more than `MAX_INDEX` bytes.
     """
     brackets, commas = index.count(b"{") + index.count(b"["), index.count(b",")
-    if len(index) > MAX_INDEX_BYTES or brackets > MAX_INDEX_BRACKETS or commas > MAX_INDEX_COMMAS:
+    if len(index) > MAX_INDEX or brackets > MAX_INDEX_BRACKETS or commas > MAX_INDEX_COMMAS:
         raise ValueError("larger than any index that is known")
     try:
         found = json.loads(index.decode())["weight_map"]
@@ -106,7 +104,7 @@ def _named(indices: dict[str, Path]) -> set[str] | None:
     named: set[str] = set()
     for name, path in indices.items():
         try:
-            files = set(weight_map(read_whole(path)).values())
+            files = set(weight_map(read_whole(path, MAX_INDEX)).values())
         except ValueError:
             return None
         named |= {posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) for file in files}

@@ -20,14 +20,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from requant.digest import side_limit
 from requant.files import INDEX, INDEX_SUFFIX, RUNNABLE, SUFFIX, weight_map
 
 SINGLE = f"model{SUFFIX}"
 CONFIGS: tuple[str, ...] = ("config.json", "tokenizer_config.json", "processor_config.json")
 CONFIGS += ("preprocessor_config.json", "video_preprocessor_config.json")
 """Where transformers looks for `auto_map`."""
-MAX_CONFIG_BYTES = 1 << 24
-"""Bytes of the largest configuration that is parsed; a tokenizer's, with every added token, has one or two million."""
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys of config.json that may name a repository of compiled code (transformers, `integrations.hub_kernels`)."""
 DROPPED = "mtp."
@@ -136,8 +135,8 @@ def _why_tensors(name: str, is_opened: bool, is_indexed: bool) -> str:
 
 
 def _keys(name: str, text: bytes) -> Iterator[Loadable]:
-    if len(text) > MAX_CONFIG_BYTES:
-        yield Loadable(name, f"larger than {MAX_CONFIG_BYTES:,} bytes, and not looked into")
+    if len(text) > side_limit(name):
+        yield Loadable(name, f"larger than {side_limit(name):,} bytes, and not looked into")
         return
     try:
         value = json.loads(text.decode())

@@ -18,8 +18,8 @@ from typing import Any
 from requant.checkpoint import INDEX
 from requant.digest import count_values, read_whole, shallow, side_limit, strict_json
 from requant.errors import CheckpointError
-from requant.files import MAX_INDEX_BYTES, SUFFIX, list_files
-from requant.loadable import CONFIGS, MAX_CONFIG_BYTES
+from requant.files import SUFFIX, list_files
+from requant.loadable import CONFIGS
 from requant.safetensors import ITEM_BITS, MAX_HEADER_BYTES, QUOTES, TOO_LARGE, Spec, parse_header, require_plausible
 
 SIDES = (INDEX, "quantization_config.json", *CONFIGS)
@@ -52,7 +52,7 @@ class Headers:
             return None
         if path in self._parsed:
             return self._parsed[path]
-        limit = MAX_INDEX_BYTES if path == INDEX else MAX_CONFIG_BYTES
+        limit = side_limit(path)
         if len(self.sides[path]) > limit:
             raise CheckpointError(f"{self.name}/{path}: {len(self.sides[path]):,} bytes, expected {limit:,} at most")
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from requant import passes
 from requant.checkpoint import Checkpoint, Made, Tensor, header_of
 from requant.comparing.surroundings import json_differences
-from requant.digest import read_whole, sha256_chunks
+from requant.digest import read_whole, sha256_chunks, side_limit
 from requant.errors import CheckpointError
 from requant.inventory import PACKED
 from requant.manifest import Manifest
@@ -171,7 +171,7 @@ def _tensors(manifest: Manifest, derived: Checkpoint, tuned: AbstractSet[str]) -
 def _unlike(path: Path, derived: bytes) -> str:
     try:
         if path.suffix == ".json":
-            return "; ".join(json_differences(derived, read_whole(path)))
+            return "; ".join(json_differences(derived, read_whole(path, side_limit(path.name))))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError:
