@@ -48,7 +48,7 @@ def named(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository has at a commit, sorted; nothing whose name begins with a dot. `bytes`: what the list took."""
+    """What a repository has at a commit, sorted, hidden names too. `bytes`: what the list took."""
 
     endpoint: str
     repository: str
