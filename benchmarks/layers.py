@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from requant.checkpoint import Checkpoint, Held, Tensor, json_file, open_checkpoint, write_checkpoint
+from requant.checkpoint import (
+    INDEX,
+    Checkpoint,
+    Content,
+    Held,
+    Tensor,
+    index,
+    json_file,
+    open_checkpoint,
+    write_checkpoint,
+)
 from requant.inventory import Linear, base_tensors, packed_specs, quantized
 from requant.packing import bfloat16_to_float32, pack, zeros
 from requant.twin import SIZES, config, stream
@@ -25,6 +36,16 @@ from requant.weights.reach import reach
 
 GROUP = 128
 REACH = reach(400, 1 / 400, 1 / 400)
+DECLARED = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:auto_gptq",
+    "bits": 4,
+    "group_size": GROUP,
+    "sym": True,
+    "data_type": "int",
+    "iters": 400,
+    "block_name_to_quantize": ["model.language_model.layers"],
+}
 
 
 def configuration(layers: int) -> dict[str, Any]:
@@ -35,13 +56,22 @@ def configuration(layers: int) -> dict[str, Any]:
     return made
 
 
+def sides(layers: int, shards: Mapping[str, Mapping[str, Tensor]], is_quantized: bool) -> dict[str, Content]:
+    """Return configuration and index, as `check` wants them."""
+    made = configuration(layers)
+    if is_quantized:
+        floats = [name.removesuffix(".weight") for shard in shards.values() for name in shard if "gate.weight" in name]
+        made["quantization_config"] = DECLARED | {"extra_config": {name: {"bits": 16} for name in floats}}
+    return {"config.json": json_file(made), INDEX: index(shards)}
+
+
 def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
     """Write base and checkpoint of so many blocks, unless they are there; return their folders."""
     base, tuned = folder / f"base-{layers}", folder / f"tuned-{layers}"
     if layers > 1:
         for one, path in zip(write_pair(folder, 1), (base, tuned), strict=True):
             if not (path / "config.json").exists():
-                _repeat(one, path, layers)
+                _repeat(one, path, layers, path == tuned)
         return base, tuned
     if not (base / "config.json").exists():
         specs = base_tensors(configuration(layers))
@@ -49,7 +79,7 @@ def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
         for name, spec in specs.items():
             file = _file(name).replace("model", "experts" if name.endswith("gate_up_proj") else "model")
             shards.setdefault(file, {})[name] = Tensor(spec, stream("wide", _first(name), spec))
-        write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), base)
+        write_checkpoint(Checkpoint(shards, sides(layers, shards, False)), base)
     if not (tuned / "config.json").exists():
         opened = open_checkpoint(base).tensors
         packed = quantized(configuration(layers), ("mtp.fc",))
@@ -67,17 +97,17 @@ def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
             for suffix, spec in packed_specs(packed[layer], GROUP).items():
                 tensor = Tensor(spec, Held(made[_first(layer)][suffix]))
                 shards.setdefault(_file(layer), {})[f"{layer}.{suffix}"] = tensor
-        write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), tuned)
+        write_checkpoint(Checkpoint(shards, sides(layers, shards, True)), tuned)
     return base, tuned
 
 
-def _repeat(one: Path, folder: Path, layers: int) -> None:
+def _repeat(one: Path, folder: Path, layers: int, is_quantized: bool) -> None:
     shards: dict[str, dict[str, Tensor]] = {}
     for file, tensors in open_checkpoint(one).shards.items():
         for number in range(layers if "rest" not in file else 1):
             renamed = {name.replace(".layers.0.", f".layers.{number}."): tensor for name, tensor in tensors.items()}
             shards[file.replace("-0.", f"-{number}.")] = renamed
-    write_checkpoint(Checkpoint(shards, {"config.json": json_file(configuration(layers))}), folder)
+    write_checkpoint(Checkpoint(shards, sides(layers, shards, is_quantized)), folder)
 
 
 def _file(name: str) -> str:

@@ -460,8 +460,8 @@ def test_no_configuration_ends_in_a_traceback(value: Any, keys: dict[str, Any]) 
     config = {"a": value, QUANTIZATION: {"quant_method": "auto-round", "block_name_to_quantize": value, **keys}}
     side = {"config.json": json.dumps(config).encode(), "tokenizer.json": json.dumps(value).encode()}
     with (
-        on_disk({"a.safetensors": shard(tensors), **side}) as made,
-        on_disk({"a.safetensors": shard(base), **side}) as its,
+        on_disk({"model.safetensors": shard(tensors), **side}) as made,
+        on_disk({"model.safetensors": shard(base), **side}) as its,
         open_source(str(made)) as theirs,
         open_source(str(its)) as ours,
     ):
@@ -560,9 +560,9 @@ ELSEWHERE: dict[str, tuple[Tensors, dict[str, Any], str]] = {
 
 def single(tmp_path: Path, tensors: Tensors, base: Tensors, quantization: Any) -> Checked:
     config = {"model_type": "llama", "dtype": "bfloat16"}
-    write(tmp_path / "base", {"a.safetensors": shard(base), "config.json": json.dumps(config).encode()})
+    write(tmp_path / "base", {"model.safetensors": shard(base), "config.json": json.dumps(config).encode()})
     stated = {**config, QUANTIZATION: quantization} if quantization else config
-    write(tmp_path / "made", {"a.safetensors": shard(tensors), "config.json": json.dumps(stated).encode()})
+    write(tmp_path / "made", {"model.safetensors": shard(tensors), "config.json": json.dumps(stated).encode()})
     with open_source(str(tmp_path / "made")) as theirs, open_source(str(tmp_path / "base")) as ours:
         return check(theirs, ours)
 

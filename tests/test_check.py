@@ -435,13 +435,16 @@ def pair(tmp_path: Path, way: str) -> tuple[Path, Path]:
     scales, words = rounded(values, way)
     zeros = np.full((2, 8), 0x77777777, "<i4")
     norm = ("BF16", [8], bits[0, :8].tobytes())
-    write(tmp_path / "base", {"a.safetensors": shard({"x.0.p.weight": ("BF16", [64, 256], bits.tobytes()), "n": norm})})
+    write(
+        tmp_path / "base",
+        {"model.safetensors": shard({"x.0.p.weight": ("BF16", [64, 256], bits.tobytes()), "n": norm})},
+    )
     packed = {
         "x.0.p.qweight": ("I32", [32, 64], words.tobytes()),
         "x.0.p.qzeros": ("I32", [2, 8], zeros.tobytes()),
         "x.0.p.scales": ("F16", [2, 64], scales.tobytes()),
     }
-    write(tmp_path / "made", {"a.safetensors": shard({**packed, "n": norm})})
+    write(tmp_path / "made", {"model.safetensors": shard({**packed, "n": norm})})
     return tmp_path / "made", tmp_path / "base"
 
 
@@ -457,7 +460,7 @@ def test_each_formula_of_rounding_is_recognised(way: str, tmp_path: Path) -> Non
 def test_a_rounded_code_moved_by_three_steps_is_found(way: str, tmp_path: Path) -> None:
     made, base = pair(tmp_path, way)
     place = opened(made)["x.0.p.qweight"]
-    with (made / "a.safetensors").open("r+b") as file:
+    with (made / "model.safetensors").open("r+b") as file:
         file.seek(place.start + 4 * (64 * 5 + 9))
         word = int.from_bytes(file.read(4), "little")
         code = (word >> 8) & 15
@@ -476,11 +479,11 @@ def opened(folder: Path) -> dict[str, Place]:
 def test_every_single_bit_of_a_copied_tensor(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.ABSMAX)
     place = opened(made)["n"]
-    text = bytearray((made / "a.safetensors").read_bytes())
+    text = bytearray((made / "model.safetensors").read_bytes())
     for at in range(place.start, place.stop):
         for bit in range(8):
             text[at] ^= 1 << bit
-            (made / "a.safetensors").write_bytes(text)
+            (made / "model.safetensors").write_bytes(text)
             text[at] ^= 1 << bit
             assert found(checked(made, base)) == {("not the base's bytes", "n", ((at - place.start) // 2,))}
 
@@ -493,12 +496,12 @@ def test_a_copied_tensor_of_any_width_is_compared_element_by_element(
     bits = ITEM_BITS[dtype]
     data = bytes(number % 251 for number in range(8 * bits))
     for name in ("base", "made"):
-        write(tmp_path / name, {"a.safetensors": shard({"t": (dtype, [8, 8], data)})})
+        write(tmp_path / name, {"model.safetensors": shard({"t": (dtype, [8, 8], data)})})
     assert not checked(tmp_path / "made", tmp_path / "base").findings
     for element in (0, 1, 31, 62, 63):
         number = int.from_bytes(data, "little") ^ (1 << bits * element)
         altered = shard({"t": (dtype, [8, 8], number.to_bytes(8 * bits, "little"))})
-        write(tmp_path / "made", {"a.safetensors": altered})
+        write(tmp_path / "made", {"model.safetensors": altered})
         assert found(checked(tmp_path / "made", tmp_path / "base")) == {
             ("not the base's bytes", "t", (element // 8, element % 8))
         }
@@ -529,14 +532,14 @@ def test_a_changed_file_is_another_question(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.FULL)
     with pytest.raises(KeyboardInterrupt):
         checked(made, base, resume=tmp_path / "notes", tell=interrupt)
-    os.utime(made / "a.safetensors", (1, 1))
+    os.utime(made / "model.safetensors", (1, 1))
     assert checked(made, base, resume=tmp_path / "notes").resumed == 0
 
 
 def test_a_file_that_was_changed_and_dated_back_is_another_question(tmp_path: Path) -> None:
     """`touch` can set back the time of modification, but not that of change; a copy of equal times is another inode."""
     made, base = pair(tmp_path, rounding.FULL)
-    shards = made / "a.safetensors"
+    shards = made / "model.safetensors"
     with pytest.raises(KeyboardInterrupt):
         checked(made, base, resume=tmp_path / "notes", tell=interrupt)
     before = shards.stat()
@@ -552,8 +555,8 @@ def test_a_copy_of_equal_size_and_times_is_another_question(tmp_path: Path) -> N
     made, _ = pair(tmp_path, rounding.FULL)
     with open_source(str(made)) as source:
         before = source.files.identity
-    shutil.copy2(made / "a.safetensors", made / "copy")
-    (made / "copy").replace(made / "a.safetensors")
+    shutil.copy2(made / "model.safetensors", made / "copy")
+    (made / "copy").replace(made / "model.safetensors")
     with open_source(str(made)) as source:
         assert source.files.identity != before
 
@@ -583,7 +586,7 @@ def test_measurements_survive_json() -> None:
 
 def test_a_base_of_another_precision_is_not_modelled(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.FULL)
-    write(base, {"a.safetensors": shard({"x.0.p.weight": ("F32", [64, 256], bytes(64 * 256 * 4))})})
+    write(base, {"model.safetensors": shard({"x.0.p.weight": ("F32", [64, 256], bytes(64 * 256 * 4))})})
     (made_of,) = checked(made, base).unmodelled
     assert (made_of.tensor, made_of.detail) == ("x.0.p", "a base in F32")
 
@@ -613,10 +616,10 @@ def test_what_is_neither_is_named_and_no_network_is_asked(name: str) -> None:
 
 def test_tensors_of_no_size_are_no_traceback(tmp_path: Path) -> None:
     nothing = {"q.weight": ("BF16", [0, 16], b""), "s": ("BF16", [], b"\1\2"), "e": ("BF16", [0], b"")}
-    write(tmp_path / "base", {"a.safetensors": shard(nothing)})
+    write(tmp_path / "base", {"model.safetensors": shard(nothing)})
     empty = {"q.qweight": ("I32", [2, 0], b""), "q.qzeros": ("I32", [1, 0], b""), "q.scales": ("F16", [1, 0], b"")}
     rest = {name: nothing[name] for name in ("s", "e")}
-    write(tmp_path / "made", {"a.safetensors": shard({**empty, **rest})})
+    write(tmp_path / "made", {"model.safetensors": shard({**empty, **rest})})
     assert {each.kind for each in checked(tmp_path / "made", tmp_path / "base").findings} == {"wrong shape"}
 
 
@@ -634,13 +637,13 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.split()[-1]) == (0, "clean"), done.stderr
     done = run(tmp_path, "check", base, "--base", base)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "nothing to check")
-    (base / "a.safetensors").write_bytes((base / "a.safetensors").read_bytes()[:-1] + b"\x7f")
+    (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-1] + b"\x7f")
     done = run(tmp_path, "check", made, "--base", base, "--json")
     value = json.loads(done.stdout)
     assert (done.returncode, value["outcome"]) == (1, "violations")
     assert value["findings"][0]["tensor"] == "n"
     assert run(tmp_path, "check", made, "--base", tmp_path / "none").returncode == 2
-    (base / "a.safetensors").write_bytes(b"\xff" * 20)
+    (base / "model.safetensors").write_bytes(b"\xff" * 20)
     done = run(tmp_path, "check", made, "--base", base)
     assert (done.returncode, done.stdout) == (6, "")
     assert "Traceback" not in done.stderr

@@ -45,7 +45,6 @@ HEALTHY: dict[str, tuple[list[str], dict[str, bytes], dict[str, list[str]]]] = {
         {SINGLE: ["layers.0.a"], EXTRA: ["mtp.a"]},
     ),
     "several files": ([*SIDES, "LICENSE", FIRST, SECOND], {INDEX: index(HELD)}, HELD),
-    "several files without an index": (["a.safetensors", "b.safetensors"], {}, {"a.safetensors": ["a"]}),
     "configurations": (
         [SINGLE],
         dict.fromkeys(CONFIGS, b'{"dtype": "bfloat16", "_attn_implementation": "sdpa", "_name_or_path": "o/n"}'),
@@ -187,6 +186,21 @@ FOUND: dict[str, tuple[Layout, list[str], dict[str, str]]] = {
         ([SINGLE, "pytorch_model.bin.index.json", "sub/model.safetensors.index.json"], {}, {}),
         [SINGLE],
         {"pytorch_model.bin.index.json": "an index beside", "sub/model.safetensors.index.json": "an index beside"},
+    ),
+    "no index": (([FIRST, SECOND], {}, HELD), [FIRST, SECOND], {INDEX: "transformers finds no weights"}),
+    "one file of another name": (([FIRST], {}, HELD), [FIRST], {INDEX: "transformers finds no weights"}),
+    "the index of a variant": (
+        ([SINGLE, "model.safetensors.index.fp16.json", "Model.Safetensors.INDEX.JSON"], {}, {}),
+        [SINGLE],
+        {
+            "model.safetensors.index.fp16.json": "an index beside",
+            "Model.Safetensors.INDEX.JSON": "differ only in case",
+        },
+    ),
+    "names that differ only in case": (
+        ([SINGLE, "Config.json", "ADAPTER_CONFIG.JSON", "Model.SafeTensors", "sub/x.SAFETENSORS"], {}, {}),
+        [SINGLE],
+        dict.fromkeys(["Config.json", "ADAPTER_CONFIG.JSON", "Model.SafeTensors", "sub/x.SAFETENSORS"], "only in case"),
     ),
     "a configuration that is no JSON": (([SINGLE], {"config.json": b"{"}, {}), [SINGLE], {"config.json": "not JSON"}),
 }  # fmt: skip

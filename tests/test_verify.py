@@ -214,6 +214,11 @@ CHANGED: dict[str, tuple[dict[str, bytes | None], Outcome, set[tuple[str, str, s
 
 BESIDE: dict[str, bytes] = {
     "README.md": b"# EC",
+    "README_zh.MD": b"# EC",
+    "NOTICE": b"",
+    "USE_POLICY.md": b"",
+    "paper.PDF": b"",
+    ".eval_results/mmlu.yaml": b"",
     ".gitattributes": b"*.safetensors filter=lfs",
     ".gitignore": b"",
     ".git/HEAD": b"ref: refs/heads/main",
@@ -234,8 +239,8 @@ def test_a_healthy_download_is_identical_and_what_lies_beside_it_is_named(tmp_pa
     manifest = make_manifest(write(tmp_path / "checkpoint", SMALL))
     verdict = verify(write(tmp_path / "checkpoint", BESIDE), manifest)
     assert (verdict.outcome, verdict.differences) == (Outcome.IDENTICAL, ())
-    folders = {name for name in BESIDE if not name.startswith((".git/", ".cache/"))} | {".git/", ".cache/huggingface/"}
-    assert set(verdict.companions) == folders
+    folders = {".git/", ".cache/huggingface/", ".eval_results/"}
+    assert set(verdict.companions) == {name for name in BESIDE if not name.startswith(tuple(folders))} | folders
     assert make_manifest(tmp_path / "checkpoint") == manifest
 
 
@@ -256,6 +261,8 @@ READ_OR_RUN = {
     "pytorch_model.bin": Outcome.DIFFERENT,
     "modeling.py": Outcome.DIFFERENT,
     ".hidden.pt": Outcome.DIFFERENT,
+    "checkpoint.pth.tar": Outcome.DIFFERENT,
+    "Model.SafeTensors": Outcome.DIFFERENT,
     ".git/hooks/pre-commit.py": Outcome.DIFFERENT,
     ".cache/huggingface/model.gguf": Outcome.DIFFERENT,
     "chat_template.jinja": Outcome.EQUIVALENT,
@@ -263,6 +270,7 @@ READ_OR_RUN = {
     ".w/config.json": Outcome.EQUIVALENT,
     ".cache/model.safetensors.index.json": Outcome.EQUIVALENT,
     ".git/model.safetensors.index.json": Outcome.EQUIVALENT,
+    ".git/Model.safetensors.Index.fp16.JSON": Outcome.EQUIVALENT,
 }
 
 
@@ -516,8 +524,8 @@ def test_what_lies_beside_a_checkpoint_is_told_in_a_line(folder: Path, command: 
     write(folder / "checkpoint", BESIDE)
     done = run(command, folder / "checkpoint", folder / "manifest.json")
     assert done.returncode == 0
-    told = "beside the checkpoint, and not judged: .cache/huggingface/, .git/, .gitattributes, .gitignore, README.md, "
-    assert done.stdout.startswith(f"{told}assets/figure.png and 5 more\nidentical")
+    told = ".cache/huggingface/, .eval_results/, .git/, .gitattributes, .gitignore, NOTICE and 10 more"
+    assert done.stdout.startswith(f"beside the checkpoint, and not judged: {told}\nidentical")
 
 
 def test_equal_tensors_are_enough_where_that_is_asked_for(folder: Path) -> None:

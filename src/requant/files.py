@@ -17,19 +17,24 @@ from requant.digest import MAX_INDEX, read_whole
 from requant.errors import CheckpointError
 
 SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".index.json"
-INDEX = f"model{SUFFIX}{INDEX_SUFFIX}"
+INDEX = f"model{SUFFIX}.index.json"
 MAX_INDEX_BRACKETS, MAX_INDEX_COMMAS = 1000, 1_000_000
 """Of an index: real ones have three or four objects, and a comma for each tensor."""
-RUNNABLE: tuple[str, ...] = (".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pt")
-RUNNABLE += (".joblib", ".pickle", ".pkl", ".pth", ".py", ".pyc", ".so", ".tensors")
-"""Ends of the names of weights in other formats, of pickles (which can run anything) and of code."""
-COMPANIONS: tuple[str, ...] = (".DS_Store", ".git", ".gitattributes", ".gitignore", "*.md", "*.png", "*.jpg", "*.jpeg")
-COMPANIONS += ("*.gif", "*.svg", "*.webp", "model.sig", "*.sigstore.json")
-COMPANIONS += ("*.manifest.json", "*.journal.jsonl", "*.intoto.jsonl")
-"""Patterns of the last part of a path: git's files, cards, figures, what signs, and what requant writes."""
-COMPANION_FOLDERS = (".git/", ".cache/huggingface/", ".requant-fetch/")
-"""git's own, the record of a download into a local folder, and what `fetch` has in part."""
+CODE = (".dll", ".dylib", ".py", ".pyc", ".pyd", ".so")
+PICKLES = (".bin", ".ckpt", ".cloudpickle", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".pth.tar")
+"""What unpickling opens can run anything."""
+RUNNABLE: tuple[str, ...] = (*CODE, *PICKLES, ".ggml", ".gguf", ".h5", ".hdf5", ".keras", ".mlmodel", ".msgpack")
+RUNNABLE += (".nemo", ".npy", ".npz", ".onnx", ".onnx_data", ".ot", ".pb", ".pdparams", ".tensors", ".tflite")
+"""Ends of the names of code, pickles and weights in other formats, in lower case."""
+COMPANIONS: tuple[str, ...] = (".ds_store", ".git", ".gitattributes", ".gitignore", ".gitkeep", "*.md", "readme*")
+COMPANIONS += ("notice*", "use_policy*", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "sha256sums")
+COMPANIONS += ("*.sig", "*.sigstore.json", "*.manifest.json", "*.journal.jsonl", "*.intoto.jsonl")
+"""Patterns of the last part of a path in lower case: git's files, cards, figures, what signs, and what requant writes.
+
+LICENSE is none of them, because the manifests of builds record it.
+"""
+COMPANION_FOLDERS = (".git/", ".cache/huggingface/", ".eval_results/", ".requant-fetch/")
+"""git's own, the record of a download into a local folder, a hub's scores, and what `fetch` has in part."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def listing(folder: Path) -> Listing:
         found = dict(sorted(_walk(folder)))
         companions = {name: path for name, path in found.items() if is_companion(name)}
         if companions:
-            named = _named({name: path for name, path in found.items() if name.endswith(INDEX_SUFFIX)})
+            named = _named({name: path for name, path in found.items() if is_index(name)})
             companions = {name: path for name, path in companions.items() if named is not None and name not in named}
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from None
@@ -69,11 +74,22 @@ def listing(folder: Path) -> Listing:
 
 def is_companion(name: str) -> bool:
     """Say whether no loader opens a file of this POSIX path, unless an index names it."""
-    lower = name.lower()
-    if lower.endswith((SUFFIX, INDEX_SUFFIX, *RUNNABLE)):
+    last = name.lower().rpartition("/")[2]
+    if last.endswith(SUFFIX) or is_opaque(name) or is_index(name):
         return False
-    last = name.rpartition("/")[2]
     return name.startswith(COMPANION_FOLDERS) or any(fnmatchcase(last, pattern) for pattern in COMPANIONS)
+
+
+def is_index(name: str) -> bool:
+    """Say whether a file is an index by its name, in any case; a variant's is `*.index.VARIANT.json`."""
+    last = name.lower().rpartition("/")[2]
+    return last.endswith(".json") and ".index." in last
+
+
+def is_opaque(name: str) -> bool:
+    """Say whether a file is weights or code by its name, and is not looked into: `.SafeTensors` is, on some systems."""
+    lower = name.lower()
+    return lower.endswith(RUNNABLE) or (lower.endswith(SUFFIX) and not name.endswith(SUFFIX))
 
 
 def folded(companions: Collection[str]) -> tuple[str, ...]:

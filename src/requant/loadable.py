@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from requant.digest import side_limit
-from requant.files import INDEX, INDEX_SUFFIX, RUNNABLE, SUFFIX, weight_map
+from requant.files import CODE, INDEX, SUFFIX, is_index, is_opaque, weight_map
 
 SINGLE = f"model{SUFFIX}"
 CONFIGS: tuple[str, ...] = ("config.json", "tokenizer_config.json", "processor_config.json")
 CONFIGS += ("preprocessor_config.json", "video_preprocessor_config.json")
 """Where transformers looks for `auto_map`."""
+FIXED = {SINGLE, INDEX, *CONFIGS, "adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
+FIXED |= {"chat_template.jinja", "quantization_config.json", "quantize_config.json", "tokenizer.json"}
+"""Files that loaders open by their names."""
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys of config.json that may name a repository of compiled code (transformers, `integrations.hub_kernels`)."""
 DROPPED = "mtp."
@@ -104,15 +107,17 @@ def _strays(names: Collection[str], texts: Mapping[str, bytes], index: _Index) -
 
 def _why_file(name: str, root: bool) -> str:
     """Say why a file that is no safetensors file should not be there, nothing where it may; `root` has weights."""
-    if name.lower().endswith((".py", ".pyc", ".so")):
+    if (name not in FIXED and name.lower() in FIXED) or (name.lower().endswith(SUFFIX) and not name.endswith(SUFFIX)):
+        return "a loader opens it where names that differ only in case are one"
+    if name.lower().endswith(CODE):
         return "code, which a loader runs where it is told to trust this repository"
-    if name.lower().endswith(RUNNABLE):
+    if is_opaque(name):
         if "/" not in name and not root and name.endswith((".bin", ".pt")):
             return "loaders open it, because no safetensors file stands in the root; it is not looked into"
         return "weights in another format, or a pickle that can run anything; it is not looked into"
     if name.rpartition("/")[2] == "adapter_config.json":
         return "transformers adds the adapter that it describes to the weights"
-    if name.endswith(INDEX_SUFFIX) and name != INDEX:
+    if is_index(name) and name != INDEX:
         return f"an index beside {INDEX}: a loader that follows it opens other files"
     return ""
 
@@ -163,6 +168,8 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
 def _disagreements(names: Collection[str], index: _Index, tensors: Mapping[str, Collection[str]]) -> Iterator[Loadable]:
     """Yield in what the index is wrong about the files, tensors folded by their numbers."""
     indexed = index.files
+    if not {INDEX, SINGLE} & set(names) and any(map(_in_root, names)):
+        yield Loadable(INDEX, "not there: transformers finds no weights, vLLM opens every safetensors file in the root")
     if index.fault:
         yield Loadable(INDEX, index.fault)
     if index.fault or INDEX not in names:

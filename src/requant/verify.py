@@ -14,7 +14,7 @@ from pathlib import Path
 from requant import crash
 from requant.digest import file_chunks, sha256_chunks
 from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
-from requant.files import RUNNABLE, folded, listing
+from requant.files import folded, is_opaque, listing
 from requant.manifest import Manifest, TensorRecord, read_file, read_manifest
 from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict, visible
 
@@ -66,7 +66,7 @@ def verify(folder: Path, manifest: Manifest, progress: Callable[[int], None] = l
 
 def _unseen(each: Difference) -> bool:
     """Say whether a difference can hide other weights: a file that cannot be read, or whose tensors are not listed."""
-    return each.kind == "unreadable file" or each.name.lower().endswith(RUNNABLE)
+    return each.kind == "unreadable file" or is_opaque(each.name)
 
 
 def _tensors(manifest: Manifest, found: list[dict[str, TensorRecord]]) -> Iterator[Difference]:
