@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.twins import healthy
 from tests.checkpoints import Tensors, on_a_disk, on_disk, shard, write
+from tests.conftest import ROOT
 
 from requant.check import check
 from requant.checkpoint import write_checkpoint
+from requant.digest import MAX_VALUES
 from requant.packing import bfloat16_to_float32, pack
 from requant.twin import write_twin
 from requant.weights.binding import canonical, compare
@@ -342,6 +344,7 @@ def test_a_side_file_of_too_many_expressions_is_not_modelled(pair: tuple[Path, P
     result = judged(pair, {SIDE: json.dumps({**value, "extra_config": many}).encode()})
     assert (result.findings, result.exit_status) == ((), 3)
     assert [each.tensor for each in result.unmodelled] == [f"{SIDE}: extra_config"]
+    assert judged(pair, edited(pair, quantization(extra_config=many))).outcome == Outcome.NOT_MODELLED
     both = edited(pair, quantization(extra_config=dict([*many.items()][:-100])))
     assert judged(pair, both).clean, "what both files say alike is tried once"
 
@@ -493,6 +496,60 @@ def test_a_token_may_be_an_object_or_its_content() -> None:
     assert [each.kind for each in compare(file, {"bos_token": token}, {"bos_token": "</s>"})] == [
         "differs from the base"
     ]
+
+
+TOKEN = {"content": "<s>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+FLAGS = {"lstrip": True, "rstrip": True, "single_word": True, "normalized": True, "special": False, "other": None}
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_that_a_plain_token_does_not_have_is_named(flag: str, file: str) -> None:
+    """Named, not accused: transformers 5.5.1 saves such an object as plain text, its flags in `tokenizer.json`."""
+    token = {**TOKEN, flag: FLAGS[flag]}
+    (here,) = compare(file, {"eos_token": token}, {"eos_token": "<s>"})
+    assert (here.kind, here.tensor) == ("stated here only", f"{file}: eos_token.{flag}")
+    assert here.detail == f"{FLAGS[flag]}, the base has '<s>' alone"
+    (there,) = compare(file, {"eos_token": "<s>"}, {"eos_token": token})
+    assert (there.kind, there.tensor) == ("stated by the base only", f"{file}: eos_token.{flag}")
+    listed = compare(file, {"additional_special_tokens": ["a", token]}, {"additional_special_tokens": ["a", "<s>"]})
+    assert [each.tensor for each in listed] == [f"{file}: additional_special_tokens.1.{flag}"]
+    assert [each.kind for each in compare(file, {"eos_token": token}, {"eos_token": TOKEN})] == [
+        "differs from the base"
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"special": True}, {"__type": "AddedToken", "special": True}])
+def test_a_token_with_the_flags_of_a_plain_one_is_that_token(more: dict[str, Any]) -> None:
+    for some in (TOKEN, {"content": "<s>"}):
+        for theirs, ours in (({**some, **more}, "<s>"), ("<s>", {**some, **more})):
+            assert compare("tokenizer_config.json", {"pad_token": theirs}, {"pad_token": ours}) == []
+            assert compare("tokenizer_config.json", {"a_tokens": [theirs]}, {"a_tokens": [ours]}) == []
+
+
+def test_a_checkpoint_whose_tokens_were_spelled_anew_is_not_accused(pair: tuple[Path, Path]) -> None:
+    file = "tokenizer_config.json"
+    value = json.loads((pair[0] / file).read_bytes())
+    objects = {
+        key: {**TOKEN, "content": each, "lstrip": True}
+        for key, each in value.items()
+        if key.endswith("_token") and isinstance(each, str)
+    }
+    assert objects
+    data = json.dumps({**value, **objects}).encode()
+    for result in (judged(pair, {file: data}), judged(pair, base={file: data})):
+        assert result.clean
+        assert {f"{file}: {key}.lstrip" for key in objects} <= {each.tensor for each in result.notes}
+
+
+def test_two_huge_tokenizers_of_other_bytes_are_not_modelled(pair: tuple[Path, Path]) -> None:
+    """Together over the limit, which docs/levels.md states; equal bytes need no parsing."""
+    theirs, ours = (b"[" + b"0," * (MAX_VALUES // 2) + last + b"]" for last in (b"1", b"0"))
+    result = judged(pair, {TOKENIZER: theirs}, {TOKENIZER: ours})
+    assert (result.findings, result.exit_status) == ((), 3)
+    assert [each.tensor for each in result.unmodelled] == [TOKENIZER]
+    assert judged(pair, {TOKENIZER: ours}, {TOKENIZER: ours}).clean
+    assert f"more than {MAX_VALUES:,}" in " ".join((ROOT / "docs" / "levels.md").read_text().split())
 
 
 values = st.recursive(
