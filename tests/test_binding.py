@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.twins import healthy
 from tests.checkpoints import Tensors, on_a_disk, on_disk, shard, write
+from tests.conftest import ROOT
 
 from requant.check import check
 from requant.checkpoint import write_checkpoint
+from requant.digest import MAX_VALUES
 from requant.packing import bfloat16_to_float32, pack
 from requant.twin import write_twin
 from requant.weights.binding import canonical, compare
@@ -275,6 +277,78 @@ def test_a_side_file_must_say_the_same(pair: tuple[Path, Path]) -> None:
     assert judged(pair, {"quantization_config.json": less}).clean, "AutoRound 0.12.2 itself writes less there"
 
 
+SIDE = "quantization_config.json"
+ASIDE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "bits": ({"extra_config": {EXPERT: {"bits": 8}}}, f"{EXPERT}.qweight", "bits 8, the tensors have 4"),
+    "group_size": ({"extra_config": {EXPERT: {"group_size": 32}}}, f"{EXPERT}.qweight", "group_size 32, "),
+    "sym": ({"extra_config": {EXPERT: {"sym": False}}}, f"{EXPERT}.qzeros", "sym False, every zero point"),
+    "float": ({"extra_config": {EXPERT: {"bits": 16, "data_type": "fp"}}}, f"{EXPERT}.qweight", "data_type 'fp', "),
+    "by expression": ({"extra_config": {rf".*{EXPERT[-20:]}.*": {"bits": 2}}}, f"{EXPERT}.qweight", "bits 2, "),
+    "a float layer packed": ({"extra_config": {GATE: {"bits": 4}}}, f"{GATE}.weight", "bits 4, the layer is float"),
+    "a key of the side file alone": ({"desc_act": True}, f"{EXPERT}.qweight", "desc_act true, "),
+}
+
+
+@pytest.mark.parametrize("name", [SIDE, "quantize_config.json"])
+@pytest.mark.parametrize(("said", "tensor", "detail"), ASIDE.values(), ids=ASIDE)
+def test_what_a_side_file_alone_says_must_describe_the_codes(
+    said: dict[str, Any], tensor: str, detail: str, name: str, pair: tuple[Path, Path]
+) -> None:
+    value = json.loads((pair[0] / SIDE).read_bytes())
+    result = judged(pair, {name: json.dumps({**value, **said}).encode()})
+    assert ("declared otherwise", tensor) in found(result)
+    assert {kind for kind, _ in found(result)} == {"declared otherwise"}
+    assert all(each.detail.startswith(f"{name}: ") for each in result.findings)
+    assert any(each.detail.startswith(f"{name}: {detail}") for each in result.findings)
+    assert result.exit_status == 1
+
+
+def test_a_side_file_that_says_less_of_the_codes_or_the_same_is_not_accused(pair: tuple[Path, Path]) -> None:
+    value = json.loads((pair[0] / SIDE).read_bytes())
+    same = {EXPERT: {"bits": 4, "group_size": 128, "sym": True}, r".*mlp\.experts.*": {"bits": 4}}
+    for extra in (None, {}, [1], {GATE: {"bits": 16}}, {EXPERT: 8, "lm_head": {"bits": 16}}, same):
+        said = {key: each for key, each in value.items() if key != "extra_config"} | {"extra_config": extra}
+        assert judged(pair, {SIDE: json.dumps(said).encode()}).clean, extra
+    for key in value:
+        less = {other: each for other, each in value.items() if other != key}
+        assert judged(pair, {SIDE: json.dumps(less).encode()}).clean, key
+
+
+def test_an_expression_that_also_finds_what_is_not_linear_packs_none_of_it(pair: tuple[Path, Path]) -> None:
+    """`layers.1` has norms and a router of its own: whoever writes such an expression means the linear layers."""
+    wide = {r".*language_model\.layers\.1\..*": {"bits": 4}}
+    value = json.loads((pair[0] / SIDE).read_bytes())
+    said = {**value, "extra_config": {**value["extra_config"], **wide}}
+    assert judged(pair, {SIDE: json.dumps(said).encode()}).clean
+    assert judged(pair, edited(pair, lambda config: config[QUANTIZATION].update(said))).clean
+
+
+def test_what_both_files_say_wrongly_is_told_once(pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, override(EXPERT, bits=8)))
+    assert [each.detail for each in result.findings] == ["bits 8, the tensors have 4"]
+
+
+def test_the_order_of_expressions_counts(pair: tuple[Path, Path]) -> None:
+    some, all_ = rf".*{EXPERT[-20:]}.*", r".*mlp\.experts.*"
+    content = edited(pair, lambda config: config[QUANTIZATION].update(extra_config={some: {}, all_: {"sym": False}}))
+    value = json.loads(content[SIDE] or b"")
+    value["extra_config"] = dict(reversed(value["extra_config"].items()))
+    result = judged(pair, {**content, SIDE: json.dumps(value).encode()})
+    details = {each.detail for each in result.findings if each.tensor == f"{EXPERT}.qzeros"}
+    assert details == {f"{SIDE}: sym False, every zero point is in the middle"}
+
+
+def test_a_side_file_of_too_many_expressions_is_not_modelled(pair: tuple[Path, Path]) -> None:
+    value = json.loads((pair[0] / SIDE).read_bytes())
+    many = {**value["extra_config"], **{f"none{number}.*": {"bits": 4} for number in range(257)}}
+    result = judged(pair, {SIDE: json.dumps({**value, "extra_config": many}).encode()})
+    assert (result.findings, result.exit_status) == ((), 3)
+    assert [each.tensor for each in result.unmodelled] == [f"{SIDE}: extra_config"]
+    assert judged(pair, edited(pair, quantization(extra_config=many))).outcome == Outcome.NOT_MODELLED
+    both = edited(pair, quantization(extra_config=dict([*many.items()][:-100])))
+    assert judged(pair, both).clean, "what both files say alike is tried once"
+
+
 @pytest.mark.parametrize("key", ["quant_method", "packing_format"])
 def test_what_a_method_makes_of_the_codes_is_not_modelled(key: str, pair: tuple[Path, Path]) -> None:
     result = judged(pair, edited(pair, quantization(**{key: "else"})))
@@ -422,6 +496,60 @@ def test_a_token_may_be_an_object_or_its_content() -> None:
     assert [each.kind for each in compare(file, {"bos_token": token}, {"bos_token": "</s>"})] == [
         "differs from the base"
     ]
+
+
+TOKEN = {"content": "<s>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+FLAGS = {"lstrip": True, "rstrip": True, "single_word": True, "normalized": True, "special": False, "other": None}
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_that_a_plain_token_does_not_have_is_named(flag: str, file: str) -> None:
+    """Named, not accused: transformers 5.5.1 saves such an object as plain text, its flags in `tokenizer.json`."""
+    token = {**TOKEN, flag: FLAGS[flag]}
+    (here,) = compare(file, {"eos_token": token}, {"eos_token": "<s>"})
+    assert (here.kind, here.tensor) == ("stated here only", f"{file}: eos_token.{flag}")
+    assert here.detail == f"{FLAGS[flag]}, the base has '<s>' alone"
+    (there,) = compare(file, {"eos_token": "<s>"}, {"eos_token": token})
+    assert (there.kind, there.tensor) == ("stated by the base only", f"{file}: eos_token.{flag}")
+    listed = compare(file, {"additional_special_tokens": ["a", token]}, {"additional_special_tokens": ["a", "<s>"]})
+    assert [each.tensor for each in listed] == [f"{file}: additional_special_tokens.1.{flag}"]
+    assert [each.kind for each in compare(file, {"eos_token": token}, {"eos_token": TOKEN})] == [
+        "differs from the base"
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"special": True}, {"__type": "AddedToken", "special": True}])
+def test_a_token_with_the_flags_of_a_plain_one_is_that_token(more: dict[str, Any]) -> None:
+    for some in (TOKEN, {"content": "<s>"}):
+        for theirs, ours in (({**some, **more}, "<s>"), ("<s>", {**some, **more})):
+            assert compare("tokenizer_config.json", {"pad_token": theirs}, {"pad_token": ours}) == []
+            assert compare("tokenizer_config.json", {"a_tokens": [theirs]}, {"a_tokens": [ours]}) == []
+
+
+def test_a_checkpoint_whose_tokens_were_spelled_anew_is_not_accused(pair: tuple[Path, Path]) -> None:
+    file = "tokenizer_config.json"
+    value = json.loads((pair[0] / file).read_bytes())
+    objects = {
+        key: {**TOKEN, "content": each, "lstrip": True}
+        for key, each in value.items()
+        if key.endswith("_token") and isinstance(each, str)
+    }
+    assert objects
+    data = json.dumps({**value, **objects}).encode()
+    for result in (judged(pair, {file: data}), judged(pair, base={file: data})):
+        assert result.clean
+        assert {f"{file}: {key}.lstrip" for key in objects} <= {each.tensor for each in result.notes}
+
+
+def test_two_huge_tokenizers_of_other_bytes_are_not_modelled(pair: tuple[Path, Path]) -> None:
+    """Together over the limit, which docs/levels.md states; equal bytes need no parsing."""
+    theirs, ours = (b"[" + b"0," * (MAX_VALUES // 2) + last + b"]" for last in (b"1", b"0"))
+    result = judged(pair, {TOKENIZER: theirs}, {TOKENIZER: ours})
+    assert (result.findings, result.exit_status) == ((), 3)
+    assert [each.tensor for each in result.unmodelled] == [TOKENIZER]
+    assert judged(pair, {TOKENIZER: ours}, {TOKENIZER: ours}).clean
+    assert f"more than {MAX_VALUES:,}" in " ".join((ROOT / "docs" / "levels.md").read_text().split())
 
 
 values = st.recursive(
@@ -580,6 +708,29 @@ def test_other_tools_are_not_modelled_and_not_accused(
     assert found(other) == {("not the base's bytes", "n")}
     gone = single(tmp_path, {"n": norm}, {**layer()[1], "n": norm}, config)
     assert ("not in the checkpoint", "x.0.p.weight") in found(gone)
+
+
+BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "one layer of eight bits": ("one layer of eight bits", {"bits": 4}, "x.0.p.qweight"),
+    "asymmetric": ("asymmetric", {"sym": True}, "x.0.p.qzeros"),
+}
+
+
+@pytest.mark.parametrize(("name", "entry", "tensor"), BESIDE.values(), ids=BESIDE)
+def test_a_side_file_is_held_against_codes_that_are_not_modelled_too(
+    name: str, entry: dict[str, Any], tensor: str, tmp_path: Path
+) -> None:
+    tensors, config, _ = ELSEWHERE[name]
+    less = {key: each for key, each in config.items() if key != "extra_config"}
+    (tmp_path / "made").mkdir()
+    for said in ({}, less, config):
+        (tmp_path / "made" / SIDE).write_text(json.dumps(said))
+        result = single(tmp_path, tensors, layer()[1], config)
+        assert (result.findings, result.exit_status) == ((), 3), said
+    (tmp_path / "made" / SIDE).write_text(json.dumps({**less, "extra_config": {".*x.*": entry}}))
+    result = single(tmp_path, tensors, layer()[1], config)
+    assert found(result) == {("declared otherwise", tensor)}
+    assert result.findings[0].detail.startswith(f"{SIDE}: {next(iter(entry))} ")
 
 
 @pytest.mark.parametrize("name", ["eight bits", "the order of AWQ", "asymmetric"])

@@ -26,7 +26,7 @@ from requant.weights.examine import Window, examine, symmetric
 from requant.weights.ledger import Ledger
 from requant.weights.lineage import Piece, lineage
 from requant.weights.reach import Reach, loosest, reach_of
-from requant.weights.scheme import Scheme, contradictions, presence, read_scheme, unknown, unmodelled
+from requant.weights.scheme import Scheme, contradictions, presence, read_scheme, unknown, unmodelled, zero_points
 from requant.weights.source import Source
 from requant.weights.tally import COPIED, FAITHFUL, TUNED, Finding, Measured
 
@@ -125,11 +125,11 @@ def _as_declared(
     found = [*contradictions(scheme, pieces, _linears(base)), *unknown(scheme)]
     made = []
     for piece in pieces:
-        if piece.group and not scheme.symmetric(piece.name):
-            if symmetric(checkpoint, piece):
-                detail = "sym False, every zero point is in the middle"
-                found.append(Finding("declared otherwise", f"{piece.name}.qzeros", detail=detail))
-            else:
+        said = {each.symmetric(piece.name) for each in (scheme, *scheme.asides.values())}
+        if piece.group and False in said:
+            middle = symmetric(checkpoint, piece)
+            found += zero_points(scheme, piece.name, middle)
+            if not (middle or scheme.symmetric(piece.name)):
                 piece = replace(piece, group=0, unmodelled="asymmetric codes")
         made.append(piece)
     return made, [*found, *unmodelled(made)]

@@ -41,6 +41,15 @@ READ = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Files that loaders read, by suffix."""
 TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 """Files in which a token is its text, or an object with that text as `content`."""
+PLAIN = {"__type": "AddedToken", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+PLAIN |= {"special": True}
+"""What transformers 5.5.1 makes of a special token that is its text alone: `add_special_tokens` and `AddedToken`, both
+in tokenization_utils_base.py.
+
+Flags that `tokenizer.json` or `added_tokens_decoder` state of the same text win over both spellings
+(`_from_pretrained`, `added_tokens_map`), and `save_pretrained` writes the text alone. So what an object's flags mean
+depends on other files, and they are named, not accused.
+"""
 LARGE = 1_000
 """An object of more keys is a vocabulary: one value."""
 
@@ -133,9 +142,31 @@ def _compare(file: str, theirs: Any, ours: Any) -> Iterator[Finding]:
             continue
         for path, value in left[key].items():
             others = [right[key][path]] if path in right[key] else list(right[key].values())
-            if not any(_same(value, other) for other in others):
+            same = next((at for at, other in enumerate(others) if _same(value, other)), None)
+            if same is None:
                 yield Finding(_kind(file, path), _where(file, path), detail=_differ(value, others[0]))
                 break
+            if file in TOKENS:
+                yield from _flags(file, path, value, others[same])
+
+
+def _flags(file: str, path: Path, theirs: Any, ours: Any) -> Iterator[Finding]:
+    """Yield the flags of tokens that are objects on one side alone, where a plain token has others (`PLAIN`)."""
+    if isinstance(theirs, list) and isinstance(ours, list):
+        for number, each in enumerate(zip(theirs, ours, strict=True)):
+            yield from _flags(file, (*path, str(number)), *each)
+    elif isinstance(theirs, dict) and isinstance(ours, dict):
+        for key, value in theirs.items():
+            yield from _flags(file, (*path, key), value, ours[key])
+    elif isinstance(theirs, dict) or isinstance(ours, dict):
+        here = isinstance(theirs, dict)
+        kind: Kind = "stated here only" if here else "stated by the base only"
+        token, text, other = (theirs, ours, "the base") if here else (ours, theirs, "the checkpoint")
+        for flag, value in token.items():
+            if flag != "content" and not (flag in PLAIN and _same(value, PLAIN[flag])):
+                yield Finding(
+                    kind, _where(file, (*path, flag)), detail=f"{_said(value)}, {other} has {_said(text)} alone"
+                )
 
 
 def _clashes(left: Mapping[Path, Any], right: Mapping[Path, Any]) -> set[Path]:

@@ -7,7 +7,7 @@ not modelled, and never ends the check.
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,7 +38,7 @@ HARMLESS = {"act_bits": 16, "backend": "auto"}
 FLOAT = 16
 """`bits` from here on mean a float layer."""
 MAX_EXPRESSIONS = 256
-"""More regular expressions than this in `extra_config` are not tried on every layer."""
+"""More regular expressions than this in `extra_config`, of all files together, are not tried on every layer."""
 UNSTATED = object()
 
 _INDEX = re.compile(r"\.\d+(?=\.)")
@@ -48,10 +48,13 @@ _INDEX = re.compile(r"\.\d+(?=\.)")
 class Scheme:
     """What a configuration says: its own fields, and how to read them for one layer.
 
-    `value` is the object of `config.json`, or of a side file where that has none.
+    `value` is the object of `config.json`, or of a side file where that has none. `asides` are the side files that
+    say more than it, by name: there `beneath` is this scheme, which holds for all that the side file does not say.
     """
 
     value: Mapping[str, Any]
+    asides: "Mapping[str, Scheme]" = field(default_factory=dict)
+    beneath: "Scheme | None" = None
     _resolved: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -62,8 +65,8 @@ class Scheme:
             return f"quant_method {_said(method)}"
         if self.layout is None:
             return f"packing_format {_said(self.value['packing_format'])}"
-        many = len(self._expressions) > MAX_EXPRESSIONS
-        return f"extra_config with {len(self._expressions):,} regular expressions" if many else ""
+        many = len(self.expressions) > MAX_EXPRESSIONS
+        return f"extra_config with {len(self.expressions):,} regular expressions" if many else ""
 
     @property
     def layout(self) -> str | None:
@@ -89,8 +92,9 @@ class Scheme:
     def override(self, layer: str) -> Mapping[str, Any]:
         """Return the entry of `extra_config` that names a layer, exactly or by an expression; empty where none does."""
         if layer not in self._resolved:
-            key = layer if layer in self.overrides else next((k for k, e in self._expressions if matches(e, layer)), "")
-            self._resolved[layer] = self.overrides.get(key, {})
+            key = layer if layer in self.overrides else next((k for k, e in self.expressions if matches(e, layer)), "")
+            under = self.beneath.override(layer) if self.beneath else {}
+            self._resolved[layer] = {**under, **self.overrides.get(key, {})}
         return self._resolved[layer]
 
     def of(self, layer: str, key: str, default: Any = None) -> Any:
@@ -109,7 +113,7 @@ class Scheme:
         return {key: each for key, each in entries.items() if isinstance(each, dict)}
 
     @cached_property
-    def _expressions(self) -> list[tuple[str, str]]:
+    def expressions(self) -> list[tuple[str, str]]:
         """Keys that are regular expressions, and these without the `.*` in front, which makes a search slow."""
         keys = [key for key in self.overrides if is_expression(key)]
         return [(key, f"(?:{rest})" if (rest := key.removeprefix(".*")) != key else key) for key in keys]
@@ -122,7 +126,7 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
     """
     config = side.config()
     stated = {CONFIG: (config or {}).get("quantization_config"), **{file: side.config(file) for file in SIDE_FILES}}
-    read = {file: value for file, value in stated.items() if isinstance(value, dict)}
+    read: dict[str, dict[str, Any]] = {file: value for file, value in stated.items() if isinstance(value, dict)}
     faults = [
         Finding("declared otherwise", f"{file}: quantization_config", detail=f"{_said(value)}, expected an object")
         for file, value in stated.items()
@@ -135,7 +139,31 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
                 kind: Kind = "rewritten by a tool" if key in REWRITTEN else "declared otherwise"
                 detail = f"{_said(value[key])}, {first} has {_said(read[first][key])}"
                 faults.append(Finding(kind, f"{file}: {key}", detail=detail))
-    return (Scheme(next(iter(read.values()))) if read else None), faults
+    if not read:
+        return None, faults
+    scheme, beyond = _beside(read)
+    return scheme, [*faults, *beyond]
+
+
+def _beside(read: Mapping[str, Mapping[str, Any]]) -> tuple[Scheme, list[Finding]]:
+    """Return the first file's scheme with the side files that say more, and those that have too much to try."""
+    first, *others = read
+    declared, asides, faults = Scheme(read[first]), {}, []
+    tried = len(declared.expressions)
+    for file in others:
+        other = Scheme(read[file])
+        same = [*other.overrides.items()] in ([], [*declared.overrides.items()])  # which expression is first counts
+        if same and other.value.keys() <= declared.value.keys():
+            continue
+        tried += len(other.expressions)
+        if tried > MAX_EXPRESSIONS:
+            detail = f"{tried:,} regular expressions with those of other files, and not the same"
+            faults.append(Finding("not modelled", f"{file}: extra_config", detail=detail))
+            continue
+        # What both state was compared: here it is what the first says.
+        value = {**other.value, **declared.value, "extra_config": other.value.get("extra_config")}
+        asides[file] = Scheme(value, beneath=declared)
+    return replace(declared, asides=asides), faults
 
 
 def unknown(scheme: Scheme) -> Iterator[Finding]:
@@ -169,14 +197,38 @@ def presence(scheme: Scheme | None, side: Side, packed: int) -> Iterator[Finding
 def contradictions(scheme: Scheme, pieces: Sequence[Piece], linears: Collection[str] = ()) -> Iterator[Finding]:
     """Yield what the configuration says otherwise than the shapes of packed layers, and than which layers are packed.
 
-    `linears` names layers that are known to be linear, where the architecture is modelled.
+    `linears` names layers that are known to be linear, where the architecture is modelled. What a side file says
+    wrongly is told where `config.json` does not say the same: a loader may read either.
     """
     packed = {piece.name: piece for piece in pieces if piece.packing}
+    told = dict.fromkeys((*_shapes(scheme, packed), *_floats(scheme, pieces, packed, linears)))
+    yield from told
+    yield from _blocks(scheme, packed)
+    for file, aside in scheme.asides.items():
+        for each in (*_shapes(aside, packed), *_floats(aside, pieces, packed, linears)):
+            if each not in told:
+                yield replace(each, detail=f"{file}: {each.detail}")
+
+
+def zero_points(scheme: Scheme, layer: str, middle: bool) -> Iterator[Finding]:
+    """Yield what is said otherwise of a layer than its zero points show: all in the `middle`, or not.
+
+    Wrong zero points of a layer that `config.json` says to be symmetric are named where codes are examined.
+    """
+    declared = scheme.symmetric(layer)
+    shown = "every zero point is in the middle" if middle else "not every zero point is in the middle"
+    if middle and not declared:
+        yield Finding("declared otherwise", f"{layer}.qzeros", detail=f"sym False, {shown}")
+    for file, aside in scheme.asides.items():
+        if (said := aside.symmetric(layer)) not in (declared, middle):
+            yield Finding("declared otherwise", f"{layer}.qzeros", detail=f"{file}: sym {said}, {shown}")
+
+
+def _shapes(scheme: Scheme, packed: Mapping[str, Piece]) -> Iterator[Finding]:
+    """Yield what is said of packed layers otherwise than the shapes of their tensors show."""
     for layer, piece in packed.items():
         for key, said, found in _unlike(scheme, piece):
             yield Finding("declared otherwise", f"{layer}.qweight", detail=f"{key} {said}, the tensors have {found}")
-    yield from _blocks(scheme, packed)
-    yield from _floats(scheme, pieces, packed, linears)
 
 
 def _unlike(scheme: Scheme, piece: Piece) -> Iterator[tuple[str, str, str]]:
@@ -226,7 +278,10 @@ def _blocks(scheme: Scheme, packed: Mapping[str, Piece]) -> Iterator[Finding]:
 def _floats(
     scheme: Scheme, pieces: Sequence[Piece], packed: Iterable[str], linears: Collection[str]
 ) -> Iterator[Finding]:
-    """Yield float layers that are declared packed: by an entry of their own, or because their likes are packed."""
+    """Yield float layers that are declared packed: by an entry of their own, or because their likes are packed.
+
+    An expression also finds norms and embeddings, and packs none of them.
+    """
     likes = {_INDEX.sub(".#", layer) for layer in packed}
     for piece in pieces:
         layer = piece.name.removesuffix(".weight")
@@ -237,7 +292,7 @@ def _floats(
         declared = isinstance(bits, int) and bits < FLOAT
         inside = scheme.blocks is None or layer.startswith(scheme.blocks)
         known = layer in linears or _INDEX.sub(".#", layer) in likes
-        if declared and ("bits" in own or (inside and known)):
+        if declared and ("bits" in scheme.overrides.get(layer, {}) or (known and ("bits" in own or inside))):
             yield Finding("declared otherwise", piece.name, detail=f"bits {bits}, the layer is float")
 
 
