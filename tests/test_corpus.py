@@ -56,6 +56,25 @@ def test_an_asymmetric_checkpoint_is_refused_where_no_kernel_is() -> None:
     assert hit == {loader.name for loader in LOADERS} - {"vllm==0.19.1", "transformers==5.5.1"}
 
 
+def test_an_asymmetric_checkpoint_gets_the_advice_that_applies() -> None:
+    """Its declaration is right: what helps is a loader with a kernel for it."""
+    advice = {each.repair for each in inspect(headers(ASYMMETRIC), LOADERS).errors}
+    assert len(advice) == 1 and "vllm==0.19.1 or transformers==5.5.1" in "".join(advice)
+    assert not any("what the tensors are" in each for each in advice)
+    assert "backend" not in "".join(advice)
+
+
+def test_a_backend_without_a_kernel_is_to_be_left_out() -> None:
+    healthy = headers("a12-llama-w4-ar-tuned")
+    config = json.loads(healthy.sides["config.json"])
+    config["quantization_config"]["backend"] = "gptq"
+    inner = json.dumps(config["quantization_config"]).encode()
+    sides = {**healthy.sides, "config.json": json.dumps(config).encode(), "quantization_config.json": inner}
+    found = inspect(type(healthy)("x", healthy.shards, healthy.data_bytes, sides, healthy.paths), LOADERS)
+    (advice,) = {each.repair for each in found.errors}
+    assert advice.startswith("remove backend from quantization_config") and "sym" not in advice
+
+
 def test_raw_output_has_its_known_defects_at_8_bits() -> None:
     """As at 4 bits: MTP's experts float and declared packed, its fc packed, no processor files; no shape is wrong."""
     assert rules(RAW, Severity.ERROR) == {"D04", "D07", "D08", "D21", "D22"}
@@ -96,3 +115,11 @@ def test_the_commands_end_with_a_status_of_their_own(name: str, tmp_path: Path) 
         shown = CliRunner().invoke(app, list(arguments))
         found = shown.exception.exit_status if isinstance(shown.exception, RequantError) else shown.exit_code
         assert found == status, (arguments, shown.output, shown.exception)
+
+
+def test_degrees_of_parallelism_are_sorted_as_numbers() -> None:
+    for degrees in ((1, 2, 4, 8), (16, 8, 2), (2, 16, 1, 2)):
+        inspection = inspect(headers(RAW), LOADERS, degrees)
+        for each in inspection.as_json()["findings"]:
+            assert all(hit == sorted(set(hit)) for hit in each["hits"].values()), each
+        assert any(each.rule == "D24" for each in inspection.findings)

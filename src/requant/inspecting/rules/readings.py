@@ -10,9 +10,18 @@ from requant.inspecting.anatomy import Packing, packing
 from requant.inspecting.findings import Finding, Severity, Target
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import PACKED
-from requant.loaders import Loader
+from requant.loaders import LOADERS, Loader
 from requant.loaders.declared import Declared
-from requant.loaders.reading import INT_FORMATS, Reading, backend_of, has_dense_kernel, layout
+from requant.loaders.reading import (
+    INT_FORMATS,
+    MARLIN,
+    MARLIN_GROUPS,
+    Reading,
+    backend_of,
+    has_dense_kernel,
+    layout,
+    read,
+)
 from requant.loaders.resolver import Precision
 
 EFFORT = ("iters", "nsamples", "seqlen", "batch_size")
@@ -189,4 +198,23 @@ def kernel(
         said = f"{precision.bits} bits, groups of {precision.group_size}, sym {str(precision.sym).lower()}"
         asked = "" if backend == "auto" else f", backend {backend}"
         text = f"The loader stops: it has no kernel for a dense layer of {said}{asked}."
-        yield Finding("D30", Severity.ERROR, tuple(dense), text, targets)
+        yield Finding("D30", Severity.ERROR, tuple(dense), text, targets, advice=_elsewhere(precision, raw))
+
+
+def _elsewhere(precision: Precision, raw: Mapping[str, Any]) -> str:
+    """Return what helps where a loader has no kernel: the declaration may be right, and then another loader does."""
+    able = [loader.name for loader in LOADERS if _runs(loader, precision, raw)]
+    others = f"use a loader that has a kernel for it: {' or '.join(able)}" if able else ""
+    marlin = precision.group_size in MARLIN_GROUPS and (precision.bits, True) in MARLIN
+    if marlin and precision.sym:  # then only the backend is in the way
+        key = next(key for key in ("backend", "vllm_backend", "sglang_backend") if key in raw)
+        return "; or ".join(filter(None, (f"remove {key} from quantization_config", others)))
+    symmetric = "if the tensors are symmetric after all, set sym to true" if marlin else ""
+    again = "" if able else "build again, symmetric, with 4 or 8 bits in groups of 32, 64 or 128"
+    return "; ".join(filter(None, (others, symmetric, again)))
+
+
+def _runs(loader: Loader, precision: Precision, raw: Mapping[str, Any]) -> bool:
+    backend = backend_of(raw, loader.reader)
+    known = loader.reader.formats is not None or backend == "auto"  # what auto_round's classes do is not modelled
+    return known and read(raw, loader.reader).outcome == "reads" and has_dense_kernel(precision, backend, loader.reader)
