@@ -8,7 +8,8 @@ from tests.corpus import BASES, NAMES, headers, on_disk
 from typer.testing import CliRunner
 
 from requant.cli.options import app
-from requant.errors import RequantError
+from requant.errors import NotModelledError, RequantError
+from requant.identify import identify
 from requant.inspect import inspect
 from requant.inspecting.findings import Severity
 from requant.loaders import LOADERS
@@ -123,3 +124,26 @@ def test_degrees_of_parallelism_are_sorted_as_numbers() -> None:
         for each in inspection.as_json()["findings"]:
             assert all(hit == sorted(set(hit)) for hit in each["hits"].values()), each
         assert any(each.rule == "D24" for each in inspection.findings)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_identify_says_of_an_unquantized_base_that_nothing_is_quantized(name: str, tmp_path: Path) -> None:
+    folder = str(on_disk(name, tmp_path / "base"))
+    shown = CliRunner().invoke(app, ["identify", folder])
+    if name != QWEN35:
+        assert isinstance(shown.exception, NotModelledError) and "nothing is quantized" in str(shown.exception)
+        return
+    assert shown.output.startswith("nothing is quantized")
+    assert "possible writers" not in shown.output and "auto-round" not in shown.output
+    found = json.loads(CliRunner().invoke(app, ["identify", folder, "--json"]).output)
+    assert (found["quantized"], found["writers"]) == (False, [])
+
+
+def test_identify_says_of_a_quantized_checkpoint_that_it_is_one(tmp_path: Path) -> None:
+    folder = str(on_disk(RAW, tmp_path / "raw"))
+    shown = CliRunner().invoke(app, ["identify", folder])
+    assert "nothing is quantized" not in shown.output and "possible writers" in shown.output
+    assert json.loads(CliRunner().invoke(app, ["identify", folder, "--json"]).output)["quantized"] is True
+    with pytest.raises(NotModelledError) as refused:
+        identify(headers("a12-llama-w4-ar-tuned"))
+    assert "nothing is quantized" not in str(refused.value)
