@@ -92,7 +92,9 @@ def identify(headers: Headers) -> Fingerprint:
     packed = any(is_packed(name, spec.dtype) for held in headers.shards.values() for name, spec in held.items())
     if not seen.modelled:
         said = "" if packed else "nothing is quantized, and "
-        advice = "Writers are told apart on Qwen3.5-MoE only. `requant inspect` says what can be said of this one."
+        advice = (
+            "`identify` knows the writers of Qwen3.5-MoE only. `requant inspect` says what is known of other models."
+        )
         raise NotModelledError(f"{headers.name}: {said}{seen.architecture} is not modelled", advice)
     words, tuned, rounded = _values(seen) if headers.folder else (None, None, None)
     sizes = {file: sum(spec.nbytes for spec in held.values()) for file, held in headers.shards.items()}

@@ -70,8 +70,8 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
         colour = "dim" if finding.known else COLOURS[finding.severity]
         label = "known" if finding.known else str(finding.severity)
         more = [f"and {count - 1:,} more like this, with other values: --json has each"] if count > 1 else []
-        repair = [] if finding.known else [f"repair: {finding.repair}"]
-        lines = [finding.consequence, *more, *_subjects(finding.subjects), *repair]
+        advice = [] if finding.known else [f"advice: {finding.repair}"]
+        lines = [finding.consequence, *more, *_subjects(finding.subjects), *advice]
         sheet.add(f"[{colour}]{label}[/]", finding.rule, map(escape, lines), map(escape, _hits(finding, inspected)))
     if inspected.findings:
         yield sheet
@@ -105,13 +105,13 @@ def _hits(finding: Finding, inspected: Inspection) -> list[str]:
 def defect_text(name: str) -> Iterator[str]:
     """Yield a defect's entry, line by line; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
-        raise UsageError(f"--explain {name}: no such defect; there are D01 to D30, and N01 to N03")
+        raise UsageError(f"--explain {name}: no such defect; they are D01 to D30 and N01 to N03")
     entry = DEFECTS[name]
     yield f"[bold]{entry.id}[/] {escape(entry.title)}"
     yield escape(entry.cause)
     if not entry.in_files:
-        yield "[yellow]No file shows it: inspect has no rule for it.[/]"
-    yield f"Repair: {escape(entry.repair)}"
+        yield "[yellow]It does not show in the files, so inspect has no rule for it.[/]"
+    yield f"Advice: {escape(entry.repair)}"
 
 
 def repair_table(done: Repair) -> Iterator[RenderableType]:
@@ -159,7 +159,7 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
     if found.quantized or found.declared:
         rows["declared"] = f"auto-round {found.declared_version or '?'}; {effort}"
     if found.quantized:
-        rows["possible writers"] = found.writers or "none that is known"
+        rows["possible writers"] = found.writers or "none of those known"
     for label, value in rows.items():
         sheet.add(label, map(escape, [value] if isinstance(value, str) else value))
     yield sheet

@@ -49,16 +49,14 @@ def check(seen: Seen) -> Iterator[Finding]:
             negative += int((scales < 0).sum())
             count += scales.size
     for (word, wanted), names in other.items():
-        text = (
-            f"Kernels that read zero points, found {word:#010x} for {wanted:#010x}, shift every weight of these layers."
-        )
-        yield seen.error("D10", names, text)
+        found = f"Found zero points {word:#010x}, expected {wanted:#010x}"
+        yield seen.error("D10", names, f"{found}: kernels that read them shift every weight of these layers.")
     if broken:
-        yield seen.error("D12", broken, "Scales that are no finite numbers make every output NaN.")
+        yield seen.error("D12", broken, "Scales that are not finite numbers make every output NaN.")
     if dead:
-        yield seen.error("D12", dead, "Groups with a scale of zero are lost.")
+        yield seen.error("D12", dead, "A scale of zero makes its whole group zero.")
     if negative:
         share = f"{negative / count:.0%}"
         yield seen.note(
-            "D11", ["*.scales"], f"{share} of the scales are negative: only int8 activations in Marlin mind."
+            "D11", ["*.scales"], f"{share} of the scales are negative: this matters only to Marlin's int8 activations."
         )
