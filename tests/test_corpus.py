@@ -12,6 +12,7 @@ from requant.errors import NotModelledError, RequantError
 from requant.identify import identify
 from requant.inspect import inspect
 from requant.inspecting.findings import Severity
+from requant.inspecting.headers import read_headers
 from requant.loaders import LOADERS
 
 OTHER_TOOLS = (
@@ -63,6 +64,13 @@ def test_an_asymmetric_checkpoint_gets_the_advice_that_applies() -> None:
     assert len(advice) == 1 and "vllm==0.19.1 or transformers==5.5.1" in "".join(advice)
     assert not any("what the tensors are" in each for each in advice)
     assert "backend" not in "".join(advice)
+
+
+def test_zero_points_of_no_packing_format_are_not_to_be_replaced_by_a_constant(tmp_path: Path) -> None:
+    """They may be right, and the declaration wrong: a constant would then shift every weight."""
+    found = inspect(read_headers(on_disk("a12-llama-w4-ar-tuned", tmp_path / "zero")), look_at_values=True)
+    (advice,) = {each.repair for each in found.errors if each.rule == "D10"}
+    assert advice == "set sym to false if the weights are asymmetric; otherwise download or build again"
 
 
 def test_a_backend_without_a_kernel_is_to_be_left_out() -> None:

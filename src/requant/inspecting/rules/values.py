@@ -1,6 +1,7 @@
 """Rules about values, which need bytes: zero points and scales (D10, D11, D12). Everything else is in the headers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +22,10 @@ def zero_word(packing_format: str, bits: int = 4) -> int:
     """
     zero = (1 << bits - 1) - (0 if "v2" in packing_format or "gptqmodel" in packing_format else 1)
     return zero * (0xFFFFFFFF // ((1 << bits) - 1))
+
+
+CONSTANTS = frozenset(zero_word(name, bits) for name in ("auto_round:auto_gptq", "gptq_v2") for bits in (2, 4, 8))
+ASYMMETRIC = "set sym to false if the weights are asymmetric; otherwise download or build again"
 
 
 def check(seen: Seen) -> Iterator[Finding]:
@@ -50,7 +55,9 @@ def check(seen: Seen) -> Iterator[Finding]:
             count += scales.size
     for (word, wanted), names in other.items():
         found = f"Found zero points {word:#010x}, expected {wanted:#010x}"
-        yield seen.error("D10", names, f"{found}: kernels that read them shift every weight of these layers.")
+        text = f"{found}: kernels that read them shift every weight of these layers."
+        # Those of no packing format may be right, and then it is the declaration that is wrong.
+        yield replace(seen.error("D10", names, text), advice="" if word in CONSTANTS else ASYMMETRIC)
     if broken:
         yield seen.error("D12", broken, "Scales that are not finite numbers make every output NaN.")
     if dead:
