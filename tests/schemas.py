@@ -130,7 +130,7 @@ SPEC = tuple[str, tuple[int, ...]]
 AS_PRINTED: Mapping[Any, Any] = {
     Covered: printed(Covered, parties=int),
     Untuned: printed(Untuned, outcome=Outcome),
-    Finding: printed(Finding, without=("targets",), hits=Mapping[str, tuple[int, ...]], repair=str),
+    Finding: printed(Finding, without=("targets", "advice"), hits=Mapping[str, tuple[int, ...]], repair=str),
     Reach: printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
 }
 """What `as_json` makes of a dataclass inside of another one, wherever it stands."""

@@ -34,7 +34,7 @@ from requant.weights.checked import Checked
 from requant.weights.ledger import Ledger
 from requant.weights.reach import Array, codes_within, loosest, reach_of, scale_possible
 from requant.weights.source import Place, open_source
-from requant.weights.tally import COPIED, TUNED, Measured
+from requant.weights.tally import COPIED, TUNED, Finding, Measured
 
 NAMES = ("ec", "gb10", "intel")
 Edit = Callable[[dict[str, Tensor]], None]
@@ -652,3 +652,18 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_the_loosest_bound_is_told(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.FULL)
     assert checked(made, base).bound == loosest()
+
+
+def test_findings_that_say_the_same_are_one_line() -> None:
+    """Those with a count of their own are lines of their own; the document has all of them."""
+    equal = [Finding("missing tensor", f"layers.{number}.weight") for number in range(98)]
+    counted = [Finding(kind, "a.weight", 3, (0,)) for kind in ("not the base's bytes", "scale out of reach")]
+    result = Checked.of([*equal, *counted], loosest(), 0, {}, {}, 1, 1, 0, ())
+    lines = result.text(12)
+    assert lines[:2] == [
+        "not the base's bytes: a.weight: 3, first at [0]",
+        "scale out of reach: a.weight: 3, first at [0]",
+    ]
+    assert lines[2].startswith("missing tensor: layers.0.weight, ") and lines[2].endswith(" and 92 more")
+    assert result.text(2)[2] == "and 98 more: --json names them all"
+    assert len(result.as_json()["findings"]) == 100

@@ -8,9 +8,11 @@ from tests.corpus import BASES, NAMES, headers, on_disk
 from typer.testing import CliRunner
 
 from requant.cli.options import app
-from requant.errors import RequantError
+from requant.errors import NotModelledError, RequantError
+from requant.identify import identify
 from requant.inspect import inspect
 from requant.inspecting.findings import Severity
+from requant.inspecting.headers import read_headers
 from requant.loaders import LOADERS
 
 OTHER_TOOLS = (
@@ -56,6 +58,32 @@ def test_an_asymmetric_checkpoint_is_refused_where_no_kernel_is() -> None:
     assert hit == {loader.name for loader in LOADERS} - {"vllm==0.19.1", "transformers==5.5.1"}
 
 
+def test_an_asymmetric_checkpoint_gets_the_advice_that_applies() -> None:
+    """Its declaration is right: what helps is a loader with a kernel for it."""
+    advice = {each.repair for each in inspect(headers(ASYMMETRIC), LOADERS).errors}
+    assert len(advice) == 1 and "vllm==0.19.1 or transformers==5.5.1" in "".join(advice)
+    assert not any("what the tensors are" in each for each in advice)
+    assert "backend" not in "".join(advice)
+
+
+def test_zero_points_of_no_packing_format_are_not_to_be_replaced_by_a_constant(tmp_path: Path) -> None:
+    """They may be right, and the declaration wrong: a constant would then shift every weight."""
+    found = inspect(read_headers(on_disk("a12-llama-w4-ar-tuned", tmp_path / "zero")), look_at_values=True)
+    (advice,) = {each.repair for each in found.errors if each.rule == "D10"}
+    assert advice == "set sym to false if the weights are asymmetric; otherwise download or build again"
+
+
+def test_a_backend_without_a_kernel_is_to_be_left_out() -> None:
+    healthy = headers("a12-llama-w4-ar-tuned")
+    config = json.loads(healthy.sides["config.json"])
+    config["quantization_config"]["backend"] = "gptq"
+    inner = json.dumps(config["quantization_config"]).encode()
+    sides = {**healthy.sides, "config.json": json.dumps(config).encode(), "quantization_config.json": inner}
+    found = inspect(type(healthy)("x", healthy.shards, healthy.data_bytes, sides, healthy.paths), LOADERS)
+    (advice,) = {each.repair for each in found.errors}
+    assert advice.startswith("remove backend from quantization_config") and "sym" not in advice
+
+
 def test_raw_output_has_its_known_defects_at_8_bits() -> None:
     """As at 4 bits: MTP's experts float and declared packed, its fc packed, no processor files; no shape is wrong."""
     assert rules(RAW, Severity.ERROR) == {"D04", "D07", "D08", "D21", "D22"}
@@ -96,3 +124,34 @@ def test_the_commands_end_with_a_status_of_their_own(name: str, tmp_path: Path) 
         shown = CliRunner().invoke(app, list(arguments))
         found = shown.exception.exit_status if isinstance(shown.exception, RequantError) else shown.exit_code
         assert found == status, (arguments, shown.output, shown.exception)
+
+
+def test_degrees_of_parallelism_are_sorted_as_numbers() -> None:
+    for degrees in ((1, 2, 4, 8), (16, 8, 2), (2, 16, 1, 2)):
+        inspection = inspect(headers(RAW), LOADERS, degrees)
+        for each in inspection.as_json()["findings"]:
+            assert all(hit == sorted(set(hit)) for hit in each["hits"].values()), each
+        assert any(each.rule == "D24" for each in inspection.findings)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_identify_says_of_an_unquantized_base_that_nothing_is_quantized(name: str, tmp_path: Path) -> None:
+    folder = str(on_disk(name, tmp_path / "base"))
+    shown = CliRunner().invoke(app, ["identify", folder])
+    if name != QWEN35:
+        assert isinstance(shown.exception, NotModelledError) and "nothing is quantized" in str(shown.exception)
+        return
+    assert shown.output.startswith("nothing is quantized")
+    assert "possible writers" not in shown.output and "auto-round" not in shown.output
+    found = json.loads(CliRunner().invoke(app, ["identify", folder, "--json"]).output)
+    assert (found["quantized"], found["writers"]) == (False, [])
+
+
+def test_identify_says_of_a_quantized_checkpoint_that_it_is_one(tmp_path: Path) -> None:
+    folder = str(on_disk(RAW, tmp_path / "raw"))
+    shown = CliRunner().invoke(app, ["identify", folder])
+    assert "nothing is quantized" not in shown.output and "possible writers" in shown.output
+    assert json.loads(CliRunner().invoke(app, ["identify", folder, "--json"]).output)["quantized"] is True
+    with pytest.raises(NotModelledError) as refused:
+        identify(headers("a12-llama-w4-ar-tuned"))
+    assert "nothing is quantized" not in str(refused.value)

@@ -66,7 +66,7 @@ def test_the_command_finds_the_hub_by_its_own_variable(hub: Hub) -> None:
     command = [sys.executable, "-m", "requant", "inspect", "o/n@main"]
     done = subprocess.run(command, env=hub.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "bytes fetched" in done.stdout and "were not looked at" in done.stdout
+    assert "bytes fetched" in done.stdout and "were not read" in done.stdout
 
 
 def test_a_server_without_ranges_is_told(hub: Hub) -> None:

@@ -16,6 +16,7 @@ from requant.errors import NotModelledError
 from requant.inspect import look
 from requant.inspecting.anatomy import EXPERTS, canonical
 from requant.inspecting.headers import Headers
+from requant.inspecting.rules.readings import is_packed
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
 from requant.loaders import DEFAULT
@@ -55,8 +56,13 @@ WRITERS = (
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the files show. Words and shares are None where the values were not read."""
+    """What the files show. Words and shares are None where the values were not read.
 
+    Where nothing is `quantized`, no tensor is packed, and there are no `writers` to tell apart.
+    """
+
+    quantized: bool
+    declared: bool
     mtp: str
     zero_words: Mapping[str, Mapping[str, int]] | None
     negative_tuned: float | None
@@ -83,9 +89,13 @@ def identify(headers: Headers) -> Fingerprint:
     Raises CheckpointError where it cannot be read, NotModelledError for another architecture.
     """
     seen = look(headers, (DEFAULT,), (1,))
+    packed = any(is_packed(name, spec.dtype) for held in headers.shards.values() for name, spec in held.items())
     if not seen.modelled:
-        advice = "Writers are told apart on Qwen3.5-MoE only. `requant inspect` says what can be said of this one."
-        raise NotModelledError(f"{headers.name}: {seen.architecture} is not modelled", advice)
+        said = "" if packed else "nothing is quantized, and "
+        advice = (
+            "`identify` knows the writers of Qwen3.5-MoE only. `requant inspect` says what is known of other models."
+        )
+        raise NotModelledError(f"{headers.name}: {said}{seen.architecture} is not modelled", advice)
     words, tuned, rounded = _values(seen) if headers.folder else (None, None, None)
     sizes = {file: sum(spec.nbytes for spec in held.values()) for file, held in headers.shards.items()}
     extra = sizes.get(EXTRAS, 0)
@@ -95,6 +105,8 @@ def identify(headers: Headers) -> Fingerprint:
     stated = seen.config.get("quantization_config")
     declared = stated if isinstance(stated, dict) else {}
     return Fingerprint(
+        quantized=packed,
+        declared=stated is not None,
         mtp=layout,
         zero_words=words,
         negative_tuned=tuned,
@@ -113,7 +125,7 @@ def identify(headers: Headers) -> Fingerprint:
         },
         quantized_layers=sum(name.endswith(".qweight") and not name.startswith(MTP) for name in names),
         linear_layers=len(linears(seen.config)),
-        writers=tuple(_writers(layout, words, rounded, tokenizer)),
+        writers=tuple(_writers(layout, words, rounded, tokenizer)) if packed else (),
     )
 
 

@@ -71,7 +71,7 @@ def inspect(
     With `look_at_values` zero points and scales are read too, which needs the files. Raises CheckpointError
     where the checkpoint cannot be read as what it says it is.
     """
-    loaders, degrees = tuple(loaders), tuple(degrees)
+    loaders, degrees = tuple(dict.fromkeys(loaders)), tuple(sorted(set(degrees)))
     with without_collector():
         seen = look(headers, loaders, degrees)
         rules = [files, readings]

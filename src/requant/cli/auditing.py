@@ -203,8 +203,7 @@ def coverage(
     if as_json:
         print_json("requant.coverage/1", covered.as_json())
     else:
-        for part in coverage_table(covered):
-            out.print(part)
+        out.lines(coverage_table(covered))
     raise typer.Exit(covered.exit_status)
 
 
@@ -219,5 +218,4 @@ def journal(
     if as_json:
         print_json("requant.journal/1", journal_json(read))
         return
-    for line in journal_lines(read):
-        out.print(escape(line))
+    out.lines(map(escape, journal_lines(read)))

@@ -94,8 +94,7 @@ def check(
     if as_json:
         print_json("requant.check/1", checked.as_json())
     else:
-        for line in checked.text(SHOWN):
-            out.print(escape(line))
+        out.lines(map(escape, checked.text(SHOWN)))
         colour = {0: "green", 1: "red"}.get(checked.exit_status, "yellow")
         out.print(f"[bold {colour}]{checked.outcome}[/]")
     raise typer.Exit(checked.exit_status)
@@ -118,7 +117,6 @@ def diff(
     if as_json:
         print_json("requant.diff/1", compared.as_json())
     else:
-        for line in compared.text(SHOWN):
-            out.print(escape(line))
+        out.lines(map(escape, compared.text(SHOWN)))
         out.print(f"[bold]{compared.outcome}[/]")
     raise typer.Exit(EXIT_STATUS[compared.outcome])

@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from requant.card import Claim
+from requant.cli.folding import Sheet, name
 from requant.coverage import Coverage
 from requant.errors import UsageError
 from requant.identify import Fingerprint
 from requant.inspect import Inspection
 from requant.inspecting.defects import DEFECTS
-from requant.inspecting.findings import Finding, Severity, fold
+from requant.inspecting.findings import Finding, Severity, alike, fold
 from requant.pins import Pinned
 from requant.plan import Plan
 from requant.repair import Repair
@@ -26,26 +26,16 @@ SUBJECTS = 4
 COLOURS = {Severity.ERROR: "red", Severity.UNMODELLED: "magenta", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    """Return a table that folds its cells on a narrow terminal: cut, two names or numbers that differ look equal."""
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan) -> Sheet:
     """Return what each part of base and checkpoint weighs."""
     title = f"{plan.recipe}: {plan.quantized:,} of {plan.linears:,} linear layers of {plan.base} become INT4"
-    table = _table("", "tensors", "parameters", "bytes", title=escape(title))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, size in plan.sizes.items():
+    sheet = Sheet("", "tensors", "parameters", "bytes", title=escape(title), numbers=True)
+    for part, size in plan.sizes.items():
         # Packed words are no parameters: counted before, they would only mislead after.
-        parameters = f"{size.parameters:,}" if name.startswith("base") else ""
-        indented = f"  {name.partition(', ')[2]}" if ", " in name else name
-        table.add_row(indented, f"{size.tensors:,}", parameters, f"{size.bytes:,}")
-    return table
+        parameters = f"{size.parameters:,}" if part.startswith("base") else ""
+        indented = f"  {part.partition(', ')[2]}" if ", " in part else part
+        sheet.add(indented, f"{size.tensors:,}", parameters, f"{size.bytes:,}")
+    return sheet
 
 
 def pins_text(pins: Iterable[Pinned]) -> Iterator[str]:
@@ -74,20 +64,18 @@ def _short(text: str) -> str:
 
 
 def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
-    """Yield an inspection for a person: equal experts and layers folded into one line each, then a summary."""
-    table = _table("", "rule", "what", "hits")
-    for finding in inspected.findings:
-        folded = fold(finding.subjects)
-        subjects = [f"{name} ({count:,})" if count > 1 else name for name, count in folded[:SUBJECTS]]
-        if len(folded) > SUBJECTS:
-            subjects.append(f"and {len(folded) - SUBJECTS:,} more kinds")
+    """Yield an inspection for a person: equal experts, layers and sentences folded, then a summary."""
+    sheet = Sheet("", "rule", "what", "hits")
+    for finding, count in alike(inspected.findings):
         colour = "dim" if finding.known else COLOURS[finding.severity]
         label = "known" if finding.known else str(finding.severity)
-        lines = [finding.consequence, *subjects, *([] if finding.known else [f"repair: {finding.repair}"])]
-        table.add_row(f"[{colour}]{label}[/]", finding.rule, _lines(lines), _lines(_hits(finding, inspected)))
+        more = [f"and {count - 1:,} more like this, with other values: --json has each"] if count > 1 else []
+        advice = [] if finding.known else [f"advice: {finding.repair}"]
+        lines = [finding.consequence, *more, *_subjects(finding.subjects), *advice]
+        sheet.add(f"[{colour}]{label}[/]", finding.rule, map(escape, lines), map(escape, _hits(finding, inspected)))
     if inspected.findings:
-        yield table
-    looked = "" if inspected.values_read else "; zero points and scales were not looked at (D10, D11, part of D12)"
+        yield sheet
+    looked = "" if inspected.values_read else "; zero points and scales were not read (D10, D11, part of D12)"
     network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
     against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
     yield escape(f"{inspected.checkpoint}: {inspected.tensors:,} tensors in {inspected.files} files{network}")
@@ -98,9 +86,11 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     yield f"{verdict}{escape(f' for {against}{looked}')}"
 
 
-def _lines(lines: Iterable[str]) -> Group:
-    """Return a cell of several lines: one string has none, whatever stands in it."""
-    return Group(*map(escape, lines))
+def _subjects(names: Iterable[str]) -> list[str]:
+    folded = fold(names)
+    shown = [f"{name(each)} ({count:,})" if count > 1 else name(each) for each, count in folded[:SUBJECTS]]
+    left = sum(count for _, count in folded[SUBJECTS:])
+    return [*shown, f"and {left:,} more"] if left else shown
 
 
 def _hits(finding: Finding, inspected: Inspection) -> list[str]:
@@ -115,81 +105,91 @@ def _hits(finding: Finding, inspected: Inspection) -> list[str]:
 def defect_text(name: str) -> Iterator[str]:
     """Yield a defect's entry, line by line; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
-        raise UsageError(f"--explain {name}: no such defect; there are D01 to D30, and N01 to N03")
+        raise UsageError(f"--explain {name}: no such defect; they are D01 to D30 and N01 to N03")
     entry = DEFECTS[name]
     yield f"[bold]{entry.id}[/] {escape(entry.title)}"
     yield escape(entry.cause)
     if not entry.in_files:
-        yield "[yellow]No file shows it: inspect has no rule for it.[/]"
-    yield f"Repair: {escape(entry.repair)}"
+        yield "[yellow]It does not show in the files, so inspect has no rule for it.[/]"
+    yield f"Advice: {escape(entry.repair)}"
 
 
 def repair_table(done: Repair) -> Iterator[RenderableType]:
     """Yield what a repair does, folded, and the digest that proves the tuned bytes."""
-    table = _table("", "what", "how many")
+    sheet = Sheet("", "what", "how many")
     for label in ("added", "replaced", "dropped", "moved", "files"):
-        for name, count in fold(getattr(done, label)):
-            table.add_row(label, escape(name), f"{count:,}")
+        for each, count in fold(getattr(done, label)):
+            sheet.add(label, escape(name(each)), f"{count:,}")
     if done.needed:
-        yield table
+        yield sheet
     yield f"{done.kept:,} tuned tensors keep their bytes: sha256 {done.before}"
     if done.after is not None:
         yield f"read back from what was written: sha256 {done.after}"
     elif done.needed:
         yield "nothing was written: --out DIR writes it"
     else:
-        yield "nothing is to be repaired"
+        yield "there is nothing to repair"
 
 
-def fingerprint_table(found: Fingerprint) -> Table:
-    """Return a fingerprint, line by line."""
-    table = _table("what", "found")
+def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
+    """Yield a fingerprint, line by line; where nothing is quantized, that first, and no writer."""
+    if not found.quantized:
+        though = ", although config.json has a quantization_config" if found.declared else ""
+        yield f"[bold yellow]nothing is quantized[/]: no tensor is packed{though}"
+    sheet = Sheet("what", "found")
     words = {
         file: ", ".join(f"{word} ({count:,})" for word, count in each.items())
         for file, each in (found.zero_words or {}).items()
     }
-    rows: dict[str, str | list[str]] = {
+    effort = ", ".join(f"{key} {value}" for key, value in found.declared_effort.items())
+    rows: dict[str, str | Iterable[str]] = {
         "MTP": found.mtp,
-        "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
-        "negative scales, tuned": _share(found.negative_tuned),
-        "negative scales, MTP": _share(found.negative_rounded),
         "bytes": f"{found.main_bytes:,} in main files, {found.extra_bytes:,} in the extra file",
-        "fits": list(found.policies) or "no known policy",
         "tensors": ", ".join(f"{count:,} {what}" for what, count in found.tensors.items()),
         "packed": f"{found.quantized_layers:,} of {found.linear_layers:,} linear layers",
         "tokenizer": found.tokenizer,
-        "declared": f"auto-round {found.declared_version or '?'}; {dict(found.declared_effort)}",
-        "possible writers": list(found.writers) or "none that is known",
     }
-    for name, value in rows.items():
-        table.add_row(name, escape(value) if isinstance(value, str) else _lines(value))
-    return table
+    if found.quantized:
+        rows |= {
+            "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
+            "negative scales, tuned": _share(found.negative_tuned),
+            "negative scales, MTP": _share(found.negative_rounded),
+            "fits": found.policies or "no known policy",
+        }
+    if found.quantized or found.declared:
+        rows["declared"] = f"auto-round {found.declared_version or '?'}; {effort}"
+    if found.quantized:
+        rows["possible writers"] = found.writers or "none of those known"
+    for label, value in rows.items():
+        sheet.add(label, map(escape, [value] if isinstance(value, str) else value))
+    yield sheet
 
 
 def _share(value: float | None) -> str:
-    return "not read, or none there" if value is None else f"{value:.1%}"
+    return "not read, or there are none" if value is None else f"{value:.1%}"
 
 
-def claims_table(claims: tuple[Claim, ...]) -> Table:
+def claims_table(claims: tuple[Claim, ...]) -> Sheet:
     """Return a card's claims with their verdicts."""
-    table = _table("line", "claim", "verdict", "evidence")
+    sheet = Sheet("line", "claim", "verdict", "evidence")
     colours = {"confirmed": "green", "refuted": "red", "undecidable": "yellow"}
     for each in claims:
         verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
-        table.add_row(str(each.line), escape(each.text), verdict, escape(each.evidence))
-    return table
+        sheet.add(str(each.line), escape(each.text), verdict, escape(each.evidence))
+    return sheet
 
 
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
     classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
-    table = _table("identical, by parties", "all", *classes, "different", "open")
+    sheet = Sheet("identical, by parties", "all", *classes, "different", "open", numbers=True)
     for each in covered.rows:
         counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
         different = f"[red]{len(each.different)}[/]" if each.different else ""
-        table.add_row(escape(each.block), *(str(count or "") for count in counts), different, str(len(each.open) or ""))
+        numbers = (str(count or "") for count in counts)
+        sheet.add(escape(name(each.block)), *numbers, different, str(len(each.open) or ""))
     if covered.counted:
-        yield table
+        yield sheet
     for number, hardware in enumerate(covered.hardware, 1):
         names = sorted({name for each in covered.rows for name in each.identical.get(hardware, ())})
         own = ", the build's own" if hardware == covered.own else ""

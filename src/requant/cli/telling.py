@@ -36,7 +36,7 @@ def plan(
     if as_json:
         print_json("requant.plan/1", planned.as_json(layers))
     else:
-        out.print(plan_table(planned))
+        out.lines([plan_table(planned)])
 
 
 @app.command(rich_help_panel=TELL, epilog="Example: requant inspect out/ec-twin --all --recipe builds/ec")
@@ -65,8 +65,7 @@ def inspect(
         if as_json:
             print_json("requant.defect/1", asdict(DEFECTS[explain]))
         else:
-            for said in text:
-                out.print(said)
+            out.lines(text)
         raise typer.Exit(0)
     if not checkpoint:
         raise typer.BadParameter("name a checkpoint, or a defect with --explain D10")
@@ -82,8 +81,7 @@ def inspect(
     if as_json:
         print_json("requant.inspect/1", inspected.as_json())
     else:
-        for line in findings_table(inspected):
-            out.print(line)
+        out.lines(findings_table(inspected))
     raise typer.Exit(EXIT_STATUS[inspected.outcome])
 
 
@@ -100,9 +98,9 @@ def identify(
     if as_json:
         print_json("requant.identify/1", {**found.as_json(), "claims": [each.as_json() for each in claims]})
         return
-    out.print(fingerprint_table(found))
+    out.lines(fingerprint_table(found))
     if claims:
-        out.print(claims_table(claims))
+        out.lines([claims_table(claims)])
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant repair CHECKPOINT --base BASE --out DIR")
@@ -129,5 +127,4 @@ def repair(
     if as_json:
         print_json("requant.repair/1", done.as_json())
     else:
-        for line in repair_table(done):
-            out.print(line)
+        out.lines(repair_table(done))

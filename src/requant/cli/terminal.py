@@ -5,6 +5,7 @@ for all of it: no verb need think of escape sequences. Markup is the verbs' own;
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
+from requant.cli.folding import NARROW, Folded
 from requant.crash import INTERNAL, INTERRUPTED
 from requant.errors import RequantError
 from requant.progress import Progress, Tell
@@ -50,6 +52,12 @@ class Terminal(Console):
         """Render anything else to what is printed."""
         for each in super().render(renderable, options):
             yield each if each.control else each._replace(text=visible(each.text, keep="\n"))
+
+    def lines(self, parts: Iterable[RenderableType]) -> None:
+        """Print tables, and lines: folded here on a narrow terminal, and whole where a program reads them."""
+        folded = self.width < NARROW and (self.is_terminal or "COLUMNS" in os.environ)
+        for each in parts:
+            self.print(Folded(each) if folded and isinstance(each, str) else each)
 
     def on_broken_pipe(self) -> NoReturn:
         """Nobody reads any more: not rich's status 1, which is a verdict."""

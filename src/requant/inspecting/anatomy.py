@@ -186,7 +186,8 @@ class _Examiner:
                 self.faults += _float(self.tensors, name, spec)
             return "fused" if fused else "missing"
         forms = {self.layer(layer, EXPERTS) for layer in made.experts.values()}
-        self.faults += [Fault("both", name, "fused, beside the same experts one by one") for name in fused]
+        beside = "fused, although the same experts are also stored one by one"
+        self.faults += [Fault("both", name, beside) for name in fused]
         forms.discard("missing")
         return forms.pop() if len(forms) == 1 else "mixed"
 
@@ -199,7 +200,7 @@ class _Examiner:
             self.faults += _float(self.tensors, weight, Spec(FLOAT, (layer.out_features, layer.in_features)))
             return "float" if weight in self.tensors else "missing"
         if weight in self.tensors:
-            self.faults.append(Fault("both", weight, "float, beside its own packed form"))
+            self.faults.append(Fault("both", weight, "float, although its packed form is there as well"))
         self.faults += [Fault("missing", name) for suffix, name in parts.items() if suffix not in found]
         for suffix, spec in found.items():
             wanted = ("F16", "BF16") if suffix == "scales" else ("I32",)
@@ -216,7 +217,7 @@ class _Examiner:
             self.packings.setdefault(module, set()).add(said)
             return
         shapes = ", ".join(f"{suffix} {text(spec)}" for suffix, spec in found.items())
-        detail = f"found {shapes}, which is no packing of {layer.out_features} x {layer.in_features} weights"
+        detail = f"found {shapes}, which is not a packing of {layer.out_features} x {layer.in_features} weights"
         self.faults.append(Fault("shape", f"{layer.name}.qweight", detail))
 
 

@@ -39,11 +39,13 @@ class Finding:
     consequence: str
     targets: tuple[Target, ...] = ()
     known: bool = False
+    advice: str = ""
+    """What to do where the defect's own repair does not apply."""
 
     @property
     def repair(self) -> str:
         """What mends it: passes of `requant repair`, or advice."""
-        return DEFECTS[self.rule].repair
+        return self.advice or DEFECTS[self.rule].repair
 
     def as_json(self) -> dict[str, Any]:
         """Return the finding as `--json` prints it."""
@@ -62,19 +64,30 @@ class Finding:
 
 
 def merge(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Join findings that differ in their subjects or in whom they hit only; errors first, then by rule."""
-    joined: dict[tuple[str, Severity, str], dict[str, None]] = {}
-    targets: dict[tuple[str, Severity, str], dict[Target, None]] = {}
+    """Join findings that differ only in their subjects or in whom they hit; errors first, then by rule.
+
+    Targets are sorted by degree, within each loader.
+    """
+    alike: dict[tuple[str, Severity, str, str], list[Finding]] = {}
     for each in findings:
-        key = (each.rule, each.severity, each.consequence)
-        joined.setdefault(key, {}).update(dict.fromkeys(each.subjects))
-        targets.setdefault(key, {}).update(dict.fromkeys(each.targets))
+        alike.setdefault((each.rule, each.severity, each.consequence, each.advice), []).append(each)
     made = [
-        Finding(rule, severity, tuple(subjects), consequence, tuple(targets[rule, severity, consequence]))
-        for (rule, severity, consequence), subjects in joined.items()
+        replace(
+            same[0],
+            subjects=tuple(dict.fromkeys(name for each in same for name in each.subjects)),
+            targets=_sorted(target for each in same for target in each.targets),
+        )
+        for same in alike.values()
     ]
     order = list(Severity)
     return tuple(sorted(made, key=lambda each: (order.index(each.severity), each.rule)))
+
+
+def _sorted(targets: Iterable[Target]) -> tuple[Target, ...]:
+    degrees: dict[str, set[int]] = {}
+    for each in targets:
+        degrees.setdefault(each.loader, set()).add(each.tensor_parallel)
+    return tuple(Target(loader, degree) for loader, some in degrees.items() for degree in sorted(some))
 
 
 Expected = Mapping[tuple[str, Target], Severity]
@@ -103,3 +116,29 @@ def fold(names: Iterable[str]) -> list[tuple[str, int]]:
         star = _LAYER.sub(r".\1.*.", _EXPERT.sub(".experts.*.", name))
         folded.setdefault(star, []).append(name)
     return [(same[0] if len(same) == 1 else star, len(same)) for star, same in folded.items()]
+
+
+_VALUE = re.compile(r"'[^']*'|0x[0-9a-f]+|[0-9]+(?:[.,][0-9]+)*%?")
+
+
+def alike(findings: Iterable[Finding]) -> list[tuple[Finding, int]]:
+    """Join findings whose sentences differ only in their values, for a person: the first, with all subjects, a count.
+
+    Two stay two: only a third makes it worth hiding the other values.
+    """
+    same: dict[tuple[object, ...], list[Finding]] = {}
+    for each in findings:
+        key = (each.rule, each.severity, each.known, each.targets, each.repair, _VALUE.sub("*", each.consequence))
+        same.setdefault(key, []).append(each)
+    joined: list[tuple[Finding, int]] = []
+    for some in same.values():
+        if len(some) > FEW:
+            names = (name for each in some for name in each.subjects)
+            joined.append((replace(some[0], subjects=tuple(dict.fromkeys(names))), len(some)))
+        else:
+            joined += [(each, 1) for each in some]
+    return joined
+
+
+FEW = 2
+"""Findings with the same sentence that are printed one by one."""

@@ -68,7 +68,7 @@ def remote_headers(text: str, endpoint: str | None = None) -> Headers:
                 confirm_headers(name, headers_bytes)
                 header, _ = hub.get(path, 8, 8 + length) if length else (b"", size)
                 if len(header) != length:
-                    raise CheckpointError(f"{where}: {len(header):,} of {length:,} bytes of its header came")
+                    raise CheckpointError(f"{where}: only {len(header):,} of {length:,} bytes of its header arrived")
                 shards[path] = specs(where, header, size)
                 data_bytes += size - 8 - length
     sides = {path: hub.get(path)[0] for path in SIDES if path in paths}

@@ -18,4 +18,6 @@ def named(requirement: str) -> Loader:
     for loader in LOADERS:
         if loader.name == requirement:
             return loader
-    raise UsageError(f"--loader {requirement}: not modelled; there are {', '.join(each.name for each in LOADERS)}")
+    raise UsageError(
+        f"--loader {requirement}: not modelled; the modelled ones are {', '.join(each.name for each in LOADERS)}"
+    )

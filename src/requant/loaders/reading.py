@@ -85,13 +85,13 @@ def read(config: Any, reader: Reader) -> Reading:
     if method in reader.own:
         key, why = next(_faults(config, reader), ("", ""))
         if not key and reader.floats and config.get("data_type", "int") != "int":
-            return Reading("another", "data_type", f"{config['data_type']!r:.80} is no integer format")
+            return Reading("another", "data_type", f"{config['data_type']!r:.80} is not an integer format")
         return Reading("stops" if key else "reads", key, why)
     if method not in reader.others:
-        return Reading(reader.unknown, "quant_method", f"the release does not know {method!r:.80}")
+        return Reading(reader.unknown, "quant_method", f"this release does not know {method!r:.80}")
     for keys in reader.others[method]:
         if not config.keys() & set(keys):
-            return Reading("stops", keys[-1], f"{keys[-1]} is absent, and the reader for {method!r} wants it")
+            return Reading("stops", keys[-1], f"{keys[-1]} is absent, and the reader for {method!r} requires it")
     return Reading("another", "quant_method", f"{method!r} has a reader of its own")
 
 
@@ -145,7 +145,7 @@ def _faults(config: Mapping[str, Any], reader: Reader) -> Iterator[Fault]:
 def _transformers(config: Mapping[str, Any]) -> Iterator[Fault]:
     size = config.get("group_size", 128)
     if not isinstance(size, int | float) or (size != -1 and size <= 0):
-        yield "group_size", f"found {size!r:.80}, expected -1 or more than 0"
+        yield "group_size", f"found {size!r:.80}, expected -1 or a positive number"
     if config.get("desc_act") and not config.get("static_groups"):
         yield "desc_act", "AutoRound's inference does not reorder inputs"
 
@@ -153,7 +153,7 @@ def _transformers(config: Mapping[str, Any]) -> Iterator[Fault]:
 def _kinds(config: Mapping[str, Any], kind: Any) -> Iterator[Fault]:
     """Yield what vLLM 0.33.0 stops at for a data type: integers, blocks of FP8, or microscaling formats."""
     if not isinstance(kind, str) or not (kind in ("int", "fp") or "mx_fp" in kind):
-        yield "data_type", f"found {kind!r:.80}, expected int, fp or an mx_fp"
+        yield "data_type", f"found {kind!r:.80}, expected int, fp or an mx_fp type"
         return
     size, bits = config["group_size"], config["bits"]
     pair = isinstance(size, list)
@@ -168,13 +168,16 @@ def _kinds(config: Mapping[str, Any], kind: Any) -> Iterator[Fault]:
             yield "packing_format", f"found {config['packing_format']!r:.80}, expected one of {', '.join(INT_FORMATS)}"
     elif kind == "fp":
         if bits != 8 or not pair:
-            yield "data_type", f"fp is for 8 bits in blocks, found bits {bits!r:.20} and group_size {size!r:.40}"
+            yield "data_type", f"fp requires 8 bits in blocks, found bits {bits!r:.20} and group_size {size!r:.40}"
             return
         expected = {"packing_format": "auto_round:fp8", **_activations(8, size[0], "fp")}
         expected |= {"activation_scheme": "dynamic", "fmt": "e4m3"}
     else:
         if kind == "mx_fp" and (bits not in (4, 8) or size != 32):
-            yield "data_type", f"mx_fp is for groups of 32, found bits {bits!r:.20} and group_size {size!r:.40}"
+            yield (
+                "data_type",
+                f"mx_fp requires 4 or 8 bits in groups of 32, found bits {bits!r:.20} and group_size {size!r:.40}",
+            )
         if kind == "mx_fp":
             expected = {"packing_format": "auto_round:llm_compressor"}
         if bits == 8:
@@ -182,7 +185,7 @@ def _kinds(config: Mapping[str, Any], kind: Any) -> Iterator[Fault]:
     if kind in ("fp", "mx_fp"):
         expected |= {"backend": "auto"}
         if not config.get("sym", True):
-            yield "sym", f"{kind} is for symmetric weights"
+            yield "sym", f"{kind} requires symmetric weights"
     for key, value in expected.items():
         found = _first(config, ("backend", "vllm_backend") if key == "backend" else (key,), value)
         if found != value and not (key == "packing_format" and found is None):

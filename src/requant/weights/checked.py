@@ -97,9 +97,12 @@ class Checked:
 
     def text(self, shown: int) -> list[str]:
         """Return what a person reads: findings, ways, statistics, what was not read."""
-        lines = [f"{each.kind}: {each.tensor}{_where(each)}" for each in self.findings[:shown]]
-        if len(self.findings) > shown:
-            lines.append(f"and {len(self.findings) - shown} more: --json names them all")
+        alike = _grouped(self.findings, lambda each: f"{each.kind}{each.count and each.tensor}{_where(each)}")
+        lines = [
+            f"{same[0].kind}: {_names(each.tensor for each in same)}{_where(same[0])}" for _, same in alike[:shown]
+        ]
+        if left := sum(len(same) for _, same in alike[shown:]):
+            lines.append(f"and {left:,} more: --json names them all")
         for detail, same in _grouped(self.unmodelled, lambda each: each.detail):
             lines.append(f"not modelled: {_names(each.tensor for each in same)}: {detail}")
         for place, same in _grouped(self.notes, lambda each: f"{each.kind}: {each.tensor.rpartition(': ')[0]}"):

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from requant.inspecting.findings import Finding, Severity, Target
-from requant.inspecting.rules.readings import kernel, unfit
+from requant.inspecting.rules.readings import UNDECLARED, kernel, unfit
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import VISUAL
 from requant.loaders import Loader
@@ -31,7 +31,7 @@ def check(seen: Seen) -> Iterator[Finding]:
     if seen.declared is None:
         packed = [name for name, form in forms.items() if form == "packed"]
         if packed and seen.config.get("quantization_config") is None:
-            yield seen.error("D15", packed, "Nothing declares these layers packed: loaders look for float weights.")
+            yield seen.error("D15", packed, UNDECLARED)
         return
     yield from _keys(seen, seen.declared)
     for loader in seen.loaders:
@@ -50,7 +50,7 @@ def _groups(seen: Seen, forms: Mapping[str, str]) -> Iterator[Finding]:
         if len(found) > 1 or "mixed" in found:
             rule = "D05" if module.name.endswith("in_proj_ba") else "D06"
             yield seen.error(
-                rule, module.parts, "Loaders make one module of these, which cannot be packed and float at once."
+                rule, module.parts, "Loaders merge these into one module, which cannot be both packed and float."
             )
 
 
@@ -66,14 +66,14 @@ def _keys(seen: Seen, declared: Declared) -> Iterator[Finding]:
     expressions = 0
     for key in declared.overrides:
         if key.removesuffix(".weight") == "lm_head" or key.endswith(".lm_head"):
-            yield seen.error("D27", [key], "vLLM ignores it up to 0.25.1 and obeys from 0.33.0 on.")
+            yield seen.error("D27", [key], "vLLM ignores it up to 0.25.1 and follows it from 0.33.0 on.")
         elif ".mlp.experts." in key and not is_expression(key):
-            yield seen.error("D17", [key], "Some releases take it for the whole layer, others do not read it.")
+            yield seen.error("D17", [key], "Some releases apply it to all experts of the layer, others ignore it.")
         elif is_expression(key):
             expressions += 1
             yield from _expression(seen, key, known if expressions <= EXPRESSIONS else {key})
         elif key not in known and not any(name.endswith(f".{key}") for name in known):
-            yield seen.error("D16", [key], "It names no module, and what it asks for does not happen.")
+            yield seen.error("D16", [key], "It names no module, so it has no effect.")
 
 
 EXPRESSIONS = 200
@@ -82,13 +82,13 @@ EXPRESSIONS = 200
 
 def _expression(seen: Seen, key: str, known: set[str]) -> Iterator[Finding]:
     if not is_harmless(key):
-        yield seen.error("D16", [key], "An expression that may take for ever; loaders try it on every module.")
+        yield seen.error("D16", [key], "Matching this expression may never finish, and loaders try it on every module.")
     elif any(prefix in key for prefix in REGEX_PREFIX):
-        yield seen.error("D16", [key], "It spells the checkpoint's prefix, which vLLM's modules do not have.")
+        yield seen.error("D16", [key], "It contains the checkpoint's prefix, which vLLM's modules do not have.")
     elif "experts" in key and _matches_one_expert(seen, key):
-        yield seen.error("D17", [key], "Some releases take it for the whole layer, others do not read it.")
+        yield seen.error("D17", [key], "Some releases apply it to all experts of the layer, others ignore it.")
     elif not any(matches(key, name) for name in known):
-        yield seen.error("D16", [key], "It matches no module, and what it asks for does not happen.")
+        yield seen.error("D16", [key], "It matches no module, so it has no effect.")
 
 
 def _matches_one_expert(seen: Seen, key: str) -> bool:
@@ -149,9 +149,9 @@ def _rule(loader: Loader, module: Module, wrong: Collection[str]) -> str:
 
 
 def _mismatch(loader: Loader, packed: bool) -> str:
-    form = "float, and the loader expects it packed" if packed else "packed, and the loader expects it float"
-    end = {"skips": "it skips what does not fit and serves uninitialised memory", "refuses": "it refuses to load"}
-    return f"It is {form}: {end.get(loader.unknown, 'it goes on without it')}."
+    form = "float, but the loader expects it packed" if packed else "packed, but the loader expects it as a float"
+    end = {"skips": "it skips what does not fit and uses uninitialised memory", "refuses": "it refuses to load"}
+    return f"It is {form}: {end.get(loader.unknown, 'it goes on without the tensor')}."
 
 
 def _excused(module: Module, declared: Declared, dialect: Dialect) -> bool:

@@ -42,11 +42,11 @@ def second_names(seen: Seen) -> dict[str, str]:
 def _copies(seen: Seen) -> Iterator[Finding]:
     if seen.anatomy.copies:
         yield seen.error(
-            "D01", seen.anatomy.copies, "The same name stands in several files, and whichever is read last is served."
+            "D01", seen.anatomy.copies, "Several files hold a tensor of this name: the one read last is used."
         )
     if twice := second_names(seen):
         yield seen.error(
-            "D01", twice, "The same weight stands under a second prefix: loaders skip it or refuse to load."
+            "D01", twice, "The same weight is stored again under a second prefix: loaders skip it or refuse to load."
         )
 
 
@@ -55,7 +55,7 @@ def _index(seen: Seen) -> Iterator[Finding]:
     index = headers.object(INDEX)
     if index is None:
         if len(headers.shards) != 1 or "model.safetensors" not in headers.shards:
-            yield seen.error("D22", [INDEX], "Without an index transformers does not find the files.")
+            yield seen.error("D22", [INDEX], "Without an index, transformers does not find the files.")
         return
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
@@ -63,8 +63,8 @@ def _index(seen: Seen) -> Iterator[Finding]:
     for file in set(weight_map.values()):
         if file.startswith(("/", "\\")) or ".." in file.split("/") or not file.isprintable():
             raise CheckpointError(
-                f"{headers.name}/{INDEX}: names the file {file!r:.120}, which is none of this folder",
-                "Do not load this checkpoint: its index leads elsewhere.",
+                f"{headers.name}/{INDEX}: names the file {file!r:.120}, which is outside this folder",
+                "Do not load this checkpoint: its index points elsewhere.",
             )
     read = sorted(headers.shards.keys() & set(weight_map.values()))
     agreed = sum(list(map(weight_map.get, headers.shards[file])).count(file) for file in read)
@@ -73,13 +73,13 @@ def _index(seen: Seen) -> Iterator[Finding]:
     metadata = index.get("metadata")
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     if stray := sorted(headers.shards.keys() - set(weight_map.values())):
-        yield seen.error("D01", stray, "No loader reads this file: the index names it nowhere.")
+        yield seen.error("D01", stray, "No loader reads this file, because the index does not name it.")
     unread = sum(spec.nbytes for file in stray for spec in headers.shards[file].values())
     if claimed != headers.data_bytes - unread and not seen.anatomy.copies:
         yield seen.error(
             "D22",
             [INDEX],
-            f"The index claims {claimed!r:.40} bytes of tensors, the files hold {headers.data_bytes - unread}.",
+            f"The index claims {claimed!r:.40} bytes of tensors, but the files hold {headers.data_bytes - unread}.",
         )
 
 
@@ -87,14 +87,12 @@ def _differing(seen: Seen, winners: dict[str, str], weight_map: dict[str, str]) 
     wrong = [name for name, file in winners.items() if name in weight_map and weight_map[name] != file]
     wrong = [name for name in wrong if name not in seen.anatomy.copies]
     if wrong:
-        yield seen.error("D02", wrong, "The index names another file than the one that holds it.")
+        yield seen.error("D02", wrong, "The index names a different file from the one that holds it.")
     yield from _losing(seen, weight_map)
     if absent := [name for name in winners if name not in weight_map]:
-        yield seen.error(
-            "D01", absent, "The file holds a tensor that the index does not know: vLLM loads it, transformers does not."
-        )
+        yield seen.error("D01", absent, "The index does not list this tensor: vLLM loads it, transformers does not.")
     if gone := [name for name in weight_map if name not in winners and not _needed(seen, name)]:
-        yield seen.error("D01", gone, "The index promises a tensor that no file holds.")
+        yield seen.error("D01", gone, "The index lists this tensor, but no file holds it.")
 
 
 def _losing(seen: Seen, weight_map: dict[str, str]) -> Iterator[Finding]:
@@ -103,7 +101,7 @@ def _losing(seen: Seen, weight_map: dict[str, str]) -> Iterator[Finding]:
         targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
         losing = [n for n, files in seen.anatomy.copies.items() if loader.order(files)[-1] != weight_map.get(n)]
         if losing:
-            text = "Another file than the one that the index names is read last, and its copy is served."
+            text = "The file that is read last is not the one that the index names, and its copy is used."
             yield Finding("D02", Severity.ERROR, tuple(losing), text, targets)
 
 
@@ -119,11 +117,13 @@ def _configurations(seen: Seen) -> Iterator[Finding]:
     side = seen.headers.object("quantization_config.json")
     declared = seen.config.get("quantization_config")
     if side is None and declared is not None and not seen.another:  # other tools write other side files
-        yield seen.warning("D04", ["quantization_config.json"], "Tools that read the side file take all for float.")
+        yield seen.warning(
+            "D04", ["quantization_config.json"], "Tools that look for this file take every tensor for a float."
+        )
     if side is not None and side != declared:
         inside = declared if isinstance(declared, dict) else {}
         keys = sorted(key for key in {*side, *inside} if side.get(key) != inside.get(key)) or ["quantization_config"]
-        yield seen.error("D04", keys, "The two configurations differ, and each tool believes another one.")
+        yield seen.error("D04", keys, "The two configurations differ, and tools do not agree on which one to read.")
 
 
 def _kind(seen: Seen) -> Iterator[Finding]:
@@ -134,7 +134,7 @@ def _kind(seen: Seen) -> Iterator[Finding]:
         yield seen.error(
             "D20",
             ["config.json: architectures, model_type, text_config.model_type"],
-            "Loaders choose another class, which skips the visual tower or does not know these names.",
+            "Loaders choose a different class, which skips the visual tower or does not know these names.",
         )
     if config.get("language_model_only"):
         yield seen.error("D20", ["config.json: language_model_only"], "Loaders build no visual tower.")
@@ -142,13 +142,13 @@ def _kind(seen: Seen) -> Iterator[Finding]:
 
 def _sides(seen: Seen) -> Iterator[Finding]:
     if missing := [name for name in NEEDED if name not in seen.headers.paths]:
-        yield seen.error("D21", missing, "Text or images cannot be prepared as for the base.")
+        yield seen.error("D21", missing, "Without it, text or images cannot be prepared as for the base.")
     if missing := [name for name in USEFUL if name not in seen.headers.paths]:
-        yield seen.warning("D21", missing, "A file of the base is missing, and consumers replace it by a default.")
+        yield seen.warning("D21", missing, "The base has this file; without it, programs fall back to a default.")
     tokenizer = seen.headers.object("tokenizer_config.json") or {}
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         for loader in seen.loaders:
-            text = "It was rewritten by transformers 5, whose class name transformers 4 does not know."
+            text = "transformers 5 rewrote it with a class name that transformers 4 does not know."
             severity = Severity.NOTE if loader.knows_new_tokenizers else Severity.WARNING
             targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
             yield Finding("D21", severity, ("tokenizer_config.json: tokenizer_class",), text, targets)

@@ -17,6 +17,7 @@ from requant.loaders.modules import Module, modules
 MIN_OUTPUTS, MIN_INPUTS = 64, 128
 
 Verdict = Literal["runs", "slower", "fails"]
+SAID: dict[Verdict, str] = {"runs": "runs", "slower": "is slower", "fails": "fails"}
 
 
 def verdict(module: Module, group_size: int, loader: Loader, degree: int) -> Verdict:
@@ -55,13 +56,15 @@ def _judge(seen: Seen, loader: Loader, module: Module, group_size: int) -> Itera
     for degree in seen.degrees:
         target = (Target(loader.name, degree),)
         if verdicts[degree] == "fails":
-            text = "No kernel takes a rank's share of this packed layer: the loader stops."
+            text = "No kernel can run a rank's share of this packed layer: the loader stops."
             yield Finding(rule, Severity.ERROR, module.parts, text, target)
         elif verdicts[degree] == "slower":
-            text = "A rank's share of the experts is too narrow for Marlin: a slower kernel with smaller groups runs."
+            text = (
+                "A rank's share of the experts is too narrow for Marlin: a slower kernel with smaller groups is used."
+            )
             yield Finding(rule, Severity.WARNING, module.parts, text, target)
     worse = [degree for degree, each in sorted(verdicts.items()) if each != "runs" and degree not in seen.degrees]
     if rule == "D24" and worse:
-        shown = ", ".join(f"TP {degree} {verdicts[degree]}" for degree in worse)
+        shown = ", ".join(f"TP {degree} {SAID[verdicts[degree]]}" for degree in worse)
         targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
-        yield Finding(rule, Severity.NOTE, module.parts, f"At other degrees of parallelism: {shown}.", targets)
+        yield Finding(rule, Severity.NOTE, module.parts, f"At other degrees of tensor parallelism: {shown}.", targets)

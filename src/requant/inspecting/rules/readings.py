@@ -10,20 +10,30 @@ from requant.inspecting.anatomy import Packing, packing
 from requant.inspecting.findings import Finding, Severity, Target
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import PACKED
-from requant.loaders import Loader
+from requant.loaders import LOADERS, Loader
 from requant.loaders.declared import Declared
-from requant.loaders.reading import INT_FORMATS, Reading, backend_of, has_dense_kernel, layout
+from requant.loaders.reading import (
+    INT_FORMATS,
+    MARLIN,
+    MARLIN_GROUPS,
+    Reading,
+    backend_of,
+    has_dense_kernel,
+    layout,
+    read,
+)
 from requant.loaders.resolver import Precision
 
 EFFORT = ("iters", "nsamples", "seqlen", "batch_size")
-UNFIT = "It does not fit its place: the loader stops, or copies a smaller expert into a corner"
+UNDECLARED = "Nothing declares that these layers are packed: loaders look for float weights."
+UNFIT = "It does not fit: the loader stops, or copies an expert that is too small into a corner of its place"
 
 
 def check(seen: Seen) -> Iterator[Finding]:
     """Yield what each loader makes of the declaration, and what of a checkpoint is not modelled."""
     raw = seen.config.get("quantization_config")
     if not seen.modelled:
-        text = f"{seen.architecture} is not modelled: its tensors were held against no loader's modules."
+        text = f"{seen.architecture} is not modelled: its tensors were not compared with any loader's modules."
         yield seen.unmodelled("N02", ["config.json: architectures, model_type"], text)
     if raw is None:
         yield from _undeclared(seen)
@@ -72,10 +82,12 @@ def _undeclared(seen: Seen) -> Iterator[Finding]:
     ]
     if not packed:
         yield seen.note(
-            "N03", ["config.json: quantization_config"], "Nothing is quantized, and nothing says that it is."
+            "N03",
+            ["config.json: quantization_config"],
+            "Nothing is quantized, and config.json does not say that anything is.",
         )
     elif not seen.modelled:
-        yield seen.error("D15", packed, "Nothing declares these layers packed: loaders look for float weights.")
+        yield seen.error("D15", packed, UNDECLARED)
 
 
 def _read(loader: Loader, reading: Reading, targets: tuple[Target, ...]) -> Iterator[Finding]:
@@ -83,9 +95,9 @@ def _read(loader: Loader, reading: Reading, targets: tuple[Target, ...]) -> Iter
     if reading.outcome == "stops":
         yield Finding("D30", Severity.ERROR, subjects, f"The loader stops: {reading.why}.", targets)
     elif reading.outcome == "float":
-        end = {"skips": "skips packed tensors and serves uninitialised memory", "refuses": "refuses packed tensors"}
-        then = end.get(loader.unknown, "makes new weights in the place of packed ones, and only lists these")
-        text = f"The loader takes the checkpoint for an unquantized one, and {then}: {reading.why}."
+        end = {"skips": "skips packed tensors and uses uninitialised memory", "refuses": "refuses packed tensors"}
+        then = end.get(loader.unknown, "makes new weights in place of the packed ones, which it only lists")
+        text = f"The loader treats the checkpoint as unquantized, and {then}: {reading.why}."
         yield Finding("D30", Severity.ERROR, subjects, text, targets)
     elif reading.outcome == "another":
         yield Finding("N01", Severity.UNMODELLED, subjects, f"Not modelled: {reading.why}.", targets)
@@ -95,10 +107,10 @@ def _order(loader: Loader, declared: Declared, targets: tuple[Target, ...]) -> I
     if not declared.desc_act:
         return
     if loader.reader.desc_act == "ignored":
-        text = "The loader does not read it, and takes inputs in their own order, as AutoRound leaves them."
+        text = "The loader ignores it and takes inputs in their original order, which is how AutoRound stores them."
         yield Finding("D30", Severity.NOTE, (_key("desc_act"),), text, targets)
     elif loader.reader.desc_act == "reorders" and declared.group_size != -1:
-        text = "The loader orders the inputs by g_idx, which no file has: it reads uninitialised memory for it."
+        text = "The loader orders the inputs by g_idx, which no file has: it uses uninitialised memory instead."
         yield Finding("D30", Severity.ERROR, (_key("desc_act"),), text, targets)
 
 
@@ -111,9 +123,7 @@ def _left_open(seen: Seen, loader: Loader, raw: Mapping[str, Any], targets: tupl
             text = "What auto_round's own classes make of this value is not modelled."
             yield Finding("N01", Severity.UNMODELLED, tuple(keys), text, targets)
         if layers := _fit_nothing(seen):
-            text = (
-                "Bits or groups are none that are declared, and what auto_round's own classes do then is not modelled."
-            )
+            text = "Bits or group size match nothing declared; what auto_round's own classes then do is not modelled."
             yield Finding("N01", Severity.UNMODELLED, tuple(layers), text, targets)
 
 
@@ -163,7 +173,7 @@ def unfit(
         if each is None:
             continue
         if each.layout != order:
-            text = f"{UNFIT}: codes lie in {each.layout.upper()}'s order, the loader expects {order.upper()}'s."
+            text = f"{UNFIT}: codes are in {each.layout.upper()}'s order, the loader expects {order.upper()}'s."
             yield Finding("D19", Severity.ERROR, (name,), text, targets)
         elif not each.fits(precision.bits, precision.group_size):
             size = precision.group_size if precision.group_size > 0 else each.inputs
@@ -186,7 +196,26 @@ def kernel(
     if not dense or layout(declared.packing_format, backend) == "awq":
         return
     if not has_dense_kernel(precision, backend, loader.reader):
-        said = f"{precision.bits} bits, groups of {precision.group_size}, sym {str(precision.sym).lower()}"
+        said = f"{precision.bits} bits, groups of {precision.group_size} and sym {str(precision.sym).lower()}"
         asked = "" if backend == "auto" else f", backend {backend}"
-        text = f"The loader stops: it has no kernel for a dense layer of {said}{asked}."
-        yield Finding("D30", Severity.ERROR, tuple(dense), text, targets)
+        text = f"The loader stops: it has no kernel for a dense layer with {said}{asked}."
+        yield Finding("D30", Severity.ERROR, tuple(dense), text, targets, advice=_elsewhere(precision, raw))
+
+
+def _elsewhere(precision: Precision, raw: Mapping[str, Any]) -> str:
+    """Return what helps where a loader has no kernel: the declaration may be right, and then another loader does."""
+    able = [loader.name for loader in LOADERS if _runs(loader, precision, raw)]
+    others = f"use a loader that has a kernel for it: {' or '.join(able)}" if able else ""
+    marlin = precision.group_size in MARLIN_GROUPS and (precision.bits, True) in MARLIN
+    if marlin and precision.sym:  # then only the backend is in the way
+        key = next(key for key in ("backend", "vllm_backend", "sglang_backend") if key in raw)
+        return "; or ".join(filter(None, (f"remove {key} from quantization_config", others)))
+    symmetric = "if the weights are symmetric after all, set sym to true" if marlin else ""
+    again = "" if able else "build again, symmetric, with 4 or 8 bits in groups of 32, 64 or 128"
+    return "; ".join(filter(None, (others, symmetric, again)))
+
+
+def _runs(loader: Loader, precision: Precision, raw: Mapping[str, Any]) -> bool:
+    backend = backend_of(raw, loader.reader)
+    known = loader.reader.formats is not None or backend == "auto"  # what auto_round's classes do is not modelled
+    return known and read(raw, loader.reader).outcome == "reads" and has_dense_kernel(precision, backend, loader.reader)

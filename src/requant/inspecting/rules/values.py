@@ -1,6 +1,7 @@
 """Rules about values, which need bytes: zero points and scales (D10, D11, D12). Everything else is in the headers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +22,10 @@ def zero_word(packing_format: str, bits: int = 4) -> int:
     """
     zero = (1 << bits - 1) - (0 if "v2" in packing_format or "gptqmodel" in packing_format else 1)
     return zero * (0xFFFFFFFF // ((1 << bits) - 1))
+
+
+CONSTANTS = frozenset(zero_word(name, bits) for name in ("auto_round:auto_gptq", "gptq_v2") for bits in (2, 4, 8))
+ASYMMETRIC = "set sym to false if the weights are asymmetric; otherwise download or build again"
 
 
 def check(seen: Seen) -> Iterator[Finding]:
@@ -49,16 +54,16 @@ def check(seen: Seen) -> Iterator[Finding]:
             negative += int((scales < 0).sum())
             count += scales.size
     for (word, wanted), names in other.items():
-        text = (
-            f"Kernels that read zero points, found {word:#010x} for {wanted:#010x}, shift every weight of these layers."
-        )
-        yield seen.error("D10", names, text)
+        found = f"Found zero points {word:#010x}, expected {wanted:#010x}"
+        text = f"{found}: kernels that read them shift every weight of these layers."
+        # Those of no packing format may be right, and then it is the declaration that is wrong.
+        yield replace(seen.error("D10", names, text), advice="" if word in CONSTANTS else ASYMMETRIC)
     if broken:
-        yield seen.error("D12", broken, "Scales that are no finite numbers make every output NaN.")
+        yield seen.error("D12", broken, "Scales that are not finite numbers make every output NaN.")
     if dead:
-        yield seen.error("D12", dead, "Groups with a scale of zero are lost.")
+        yield seen.error("D12", dead, "A scale of zero makes its whole group zero.")
     if negative:
         share = f"{negative / count:.0%}"
         yield seen.note(
-            "D11", ["*.scales"], f"{share} of the scales are negative: only int8 activations in Marlin mind."
+            "D11", ["*.scales"], f"{share} of the scales are negative: this matters only to Marlin's int8 activations."
         )
