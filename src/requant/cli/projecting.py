@@ -83,9 +83,21 @@ def _locks(
 
 
 @update.command("images")
-def _images(folder: Locks = Path("lockfiles"), write: Write = False, as_json: AsJson = False) -> None:
+def _images(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Environments, such as cpu. Without a name, all of them.",
+            autocompletion=environments,
+        ),
+    ] = None,
+    folder: Locks = Path("lockfiles"),
+    write: Write = False,
+    as_json: AsJson = False,
+) -> None:
     """Ask a registry, through docker, what the tag of each base image names now."""
-    _tell(update_images(folder), write, as_json)
+    _tell(update_images(folder, names or ()), write, as_json)
 
 
 def _tell(found: Update, write: bool, as_json: bool) -> None:
