@@ -80,9 +80,14 @@ def check(
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
     from requant import check as checking  # numba takes half a second to import
+    from requant.network.hub import named
     from requant.weights.source import open_source
 
     read = read_recipe(recipe) if recipe else None
+    checking.confirm_share(sample)
+    for each in (checkpoint, base):
+        if not Path(each).exists():
+            named(each)  # both, before the first one's headers are fetched
     resume = None if fresh else cache() / "check"
     with (
         open_source(checkpoint) as theirs,

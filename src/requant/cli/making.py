@@ -107,7 +107,7 @@ def trial(
         bool, typer.Option("--rehearsal", help="On the CPU, as the recipe's twin: to see what a trial does.")
     ] = False,
     size: Annotated[SizeName, typer.Option(help="The twin's size; wide has the base's true width.")] = "wide",
-    iterations: Annotated[int, typer.Option(help="Iterations per block.")] = trying.ITERATIONS,
+    iterations: Annotated[int, typer.Option(min=2, help="Iterations per block.")] = trying.ITERATIONS,
     price: Annotated[
         float | None, typer.Option(min=0.0, help="What an hour of this machine costs, in any currency.")
     ] = None,
@@ -173,9 +173,10 @@ def lock(
     if files:
         if check or not names:
             raise typer.BadParameter("--files goes with names of environments, and not with --check")
+        locks = {folder / f"{name}.txt": read_lock(folder, name) for name in names}  # all, before any is fetched
         with progress() as tell:
-            for name in names:
-                say(f"wrote {escape(str(record_files(folder / f'{name}.txt', read_lock(folder, name), tell)))}")
+            for file, read in locks.items():
+                say(f"wrote {escape(str(record_files(file, read, tell)))}")
         return
     chosen = names or sorted(path.stem for path in folder.glob("*.in"))
     if not check:
@@ -218,6 +219,7 @@ def image(
     as_json: AsJson = False,
 ) -> None:
     """Build an environment's image from confirmed wheels, no step with a network, and say what names it."""
+    imaging.require(folder, name, base=base, source=source, recorded=record)
     engine = find()
     with progress() as tell:
         if twice:

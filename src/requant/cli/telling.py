@@ -70,14 +70,15 @@ def inspect(
         raise typer.Exit(0)
     if not checkpoint:
         raise typer.BadParameter("name a checkpoint, or a defect with --explain D10")
-    headers = open_headers(checkpoint)
     loaders = LOADERS if everything else tuple(map(named, loader or [DEFAULT.name]))
+    known = expected(read_baseline(read_recipe(recipe))) if recipe else {}
+    headers = open_headers(checkpoint)
     inspected = inspect_headers(
         headers,
         loaders,
         TENSOR_PARALLEL if everything else tuple(tp or [1]),
         look_at_values=headers.folder is not None and not headers_only,
-        known=expected(read_baseline(read_recipe(recipe))) if recipe else {},
+        known=known,
     )
     if as_json:
         print_json("requant.inspect/1", inspected.as_json())
@@ -94,9 +95,10 @@ def identify(
     as_json: AsJson = False,
 ) -> None:
     """Say which tools and policies can have written a checkpoint, and which claims of its card hold."""
+    text = read_card(card) if card else ""
     headers = open_headers(checkpoint)
     found = fingerprint(headers)
-    claims = judge(read_card(card), found, headers) if card else ()
+    claims = judge(text, found, headers)
     if as_json:
         print_json("requant.identify/1", {**found.as_json(), "claims": [each.as_json() for each in claims]})
         return
