@@ -341,7 +341,7 @@ def test_the_real_full_build_says_what_is_missing_before_it_starts(
         build(recipe, twin=None, out=tmp_path / "full")
     assert "GiB to download" in error.value.advice
     assert spool_bytes(recipe) == 17_467_304_960 + 2 * 8_589_934_592  # tuned blocks, and two boundaries
-    assert "--twin works on a small model" in error.value.advice
+    assert f"requant build {recipe.path.parent} --twin" in error.value.advice
 
 
 def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None:

@@ -101,15 +101,15 @@ def audit(
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal contradict each other")
     reference = auditing.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
-    reference.confirm()
+    names = auditing.names(read, stand_in)
+    challenge = Challenge(seed, sample) if sample else None
+    if challenge:
+        chosen = tuple(names.index(each) for each in draw(names, challenge))
+    else:
+        chosen = tuple(range(len(names))) if everything else named
+    auditing.confirm(read, stand_in, checkpoint, reference, chosen)
     with scratch(cache() / "audits") as work, progress() as tell:
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
-        names = setting.names
-        challenge = Challenge(seed, sample) if sample else None
-        if challenge:
-            chosen = tuple(names.index(each) for each in draw(names, challenge))
-        else:
-            chosen = tuple(range(len(names))) if everything else named
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell, INSTEAD), tell, runner)
         done = auditing.audit(
             checkpoint,
             setting,
@@ -131,6 +131,12 @@ def audit(
         say(f"recorded {escape(str(write_audit(read, done)))}: docs/audit.md says how to submit it")
     raise typer.Exit(done.exit_status)
 
+
+INSTEAD = (
+    "Audit it on a machine that has them. `requant check CHECKPOINT --base BASE` needs no GPU, and finds what tuning "
+    "cannot have made."
+)
+"""Advice for an audit of the full checkpoint on a machine that cannot tune it: the twin would be another one."""
 
 MOST = 9999
 """The greatest number of a block that is read; a model has fewer."""
