@@ -238,7 +238,7 @@ def test_a_stale_or_absent_lock_is_refused(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=tmp_path / "out")
 
 

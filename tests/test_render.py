@@ -346,7 +346,7 @@ def test_check_says_what_is_stale_and_writes_nothing(tmp_path: Path) -> None:
     before = (build / "job.yaml").read_bytes()
     shown = CliRunner().invoke(app, [*command, "--check", "--kubernetes"])
     assert shown.exit_code == 1
-    assert shown.output == f"{build}/job.yaml: not what would be written\n"
+    assert shown.output == f"{build}/job.yaml: out of date\n"
     assert (build / "job.yaml").read_bytes() == before
 
     assert CliRunner().invoke(app, [*command, "--kubernetes"]).exit_code == 0

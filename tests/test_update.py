@@ -72,7 +72,7 @@ def test_a_newer_lock_is_shown_and_written_only_when_asked(lockfiles: Path) -> N
     command = ["update", "locks", "build-image", "--folder", str(lockfiles), "--cutoff", CUTOFF]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 1
-    assert f"{lockfiles}/build-image.txt: pip: 26.0.1 -> 99.0\n1 changes" in shown.output
+    assert f"{lockfiles}/build-image.txt: pip: 26.0.1 -> 99.0\n1 change\n" in shown.output
     assert snapshot(lockfiles.parent) == before
 
     assert CliRunner().invoke(app, [*command, "--write"]).exit_code == 0
@@ -146,7 +146,7 @@ def test_an_image_that_has_moved_is_shown_and_written_only_when_asked(lockfiles:
     shown = CliRunner().invoke(app, ["update", "images", "--folder", str(lockfiles)])
     assert shown.exit_code == 1
     moved = f"{lockfiles}/images.toml: gb10 {old.image} digest: {old.digest} -> sha256:{NEW}"
-    assert shown.output.splitlines() == [moved, "1 changes"]
+    assert shown.output.splitlines() == [moved, "1 change"]
     assert snapshot(lockfiles.parent) == before
 
     assert CliRunner().invoke(app, ["update", "images", "--folder", str(lockfiles), "--write"]).exit_code == 0

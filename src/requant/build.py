@@ -99,7 +99,7 @@ def build(
     if twin is not None and twin not in SIZES:
         raise UsageError(f"--size {twin}: no such twin; there are {', '.join(SIZES)}")
     if out.exists() and not replace_existing:
-        raise UsageError(f"{out}: exists already", "Name another folder with --out, or remove this one.")
+        raise UsageError(f"{out}: already exists", "Name another folder with --out, or remove this one.")
     started = datetime.now(UTC)
     effort = recipe.effort(twin is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)

@@ -86,7 +86,8 @@ def pinned_base(folder: Path, name: str) -> Base:
     if key := bases[name].placeholder:
         raise LockError(
             f"{file}: {name}: {key} is all zeros, a placeholder for the digest of {bases[name].image}",
-            f"`requant update images {name} --write` asks a registry and pins it: docs/environments.md, A new environment.",
+            f"`requant update images {name} --write` asks a registry and pins it: "
+            "docs/environments.md, A new environment.",
         )
     return bases[name]
 
