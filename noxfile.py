@@ -121,7 +121,7 @@ def update_locks(session: nox.Session) -> None:
 
 @nox.session(name="update-images")
 def update_images(session: nox.Session) -> None:
-    """Show which base images have moved on, as a registry says through docker; with `-- --write`, write them."""
+    """Show which base images, or `-- NAME`, have moved on, as a registry says; with `-- --write`, write them."""
     needs(session)
     session.run("requant", "update", "images", *session.posargs, success_codes=NEWER)
 

@@ -14,11 +14,14 @@ from tests.checkpoints import SMALL, write
 from tests.conftest import ROOT
 from typer.main import get_command
 
+from requant.checkpoint import write_file
 from requant.cli import main
 from requant.cli.options import RunnerName, SizeName, app
 from requant.cli.terminal import fail, print_json
+from requant.inventory import main_tensors
+from requant.recipe import read_recipe
 from requant.rooms.choice import RUNNERS
-from requant.twin import SIZES
+from requant.twin import SIZES, config
 
 
 def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -50,12 +53,12 @@ def test_help_lists_the_verbs() -> None:
         (("identify", "out/nope"), 2, "written owner/name@revision"),
         (("check", "out/nope", "--base", "builds"), 2, "written owner/name@revision"),
         (("lock", "--check", "none"), 5, "none.in"),
-        (("build", "builds/ec", "--size", "mini"), 2, "--size goes with --twin"),
-        (("rebuild", "builds/ec", "--size", "demo"), 2, "--size goes with --twin"),
-        (("plan", "builds/ec", "--size", "mini"), 2, "--size goes with --twin"),
-        (("coverage", "builds/ec", "--size", "mini"), 2, "--size goes with --twin"),
-        (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size goes with --twin"),
-        (("twin", "--out", "docs"), 2, "docs: exists already"),
+        (("build", "builds/ec", "--size", "mini"), 2, "--size needs --twin"),
+        (("rebuild", "builds/ec", "--size", "demo"), 2, "--size needs --twin"),
+        (("plan", "builds/ec", "--size", "mini"), 2, "--size needs --twin"),
+        (("coverage", "builds/ec", "--size", "mini"), 2, "--size needs --twin"),
+        (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size needs --twin"),
+        (("twin", "--out", "docs"), 2, "docs: already exists"),
         (("buidl",), 2, "Did you mean 'build'"),
         (("build", "builds/ec", "--twn"), 2, "--twin"),
         (("build", "builds/ec", "--nope"), 2, "See requant build --help"),
@@ -65,7 +68,7 @@ def test_help_lists_the_verbs() -> None:
         (
             ("audit", "out", "--recipe", "builds/ec", "--address", "localhost:6379"),
             2,
-            "--address goes with --engine ray",
+            "--address needs --engine ray",
         ),
     ],
 )
@@ -76,6 +79,84 @@ def test_errors_are_short_and_have_their_status(arguments: tuple[str, ...], stat
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) < 8
+
+
+WRONG = (
+    (("image", "nope"), 2, "nope: has no image; there are cpu, cu124, gb10"),
+    (("image", "cpu", "--base", "a b"), 2, "--base 'a b': not the name of an image"),
+    (("image", "cpu", "--base", ""), 2, "--base '': not the name of an image"),
+    (
+        ("image", "cpu", "--base", "python:3.11", "--record"),
+        2,
+        "another base than the pinned one cannot be recorded",
+    ),
+    (("image", "cpu", "--source", "docs"), 2, "every package of cpu comes as a wheel"),
+    (("image", "cu124", "--source", "nowhere"), 2, "--source nowhere: no such folder"),
+    (("update", "images", "nope"), 2, "nope: lockfiles/images.toml has no such image"),
+    (("update", "locks", "cpu", "nope", "--cutoff", "2026-06-01T00:00:00Z"), 5, "lockfiles/nope.in: No such file"),
+    (("lock", "cpu", "nope"), 5, "lockfiles/nope.in: No such file"),
+    (("lock", "--files", "cpu", "nope"), 5, "lockfiles/nope.in: No such file"),
+    (("inspect", "a/b@c", "--loader", "x"), 2, "--loader x: not modelled"),
+    (("inspect", "a/b@c", "--recipe", "nowhere"), 4, "nowhere"),
+    (("identify", "a/b@c", "--card", "nowhere.md"), 6, "nowhere.md: No such file"),
+    (("check", "a/b@c", "--base", "x"), 2, "x: no such folder"),
+    (("check", "a/b@c", "--base", "a/b@c", "--sample", "7"), 2, "--sample 7.0: expected"),
+    (("trial", "builds/ec", "--rehearsal", "--iterations", "1"), 2, "--iterations"),
+    (("audit", "docs", "--recipe", "builds/ec", "--twin", "--blocks", "8"), 2, "there are blocks 0 to 7"),
+    (("audit", "docs", "--recipe", "builds/ec", "--blocks", "40"), 2, "there are blocks 0 to 39"),
+    (("audit", "docs", "--recipe", "builds/ec", "--twin", "--sample", "9", "--seed", "x"), 2, "there are 8 blocks"),
+    (("audit", "nowhere", "--recipe", "builds/ec", "--twin", "--all"), 6, "nowhere: no such folder"),
+    (("audit", "docs", "--recipe", "builds/ec", "--twin", "--all"), 6, "docs"),
+    (
+        ("audit", "docs", "--recipe", "builds/ec", "--twin", "--all", "--engine", "ray", "--address", "x"),
+        2,
+        "--address x: expected HOST:PORT",
+    ),
+)
+
+
+@pytest.mark.parametrize(("arguments", "status", "says"), WRONG, ids=[" ".join(words) for words, *_ in WRONG])
+def test_arguments_are_looked_at_before_the_world(
+    arguments: tuple[str, ...], status: int, says: str, tmp_path: Path
+) -> None:
+    """No engine is asked, no room is made, nothing is fetched or installed: a program that is run leaves a trace."""
+    for program in ("docker", "podman", "uv", "nvidia-smi"):
+        (tmp_path / program).write_text(f'#!/bin/sh\necho "$0" "$@" >> {tmp_path}/run\nexit 9\n')
+        (tmp_path / program).chmod(0o755)
+    given = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "HF_ENDPOINT": "http://[::1]:9",
+    }
+    command = [sys.executable, "-m", "requant", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert done.stderr.startswith("error ")
+    assert says in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_debian_base_of_another_python_is_refused_before_an_engine_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "apt-cache").write_text("#!/bin/sh\necho 'E: No packages found' >&2\nexit 100\n")
+    (tmp_path / "apt-cache").chmod(0o755)
+    command = [sys.executable, "-m", "requant", "image", "cu124", "--base", "debian"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 8
+    assert done.stderr.startswith("error apt does not know python3.12")
+
+
+def test_an_audit_without_its_twin_is_told_which_it_is(tmp_path: Path) -> None:
+    """A checkpoint says by its form what it is a build of."""
+    specs = main_tensors(config("mini"), read_recipe(ROOT / "builds" / "ec").layers.ignore, 128)
+    write_file(tmp_path / "model.safetensors", {name: (spec, [bytes(spec.nbytes)]) for name, spec in specs.items()})
+    for size in ((), ("--twin",)):
+        done = requant("audit", str(tmp_path), "--recipe", "builds/ec", "--all", *size)
+        assert done.returncode == 6
+        assert "It has the form of the recipe's twin mini: add --twin --size mini." in done.stderr
+        assert done.stderr.startswith("error")
 
 
 def test_no_usage_error_speaks_of_an_invalid_value_that_nobody_gave() -> None:

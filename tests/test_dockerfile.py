@@ -280,6 +280,27 @@ def test_bases_are_read_strictly(project: Path, before: str, after: str, said: s
     assert "images.toml" in str(refused.value)
 
 
+ZEROS = f"sha256:{64 * '0'}"
+
+
+@pytest.mark.parametrize("key", ["digest", "index"])
+def test_a_placeholder_is_no_pin(project: Path, key: str) -> None:
+    """The guide has it stand in a new table until a registry is asked; nothing may be made from it."""
+    file = project / "lockfiles" / "images.toml"
+    file.write_text(re.sub(rf"(?m)(\[cpu\]\n(?:.+\n)*?{key} = ).*", rf'\1"{ZEROS}"', file.read_text()))
+    before = {path: path.read_bytes() for path in project.glob("Dockerfile.*")}
+    for words in (
+        ("dockerfiles", "--folder", str(project / "lockfiles")),
+        ("image", "cpu", "--folder", str(project / "lockfiles")),
+    ):
+        done = requant(*words)
+        assert done.returncode == LockError.exit_status
+        assert f"{file}: cpu: {key} is all zeros, a placeholder for the digest of python:3.11-slim" in done.stderr
+        assert "requant update images cpu --write" in done.stderr
+    assert {path: path.read_bytes() for path in project.glob("Dockerfile.*")} == before
+    assert requant("dockerfiles", "cu124", "--folder", str(project / "lockfiles")).returncode == 0
+
+
 def test_what_is_built_stands_in_the_intent() -> None:
     """Commit, date and RECORD of the wheel that is built are the intent's; the lock has its hash."""
     text = (ROOT / "Dockerfile.cu124").read_text()

@@ -74,7 +74,12 @@ def test_from_nothing_to_an_image(project: Path) -> None:
         "a tag without a digest: no digest",
         "a tag without a digest: no index",
     ]
-    assert requant("update", "images", "--write").exit_code == 0
+    for words in (("dockerfiles", "b200"), ("dockerfiles",)):
+        told = requant(*words)
+        assert isinstance(told.exception, LockError)
+        assert "b200: digest is all zeros" in str(told.exception)
+        assert "requant update images b200 --write" in told.exception.advice
+    assert requant("update", "images", "b200", "--write").exit_code == 0
     assert f"ARG BASE=python:3.12-slim-bookworm@{IMAGE}\n" in (project / "Dockerfile.b200").read_text()
     before = (project / "Dockerfile.b200").read_bytes()
     assert requant("dockerfiles", "b200").exit_code == 0
@@ -92,7 +97,13 @@ def test_tools_need_no_base(project: Path) -> None:
 
 def test_the_guide_names_every_step() -> None:
     guide = GUIDE[GUIDE.index("## A new environment") :]
-    steps = ("lock -- b200", "lock -- --files b200", "update-images -- --write", "dockerfiles -- b200", "image-b200")
+    steps = (
+        "lock -- b200",
+        "lock -- --files b200",
+        "update-images -- b200 --write",
+        "dockerfiles -- b200",
+        "image-b200",
+    )
     places = [guide.index(f"nox -s {step}") for step in steps]
     assert places == sorted(places)
     assert "requant render builds/b200" in guide

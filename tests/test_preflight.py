@@ -9,9 +9,12 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.building import preflight
+from requant.building.inputs import inputs_for
+from requant.cli.auditing import INSTEAD
 from requant.errors import NotAvailableError
 from requant.network.pinned import read_pins
 from requant.programs import Accelerator, accelerators
+from requant.progress import silent
 from requant.recipe import Hardware, read_recipe
 
 GIB = preflight.GIB
@@ -120,6 +123,31 @@ def test_only_gpus_that_this_process_may_use_are_looked_at(
     smi(*(f"{NAMED}, {uuid}, 143771, 143000" for uuid in UUIDS))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [each.uuid for each in accelerators()] == [UUIDS[number] for number in seen]
+
+
+def test_the_advice_is_about_gpus_where_there_are_some(smi: Callable[..., None]) -> None:
+    smi(f"{NAMED}, {UUIDS[0]}, 143771, 1")
+    with pytest.raises(NotAvailableError) as refused:
+        preflight.accelerator(hardware("ec"))
+    assert refused.value.advice.startswith("End what else uses the GPU.")
+    smi()
+    with pytest.raises(NotAvailableError) as refused:
+        preflight.accelerator(hardware("ec"))
+    assert refused.value.advice.startswith("nvidia-smi shows no GPU here")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_audit_of_the_full_model_is_sent_to_no_twin(
+    smi: Callable[..., None], given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin is another checkpoint, and would say nothing of this one. It is refused before anything is fetched."""
+    smi()
+    monkeypatch.setattr("requant.building.inputs.fetch", lambda *_, **__: pytest.fail("fetches"))
+    recipe = read_recipe(ROOT / "builds" / "ec")
+    with pytest.raises(NotAvailableError, match="cannot tune the full model:\n  GPU: NVIDIA H200") as refused:
+        inputs_for(recipe, None, tmp_path if given else None, tmp_path, silent, INSTEAD)
+    assert refused.value.advice.endswith(INSTEAD)
+    assert "twin" not in refused.value.advice
 
 
 def test_a_tool_that_fails_or_raves_shows_no_gpu(smi: Callable[..., None]) -> None:

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.test_cli import requant
 
 from requant.build import RECORDED, Built, beside, compare
-from requant.errors import CheckpointError, UsageError
+from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.journal import Journal, Writer, read_journal
 from requant.manifest import read_manifest
 from requant.rebuild import find, judge, rebuild
@@ -118,6 +118,33 @@ def test_nothing_is_built_where_there_is_nothing_to_compare_with(arguments: tupl
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("against", "twin", "advised"),
+    [
+        (None, (), "There is a build of the twin mini (add --twin --size mini), the twin demo (add --twin)."),
+        ("theirs", (), "Add --twin --size mini."),
+        ("theirs", ("--twin",), "Add --twin --size mini."),
+    ],
+)
+def test_who_forgets_the_twin_is_told_before_hours_of_tuning(
+    against: str | None, twin: tuple[str, ...], advised: str, tmp_path: Path
+) -> None:
+    for name in RECORDED:
+        shutil.copyfile(EC / f"mini.{name}", tmp_path / f"theirs.{name}")
+    words = ("--against", str(tmp_path / against)) if against else ()
+    done = requant("rebuild", "builds/ec", *words, *twin)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert advised in done.stderr
+
+
+def test_a_machine_without_the_gpu_is_told_what_it_can_rebuild(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requant.building.preflight.accelerators", list)
+    shutil.copyfile(EC / "mini.manifest.json", tmp_path / "checkpoint.manifest.json")
+    with pytest.raises(NotAvailableError) as refused:
+        rebuild(read_recipe(EC), tmp_path, twin=None, out=tmp_path / "out")
+    assert refused.value.advice.endswith(f"requant rebuild {EC} --twin")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from requant.building.preflight import spool_bytes
 from requant.cli.options import app
 from requant.environment import environment_digest, read_lock
-from requant.errors import RecipeError
+from requant.errors import LockError, RecipeError
 from requant.images.evidence import Evidence, image_name
 from requant.recipe import Recipe, read_recipe
 from requant.render import _product, _yaml, kubernetes, render, slurm
@@ -322,6 +322,18 @@ def test_yaml_reads_back_what_was_written(value: dict[str, Any]) -> None:
     assert yaml.safe_load("\n".join(_yaml(value))) == value
 
 
+def test_an_image_on_a_placeholder_is_not_named(tmp_path: Path) -> None:
+    """Such an image cannot be built: its base is not known."""
+    for folder in ("lockfiles", "builds"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "Dockerfile.cu124", tmp_path)
+    bases = tmp_path / "lockfiles" / "images.toml"
+    bases.write_text(re.sub("sha256:4427[0-9a-f]+", f"sha256:{64 * '0'}", bases.read_text()))
+    with pytest.raises(LockError, match=r"images\.toml: cu124: digest is all zeros") as refused:
+        render(read_recipe(tmp_path / "builds" / "ec"))
+    assert "requant update images cu124 --write" in refused.value.advice
+
+
 def test_check_says_what_is_stale_and_writes_nothing(tmp_path: Path) -> None:
     for folder in ("lockfiles", "builds"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -334,7 +346,7 @@ def test_check_says_what_is_stale_and_writes_nothing(tmp_path: Path) -> None:
     before = (build / "job.yaml").read_bytes()
     shown = CliRunner().invoke(app, [*command, "--check", "--kubernetes"])
     assert shown.exit_code == 1
-    assert shown.output == f"{build}/job.yaml: not what would be written\n"
+    assert shown.output == f"{build}/job.yaml: out of date\n"
     assert (build / "job.yaml").read_bytes() == before
 
     assert CliRunner().invoke(app, [*command, "--kubernetes"]).exit_code == 0

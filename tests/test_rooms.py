@@ -49,7 +49,7 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
     room = VirtualEnvironment(PYTHON, ("unshare",), bytecode=PYTHON.parents[1] / "bytecode")
     assert chosen == Chosen(room, {"kind": "venv"})
     assert [each.stage for each in told] == [
-        "room: a virtual environment, because a container cannot be had: docker: no such program, so there "
+        "room: a virtual environment, because no container is available: docker: no such program, so there "
         "is no container engine to run the room",
         "room: a virtual environment",
     ]

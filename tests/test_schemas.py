@@ -119,6 +119,7 @@ def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr("requant.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,)))
     patch.setattr("requant.cli.auditing.inputs_for", lambda *_: None)
     patch.setattr("requant.cli.auditing.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
+    patch.setattr("requant.audit.confirm", lambda *_: None)
     patch.setattr("requant.audit.audit", lambda *_, **__: AUDIT)
     patch.setattr("requant.cli.making.find", lambda: None)
     patch.setattr("requant.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))

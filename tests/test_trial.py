@@ -98,6 +98,14 @@ def test_what_cannot_be_tried_is_refused(words: dict[str, object], said: str, tm
         trial(EC, tmp_path, rehearsal=True, **words)  # type: ignore[arg-type]
 
 
+def test_a_machine_without_the_gpu_is_told_what_it_can_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wide twin, which a trial takes unasked, is nothing for a small machine."""
+    monkeypatch.setattr("requant.building.preflight.accelerators", list)
+    with pytest.raises(NotAvailableError) as refused:
+        trial(EC, tmp_path)
+    assert refused.value.advice.endswith(f"requant trial {EC.path.parent} --rehearsal --size mini")
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="not empty"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from requant.cli.options import app
 from requant.environment import Pin, format_lock, read_intent, read_lock
 from requant.errors import LockError, NotAvailableError, UsageError
 from requant.images.dockerfile import dockerfile, read_bases, write_dockerfiles
+from requant.pins import find_pins
 from requant.update import Change, compare_locks, update_images, update_locks
 
 CUTOFF = "2026-06-01T00:00:00Z"
@@ -70,7 +72,7 @@ def test_a_newer_lock_is_shown_and_written_only_when_asked(lockfiles: Path) -> N
     command = ["update", "locks", "build-image", "--folder", str(lockfiles), "--cutoff", CUTOFF]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 1
-    assert f"{lockfiles}/build-image.txt: pip: 26.0.1 -> 99.0\n1 changes" in shown.output
+    assert f"{lockfiles}/build-image.txt: pip: 26.0.1 -> 99.0\n1 change\n" in shown.output
     assert snapshot(lockfiles.parent) == before
 
     assert CliRunner().invoke(app, [*command, "--write"]).exit_code == 0
@@ -144,7 +146,7 @@ def test_an_image_that_has_moved_is_shown_and_written_only_when_asked(lockfiles:
     shown = CliRunner().invoke(app, ["update", "images", "--folder", str(lockfiles)])
     assert shown.exit_code == 1
     moved = f"{lockfiles}/images.toml: gb10 {old.image} digest: {old.digest} -> sha256:{NEW}"
-    assert shown.output.splitlines() == [moved, "1 changes"]
+    assert shown.output.splitlines() == [moved, "1 change"]
     assert snapshot(lockfiles.parent) == before
 
     assert CliRunner().invoke(app, ["update", "images", "--folder", str(lockfiles), "--write"]).exit_code == 0
@@ -157,6 +159,62 @@ def test_an_image_that_has_moved_is_shown_and_written_only_when_asked(lockfiles:
     changed = {file.name for file, data in snapshot(lockfiles.parent).items() if before[file] != data}
     assert changed == {"images.toml", "Dockerfile.gb10"}
     assert (lockfiles.parent / "Dockerfile.gb10").read_text() == dockerfile(lockfiles, "gb10")
+
+
+HEADING = " ".join(line[2:] for line in (ROOT / "lockfiles" / "images.toml").read_text().splitlines()[:3])
+ZEROS = f"sha256:{64 * '0'}"
+
+
+def test_one_image_is_asked_for_by_name(lockfiles: Path, registry: Path) -> None:
+    """The others keep their digests, and what the file says of where these are from; the registry may not know them."""
+    file = lockfiles / "images.toml"
+    bases, text = read_bases(lockfiles), file.read_text()
+    file.write_text(text.replace(bases["cpu"].digest, ZEROS).replace(bases["cpu"].index, ZEROS))
+    answers = json.loads(registry.read_text())
+    registry.write_text(json.dumps({bases["cpu"].image: answers[bases["cpu"].image]}))
+    before = snapshot(lockfiles.parent)
+    shown = CliRunner().invoke(app, ["update", "images", "cpu", "--folder", str(lockfiles)])
+    assert (shown.exit_code, len(shown.output.splitlines())) == (1, 3)
+    assert snapshot(lockfiles.parent) == before
+
+    assert CliRunner().invoke(app, ["update", "images", "cpu", "--folder", str(lockfiles), "--write"]).exit_code == 0
+    assert read_bases(lockfiles) == bases
+    assert file.read_text().startswith(text.partition("[cpu]")[0])
+    changed = {path.name for path, data in snapshot(lockfiles.parent).items() if before[path] != data}
+    assert changed == {"images.toml"}, "the Dockerfile is that of the same pins"
+    pins = [pin for pin in find_pins(lockfiles.parent) if pin.file == "lockfiles/images.toml"]
+    asked = {pin.by for pin in pins if "`requant update images cpu`" in pin.source}
+    assert asked == {bases["cpu"].digest, bases["cpu"].index}
+    assert {pin.source for pin in pins if pin.by not in asked} == {HEADING}
+
+    # Asked again on another day it is said once.
+    registry.write_text(registry.read_text().replace(bases["cpu"].digest, f"sha256:{NEW}"))
+    assert CliRunner().invoke(app, ["update", "images", "cpu", "--folder", str(lockfiles), "--write"]).exit_code == 0
+    assert read_bases(lockfiles) == bases | {"cpu": replace(bases["cpu"], digest=f"sha256:{NEW}")}
+    assert file.read_text().count("`requant update images cpu`") == 1
+
+
+def test_an_image_that_there_is_not(lockfiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match=r"^nope: .*images\.toml has no such image$") as refused:
+        update_images(lockfiles, ["cpu", "nope"])
+    assert refused.value.advice == "There are cpu, cu124, gb10."
+
+
+@pytest.mark.usefixtures("newer_pip")
+def test_an_image_that_is_not_pinned_yet_stops_no_other_update(lockfiles: Path, registry: Path) -> None:
+    """Its Dockerfile cannot be written, and is not: the guide pins it as a step of its own."""
+    file = lockfiles / "images.toml"
+    file.write_text(file.read_text().replace(read_bases(lockfiles)["gb10"].digest, ZEROS))
+    (lockfiles.parent / "Dockerfile.gb10").unlink()
+    registry.write_text(registry.read_text().replace(read_bases(lockfiles)["cpu"].digest, f"sha256:{NEW}"))
+    assert {path.name for path in update_images(lockfiles, ["cpu"]).texts} == {"images.toml", "Dockerfile.cpu"}
+    assert {path.name for path in update_locks(lockfiles, ["build-image"], CUTOFF).texts} == {
+        "build-image.in",
+        "build-image.txt",
+        "Dockerfile.cpu",
+        "Dockerfile.cu124",
+    }
 
 
 def test_no_registry_answers(lockfiles: Path, registry: Path) -> None:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from requant.attestation import differing, environment_of, hardware_of
-from requant.build import beside, recorded
+from requant.base_config import base_config
+from requant.build import beside, recorded, words
 from requant.checkpoint import Checkpoint, Tensor, open_checkpoint
 from requant.digest import sha256_file, strict_json
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.files import folded, listing
-from requant.inventory import PACKED, main_tensors
+from requant.inventory import PACKED, blocks, main_tensors
 from requant.journal import Block, Journal, read_journal
 from requant.manifest import Manifest, make_manifest
 from requant.passes import Context
@@ -36,6 +37,8 @@ from requant.retuning.challenge import Challenge
 from requant.retuning.crew import REPORT, Crew, Local, Setting, passed
 from requant.retuning.retuned import Audit, Judgement, Retuned, judge, settle
 from requant.retuning.untuned import NAMED, Untuned, compare, derive, short, tuned
+from requant.safetensors import Spec
+from requant.twin import SIZES, config
 
 GLANCE = 0.1
 """Seconds between two looks at the rooms."""
@@ -113,6 +116,82 @@ def reference(journal: Path | None, *, otherwise: Path | None = None, compared: 
     return Reference(journal if compared else None, statement)
 
 
+def names(recipe: Recipe, twin: str | None) -> list[str]:
+    """Return the names of all tuned blocks of a recipe's base, or of its twin, in the order of tuning."""
+    return blocks(_config(recipe, twin))
+
+
+def confirm(recipe: Recipe, twin: str | None, checkpoint: Path, reference: Reference, chosen: tuple[int, ...]) -> None:
+    """Raise all that `audit` would raise and that is known without a room, a download or an installation.
+
+    Only whether the journal is of this very base is not: that is known once the base is here.
+    """
+    _confirm_chosen(recipe, names(recipe, twin), chosen)
+    reference.confirm()
+    _confirm_form(checkpoint, open_checkpoint(checkpoint).tensors, _config(recipe, twin), recipe, twin)
+    _confirm_journal(reference, recipe, twin, names(recipe, twin))
+
+
+def _config(recipe: Recipe, twin: str | None) -> dict[str, Any]:
+    return config(twin) if twin else base_config(recipe)
+
+
+def _confirm_chosen(recipe: Recipe, names: Sequence[str], chosen: tuple[int, ...]) -> None:
+    if not chosen or not all(0 <= number < len(names) for number in chosen):
+        raise UsageError(f"there are blocks 0 to {len(names) - 1}", "Name some of them, or --all.")
+    if recipe.tuning.patience != -1:
+        raise RecipeError(
+            f"{recipe.path}: tuning.patience is {recipe.tuning.patience}: what a block draws then "
+            "depends on the losses of all before it, and only a rebuild can repeat it"
+        )
+
+
+def _meant(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Spec]:
+    specs = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
+    return {name: spec for name, spec in specs.items() if name.endswith(PACKED)}
+
+
+def _fault(published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: Recipe) -> str:
+    """Say which tensor is not of the form that a recipe means, "" where all are.
+
+    A replay takes the codes of every layer of a block that has some, so there must be no more of them either.
+    """
+    packed, inside = _meant(config, recipe), tuple(f"{block}." for block in blocks(config))
+    codes = {name for name in published if name.startswith(inside) and name.endswith(".qweight")}
+    for name in sorted(packed.keys() | codes):
+        spec, found = packed.get(name), published[name].spec if name in published else None
+        if found != spec:
+            return f"{name} is {found or 'not there'}, the recipe means {spec or 'no such tensor'}"
+    return ""
+
+
+def _confirm_form(
+    folder: Path, published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: Recipe, twin: str | None
+) -> None:
+    if not (fault := _fault(published, config, recipe)):
+        return
+    advice = "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check."
+    for size in (None, *SIZES):
+        if size != twin and not _fault(published, _config(recipe, size), recipe):
+            form = f"the recipe's twin {size}: add{words(size)}" if size else "the full build: leave --twin out"
+            advice = f"It has the form of {form}."
+    raise CheckpointError(f"{folder}: {fault}", advice)
+
+
+def _confirm_journal(reference: Reference, recipe: Recipe, twin: str | None, names: Sequence[str]) -> None:
+    if not (journal := reference.lines):
+        return
+    header = journal.header
+    for what, theirs, ours in (
+        ("recipe", header.recipe, recipe.digest),
+        ("twin", header.twin, twin),
+        ("blocks", header.blocks, len(names)),
+        ("names", [line.block for line in journal.blocks], names),
+    ):
+        if theirs != ours:
+            raise CheckpointError(f"{reference.journal}: is of another {what}: {theirs}, expected {ours}")
+
+
 def local(size: int) -> Hire:
     """Return what hires `size` rooms on this machine."""
     return lambda setting, folder: Local(setting, folder, size)
@@ -138,13 +217,7 @@ def audit(
     are said to be, BuildError where a room fails.
     """
     audited = _Audited(checkpoint, setting, reference)
-    if not chosen or not all(0 <= number < len(audited.names) for number in chosen):
-        raise UsageError(f"there are blocks 0 to {len(audited.names) - 1}", "Name some of them, or --all.")
-    if setting.recipe.tuning.patience != -1:
-        raise RecipeError(
-            f"{setting.recipe.path}: tuning.patience is {setting.recipe.tuning.patience}: what a block draws then "
-            "depends on the losses of all before it, and only a rebuild can repeat it"
-        )
+    _confirm_chosen(setting.recipe, audited.names, chosen)
     manifest, companions = audited.manifest(tell), audited.companions()
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="audit-") as name:
@@ -240,37 +313,19 @@ class _Audited:
         self.folder, self.setting, self.reference = folder, setting, reference
         self.base = open_checkpoint(setting.inputs.base)
         self.names = setting.names
-        specs = main_tensors(
-            json.loads(self.base.file("config.json")), setting.recipe.layers.ignore, setting.recipe.scheme.group_size
-        )
-        self.packed = {name: spec for name, spec in specs.items() if name.endswith(PACKED)}
         self.checkpoint = open_checkpoint(folder)
         self.published = self.checkpoint.tensors
         self.files = [folder / name for name in self.checkpoint.shards]
-        # A replay takes the codes of every layer of a block that has some, so there must be no more of them either.
-        inside = tuple(f"{block}." for block in self.names)
-        codes = {name for name in self.published if name.startswith(inside) and name.endswith(".qweight")}
-        for name in sorted(self.packed.keys() | codes):
-            spec = self.packed.get(name)
-            found = self.published[name].spec if name in self.published else None
-            if found != spec:
-                raise CheckpointError(
-                    f"{folder}: {name} is {found or 'not there'}, the recipe means {spec or 'no such tensor'}",
-                    "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check.",
-                )
-        self.lines: tuple[Block, ...] = ()
-        if journal := reference.lines:
-            self.lines = journal.blocks
-            header = journal.header
-            for what, theirs, ours in (
-                ("recipe", header.recipe, setting.recipe.digest),
-                ("twin", header.twin, setting.twin),
-                ("base", header.base, setting.inputs.base_digest),
-                ("blocks", header.blocks, len(self.names)),
-                ("names", [line.block for line in journal.blocks], self.names),
-            ):
-                if theirs != ours:
-                    raise CheckpointError(f"{reference.journal}: is of another {what}: {theirs}, expected {ours}")
+        config = json.loads(self.base.file("config.json"))
+        self.packed = _meant(config, setting.recipe)
+        _confirm_form(folder, self.published, config, setting.recipe, setting.twin)
+        _confirm_journal(reference, setting.recipe, setting.twin, self.names)
+        self.lines: tuple[Block, ...] = reference.lines.blocks if reference.lines else ()
+        if reference.lines and reference.lines.header.base != setting.inputs.base_digest:
+            raise CheckpointError(
+                f"{reference.journal}: is of another base: {reference.lines.header.base}, "
+                f"expected {setting.inputs.base_digest}"
+            )
 
     def manifest(self, tell: Tell) -> Manifest:
         """Hash the checkpoint."""

@@ -67,6 +67,11 @@ def stem(twin: str | None) -> str:
     return {None: "checkpoint", "demo": "twin"}.get(twin) or str(twin)
 
 
+def words(twin: str | None) -> str:
+    """Return how a twin's size is asked for on the command line: ` --twin --size mini`; "" is the base itself."""
+    return {None: "", "demo": " --twin"}.get(twin, f" --twin --size {twin}")
+
+
 def build(
     recipe: Recipe,
     *,
@@ -78,13 +83,15 @@ def build(
     runner: str = "venv",
     endpoint: str | None = None,
     text: bytes | None = None,
+    instead: str = "",
     tell: Tell = silent,
 ) -> Built:
     """Build the recipe, or its twin of a size in `SIZES`, into the new folder `out`.
 
     Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output. A build
     that was stopped goes on behind its last whole block, unless it is to be a `fresh` one. `runner` is one of
-    `rooms.choice.RUNNERS`. `text` is what a twin is tuned on in place of its own text: JSON lines.
+    `rooms.choice.RUNNERS`. `text` is what a twin is tuned on in place of its own text: JSON lines. `instead`
+    is advice for a machine that cannot do the full build; without it, to build the twin.
 
     Raises UsageError where `out` exists or another build is making it, NotAvailableError for what is missing here,
     BuildError where the room or a pass fails; then `out` does not exist, and the log stands beside it.
@@ -92,12 +99,12 @@ def build(
     if twin is not None and twin not in SIZES:
         raise UsageError(f"--size {twin}: no such twin; there are {', '.join(SIZES)}")
     if out.exists() and not replace_existing:
-        raise UsageError(f"{out}: exists already", "Name another folder with --out, or remove this one.")
+        raise UsageError(f"{out}: already exists", "Name another folder with --out, or remove this one.")
     started = datetime.now(UTC)
     effort = recipe.effort(twin is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
-        inputs = twin_inputs(twin, work, tell, text) if twin else pinned_inputs(recipe, out, endpoint, tell)
+        inputs = twin_inputs(twin, work, tell, text) if twin else pinned_inputs(recipe, out, endpoint, tell, instead)
         config = json.loads((inputs.base / "config.json").read_text())
         if typos := unmatched(config, recipe.layers.ignore):
             raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
@@ -171,8 +178,7 @@ def compare(recipe: Recipe, twin: str | None, folder: Path, against: Path | None
     if not reference.exists():
         reason = f"nothing is recorded to compare with: no {reference}"
         if against == recipe.beside(stem(twin)):
-            size = {None: "", "demo": " --twin"}.get(twin, f" --twin --size {twin}")
-            reason += f"; `requant build {recipe.path.parent}{size} --record` records a build as the first"
+            reason += f"; `requant build {recipe.path.parent}{words(twin)} --record` records a build as the first"
         return Verdict(Outcome.INCONCLUSIVE, reasons=(reason,))
     verdict = verify(folder, read_manifest(reference))
     if verdict.outcome is not Outcome.DIFFERENT:

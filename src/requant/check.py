@@ -37,6 +37,12 @@ BYTES = 3 << 20
 SCHEMA = 2
 
 
+def confirm_share(sample: float) -> None:
+    """Raise UsageError for a share of the windows that is none."""
+    if not 0 < sample <= 1:
+        raise UsageError(f"--sample {sample}: expected more than 0 and at most 1")
+
+
 def check(
     checkpoint: Source,
     base: Source,
@@ -57,8 +63,7 @@ def check(
     windows that are read, chosen by `seed`; headers are always read. `resume` is a folder where finished windows
     are noted. Raises CheckpointError for what cannot be read, UsageError for an impossible sample.
     """
-    if not 0 < sample <= 1:
-        raise UsageError(f"--sample {sample}: expected more than 0 and at most 1")
+    confirm_share(sample)
     bound = reach_of(recipe, twin) if recipe else loosest()
     theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
     scheme, findings = read_scheme(theirs)

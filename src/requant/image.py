@@ -5,6 +5,7 @@ be what was built here, or it is built anew. Everything that a build reads is la
 confirmed wheels, the room's sources. Then every step runs without network.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from requant.environment import (
 from requant.errors import LockError, NotAvailableError, UsageError
 from requant.images import debian
 from requant.images.archive import Archive, differences, read_archive
-from requant.images.dockerfile import INSTALLER, SOURCE, built_package, platform_of, read_bases
+from requant.images.dockerfile import INSTALLER, SOURCE, built_package, pinned_base, platform_of, read_bases
 from requant.images.engine import Engine
 from requant.images.evidence import Evidence, Image, find_image, image_name, keep
 from requant.images.rootfs import read_rootfs
@@ -37,6 +38,12 @@ from requant.wheels import wheels
 
 DEBIAN = "debian"
 """Word for a base made here, of Debian packages."""
+
+_PATH = "[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?{_PATH}(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
+)
+"""What engines read as the name of an image: github.com/distribution/reference, its grammar, for SHA-256 alone."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,34 @@ def ensure_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None
     if found and (base is None or _stands_on(found, base, engine)):
         return found
     return build_image(lockfiles, name, engine, base=base, tell=tell)
+
+
+def require(
+    lockfiles: Path, name: str, *, base: str | None = None, source: Path | None = None, recorded: bool = False
+) -> None:
+    """Raise what is wrong with an image that is asked for, as far as it is known without an engine or a network.
+
+    That is UsageError for a name, a base or a source that cannot be meant, and for another base in an image that is to
+    be `recorded`; LockError for its lock, its Dockerfile or its pinned base; NotAvailableError for a Debian base that
+    cannot be made here.
+    """
+    bases = read_bases(lockfiles)
+    if name not in bases:
+        raise UsageError(f"{name}: has no image; there are {', '.join(bases)}")
+    pinned, lock = str(pinned_base(lockfiles, name)), read_lock(lockfiles, name)
+    environment_digest(lockfiles, lock)
+    if base not in (None, DEBIAN) and not _REFERENCE.fullmatch(str(base)):
+        advice = f"Name one as your engine does (python:{lock.python}-slim-bookworm), or {DEBIAN}, which makes one."
+        raise UsageError(f"--base {base!r}: not the name of an image", advice)
+    if recorded and base not in (None, pinned):
+        advice = "Build it without --base, or leave --record out."
+        raise UsageError(f"--record: an image on another base than the pinned one cannot be recorded: {base}", advice)
+    if source and not built_package(read_intent(lockfiles, name)):
+        raise UsageError(f"--source: every package of {name} comes as a wheel, so none is built", "Leave it out.")
+    if source and not source.is_dir():
+        raise UsageError(f"--source {source}: no such folder")
+    if base == DEBIAN:
+        debian.require(lock.python)
 
 
 def build_image(
@@ -163,16 +198,12 @@ class _Workshop:
 def _workshop(
     lockfiles: Path, name: str, engine: Engine, base: str | None, source: Path | None, tell: Tell
 ) -> Iterator[_Workshop]:
-    bases = read_bases(lockfiles)
-    if name not in bases:
-        raise UsageError(f"{name}: has no image; there are {', '.join(bases)}")
+    require(lockfiles, name, base=base, source=source)
     engine.builder()
     lock = read_lock(lockfiles, name)
     environment = environment_digest(lockfiles, lock)
-    pinned = str(bases[name])
-    if base == DEBIAN:
-        debian.require(lock.python)  # before all the wheels: it is what may not be had
-    elif base is None and engine.image(pinned) is None:
+    pinned = str(pinned_base(lockfiles, name))
+    if base is None and engine.image(pinned) is None:
         tell(Progress(f"base {pinned}"))
         _pull(engine, pinned, lock)
     place = cache() / "images"

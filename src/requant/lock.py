@@ -50,7 +50,7 @@ def resolve(folder: Path, name: str) -> str:
 
 def write_locks(folder: Path, names: Iterable[str]) -> None:
     """Resolve the named environments anew and write their locks; all or none where one cannot be resolved."""
-    texts = {name: resolve(folder, name) for name in names}
+    texts = {name: resolve(folder, name) for name in _readable(folder, names)}
     for name, text in texts.items():
         (folder / f"{name}.txt").write_bytes(text.encode())
 
@@ -61,7 +61,7 @@ def check_locks(folder: Path, names: Iterable[str]) -> list[str]:
     No lines mean equal bytes. A lock that is absent differs in every line.
     """
     differences: list[str] = []
-    for name in names:
+    for name in _readable(folder, names):
         file = folder / f"{name}.txt"
         recorded = file.read_bytes().decode(errors="replace") if file.exists() else ""
         resolved = resolve(folder, name)
@@ -69,6 +69,11 @@ def check_locks(folder: Path, names: Iterable[str]) -> list[str]:
             recorded.split("\n"), resolved.split("\n"), str(file), "resolved anew", n=0, lineterm=""
         )
     return differences
+
+
+def _readable(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return the names; raise LockError where one of them has no `.in` that can be read: before any is resolved."""
+    return [read_intent(folder, name).name for name in names]
 
 
 def choose_wheels(intent: Intent, pylock: str) -> tuple[Pin, ...]:

@@ -109,7 +109,7 @@ def _bases(file: Path) -> Iterator[Reference]:
             whole = re.fullmatch("sha256:[0-9a-f]{64}", digest) and set(digest[7:]) != {"0"}
             fault = "" if whole else f"a tag without a digest: no {key}"
             image, line = str(table.get("image", name)), _key_line(text, name, key)
-            yield Reference("base image", image, digest, line, _heading(text), fault)
+            yield Reference("base image", image, digest, line, _above(text, name) or _heading(text), fault)
 
 
 def _commits(file: Path, said: dict[str, str]) -> Iterator[Reference]:
@@ -207,6 +207,13 @@ def _comments(lines: list[str]) -> dict[str, str]:
 def _heading(text: str) -> str:
     """Return the comment that a file begins with."""
     return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.split("\n")))
+
+
+def _above(text: str, table: str) -> str:
+    """Return the comment right above the heading of a table of a TOML file."""
+    above, found = text.partition(f"\n[{table}]\n")[::2]
+    lines = takewhile(lambda line: line.startswith("#"), reversed(above.split("\n"))) if found else ()
+    return " ".join(line.lstrip("# ") for line in reversed([*lines]))
 
 
 def _key_line(text: str, table: str, key: str) -> int:

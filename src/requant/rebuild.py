@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from requant.build import Built, beside, build, compare, stem
+from requant.build import Built, beside, build, compare, stem, words
 from requant.comparing.divergence import Divergence, divergence
 from requant.errors import UsageError
 from requant.journal import read_journal
 from requant.manifest import read_manifest
 from requant.progress import Tell, silent
 from requant.recipe import Recipe
+from requant.twin import SIZES
 from requant.verdict import Outcome, Verdict
 
 
@@ -55,16 +56,28 @@ def rebuild(
     `against` is a folder with `<stem>.manifest.json`, `<stem>.journal.jsonl` and `<stem>.intoto.jsonl`, as `build
     --record` leaves them, or a checkpoint with these files beside it, as `build` does.
 
-    Raises UsageError, before anything is built, where there is no manifest or `out` is what it would be compared
-    with; else what `build` raises.
+    Raises UsageError, before anything is built, where there is no manifest, where the journal is of a twin of another
+    size, or `out` is what it would be compared with; else what `build` raises.
     """
     record = find(against, twin)
     if record.resolve() == out.resolve():
         raise UsageError(f"{out}: the rebuild would replace what it is compared with", "Name another --out.")
     read_manifest(beside(record, "manifest.json"))  # what cannot be read is said before anything is tuned
     if beside(record, "journal.jsonl").exists():
-        read_journal(beside(record, "journal.jsonl"))
-    built = build(recipe, twin=twin, out=out, replace_existing=replace_existing, fresh=fresh, runner=runner, tell=tell)
+        theirs = read_journal(beside(record, "journal.jsonl")).header.twin
+        if theirs != twin:
+            told = f"{record}: is a build of {_named(theirs)}, and no build of {_named(twin)} can be compared with it"
+            raise UsageError(told, f"Add{words(theirs)}." if theirs else "Leave --twin out.")
+    built = build(
+        recipe,
+        twin=twin,
+        out=out,
+        replace_existing=replace_existing,
+        fresh=fresh,
+        runner=runner,
+        instead=f"Here, rebuild the twin instead, a small stand-in: requant rebuild {recipe.path.parent} --twin",
+        tell=tell,
+    )
     verdict, divergences = judge(compare(recipe, twin, built.folder, record), built.folder, record)
     return Rebuilt(built, record, verdict, divergences)
 
@@ -75,11 +88,20 @@ def find(against: Path, twin: str | None) -> Path:
     for place in places:
         if place.name and beside(place, "manifest.json").is_file():
             return place
+    sizes = [size for size in (None, *SIZES) if size != twin]
+    others = [size for size in sizes if beside(against / stem(size), "manifest.json").is_file()]
+    advice = "Name one with --against, or record one first: requant build RECIPE --record."
+    if others:
+        there = ", ".join(
+            f"{_named(size)} (add{words(size)})" if size else f"{_named(size)} (no --twin)" for size in others
+        )
+        advice = f"There is a build of {there}.\n{advice}"
     looked = " nor ".join(str(beside(place, "manifest.json")) for place in places if place.name)
-    raise UsageError(
-        f"{against}: no build to compare with: neither {looked}",
-        "Name one with --against, or record one first: requant build … --record.",
-    )
+    raise UsageError(f"{against}: no build to compare with: neither {looked}", advice)
+
+
+def _named(twin: str | None) -> str:
+    return f"the twin {twin}" if twin else "the full model"
 
 
 def judge(bytes_verdict: Verdict, folder: Path, record: Path) -> tuple[Verdict, tuple[Divergence, ...]]:

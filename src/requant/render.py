@@ -14,6 +14,7 @@ from typing import Any
 from requant.building.preflight import GIB, spool_bytes, stored
 from requant.environment import Lock, environment_digest, read_lock
 from requant.errors import RecipeError
+from requant.images.dockerfile import pinned_base
 from requant.images.evidence import image_name, read_evidence
 from requant.network.pinned import read_pins
 from requant.recipe import Recipe
@@ -40,7 +41,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 def render(recipe: Recipe) -> dict[Path, str]:
     """Return the text of each file that is rendered from a recipe, by its path.
 
-    Raises RecipeError where a value cannot stand in a Job, LockError where the lock is absent or stale.
+    Raises RecipeError where a value cannot stand in a Job, LockError where the lock is absent or stale, or where the
+    base of its image is not pinned.
     """
     return {recipe.beside(KUBERNETES): kubernetes(recipe), recipe.beside(SLURM): slurm(recipe)}
 
@@ -138,6 +140,7 @@ def _job(recipe: Recipe, name: str) -> Document:
 def _image(lockfiles: Path, lock: Lock) -> str:
     """Return the environment's image: by its recorded digest, or where none is recorded by the environment's."""
     environment = environment_digest(lockfiles, lock)
+    pinned_base(lockfiles, lock.name)  # an image on a base that nobody has pinned cannot be built, so it is not named
     recorded = read_evidence(lockfiles / f"{lock.name}.image.json")
     if recorded and recorded.manifest and recorded.environment == environment:
         return f"requant/{lock.name}@{recorded.manifest}"

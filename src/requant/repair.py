@@ -101,7 +101,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _check_place(folder: Path, base: Path, out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise UsageError(f"{out}: exists already", "Name another folder with --out, or remove this one.")
+        raise UsageError(f"{out}: already exists", "Name another folder with --out, or remove this one.")
     for source in (folder.resolve(), base.resolve()):
         if source == out.resolve() or source in out.resolve().parents:
             raise UsageError(f"{out}: lies in {source}, which a repair only reads", "Name a folder elsewhere.")

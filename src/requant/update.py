@@ -55,11 +55,13 @@ def update_locks(folder: Path, names: Iterable[str], cutoff: str) -> Update:
     instant = _instant(cutoff)
     if instant > datetime.now(UTC):
         raise UsageError(f"--cutoff {cutoff}: lies ahead, and what is published until then is not known")
+    names = list(names)
+    for name in names:
+        read_intent(folder, name)  # says what is wrong with the file itself, under its own name, before any is resolved
     changes: list[Change] = []
     texts: dict[Path, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
-            read_intent(folder, name)  # says what is wrong with the file itself, under its own name
             asked, locked = folder / f"{name}.in", folder / f"{name}.txt"
             Path(scratch, asked.name).write_text(_CUTOFF.sub(f"# cutoff = {cutoff}", asked.read_text(), count=1))
             texts[asked] = Path(scratch, asked.name).read_text()
@@ -101,33 +103,47 @@ def _instant(cutoff: str) -> datetime:
     return instant
 
 
-def update_images(folder: Path) -> Update:
-    """Ask a registry, through docker, what the tag of each base image names now: an index, and one image of it.
+def update_images(folder: Path, names: Iterable[str] = ()) -> Update:
+    """Ask a registry, through docker, what the tags of the named base images, or of all, name now.
 
-    Raises NotAvailableError where no docker or no registry answers, LockError where `images.toml` or a lock is
-    malformed, or the tag names nothing for the lock's platform.
+    A tag names an index, and one image of it for the lock's platform. Raises UsageError for a name that `images.toml`
+    does not have, before anything is asked; NotAvailableError where no docker or no registry answers; LockError where
+    `images.toml` or a lock is malformed, or the tag names nothing for the lock's platform.
     """
-    bases = read_bases(folder)
+    bases, file = read_bases(folder), folder / BASES
+    asked = list(dict.fromkeys(names)) or list(bases)
+    for name in asked:
+        if name not in bases:
+            raise UsageError(f"{name}: {file} has no such image", f"There are {', '.join(bases)}.")
+    platforms = {name: platform_of(read_lock(folder, name)) for name in asked}
     newer: dict[str, Base] = {}
-    for name, base in bases.items():
+    for name, platform in platforms.items():
+        base = bases[name]
         index = _described(base.image)
-        platform = platform_of(read_lock(folder, name))
         fitting = [image["digest"] for image in index.get("manifests", ()) if _platform(image) == platform]
         if len(fitting) != 1:
             raise LockError(
-                f"{folder / BASES}: {name}: {base.image} names {len(fitting)} images for {platform}, expected one",
+                f"{file}: {name}: {base.image} names {len(fitting)} images for {platform}, expected one",
                 "name a tag that is there for this platform",
             )
         newer[name] = replace(base, digest=fitting[0], index=index["digest"])
     changes = tuple(
-        Change(str(folder / BASES), f"{name} {newer[name].image} {key}", getattr(base, key), getattr(newer[name], key))
-        for name, base in bases.items()
+        Change(str(file), f"{name} {base.image} {key}", getattr(bases[name], key), getattr(base, key))
+        for name, base in newer.items()
         for key in ("digest", "index")
-        if getattr(base, key) != getattr(newer[name], key)
+        if getattr(bases[name], key) != getattr(base, key)
     )
-    tables = (_TABLE.format(name=name, base=base, nvidia=str(base.nvidia).lower()) for name, base in newer.items())
-    texts = {folder / BASES: "".join((_BASES.format(datetime.now(UTC)), *tables))} if changes else {}
-    return Update(changes, texts | _dockerfiles(folder, texts))
+    if not changes:
+        text = ""
+    elif len(newer) == len(bases):
+        text = "".join((_BASES.format(datetime.now(UTC)), *(_table(name, base) for name, base in newer.items())))
+    else:
+        text = file.read_text()
+        for name, base in newer.items():
+            if base != bases[name]:
+                text = _edited(file, text, name, base)
+    texts = {file: text} if text else {}
+    return Update(changes, texts | _dockerfiles(folder, texts, newer))
 
 
 _BASES = """\
@@ -143,21 +159,43 @@ index = "{base.index}"
 nvidia = {nvidia}
 """
 
+_ASKED = "# From a registry, through docker, on {:%Y-%m-%d} (`requant update images {}`).\n"
+"""What is said of one table, where the heading is about others."""
+
+
+def _table(name: str, base: Base) -> str:
+    return _TABLE.format(name=name, base=base, nvidia=str(base.nvidia).lower())
+
+
+def _edited(file: Path, text: str, name: str, base: Base) -> str:
+    """Return the text of `images.toml` with one table written anew, and the rest as it stands."""
+    said = re.escape(_ASKED).replace(re.escape("{:%Y-%m-%d}"), r"\S+").replace(re.escape("{}"), re.escape(name))
+    table = rf"^(?:{said})?\[{re.escape(name)}\]\n(?:[a-z]+ = .+\n?){{4}}"
+    anew = _ASKED.format(datetime.now(UTC), name) + _table(name, base).lstrip()
+    edited, count = re.subn(table, lambda _: anew, text, flags=re.M)
+    if count != 1:
+        raise LockError(f"{file}: cannot edit the table of {name}", f"Write it plainly, as here:\n{_table(name, base)}")
+    return edited
+
 
 def _platform(image: Mapping[str, Any]) -> str:
     platform = image.get("platform", {})
     return f"{platform.get('os')}/{platform.get('architecture')}"
 
 
-def _dockerfiles(folder: Path, texts: Mapping[Path, str]) -> dict[Path, str]:
-    """Return the Dockerfiles that are other ones once `texts` are written: they name pip's wheel and their base."""
+def _dockerfiles(folder: Path, texts: Mapping[Path, str], names: Iterable[str] = ()) -> dict[Path, str]:
+    """Return the Dockerfiles that are other ones once `texts` are written: they name pip's wheel and their base.
+
+    Without `names`, of all images but those that are not pinned yet: there is nothing to write of them.
+    """
     if not (folder / BASES).exists():
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(folder, Path(scratch, folder.resolve().name)))
         for path, text in texts.items():
             (copy / path.name).write_text(text)
-        made = {dockerfile_path(folder, name): dockerfile(copy, name) for name in read_bases(copy)}
+        chosen = list(names) or [name for name, base in read_bases(copy).items() if not base.placeholder]
+        made = {dockerfile_path(folder, name): dockerfile(copy, name) for name in chosen}
     return {path: text for path, text in made.items() if not path.exists() or path.read_text() != text}
 
 

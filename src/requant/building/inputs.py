@@ -31,11 +31,19 @@ class Inputs:
         return sha256(canonical_json({name: self.digests[name] for name in self.digests if name.startswith("base/")}))
 
 
-def inputs_for(recipe: Recipe, twin: str | None, base: Path | None, work: Path, tell: Tell) -> Inputs:
-    """Return what a room of this recipe, or of its twin, is given; `base` is where its base stands already."""
+def inputs_for(
+    recipe: Recipe, twin: str | None, base: Path | None, work: Path, tell: Tell, instead: str = ""
+) -> Inputs:
+    """Return what a room of this recipe, or of its twin, is given; `base` is where its base stands already.
+
+    `instead` is advice for a machine that cannot tune the full model.
+    """
     if twin:
         return twin_given(twin, base, work) if base else twin_inputs(twin, work, tell)
-    return pinned_given(recipe, base, None, tell) if base else pinned_inputs(recipe, work, None, tell)
+    if base:
+        preflight.require_device(recipe, instead or _twin_instead(recipe))
+        return pinned_given(recipe, base, None, tell)
+    return pinned_inputs(recipe, work, None, tell, instead)
 
 
 def twin_inputs(size: str, folder: Path, tell: Tell, text: bytes | None = None) -> Inputs:
@@ -73,7 +81,12 @@ def pinned_given(recipe: Recipe, base: Path, endpoint: str | None, tell: Tell) -
     return _confirmed(recipe, pins, base, endpoint, tell)
 
 
-def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell) -> Inputs:
+def _twin_instead(recipe: Recipe) -> str:
+    build = f"requant build {recipe.path.parent} --twin"
+    return f"Here, build the twin instead, a small stand-in for the model that needs no GPU: {build}"
+
+
+def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell, instead: str = "") -> Inputs:
     """Fetch the base and the text of a recipe into the cache, after saying what the whole build will cost.
 
     Raises NotAvailableError where this machine cannot do the build, CheckpointError where bytes are not as pinned.
@@ -83,7 +96,7 @@ def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell) -
     data, data_folder = _data(recipe)
     downloads = ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file]))
     found = preflight.cost(recipe, downloads, out)
-    preflight.require(found)
+    preflight.require(found, instead or _twin_instead(recipe))
     tell(Progress("full build", note=found.text()))
     return _confirmed(recipe, base, folder, endpoint, tell)
 

@@ -69,13 +69,25 @@ def spool_bytes(recipe: Recipe) -> int:
     return packed + 2 * 2 * effort.samples * effort.sequence_length * hidden * width
 
 
-def require(found: Cost) -> None:
-    """Raise NotAvailableError with everything that is lacking, and what the build would cost."""
+def require(found: Cost, instead: str) -> None:
+    """Raise NotAvailableError with everything that is lacking, what a build would cost, and what to do `instead`."""
     if found.lacking:
-        raise NotAvailableError(
-            "\n".join(("this machine cannot tune the full model:", *(f"  {each}" for each in found.lacking))),
-            f"A full build takes {found.text()}. Without a GPU, --twin works on a small model instead.",
-        )
+        raise _cannot(found.lacking, f"A full build takes {found.text()}.\n{instead}")
+
+
+def require_device(recipe: Recipe, instead: str) -> None:
+    """Raise NotAvailableError where the recipe's GPU is not here, with what to do `instead`."""
+    if recipe.hardware.device == "cuda":
+        try:
+            accelerator(recipe.hardware)
+        except NotAvailableError as error:
+            raise _cannot((str(error),), instead) from None
+
+
+def _cannot(lacking: Sequence[str], advice: str) -> NotAvailableError:
+    return NotAvailableError(
+        "\n".join(("this machine cannot tune the full model:", *(f"  {x}" for x in lacking))), advice
+    )
 
 
 def require_for_trial(recipe: Recipe, folder: Path, base_bytes: int) -> None:
@@ -84,7 +96,8 @@ def require_for_trial(recipe: Recipe, folder: Path, base_bytes: int) -> None:
     if lacking := _lacking(replace(recipe, hardware=hardware), [(folder, TRIAL_DISK * base_bytes)]):
         raise NotAvailableError(
             "\n".join(("this machine cannot try this recipe:", *(f"  {each}" for each in lacking))),
-            "Try it where the recipe is to be built; --rehearsal shows here, on the CPU, what a trial does.",
+            "Run the trial on the machine that is to do the full build. To see here, on the CPU, what a trial does:\n"
+            f"requant trial {recipe.path.parent} --rehearsal --size mini",
         )
 
 
@@ -131,7 +144,9 @@ def accelerator(hardware: Hardware) -> Accelerator:
         )
     raise NotAvailableError(
         f"GPU: {hardware.accelerator} with {hardware.memory_gib} GiB free; found {seen}",
-        "End what else uses the GPU. CUDA_VISIBLE_DEVICES, where it is set, names the ones that are looked at.",
+        "End what else uses the GPU. Where CUDA_VISIBLE_DEVICES is set, only the GPUs that it names are looked at."
+        if found
+        else "nvidia-smi shows no GPU here, or CUDA_VISIBLE_DEVICES leaves none: use a machine that has this one.",
     )
 
 

@@ -30,7 +30,7 @@ def main() -> int:
     """
     signal.signal(signal.SIGTERM, _stop)
     if sys.stdout is None:
-        fail("standard output is closed", "Results go there.", NotAvailableError.exit_status)
+        fail("standard output is closed", "Results are written to it.", NotAvailableError.exit_status)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
@@ -40,17 +40,25 @@ def main() -> int:
     except RequantError as error:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", "A build that is started again resumes after its last completed block.", INTERRUPTED)
+        fail(
+            "interrupted",
+            "An interrupted build resumes after its last completed block when you start it again.",
+            INTERRUPTED,
+        )
     except (BrokenPipeError, SystemExit) as error:  # the latter is how click and rich answer a closed pipe
         if getattr(error, "code", 1) == 0:  # and how completion ends
             raise
         return CLOSED
     except OSError as error:
-        fail(str(error), "The disk, or a file that went away meanwhile.", NotAvailableError.exit_status)
+        fail(
+            str(error),
+            "The disk may have failed, or a file was removed in the meantime.",
+            NotAvailableError.exit_status,
+        )
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own errors of usage
             _misused(error)
-        answer_error(f"internal error: {type(error).__name__}", "It says nothing about the checkpoint.", INTERNAL)
+        answer_error(f"internal error: {type(error).__name__}", "This says nothing about the checkpoint.", INTERNAL)
         raise
     return status or 0
 

@@ -38,55 +38,76 @@ from requant.retuning.crew import prepare
 from requant.show import journal_json, journal_lines
 from requant.verdict import EXIT_STATUS
 
-shown = typer.Typer(cls=Group, no_args_is_help=True, help="Print a file that requant wrote, as a person reads it.")
+shown = typer.Typer(cls=Group, no_args_is_help=True, help="Print a file that requant wrote, in readable form.")
 app.add_typer(shown, name="show", rich_help_panel=TELL)
 
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-twin --recipe builds/ec --blocks 3 --twin")
 def audit(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
+    ],
     recipe: Annotated[
-        Path, typer.Option(metavar="RECIPE", help="Its recipe: a folder under builds/.", autocompletion=recipes)
+        Path,
+        typer.Option(
+            metavar="RECIPE", help="The recipe that it is a build of: a folder under builds/.", autocompletion=recipes
+        ),
     ],
     base: Annotated[
         Path | None,
-        typer.Option(help="The folder of its base. Without it the base is downloaded, or the twin generated."),
+        typer.Option(
+            help="The folder of the base, the unquantized model. Without it, it is downloaded (a twin: made)."
+        ),
     ] = None,
     journal: Annotated[
         Path | None,
-        typer.Option(help="Its journal. Without it, the recorded one, or else the one beside the checkpoint."),
+        typer.Option(
+            help="The journal of its build. Without it, the recorded one, or else the one beside the checkpoint."
+        ),
     ] = None,
-    no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare tensors alone.")] = False,
-    blocks: Annotated[str, typer.Option(help="Blocks to tune again, counted from 0, such as 3,17 or 0-5.")] = "",
+    no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare only tensors, without a journal.")] = False,
+    blocks: Annotated[
+        str, typer.Option(help="The blocks (decoder layers) to tune again, counted from 0, such as 3,17 or 0-5.")
+    ] = "",
     sample: Annotated[int, typer.Option(min=0, help="Draw this many blocks at random; needs --seed.")] = 0,
     seed: Annotated[
-        str, typer.Option(help="What --sample draws from: a text that became public after the checkpoint did.")
+        str, typer.Option(help="The text that --sample draws from: one that became public after the checkpoint did.")
     ] = "",
     everything: Annotated[bool, typer.Option("--all", help="Tune all blocks again.")] = False,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Blocks tuned at a time, one thread each on a CPU. Without it 1, or all that Ray has."
+            min=1,
+            help="Blocks to tune at a time, each on a CPU thread or a GPU. Without it, 1; on Ray, all that fit.",
         ),
     ] = None,
     engine: Annotated[
-        Literal["here", "ray"], typer.Option(help="Where blocks are tuned: here, or on a Ray cluster.")
+        Literal["here", "ray"],
+        typer.Option(help="Where blocks are tuned: on this machine (here) or on a Ray cluster (ray)."),
     ] = "here",
     address: Annotated[
-        str, typer.Option(help="The Ray cluster, as HOST:PORT. Without it, the one of this machine.")
+        str,
+        typer.Option(
+            help="The address of the Ray cluster, as HOST:PORT. Without it, the cluster that this machine is part of."
+        ),
     ] = "",
     twin: Annotated[
-        bool, typer.Option("--twin", help="The checkpoint is a build of the twin, the small stand-in.")
+        bool, typer.Option("--twin", help="The checkpoint is a build of the twin, the small stand-in for the base.")
     ] = False,
     size: Size = None,
     runner: Runner = "auto",
-    auditor: Annotated[str, typer.Option(help="Your name, as it stands in the audit.")] = "",
-    record: Annotated[bool, typer.Option("--record", help="Write the audit into the recipe's folder audits/.")] = False,
+    auditor: Annotated[str, typer.Option(help="Your name, as it is to appear in the audit.")] = "",
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the audit to the folder audits/ of the recipe.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tune chosen blocks again, given what the published ones before them give; compare them, and all the rest."""
+    """Tune chosen blocks of a checkpoint again, and compare them bit by bit; and compare all that is not tuned.
+
+    The input of a block is what the published blocks before it produce: docs/audit.md.
+    """
     if address and engine != "ray":
-        raise typer.BadParameter("--address goes with --engine ray")
+        raise typer.BadParameter("--address needs --engine ray")
     hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
     read = read_recipe(recipe)
     stand_in = twin_size(twin, size)
@@ -95,21 +116,21 @@ def audit(
     name = party(auditor or "nobody")
     if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
         raise typer.BadParameter(
-            "say which blocks, in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
+            "choose the blocks in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
         )
     named = numbers(blocks) if blocks else ()
     if journal and no_journal:
-        raise typer.BadParameter("--journal and --no-journal contradict each other")
+        raise typer.BadParameter("--journal and --no-journal cannot be used together")
     reference = auditing.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
-    reference.confirm()
+    names = auditing.names(read, stand_in)
+    challenge = Challenge(seed, sample) if sample else None
+    if challenge:
+        chosen = tuple(names.index(each) for each in draw(names, challenge))
+    else:
+        chosen = tuple(range(len(names))) if everything else named
+    auditing.confirm(read, stand_in, checkpoint, reference, chosen)
     with scratch(cache() / "audits") as work, progress() as tell:
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell), tell, runner)
-        names = setting.names
-        challenge = Challenge(seed, sample) if sample else None
-        if challenge:
-            chosen = tuple(names.index(each) for each in draw(names, challenge))
-        else:
-            chosen = tuple(range(len(names))) if everything else named
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell, INSTEAD), tell, runner)
         done = auditing.audit(
             checkpoint,
             setting,
@@ -132,6 +153,12 @@ def audit(
     raise typer.Exit(done.exit_status)
 
 
+INSTEAD = (
+    "Audit it on a machine that has them. `requant check CHECKPOINT --base BASE` needs no GPU, and finds what tuning "
+    "cannot have made."
+)
+"""Advice for an audit of the full checkpoint on a machine that cannot tune it: the twin would be another one."""
+
 MOST = 9999
 """The greatest number of a block that is read; a model has fewer."""
 
@@ -146,7 +173,7 @@ def numbers(text: str) -> tuple[int, ...]:
             raise typer.BadParameter(f"--blocks {text}: expected block numbers, such as 3,17 or 0-5")
         found |= {*range(int(first), int(ends[1]) + 1)}
     if not found:
-        raise typer.BadParameter("say which blocks: --blocks 3,17, --sample 4 --seed TEXT, or --all")
+        raise typer.BadParameter("choose the blocks: --blocks 3,17, --sample 4 --seed TEXT, or --all")
     return tuple(sorted(found))
 
 
@@ -155,20 +182,23 @@ def rebuild(
     recipe: RecipePath,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The folder of the build to compare with. Without it, the recorded one."),
+        typer.Option(metavar="FOLDER", help="The folder of the build to compare with. Without it, the recorded build."),
     ] = None,
     twin: Annotated[
-        bool, typer.Option("--twin", help="Rebuild the twin, the small stand-in: no GPU, minutes.")
+        bool,
+        typer.Option(
+            "--twin", help="Rebuild the twin, a small stand-in for the base model: it needs minutes, and no GPU."
+        ),
     ] = False,
     size: Size = None,
     runner: Runner = "auto",
     out_folder: NewCheckpoint = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, even where an earlier build was interrupted.")
+        bool, typer.Option("--fresh", help="Start over, even if an interrupted build could be resumed.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a build again, and say whether its bytes and its journal are those of another one, or where they part."""
+    """Build a recipe again, and say whether its bytes and journal are those of another build, or where they part."""
     read = read_recipe(recipe)
     stand_in = twin_size(twin, size)
     with progress() as tell:
@@ -194,11 +224,13 @@ def rebuild(
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant coverage builds/ec")
 def coverage(
     recipe: RecipePath,
-    twin: Annotated[bool, typer.Option("--twin", help="Coverage of the twin, the small stand-in.")] = False,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Show the coverage of the twin, the small stand-in for the base.")
+    ] = False,
     size: Size = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which blocks were reproduced bit for bit, by how many parties, in which hardware classes."""
+    """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
     covered = covering.coverage(read_recipe(recipe), twin_size(twin, size))
     if as_json:
         print_json("requant.coverage/1", covered.as_json())
@@ -209,11 +241,13 @@ def coverage(
 
 @shown.command(epilog="Example: requant show journal builds/ec/twin.journal.jsonl")
 def journal(
-    path: Annotated[Path, typer.Argument(help="A journal, as `build` writes it.")], as_json: AsJson = False
+    path: Annotated[Path, typer.Argument(help="A journal, as `requant build` writes it.")], as_json: AsJson = False
 ) -> None:
-    """Print what a tuning was given, and each block's loss before and after."""
+    """Print what the tuning was given, and the loss of each block before and after."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file", "Name a journal, as `build` writes it beside its folder.")
+        raise CheckpointError(
+            f"{path}: no such file", "Name a journal, as `requant build` writes it beside the checkpoint's folder."
+        )
     read = read_journal(path)
     if as_json:
         print_json("requant.journal/1", journal_json(read))

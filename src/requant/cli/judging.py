@@ -22,14 +22,17 @@ from requant.verify import verify as verify_checkpoint
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant verify out/ec-twin builds/ec/twin.manifest.json")
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
-    manifest: Annotated[Path, typer.Argument(help="A manifest, as `build` or `manifest` writes it.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
+    ],
+    manifest: Annotated[Path, typer.Argument(help="A manifest, as `requant build` or `requant manifest` writes it.")],
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Accept equal tensors, however they are spread over files.")
+        bool,
+        typer.Option("--tensors", help="Accept equal tensors, even if they are distributed differently over files."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a checkpoint has the recorded bytes, and name every file and tensor that does not."""
+    """Say whether a checkpoint has the recorded bytes, and name every file and tensor that differs."""
     recorded = read_manifest(manifest)
     with progress() as tell:
         total = sum(record.bytes for record in recorded.files.values())
@@ -45,9 +48,11 @@ def verify(
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant manifest out/ec-twin > ec-twin.manifest.json")
 def manifest(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
+    ],
 ) -> None:
-    """Print a checkpoint's manifest: every file and every tensor by digest."""
+    """Print a checkpoint's manifest: the digest of every file and every tensor."""
     with progress() as tell:
         made = make_manifest(checkpoint, counted(tell, "manifest", 0))
     sys.stdout.write(made.to_json().decode())
@@ -56,33 +61,44 @@ def manifest(
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-twin --base out/base")
 def check(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
-    base: Annotated[str, typer.Option(help="What it was made from: a folder, or owner/name@revision on the Hub.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The base, the unquantized model that it was made from: a folder, or owner/name@revision on the Hub."
+        ),
+    ],
     recipe: Annotated[
         Path | None,
         typer.Option(
-            metavar="RECIPE", help="Its recipe: sets the bounds of what tuning can reach.", autocompletion=recipes
+            metavar="RECIPE", help="Its recipe, which sets how far tuning can move a weight.", autocompletion=recipes
         ),
     ] = None,
     twin: Annotated[
         bool, typer.Option("--twin", help="With --recipe: the checkpoint is a build of the twin, the small stand-in.")
     ] = False,
     sample: Annotated[
-        float, typer.Option(help="Share of the weights to read, 0 to 1; the rest is reported as unread.")
+        float,
+        typer.Option(help="Share of the weights to read, more than 0 and at most 1; the rest is reported as unread."),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="The seed that --sample draws with.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed with which --sample draws.")] = 0,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads to read and compare with.", show_default="all CPUs")
+        int, typer.Option(min=1, help="Number of threads that read and compare.", show_default="all CPUs")
     ] = os.cpu_count() or 1,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, even where an earlier check was interrupted.")
+        bool, typer.Option("--fresh", help="Start over, even if an interrupted check could be resumed.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
     from requant import check as checking  # numba takes half a second to import
+    from requant.network.hub import named
     from requant.weights.source import open_source
 
     read = read_recipe(recipe) if recipe else None
+    checking.confirm_share(sample)
+    for each in (checkpoint, base):
+        if not Path(each).exists():
+            named(each)  # both, before the first one's headers are fetched
     resume = None if fresh else cache() / "check"
     with (
         open_source(checkpoint) as theirs,
@@ -102,14 +118,17 @@ def check(
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant diff out/ec-twin out/gb10-twin")
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A folder of safetensors and side files.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    first: Annotated[
+        Path,
+        typer.Argument(metavar="A", help="The folder of one checkpoint."),
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The folder of the other one.")],
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads to read and compare with.", show_default="all CPUs")
+        int, typer.Option(min=1, help="Number of threads that read and compare.", show_default="all CPUs")
     ] = os.cpu_count() or 1,
     as_json: AsJson = False,
 ) -> None:
-    """Say which tensors differ: by how many codes and steps, or how much; and how the files around them do."""
+    """Say which tensors differ and by how much (codes and steps, or values), and how the other files differ."""
     from requant import diff as comparing
 
     with progress(rich_progress.DownloadColumn()) as tell:

@@ -38,33 +38,34 @@ from requant.recipe import read_recipe
 from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
 
-Lockfiles = Annotated[Path, typer.Option(help="The folder of the locks.")]
+Lockfiles = Annotated[Path, typer.Option(help="The folder with the locks and images.toml.")]
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant build builds/ec --twin")
 def build(
     recipe: RecipePath,
     twin: Annotated[
-        bool, typer.Option("--twin", help="Build the twin, a small stand-in for the base: no GPU, minutes.")
+        bool,
+        typer.Option(
+            "--twin", help="Build the twin, a small stand-in for the base model: it needs minutes, and no GPU."
+        ),
     ] = False,
     size: Size = None,
     out_folder: NewCheckpoint = None,
     runner: Runner = "auto",
     keep_raw: Annotated[
-        bool, typer.Option("--keep-raw", help="Keep AutoRound's own output beside the result, as <out>.raw.")
+        bool, typer.Option("--keep-raw", help="Also keep AutoRound's own output, as <out>.raw.")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, even where an earlier build was interrupted.")
+        bool, typer.Option("--fresh", help="Start over, even if an interrupted build could be resumed.")
     ] = False,
     record: Annotated[
         bool,
-        typer.Option(
-            "--record", help="Record this build beside the recipe, as the one that later builds are compared with."
-        ),
+        typer.Option("--record", help="Record this build beside the recipe, as the one to compare later builds with."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the checkpoint, hash it, and compare it with what is recorded for the recipe."""
+    """Build a recipe's checkpoint, hash it, and compare it with the build that is recorded for the recipe."""
     read = read_recipe(recipe)
     stand_in = twin_size(twin, size)
     kind = {None: "full", "demo": "twin"}.get(stand_in, stand_in)
@@ -89,7 +90,7 @@ def build(
         document = {"folder": str(built.folder), "taints": built.taints, **built.verdict.as_json()}
         print_json("requant.build/1", document)
     else:
-        show(built.verdict, "against what was recorded until now" if record else f"compared with {reference}")
+        show(built.verdict, "compared with what was recorded before" if record else f"compared with {reference}")
     if record:
         for path in building.record(read, stand_in, built.folder):
             say(f"recorded {escape(str(path))}")
@@ -101,20 +102,29 @@ def build(
 def trial(
     recipe: RecipePath,
     work: Annotated[
-        Path | None, typer.Option(help="A new folder for both builds; without it, one under out/, which is removed.")
+        Path | None,
+        typer.Option(help="A new folder for both builds. Without it, one under out/, which is removed afterwards."),
     ] = None,
     rehearsal: Annotated[
-        bool, typer.Option("--rehearsal", help="On the CPU, as the recipe's twin: to see what a trial does.")
+        bool,
+        typer.Option(
+            "--rehearsal", help="Tune on the CPU, as little as for the recipe's twin, to see what a trial does."
+        ),
     ] = False,
-    size: Annotated[SizeName, typer.Option(help="The twin's size; wide has the base's true width.")] = "wide",
-    iterations: Annotated[int, typer.Option(help="Iterations per block.")] = trying.ITERATIONS,
+    size: Annotated[
+        SizeName, typer.Option(help="The size of the twin, the small model that is tuned; wide is as wide as the base.")
+    ] = "wide",
+    iterations: Annotated[int, typer.Option(min=2, help="Tuning iterations per block.")] = trying.ITERATIONS,
     price: Annotated[
-        float | None, typer.Option(min=0.0, help="What an hour of this machine costs, in any currency.")
+        float | None, typer.Option(min=0.0, help="The price of an hour on this machine, in any currency.")
     ] = None,
     runner: Runner = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Before paying for a full build: tune a few true layers twice, stop and resume once, compare, project the cost."""
+    """Test a machine before paying for a full build: tune a few layers twice, compare, and estimate the cost.
+
+    The second time, tuning is stopped and resumed.
+    """
     read = read_recipe(recipe)
     folder = work or Path("out", f"{read.name}-trial")
     if not work:
@@ -143,12 +153,12 @@ def trial(
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant twin --size mini --out out/base")
 def twin(
-    out_folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    size: Annotated[SizeName, typer.Option(help="Its size.")] = "demo",
+    out_folder: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
+    size: Annotated[SizeName, typer.Option(help="The size of the twin.")] = "demo",
 ) -> None:
-    """Write the twin: a small model of the base's architecture, the same bytes everywhere."""
+    """Write the twin: a small stand-in for the base, of the same architecture, with the same bytes everywhere."""
     if out_folder.exists():
-        raise UsageError(f"{out_folder}: exists already", "Name another folder with --out, or remove this one.")
+        raise UsageError(f"{out_folder}: already exists", "Name another folder with --out, or remove this one.")
     with progress() as tell:
         write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
     text = f"{CALIBRATION}, {len(calibration_text()):,} bytes"
@@ -159,23 +169,29 @@ def twin(
 def lock(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Environments, such as cpu. Without a name, all of them.", autocompletion=environments),
+        typer.Argument(
+            help="Names of environments, such as cpu. Without one, all of them.", autocompletion=environments
+        ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; say whether the locks are up to date.")
+        bool, typer.Option("--check", help="Write nothing; only say whether the locks are up to date.")
     ] = False,
     files: Annotated[
-        bool, typer.Option("--files", help="Fetch the wheels of locks, and record the digest of the files in them.")
+        bool,
+        typer.Option(
+            "--files", help="Download the wheels of the named locks, and record the digest of the files in them."
+        ),
     ] = False,
     folder: Lockfiles = Path("lockfiles"),
 ) -> None:
-    """Resolve lockfiles/<name>.in into <name>.txt: one wheel per package, by its hash."""
+    """Resolve lockfiles/<name>.in to lockfiles/<name>.txt: one wheel per package, pinned by its hash."""
     if files:
         if check or not names:
-            raise typer.BadParameter("--files goes with names of environments, and not with --check")
+            raise typer.BadParameter("--files needs the names of environments, and cannot be used with --check")
+        locks = {folder / f"{name}.txt": read_lock(folder, name) for name in names}  # all, before any is fetched
         with progress() as tell:
-            for name in names:
-                say(f"wrote {escape(str(record_files(folder / f'{name}.txt', read_lock(folder, name), tell)))}")
+            for file, read in locks.items():
+                say(f"wrote {escape(str(record_files(file, read, tell)))}")
         return
     chosen = names or sorted(path.stem for path in folder.glob("*.in"))
     if not check:
@@ -185,7 +201,7 @@ def lock(
     differences = locking.check_locks(folder, chosen)
     for line in differences:
         out.print(escape(line))
-    say(f"{', '.join(chosen)}: {'not what would be resolved' if differences else 'as they would be resolved'}")
+    say(f"{', '.join(chosen)}: {'out of date' if differences else 'up to date'}")
     raise typer.Exit(1 if differences else 0)
 
 
@@ -193,31 +209,40 @@ def lock(
 def dockerfiles(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Environments, such as cpu. Without a name, all of them.", autocompletion=environments),
+        typer.Argument(
+            help="Names of environments, such as cpu. Without one, all of them.", autocompletion=environments
+        ),
     ] = None,
     folder: Lockfiles = Path("lockfiles"),
 ) -> None:
-    """Write Dockerfile.<name> from lockfiles/images.toml and the locks; reads no network."""
+    """Write Dockerfile.<name> from lockfiles/images.toml and the locks; needs no network."""
     say(f"wrote {', '.join(file.name for file in write_dockerfiles(folder, names or ()))}")
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant image cpu --twice")
 def image(
-    name: Annotated[str, typer.Argument(help="An environment, such as cpu.", autocompletion=environments)],
-    twice: Annotated[bool, typer.Option("--twice", help="Build it twice without a cache, and compare.")] = False,
+    name: Annotated[str, typer.Argument(help="The name of an environment, such as cpu.", autocompletion=environments)],
+    twice: Annotated[
+        bool, typer.Option("--twice", help="Build it twice without a cache, and compare the two.")
+    ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Another base image than the pinned one: a reference, or debian to make one.")
+        str | None,
+        typer.Option(
+            help="Replace the pinned base image: the name of another, or debian to make one of Debian packages."
+        ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(help="The tree of the package that is built from a commit, instead of fetching it.")
+        Path | None,
+        typer.Option(help="The source tree of the package that is built from a commit, where it cannot be fetched."),
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Write what names the image, and its materials, beside its lock.")
+        bool, typer.Option("--record", help="Record the image's digests and the list of what is in it beside its lock.")
     ] = False,
     folder: Lockfiles = Path("lockfiles"),
     as_json: AsJson = False,
 ) -> None:
-    """Build an environment's image from confirmed wheels, no step with a network, and say what names it."""
+    """Build an environment's container image from verified wheels, without network, and print its digests."""
+    imaging.require(folder, name, base=base, source=source, recorded=record)
     engine = find()
     with progress() as tell:
         if twice:

@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: requant build builds/ec --twin --size mini",
+    epilog="Start with: requant build builds/ec --twin --size mini. Words: docs/glossary.md (twin, room, taint, …).",
 )
 
 PANELS = MAKE, VERIFY, TELL, MAINTAIN = "Make", "Verify", "Look into", "Maintain"
@@ -70,7 +70,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the e
 NewCheckpoint = Annotated[
     Path | None,
     typer.Option(
-        "--out", help="The checkpoint's folder; must not exist. Without it, one under out/, which is replaced."
+        "--out", help="The folder to write; it must not exist. Without it, one under out/, which is replaced."
     ),
 ]
 RecipePath = Annotated[
@@ -80,10 +80,12 @@ RecipePath = Annotated[
 Runner = Annotated[
     RunnerName,
     typer.Option(
-        metavar="RUNNER", help=f"Where the room runs: {', '.join(get_args(RunnerName))}. See docs/runners.md."
+        metavar="RUNNER",
+        help="Where the room runs, the isolated process that tunes: "
+        f"{', '.join(get_args(RunnerName))} (docs/runners.md).",
     ),
 ]
-Size = Annotated[SizeName | None, typer.Option(help="The twin's size; goes with --twin.", show_default="demo")]
+Size = Annotated[SizeName | None, typer.Option(help="The size of the twin; needs --twin.", show_default="demo")]
 
 
 def twin_size(twin: bool, size: SizeName | None) -> str | None:
@@ -92,7 +94,9 @@ def twin_size(twin: bool, size: SizeName | None) -> str | None:
     Raises UsageError for a size without a twin: that would start the full build, which takes hours.
     """
     if size and not twin:
-        raise UsageError("--size goes with --twin", f"Say --twin --size {size} for the small stand-in.")
+        raise UsageError(
+            "--size needs --twin", f"Add --twin: {size} is a size of the twin, the small stand-in for the base."
+        )
     return (size or "demo") if twin else None
 
 

@@ -26,12 +26,16 @@ from requant.repair import repair as mend
 @app.command(rich_help_panel=TELL, epilog="Example: requant plan builds/ec")
 def plan(
     recipe: RecipePath,
-    twin: Annotated[bool, typer.Option("--twin", help="Plan the twin, the small stand-in for the base.")] = False,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Plan the build of the twin, the small stand-in for the base.")
+    ] = False,
     size: Size = None,
-    layers: Annotated[bool, typer.Option("--layers", help="With --json: each tensor, not templates of them.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="With --json: list each tensor, instead of templates for many.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a recipe quantizes, into how many tensors and bytes; reads no weight."""
+    """Say what a recipe quantizes, and into how many tensors and bytes; reads no weights."""
     planned = make_plan(read_recipe(recipe), twin_size(twin, size))
     if as_json:
         print_json("requant.plan/1", planned.as_json(layers))
@@ -43,23 +47,32 @@ def plan(
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")] = "",
     loader: Annotated[
-        list[str] | None, typer.Option(help="A loader and its version; may be repeated.", show_default=DEFAULT.name)
+        list[str] | None,
+        typer.Option(
+            help="A loader and its version, such as vllm==0.33.0; may be repeated.", show_default=DEFAULT.name
+        ),
     ] = None,
     tp: Annotated[
         list[int] | None, typer.Option(min=1, help="Degree of tensor parallelism; may be repeated.", show_default="1")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Ask every modelled loader, at TP 1, 2, 4 and 8.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Ask every modelled loader, at tensor parallelism 1, 2, 4 and 8.")
+    ] = False,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="RECIPE", help="Mark what is known of healthy builds of it.", autocompletion=recipes),
+        typer.Option(
+            metavar="RECIPE",
+            help="Mark the findings that healthy builds of this recipe have too.",
+            autocompletion=recipes,
+        ),
     ] = None,
     headers_only: Annotated[
-        bool, typer.Option("--headers-only", help="Read headers alone: no zero points, no scales.")
+        bool, typer.Option("--headers-only", help="Read only headers: no zero points, no scales.")
     ] = False,
     explain: Annotated[str, typer.Option(help="Describe a defect, such as D10, and exit.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what each loader would do with a checkpoint: every tensor, exactly once, as what it is."""
+    """Say whether each loader would read every tensor of a checkpoint exactly once, and as what it is."""
     if explain:
         text = list(defect_text(explain))
         if as_json:
@@ -69,14 +82,15 @@ def inspect(
         raise typer.Exit(0)
     if not checkpoint:
         raise typer.BadParameter("name a checkpoint, or a defect with --explain D10")
-    headers = open_headers(checkpoint)
     loaders = LOADERS if everything else tuple(map(named, loader or [DEFAULT.name]))
+    known = expected(read_baseline(read_recipe(recipe))) if recipe else {}
+    headers = open_headers(checkpoint)
     inspected = inspect_headers(
         headers,
         loaders,
         TENSOR_PARALLEL if everything else tuple(tp or [1]),
         look_at_values=headers.folder is not None and not headers_only,
-        known=expected(read_baseline(read_recipe(recipe))) if recipe else {},
+        known=known,
     )
     if as_json:
         print_json("requant.inspect/1", inspected.as_json())
@@ -88,13 +102,16 @@ def inspect(
 @app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-twin --card README.md")
 def identify(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")],
-    card: Annotated[Path | None, typer.Option(help="Hold the claims of this README.md against the files.")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="The model card, README.md, whose claims are compared with the files.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which tools and policies can have written a checkpoint, and which claims of its card hold."""
+    """Say which tools and policies could have written a checkpoint, and which claims of its model card hold."""
+    text = read_card(card) if card else ""
     headers = open_headers(checkpoint)
     found = fingerprint(headers)
-    claims = judge(read_card(card), found, headers) if card else ()
+    claims = judge(text, found, headers)
     if as_json:
         print_json("requant.identify/1", {**found.as_json(), "claims": [each.as_json() for each in claims]})
         return
@@ -105,17 +122,19 @@ def identify(
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant repair CHECKPOINT --base BASE --out DIR")
 def repair(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder of safetensors and side files; it is only read.")],
-    base: Annotated[Path, typer.Option(help="The unquantized model that it was made from.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint's folder; it is only read.")],
+    base: Annotated[Path, typer.Option(help="The base, the unquantized model that it was made from.")],
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="A new folder. Without it, nothing is written.")
+        Path | None,
+        typer.Option("--out", help="The folder to write; it must not exist. Without it, nothing is written."),
     ] = None,
     mtp: Annotated[
-        Literal["bf16", "rtn"] | None, typer.Option(help="What MTP becomes. Without it, what it is.")
+        Literal["bf16", "rtn"] | None,
+        typer.Option(help="How to store MTP, the block that predicts further tokens. Without it, as it is stored."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the checkpoint that this one should have been, without touching a tuned byte."""
+    """Write a repaired copy of a checkpoint, in which no tuned byte is changed."""
     with progress() as tell:
         done = mend(
             checkpoint,

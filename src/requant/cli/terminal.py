@@ -78,7 +78,7 @@ def show(verdict: Verdict, compared: str) -> None:
     for each in verdict.differences[:SHOWN]:
         out.print(escape(str(each)))
     if len(verdict.differences) > SHOWN:
-        out.print(f"and {len(verdict.differences) - SHOWN} more: --json names them all")
+        out.print(f"and {len(verdict.differences) - SHOWN} more; --json lists them all")
     for reason in filter(None, (*verdict.reasons, verdict.aside)):
         out.print(escape(reason))
     out.print(f"[bold {colour}]{verdict.outcome}[/], {escape(compared)}")

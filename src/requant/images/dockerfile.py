@@ -31,6 +31,9 @@ PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 """A lock's machines, in the words of container engines."""
 ADVICE = "run `nox -s dockerfiles` and review what it changes"
 
+ZEROS = f"sha256:{64 * '0'}"
+"""Digest of nothing: it stands for one that is not known yet."""
+
 _FORMS = {
     "image": re.compile(r"[a-z0-9]+(?:[._/-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9_.-]*"),
     "digest": re.compile("sha256:[0-9a-f]{64}"),
@@ -53,6 +56,11 @@ class Base:
     def __str__(self) -> str:
         return f"{self.image}@{self.digest}"
 
+    @property
+    def placeholder(self) -> str:
+        """The first of `digest` and `index` that is all zeros, as a new table has them until a registry is asked."""
+        return next((key for key in ("digest", "index") if getattr(self, key) == ZEROS), "")
+
 
 def read_bases(folder: Path) -> dict[str, Base]:
     """Read `images.toml`: each environment's base. Raises LockError for anything that is not exactly the format."""
@@ -64,6 +72,24 @@ def read_bases(folder: Path) -> dict[str, Base]:
     except ValueError as error:
         raise LockError(f"{file}: not TOML: {error}") from None
     return {name: _base(f"{file}: {name}", table) for name, table in tables.items()}
+
+
+def pinned_base(folder: Path, name: str) -> Base:
+    """Return an environment's base. Raises LockError where `images.toml` has none, or placeholders for its digests."""
+    bases, file = read_bases(folder), folder / BASES
+    if name not in bases:
+        raise LockError(
+            f"{file}: has no base for {name}, only for {', '.join(bases)}",
+            f"Add a table [{name}] with {', '.join(field.name for field in fields(Base))}: "
+            "docs/environments.md, A new environment.",
+        )
+    if key := bases[name].placeholder:
+        raise LockError(
+            f"{file}: {name}: {key} is all zeros, a placeholder for the digest of {bases[name].image}",
+            f"`requant update images {name} --write` asks a registry and pins it: "
+            "docs/environments.md, A new environment.",
+        )
+    return bases[name]
 
 
 def _base(where: str, table: Any) -> Base:
@@ -111,15 +137,8 @@ def dockerfile(lockfiles: Path, name: str) -> str:
 
     Raises LockError where a lock or the base is missing or malformed, or the base is not for the lock's Python.
     """
-    bases = read_bases(lockfiles)
-    if name not in bases:
-        raise LockError(
-            f"{lockfiles / BASES}: has no base for {name}, only for {', '.join(bases)}",
-            f"Add a table [{name}] with {', '.join(field.name for field in fields(Base))}: "
-            "docs/environments.md, A new environment.",
-        )
+    base = pinned_base(lockfiles, name)
     intent, lock = read_intent(lockfiles, name), read_lock(lockfiles, name)
-    base = bases[name]
     if not base.image.startswith(f"python:{lock.python}-"):
         raise LockError(f"{lockfiles / BASES}: {name} stands on {base.image}, and its lock is for Python {lock.python}")
     pip = _installer(lockfiles)

@@ -56,7 +56,12 @@ class _Hired:
 
 
 def hire(address: str | None, workers: int | None, base: Path | None) -> Callable[[Setting, Path], "Cluster"]:
-    """Return what hires workers on the cluster at `address`, `workers` at most; `base` is a folder on every node."""
+    """Return what hires workers on the cluster at `address`, `workers` at most; `base` is a folder on every node.
+
+    Raises UsageError for an address that is none, before anything is made ready for the workers.
+    """
+    if address:
+        _split(address)
     return lambda setting, folder: Cluster(setting, folder, address, workers, base)
 
 
@@ -256,12 +261,16 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _confirm_it_answers(address: str) -> None:
-    """Raise NotAvailableError where nothing listens: Ray itself would try for minutes, then end the process."""
+def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise UsageError(f"--address {address}: expected HOST:PORT", "As in ray start --address HOST:PORT.")
+    return host, int(port)
+
+
+def _confirm_it_answers(address: str) -> None:
+    """Raise NotAvailableError where nothing listens: Ray itself would try for minutes, then end the process."""
     try:
-        socket.create_connection((host, int(port)), timeout=GRACE).close()
+        socket.create_connection(_split(address), timeout=GRACE).close()
     except OSError as error:
         raise NotAvailableError(f"--address {address}: {error}", "ray start --head says the address.") from None

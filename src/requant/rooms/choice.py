@@ -57,7 +57,7 @@ def choose(recipe: Recipe, twin: str | None, runner: str, tell: Tell) -> Chosen:
         try:
             return _container(recipe, twin, find(), accelerator, tell)
         except (BuildError, NotAvailableError) as error:
-            why = f", because a container cannot be had: {str(error).splitlines()[0]}"
+            why = f", because no container is available: {str(error).splitlines()[0]}"
     tell(Progress(f"room: a virtual environment{why}"))
     python = virtual_environment(lock_file, lock, tell)
     unconfirmed = () if read_files_digest(lock_file) else (f"packages: no {lock.name}.files says what their files are",)
