@@ -8,6 +8,7 @@ from tests.conftest import ROOT
 from tests.test_cli import requant
 from tests.test_divergence import JOURNAL
 
+from requant.errors import UsageError
 from requant.journal import read_journal
 from requant.show import journal_json, journal_lines
 
@@ -42,3 +43,9 @@ def test_a_spoilt_journal_is_an_error_in_words(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (6, "")
         assert str(path) in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_manifest_is_not_called_a_journal_of_another_schema() -> None:
+    done = requant("show", "journal", str(ROOT / "builds" / "ec" / "mini.manifest.json"))
+    assert done.returncode == UsageError.exit_status
+    assert "a manifest, not a journal" in done.stderr

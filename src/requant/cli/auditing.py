@@ -27,7 +27,7 @@ from requant.cli.options import (
 )
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
-from requant.errors import CheckpointError
+from requant.errors import CheckpointError, UsageError
 from requant.installation import cache
 from requant.journal import read_journal
 from requant.recipe import read_recipe
@@ -248,6 +248,8 @@ def journal(
         raise CheckpointError(
             f"{path}: no such file", "Name a journal, as `requant build` writes it beside the checkpoint's folder."
         )
+    if path.name.endswith("manifest.json"):
+        raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:
         print_json("requant.journal/1", journal_json(read))
