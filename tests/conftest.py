@@ -37,11 +37,16 @@ ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest; `intel`, which is `ec` with other numbers, is built in the full tier only."""
-    items.sort(key=lambda item: item.path.stem not in ENGINE)
+    """Begin with what takes longest: engines, then files that run rooms.
+
+    The twin's image of 3 GB, which takes minutes, and `intel`, which is `ec` with other numbers, are made in the full
+    tier only; small images and rooms in containers are tested in both.
+    """
+    rooms = {item.path for item in items if item.get_closest_marker("room")}
+    items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in rooms))
     for item in items:
-        parameters = getattr(item, "callspec", None)
-        if parameters and "intel" in parameters.params.values() and "built" in getattr(item, "fixturenames", ()):
+        parameters, fixtures = getattr(item, "callspec", None), getattr(item, "fixturenames", ())
+        if "image" in fixtures or (parameters and "intel" in parameters.params.values() and "built" in fixtures):
             item.add_marker(pytest.mark.full)
 
 

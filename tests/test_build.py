@@ -250,10 +250,8 @@ def test_too_few_samples_is_an_error_and_leaves_the_log(room: Path, tmp_path: Pa
     assert "Casting the dataset" in beside(tmp_path / "out", "log").read_text()
 
 
-@pytest.mark.parametrize(
-    "signalled_by",
-    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.full) for each in (signal.SIGTERM, signal.SIGINT))],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("signalled_by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Path, signalled_by: int) -> None:
     out = tmp_path / "out"
     words = ("build", ROOT / "builds" / "ec", "--runner", "venv", "--twin", "--size", "mini", "--out", out)

@@ -296,6 +296,7 @@ def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, boundary:
     assert not list(Path(place).glob("*/"))
 
 
+@pytest.mark.full
 @pytest.mark.room
 def test_a_node_is_lost_midway_and_the_verdicts_are_those_of_this_machine(
     nodes: Nodes, setting: Setting, built: Callable[[str], Built], tmp_path: Path
