@@ -21,11 +21,11 @@ from requant.checkpoint import write_checkpoint
 from requant.digest import MAX_VALUES
 from requant.packing import bfloat16_to_float32, pack
 from requant.twin import write_twin
-from requant.weights.binding import canonical, compare
+from requant.weights.binding import Side, bind, canonical, compare
 from requant.weights.checked import Checked, Outcome
 from requant.weights.lineage import Packing, packing_of
 from requant.weights.source import Files, Source, open_source
-from requant.weights.tally import FAITHFUL, TUNED
+from requant.weights.tally import FAITHFUL, TUNED, Kind
 
 Edit = Callable[[dict[str, Any]], Any]
 BLOCKS = ["model.language_model.layers", "mtp.layers"]
@@ -306,12 +306,72 @@ def test_what_a_side_file_alone_says_must_describe_the_codes(
 def test_a_side_file_that_says_less_of_the_codes_or_the_same_is_not_accused(pair: tuple[Path, Path]) -> None:
     value = json.loads((pair[0] / SIDE).read_bytes())
     same = {EXPERT: {"bits": 4, "group_size": 128, "sym": True}, r".*mlp\.experts.*": {"bits": 4}}
-    for extra in (None, {}, [1], {GATE: {"bits": 16}}, {EXPERT: 8, "lm_head": {"bits": 16}}, same):
+    for extra in (None, {}, {GATE: {"bits": 16}}, {EXPERT: {}, "lm_head": {"bits": 16}}, same):
         said = {key: each for key, each in value.items() if key != "extra_config"} | {"extra_config": extra}
         assert judged(pair, {SIDE: json.dumps(said).encode()}).clean, extra
     for key in value:
         less = {other: each for other, each in value.items() if other != key}
         assert judged(pair, {SIDE: json.dumps(less).encode()}).clean, key
+
+
+MORE: dict[str, tuple[dict[str, Any], Kind]] = {
+    "a list of overrides": ({"extra_config": [1]}, "not modelled"),
+    "an override that is a number": ({"extra_config": {EXPERT: 8}}, "not modelled"),
+    "activations of a layer": ({"extra_config": {EXPERT: {"act_bits": 8}}}, "not modelled"),
+    "another kind of integers": ({"extra_config": {EXPERT: {"data_type": "int_asym_dq"}}}, "not modelled"),
+    "groups of groups": ({"super_group_size": 8}, "not modelled"),
+    "modules left out": ({"modules_to_not_convert": ["model"]}, "not modelled"),
+    "GPTQ's rules by name": ({"dynamic": {"-:.*": {}}}, "not modelled"),
+    "blocks that are not there": ({"block_name_to_quantize": ["model.nowhere"]}, "declared otherwise"),
+    "one block of several": ({"block_name_to_quantize": ["model.language_model.layers.0"]}, "declared otherwise"),
+}
+
+
+@pytest.mark.parametrize("file", ["quantization_config.json", "quantize_config.json"])
+@pytest.mark.parametrize(("said", "kind"), MORE.values(), ids=MORE)
+def test_what_a_side_file_alone_says_is_never_passed_over(
+    said: dict[str, Any], kind: Kind, file: str, pair: tuple[Path, Path]
+) -> None:
+    value = json.loads((pair[0] / SIDE).read_bytes())
+    result = judged(pair, {file: json.dumps({**value, **said}).encode()})
+    assert not result.clean
+    assert kind in {each.kind for each in (*result.findings, *result.unmodelled)}
+
+
+@pytest.mark.parametrize("said", [[1], {EXPERT: 8}])
+def test_overrides_that_are_no_objects_are_not_modelled(said: object, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, lambda config: config[QUANTIZATION].update(extra_config=said)))
+    assert "quantization_config: extra_config" in {each.tensor for each in result.unmodelled} or result.findings
+    assert not result.clean
+
+
+TEMPLATE_FOLDER = "additional_chat_templates"
+ADDED = {
+    "tokenizer.4.0.0.json": b"{}",
+    f"{TEMPLATE_FOLDER}/default.jinja": b"{{ 'evil' }}",
+    f"{TEMPLATE_FOLDER}/readme.jinja": b"{{ 'evil' }}",
+    f"{TEMPLATE_FOLDER}/notice.jinja": b"",
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_file_that_transformers_takes_instead_is_accused(name: str, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, {name: ADDED[name]})
+    assert [(each.kind, each.tensor) for each in result.findings] == [("differs from the base", name)]
+
+
+def test_templates_that_a_tool_moved_into_files_are_the_bases() -> None:
+    """transformers 5 writes a list of `tokenizer_config.json` as one file for each."""
+    listed = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+
+    def side(**files: bytes) -> Side:
+        return Side("", frozenset(files), files.__getitem__)
+
+    base = side(**{"tokenizer_config.json": json.dumps({"chat_template": listed}).encode()})
+    for text, kind in ((b"b\n", "stated here only"), (b"a", "differs from the base")):
+        moved = {"tokenizer_config.json": b"{}", f"{TEMPLATE_FOLDER}/tool_use.jinja": text}
+        found = {each.tensor: each.kind for each in bind(side(**moved), base)}
+        assert found[f"{TEMPLATE_FOLDER}/tool_use.jinja"] == kind
 
 
 def test_an_expression_that_also_finds_what_is_not_linear_packs_none_of_it(pair: tuple[Path, Path]) -> None:

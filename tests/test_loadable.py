@@ -61,6 +61,13 @@ def test_a_healthy_layout_is_not_accused(files: list[str], texts: dict[str, byte
 
 
 Layout = tuple[list[str], dict[str, bytes], dict[str, list[str]]]
+CASES = ["Config.json", "ADAPTER_CONFIG.JSON", "Model.SafeTensors", "sub/x.SAFETENSORS", "Vocab.json", "conﬁg.json"]
+CASES += [
+    "Special_Tokens_Map.json",
+    "Chat_Template.json",
+    "model.\u017fafetensors",
+    "model.safetensors.index.j\u017fon",
+]
 W, ONE = ".w/model.safetensors", {SINGLE: ["a"]}
 FOUND: dict[str, tuple[Layout, list[str], dict[str, str]]] = {
     "an index that leads to a hidden folder, healthy files in the root": (
@@ -197,11 +204,7 @@ FOUND: dict[str, tuple[Layout, list[str], dict[str, str]]] = {
             "Model.Safetensors.INDEX.JSON": "differ only in case",
         },
     ),
-    "names that differ only in case": (
-        ([SINGLE, "Config.json", "ADAPTER_CONFIG.JSON", "Model.SafeTensors", "sub/x.SAFETENSORS"], {}, {}),
-        [SINGLE],
-        dict.fromkeys(["Config.json", "ADAPTER_CONFIG.JSON", "Model.SafeTensors", "sub/x.SAFETENSORS"], "only in case"),
-    ),
+    "names that differ only in case": (([SINGLE, *CASES], {}, {}), [SINGLE], dict.fromkeys(CASES, "only in case")),
     "a configuration that is no JSON": (([SINGLE], {"config.json": b"{"}, {}), [SINGLE], {"config.json": "not JSON"}),
 }  # fmt: skip
 

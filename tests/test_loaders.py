@@ -159,6 +159,16 @@ def test_a_configuration_that_is_none_is_refused(value: Any) -> None:
         read_declared(value)
 
 
-@pytest.mark.parametrize("key", ["(a+)+$", "(.*)*x", ".*" * 9, "a" * 600 + "*", "(a|a)*b"])
+ENDLESS = ["(a+)+$", "(.*)*x", ".*" * 9, "a" * 600 + "*", "(a|a)*b", ".?" * 26 + "Z", "(.|.)" * 26 + "Z", "(a?){9}"]
+
+
+@pytest.mark.parametrize("key", ENDLESS)
 def test_an_expression_that_may_not_end_is_not_tried(key: str) -> None:
     assert not is_harmless(key)
+
+
+@pytest.mark.parametrize(
+    "key", [".*mlp.gate.*", r".*layers\.(1|2)\..*(q|k)_proj.*", r"(?:re)?.*self_attn\.(q|k|v|o)_proj", r".*lm_head\?"]
+)
+def test_an_expression_that_people_write_is_tried(key: str) -> None:
+    assert is_harmless(key)

@@ -30,7 +30,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 SOURCES = Path(requant.__file__).parents[1]
 ROOT = Path(__file__).parents[1]
 MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "crash", "errors")
-LINES = 800
+LINES = 810
 
 
 def named(verdict: Verdict) -> set[tuple[str, str, str]]:
@@ -262,6 +262,9 @@ READ_OR_RUN = {
     "modeling.py": Outcome.DIFFERENT,
     ".hidden.pt": Outcome.DIFFERENT,
     "checkpoint.pth.tar": Outcome.DIFFERENT,
+    "README.\u017fafetensors": Outcome.DIFFERENT,
+    "additional_chat_templates/readme.jinja": Outcome.EQUIVALENT,
+    "additional_chat_templates/notice.jinja": Outcome.EQUIVALENT,
     "Model.SafeTensors": Outcome.DIFFERENT,
     ".git/hooks/pre-commit.py": Outcome.DIFFERENT,
     ".cache/huggingface/model.gguf": Outcome.DIFFERENT,

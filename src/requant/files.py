@@ -8,6 +8,7 @@ Hub's cache only, to blobs of the same repository: what is verified must be what
 
 import json
 import posixpath
+import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,10 +27,10 @@ PICKLES = (".bin", ".ckpt", ".cloudpickle", ".dill", ".joblib", ".pickle", ".pkl
 RUNNABLE: tuple[str, ...] = (*CODE, *PICKLES, ".ggml", ".gguf", ".h5", ".hdf5", ".keras", ".mlmodel", ".msgpack")
 RUNNABLE += (".nemo", ".npy", ".npz", ".onnx", ".onnx_data", ".ot", ".pb", ".pdparams", ".tensors", ".tflite")
 """Ends of the names of code, pickles and weights in other formats, in lower case."""
-COMPANIONS: tuple[str, ...] = (".ds_store", ".git", ".gitattributes", ".gitignore", ".gitkeep", "*.md", "readme*")
-COMPANIONS += ("notice*", "use_policy*", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "sha256sums")
+COMPANIONS: tuple[str, ...] = (".ds_store", ".git", ".gitattributes", ".gitignore", ".gitkeep", "*.md", "readme")
+COMPANIONS += ("notice", "notice.txt", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "sha256sums")
 COMPANIONS += ("*.sig", "*.sigstore.json", "*.manifest.json", "*.journal.jsonl", "*.intoto.jsonl")
-"""Patterns of the last part of a path in lower case: git's files, cards, figures, what signs, and what requant writes.
+"""Patterns of the last part of a path, `folded_case`: git's files, cards, figures, what signs, and what requant writes.
 
 LICENSE is none of them, because the manifests of builds record it.
 """
@@ -74,7 +75,7 @@ def listing(folder: Path) -> Listing:
 
 def is_companion(name: str) -> bool:
     """Say whether no loader opens a file of this POSIX path, unless an index names it."""
-    last = name.lower().rpartition("/")[2]
+    last = folded_case(name).rpartition("/")[2]
     if last.endswith(SUFFIX) or is_opaque(name) or is_index(name):
         return False
     return name.startswith(COMPANION_FOLDERS) or any(fnmatchcase(last, pattern) for pattern in COMPANIONS)
@@ -82,14 +83,19 @@ def is_companion(name: str) -> bool:
 
 def is_index(name: str) -> bool:
     """Say whether a file is an index by its name, in any case; a variant's is `*.index.VARIANT.json`."""
-    last = name.lower().rpartition("/")[2]
+    last = folded_case(name).rpartition("/")[2]
     return last.endswith(".json") and ".index." in last
 
 
 def is_opaque(name: str) -> bool:
     """Say whether a file is weights or code by its name, and is not looked into: `.SafeTensors` is, on some systems."""
-    lower = name.lower()
-    return lower.endswith(RUNNABLE) or (lower.endswith(SUFFIX) and not name.endswith(SUFFIX))
+    folded = folded_case(name)
+    return folded.endswith(RUNNABLE) or (folded.endswith(SUFFIX) and not name.endswith(SUFFIX))
+
+
+def folded_case(name: str) -> str:
+    """Return the one form of all names that some file system takes for this one: `conﬁg.JSON` is `config.json`."""
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def folded(companions: Collection[str]) -> tuple[str, ...]:

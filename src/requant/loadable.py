@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from requant.digest import side_limit
-from requant.files import CODE, INDEX, SUFFIX, is_index, is_opaque, weight_map
+from requant.files import CODE, INDEX, SUFFIX, folded_case, is_index, is_opaque, weight_map
 
 SINGLE = f"model{SUFFIX}"
 CONFIGS: tuple[str, ...] = ("config.json", "tokenizer_config.json", "processor_config.json")
 CONFIGS += ("preprocessor_config.json", "video_preprocessor_config.json")
 """Where transformers looks for `auto_map`."""
 FIXED = {SINGLE, INDEX, *CONFIGS, "adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
-FIXED |= {"chat_template.jinja", "quantization_config.json", "quantize_config.json", "tokenizer.json"}
+FIXED |= {"chat_template.jinja", "chat_template.json", "quantization_config.json", "quantize_config.json"}
+FIXED |= {"added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json", "vocab.json", "vocab.txt"}
+FIXED |= {"sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "tekken.json"}
 """Files that loaders open by their names."""
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys of config.json that may name a repository of compiled code (transformers, `integrations.hub_kernels`)."""
@@ -107,9 +109,10 @@ def _strays(names: Collection[str], texts: Mapping[str, bytes], index: _Index) -
 
 def _why_file(name: str, root: bool) -> str:
     """Say why a file that is no safetensors file should not be there, nothing where it may; `root` has weights."""
-    if (name not in FIXED and name.lower() in FIXED) or (name.lower().endswith(SUFFIX) and not name.endswith(SUFFIX)):
+    folded = folded_case(name)
+    if (name not in FIXED and folded in FIXED) or (folded.endswith(SUFFIX) and not name.endswith(SUFFIX)):
         return "a loader opens it where names that differ only in case are one"
-    if name.lower().endswith(CODE):
+    if folded.endswith(CODE):
         return "code, which a loader runs where it is told to trust this repository"
     if is_opaque(name):
         if "/" not in name and not root and name.endswith((".bin", ".pt")):

@@ -248,7 +248,7 @@ def journal(
         raise CheckpointError(
             f"{path}: no such file", "Name a journal, as `requant build` writes it beside the checkpoint's folder."
         )
-    if path.name.endswith("manifest.json"):
+    if path.is_file() and path.open("rb").read(9) == b'{"files":':
         raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:

@@ -15,7 +15,8 @@ from typing import Any
 from requant.loaders.declared import Declared
 from requant.loaders.modules import Module
 
-MAX_QUANTIFIERS = 4
+MAX_CHOICES, MAX_ALTERNATIVES = 8, 16
+"""Of an expression that is tried: repetitions, each for two, optional parts and groups of alternatives; and bars."""
 SPECIAL = frozenset("*+?^$()[]{}|\\")
 """A key with one of these is taken for a regular expression; a dot alone does not make one."""
 
@@ -160,10 +161,14 @@ def is_expression(key: str) -> bool:
 
 
 def is_harmless(key: str) -> bool:
-    """Say whether an expression surely ends in time: few repetitions, and none of a group.
+    """Say whether an expression surely ends in time: few places where a search can go on in two ways, none in a group.
 
-    A stranger wrote it, and Python's search may take exponential time.
+    A stranger wrote it, and Python's search tries every choice with every other one.
     """
-    if len(key) > 512 or len(re.findall(r"(?<!\\)[*+{]", key)) > MAX_QUANTIFIERS:
+    repetitions = len(re.findall(r"(?<!\\)[*+{]", key))
+    optional = len(re.findall(r"(?<![\\(*+?}])\?", key))
+    bars = key.count("|")
+    choices = 2 * repetitions + optional + (key.count("(") if bars else 0)
+    if len(key) > 512 or choices > MAX_CHOICES or bars > MAX_ALTERNATIVES:
         return False
     return re.search(r"\)[*+{]", key) is None

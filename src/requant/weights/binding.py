@@ -5,6 +5,7 @@ both sides state must agree, and what one side alone states is named and not acc
 values in, findings out.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -18,6 +19,8 @@ CONFIG = "config.json"
 SIDE_FILES = ("quantization_config.json", "quantize_config.json")
 """Files that repeat `quantization_config`; some loaders read one of them first."""
 TEMPLATE = "chat_template"
+MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of templates by name (transformers, `CHAT_TEMPLATE_DIR`): one called `default` wins over the others' file."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 ALIASES = {"torch_dtype": "dtype", "num_local_experts": "num_experts"}
 """Spellings of one key: transformers 4 and 5 differ in them."""
@@ -91,12 +94,24 @@ def bind(checkpoint: Side, base: Side, foreign: str = "") -> list[Finding]:
     found = [*_configs(checkpoint, base, foreign), *_templates(checkpoint, base)]
     for file in sorted(filter(_is_read, checkpoint.names | base.names)):
         if file not in base.names:
-            found.append(Finding("stated here only", file))
+            found.append(_added(file, checkpoint, base))
         elif file not in checkpoint.names:
             found.append(Finding("stated by the base only", file))
         elif (theirs := checkpoint.read(file)) != (ours := base.read(file)):
             found += _unlike(file, theirs, ours)
     return found
+
+
+def _added(file: str, checkpoint: Side, base: Side) -> Finding:
+    """Return what a file is that the base has not: accused where transformers takes it in place of the base's."""
+    if re.fullmatch(r"tokenizer\..+\.json", file):
+        return Finding("differs from the base", file, detail="transformers may open it instead of tokenizer.json")
+    template = PurePosixPath(file)
+    if template.parts[0] == MORE_TEMPLATES and template.suffix == ".jinja":
+        theirs, ours = checkpoint.read(file).decode(errors="replace").removesuffix("\n"), _named_templates(base)
+        if ours.get(template.stem) != theirs:
+            return Finding("differs from the base", file, detail="a chat template that the base does not have")
+    return Finding("stated here only", file)
 
 
 def _unlike(file: str, theirs: bytes, ours: bytes) -> Iterator[Finding]:
@@ -231,11 +246,24 @@ def _templates_of(side: Side) -> dict[str, Any]:
     return found
 
 
+def _named_templates(side: Side) -> dict[str, str]:
+    """Return the base's chat templates by name: `tokenizer_config.json` may list several."""
+    found: dict[str, str] = {}
+    for value in _templates_of(side).values():
+        if isinstance(value, str):
+            found["default"] = value
+        for each in value if isinstance(value, list) else ():
+            if isinstance(each, dict) and isinstance(text := each.get("template"), str):
+                found[str(each.get("name"))] = text.removesuffix("\n")
+    return found
+
+
 def _is_read(name: str) -> bool:
     path = PurePosixPath(name)
     known = (CONFIG, *SIDE_FILES, *TEMPLATES[:2])
     listed = path.suffix in READ and not name.endswith((".index.json", ".manifest.json"))
-    return listed and name not in known and not path.name.upper().startswith(("README", "LICENSE", "NOTICE"))
+    prose = path.suffix == ".txt" and path.name.upper().startswith(("README", "LICENSE", "NOTICE"))
+    return listed and name not in known and not prose
 
 
 def _spelled(file: str, value: Any) -> dict[Path, dict[Path, Any]]:

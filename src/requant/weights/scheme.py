@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from requant.loadable import DROPPED
 from requant.loaders.resolver import is_expression, matches
 from requant.weights.binding import CONFIG, SIDE_FILES, Side
 from requant.weights.lineage import Piece
@@ -49,10 +50,12 @@ class Scheme:
     """What a configuration says: its own fields, and how to read them for one layer.
 
     `value` is the object of `config.json`, or of a side file where that has none. `asides` are the side files that
-    say more than it, by name: there `beneath` is this scheme, which holds for all that the side file does not say.
+    say more than it, by name: there `own` is what the file itself says, and `beneath` is this scheme, which holds for
+    all that the side file does not say.
     """
 
     value: Mapping[str, Any]
+    own: Mapping[str, Any] = field(default_factory=dict)
     asides: "Mapping[str, Scheme]" = field(default_factory=dict)
     beneath: "Scheme | None" = None
     _resolved: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
@@ -153,7 +156,8 @@ def _beside(read: Mapping[str, Mapping[str, Any]]) -> tuple[Scheme, list[Finding
     for file in others:
         other = Scheme(read[file])
         same = [*other.overrides.items()] in ([], [*declared.overrides.items()])  # which expression is first counts
-        if same and other.value.keys() <= declared.value.keys():
+        fits = other.blocks in (None, declared.blocks) and not any(_strange(other.value))
+        if same and fits and other.value.keys() <= declared.value.keys():
             continue
         tried += len(other.expressions)
         if tried > MAX_EXPRESSIONS:
@@ -162,14 +166,18 @@ def _beside(read: Mapping[str, Mapping[str, Any]]) -> tuple[Scheme, list[Finding
             continue
         # What both state was compared: here it is what the first says.
         value = {**other.value, **declared.value, "extra_config": other.value.get("extra_config")}
-        asides[file] = Scheme(value, beneath=declared)
+        asides[file] = Scheme(value, read[file], beneath=declared)
     return replace(declared, asides=asides), faults
 
 
 def unknown(scheme: Scheme) -> Iterator[Finding]:
     """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing."""
     stated = [("quantization_config", scheme.value), *(("extra_config", each) for each in scheme.overrides.values())]
-    found: Counter[str] = Counter()
+    found = Counter(_strange(scheme.value))
+    for file, aside in scheme.asides.items():
+        own = {key: value for key, value in aside.own.items() if key not in scheme.value}
+        stated += [(file, own), *((f"{file}: extra_config", each) for each in aside.overrides.values())]
+        found.update(f"{file}: {each}" for each in _strange(aside.own))
     for where, value in stated:
         for key, said in value.items():
             if key not in KNOWN and said and said != HARMLESS.get(key):
@@ -178,6 +186,15 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
             found[f"{where}: data_type {_said(value['data_type'])}"] += 1
     for key, count in sorted(found.items()):
         yield Finding("not modelled", key, count, detail="could change what the codes mean")
+
+
+def _strange(value: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `extra_config` for each time that it, or an entry of it, is not the object that loaders expect."""
+    stated = value.get("extra_config")
+    if stated and not isinstance(stated, dict):
+        yield "extra_config"
+    elif stated:
+        yield from ("extra_config" for each in stated.values() if not isinstance(each, dict))
 
 
 def unmodelled(pieces: Iterable[Piece]) -> list[Finding]:
@@ -208,6 +225,10 @@ def contradictions(scheme: Scheme, pieces: Sequence[Piece], linears: Collection[
         for each in (*_shapes(aside, packed), *_floats(aside, pieces, packed, linears)):
             if each not in told:
                 yield replace(each, detail=f"{file}: {each.detail}")
+        if (own := Scheme(aside.own, beneath=scheme)).blocks != scheme.blocks:
+            # AutoRound 0.12.2 names the MTP block in `config.json` alone (defect D04).
+            beside = {layer: piece for layer, piece in packed.items() if not layer.startswith(DROPPED)}
+            yield from (replace(each, detail=f"{file}: {each.detail}") for each in _blocks(own, beside))
 
 
 def zero_points(scheme: Scheme, layer: str, middle: bool) -> Iterator[Finding]:
