@@ -38,6 +38,7 @@ from requant.repair import Repair
 from requant.retuning.audits import PREDICATE_TYPE
 from requant.retuning.retuned import Audit
 from requant.retuning.untuned import Untuned
+from requant.survey import Asked
 from requant.trial import Trial
 from requant.update import Change
 from requant.verdict import Outcome, Verdict
@@ -164,6 +165,7 @@ PRINTED: Mapping[str, Any] = {
         quantized_layers=int,
         sizes=Mapping[str, Size],
         tensors=Mapping[str, tuple[Template, ...] | Mapping[str, SPEC]],
+        asked=NotRequired[Asked],
     ),
     "requant.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]

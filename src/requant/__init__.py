@@ -3,7 +3,7 @@
 The map. Every verb is a module of its name, what they share is a package, and what all of them speak of is a file or a
 value. Which may import which, floor by floor, stands in `pyproject.toml`.
 
-making               build, trial, rebuild, plan, lock, image, pins, update, render
+making               build, trial, rebuild, plan, survey, lock, image, pins, update, render
 telling              inspect, identify, repair, card, show
 judging              verify, check, diff, audit, coverage
 what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning

@@ -17,6 +17,7 @@ from requant.inspecting.findings import Finding, Severity, alike, fold
 from requant.pins import Pinned
 from requant.plan import Plan
 from requant.repair import Repair
+from requant.survey import Asked
 from requant.trial import Trial
 
 WIDTH = 80
@@ -36,6 +37,16 @@ def plan_table(plan: Plan) -> Sheet:
         indented = f"  {part.partition(', ')[2]}" if ", " in part else part
         sheet.add(indented, f"{size.tensors:,}", parameters, f"{size.bytes:,}")
     return sheet
+
+
+def asked_text(asked: Asked) -> Iterator[str]:
+    """Yield whether the quantizer itself means what is planned, and each difference."""
+    who = f"AutoRound {escape(asked.versions['auto-round'])}"
+    if not asked.differences:
+        yield f"[green]{who} itself packs these {asked.layers:,} layers, from these places in the base[/]"
+        return
+    yield f"[red]{who} itself packs {asked.layers:,} layers of {asked.blocks:,} blocks, and not as planned:[/]"
+    yield from map(escape, asked.differences)
 
 
 def pins_text(pins: Iterable[Pinned]) -> Iterator[str]:

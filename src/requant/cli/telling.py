@@ -6,10 +6,20 @@ from typing import Annotated, Literal
 
 import typer
 
+from requant import survey as surveying
 from requant.card import judge, read_card
-from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Size, app, recipes, twin_size
-from requant.cli.tables import claims_table, defect_text, findings_table, fingerprint_table, plan_table, repair_table
+from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Runner, Size, app, recipes, twin_size
+from requant.cli.tables import (
+    asked_text,
+    claims_table,
+    defect_text,
+    findings_table,
+    fingerprint_table,
+    plan_table,
+    repair_table,
+)
 from requant.cli.terminal import out, print_json, progress
+from requant.errors import UsageError
 from requant.identify import identify as fingerprint
 from requant.inspect import EXIT_STATUS
 from requant.inspect import inspect as inspect_headers
@@ -33,14 +43,26 @@ def plan(
     layers: Annotated[
         bool, typer.Option("--layers", help="With --json: list each tensor, instead of templates for many.")
     ] = False,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="With --twin: ask AutoRound itself too, and compare; installs it first.")
+    ] = False,
+    runner: Runner = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, and into how many tensors and bytes; reads no weights."""
-    planned = make_plan(read_recipe(recipe), twin_size(twin, size))
+    read, stand_in = read_recipe(recipe), twin_size(twin, size)
+    if ask and not stand_in:
+        raise UsageError("--ask: AutoRound is asked about the twin", "Add --twin.")
+    planned, asked = make_plan(read, stand_in), None
+    if stand_in and ask:
+        with progress() as tell:
+            asked = surveying.compare(read, stand_in, surveying.ask(read, stand_in, runner=runner, tell=tell))
     if as_json:
-        print_json("requant.plan/1", planned.as_json(layers))
+        print_json("requant.plan/1", planned.as_json(layers) | ({"asked": asdict(asked)} if asked else {}))
     else:
-        out.lines([plan_table(planned)])
+        out.lines([plan_table(planned), *(asked_text(asked) if asked else ())])
+    if asked and asked.differences:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=TELL, epilog="Example: requant inspect out/ec-twin --all --recipe builds/ec")

@@ -1,6 +1,7 @@
 """`python -m requant.quantizer FOLDER`: do what `FOLDER/request.json` asks for, write the answer beside it.
 
-The request's `task` is `build` (tune all blocks; what was begun in `spool/` is gone on with), `replay` or `tune`.
+The request's `task` is `build` (tune all blocks; what was begun in `spool/` is gone on with), `replay`, `tune`, or
+`survey` (say what would be tuned).
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from requant.errors import BuildError, RequantError
 from requant.journal import Header
-from requant.quantizer import caching, calibration, determinism, hooks, retune, tuning
+from requant.quantizer import caching, calibration, determinism, hooks, retune, survey, tuning
 from requant.quantizer.spool import Spool
 from requant.recipe import read_recipe
 
@@ -65,6 +66,8 @@ def main(folder: Path) -> None:
     with caching.confirmed(autoround):
         if request["task"] == "build":
             seconds |= build(autoround, Spool(folder / "spool", header, report["hardware"]), folder)
+        elif request["task"] == "survey":
+            survey.ask(autoround, Path(request["base"]), folder)
         elif request["task"] == "replay":
             retune.replay(autoround, recipe, request, folder)
         else:

@@ -75,7 +75,7 @@ def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path
             block.to("meta")
             _draw(self)
 
-    _through(autoround, blocks, folder)
+    through(autoround, blocks, folder)
 
 
 def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
@@ -115,10 +115,10 @@ def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
                 loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
                 model.get_submodule(name).to("meta")
 
-        _through(autoround, blocks, folder)
+        through(autoround, blocks, folder)
 
 
-def _through(autoround: Any, blocks: Loop, folder: Path) -> None:
+def through(autoround: Any, blocks: Loop, folder: Path) -> None:
     """Run AutoRound with `blocks` in the place of its loop over blocks, and no further."""
     with _in_place_of_the_loop(autoround, blocks):
         try:

@@ -16,9 +16,15 @@ def load(base: Path) -> tuple[Any, Any]:
     """
     import transformers
 
+    return load_model(base, "auto"), transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
+
+
+def load_model(base: Path, dtype: Any) -> Any:
+    """Return the model of the base in a dtype of torch, or with `auto` in that of its files."""
+    import transformers
+
     architecture = json.loads((base / "config.json").read_text())["architectures"][0]
-    model = getattr(transformers, architecture).from_pretrained(base, dtype="auto", local_files_only=True)
-    return model, transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
+    return getattr(transformers, architecture).from_pretrained(base, dtype=dtype, local_files_only=True)
 
 
 def stated_version() -> str:
