@@ -154,12 +154,13 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
             "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
             "negative scales, tuned": _share(found.negative_tuned),
             "negative scales, MTP": _share(found.negative_rounded),
-            "fits": found.policies or "no known policy",
+    unmodelled = f"{found.unmodelled} are not modelled, only symmetric INT4 is" if found.unmodelled else ""
+            "fits": unmodelled or found.policies or "no known policy",
         }
     if found.quantized or found.declared:
         rows["declared"] = f"auto-round {found.declared_version or '?'}; {effort}"
     if found.quantized:
-        rows["possible writers"] = found.writers or "none of those known"
+        rows["possible writers"] = unmodelled or found.writers or "none of those known"
     for label, value in rows.items():
         sheet.add(label, map(escape, [value] if isinstance(value, str) else value))
     yield sheet
