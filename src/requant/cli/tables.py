@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -114,8 +115,8 @@ def defect_text(name: str) -> Iterator[str]:
     yield f"Advice: {escape(entry.repair)}"
 
 
-def repair_table(done: Repair) -> Iterator[RenderableType]:
-    """Yield what a repair does, folded, and the digest that proves the tuned bytes."""
+def repair_table(done: Repair, out: Path | None) -> Iterator[RenderableType]:
+    """Yield what a repair does, folded, the digest that proves the tuned bytes, and the folder `out` it wrote."""
     sheet = Sheet("", "what", "how many")
     for label in ("added", "replaced", "dropped", "moved", "files"):
         for each, count in fold(getattr(done, label)):
@@ -127,9 +128,15 @@ def repair_table(done: Repair) -> Iterator[RenderableType]:
         yield f"read back from what was written: sha256 {done.after}"
     elif done.needed:
         yield "nothing was written: --out DIR writes it"
-    else:
-        yield "there is nothing to repair"
 
+    if not done.needed:
+        yield (
+            f"nothing need{'ed' if out else 's'} repair: configuration, side files, index, layout, zero points, "
+            "and what is the base's"
+        )
+        yield "whether tuned weights are right is for `requant check` to say"
+    if out:
+        yield escape(f"{'the repaired checkpoint' if done.needed else 'a copy with the same tensors and files'}: {out}")
 
 def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
     """Yield a fingerprint, line by line; where nothing is quantized, that first, and no writer."""
