@@ -25,7 +25,7 @@ from requant.cli.options import (
     environments,
     twin_size,
 )
-from requant.cli.tables import trial_lines
+from requant.cli.tables import several, trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
 from requant.environment import read_lock
 from requant.errors import UsageError
@@ -81,7 +81,8 @@ def build(
             runner=runner,
             tell=tell,
         )
-    say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    tensors = several(len(built.manifest.tensors), "tensor")
+    say(f"{escape(str(built.folder))}: {several(len(built.manifest.files), 'file')}, {tensors}")
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))

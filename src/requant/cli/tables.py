@@ -27,6 +27,11 @@ SUBJECTS = 4
 COLOURS = {Severity.ERROR: "red", Severity.UNMODELLED: "magenta", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 file`, `1,049 tensors`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def plan_table(plan: Plan) -> Sheet:
     """Return what each part of base and checkpoint weighs."""
     title = f"{plan.recipe}: {plan.quantized:,} of {plan.linears:,} linear layers of {plan.base} become INT4"
@@ -79,9 +84,9 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     looked = "" if inspected.values_read else "; zero points and scales were not read (D10, D11, part of D12)"
     network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
     against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
-    yield escape(f"{inspected.checkpoint}: {inspected.tensors:,} tensors in {inspected.files} files{network}")
-    count = len(inspected.errors)
-    verdict = f"[bold red]{count} error{'s' * (count > 1)}[/]"
+    tensors = several(inspected.tensors, "tensor")
+    yield escape(f"{inspected.checkpoint}: {tensors} in {several(inspected.files, 'file')}{network}")
+    verdict = f"[bold red]{several(len(inspected.errors), 'error')}[/]"
     if not inspected.errors:
         verdict = "[bold yellow]not modelled[/]" if inspected.unmodelled else "[bold green]no errors[/]"
     yield f"{verdict}{escape(f' for {against}{looked}')}"
@@ -126,9 +131,6 @@ def repair_table(done: Repair, out: Path | None) -> Iterator[RenderableType]:
     yield f"{done.kept:,} tuned tensors keep their bytes: sha256 {done.before}"
     if done.after is not None:
         yield f"read back from what was written: sha256 {done.after}"
-    elif done.needed:
-        yield "nothing was written: --out DIR writes it"
-
     if not done.needed:
         yield (
             f"nothing need{'ed' if out else 's'} repair: configuration, side files, index, layout, zero points, "
@@ -137,6 +139,9 @@ def repair_table(done: Repair, out: Path | None) -> Iterator[RenderableType]:
         yield "whether tuned weights are right is for `requant check` to say"
     if out:
         yield escape(f"{'the repaired checkpoint' if done.needed else 'a copy with the same tensors and files'}: {out}")
+    elif done.needed:
+        yield "nothing was written: --out DIR writes it"
+
 
 def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
     """Yield a fingerprint, line by line; where nothing is quantized, that first, and no writer."""
@@ -149,6 +154,7 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
         for file, each in (found.zero_words or {}).items()
     }
     effort = ", ".join(f"{key} {value}" for key, value in found.declared_effort.items())
+    unmodelled = f"{found.unmodelled} are not modelled, only symmetric INT4 is" if found.unmodelled else ""
     rows: dict[str, str | Iterable[str]] = {
         "MTP": found.mtp,
         "bytes": f"{found.main_bytes:,} in main files, {found.extra_bytes:,} in the extra file",
@@ -161,7 +167,6 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
             "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
             "negative scales, tuned": _share(found.negative_tuned),
             "negative scales, MTP": _share(found.negative_rounded),
-    unmodelled = f"{found.unmodelled} are not modelled, only symmetric INT4 is" if found.unmodelled else ""
             "fits": unmodelled or found.policies or "no known policy",
         }
     if found.quantized or found.declared:
