@@ -112,7 +112,9 @@ def into(*path: str, value: Any) -> Edit:
 def test_a_healthy_twin_is_clean(pair: tuple[Path, Path]) -> None:
     result = judged(pair)
     assert (result.outcome, result.findings, result.unmodelled) == (Outcome.CLEAN, (), ())
-    assert [(each.kind, each.tensor) for each in result.notes] == [("stated here only", "processor_config.json")]
+    assert [(each.kind, each.tensor) for each in result.notes] == [
+        ("stated by the checkpoint alone", "processor_config.json")
+    ]
 
 
 CONFIG_EDITS = {
@@ -142,9 +144,9 @@ def test_a_key_that_both_sides_state_must_agree(key: str, pair: tuple[Path, Path
 def test_a_key_that_one_side_states_is_named_and_not_accused(key: str, pair: tuple[Path, Path]) -> None:
     result = judged(pair, edited(pair, into(*key.split("."), value=None)))
     assert result.clean
-    assert ("stated by the base only", f"config.json: {key}") in {(each.kind, each.tensor) for each in result.notes}
+    assert ("stated by the base alone", f"config.json: {key}") in {(each.kind, each.tensor) for each in result.notes}
     result = judged(pair, edited(pair, into("text_config", "sliding_window", value=4096)))
-    assert ("stated here only", "config.json: text_config.sliding_window") in {
+    assert ("stated by the checkpoint alone", "config.json: text_config.sliding_window") in {
         (each.kind, each.tensor) for each in result.notes
     }
 
@@ -204,7 +206,7 @@ def test_a_scaled_rope_is_no_plain_one() -> None:
     plain = {"rope_theta": 1e4, "rope_scaling": None}
     scaled = {"rope_parameters": {"rope_theta": 10_000, "rope_type": "yarn", "factor": 4.0}}
     assert [each.kind for each in compare("config.json", scaled, plain)] == [
-        "stated here only",
+        "stated by the checkpoint alone",
         "differs from the base",
     ]
     assert compare("config.json", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, plain) == []
@@ -368,7 +370,7 @@ def test_templates_that_a_tool_moved_into_files_are_the_bases() -> None:
         return Side("", frozenset(files), files.__getitem__)
 
     base = side(**{"tokenizer_config.json": json.dumps({"chat_template": listed}).encode()})
-    for text, kind in ((b"b\n", "stated here only"), (b"a", "differs from the base")):
+    for text, kind in ((b"b\n", "stated by the checkpoint alone"), (b"a", "differs from the base")):
         moved = {"tokenizer_config.json": b"{}", f"{TEMPLATE_FOLDER}/tool_use.jinja": text}
         found = {each.tensor: each.kind for each in bind(side(**moved), base)}
         assert found[f"{TEMPLATE_FOLDER}/tool_use.jinja"] == kind
@@ -477,7 +479,7 @@ def test_an_object_on_one_side_alone_hides_nothing(edit: Edit, pair: tuple[Path,
 def test_neither_does_it_in_other_files(file: str) -> None:
     base = {"eos_token": "<|im_end|>", "model": {"vocab": {"a": 1}}}
     assert [each.kind for each in compare(file, {**base, "content": "x", "eos_token": "zzz"}, base)] == [
-        "stated here only",
+        "stated by the checkpoint alone",
         "differs from the base",
     ]
     assert "differs from the base" in {each.kind for each in compare(file, {**base, "model": {"vocab": {}}}, base)}
@@ -568,10 +570,10 @@ def test_a_flag_that_a_plain_token_does_not_have_is_named(flag: str, file: str) 
     """Named, not accused: transformers 5.5.1 saves such an object as plain text, its flags in `tokenizer.json`."""
     token = {**TOKEN, flag: FLAGS[flag]}
     (here,) = compare(file, {"eos_token": token}, {"eos_token": "<s>"})
-    assert (here.kind, here.tensor) == ("stated here only", f"{file}: eos_token.{flag}")
+    assert (here.kind, here.tensor) == ("stated by the checkpoint alone", f"{file}: eos_token.{flag}")
     assert here.detail == f"{FLAGS[flag]}, the base has '<s>' alone"
     (there,) = compare(file, {"eos_token": "<s>"}, {"eos_token": token})
-    assert (there.kind, there.tensor) == ("stated by the base only", f"{file}: eos_token.{flag}")
+    assert (there.kind, there.tensor) == ("stated by the base alone", f"{file}: eos_token.{flag}")
     listed = compare(file, {"additional_special_tokens": ["a", token]}, {"additional_special_tokens": ["a", "<s>"]})
     assert [each.tensor for each in listed] == [f"{file}: additional_special_tokens.1.{flag}"]
     assert [each.kind for each in compare(file, {"eos_token": token}, {"eos_token": TOKEN})] == [
@@ -904,3 +906,15 @@ def test_a_repository_is_bound_alike(tmp_path: Path) -> None:
         with open_source("o/made@main", hub.url) as theirs, open_source("o/base@main", hub.url) as ours:
             assert isinstance(theirs, Source)
             assert found(check(theirs, ours)) == {("differs from the base", "config.json: rms_norm_eps")}
+
+
+def test_a_long_value_is_cut_behind_a_whole_element() -> None:
+    """`layer_types` has an entry per layer: half a word of one reads like a wrong one."""
+    kinds = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
+    (found,) = compare("config.json", {"layer_types": kinds * 10}, {"layer_types": [*kinds * 9, *kinds[::-1]]})
+    shown = "['linear_attention', 'linear_attention', 'linear_attention', 'full_attention', … (40 in all)]"
+    assert found.detail == f"{shown}, the base has {shown}"
+    (found,) = compare("config.json", {"a": ["x" * 100]}, {"a": "y" * 100})
+    assert found.detail == f"['{'x' * 78}…, the base has '{'y' * 79}…"
+    (found,) = compare("config.json", {"a": kinds[:2], "b": 1}, {"b": 1})
+    assert (found.kind, found.detail) == ("stated by the checkpoint alone", str(kinds[:2]))

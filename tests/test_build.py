@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,14 @@ def test_progress_follows_the_journal(tmp_path: Path) -> None:
     watch()
     after = Progress("tuning", 1, 2, "layers.0: loss 0.500000 -> 0.250000, best of iteration 3")
     assert told == [Progress("tuning", note="loading model and text"), Progress("tuning", 0, 2), after, after]
+    with Writer.reopen(path)[0] as writer:  # another run goes on
+        told.clear()
+        watch = _watching(path, told.append)
+        watch()
+        writer.append(Block("layers.1", {}, "s", loss, {}, {}))
+        watch()
+    resuming = [Progress("resuming after block 1 of 2"), Progress("tuning", 1, 2)]
+    assert told == [*resuming, replace(after, done=2, note=after.note.replace("layers.0", "layers.1"))]
 
 
 def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ import pytest
 from tests.checkpoints import SMALL, write
 from tests.conftest import ROOT
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from requant.checkpoint import write_file
 from requant.cli import main
 from requant.cli.options import RunnerName, SizeName, app
+from requant.cli.tables import findings_table
 from requant.cli.terminal import fail, print_json
+from requant.inspect import Inspection
 from requant.inventory import main_tensors
 from requant.recipe import read_recipe
 from requant.rooms.choice import RUNNERS
@@ -337,3 +341,56 @@ def test_numbers_too_large_to_print(tmp_path: Path, key: str, value: str) -> Non
     done = requant("build", str(tmp_path), "--twin")
     assert done.returncode == 4
     assert f"{key}: found a number of more than 63 bits" in done.stderr
+
+
+INTERRUPTING = """
+import sys
+from requant.cli import judging, main, making
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+making.building.build = making.trying.trial = judging.verify_checkpoint = interrupt
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "resumes"),
+    [
+        (("build", "builds/ec", "--twin"), True),
+        (("trial", "builds/ec", "--work", "nowhere"), False),  # its folder has to be empty, or is removed
+        (("verify", "builds", "builds/ec/mini.manifest.json"), False),
+    ],
+)
+def test_only_a_build_is_said_to_resume(words: tuple[str, ...], resumes: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTING, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and "interrupted" in done.stderr
+    assert ("resumes" in done.stderr) == resumes
+
+
+def test_a_twin_that_was_interrupted_is_written_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["twin", "--size", "mini", "--out", str(tmp_path / "new" / "twin")]
+
+    def half(_size: str, folder: Path, _tell: object) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("requant.cli.making.write_twin", half)
+        assert CliRunner().invoke(app, words).exit_code == 130
+    assert list((tmp_path / "new").iterdir()) == []
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["twin"]
+    assert stat.S_IMODE((tmp_path / "new" / "twin").stat().st_mode) == stat.S_IMODE((tmp_path / "new").stat().st_mode)
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    write(tmp_path / "c", {name: data for name, data in SMALL.items() if "00002-of" in name})
+    (tmp_path / "manifest.json").write_text(requant("manifest", str(tmp_path / "c")).stdout)
+    assert ": 1 file, 1 tensor, " in requant("verify", str(tmp_path / "c"), str(tmp_path / "manifest.json")).stdout
+    found = Inspection("x", 1, 1, 0, ("vllm==0.33.0",), (1,), True, ())
+    assert next(iter(findings_table(found))) == "x: 1 tensor in 1 file"
+    found = Inspection("x", 1_049, 2, 0, ("vllm==0.33.0",), (1,), True, ())
+    assert next(iter(findings_table(found))) == "x: 1,049 tensors in 2 files"

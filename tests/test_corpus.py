@@ -1,6 +1,7 @@
 """What other tools and other architectures leave: nobody is accused, and nothing ends in a traceback."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from requant.errors import NotModelledError, RequantError
 from requant.identify import identify
 from requant.inspect import inspect
 from requant.inspecting.findings import Severity
-from requant.inspecting.headers import read_headers
+from requant.inspecting.headers import Headers, read_headers
 from requant.loaders import LOADERS
+from requant.repair import repair
 
 OTHER_TOOLS = (
     "a12-llama-w4sym-awq-tuned",
@@ -155,3 +157,38 @@ def test_identify_says_of_a_quantized_checkpoint_that_it_is_one(tmp_path: Path) 
     with pytest.raises(NotModelledError) as refused:
         identify(headers("a12-llama-w4-ar-tuned"))
     assert "nothing is quantized" not in str(refused.value)
+
+
+def test_repair_is_advised_only_where_it_works(tmp_path: Path) -> None:
+    """AutoRound's raw output for Qwen3.5-MoE in 8 bits has defects that `repair` mends in 4 bits alone."""
+    folder, base = (str(on_disk(name, tmp_path / name)) for name in (RAW, QWEN35))
+    with pytest.raises(NotModelledError, match="bits: found 8"):
+        repair(Path(folder), Path(base))
+    found = inspect(headers(RAW))
+    assert found.errors and all(each.repair for each in found.findings)
+    for each in found.findings:
+        if each.severity is Severity.ERROR:
+            assert each.repair == (
+                "mend it by hand, or make the checkpoint anew: "
+                "`requant repair` refuses it (quantization_config.bits: found 8, expected 4)"
+            )
+        else:
+            assert "requant repair" not in each.repair or "refuses" in each.repair
+    other = inspect(undeclared(headers("a12-llama-w4-ar-tuned")))
+    (finding,) = (each for each in other.findings if each.rule == "D15")
+    assert "refuses it (LlamaForCausalLM is not modelled)" in finding.repair
+
+
+def undeclared(healthy: Headers) -> Headers:
+    config = json.loads(healthy.sides["config.json"])
+    del config["quantization_config"]
+    return replace(healthy, sides={**healthy.sides, "config.json": json.dumps(config).encode()}, _parsed={})
+
+
+def test_identify_says_that_it_knows_no_writer_of_8_bits(tmp_path: Path) -> None:
+    folder = str(on_disk(RAW, tmp_path / "raw"))
+    said = " ".join(CliRunner().invoke(app, ["identify", folder]).output.split())
+    assert "possible writers 8 bits are not modelled" in said and "fits 8 bits are not modelled" in said
+    assert "none of those known" not in said
+    found = json.loads(CliRunner().invoke(app, ["identify", folder, "--json"]).output)
+    assert (found["unmodelled"], found["writers"], found["policies"]) == ("8 bits", [], [])

@@ -1,6 +1,7 @@
 """Every repairable twin becomes one that `inspect` passes, with every tuned byte where it was."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.test_inspect import unknown
 from typer.testing import CliRunner
 
 from requant.build import Built
-from requant.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from requant.checkpoint import Checkpoint, Held, open_checkpoint, write_checkpoint
 from requant.cli.options import app
 from requant.errors import CheckpointError, NotModelledError, UsageError
 from requant.inspect import inspect
@@ -65,6 +66,29 @@ def test_a_healthy_twin_stays_as_it_is(name: str, base: Path, tmp_path: Path) ->
     assert not repair(tmp_path / "twin", base).needed
     repair(tmp_path / "twin", base, out=tmp_path / "again")
     assert make_manifest(tmp_path / "twin") == make_manifest(tmp_path / "again")
+
+
+def test_what_was_not_looked_at_is_not_called_healthy(base: Path, tmp_path: Path) -> None:
+    """A tuned code that is wrong is no repair's business: it is `check` that finds it."""
+    twin = healthy("ec")
+    name = "model.language_model.layers.0.linear_attn.out_proj.qweight"
+    (file,) = (file for file, held in twin.shards.items() if name in held)
+    spoilt = replace(twin.shards[file][name], content=Held(bytes(reversed(twin.shards[file][name].read()))))
+    shards = {**twin.shards, file: {**twin.shards[file], name: spoilt}}
+    write_checkpoint(Checkpoint(shards, twin.files), tmp_path / "wrong")
+    words = ["repair", str(tmp_path / "wrong"), "--base", str(base)]
+    said = CliRunner().invoke(app, words).output
+    assert "nothing needs repair" in said and "configuration" in said and "`requant check`" in said
+    assert "written" not in said
+    said = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "copy")]).output
+    assert "nothing needed repair" in said and "`requant check`" in said and f"{tmp_path}/copy" in said
+
+
+def test_a_repair_names_the_folder_that_it_wrote(base: Path, tmp_path: Path) -> None:
+    write_checkpoint(REPAIRABLE[0].mutate(healthy(REPAIRABLE[0].recipe)), tmp_path / "broken")
+    words = ["repair", str(tmp_path / "broken"), "--base", str(base), "--out", str(tmp_path / "mended")]
+    said = CliRunner().invoke(app, words).output
+    assert f"{tmp_path}/mended" in said and "nothing needed repair" not in said
 
 
 @pytest.mark.room

@@ -24,6 +24,7 @@ from requant.build import Built, beside, build
 from requant.building.workplace import JOURNAL, kept, scratch, workplace
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.journal import Block, Header, Loss, Writer, read_journal
+from requant.progress import Progress
 from requant.recipe import read_recipe
 
 KILLS = 10
@@ -129,8 +130,13 @@ def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> Non
     with pytest.raises(BuildError, match="was begun with another recipe") as error:
         build(other, twin="mini", out=out)
     assert "--fresh" in error.value.advice
-    assert tuned(out) >= 1
-    assert build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=out).verdict.outcome == "identical"
+    assert (before := tuned(out)) >= 1
+    told = list[Progress]()
+    again = build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=out, tell=told.append)
+    assert again.verdict.outcome == "identical"
+    assert Progress(f"resuming after block {before} of 4") in told
+    noted = [each.done for each in told if each.stage == "tuning" and each.note]
+    assert not noted or min(noted) > before
 
 
 @pytest.mark.room

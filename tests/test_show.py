@@ -49,3 +49,16 @@ def test_a_manifest_is_not_called_a_journal_of_another_schema() -> None:
     done = requant("show", "journal", str(ROOT / "builds" / "ec" / "mini.manifest.json"))
     assert done.returncode == UsageError.exit_status
     assert "a manifest, not a journal" in done.stderr
+
+
+def test_a_checkpoints_folder_leads_to_the_journal_beside_it(tmp_path: Path) -> None:
+    """`build` writes `ec-twin.journal.jsonl` beside `ec-twin`: a shell completes the folder first."""
+    folder, beside = tmp_path / "ec-twin", tmp_path / "ec-twin.journal.jsonl"
+    folder.mkdir()
+    done = requant("show", "journal", str(folder))
+    assert done.returncode == UsageError.exit_status
+    assert f"{folder}: a folder, not a journal" in done.stderr and str(beside) not in done.stderr
+    beside.write_bytes((ROOT / "builds" / "ec" / "mini.journal.jsonl").read_bytes())
+    done = requant("show", "journal", f"{folder}/")
+    assert done.returncode == UsageError.exit_status
+    assert f"requant show journal {beside}" in " ".join(done.stderr.split())

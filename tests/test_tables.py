@@ -70,7 +70,7 @@ TABLES: dict[str, Callable[[str], Iterable[RenderableType]]] = {
     "plan": lambda name: [planned(name)],
     "plan, numbers": lambda name: [planned("x", 10**20 + name.endswith("one"))],
     "findings": lambda name: findings_table(finding(name)),
-    "repair": lambda name: repair_table(Repair(1, "0" * 64, None, (name,), (), (), (), ())),
+    "repair": lambda name: repair_table(Repair(1, "0" * 64, None, (name,), (), (), (), ()), None),
     "claims": lambda name: [claims_table((Claim(1, "a claim", "refuted", name),))],
 }
 

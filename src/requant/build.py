@@ -208,15 +208,22 @@ def record(recipe: Recipe, twin: str | None, folder: Path) -> tuple[Path, ...]:
 
 
 def _watching(path: Path, tell: Tell) -> Callable[[], None]:
-    """Return what tells how far a journal has come; it is called several times a second, for hours."""
+    """Return what tells how far a journal has come; it is called several times a second, for hours.
+
+    Of the blocks that are there already, from which a stopped build goes on, their number is told at once and no more.
+    """
     journal = Follower(path)
+    journal.read()
+    before = len(journal.blocks)
+    if journal.header and before:
+        tell(Progress(f"resuming after block {before} of {journal.header.blocks}"))
 
     def watch() -> None:
         journal.read()
         if journal.header is None:
             return tell(Progress("tuning", note="loading model and text"))
         note = ""
-        if journal.blocks:
+        if len(journal.blocks) > before:
             last = journal.blocks[-1]
             initial, best = float.fromhex(last.loss.initial), float.fromhex(last.loss.best)
             note = f"{last.block}: loss {initial:.6f} -> {best:.6f}, best of iteration {last.loss.best_iteration}"

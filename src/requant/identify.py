@@ -20,6 +20,7 @@ from requant.inspecting.rules.readings import is_packed
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
 from requant.loaders import DEFAULT
+from requant.loaders.declared import Declared
 from requant.packing import bfloat16_to_float32
 from requant.passes.context import EXTRAS
 
@@ -58,7 +59,8 @@ WRITERS = (
 class Fingerprint:
     """What the files show. Words and shares are None where the values were not read.
 
-    Where nothing is `quantized`, no tensor is packed, and there are no `writers` to tell apart.
+    Where nothing is `quantized`, no tensor is packed, and there are no `writers` to tell apart. `unmodelled` says in
+    what the declaration is none of those whose `policies` and `writers` are known, such as `8 bits`; else it is empty.
     """
 
     quantized: bool
@@ -77,6 +79,7 @@ class Fingerprint:
     quantized_layers: int
     linear_layers: int
     writers: tuple[str, ...]
+    unmodelled: str
 
     def as_json(self) -> dict[str, Any]:
         """Return the fingerprint as `--json` prints it."""
@@ -104,6 +107,7 @@ def identify(headers: Headers) -> Fingerprint:
     names = [canonical(name) for held in headers.shards.values() for name in held]
     stated = seen.config.get("quantization_config")
     declared = stated if isinstance(stated, dict) else {}
+    unmodelled = _unmodelled(seen.declared) if packed else ""
     return Fingerprint(
         quantized=packed,
         declared=stated is not None,
@@ -113,7 +117,7 @@ def identify(headers: Headers) -> Fingerprint:
         negative_rounded=rounded,
         main_bytes=main,
         extra_bytes=extra,
-        policies=tuple(_policies(seen, main, extra)),
+        policies=() if unmodelled else tuple(_policies(seen, main, extra)),
         tokenizer=tokenizer,
         declared_version=str(declared.get("autoround_version", "")),
         declared_effort={key: declared.get(key, f"not declared: {default}") for key, default in DEFAULTS.items()},
@@ -125,8 +129,16 @@ def identify(headers: Headers) -> Fingerprint:
         },
         quantized_layers=sum(name.endswith(".qweight") and not name.startswith(MTP) for name in names),
         linear_layers=len(linears(seen.config)),
-        writers=tuple(_writers(layout, words, rounded, tokenizer)) if packed else (),
+        writers=tuple(_writers(layout, words, rounded, tokenizer)) if packed and not unmodelled else (),
+        unmodelled=unmodelled,
     )
+
+
+def _unmodelled(declared: Declared | None) -> str:
+    """Return in what AutoRound's declaration is not symmetric INT4, which alone the known writers make."""
+    if declared is None or (declared.bits == 4 and declared.sym):
+        return ""
+    return f"{declared.bits} bits" if declared.bits != 4 else "asymmetric codes"
 
 
 DEFAULTS = {"iters": 200, "nsamples": 128, "seqlen": 2048}

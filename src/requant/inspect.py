@@ -4,8 +4,8 @@ Headers and side files decide everything but three rules, which look at zero poi
 on this disk. Blocks that are equal are examined once.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from requant.errors import CheckpointError
 from requant.inspecting.anatomy import Anatomy, Build, dissect, examine, template
 from requant.inspecting.findings import Expected, Finding, Severity, mark_known, merge
 from requant.inspecting.headers import Headers, without_collector
+from requant.inspecting.mending import refusal
 from requant.inspecting.rules import declarations, files, kernels, readings, tensors, values
 from requant.inspecting.rules.seen import Seen
 from requant.inventory import ARCHITECTURE, LM, MTP, base_tensors, layer_types
@@ -88,8 +89,21 @@ def inspect(
         loaders=tuple(loader.name for loader in loaders),
         degrees=degrees,
         values_read=look_at_values,
-        findings=mark_known(merge(found), known),
+        findings=mark_known(_advised(merge(found), seen), known),
     )
+
+
+def _advised(found: Iterable[Finding], seen: Seen) -> Iterator[Finding]:
+    """Yield findings; where `requant repair` refuses the checkpoint, none of them advises it."""
+    stated = seen.config.get("quantization_config")
+    declared = stated if isinstance(stated, dict) else seen.headers.object("quantization_config.json") or {}
+    refused = refusal(declared) if seen.modelled else f"{seen.architecture} is not modelled"
+    by_hand = f"mend it by hand, or make the checkpoint anew: `requant repair` refuses it ({refused})"
+    for each in found:
+        if refused and "requant repair" in each.repair:
+            yield replace(each, advice="nothing is broken" if each.severity is Severity.NOTE else by_hand)
+        else:
+            yield each
 
 
 def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]) -> Seen:

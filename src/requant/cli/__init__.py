@@ -17,6 +17,9 @@ from requant.cli.terminal import answer_error, fail
 from requant.crash import CLOSED, INTERNAL, INTERRUPTED
 from requant.errors import NotAvailableError, RequantError, UsageError
 
+RESUMED = ("build", "rebuild")
+"""Verbs that go on, when they are started again, behind the last block of a build that was stopped."""
+
 app.registered_commands.sort(key=lambda each: PANELS.index(each.rich_help_panel))
 for group in (app, auditing.shown, projecting.update):
     for each in group.registered_commands:
@@ -40,11 +43,8 @@ def main() -> int:
     except RequantError as error:
         fail(str(error), error.advice, error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        fail(
-            "interrupted",
-            "An interrupted build resumes after its last completed block when you start it again.",
-            INTERRUPTED,
-        )
+        advice = "An interrupted build resumes after its last completed block when you start it again."
+        fail("interrupted", advice if sys.argv[1:2] and sys.argv[1] in RESUMED else "", INTERRUPTED)
     except (BrokenPipeError, SystemExit) as error:  # the latter is how click and rich answer a closed pipe
         if getattr(error, "code", 1) == 0:  # and how completion ends
             raise

@@ -248,7 +248,11 @@ def journal(
         raise CheckpointError(
             f"{path}: no such file", "Name a journal, as `requant build` writes it beside the checkpoint's folder."
         )
-    if path.is_file() and path.open("rb").read(9) == b'{"files":':
+    if path.is_dir():
+        beside = Path(f"{path}.journal.jsonl")
+        advice = f"Its journal is beside it: requant show journal {beside}" if beside.exists() else ""
+        raise UsageError(f"{path}: a folder, not a journal", advice or "Name a file that ends in journal.jsonl.")
+    if path.open("rb").read(9) == b'{"files":':
         raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:

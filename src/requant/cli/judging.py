@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from requant.cli.options import VERIFY, AsJson, app, recipes
+from requant.cli.tables import several
 from requant.cli.terminal import SHOWN, out, print_json, progress, show
 from requant.installation import cache
 from requant.manifest import make_manifest, read_manifest
@@ -40,7 +41,9 @@ def verify(
     if as_json:
         print_json("requant.verify/1", verdict.as_json())
     else:
-        counted_files = f"{len(recorded.files):,} files, {len(recorded.tensors):,} tensors, {decimal(total)}"
+        counted_files = (
+            f"{several(len(recorded.files), 'file')}, {several(len(recorded.tensors), 'tensor')}, {decimal(total)}"
+        )
         show(verdict, f"compared with {manifest}: {counted_files}")
     equal = (Outcome.IDENTICAL, Outcome.EQUIVALENT) if tensors else (Outcome.IDENTICAL,)
     raise typer.Exit(0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome])

@@ -1,6 +1,7 @@
 """The verbs that make: build, twin, lock, dockerfiles, image."""
 
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from requant.cli.options import (
     environments,
     twin_size,
 )
-from requant.cli.tables import trial_lines
+from requant.cli.tables import several, trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
 from requant.environment import read_lock
 from requant.errors import UsageError
@@ -81,7 +82,8 @@ def build(
             runner=runner,
             tell=tell,
         )
-    say(f"{escape(str(built.folder))}: {len(built.manifest.files)} files, {len(built.manifest.tensors):,} tensors")
+    tensors = several(len(built.manifest.tensors), "tensor")
+    say(f"{escape(str(built.folder))}: {several(len(built.manifest.files), 'file')}, {tensors}")
     for taint in built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     say("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in built.seconds.items()))
@@ -157,10 +159,13 @@ def twin(
     size: Annotated[SizeName, typer.Option(help="The size of the twin.")] = "demo",
 ) -> None:
     """Write the twin: a small stand-in for the base, of the same architecture, with the same bytes everywhere."""
-    if out_folder.exists():
+    if out_folder.exists() or out_folder.is_symlink():
         raise UsageError(f"{out_folder}: already exists", "Name another folder with --out, or remove this one.")
-    with progress() as tell:
-        write_twin(size, out_folder, lambda file: tell(Progress(f"twin {size}", note=file)))
+    out_folder.parent.mkdir(parents=True, exist_ok=True)
+    place = tempfile.TemporaryDirectory(prefix=f".{out_folder.name}.", dir=out_folder.resolve().parent)
+    with progress() as tell, place as name:
+        write_twin(size, Path(name, "twin"), lambda file: tell(Progress(f"twin {size}", note=file)))
+        Path(name, "twin").rename(out_folder)
     text = f"{CALIBRATION}, {len(calibration_text()):,} bytes"
     say(f"{escape(str(out_folder))}: the {size} twin; builds of it are calibrated on requant's own {text}")
 

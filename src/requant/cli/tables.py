@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -25,6 +26,11 @@ WIDTH = 80
 SUBJECTS = 4
 """Kinds of names that a finding shows; `--json` has every name."""
 COLOURS = {Severity.ERROR: "red", Severity.UNMODELLED: "magenta", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 file`, `1,049 tensors`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def plan_table(plan: Plan) -> Sheet:
@@ -89,9 +95,9 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
     looked = "" if inspected.values_read else "; zero points and scales were not read (D10, D11, part of D12)"
     network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
     against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
-    yield escape(f"{inspected.checkpoint}: {inspected.tensors:,} tensors in {inspected.files} files{network}")
-    count = len(inspected.errors)
-    verdict = f"[bold red]{count} error{'s' * (count > 1)}[/]"
+    tensors = several(inspected.tensors, "tensor")
+    yield escape(f"{inspected.checkpoint}: {tensors} in {several(inspected.files, 'file')}{network}")
+    verdict = f"[bold red]{several(len(inspected.errors), 'error')}[/]"
     if not inspected.errors:
         verdict = "[bold yellow]not modelled[/]" if inspected.unmodelled else "[bold green]no errors[/]"
     yield f"{verdict}{escape(f' for {against}{looked}')}"
@@ -125,8 +131,8 @@ def defect_text(name: str) -> Iterator[str]:
     yield f"Advice: {escape(entry.repair)}"
 
 
-def repair_table(done: Repair) -> Iterator[RenderableType]:
-    """Yield what a repair does, folded, and the digest that proves the tuned bytes."""
+def repair_table(done: Repair, out: Path | None) -> Iterator[RenderableType]:
+    """Yield what a repair does, folded, the digest that proves the tuned bytes, and the folder `out` it wrote."""
     sheet = Sheet("", "what", "how many")
     for label in ("added", "replaced", "dropped", "moved", "files"):
         for each, count in fold(getattr(done, label)):
@@ -136,10 +142,16 @@ def repair_table(done: Repair) -> Iterator[RenderableType]:
     yield f"{done.kept:,} tuned tensors keep their bytes: sha256 {done.before}"
     if done.after is not None:
         yield f"read back from what was written: sha256 {done.after}"
+    if not done.needed:
+        yield (
+            f"nothing need{'ed' if out else 's'} repair: configuration, side files, index, layout, zero points, "
+            "and what is the base's"
+        )
+        yield "whether tuned weights are right is for `requant check` to say"
+    if out:
+        yield escape(f"{'the repaired checkpoint' if done.needed else 'a copy with the same tensors and files'}: {out}")
     elif done.needed:
         yield "nothing was written: --out DIR writes it"
-    else:
-        yield "there is nothing to repair"
 
 
 def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
@@ -153,6 +165,7 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
         for file, each in (found.zero_words or {}).items()
     }
     effort = ", ".join(f"{key} {value}" for key, value in found.declared_effort.items())
+    unmodelled = f"{found.unmodelled} are not modelled, only symmetric INT4 is" if found.unmodelled else ""
     rows: dict[str, str | Iterable[str]] = {
         "MTP": found.mtp,
         "bytes": f"{found.main_bytes:,} in main files, {found.extra_bytes:,} in the extra file",
@@ -165,12 +178,12 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
             "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
             "negative scales, tuned": _share(found.negative_tuned),
             "negative scales, MTP": _share(found.negative_rounded),
-            "fits": found.policies or "no known policy",
+            "fits": unmodelled or found.policies or "no known policy",
         }
     if found.quantized or found.declared:
         rows["declared"] = f"auto-round {found.declared_version or '?'}; {effort}"
     if found.quantized:
-        rows["possible writers"] = found.writers or "none of those known"
+        rows["possible writers"] = unmodelled or found.writers or "none of those known"
     for label, value in rows.items():
         sheet.add(label, map(escape, [value] if isinstance(value, str) else value))
     yield sheet

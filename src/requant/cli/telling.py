@@ -168,4 +168,4 @@ def repair(
     if as_json:
         print_json("requant.repair/1", done.as_json())
     else:
-        out.lines(repair_table(done))
+        out.lines(repair_table(done, out_folder))

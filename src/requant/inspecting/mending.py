@@ -88,13 +88,19 @@ def _declared(checkpoint: Checkpoint) -> dict[str, Any]:
     inside = _object(checkpoint, "config.json").get("quantization_config")
     found = inside if isinstance(inside, dict) else _object(checkpoint, "quantization_config.json") or PLAIN
     declared = {key: value for key, value in found.items() if key not in ("block_name_to_quantize", "extra_config")}
+    if reason := refusal(declared):
+        advice = "Only what AutoRound packs as symmetric INT4 can be repaired."
+        raise NotModelledError(f"cannot be repaired: {reason}", advice)
+    return declared | {key: PLAIN[key] for key in KINDS if key not in declared}
+
+
+def refusal(declared: Mapping[str, Any]) -> str:
+    """Return why a checkpoint that declares this is none that can be repaired; "" where it can."""
     for key, expected in KINDS.items():
-        if declared.setdefault(key, PLAIN[key]) not in expected:
-            wanted = " or ".join(map(repr, expected))
-            advice = "Only what AutoRound packs as symmetric INT4 can be repaired."
-            found_key = f"quantization_config.{key}: found {declared[key]!r:.80}, expected {wanted}"
-            raise NotModelledError(f"cannot be repaired: {found_key}", advice)
-    return declared
+        found = declared.get(key, PLAIN[key])
+        if found not in expected:
+            return f"quantization_config.{key}: found {found!r:.80}, expected {' or '.join(map(repr, expected))}"
+    return ""
 
 
 def _object(checkpoint: Checkpoint, path: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ ROPE: dict[str, tuple[str, ...]] = {
 }
 """Keys of transformers 4, and where in `rope_parameters` transformers 5 writes them."""
 ROPES = ("rope_parameters", "rope_scaling")
+SAID = 80
+"""Characters of a value that is shown."""
 TOOLS = ("transformers_version", "_name_or_path", "_commit_hash")
 REWRITTEN: dict[str, tuple[str, ...]] = {
     CONFIG: (*TOOLS, "use_cache"),  # off while a tool calibrates, and of no meaning for what is computed
@@ -96,7 +98,7 @@ def bind(checkpoint: Side, base: Side, foreign: str = "") -> list[Finding]:
         if file not in base.names:
             found.append(_added(file, checkpoint, base))
         elif file not in checkpoint.names:
-            found.append(Finding("stated by the base only", file))
+            found.append(Finding("stated by the base alone", file))
         elif (theirs := checkpoint.read(file)) != (ours := base.read(file)):
             found += _unlike(file, theirs, ours)
     return found
@@ -111,7 +113,7 @@ def _added(file: str, checkpoint: Side, base: Side) -> Finding:
         theirs, ours = checkpoint.read(file).decode(errors="replace").removesuffix("\n"), _named_templates(base)
         if ours.get(template.stem) != theirs:
             return Finding("differs from the base", file, detail="a chat template that the base does not have")
-    return Finding("stated here only", file)
+    return Finding("stated by the checkpoint alone", file)
 
 
 def _unlike(file: str, theirs: bytes, ours: bytes) -> Iterator[Finding]:
@@ -152,7 +154,7 @@ def _compare(file: str, theirs: Any, ours: Any) -> Iterator[Finding]:
             continue
         if key not in right or key not in left:
             path, value = next(iter((left.get(key) or right[key]).items()))
-            kind: Kind = "stated here only" if key in left else "stated by the base only"
+            kind: Kind = "stated by the checkpoint alone" if key in left else "stated by the base alone"
             yield Finding(kind, _where(file, path), detail=_said(value))
             continue
         for path, value in left[key].items():
@@ -175,7 +177,7 @@ def _flags(file: str, path: Path, theirs: Any, ours: Any) -> Iterator[Finding]:
             yield from _flags(file, (*path, key), value, ours[key])
     elif isinstance(theirs, dict) or isinstance(ours, dict):
         here = isinstance(theirs, dict)
-        kind: Kind = "stated here only" if here else "stated by the base only"
+        kind: Kind = "stated by the checkpoint alone" if here else "stated by the base alone"
         token, text, other = (theirs, ours, "the base") if here else (ours, theirs, "the checkpoint")
         for flag, value in token.items():
             if flag != "content" and not (flag in PLAIN and _same(value, PLAIN[flag])):
@@ -203,7 +205,7 @@ def _configs(checkpoint: Side, base: Side, foreign: str) -> Iterator[Finding]:
     if theirs is None and ours is not None:
         yield Finding("differs from the base", CONFIG, detail="there is none, so nothing says how to read the weights")
     elif theirs is not None and ours is None:
-        yield Finding("stated here only", CONFIG, detail="the base has none to compare it with")
+        yield Finding("stated by the checkpoint alone", CONFIG, detail="the base has none to compare it with")
     elif theirs is not None and ours is not None:
         stated = {key: value for key, value in theirs.items() if key != "quantization_config"}
         expected = {key: value for key, value in ours.items() if key != "quantization_config"}
@@ -225,7 +227,7 @@ def _templates(checkpoint: Side, base: Side) -> Iterator[Finding]:
                 break
     if bool(left) != bool(right):
         file = next(iter(left or right))
-        yield Finding("stated here only" if left else "stated by the base only", f"{file}: {TEMPLATE}")
+        yield Finding("stated by the checkpoint alone" if left else "stated by the base alone", f"{file}: {TEMPLATE}")
 
 
 def _templates_of(side: Side) -> dict[str, Any]:
@@ -333,7 +335,17 @@ def _differ(theirs: Any, ours: Any) -> str:
 
 
 def _said(value: Any) -> str:
-    return f"{value!r:.80}"
+    """Return a value as it is shown: of a long list, the first elements that fit, each of them whole."""
+    text = repr(value)
+    if len(text) <= SAID:
+        return text
+    whole, length = [], 0
+    for each in map(repr, value if isinstance(value, list) else ()):
+        length += len(each) + 2
+        if length >= SAID:
+            break
+        whole.append(each)
+    return f"[{', '.join(whole)}, … ({len(value):,} in all)]" if whole else f"{text[:SAID]}…"
 
 
 def _where(file: str, path: Path) -> str:

@@ -10,7 +10,7 @@ from requant.weights import rounding
 from requant.weights.reach import Reach, tightest
 from requant.weights.tally import COPIED, FAITHFUL, TUNED, Finding, Kind, Measured, Tally, merge
 
-NOTES: tuple[Kind, ...] = ("rewritten by a tool", "stated here only", "stated by the base only")
+NOTES: tuple[Kind, ...] = ("rewritten by a tool", "stated by the checkpoint alone", "stated by the base alone")
 """Kinds that are named and accuse nobody."""
 SHOWN = 6
 """Names that a line of notes has."""

@@ -22,8 +22,8 @@ Kind = Literal[
     "differs from the base",
     "not modelled",
     "rewritten by a tool",
-    "stated here only",
-    "stated by the base only",
+    "stated by the checkpoint alone",
+    "stated by the base alone",
 ]
 COPIED, TUNED = "the base's bytes", "within reach"
 FAITHFUL = "nearest to a scale that is not modelled"
