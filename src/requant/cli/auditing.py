@@ -239,6 +239,10 @@ def coverage(
     raise typer.Exit(covered.exit_status)
 
 
+MANIFEST = b'{"files":'
+"""How every manifest begins."""
+
+
 @shown.command(epilog="Example: requant show journal builds/ec/twin.journal.jsonl")
 def journal(
     path: Annotated[Path, typer.Argument(help="A journal, as `requant build` writes it.")], as_json: AsJson = False
@@ -252,7 +256,9 @@ def journal(
         beside = Path(f"{path}.journal.jsonl")
         advice = f"Its journal is beside it: requant show journal {beside}" if beside.exists() else ""
         raise UsageError(f"{path}: a folder, not a journal", advice or "Name a file that ends in journal.jsonl.")
-    if path.open("rb").read(9) == b'{"files":':
+    with path.open("rb") as file:
+        begins = file.read(len(MANIFEST))
+    if begins == MANIFEST:
         raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:
