@@ -321,6 +321,8 @@ MORE: dict[str, tuple[dict[str, Any], Kind]] = {
     "an override that is a number": ({"extra_config": {EXPERT: 8}}, "not modelled"),
     "activations of a layer": ({"extra_config": {EXPERT: {"act_bits": 8}}}, "not modelled"),
     "another kind of integers": ({"extra_config": {EXPERT: {"data_type": "int_asym_dq"}}}, "not modelled"),
+    "an expression that is not tried": ({"extra_config": {"(.|.)" * 9: {"bits": 8}}}, "not modelled"),
+    "an expression that is none": ({"extra_config": {"(": {"bits": 8}}}, "not modelled"),
     "groups of groups": ({"super_group_size": 8}, "not modelled"),
     "modules left out": ({"modules_to_not_convert": ["model"]}, "not modelled"),
     "GPTQ's rules by name": ({"dynamic": {"-:.*": {}}}, "not modelled"),
@@ -340,10 +342,10 @@ def test_what_a_side_file_alone_says_is_never_passed_over(
     assert kind in {each.kind for each in (*result.findings, *result.unmodelled)}
 
 
-@pytest.mark.parametrize("said", [[1], {EXPERT: 8}])
-def test_overrides_that_are_no_objects_are_not_modelled(said: object, pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("said", [[1], {EXPERT: 8}, {"(.|.)" * 9: {"bits": 8}}, {"(": {"bits": 8}}])
+def test_overrides_that_no_layer_is_looked_up_in_are_never_clean(said: object, pair: tuple[Path, Path]) -> None:
     result = judged(pair, edited(pair, lambda config: config[QUANTIZATION].update(extra_config=said)))
-    assert "quantization_config: extra_config" in {each.tensor for each in result.unmodelled} or result.findings
+    assert any("extra_config" in each.tensor for each in (*result.unmodelled, *result.findings))
     assert not result.clean
 
 

@@ -155,6 +155,11 @@ def matches(key: str, name: str) -> bool:
     return expression is not None and expression.search(name) is not None
 
 
+def is_tried(key: str) -> bool:
+    """Say whether an expression is one that `matches` tries: it is harmless, and Python understands it."""
+    return _expression(key) is not None
+
+
 def is_expression(key: str) -> bool:
     """Say whether loaders take a key for a regular expression."""
     return not SPECIAL.isdisjoint(key)

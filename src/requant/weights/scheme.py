@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from requant.loadable import DROPPED
-from requant.loaders.resolver import is_expression, matches
+from requant.loaders.resolver import is_expression, is_tried, matches
 from requant.weights.binding import CONFIG, SIDE_FILES, Side
 from requant.weights.lineage import Piece
 from requant.weights.tally import Finding, Kind
@@ -186,6 +186,11 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
             found[f"{where}: data_type {_said(value['data_type'])}"] += 1
     for key, count in sorted(found.items()):
         yield Finding("not modelled", key, count, detail="could change what the codes mean")
+    # Not tried, they name no layer here, and may name every one for a loader.
+    for where, each in (("", scheme), *((f"{file}: ", aside) for file, aside in scheme.asides.items())):
+        if untried := [key for key, _ in each.expressions if not is_tried(key)]:
+            detail = f"expressions that are not tried, such as {_said(untried[0])}"
+            yield Finding("not modelled", f"{where}extra_config", len(untried), detail=detail)
 
 
 def _strange(value: Mapping[str, Any]) -> Iterator[str]:
