@@ -32,6 +32,7 @@ FIXED |= {"chat_template.jinja", "chat_template.json", "quantization_config.json
 FIXED |= {"added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json", "vocab.json", "vocab.txt"}
 FIXED |= {"sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "tekken.json"}
 """Files that loaders open by their names."""
+ONE_NAME = "a loader opens it where names that differ only in case are one"
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 """Keys of config.json that may name a repository of compiled code (transformers, `integrations.hub_kernels`)."""
 DROPPED = "mtp."
@@ -110,11 +111,13 @@ def _strays(names: Collection[str], texts: Mapping[str, bytes], index: _Index) -
 def _why_file(name: str, root: bool) -> str:
     """Say why a file that is no safetensors file should not be there, nothing where it may; `root` has weights."""
     folded = folded_case(name)
-    if (name not in FIXED and folded in FIXED) or (folded.endswith(SUFFIX) and not name.endswith(SUFFIX)):
-        return "a loader opens it where names that differ only in case are one"
+    if name not in FIXED and folded in FIXED:
+        return ONE_NAME
     if folded.endswith(CODE):
         return "code, which a loader runs where it is told to trust this repository"
     if is_opaque(name):
+        if folded.endswith(SUFFIX):
+            return ONE_NAME
         if "/" not in name and not root and name.endswith((".bin", ".pt")):
             return "loaders open it, because no safetensors file stands in the root; it is not looked into"
         return "weights in another format, or a pickle that can run anything; it is not looked into"

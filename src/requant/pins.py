@@ -16,7 +16,7 @@ from pathlib import Path
 from requant.digest import MAX_SIDE, MAX_TOML, read_whole
 from requant.environment import files_advice, parse_pin, read_files_digest, read_lock
 from requant.errors import LockError, RecipeError, UsageError
-from requant.images.dockerfile import BASES, TOOLS
+from requant.images.dockerfile import BASES, TOOLS, ZEROS
 from requant.network.pinned import read_pins
 from requant.pinning.hosted import COMMIT, NO_COMMIT, installed, project_requirements, script_requirements, unheld
 from requant.pinning.reference import Reference, references
@@ -106,7 +106,7 @@ def _bases(file: Path) -> Iterator[Reference]:
         table = found if isinstance(found, dict) else {}
         for key in ("digest", "index"):
             digest = str(table.get(key, ""))
-            whole = re.fullmatch("sha256:[0-9a-f]{64}", digest) and set(digest[7:]) != {"0"}
+            whole = re.fullmatch("sha256:[0-9a-f]{64}", digest) and digest != ZEROS
             fault = "" if whole else f"a tag without a digest: no {key}"
             image, line = str(table.get("image", name)), _key_line(text, name, key)
             yield Reference("base image", image, digest, line, _above(text, name) or _heading(text), fault)

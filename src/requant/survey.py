@@ -125,7 +125,7 @@ def _planned_source(layer: Linear, where: str | Fused) -> Source:
     """Return where a planned layer lies: rows of `in_features` numbers, one after the other."""
     columns = layer.in_features
     if isinstance(where, str):
-        return Source(f"{where}", 0, columns, 1)
+        return Source(where, 0, columns, 1)
     halves = 1 if where.rows == slice(None) else 2
     first = where.expert * halves * layer.out_features + (where.rows.start or 0)
     return Source(where.tensor, first * columns, columns, 1)

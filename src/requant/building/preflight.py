@@ -72,7 +72,7 @@ def spool_bytes(recipe: Recipe) -> int:
 def require(found: Cost, instead: str) -> None:
     """Raise NotAvailableError with everything that is lacking, what a build would cost, and what to do `instead`."""
     if found.lacking:
-        raise _cannot(found.lacking, f"A full build takes {found.text()}.\n{instead}")
+        raise _cannot("tune the full model", found.lacking, f"A full build takes {found.text()}.\n{instead}")
 
 
 def require_device(recipe: Recipe, instead: str) -> None:
@@ -81,21 +81,20 @@ def require_device(recipe: Recipe, instead: str) -> None:
         try:
             accelerator(recipe.hardware)
         except NotAvailableError as error:
-            raise _cannot((str(error),), instead) from None
+            raise _cannot("tune the full model", (str(error),), instead) from None
 
 
-def _cannot(lacking: Sequence[str], advice: str) -> NotAvailableError:
-    return NotAvailableError(
-        "\n".join(("this machine cannot tune the full model:", *(f"  {x}" for x in lacking))), advice
-    )
+def _cannot(what: str, lacking: Sequence[str], advice: str) -> NotAvailableError:
+    return NotAvailableError("\n".join((f"this machine cannot {what}:", *(f"  {each}" for each in lacking))), advice)
 
 
 def require_for_trial(recipe: Recipe, folder: Path, base_bytes: int) -> None:
     """Raise NotAvailableError where this machine is not the recipe's, or a twin of `base_bytes` does not fit on it."""
     hardware = replace(recipe.hardware, host_memory_gib=math.ceil(TRIAL_MEMORY * base_bytes / GIB))
     if lacking := _lacking(replace(recipe, hardware=hardware), [(folder, TRIAL_DISK * base_bytes)]):
-        raise NotAvailableError(
-            "\n".join(("this machine cannot try this recipe:", *(f"  {each}" for each in lacking))),
+        raise _cannot(
+            "try this recipe",
+            lacking,
             "Run the trial on the machine that is to do the full build. To see here, on the CPU, what a trial does:\n"
             f"requant trial {recipe.path.parent} --rehearsal --size mini",
         )

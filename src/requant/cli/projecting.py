@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from requant.cli.options import MAINTAIN, AsJson, Group, RecipePath, app, environments
-from requant.cli.tables import pins_text
+from requant.cli.tables import pins_text, several
 from requant.cli.terminal import out, print_json, say
 from requant.pins import GAPS, find_pins
 from requant.recipe import read_recipe
@@ -113,7 +113,7 @@ def _tell(found: Update, write: bool, as_json: bool) -> None:
     else:
         for each in found.changes:
             out.print(escape(f"{each.file}: {each.name}: {each.before or 'absent'} -> {each.after or 'removed'}"))
-        out.print(f"{len(found.changes)} change{'s' * (len(found.changes) != 1)}")
+        out.print(several(len(found.changes), "change"))
     if write:
         found.write()
         say(f"wrote {escape(', '.join(sorted(map(str, found.texts)))) or 'nothing'}")

@@ -249,7 +249,7 @@ def _templates_of(side: Side) -> dict[str, Any]:
 
 
 def _named_templates(side: Side) -> dict[str, str]:
-    """Return the base's chat templates by name: `tokenizer_config.json` may list several."""
+    """Return chat templates by name: `tokenizer_config.json` may list several."""
     found: dict[str, str] = {}
     for value in _templates_of(side).values():
         if isinstance(value, str):
