@@ -18,7 +18,6 @@ from tests.conftest import ROOT
 
 from requant import journal, manifest
 from requant.attestation import BUILD_TYPE
-from requant.card import Claim
 from requant.cli.terminal import ERRORS
 from requant.comparing.divergence import Divergence
 from requant.coverage import Coverage, Covered
@@ -150,7 +149,7 @@ PRINTED: Mapping[str, Any] = {
         advice=str,
         exit_status=int,
     ),
-    "requant.identify/1": printed(Fingerprint, claims=tuple[Claim, ...]),
+    "requant.identify/2": Fingerprint,
     "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
     "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
     "requant.journal/1": printed(

@@ -102,7 +102,6 @@ WRONG = (
     (("lock", "--files", "cpu", "nope"), 5, "lockfiles/nope.in: No such file"),
     (("inspect", "a/b@c", "--loader", "x"), 2, "--loader x: not modelled"),
     (("inspect", "a/b@c", "--recipe", "nowhere"), 4, "nowhere"),
-    (("identify", "a/b@c", "--card", "nowhere.md"), 6, "nowhere.md: No such file"),
     (("check", "a/b@c", "--base", "x"), 2, "x: no such folder"),
     (("check", "a/b@c", "--base", "a/b@c", "--sample", "7"), 2, "--sample 7.0: expected"),
     (("trial", "builds/ec", "--rehearsal", "--iterations", "1"), 2, "--iterations"),

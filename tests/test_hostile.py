@@ -107,7 +107,7 @@ def overridden(value: Any) -> Any:
     return value
 
 
-TOLD = ("inspect C --all", "identify C --card CARD", "diff C H", "check C --base B", "repair C --base B", "verify C M")
+TOLD = ("inspect C --all", "identify C", "diff C H", "check C --base B", "repair C --base B", "verify C M")
 SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", "model.safetensors.index.json")
 
 
@@ -118,7 +118,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(healthy("ec"), folder / "H")
     write_twin("mini", folder / "B")
     (folder / "M").write_bytes(make_manifest(folder / "H").to_json())
-    (folder / "CARD").write_text(f"64 experts{TRICK} and 3 {TRICK} tensors, 3 GB{TRICK}, MTP{TRICK[:20]}in INT4\n" * 3)
     return folder
 
 
@@ -139,7 +138,7 @@ def said(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     def run(command: str | list[str]) -> str:
         words = command.split() if isinstance(command, str) else command
-        words = [str(folders / word) if word in ("B", "CARD", "H", "M") else word for word in words]
+        words = [str(folders / word) if word in ("B", "H", "M") else word for word in words]
         monkeypatch.setattr(sys, "argv", ["requant", *words])
         try:
             status = cli.main()

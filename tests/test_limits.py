@@ -18,7 +18,6 @@ from tests.conftest import ROOT
 from requant.checkpoint import INDEX, write_checkpoint
 from requant.digest import (
     DEEPEST,
-    MAX_CARD,
     MAX_INDEX,
     MAX_JOURNAL,
     MAX_MANIFEST,
@@ -136,12 +135,6 @@ def test_the_worst_of_each_kind(file: str, content: bytes, words: str, place: Pa
         path.unlink() if before is None else path.write_bytes(before)
 
 
-@pytest.mark.parametrize("unit", ["64 experts, 3 tensors, 20.9 GB; ", "1", "MTP ", "1 a a ", "\n", "group_size "])
-def test_the_worst_card(unit: str, place: Path) -> None:
-    (place / "CARD").write_text(unit * (MAX_CARD // len(unit)))
-    assert taken("identify", "C", "--card", "CARD", cwd=place) < MOST
-
-
 @pytest.mark.parametrize(
     ("file", "limit", "words"),
     [
@@ -149,7 +142,6 @@ def test_the_worst_card(unit: str, place: Path) -> None:
         ("J", MAX_JOURNAL, "show journal J"),
         ("C/config.json", MAX_SIDE, "inspect C"),
         (f"C/{INDEX}", MAX_INDEX, "inspect C"),
-        ("CARD", MAX_CARD, "identify C --card CARD"),
         ("builds/ec/recipe.toml", MAX_TOML, "plan builds/ec"),
         ("builds/bases/qwen3.6-35b-a3b.config.json", MAX_SIDE, "plan builds/ec"),
     ],

@@ -18,7 +18,6 @@ from tests.conftest import ROOT
 from tests.schemas import FOLDER, PRINTED, WRITTEN, schema, schemas, text
 from tests.test_cli import requant
 from tests.test_coverage import audit, copied
-from tests.test_identify import CARD
 from typer.testing import CliRunner
 
 from requant.build import Built
@@ -73,7 +72,6 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     broken = folder / "broken"
     write_checkpoint(next(case for case in CASES if case.repairable).mutate(healthy("ec")), broken)
     (folder / "ours.manifest.json").write_bytes(make_manifest(ours).to_json())
-    (folder / "card.md").write_text(CARD)
     (folder / "ec").mkdir()
     recorded = copied(folder / "ec")
     write_audit(recorded, audit({0: "identical", 1: "different"}))
@@ -91,7 +89,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("inspect", ours, "--recipe", EC),
             ("inspect", broken, "--all"),
             ("inspect", "--explain", "D01"),
-            ("identify", ours, "--card", folder / "card.md"),
+            ("identify", ours),
             ("repair", broken, "--base", base, "--out", folder / "mended"),
             ("repair", ours, "--base", base),
             ("plan", EC, *twin),

@@ -10,9 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from requant.card import Claim
 from requant.cli.folding import Folded, name
-from requant.cli.tables import claims_table, coverage_table, findings_table, plan_table, repair_table
+from requant.cli.tables import coverage_table, findings_table, plan_table, repair_table
 from requant.cli.terminal import Terminal
 from requant.coverage import Coverage, Covered, Label
 from requant.inspect import Inspection
@@ -71,7 +70,6 @@ TABLES: dict[str, Callable[[str], Iterable[RenderableType]]] = {
     "plan, numbers": lambda name: [planned("x", 10**20 + name.endswith("one"))],
     "findings": lambda name: findings_table(finding(name)),
     "repair": lambda name: repair_table(Repair(1, "0" * 64, None, (name,), (), (), (), ()), None),
-    "claims": lambda name: [claims_table((Claim(1, "a claim", "refuted", name),))],
 }
 
 

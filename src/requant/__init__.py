@@ -4,7 +4,7 @@ The map. Every verb is a module of its name, what they share is a package, and w
 value. Which may import which, floor by floor, stands in `pyproject.toml`.
 
 making               build, trial, rebuild, plan, survey, lock, image, pins, update, render
-telling              inspect, identify, repair, card, show
+telling              inspect, identify, repair, show
 judging              verify, check, diff, audit, coverage
 what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning
 models of others     loaders, passes, twin, base_config, inventory, packing

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.markup import escape
 
-from requant.card import Claim
 from requant.cli.folding import Sheet, name
 from requant.coverage import Coverage
 from requant.errors import UsageError
@@ -191,16 +190,6 @@ def fingerprint_table(found: Fingerprint) -> Iterator[RenderableType]:
 
 def _share(value: float | None) -> str:
     return "not read, or there are none" if value is None else f"{value:.1%}"
-
-
-def claims_table(claims: tuple[Claim, ...]) -> Sheet:
-    """Return a card's claims with their verdicts."""
-    sheet = Sheet("line", "claim", "verdict", "evidence")
-    colours = {"confirmed": "green", "refuted": "red", "undecidable": "yellow"}
-    for each in claims:
-        verdict = f"[{colours[each.verdict]}]{each.verdict}[/]"
-        sheet.add(str(each.line), escape(each.text), verdict, escape(each.evidence))
-    return sheet
 
 
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:

@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from requant import survey as surveying
-from requant.card import judge, read_card
 from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Runner, Size, app, recipes, twin_size
 from requant.cli.tables import (
     asked_text,
-    claims_table,
     defect_text,
     findings_table,
     fingerprint_table,
@@ -121,25 +119,17 @@ def inspect(
     raise typer.Exit(EXIT_STATUS[inspected.outcome])
 
 
-@app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-twin --card README.md")
+@app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-twin")
 def identify(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")],
-    card: Annotated[
-        Path | None, typer.Option(help="The model card, README.md, whose claims are compared with the files.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which tools and policies could have written a checkpoint, and which claims of its model card hold."""
-    text = read_card(card) if card else ""
-    headers = open_headers(checkpoint)
-    found = fingerprint(headers)
-    claims = judge(text, found, headers)
+    """Say which tools and policies could have written a checkpoint."""
+    found = fingerprint(open_headers(checkpoint))
     if as_json:
-        print_json("requant.identify/1", {**found.as_json(), "claims": [each.as_json() for each in claims]})
-        return
-    out.lines(fingerprint_table(found))
-    if claims:
-        out.lines([claims_table(claims)])
+        print_json("requant.identify/2", found.as_json())
+    else:
+        out.lines(fingerprint_table(found))
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant repair CHECKPOINT --base BASE --out DIR")
