@@ -15,7 +15,7 @@ from requant.environment import Pin, format_lock, read_intent, read_lock
 from requant.errors import LockError, NotAvailableError, UsageError
 from requant.images.dockerfile import dockerfile, read_bases, write_dockerfiles
 from requant.pins import find_pins
-from requant.update import Change, compare_locks, update_images, update_locks
+from requant.update import Change, update_images, update_locks
 
 CUTOFF = "2026-06-01T00:00:00Z"
 OLD, NEW = "1" * 64, "2" * 64
@@ -48,10 +48,17 @@ def lock_text(*pins: Pin) -> str:
     ],
 )
 def test_locks_are_compared_package_by_package(
-    before: list[Pin], after: list[Pin], told: list[tuple[str, str, str]]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[Pin],
+    after: list[Pin],
+    told: list[tuple[str, str, str]],
 ) -> None:
-    changes = compare_locks(Path("x.txt"), lock_text(*before), lock_text(*after))
-    assert changes == tuple(Change("x.txt", *each) for each in told)
+    shutil.copy(ROOT / "lockfiles" / "build-image.in", tmp_path / "x.in")
+    (tmp_path / "x.txt").write_text(lock_text(*before))
+    monkeypatch.setattr(update, "resolve", lambda *_: lock_text(*after))
+    changes = update_locks(tmp_path, ["x"], CUTOFF).changes
+    assert changes == tuple(Change(f"{tmp_path}/x.txt", *each) for each in told)
 
 
 @pytest.fixture
@@ -169,6 +176,7 @@ def test_one_image_is_asked_for_by_name(lockfiles: Path, registry: Path) -> None
     """The others keep their digests, and what the file says of where these are from; the registry may not know them."""
     file = lockfiles / "images.toml"
     bases, text = read_bases(lockfiles), file.read_text()
+    text = text.replace("[cpu]", "# Why this one.\n[cpu]")
     file.write_text(text.replace(bases["cpu"].digest, ZEROS).replace(bases["cpu"].index, ZEROS))
     answers = json.loads(registry.read_text())
     registry.write_text(json.dumps({bases["cpu"].image: answers[bases["cpu"].image]}))
@@ -191,7 +199,7 @@ def test_one_image_is_asked_for_by_name(lockfiles: Path, registry: Path) -> None
     registry.write_text(registry.read_text().replace(bases["cpu"].digest, f"sha256:{NEW}"))
     assert CliRunner().invoke(app, ["update", "images", "cpu", "--folder", str(lockfiles), "--write"]).exit_code == 0
     assert read_bases(lockfiles) == bases | {"cpu": replace(bases["cpu"], digest=f"sha256:{NEW}")}
-    assert file.read_text().count("`requant update images cpu`") == 1
+    assert file.read_text().count("`requant update images cpu`") == file.read_text().count("# Why this one.\n") == 1
 
 
 def test_an_image_that_there_is_not(lockfiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:

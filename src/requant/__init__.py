@@ -6,7 +6,7 @@ value. Which may import which, floor by floor, stands in `pyproject.toml`.
 making               build, trial, rebuild, plan, survey, lock, image, pins, update, render
 telling              inspect, identify, repair, show
 judging              verify, check, diff, audit, coverage
-what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning
+what they share      building, rooms, images, network, inspecting, weights, comparing, retuning
 models of others     loaders, passes, twin, base_config, inventory, packing
 files and values     recipe, environment, installation, packages, wheels, journal, manifest, checkpoint,
                      safetensors, attestation, verdict, files, loadable, digest, syntax, programs, errors, crash,

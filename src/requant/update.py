@@ -7,20 +7,28 @@ it is stale afterwards (CONTRIBUTING.md).
 import re
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from requant.digest import strict_json
-from requant.environment import dockerfile_path, parse_pin, read_intent, read_lock
+from requant.environment import dockerfile_path, read_intent, read_lock
 from requant.errors import BuildError, LockError, NotAvailableError, UsageError
-from requant.images.dockerfile import BASES, Base, dockerfile, platform_of, read_bases
+from requant.images.dockerfile import BASES, dockerfile, platform_of, read_bases
 from requant.lock import resolve
 from requant.programs import run
 
-_CUTOFF = re.compile(r"^# cutoff = \S+$", re.M)
+_NEEDED = "This needs docker with buildx 0.13 or newer, and a network."
+_TABLE = """\
+# From a registry, through docker, on {today:%Y-%m-%d} (`requant update images {name}`).
+[{name}]
+image = "{base.image}"
+digest = "{base.digest}"
+index = "{base.index}"
+nvidia = {nvidia}"""
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,6 @@ class Update:
     changes: tuple[Change, ...]
     texts: Mapping[Path, str]
 
-    def write(self) -> None:
-        """Write every file of the update."""
-        for path, text in self.texts.items():
-            path.write_bytes(text.encode())
-
 
 def update_locks(folder: Path, names: Iterable[str], cutoff: str) -> Update:
     """Resolve the named environments as if asked at `cutoff`, an instant such as 2026-06-01T00:00:00Z.
@@ -52,55 +55,20 @@ def update_locks(folder: Path, names: Iterable[str], cutoff: str) -> Update:
     Raises UsageError for a cutoff that is none or lies ahead, whose lock another day would not give again;
     LockError where an `.in` is malformed or has no solution, NotAvailableError without uv.
     """
-    instant = _instant(cutoff)
-    if instant > datetime.now(UTC):
-        raise UsageError(f"--cutoff {cutoff}: lies ahead, and what is published until then is not known")
-    names = list(names)
-    for name in names:
-        read_intent(folder, name)  # says what is wrong with the file itself, under its own name, before any is resolved
-    changes: list[Change] = []
-    texts: dict[Path, str] = {}
+    names = [read_intent(folder, name).name for name in names]
     with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
-            asked, locked = folder / f"{name}.in", folder / f"{name}.txt"
-            Path(scratch, asked.name).write_text(_CUTOFF.sub(f"# cutoff = {cutoff}", asked.read_text(), count=1))
-            texts[asked] = Path(scratch, asked.name).read_text()
-            texts[locked] = resolve(Path(scratch), name)
-            changes += compare_locks(locked, locked.read_text() if locked.exists() else "", texts[locked])
-    return Update(tuple(changes), texts | _dockerfiles(folder, texts))
-
-
-def compare_locks(file: Path, before: str, after: str) -> tuple[Change, ...]:
-    """Return which packages two locks differ in: by version, or where that is equal by the wheel's SHA-256."""
-    old, new = _pins(file, before), _pins(file, after)
-    return tuple(
-        Change(str(file), name, *_told(old.get(name, ("", "")), new.get(name, ("", ""))))
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    )
-
-
-def _told(before: tuple[str, str], after: tuple[str, str]) -> tuple[str, str]:
-    if before[0] != after[0]:
-        return before[0], after[0]
-    return f"{before[0]} sha256:{before[1]}", f"{after[0]} sha256:{after[1]}"
-
-
-def _pins(file: Path, text: str) -> dict[str, tuple[str, str]]:
-    lines = enumerate(text.split("\n")[:-1], 1)
-    pins = (parse_pin(file, number, line, "") for number, line in lines if not line.startswith("#"))
-    return {pin.name: (pin.version, pin.sha256) for pin in pins}
-
-
-def _instant(cutoff: str) -> datetime:
-    form = "%Y-%m-%dT%H:%M:%SZ"
-    try:
-        instant = datetime.strptime(cutoff, form).replace(tzinfo=UTC)
-    except ValueError:
-        instant = None
-    if instant is None or f"{instant:{form}}" != cutoff:
-        raise UsageError(f"--cutoff {cutoff}: expected an instant such as 2026-06-01T00:00:00Z")
-    return instant
+        copies = [Path(scratch, f"{name}.in") for name in names]
+        for copy in copies:
+            asked = (folder / copy.name).read_text()
+            copy.write_text(re.sub(r"^# cutoff = \S+$", f"# cutoff = {cutoff}", asked, count=1, flags=re.M))
+            try:
+                read_intent(copy.parent, copy.stem)
+            except LockError:
+                raise UsageError(f"--cutoff {cutoff}: expected an instant such as 2026-06-01T00:00:00Z") from None
+        if cutoff > f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}":
+            raise UsageError(f"--cutoff {cutoff}: lies ahead, and what is published until then is not known")
+        texts = {copy.name: copy.read_text() for copy in copies}
+        return _update(folder, texts | {f"{name}.txt": resolve(Path(scratch), name) for name in names})
 
 
 def update_images(folder: Path, names: Iterable[str] = ()) -> Update:
@@ -111,108 +79,79 @@ def update_images(folder: Path, names: Iterable[str] = ()) -> Update:
     `images.toml` or a lock is malformed, or the tag names nothing for the lock's platform.
     """
     bases, file = read_bases(folder), folder / BASES
-    asked = list(dict.fromkeys(names)) or list(bases)
-    for name in asked:
-        if name not in bases:
-            raise UsageError(f"{name}: {file} has no such image", f"There are {', '.join(bases)}.")
+    asked = list(names) or list(bases)
+    if unknown := [name for name in asked if name not in bases]:
+        raise UsageError(f"{unknown[0]}: {file} has no such image", f"There are {', '.join(bases)}.")
     platforms = {name: platform_of(read_lock(folder, name)) for name in asked}
-    newer: dict[str, Base] = {}
+    text = file.read_text()
     for name, platform in platforms.items():
         base = bases[name]
         index = _described(base.image)
-        fitting = [image["digest"] for image in index.get("manifests", ()) if _platform(image) == platform]
+        images = [(each["digest"], each.get("platform", {})) for each in index.get("manifests", ())]
+        fitting = [digest for digest, of in images if f"{of.get('os')}/{of.get('architecture')}" == platform]
         if len(fitting) != 1:
-            raise LockError(
-                f"{file}: {name}: {base.image} names {len(fitting)} images for {platform}, expected one",
-                "name a tag that is there for this platform",
-            )
-        newer[name] = replace(base, digest=fitting[0], index=index["digest"])
-    changes = tuple(
-        Change(str(file), f"{name} {base.image} {key}", getattr(bases[name], key), getattr(base, key))
-        for name, base in newer.items()
-        for key in ("digest", "index")
-        if getattr(bases[name], key) != getattr(base, key)
-    )
-    if not changes:
-        text = ""
-    elif len(newer) == len(bases):
-        text = "".join((_BASES.format(datetime.now(UTC)), *(_table(name, base) for name, base in newer.items())))
-    else:
-        text = file.read_text()
-        for name, base in newer.items():
-            if base != bases[name]:
-                text = _edited(file, text, name, base)
-    texts = {file: text} if text else {}
-    return Update(changes, texts | _dockerfiles(folder, texts, newer))
+            found = f"{base.image} names {len(fitting)} images for {platform}, expected one"
+            raise LockError(f"{file}: {name}: {found}", "name a tag that is there for this platform")
+        bases[name] = replace(base, digest=fitting[0], index=index["digest"])
+        if bases[name] != base:
+            nvidia = str(base.nvidia).lower()
+            table = _TABLE.format(name=name, base=bases[name], nvidia=nvidia, today=datetime.now(UTC))
+            parts = [part.split("\n") for part in text.rstrip().split("\n\n")]
+            for part in parts:
+                if f"[{name}]" in part:
+                    said = [line for line in part if line.startswith("#") and "`requant update images" not in line]
+                    part[:] = [*said, table]
+            text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+    if tomllib.loads(text) != {name: asdict(base) for name, base in bases.items()}:
+        raise LockError(f"{file}: cannot be edited", "Part its tables by an empty line each, and write [NAME] plainly.")
+    return _update(folder, {BASES: text}, asked)
 
 
-_BASES = """\
-# The base of each image, for one platform, by the digest of its manifest; `index` is what the tag named, over all
-# platforms. From a registry, through docker, on {:%Y-%m-%d} (`nox -s update-images`).
-"""
+def _update(folder: Path, texts: Mapping[str, str], images: Iterable[str] = ()) -> Update:
+    """Return what differs once `texts` are in the folder of locks, and the Dockerfiles of `images` that follow.
 
-_TABLE = """
-[{name}]
-image = "{base.image}"
-digest = "{base.digest}"
-index = "{base.index}"
-nvidia = {nvidia}
-"""
-
-_ASKED = "# From a registry, through docker, on {:%Y-%m-%d} (`requant update images {}`).\n"
-"""What is said of one table, where the heading is about others."""
-
-
-def _table(name: str, base: Base) -> str:
-    return _TABLE.format(name=name, base=base, nvidia=str(base.nvidia).lower())
-
-
-def _edited(file: Path, text: str, name: str, base: Base) -> str:
-    """Return the text of `images.toml` with one table written anew, and the rest as it stands."""
-    said = re.escape(_ASKED).replace(re.escape("{:%Y-%m-%d}"), r"\S+").replace(re.escape("{}"), re.escape(name))
-    table = rf"^(?:{said})?\[{re.escape(name)}\]\n(?:[a-z]+ = .+\n?){{4}}"
-    anew = _ASKED.format(datetime.now(UTC), name) + _table(name, base).lstrip()
-    edited, count = re.subn(table, lambda _: anew, text, flags=re.M)
-    if count != 1:
-        raise LockError(f"{file}: cannot edit the table of {name}", f"Write it plainly, as here:\n{_table(name, base)}")
-    return edited
-
-
-def _platform(image: Mapping[str, Any]) -> str:
-    platform = image.get("platform", {})
-    return f"{platform.get('os')}/{platform.get('architecture')}"
-
-
-def _dockerfiles(folder: Path, texts: Mapping[Path, str], names: Iterable[str] = ()) -> dict[Path, str]:
-    """Return the Dockerfiles that are other ones once `texts` are written: they name pip's wheel and their base.
-
-    Without `names`, of all images but those that are not pinned yet: there is nothing to write of them.
+    Without `images`, of all but those that are not pinned yet: there is nothing to write of them.
     """
-    if not (folder / BASES).exists():
-        return {}
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(folder, Path(scratch, folder.resolve().name)))
-        for path, text in texts.items():
-            (copy / path.name).write_text(text)
-        chosen = list(names) or [name for name, base in read_bases(copy).items() if not base.placeholder]
-        made = {dockerfile_path(folder, name): dockerfile(copy, name) for name in chosen}
-    return {path: text for path, text in made.items() if not path.exists() or path.read_text() != text}
+        for name, text in texts.items():
+            (copy / name).write_text(text)
+        made = {folder / name: text for name, text in texts.items()}
+        if (copy / BASES).exists():
+            chosen = list(images) or [name for name, base in read_bases(copy).items() if not base.placeholder]
+            made |= {dockerfile_path(folder, name): dockerfile(copy, name) for name in chosen}
+        changes = []
+        for name in texts:
+            old, new = _held(folder / name), _held(copy / name)
+            for key in sorted(old.keys() | new.keys()):
+                before, after = old.get(key, ""), new.get(key, "")
+                versions = before.split(" ")[0], after.split(" ")[0]
+                if before != after:  # a wheel alone is told where its version is the same
+                    told = versions if versions[0] != versions[1] else (before, after)
+                    changes.append(Change(str(folder / name), key, *told))
+    stale = {path: text for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()}
+    return Update(tuple(changes), stale)
 
 
-def _described(name: str) -> dict[str, Any]:
+def _held(file: Path) -> dict[str, str]:
+    """Return what holds each pin of a lock, behind its version, or of `images.toml`; nothing of an `.in`."""
+    if file.name == BASES:
+        bases = read_bases(file.parent).items()
+        return {f"{name} {base.image} {key}": getattr(base, key) for name, base in bases for key in ("digest", "index")}
+    lines = file.read_text().split("\n") if file.exists() and file.suffix == ".txt" else []
+    pins = (line.partition("==") for line in lines if not line.startswith("#"))
+    return {name: pinned.replace("--hash=", "") for name, _, pinned in pins if name}
+
+
+def _described(image: str) -> dict[str, Any]:
     """Return what a registry says of an image: `digest`, and `manifests` where it is an index (OCI image spec)."""
     try:
-        answer = run(["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Manifest}}", name])
-    except (BuildError, NotAvailableError) as error:
-        raise NotAvailableError(
-            f"{name}: no registry answers: {error}", "This needs docker with buildx, and a network."
-        ) from None
-    try:
-        described = strict_json(answer.encode())
+        answer = run(["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Manifest}}", image])
+        described = dict(strict_json(answer.encode()))
         if re.fullmatch("sha256:[0-9a-f]{64}", described["digest"]):
-            return dict(described)
+            return described
+    except (BuildError, NotAvailableError) as error:
+        raise NotAvailableError(f"{image}: no registry answers: {error}", _NEEDED) from None
     except (ValueError, TypeError, KeyError):
         pass
-    raise NotAvailableError(
-        f"{name}: docker's answer holds no digest: {answer[:200]!r}", "Is its buildx 0.13 or newer?"
-    )
+    raise NotAvailableError(f"{image}: docker's answer holds no digest: {answer[:200]!r}", _NEEDED)

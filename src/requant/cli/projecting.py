@@ -115,7 +115,8 @@ def _tell(found: Update, write: bool, as_json: bool) -> None:
             out.print(escape(f"{each.file}: {each.name}: {each.before or 'absent'} -> {each.after or 'removed'}"))
         out.print(several(len(found.changes), "change"))
     if write:
-        found.write()
+        for path, text in found.texts.items():
+            path.write_bytes(text.encode())
         say(f"wrote {escape(', '.join(sorted(map(str, found.texts)))) or 'nothing'}")
         if found.texts:
             say(

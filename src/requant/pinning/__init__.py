@@ -1,1 +1,0 @@
-"""What a file has from elsewhere."""
