@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from requant.errors import BuildError, NotAvailableError
-from requant.images.engine import CHOSEN, DIALECTS, Engine, Limits, find
+from requant.errors import BuildError, LockError, NotAvailableError
+from requant.images.engine import CHOSEN, DIALECTS, Built, Engine, Limits, find
 from requant.images.refusals import REFUSALS, refusal
 from requant.programs import run
 
@@ -30,7 +30,10 @@ Pretend = Callable[..., None]
 
 @pytest.fixture
 def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
-    """Put programs on PATH that answer by their first words, and nothing else; status 125 follows what is an error."""
+    """Put programs on PATH that answer by their first words, and nothing else; status 125 follows what is an error.
+
+    An answer {"--option": text} is written to the file that the option names.
+    """
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(CHOSEN, raising=False)
 
@@ -43,7 +46,10 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretend:
             "    if ' '.join(sys.argv[1:]).startswith(words):\n"
             "        if isinstance(answer, str):\n"
             "            sys.stderr.write(answer)\n            raise SystemExit(125)\n"
-            "        print(answer.get('text') or json.dumps(answer))\n        raise SystemExit(0)\n"
+            "        if isinstance(answer, dict) and (word := next(iter(answer))).startswith('--'):\n"
+            "            open(sys.argv[sys.argv.index(word) + 1], 'w').write(answer[word])\n"
+            "            raise SystemExit(0)\n"
+            "        print(answer['text'] if 'text' in answer else json.dumps(answer))\n        raise SystemExit(0)\n"
             "raise SystemExit('not told: ' + ' '.join(sys.argv))\n"
         )
         script.chmod(0o755)
@@ -102,12 +108,13 @@ def inspected(version: str, driver: str = "docker") -> dict[str, str]:
     [
         ({}, inspected("v0.13.2"), "BuildKit v0.13.2 of docker"),
         ({}, inspected("v0.0.0+unknown"), "BuildKit v0.0.0"),  # Debian's, and 26 has 0.13
-        ({}, inspected("v0.12.4"), "its BuildKit is v0.12.4, expected 0.13 or newer"),
+        ({}, inspected("v0.12.4", "docker-container"), "its BuildKit is v0.12.4, expected 0.13 or newer"),
         ({"ServerVersion": "25.0.3"}, inspected("v0.0.0+unknown"), "its BuildKit is"),
         ({"ClientInfo": {"Plugins": []}}, inspected("v0.13.2"), "lacks buildx"),
         ({"ClientInfo": {"Plugins": None}}, inspected("v0.13.2"), "lacks buildx"),
         ({"DriverStatus": [["Backing Filesystem", "extfs"]]}, inspected("v0.13.2"), "older image store"),
         ({"DriverStatus": None}, inspected("v0.13.2", "docker-container"), "BuildKit v0.13.2 of docker"),
+        ({"ServerVersion": "25.0.3"}, inspected("v0.13.2", "docker-container"), "BuildKit v0.13.2 of docker 25"),
     ],
 )
 def test_a_builder_that_can_fix_times(
@@ -178,7 +185,7 @@ def test_what_engines_say_is_understood(pretend: Pretend, name: str, said: str) 
     assert known.name == name
     pretend("docker", {"info": DOCKER, "load": said})
     with pytest.raises(known.error) as error:
-        find().load(Path("image.tar"))
+        find().ask("load")
     assert known.message in str(error.value)
     assert error.value.advice == known.advice
 
@@ -201,42 +208,65 @@ def test_what_is_no_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         find()
 
 
+BUILT = {"containerimage.config.digest": "sha256:c", "containerimage.digest": "sha256:m", "buildx.build.ref": "x"}
+
+
+def stored(digest: str) -> list[dict[str, Any]]:
+    return [{"Id": digest, "RootFS": {}, "Architecture": "", "Config": {}, "Created": "", "Os": ""}]
+
+
+def building(engine: Engine, folder: Path, *, cached: bool = True) -> Built:
+    return engine.build(folder, folder / "Dockerfile", name="x:1", epoch=7, arguments={}, cached=cached)
+
+
 @pytest.mark.parametrize(
-    ("kind", "buildkit", "has", "lacks"),
+    ("kind", "found", "has", "lacks"),
     [
-        ("docker", "v0.13.2", "--sbom=false", "compatibility-version"),
-        ("docker", "v0.29.1", "rewrite-timestamp=true,compression=uncompressed", "compatibility-version"),
-        ("docker", "v0.31.0", "force-compression=true,compatibility-version=20", "--timestamp"),
-        ("podman", "", "--layers --timestamp 7 ", "--provenance"),
+        ("docker", "sha256:m", "rewrite-timestamp=true,compression=uncompressed,force-compression=true", "--timestamp"),
+        ("docker", "sha256:c", "--provenance=false --sbom=false", "--timestamp"),  # Docker's older store
+        ("podman", "c", "--layers --timestamp 7 ", "--provenance"),
     ],
 )
-def test_how_an_image_is_built(
-    pretend: Pretend, tmp_path: Path, kind: str, buildkit: str, has: str, lacks: str
-) -> None:
+def test_how_an_image_is_built(pretend: Pretend, tmp_path: Path, kind: str, found: str, has: str, lacks: str) -> None:
     """No step has a network, times are fixed, nothing new each time is attached; Podman's cache is not used."""
-    done = {"text": "done"}
-    pretend("docker", {"info": DOCKER, "buildx inspect": inspected(buildkit), "buildx build": done})
-    pretend("podman", {"info": PODMAN, "build": done, "save": done})
+    store = {"load": {"text": "done"}, "image inspect": stored(found)}
+    pretend("docker", {"info": DOCKER, "buildx build": {"--metadata-file": json.dumps(BUILT)}, **store})
+    pretend("podman", {"info": PODMAN, "build": {"--iidfile": "sha256:c"}, **store})
     for cached in (True, False):
-        find(kind).build(
-            tmp_path, tmp_path / "Dockerfile", tmp_path / "a.tar", name="x:1", epoch=7, arguments={}, cached=cached
-        )
+        built = building(find(kind), tmp_path, cached=cached)
+        assert (built.config, built.manifest) == ("sha256:c", "sha256:m" if kind == "docker" else None)
     first, second = (line for line in (tmp_path / "said").read_text().splitlines() if "--file" in line)
     for said in (first, second):
         assert " --network none " in said
         assert " --build-arg SOURCE_DATE_EPOCH=7 " in said
-        assert ("--provenance=false --sbom=false" in said) == (kind == "docker")
         assert has in said
         assert lacks not in said
     assert ("--no-cache" in first) == (kind == "podman")
     assert "--no-cache" in second
 
 
+@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize("found", [stored("sha256:d"), "No such image: x:1"])
+def test_what_is_in_the_store_must_be_what_was_built(pretend: Pretend, tmp_path: Path, kind: str, found: Any) -> None:
+    store = {"load": {"text": "done"}, "image inspect": found}
+    pretend("docker", {"info": DOCKER, "buildx build": {"--metadata-file": json.dumps(BUILT)}, **store})
+    pretend("podman", {"info": PODMAN, "build": {"--iidfile": "sha256:c"}, **store})
+    with pytest.raises(LockError, match=r"x:1: the engine has (sha256:d|nothing), expected sha256:[mc], which was"):
+        building(find(kind), tmp_path)
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", "[" * 10**5, "{}", json.dumps({**BUILT, "containerimage.digest": 1})])
+def test_metadata_that_name_no_image(pretend: Pretend, tmp_path: Path, said: str) -> None:
+    pretend("docker", {"info": DOCKER, "buildx build": {"--metadata-file": said}})
+    with pytest.raises(BuildError, match=r"said: (not what buildx writes|found .*, expected the digests of an image)"):
+        building(find(), tmp_path)
+
+
 def test_what_is_not_understood_is_repeated(pretend: Pretend) -> None:
     lost = "the moon is in the wrong phase"
     pretend("docker", {"info": DOCKER, "load": lost, "image inspect": lost, "rm": lost})
     engine = find()
-    for ask in (lambda: engine.load(Path("x")), lambda: engine.image("x"), lambda: engine.remove("x")):
+    for ask in (lambda: engine.ask("load"), lambda: engine.image("x"), lambda: engine.remove("x")):
         with pytest.raises(BuildError, match="moon"):
             ask()
 

@@ -3,8 +3,7 @@
 import io
 import tarfile
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,8 +12,7 @@ from hypothesis import strategies as st
 
 from requant.digest import sha256
 from requant.errors import BuildError
-from requant.images.rootfs import LARGEST_KEPT, Rootfs, differences, members, read_rootfs
-from requant.images.tar import LARGEST, Header
+from requant.images.rootfs import LARGEST_KEPT, Rootfs, differences, read_rootfs
 
 
 @dataclass(frozen=True)
@@ -43,36 +41,6 @@ def tar(made: Sequence[Made], form: int = tarfile.PAX_FORMAT) -> bytes:
             member.devmajor, member.devminor = 1, 3
             file.addfile(member, io.BytesIO(each.data))
     return out.getvalue()
-
-
-def block(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """Return a header alone, which may lie."""
-    member = tarfile.TarInfo(name)
-    member.size, member.type = size, kind
-    return member.tobuf(tarfile.GNU_FORMAT)
-
-
-def extended(data: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
-    return block("x", len(data), kind) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
-
-
-def record(key: str, value: str) -> bytes:
-    rest = f" {key}={value}\n".encode()
-    length = len(rest) + 1
-    while len(str(length)) + len(rest) != length:
-        length += 1
-    return str(length).encode() + rest
-
-
-@contextmanager
-def little(limit: int = 16 << 20) -> Iterator[None]:
-    """What is done within takes at most `limit` bytes of memory."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
 
 
 def read(data: bytes, *keep: str) -> Rootfs:
@@ -130,14 +98,15 @@ def test_order_time_and_form_do_not_matter(found: list[Made], random: object, ti
     expected = read(tar(found))
     assert read(tar(shuffled)).digest == expected.digest
     assert read(tar(shuffled, tarfile.GNU_FORMAT)).digest == expected.digest
-    assert differences(expected.entries, read(tar(shuffled)).entries) == ()
+    at_once = [replace(each, time=time) for each in found]
+    assert differences(read(tar(at_once)), read(tar(shuffled))) == ()
 
 
 @given(trees, trees)
 def test_equal_digests_are_equal_files(one: list[Made], two: list[Made]) -> None:
-    first, second = read(tar(one)), read(tar(two))
+    first, second = (read(tar([replace(each, time=0) for each in files])) for files in (one, two))
     assert (first.digest == second.digest) == (first.entries == second.entries)
-    assert (first.digest == second.digest) == (differences(first.entries, second.entries) == ())
+    assert (first.digest == second.digest) == (differences(first, second) == ())
 
 
 @pytest.mark.parametrize(
@@ -158,13 +127,20 @@ def test_one_bit_counts_and_is_named(number: int, change: dict[str, object], sai
     other = [*FILES]
     other[number] = replace(FILES[number], **change)  # type: ignore[arg-type]
     assert digest(*other) != digest(*FILES)
-    assert differences(read(tar(FILES)).entries, read(tar(other)).entries) == (said,)
+    assert differences(read(tar(FILES)), read(tar(other))) == (said,)
 
 
 def test_a_path_of_one_side_is_named() -> None:
-    all_of_them, fewer = read(tar(FILES)).entries, read(tar(FILES[:-1])).entries
+    all_of_them, fewer = read(tar(FILES)), read(tar(FILES[:-1]))
     assert differences(all_of_them, fewer) == ("var/pipe: only in the first",)
     assert differences(fewer, all_of_them) == ("var/pipe: only in the second",)
+
+
+def test_another_time_is_named_and_does_not_count() -> None:
+    """Except that of the folder in which engines write."""
+    later = read(tar([replace(each, time=1) for each in FILES]))
+    assert later.digest == digest(*FILES)
+    assert differences(read(tar(FILES)), later) == tuple(sorted(f"{each.name}: time" for each in FILES[1:]))
 
 
 def test_what_engines_put_in_does_not_count() -> None:
@@ -203,12 +179,6 @@ def test_what_is_kept_has_a_limit() -> None:
     header.size = LARGEST_KEPT + 1
     with pytest.raises(BuildError, match="expected at most"):
         read(header.tobuf() + bytes(1024), "etc/os-release")
-
-
-@pytest.mark.parametrize("name", ["../etc/passwd", "usr/../../etc", "/../x", ".."])
-def test_a_path_that_leaves_is_refused(name: str) -> None:
-    with pytest.raises(BuildError, match="leaves it"):
-        read(tar([Made(name)]))
 
 
 def test_an_absolute_path_is_the_roots() -> None:
@@ -280,187 +250,31 @@ def test_the_stream_is_not_held() -> None:
     header = tarfile.TarInfo("big")
     header.size = 100 << 20
 
-    class Endless(io.RawIOBase):
-        left = (header.size + 1024) >> 9
+    class Long(io.RawIOBase):
+        def __init__(self) -> None:
+            self.head, self.blocks = header.tobuf(), (header.size + 1024) >> 9
 
         def read(self, size: int = -1, /) -> bytes:
-            if self.tell_header:
-                data, self.tell_header = self.tell_header, b""
+            if self.head:
+                data, self.head = self.head, b""
                 return data.ljust(size, b"\0")
-            blocks = min(size >> 9, self.left)
-            self.left -= blocks
+            blocks = min(size >> 9, self.blocks)
+            self.blocks -= blocks
             return bytes(blocks << 9)
 
-        tell_header = header.tobuf()
-
-    with little(8 << 20):
-        (member,) = members(Endless(), "it")
-    assert member.entry.sha256
-
-
-FORMS = st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-PLACES = ("offset", "offset_data")
-FIELDS = ("name", "mode", "uid", "gid", "size", "mtime", "type", "linkname", "devmajor", "devminor", *PLACES)
-LONG = "folder-é/" * 40
-ATTRIBUTES = (("SCHILY.xattr.user.a", "\udcff\x00="), ("SCHILY.xattr.user.none", ""), ("comment", "1 a=b\n"))
-END = bytes(2 * tarfile.BLOCKSIZE)
-
-
-@given(trees, FORMS)
-def test_the_honest_is_read_as_tarfile_reads_it(found: list[Made], form: int) -> None:
-    found = [replace(each, name=f"{LONG}{each.name}", link=LONG + each.link, pax=ATTRIBUTES) for each in found] + found
-    data = tar(found, form)
-    for mode in ("r:", "r|"):
-        with (
-            tarfile.open(fileobj=io.BytesIO(data), mode=mode) as theirs,
-            tarfile.open(fileobj=io.BytesIO(data), mode=mode, tarinfo=Header) as ours,
-        ):
-            for expected, member in zip(theirs, ours, strict=True):
-                assert [getattr(member, field) for field in FIELDS] == [getattr(expected, field) for field in FIELDS]
-                assert member.pax_headers.items() >= expected.pax_headers.items()
-                assert member.pax_headers.keys() <= {*expected.pax_headers, "path", "linkpath"}
+    tracemalloc.start()
+    try:
+        assert read_rootfs(Long(), "it").entries.keys() == {"big"}
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_long_names_and_attributes_are_read() -> None:
-    """Both as GNU's tar and as POSIX' writes them, up to the limit."""
-    name, link = "n" * 5000, "l" * 5000
+    """As long as Linux lets them be, in both forms of tar."""
+    name, link = "n" * 4096, "l" * 4096
     odd = [Made(name, b"1", pax=(("SCHILY.xattr.user.a", "v" * 65536),)), Made("l", kind=tarfile.SYMTYPE, link=link)]
     found = read(tar(odd)).entries
     assert found[name].attributes == {"user.a": b"v".hex() * 65536}
     assert found["l"].target == link
     assert found["l"] == read(tar(odd, tarfile.GNU_FORMAT)).entries["l"]
-    whole = record("SCHILY.xattr.a", "v" * (LARGEST - tarfile.BLOCKSIZE - len("1048064 SCHILY.xattr.a=\n")))
-    assert len(whole) == LARGEST - tarfile.BLOCKSIZE
-    assert read(extended(whole) + block("a") + END).entries["a"].attributes
-    with pytest.raises(BuildError, match="extension headers of more than"):
-        read(extended(whole + b"\n") + block("a") + END)
-
-
-def test_records_are_obeyed() -> None:
-    said = record("size", "3") + record("uid", "7") + record("path", "b") + record("mtime", "1.5") + record("gid", "")
-    (found,) = members(io.BytesIO(extended(said) + block("a", 0) + b"abc".ljust(512, b"\0") + END), "it", ("b",))
-    assert (found.path, found.content, found.mtime, found.entry.uid, found.entry.gid) == ("b", b"abc", 1, 7, 0)
-    comment = extended(record("comment", "6de0612"), tarfile.XGLTYPE)  # as `git archive` writes it
-    assert read(comment + tar(FILES)) == read(tar(FILES))
-
-
-@pytest.mark.parametrize("kind", [*b"xgXLK"])
-@pytest.mark.parametrize("size", [LARGEST, 1 << 30, 1 << 40, 1 << 87])
-def test_a_large_extension_header_is_not_read(kind: int, size: int) -> None:
-    class Endless(io.RawIOBase):
-        data = block("x", size, bytes([kind]))
-
-        def read(self, size: int = -1, /) -> bytes:
-            data, self.data = self.data, b""
-            return data.ljust(size, b"\0")
-
-    with little(), pytest.raises(BuildError, match="extension headers of more than 1,048,576 bytes"):
-        read_rootfs(Endless(), "it")
-
-
-def test_a_chain_of_extension_headers_has_an_end() -> None:
-    with little(), pytest.raises(BuildError, match="extension headers of more than"):
-        read(extended(b"") * 4000 + block("a") + END)
-    with pytest.raises(BuildError, match="no member follows its extension header"):
-        read(extended(b"") + END)
-
-
-def test_the_headers_of_many_members_are_not_held() -> None:
-    said = extended(record("comment", "x" * (LARGEST // 2)))
-
-    class Many(io.RawIOBase):
-        def __init__(self) -> None:
-            self.parts = iter([*(part for number in range(100) for part in (said, block(str(number)))), END])
-            self.left = b""
-
-        def read(self, size: int = -1, /) -> bytes:
-            self.left = self.left or next(self.parts, b"")
-            data, self.left = self.left[:size], self.left[size:]
-            return data
-
-    with little():
-        assert len(read_rootfs(Many(), "it").entries) == 100
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"5 " + b"a" * 500_000,
-        b"5 aaa" * 100_000 + b"=\n",
-        b"1" * 500_000,
-        record("comment", "1" * 500_000) + b"x",
-        b"0 a=b\n",
-        b"-6 a=b\n",
-        b"7 a=b\n",
-        b"5 a=b\n",
-        b"6 a:b\n",
-        b"5 =b\n",
-        record("a", "b") + b"\0",
-    ],
-)
-def test_a_damaged_pax_header_is_refused_at_once(data: bytes) -> None:
-    """Some of these take tarfile time and memory beyond the square of their length."""
-    with little(), pytest.raises(BuildError, match="a pax header is damaged at byte"):
-        read(extended(data) + block("a") + END)
-
-
-def test_long_digits_are_a_value() -> None:
-    assert read(extended(record("comment", "1" * 500_000)) + block("a") + END).entries.keys() == {"a"}
-
-
-@pytest.mark.parametrize("kind", [*b"0157xgXLKSZ"])
-@pytest.mark.parametrize("size", [-1, -512, -1024, -(1 << 60)])
-def test_a_negative_size_is_refused(kind: int, size: int) -> None:
-    with pytest.raises(BuildError, match=f"'a': a size of {size:,} bytes"):
-        read(block("b") + block("a", size, bytes([kind])) + END)
-
-
-@pytest.mark.parametrize("size", ["-512", "-1", "1e3", "٣", "1_0", " 1", "0x1"])
-def test_a_size_that_is_no_number_is_refused(size: str) -> None:
-    with pytest.raises(BuildError, match=f"a size of '{size}' bytes"):
-        read(extended(record("size", size)) + block("a") + END)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        block("a", 0, tarfile.GNUTYPE_SPARSE),
-        extended(record("GNU.sparse.map", "0,0") + record("GNU.sparse.size", str(1 << 50))) + block("a"),
-        extended(record("GNU.sparse.size", str(1 << 50)) + record("GNU.sparse.numblocks", "0")) + block("a"),
-        extended(record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0")) + block("a", 512) + b"1\n" * 256,
-        extended(record("GNU.sparse.realsize", str(1 << 50))) + block("a"),
-    ],
-)
-def test_a_sparse_file_is_refused(data: bytes) -> None:
-    with pytest.raises(BuildError, match="'a': a sparse file, expected its bytes"):
-        read(data + END)
-
-
-def test_what_readers_understand_differently_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"a global header says .'uid'"):
-        read(extended(record("uid", "1"), tarfile.XGLTYPE) + tar(FILES))
-    for first, second in ((b"L", b"L"), (b"x", b"x"), (b"L", b"x"), (b"x", b"L")):
-        headers = (extended(record("path", "b") if kind == b"x" else b"b\0", kind) for kind in (first, second))
-        with pytest.raises(BuildError, match=r"two extension headers say .'path'"):
-            read(b"".join(headers) + block("a") + END)
-
-
-@pytest.mark.parametrize("size", [0, 1, 1 << 60])
-def test_a_root_that_is_a_file_is_refused(size: int) -> None:
-    with pytest.raises(BuildError, match="its root is of the type"):
-        read(block(".", size) + bytes(512) + END)
-
-
-@given(st.lists(st.sampled_from([*b"01257xgXLKS"]), max_size=6), st.data())
-def test_whatever_headers_say_reading_ends(kinds: list[int], drawn: st.DataObject) -> None:
-    size = st.one_of(st.integers(-2048, 2048), st.sampled_from([1 << 20, 1 << 50, 1 << 87, -(1 << 87)]))
-    parts = []
-    for kind in kinds:
-        parts.append(block(drawn.draw(st.sampled_from("ab.")), drawn.draw(size), bytes([kind])))
-        parts.append(drawn.draw(st.sampled_from([b"", b"1\n", record("size", "-512"), record("path", "b")])))
-        parts[-1] += bytes(-len(parts[-1]) % tarfile.BLOCKSIZE)
-    with little():
-        try:
-            read(b"".join(parts) + END)
-        except BuildError as error:
-            assert str(error).startswith("it: ")

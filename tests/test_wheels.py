@@ -10,7 +10,7 @@ from tests.test_runner import line, locks
 from requant.digest import sha256_file
 from requant.environment import Lock, Pin
 from requant.errors import LockError
-from requant.images.wheelhouse import lay_out
+from requant.image import lay_out
 from requant.progress import Progress, Tell, silent
 from requant.wheels import _Heard as Heard
 from requant.wheels import wheels as fetched

@@ -5,9 +5,11 @@ be what was built here, or it is built anew. Everything that a build reads is la
 confirmed wheels, the room's sources. Then every step runs without network.
 """
 
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,15 +25,13 @@ from requant.environment import (
     room_digest,
     room_sources,
 )
-from requant.errors import LockError, NotAvailableError, UsageError
+from requant.errors import NotAvailableError, UsageError
 from requant.images import debian
-from requant.images.archive import Archive, differences, read_archive
 from requant.images.dockerfile import INSTALLER, SOURCE, built_package, pinned_base, platform_of, read_bases
-from requant.images.engine import Engine
+from requant.images.engine import Built, Engine
 from requant.images.evidence import Evidence, Image, find_image, image_name, keep
-from requant.images.rootfs import read_rootfs
+from requant.images.rootfs import differences, read_rootfs
 from requant.images.sbom import sbom
-from requant.images.wheelhouse import lay_out
 from requant.installation import cache
 from requant.progress import Progress, Tell, silent
 from requant.wheels import wheels
@@ -111,7 +111,7 @@ def build_image(
     missing here, BuildError where a step fails.
     """
     with _workshop(lockfiles, name, engine, base, source, tell) as work:
-        return work.take(work.build("image.tar", cached=True))
+        return work.describe(work.build(work.reference, cached=True))
 
 
 def repeat_image(
@@ -125,10 +125,24 @@ def repeat_image(
 ) -> Repetition:
     """Build an image twice without a cache, hold the two against each other, and take the first. As `build_image`."""
     with _workshop(lockfiles, name, engine, base, source, tell) as work:
-        first, second = work.build("first.tar", cached=False), work.build("second.tar", cached=False)
-        equal = (first.config, first.manifest) == (second.config, second.manifest)
-        found = () if equal else differences(first, second)
-        return Repetition(work.take(first), found)
+        first = work.build(work.reference, cached=False)
+        second = work.build(again := f"{work.reference}-again", cached=False)
+        try:
+            found = () if first == second else _differences(engine, first, second)
+        finally:
+            engine.ask("image", "rm", again)
+        return Repetition(work.describe(first), found)
+
+
+def _differences(engine: Engine, first: Built, second: Built) -> tuple[str, ...]:
+    """Name what keeps two images of the store from having one digest: files, and keys of the configuration."""
+    files = []
+    for each in (first, second):
+        with engine.export(each.reference) as stream:
+            files.append(read_rootfs(stream, each.reference))
+    one, two = first.stored.configuration, second.stored.configuration
+    keys = tuple(f"configuration: {key}" for key in one if one[key] != two[key])
+    return differences(*files) + keys or ("manifests or histories, and nothing else that the engine tells",)
 
 
 @dataclass(frozen=True)
@@ -145,37 +159,32 @@ class _Workshop:
     source: Path | None
     tell: Tell
 
-    def build(self, name: str, *, cached: bool) -> Archive:
-        stage = f"image {self.lock.name}"
+    @property
+    def reference(self) -> str:
+        return image_name(self.environment, self.lock.name)
+
+    def build(self, reference: str, *, cached: bool) -> Built:
         labels = {"environment": self.environment, "lock": self.lock.digest, "room": room_digest()}
         options = ["--platform", platform_of(self.lock)]
         options += [word for key, value in labels.items() for word in ("--label", f"requant.{key}={value}")]
         options += ["--build-context", f"{SOURCE}={self.source.resolve()}"] if self.source else []
-        archive = self.context.parent / name
-        self.engine.build(
+        return self.engine.build(
             self.context,
             dockerfile_path(self.lockfiles, self.lock.name),
-            archive,
-            name=image_name(self.environment, self.lock.name),
+            name=reference,
             epoch=epoch_of(self.lock),
             arguments={"BASE": self.base} if self.overridden else {},
             options=options,
             cached=cached,
-            tell=lambda line: self.tell(Progress(stage, note=line)),
+            tell=lambda line: self.tell(Progress(f"image {self.lock.name}", note=line)),
         )
-        return read_archive(archive)
 
-    def take(self, archive: Archive) -> Image:
-        reference = image_name(self.environment, self.lock.name)
-        self.tell(Progress(f"taking {reference}"))
-        self.engine.load(archive.path)
-        stored = self.engine.image(reference)
-        if stored is None or stored.id not in (archive.config, archive.manifest):
-            found = stored.id if stored else "nothing"
-            raise LockError(f"{reference}: the engine has {found}, expected {archive.manifest or archive.config}")
-        with self.engine.export(reference) as stream:
-            rootfs = read_rootfs(stream, reference, keep=(debian.STATUS,))
-        installed = debian.packages(rootfs.kept.get(debian.STATUS, b""))
+    def describe(self, built: Built) -> Image:
+        """Read what names the image beside its environment, and keep it."""
+        self.tell(Progress(f"reading {self.reference}"))
+        with self.engine.export(self.reference) as stream:
+            files = read_rootfs(stream, self.reference, keep=(debian.STATUS,))
+        installed = debian.packages(files.kept.get(debian.STATUS, b""))
         materials = sbom(self.lock, self.environment, room_digest(), installed)
         evidence = Evidence(
             environment=self.environment,
@@ -183,13 +192,13 @@ class _Workshop:
             platform=platform_of(self.lock),
             base=_described(self.base, self.engine) if self.overridden else self.base,
             overridden=self.overridden,
-            rootfs=f"sha256:{rootfs.digest}",
-            config=archive.config,
-            manifest=archive.manifest,
+            rootfs=f"sha256:{files.digest}",
+            config=built.config,
+            manifest=built.manifest,
             builder=self.engine.builder(),
             sbom=f"sha256:{sha256(materials)}",
         )
-        image = Image(reference, evidence)
+        image = Image(self.reference, evidence)
         keep(image, self.engine, materials)
         return image
 
@@ -259,9 +268,7 @@ def debian_base(lock: Lock, engine: Engine, scratch: Path, tell: Tell = silent) 
     if engine.image(reference) is None:
         file = scratch / "Dockerfile.base"
         file.write_text("FROM scratch\nADD base.tar /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n")
-        archive = scratch / "base.image.tar"
-        engine.build(context, file, archive, name=reference, epoch=epoch_of(lock), arguments={})
-        engine.load(archive)
+        engine.build(context, file, name=reference, epoch=epoch_of(lock), arguments={})
     return reference
 
 
@@ -279,6 +286,18 @@ def _described(base: str, engine: Engine) -> str:
 def _stands_on(image: Image, base: str, engine: Engine) -> bool:
     found = image.evidence.base
     return found.startswith(f"requant/{DEBIAN}:") if base == DEBIAN else found == _described(base, engine)
+
+
+def lay_out(files: Iterable[Path], folder: Path) -> None:
+    """Put wheels into one folder, as links where its file system allows it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        try:
+            os.link(file, folder / file.name)
+        except FileExistsError:
+            continue  # two locks may hold the same wheel
+        except OSError:
+            shutil.copyfile(file, folder / file.name)
 
 
 def _place(path: Path, data: bytes) -> None:

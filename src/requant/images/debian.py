@@ -35,8 +35,8 @@ def require(python: str) -> None:
     _show([f"python{python}"])
 
 
-def write_base(target: Path, python: str, epoch: int, scratch: Path) -> tuple[str, ...]:
-    """Write the tar of a file system with `python3.11`, say; return its packages as `name=version`.
+def write_base(target: Path, python: str, epoch: int, scratch: Path) -> None:
+    """Write the tar of a file system with `python3.11`, say.
 
     Every time in it is `epoch`, every owner is root, and the members are sorted. Raises NotAvailableError where apt
     is not here, or has no such Python.
@@ -63,7 +63,6 @@ def write_base(target: Path, python: str, epoch: int, scratch: Path) -> tuple[st
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(root.rglob("*")):
             _add(tar, path, str(path.relative_to(root)), epoch)
-    return tuple(f"{name}={version}" for name, version in packages(status))
 
 
 def packages(status: bytes) -> Iterator[tuple[str, str]]:

@@ -10,14 +10,15 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from requant.errors import BuildError, NotAvailableError, RequantError
+from requant.digest import read_whole, strict_json
+from requant.errors import BuildError, LockError, NotAvailableError, RequantError
 from requant.images.refusals import explained, refusal
 from requant.programs import follow, reading, run
 
@@ -27,14 +28,8 @@ CHOSEN = "REQUANT_ENGINE"
 BUILDKIT = (0, 13)
 """The first BuildKit that rewrites the times in layers (`rewrite-timestamp`)."""
 
-COMPATIBLE = (0, 30)
-"""The first BuildKit that can be asked for an older one's form of layers and manifests, by its release notes."""
-
-COMPATIBILITY = "compatibility-version=20"
-"""The form that is asked for. The field stands in others' scripts for 0.31; no such BuildKit was run here."""
-
-BUILDKIT_WITHIN = {(26,): (0, 13), (0,): (0, 12)}
-"""Docker release and the BuildKit in it, newest first: Debian's build says v0.0.0+unknown of its own."""
+DOCKER = (26,)
+"""The first Docker with that BuildKit in it. Debian's build says v0.0.0+unknown of the BuildKit."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,26 @@ class Stored:
     """An image in an engine's store.
 
     `id` is the digest by which this store names it: of the manifest in Docker's containerd store, of the
-    configuration elsewhere. It names the same bytes as long as the engine stays the same.
+    configuration elsewhere. It names the same bytes as long as the engine stays the same. `configuration` is what
+    each engine tells of it, in the same words; `RootFS` there holds the digests of its layers.
     """
 
     id: str
-    labels: Mapping[str, str]
+    configuration: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image that was built, and is in the store under `reference`.
+
+    `config` and `manifest` are their digests, as `sha256:…`, by the builder's own word; Podman has no manifest until
+    it pushes. Two that are equal have the same bytes, whatever their references.
+    """
+
+    reference: str = field(compare=False)
+    config: str
+    manifest: str | None
+    stored: Stored = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -116,11 +126,8 @@ class Engine:
                 return None
             raise explained(self.kind, str(error)) from None
         found = json.loads(said)[0]
-        return Stored(_digest(found["Id"]), found["Config"].get("Labels") or {})
-
-    def load(self, archive: Path) -> str:
-        """Take an image from an archive, as `docker save` writes it; return its reference, or else its digest."""
-        return self.ask("load", "--quiet", "--input", str(archive)).strip().splitlines()[-1].partition(": ")[2]
+        told = ("Architecture", "Config", "Created", "Os", "RootFS")
+        return Stored(_digest(found["Id"]), {key: found.get(key) for key in told})
 
     def pull(self, reference: str, platform: str) -> None:
         """Fetch an image from its registry. Raises NotAvailableError where none answers."""
@@ -189,7 +196,6 @@ class Engine:
         self,
         context: Path,
         file: Path,
-        archive: Path,
         *,
         name: str,
         epoch: int,
@@ -197,31 +203,44 @@ class Engine:
         options: Sequence[str] = (),
         cached: bool = True,
         tell: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        """Build the image of `file` without network into an archive that every engine loads.
+    ) -> Built:
+        """Build the image of `file` without network, and put it into the store under `name`.
 
         Times are `epoch`, in seconds; `options` are words that both engines' `build` has; `tell` hears the builder's
-        lines. Raises NotAvailableError where the builder cannot, BuildError with its last words where a step fails.
+        lines. Raises NotAvailableError where the builder cannot, BuildError with its last words where a step fails,
+        LockError where the store then has another image than the one that the builder says it built.
         """
         # Podman's cache takes a step for the same one whatever its mounts hold: another wheel would go unnoticed.
         cached = cached and self.kind != "podman"
         words = ["--network", "none", "--file", str(file), *options, *(() if cached else ("--no-cache",))]
         given = {**arguments, "SOURCE_DATE_EPOCH": str(epoch)}
         words += [word for item in given.items() for word in ("--build-arg", "=".join(item))]
-        try:
-            if self.kind == "podman":
-                words += ["--layers", "--timestamp", str(epoch), "--pull=missing", "--tag", name]
-                follow((*self.words, "build", *words, str(context)), tell)
-                self.ask("save", "--quiet", "--format", "docker-archive", "--output", str(archive), name)
-                return
-            words += ["--provenance=false", "--sbom=false", "--progress", "plain"]
-            # Not compressed: the bytes would depend on the compressor, and they stay on this machine.
-            form = ["rewrite-timestamp=true", "compression=uncompressed", "force-compression=true"]
-            fields = ("type=docker", _field("dest", archive), f"name={name}", *form, *self._compatibility())
-            words += ["--output", ",".join(fields)]
-            follow((*self.words, "buildx", "build", *words, str(context)), tell)
-        except BuildError as error:
-            raise explained(self.kind, str(error)) from None
+        # Beside the context, which lies where there is room: BuildKit's file has the size of the image.
+        with tempfile.TemporaryDirectory(prefix=".", dir=context.parent) as scratch:
+            archive, said = Path(scratch, "image.tar"), Path(scratch, "said")
+            try:
+                if self.kind == "podman":
+                    words += ["--layers", "--timestamp", str(epoch), "--pull=missing"]
+                    words += ["--tag", name, "--iidfile", str(said)]
+                    follow((*self.words, "build", *words, str(context)), tell)
+                    config, manifest = said.read_text().strip(), None
+                else:
+                    words += ["--provenance=false", "--sbom=false", "--progress", "plain", "--metadata-file", str(said)]
+                    # Not compressed: the bytes would depend on the compressor, and they stay on this machine. By way of
+                    # a file: Docker's exporter always unpacks, and BuildKit rewrites no times in what it unpacks.
+                    form = ("rewrite-timestamp=true", "compression=uncompressed", "force-compression=true")
+                    words += ["--output", ",".join(("type=docker", _field("dest", archive), f"name={name}", *form))]
+                    follow((*self.words, "buildx", "build", *words, str(context)), tell)
+                    config, manifest = _digests(said)
+                    tell(f"loading {name}")
+                    run((*self.words, "load", "--quiet", "--input", str(archive)))
+            except BuildError as error:
+                raise explained(self.kind, str(error)) from None
+        stored = self.image(name)
+        if stored is None or stored.id not in (config, manifest):
+            found = stored.id if stored else "nothing"
+            raise LockError(f"{name}: the engine has {found}, expected {manifest or config}, which was built")
+        return Built(name, config, manifest, stored)
 
     def builder(self) -> str:
         """Return what builds images here and its version; raise NotAvailableError where it cannot fix times."""
@@ -231,28 +250,19 @@ class Engine:
         plugins = {each["Name"]: each["Version"] for each in info.get("ClientInfo", {}).get("Plugins") or ()}
         if "buildx" not in plugins:
             raise explained(self.kind, "the buildx component is missing")
-        version, known, driver = self._buildkit
-        if known < BUILDKIT:
+        inspected = self.ask("buildx", "inspect").splitlines()
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in inspected)}
+        version = said.get("BuildKit version", said.get("Buildkit", ""))
+        within = said.get("Driver") == "docker"
+        if _numbers(self.version) < DOCKER if within else _numbers(version) < BUILDKIT:
             raise NotAvailableError(
                 f"docker: its BuildKit is {version or 'of ' + self.version}, expected "
                 f"{'.'.join(map(str, BUILDKIT))} or newer: older ones cannot fix the times in an image",
                 "Update Docker to 26 or newer, or build with Podman: --runner podman.",
             )
-        if driver == "docker" and "io.containerd.snapshotter.v1" not in str(info.get("DriverStatus")):
+        if within and "io.containerd.snapshotter.v1" not in str(info.get("DriverStatus")):
             raise explained(self.kind, "Docker exporter is not supported for the docker driver")
-        return ", ".join((f"BuildKit {version} of {self}", f"buildx {plugins['buildx']}", *self._compatibility()))
-
-    def _compatibility(self) -> tuple[str, ...]:
-        return (COMPATIBILITY,) if self._buildkit[1] >= COMPATIBLE else ()
-
-    @cached_property
-    def _buildkit(self) -> tuple[str, tuple[int, ...], str]:
-        """Return the version that BuildKit says it has, the one that it has, and buildx's driver."""
-        said = dict(line.strip().split(":", 1) for line in self.ask("buildx", "inspect").splitlines() if ":" in line)
-        version = said.get("BuildKit version", said.get("Buildkit", "")).strip()
-        within = next(has for docker, has in BUILDKIT_WITHIN.items() if docker <= _numbers(self.version))
-        known = _numbers(version) if any(_numbers(version)) else within
-        return version, known, said.get("Driver", "").strip()
+        return f"BuildKit {version} of {self}, buildx {plugins['buildx']}"
 
 
 def find(preferred: str | None = None) -> Engine:
@@ -318,6 +328,18 @@ def _info(program: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _strange(program)
     return found
+
+
+def _digests(file: Path) -> tuple[str, str]:
+    """Return the digests of configuration and manifest that buildx writes of a build (`--metadata-file`)."""
+    try:
+        said = strict_json(read_whole(file))
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{file}: not what buildx writes about a build: {error}") from None
+    match said:
+        case {"containerimage.config.digest": str(config), "containerimage.digest": str(manifest)}:
+            return config, manifest
+    raise BuildError(f"{file}: found {said!r:.200}, expected the digests of an image (containerimage.digest)")
 
 
 def _strange(program: str) -> NotAvailableError:

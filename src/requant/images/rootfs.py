@@ -3,23 +3,24 @@
 Engines and builders give equal files other identities: history, compression and headers differ. So each path counts
 with its type, mode, owner, link, extended attributes and content, and nothing else: no times, and no order. A hard
 link counts as a file of that content. The tar is read as a stream, of any size; kept is one small record a path.
+
+The engine writes this tar, of files on its disk: whoever made the files chose their names and contents, and no header.
 """
 
 import hashlib
 import io
 import tarfile
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from typing import IO, Protocol
 
 from requant.digest import CHUNK, canonical_json, sha256
 from requant.errors import BuildError
-from requant.images.tar import Header
 
 MOUNTED = frozenset({"dev", "proc", "run", "sys"})
 """Folders that an engine fills when it starts a container."""
 WRITTEN = frozenset({".dockerenv", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"})
-"""Files that an engine writes itself."""
+"""Files that an engine writes itself; so the time of their folder is the engine's too."""
 LARGEST_KEPT = 1 << 26
 """Bytes of the largest file whose content is kept."""
 
@@ -47,20 +48,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Member:
-    """What a tar holds of one path: its entry, its time in seconds, and its content where that was asked for."""
-
-    path: str
-    entry: Entry
-    mtime: int
-    content: bytes | None = None
-
-
-@dataclass(frozen=True)
 class Rootfs:
-    """A file system's entries by path, and the content of the files that were asked for."""
+    """A file system's entries by path, their times in seconds, and the content of the files that were asked for."""
 
     entries: Mapping[str, Entry]
+    times: Mapping[str, int]
     kept: Mapping[str, bytes]
 
     @property
@@ -79,77 +71,64 @@ class Readable(Protocol):
 
 
 def read_rootfs(stream: Readable, name: str, keep: Collection[str] = ()) -> Rootfs:
-    """Read the tar of a whole file system, called `name` in errors, and keep the content of the files in `keep`.
+    r"""Read the tar of a whole file system, called `name` in errors, and keep the content of the files in `keep`.
 
-    Raises BuildError for a tar that is cut off or damaged, holds a path twice or one that leaves it, or has a header
-    that `tar` refuses.
-    """
-    entries: dict[str, Entry] = {}
-    kept: dict[str, bytes] = {}
-    for member in members(stream, name, keep):
-        if member.path.partition("/")[0] not in MOUNTED and member.path not in WRITTEN:
-            entries[member.path] = member.entry
-            if member.content is not None:
-                kept[member.path] = member.content
-    return Rootfs(entries, kept)
-
-
-def members(stream: Readable, name: str, keep: Collection[str] = ()) -> Iterator[Member]:
-    r"""Yield what a tar holds, in its order, each path once; with content for the paths in `keep`.
-
-    A name that is not UTF-8 has its bytes as `\xff`, and a backslash is doubled. Raises as `read_rootfs` does.
+    A name that is not UTF-8 has its bytes as `\xff`, and a backslash is doubled. Raises BuildError for a tar that is
+    cut off or damaged, or holds a path twice.
     """
     watched = _Watched(stream)
-    seen: dict[str, Member] = {}
+    entries: dict[str, Entry] = {}
+    times: dict[str, int] = {}
+    kept: dict[str, bytearray] = {}
     try:
-        with tarfile.open(fileobj=watched, mode="r|", errorlevel=2, tarinfo=Header) as tar:
+        with tarfile.open(fileobj=watched, mode="r|", errorlevel=2, encoding="utf-8") as tar:
             for found in tar:
                 tar.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header
-                path = _path(name, found.name)
-                if not path and found.isdir():
-                    continue  # the root itself, which some engines leave out
-                if not path:
-                    raise BuildError(f"{name}: its root is of the type {found.type!r}, expected a folder")
-                if path in seen:
+                path = _path(found.name)
+                if path in entries:
                     raise BuildError(f"{name}: holds {path} twice")
                 if found.islnk():
-                    target = _path(name, found.linkname)
-                    if target not in seen:
+                    target = _path(found.linkname)
+                    if target not in entries:
                         raise BuildError(f"{name}: {path} is a hard link to {target}, which is not before it")
-                    member = replace(seen[target], path=path, content=None)
+                    entries[path] = entries[target]
                 else:
-                    content = bytearray() if path in keep and found.isreg() else None
-                    entry = _entry(name, tar, found, content)
-                    member = Member(path, entry, int(found.mtime), None if content is None else bytes(content))
-                seen[path] = replace(member, content=None)
-                yield member
+                    content = kept.setdefault(path, bytearray()) if path in keep and found.isreg() else None
+                    entries[path] = _entry(name, tar, found, content)
+                times[path] = int(found.mtime)
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise BuildError(f"{name}: not the tar of a file system, or cut off: {error}") from None
     rest = watched.drain() - end
     # tarfile stops at what it does not understand as it does at the end; the format ends in two blocks of zeros.
     if rest < 2 * tarfile.BLOCKSIZE or watched.zeros < rest:
-        raise BuildError(f"{name}: cut off or damaged after {len(seen):,} paths")
+        raise BuildError(f"{name}: cut off or damaged after {len(entries):,} paths")
+    ours = [path for path in entries if path and path not in WRITTEN and path.partition("/")[0] not in MOUNTED]
+    touched = {path.rpartition("/")[0] for path in WRITTEN}
+    return Rootfs(
+        entries={path: entries[path] for path in ours},
+        times={path: times[path] for path in ours if path not in touched},
+        kept={path: bytes(content) for path, content in kept.items()},
+    )
 
 
-def differences(first: Mapping[str, Entry], second: Mapping[str, Entry]) -> tuple[str, ...]:
-    """Name each path that is not the same in both, and what of it is not."""
+def differences(first: Rootfs, second: Rootfs) -> tuple[str, ...]:
+    """Name each path that is not the same in both, and what of it is not; its time too."""
     found = []
-    for path in sorted(first.keys() | second.keys()):
-        ours, theirs = first.get(path), second.get(path)
+    for path in sorted(first.entries.keys() | second.entries.keys()):
+        ours, theirs = first.entries.get(path), second.entries.get(path)
         if ours is None or theirs is None:
             found.append(f"{path}: only in the {'second' if ours is None else 'first'}")
-        elif ours != theirs:
-            one, two = asdict(ours), asdict(theirs)
+            continue
+        one = {**asdict(ours), "time": first.times.get(path)}
+        two = {**asdict(theirs), "time": second.times.get(path)}
+        if one != two:
             found.append(f"{path}: {', '.join(key for key in one if one[key] != two[key])}")
     return tuple(found)
 
 
-def _path(name: str, written: str) -> str:
-    parts = [part for part in written.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise BuildError(f"{name}: holds the path {written!r}, which leaves it")
-    return _text("/".join(parts))
+def _path(written: str) -> str:
+    return _text("/".join(part for part in written.split("/") if part not in ("", ".")))
 
 
 def _text(written: str) -> str:
