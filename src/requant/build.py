@@ -128,7 +128,7 @@ def build(
         raw = open_checkpoint(work / "raw")
         version_of_autoround = json.loads(raw.file("quantization_config.json"))["autoround_version"]
         context = passes.Context(open_checkpoint(inputs.base), recipe, effort, version_of_autoround)
-        finished = passes.apply(recipe.passes.order, raw, context)
+        finished = passes.apply(raw, context)
         write_checkpoint(finished, work / "checkpoint", lambda file: tell(Progress("passes", note=file)))
         seconds["passes"] = finishing()
         hashing = _timed()

@@ -30,19 +30,35 @@ class Base:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a weight is stored: INT4, symmetric, in groups along the inputs."""
+    """How a weight is stored: AutoRound's name for its numbers, groups along the inputs, the format of the files."""
 
-    bits: Literal[4]
+    name: Literal["W4A16"]
     group_size: Literal[32, 64, 128]
-    symmetric: Literal[True]
-    data_type: Literal["int"]
-    scale_dtype: Literal["float16"]
-    packing: Literal["auto_round:auto_gptq"]
+    format: Literal["auto_round:auto_gptq"]
+
+    @property
+    def numbers(self) -> "Numbers":
+        """What the name says."""
+        return SCHEMES[self.name]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the name of a scheme says: how a weight and its scale are written as numbers."""
+
+    bits: int
+    symmetric: bool
+    data_type: str
+    scale_dtype: str
+
+
+SCHEMES = {"W4A16": Numbers(bits=4, symmetric=True, data_type="int", scale_dtype="float16")}
+"""The schemes that exist, by AutoRound's name (auto_round/schemes.py, 0.12.2), which says nothing of the scales."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The arguments of AutoRound's constructor that can change a byte."""
+    """What a recipe chooses of AutoRound's arguments; the others are literals in `quantizer/tuning.py`."""
 
     iterations: int
     batch_size: int
@@ -53,23 +69,14 @@ class Tuning:
     seed: int
     precision: Literal["bfloat16", "float32"]
     tune_minmax: bool
-    tune_norm_and_bias: Literal[False]
-    quantized_input: Literal[True]
     keep_best: bool
     patience: int
-    blocks_at_once: Literal[1]
-    algorithm_extension: Literal[False]
-    adam: Literal[False]
-    torch_compile: Literal[False]
     low_gpu_memory: bool
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens.
-
-    Short texts are never joined: AutoRound's code for that, at both pinned versions, fails on its own data set.
-    """
+    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens."""
 
     dataset: str
     revision: str
@@ -77,8 +84,6 @@ class Calibration:
     file: str
     samples: int
     sequence_length: int
-    concatenate: Literal[False]
-    chat_template: Literal[False]
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,6 @@ class Layout:
     """How the main tensors are spread over files."""
 
     shards: int
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What the host does to AutoRound's raw output, in order."""
-
-    order: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,6 @@ class Recipe:
     layers: Layers
     mtp: Mtp
     layout: Layout
-    passes: Passes
     hardware: Hardware
     twin: Twin
 
@@ -205,9 +202,6 @@ class Recipe:
 ESTIMATES = ("memory_gib", "host_memory_gib", "hours")
 """What `[hardware]` says a build takes. It changes no byte, so the digest leaves it out: a better estimate orphans no
 record and no audit."""
-
-PASSES = ("tuned", "untouched", "visual", "mtp", "shards", "quantization_config", "side_files", "index")
-"""The passes that exist, in the only order in which each finds what it needs."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -313,12 +307,6 @@ def _check(recipe: Recipe) -> None:
         refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
     prefixes = ("model.language_model", "mtp") if recipe.mtp.policy == "rtn" else ("model.language_model",)
     _check_ignore(recipe.layers.ignore, prefixes, refuse)
-    if recipe.passes.order != PASSES:
-        refuse(
-            "passes.order",
-            list(recipe.passes.order),
-            f"{list(PASSES)}, the order in which each pass finds what it needs",
-        )
     if recipe.mtp.policy == "rtn" and not any(pattern in "mtp.fc" for pattern in recipe.layers.ignore):
         refuse(
             "mtp.policy",
