@@ -268,13 +268,6 @@ def test_a_scheme_is_found_by_its_name() -> None:
     )
 
 
-def test_rtn_needs_mtp_fc_as_float(tmp_path: Path) -> None:
-    document = with_value("layers.ignore", [])
-    assert refused(tmp_path, document).startswith("mtp.policy: found 'rtn'")
-    document["mtp"]["policy"] = "bf16"
-    assert read(tmp_path, document).layers.ignore == ()
-
-
 @pytest.mark.parametrize(
     "pattern",
     ["", "layers.1", "lm_head,mtp.fc", "in proj", "in_proj_[ab]", ".*gate.*", "gate$", "a|b", "été", "mtp.fc\n"],
@@ -282,43 +275,6 @@ def test_rtn_needs_mtp_fc_as_float(tmp_path: Path) -> None:
 def test_a_pattern_is_a_part_of_a_name(pattern: str, tmp_path: Path) -> None:
     """AutoRound splits at commas, drops spaces, adds a dot to a last digit, and reads some signs as an expression."""
     assert refused(tmp_path, with_value("layers.ignore", ["mtp.fc", pattern])).startswith("layers.ignore: found ")
-
-
-@pytest.mark.parametrize(
-    ("patterns", "reason"),
-    [
-        (["linear_attn.in_proj_a"], "D06"),
-        (["in_proj_qkv"], "D06"),
-        (["q_proj"], "D06"),
-        (["k_proj", "v_proj"], "D06"),
-        (["shared_expert.up_proj"], "D06"),
-        (["layers.7.self_attn.q_proj"], "D06"),
-        (["mtp.layers.0.self_attn.v_proj"], "D06"),
-        (["1.self_attn.q_proj", "11.self_attn.k_proj", "11.self_attn.v_proj"], "D06"),
-        (["experts"], "D17"),
-        (["mlp"], "D17"),
-        (["experts.17.down_proj"], "D17"),
-        (["layers.3.mlp.experts."], "D17"),
-    ],
-)
-def test_a_layer_is_ignored_with_those_that_loaders_join_it_to(
-    patterns: list[str], reason: str, tmp_path: Path
-) -> None:
-    assert reason in refused(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns]))
-
-
-@pytest.mark.parametrize(
-    "patterns", [["in_proj_a", "in_proj_b"], ["in_proj"], ["self_attn"], ["layers.3.linear_attn"], ["shared_expert"]]
-)
-def test_whole_groups_can_be_ignored(patterns: list[str], tmp_path: Path) -> None:
-    assert read(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns])).layers.ignore[1:] == tuple(patterns)
-
-
-def test_a_copied_mtp_block_can_be_ignored_whole(tmp_path: Path) -> None:
-    document = with_value("layers.ignore", ["mtp"])
-    assert "D17" in refused(tmp_path, document)
-    document["mtp"]["policy"] = "bf16"
-    assert read(tmp_path, document).layers.ignore == ("mtp",)
 
 
 # What is no recipe at all.

@@ -7,7 +7,7 @@ making               build, trial, rebuild, plan, survey, lock, image, pins, upd
 telling              inspect, identify, repair, card, show
 judging              verify, check, diff, audit, coverage
 what they share      building, rooms, images, network, pinning, inspecting, weights, comparing, retuning
-models of others     loaders, passes, twin, base_config, inventory, packing
+models of others     model, loaders, passes, twin, base_config, inventory, packing
 files and values     recipe, environment, installation, packages, wheels, journal, manifest, checkpoint,
                      safetensors, attestation, verdict, files, loadable, digest, syntax, programs, errors, crash,
                      progress

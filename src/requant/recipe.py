@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -95,9 +95,9 @@ class Layers:
 
 @dataclass(frozen=True)
 class Mtp:
-    """What becomes of the block that predicts several tokens: copied, or rounded to nearest per expert."""
+    """What becomes of the block that predicts several tokens: copied, or rounded to nearest; `none`: there is none."""
 
-    policy: Literal["bf16", "rtn"]
+    policy: Literal["bf16", "rtn", "none"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,10 @@ class Recipe:
         pairs = ((field.name, getattr(full, field.name), getattr(twin, field.name)) for field in fields(Effort))
         return ", ".join(f"{name.replace('_', ' ')} {asked} ({used})" for name, asked, used in pairs if asked != used)
 
+    def refusal(self, key: str, found: object, allowed: str) -> RecipeError:
+        """Return the error that says which value is wrong, and what would do."""
+        return RecipeError(f"{self.path}: {key}: found {found!r}, allowed: {allowed}")
+
     def beside(self, name: str) -> Path:
         """Return the path of a file that the recipe names relative to itself."""
         return self.path.parent / name
@@ -280,7 +284,7 @@ def _allowed(kind: Any) -> str:
 
 def _check(recipe: Recipe) -> None:
     def refuse(key: str, found: object, allowed: str) -> None:
-        raise RecipeError(f"{recipe.path}: {key}: found {found!r}, allowed: {allowed}")
+        raise recipe.refusal(key, found, allowed)
 
     tuning = recipe.tuning
     for table in ("tuning", "calibration", "layout", "hardware", "twin"):
@@ -305,31 +309,7 @@ def _check(recipe: Recipe) -> None:
         refuse("tuning.seed", tuning.seed, "0 to 4294967295, what numpy accepts")
     if tuning.patience != -1 and (tuning.patience < 1 or not tuning.keep_best):
         refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
-    prefixes = ("model.language_model", "mtp") if recipe.mtp.policy == "rtn" else ("model.language_model",)
-    _check_ignore(recipe.layers.ignore, prefixes, refuse)
-    if recipe.mtp.policy == "rtn" and not any(pattern in "mtp.fc" for pattern in recipe.layers.ignore):
-        refuse(
-            "mtp.policy",
-            "rtn",
-            'bf16, or "mtp.fc" in layers.ignore: loaders read mtp.fc as float only (defect D08)',
-        )
-
-
-_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
-
-_FUSED = (
-    ("linear_attn.in_proj_a", "linear_attn.in_proj_b"),
-    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
-)
-"""Layers that loaders make one of."""
-
-
-def _check_ignore(
-    ignore: tuple[str, ...], prefixes: tuple[str, ...], refuse: Callable[[str, object, str], None]
-) -> None:
-    for pattern in ignore:
+    for pattern in recipe.layers.ignore:
         if not re.fullmatch(r"[\w.]*[a-zA-Z_.]", pattern, re.ASCII):
             refuse(
                 "layers.ignore",
@@ -337,14 +317,5 @@ def _check_ignore(
                 "a part of a layer's name that does not end in a digit (AutoRound adds a dot to it), no expression",
             )
 
-    def kept(name: str) -> bool:
-        return any(pattern in name for pattern in ignore)
 
-    numbers = sorted({"0"}.union(*(re.findall(r"\d+", pattern) for pattern in ignore)))
-    for block in (f"{prefix}.layers.{number}" for prefix in prefixes for number in numbers):
-        for group in _FUSED:
-            if len({kept(f"{block}.{name}") for name in group}) == 2:
-                refuse("layers.ignore", list(ignore), f"{' and '.join(group)} alike: loaders fuse them (defect D06)")
-        names = (f"{block}.mlp.experts.{each}.{half}_proj" for each in numbers for half in ("gate", "up", "down"))
-        if any(map(kept, names)):
-            refuse("layers.ignore", list(ignore), "nothing of mlp.experts: loaders read no override there (defect D17)")
+_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
