@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.hub import running
 from tests.processes import LIMIT, all_ended, signalled, started
 
-from requant import installation, passes, programs
+from requant import installation, programs
 from requant.attestation import hardware_of
 from requant.build import Built, _watching, beside, build, compare, record, recorded
 from requant.building.preflight import spool_bytes
@@ -346,11 +346,6 @@ def test_the_real_full_build_says_what_is_missing_before_it_starts(
 def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None:
     result = built("gb10")
     assert read_manifest(beside(result.folder, "manifest.json")) == result.manifest
-
-
-def test_recipes_name_the_passes_that_exist() -> None:
-    for name in NAMES:
-        assert read_recipe(ROOT / "builds" / name).passes.order == tuple(passes.PASSES)
 
 
 def test_progress_follows_the_journal(tmp_path: Path) -> None:

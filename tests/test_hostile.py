@@ -198,14 +198,13 @@ RECIPES = (
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("recipe.toml", "bits = 4", f"bits = 4\n{json.dumps(TRICK)} = 4"),
+        ("recipe.toml", "group_size = 128", f"group_size = 128\n{json.dumps(TRICK)} = 4"),
         ("recipe.toml", "[scheme]", f"[{json.dumps(TRICK)}]\na = 1\n[scheme]"),
         ("recipe.toml", '"auto_round:auto_gptq"', json.dumps(TRICK)),
         ("recipe.toml", '"cu124"', json.dumps(TRICK)),
         ("recipe.toml", '"Qwen/Qwen3.6-35B-A3B"', json.dumps(TRICK)),
         ("recipe.toml", '"../bases/qwen3.6-35b-a3b.json"', json.dumps(TRICK)),
         ("recipe.toml", '["mtp.fc"]', f"[{json.dumps(TRICK)}]"),
-        ("recipe.toml", '"tuned", ', json.dumps(TRICK) + ", "),
         ("recipe.toml", '"NVIDIA H200"', json.dumps(TRICK)),
         ("recipe.toml", "# Qwen3.6", f"{TRICK}"),
         ("baseline.toml", "rule =", f"{json.dumps(TRICK)} ="),

@@ -479,7 +479,7 @@ def frozen(checkpoint: Checkpoint) -> Checkpoint:
 def stages(pair: Pair) -> Iterator[tuple[str, Checkpoint]]:
     """Yield each pass with what it is given."""
     checkpoint = pair.raw
-    for name in pair.context.recipe.passes.order:
+    for name in PASSES:
         yield name, checkpoint
         checkpoint = PASSES[name](checkpoint, pair.context)
 
@@ -503,7 +503,7 @@ def test_a_pass_does_not_change_what_it_is_given(pair: Pair) -> None:
 
 
 def test_the_passes_together_are_a_function_of_the_raw_output(pair: Pair, tmp_path: Path) -> None:
-    write_checkpoint(apply(pair.context.recipe.passes.order, frozen(pair.raw), pair.context), tmp_path)
+    write_checkpoint(apply(frozen(pair.raw), pair.context), tmp_path)
     assert make_manifest(tmp_path) == pair.built.manifest
 
 
@@ -544,7 +544,7 @@ def with_bytes(tensor: Tensor, position: int, data: bytes) -> Tensor:
 
 
 def finish(raw: Checkpoint, context: Context) -> Checkpoint:
-    return apply(("tuned", "untouched", "visual", "mtp", "shards"), raw, context)
+    return apply(raw, context, ("tuned", "untouched", "visual", "mtp", "shards"))
 
 
 @pytest.mark.parametrize("name", [QZEROS, SCALES, QWEIGHT, FLOAT, "lm_head.weight"])
@@ -628,8 +628,7 @@ def test_nothing_that_autoround_adds_later_is_used(pair: Pair) -> None:
     visual = dict.fromkeys(part(pair.raw.tensors, VISUAL), None)
     raw = changed(pair.raw, model=visual, model_extra_tensors={FLOAT: junk, "mtp.fc.weight": junk, "new": junk})
     raw = Checkpoint(raw.shards, {path: Held(b"junk") for path in raw.files})
-    order = pair.context.recipe.passes.order
-    assert content(apply(order, raw, pair.context)) == content(apply(order, pair.raw, pair.context))
+    assert content(apply(raw, pair.context)) == content(apply(pair.raw, pair.context))
 
 
 @pytest.mark.parametrize("name", [FLOAT, "model.visual.pos_embed.weight", "mtp.layers.0.mlp.experts.down_proj"])

@@ -2,14 +2,14 @@ import json
 import tomllib
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import RecipeError
-from requant.recipe import ESTIMATES, Effort, Recipe, read_recipe
+from requant.recipe import ESTIMATES, SCHEMES, Effort, Numbers, Recipe, Scheme, read_recipe
 
 BUILDS = Path(__file__).parent.parent / "builds"
 NAMES = ("ec", "gb10", "intel")
@@ -72,12 +72,9 @@ def refused(folder: Path, document: dict[str, Any] | str) -> str:
 # What the issue asks for.
 
 SCHEME = {
-    "scheme.bits": 4,
+    "scheme.name": "W4A16",
     "scheme.group_size": 128,
-    "scheme.symmetric": True,
-    "scheme.data_type": "int",
-    "scheme.scale_dtype": "float16",
-    "scheme.packing": "auto_round:auto_gptq",
+    "scheme.format": "auto_round:auto_gptq",
 }
 SOURCES = {
     "base.repository": "Qwen/Qwen3.6-35B-A3B",
@@ -197,17 +194,11 @@ def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("scheme.bits", 8),
+        ("scheme.name", "W8A16"),
         ("scheme.group_size", 16),
-        ("scheme.symmetric", False),
-        ("scheme.packing", "auto_round:gptqmodel"),
+        ("scheme.format", "auto_round:gptqmodel"),
         ("tuning.learning_rate", "2/iterations"),
         ("tuning.precision", "float16"),
-        ("tuning.tune_norm_and_bias", True),
-        ("tuning.quantized_input", False),
-        ("tuning.blocks_at_once", 2),
-        ("tuning.torch_compile", True),
-        ("calibration.chat_template", True),
         ("mtp.policy", "calibrated"),
         ("hardware.device", "xpu"),
         ("twin.device", "tpu"),
@@ -270,16 +261,11 @@ def test_patience_needs_the_best_to_be_kept(tmp_path: Path) -> None:
     assert refused(tmp_path, document).startswith("tuning.patience: found 5")
 
 
-@pytest.mark.parametrize("order", [["tuned"], [], VALUES["passes.order"][::-1], [*VALUES["passes.order"], "index"]])
-def test_the_passes_have_one_order(order: list[str], tmp_path: Path) -> None:
-    assert refused(tmp_path, with_value("passes.order", order)).startswith("passes.order: found ")
-
-
-def test_rtn_needs_mtp_fc_as_float(tmp_path: Path) -> None:
-    document = with_value("layers.ignore", [])
-    assert refused(tmp_path, document).startswith("mtp.policy: found 'rtn'")
-    document["mtp"]["policy"] = "bf16"
-    assert read(tmp_path, document).layers.ignore == ()
+def test_a_scheme_is_found_by_its_name() -> None:
+    assert {*SCHEMES} == {*get_args(get_type_hints(Scheme)["name"])}
+    assert read_recipe(BUILDS / "ec").scheme.numbers == Numbers(
+        4, symmetric=True, data_type="int", scale_dtype="float16"
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,43 +275,6 @@ def test_rtn_needs_mtp_fc_as_float(tmp_path: Path) -> None:
 def test_a_pattern_is_a_part_of_a_name(pattern: str, tmp_path: Path) -> None:
     """AutoRound splits at commas, drops spaces, adds a dot to a last digit, and reads some signs as an expression."""
     assert refused(tmp_path, with_value("layers.ignore", ["mtp.fc", pattern])).startswith("layers.ignore: found ")
-
-
-@pytest.mark.parametrize(
-    ("patterns", "reason"),
-    [
-        (["linear_attn.in_proj_a"], "D06"),
-        (["in_proj_qkv"], "D06"),
-        (["q_proj"], "D06"),
-        (["k_proj", "v_proj"], "D06"),
-        (["shared_expert.up_proj"], "D06"),
-        (["layers.7.self_attn.q_proj"], "D06"),
-        (["mtp.layers.0.self_attn.v_proj"], "D06"),
-        (["1.self_attn.q_proj", "11.self_attn.k_proj", "11.self_attn.v_proj"], "D06"),
-        (["experts"], "D17"),
-        (["mlp"], "D17"),
-        (["experts.17.down_proj"], "D17"),
-        (["layers.3.mlp.experts."], "D17"),
-    ],
-)
-def test_a_layer_is_ignored_with_those_that_loaders_join_it_to(
-    patterns: list[str], reason: str, tmp_path: Path
-) -> None:
-    assert reason in refused(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns]))
-
-
-@pytest.mark.parametrize(
-    "patterns", [["in_proj_a", "in_proj_b"], ["in_proj"], ["self_attn"], ["layers.3.linear_attn"], ["shared_expert"]]
-)
-def test_whole_groups_can_be_ignored(patterns: list[str], tmp_path: Path) -> None:
-    assert read(tmp_path, with_value("layers.ignore", ["mtp.fc", *patterns])).layers.ignore[1:] == tuple(patterns)
-
-
-def test_a_copied_mtp_block_can_be_ignored_whole(tmp_path: Path) -> None:
-    document = with_value("layers.ignore", ["mtp"])
-    assert "D17" in refused(tmp_path, document)
-    document["mtp"]["policy"] = "bf16"
-    assert read(tmp_path, document).layers.ignore == ("mtp",)
 
 
 # What is no recipe at all.
@@ -377,12 +326,7 @@ def test_comments_order_and_spelling_do_not_change_the_digest(tmp_path: Path) ->
     assert read(tmp_path, "# A comment.\n\n" + toml(backwards)).digest == expected
 
 
-FIXED = {
-    *("scheme.bits", "scheme.symmetric", "scheme.data_type", "scheme.scale_dtype", "scheme.packing"),
-    *("tuning.tune_norm_and_bias", "tuning.blocks_at_once", "tuning.algorithm_extension", "tuning.adam"),
-    *("tuning.quantized_input", "tuning.torch_compile", "calibration.chat_template", "calibration.concatenate"),
-    "passes.order",
-}
+FIXED = {"scheme.name", "scheme.format"}
 OTHERS = {
     "scheme.group_size": 64,
     "tuning.learning_rate": 0.5,

@@ -22,11 +22,11 @@ from requant.building.workplace import JOURNAL, SPOOL, furnish, kept, workplace
 from requant.checkpoint import open_checkpoint, write_checkpoint
 from requant.digest import sha256_file
 from requant.environment import environment_digest, read_lock
-from requant.errors import CheckpointError, RecipeError, UsageError
+from requant.errors import CheckpointError, UsageError
 from requant.installation import cache
-from requant.inventory import unmatched
 from requant.journal import Follower
 from requant.manifest import Manifest, make_manifest, read_manifest
+from requant.plan import confirmed_config
 from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
 from requant.rooms.choice import choose
@@ -93,21 +93,20 @@ def build(
     `rooms.choice.RUNNERS`. `text` is what a twin is tuned on in place of its own text: JSON lines. `instead`
     is advice for a machine that cannot do the full build; without it, to build the twin.
 
-    Raises UsageError where `out` exists or another build is making it, NotAvailableError for what is missing here,
+    Raises UsageError where `out` exists or another build is making it, RecipeError where the recipe does not fit its
+    base (before anything is fetched or written), NotAvailableError for what is missing here,
     BuildError where the room or a pass fails; then `out` does not exist, and the log stands beside it.
     """
     if twin is not None and twin not in SIZES:
         raise UsageError(f"--size {twin}: no such twin; there are {', '.join(SIZES)}")
     if out.exists() and not replace_existing:
         raise UsageError(f"{out}: already exists", "Name another folder with --out, or remove this one.")
+    confirmed_config(recipe, twin)
     started = datetime.now(UTC)
     effort = recipe.effort(twin is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
         inputs = twin_inputs(twin, work, tell, text) if twin else pinned_inputs(recipe, out, endpoint, tell, instead)
-        config = json.loads((inputs.base / "config.json").read_text())
-        if typos := unmatched(config, recipe.layers.ignore):
-            raise RecipeError(f"{recipe.path}: layers.ignore: {typos[0]!r} is part of no layer's name")
         chosen = choose(recipe, twin, runner, tell)
         unused = recipe.unused() if twin else ""
         replaced = (f"not used by the twin: {unused}",) if unused else ()
@@ -128,7 +127,7 @@ def build(
         raw = open_checkpoint(work / "raw")
         version_of_autoround = json.loads(raw.file("quantization_config.json"))["autoround_version"]
         context = passes.Context(open_checkpoint(inputs.base), recipe, effort, version_of_autoround)
-        finished = passes.apply(recipe.passes.order, raw, context)
+        finished = passes.apply(raw, context)
         write_checkpoint(finished, work / "checkpoint", lambda file: tell(Progress("passes", note=file)))
         seconds["passes"] = finishing()
         hashing = _timed()

@@ -97,12 +97,6 @@ def ignored(name: str, ignore: tuple[str, ...]) -> bool:
     return any(pattern in name for pattern in ignore)
 
 
-def unmatched(config: Mapping[str, Any], ignore: tuple[str, ...]) -> list[str]:
-    """Return the patterns of `ignore` that are part of no layer's name: AutoRound only warns of them."""
-    names = [*linears(config), *mtp_linears(config)]
-    return [pattern for pattern in ignore if not any(pattern in name for name in names)]
-
-
 def quantized(config: Mapping[str, Any], ignore: tuple[str, ...]) -> dict[str, Linear]:
     """Return the linear layers of the blocks that become INT4, in order.
 

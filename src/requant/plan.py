@@ -7,7 +7,18 @@ from math import prod
 from typing import Any
 
 from requant.base_config import base_config
-from requant.inventory import MTP, VISUAL, Specs, base_tensors, extra_tensors, linears, main_tensors, quantized
+from requant.inventory import (
+    MTP,
+    VISUAL,
+    Specs,
+    base_tensors,
+    extra_tensors,
+    linears,
+    main_tensors,
+    mtp_linears,
+    quantized,
+)
+from requant.model.tables import confirm_layers, table_of
 from requant.recipe import Recipe
 from requant.safetensors import Spec
 from requant.twin import config as twin_config
@@ -132,10 +143,9 @@ def _ranges(numbers: list[int]) -> str:
 def plan(recipe: Recipe, twin: str | None = None) -> Plan:
     """Return what the recipe makes of its base, or of the twin of a size in `SIZES`.
 
-    Raises RecipeError where the base's configuration cannot be read or its pins are another base's, CheckpointError
-    where it is of another kind.
+    Raises what `confirmed_config` raises.
     """
-    config = base_config(recipe) if twin is None else twin_config(twin)
+    config = confirmed_config(recipe, twin)
     ignore, group_size = recipe.layers.ignore, recipe.scheme.group_size
     return Plan(
         recipe=recipe.name,
@@ -146,6 +156,17 @@ def plan(recipe: Recipe, twin: str | None = None) -> Plan:
         linears=len(linears(config)),
         quantized=len(quantized(config, ignore)),
     )
+
+
+def confirmed_config(recipe: Recipe, twin: str | None) -> dict[str, Any]:
+    """Return the `config.json` of the recipe's base, or of its twin, which the recipe is held against.
+
+    Raises RecipeError where it cannot be read, its pins are another base's, or the recipe does not fit its layers;
+    CheckpointError where it is of another kind.
+    """
+    config = base_config(recipe) if twin is None else twin_config(twin)
+    confirm_layers(recipe, table_of(str(config.get("model_type"))), [*linears(config), *mtp_linears(config)])
+    return config
 
 
 def _parts(specs: Specs) -> dict[str, Specs]:

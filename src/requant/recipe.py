@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -30,19 +30,35 @@ class Base:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a weight is stored: INT4, symmetric, in groups along the inputs."""
+    """How a weight is stored: AutoRound's name for its numbers, groups along the inputs, the format of the files."""
 
-    bits: Literal[4]
+    name: Literal["W4A16"]
     group_size: Literal[32, 64, 128]
-    symmetric: Literal[True]
-    data_type: Literal["int"]
-    scale_dtype: Literal["float16"]
-    packing: Literal["auto_round:auto_gptq"]
+    format: Literal["auto_round:auto_gptq"]
+
+    @property
+    def numbers(self) -> "Numbers":
+        """What the name says."""
+        return SCHEMES[self.name]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the name of a scheme says: how a weight and its scale are written as numbers."""
+
+    bits: int
+    symmetric: bool
+    data_type: str
+    scale_dtype: str
+
+
+SCHEMES = {"W4A16": Numbers(bits=4, symmetric=True, data_type="int", scale_dtype="float16")}
+"""The schemes that exist, by AutoRound's name (auto_round/schemes.py, 0.12.2), which says nothing of the scales."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The arguments of AutoRound's constructor that can change a byte."""
+    """What a recipe chooses of AutoRound's arguments; the others are literals in `quantizer/tuning.py`."""
 
     iterations: int
     batch_size: int
@@ -53,23 +69,14 @@ class Tuning:
     seed: int
     precision: Literal["bfloat16", "float32"]
     tune_minmax: bool
-    tune_norm_and_bias: Literal[False]
-    quantized_input: Literal[True]
     keep_best: bool
     patience: int
-    blocks_at_once: Literal[1]
-    algorithm_extension: Literal[False]
-    adam: Literal[False]
-    torch_compile: Literal[False]
     low_gpu_memory: bool
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens.
-
-    Short texts are never joined: AutoRound's code for that, at both pinned versions, fails on its own data set.
-    """
+    """The text that the tuning listens to: `files` names its pins; `sequence_length` in tokens."""
 
     dataset: str
     revision: str
@@ -77,8 +84,6 @@ class Calibration:
     file: str
     samples: int
     sequence_length: int
-    concatenate: Literal[False]
-    chat_template: Literal[False]
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,9 @@ class Layers:
 
 @dataclass(frozen=True)
 class Mtp:
-    """What becomes of the block that predicts several tokens: copied, or rounded to nearest per expert."""
+    """What becomes of the block that predicts several tokens: copied, or rounded to nearest; `none`: there is none."""
 
-    policy: Literal["bf16", "rtn"]
+    policy: Literal["bf16", "rtn", "none"]
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,6 @@ class Layout:
     """How the main tensors are spread over files."""
 
     shards: int
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What the host does to AutoRound's raw output, in order."""
-
-    order: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,6 @@ class Recipe:
     layers: Layers
     mtp: Mtp
     layout: Layout
-    passes: Passes
     hardware: Hardware
     twin: Twin
 
@@ -197,6 +194,10 @@ class Recipe:
         pairs = ((field.name, getattr(full, field.name), getattr(twin, field.name)) for field in fields(Effort))
         return ", ".join(f"{name.replace('_', ' ')} {asked} ({used})" for name, asked, used in pairs if asked != used)
 
+    def refusal(self, key: str, found: object, allowed: str) -> RecipeError:
+        """Return the error that says which value is wrong, and what would do."""
+        return RecipeError(f"{self.path}: {key}: found {found!r}, allowed: {allowed}")
+
     def beside(self, name: str) -> Path:
         """Return the path of a file that the recipe names relative to itself."""
         return self.path.parent / name
@@ -205,9 +206,6 @@ class Recipe:
 ESTIMATES = ("memory_gib", "host_memory_gib", "hours")
 """What `[hardware]` says a build takes. It changes no byte, so the digest leaves it out: a better estimate orphans no
 record and no audit."""
-
-PASSES = ("tuned", "untouched", "visual", "mtp", "shards", "quantization_config", "side_files", "index")
-"""The passes that exist, in the only order in which each finds what it needs."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -286,7 +284,7 @@ def _allowed(kind: Any) -> str:
 
 def _check(recipe: Recipe) -> None:
     def refuse(key: str, found: object, allowed: str) -> None:
-        raise RecipeError(f"{recipe.path}: {key}: found {found!r}, allowed: {allowed}")
+        raise recipe.refusal(key, found, allowed)
 
     tuning = recipe.tuning
     for table in ("tuning", "calibration", "layout", "hardware", "twin"):
@@ -311,37 +309,7 @@ def _check(recipe: Recipe) -> None:
         refuse("tuning.seed", tuning.seed, "0 to 4294967295, what numpy accepts")
     if tuning.patience != -1 and (tuning.patience < 1 or not tuning.keep_best):
         refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
-    prefixes = ("model.language_model", "mtp") if recipe.mtp.policy == "rtn" else ("model.language_model",)
-    _check_ignore(recipe.layers.ignore, prefixes, refuse)
-    if recipe.passes.order != PASSES:
-        refuse(
-            "passes.order",
-            list(recipe.passes.order),
-            f"{list(PASSES)}, the order in which each pass finds what it needs",
-        )
-    if recipe.mtp.policy == "rtn" and not any(pattern in "mtp.fc" for pattern in recipe.layers.ignore):
-        refuse(
-            "mtp.policy",
-            "rtn",
-            'bf16, or "mtp.fc" in layers.ignore: loaders read mtp.fc as float only (defect D08)',
-        )
-
-
-_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
-
-_FUSED = (
-    ("linear_attn.in_proj_a", "linear_attn.in_proj_b"),
-    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
-)
-"""Layers that loaders make one of."""
-
-
-def _check_ignore(
-    ignore: tuple[str, ...], prefixes: tuple[str, ...], refuse: Callable[[str, object, str], None]
-) -> None:
-    for pattern in ignore:
+    for pattern in recipe.layers.ignore:
         if not re.fullmatch(r"[\w.]*[a-zA-Z_.]", pattern, re.ASCII):
             refuse(
                 "layers.ignore",
@@ -349,14 +317,5 @@ def _check_ignore(
                 "a part of a layer's name that does not end in a digit (AutoRound adds a dot to it), no expression",
             )
 
-    def kept(name: str) -> bool:
-        return any(pattern in name for pattern in ignore)
 
-    numbers = sorted({"0"}.union(*(re.findall(r"\d+", pattern) for pattern in ignore)))
-    for block in (f"{prefix}.layers.{number}" for prefix in prefixes for number in numbers):
-        for group in _FUSED:
-            if len({kept(f"{block}.{name}") for name in group}) == 2:
-                refuse("layers.ignore", list(ignore), f"{' and '.join(group)} alike: loaders fuse them (defect D06)")
-        names = (f"{block}.mlp.experts.{each}.{half}_proj" for each in numbers for half in ("gate", "up", "down"))
-        if any(map(kept, names)):
-            refuse("layers.ignore", list(ignore), "nothing of mlp.experts: loaders read no override there (defect D17)")
+_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")

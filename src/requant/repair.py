@@ -17,7 +17,7 @@ from requant.inspect import inspect
 from requant.inspecting.headers import SIDES, Headers
 from requant.inspecting.mending import CHOSEN, aim, one_copy
 from requant.inventory import PACKED
-from requant.passes import PASSES, apply
+from requant.passes import apply
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def repair(
     weights = one_copy(found)
     target = aim(found, weights, model, policy)
     try:
-        mended = apply(tuple(PASSES), Checkpoint({CHOSEN: weights}, {}), target)
+        mended = apply(Checkpoint({CHOSEN: weights}, {}), target)
     except BuildError as error:
         raise CheckpointError(
             f"{folder}: cannot be repaired: {error}", "Tuned tensors come from a build only."

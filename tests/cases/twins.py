@@ -26,4 +26,4 @@ def healthy(name: str, size: str = "mini") -> Checkpoint:
     for layer in quantized(context.config, recipe.layers.ignore).values():
         packed |= rounded(layer, weight_of(layer, base, context), recipe.scheme.group_size)
     main = {key: packed[key] if key in packed else base[key] for key in context.main}
-    return passes.apply(AFTER_TUNING, Checkpoint({MAIN: main}, {}), context)
+    return passes.apply(Checkpoint({MAIN: main}, {}), context, AFTER_TUNING)

@@ -1,1 +1,1 @@
-"""The model as values: what its config.json says, and a tiny model derived from it."""
+"""The model: its plan, its tiny stand-in, and what is known of its architecture."""

@@ -1,10 +1,10 @@
 """What the host does to AutoRound's raw output: named, pure passes, checkpoint in, checkpoint out.
 
 Nothing that AutoRound writes after its tuning is kept unexamined. The tuned tensors keep their bytes; all else
-comes from the base, or follows from the recipe. The recipe lists the passes; each can be used alone.
+comes from the base, or follows from the recipe. Each pass can be used alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 
 from requant.checkpoint import Checkpoint
@@ -19,8 +19,9 @@ __all__ = ["PASSES", "Aim", "Context", "Mending", "apply"]
 PASSES: dict[str, Callable[[Checkpoint, Aim], Checkpoint]] = {
     each.__name__: each for each in (tuned, untouched, visual, mtp, shards, quantization_config, side_files, index)
 }
+"""The passes by name, in the only order in which each finds what it needs."""
 
 
-def apply(names: tuple[str, ...], raw: Checkpoint, context: Aim) -> Checkpoint:
-    """Apply the passes `names` in order; each gets the last one's result."""
+def apply(raw: Checkpoint, context: Aim, names: Iterable[str] = PASSES) -> Checkpoint:
+    """Apply the passes, or those of them in `names`, in order; each gets the last one's result."""
     return reduce(lambda checkpoint, name: PASSES[name](checkpoint, context), names, raw)

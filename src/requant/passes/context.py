@@ -106,15 +106,15 @@ class Context(Aim):
     @property
     def declared(self) -> dict[str, Any]:
         """The scheme and the effort, under AutoRound's names."""
-        scheme, effort = self.recipe.scheme, self.effort
+        scheme, numbers, effort = self.recipe.scheme, self.recipe.scheme.numbers, self.effort
         return {
             "quant_method": "auto-round",
-            "packing_format": scheme.packing,
+            "packing_format": scheme.format,
             "autoround_version": self.autoround,
-            "bits": scheme.bits,
+            "bits": numbers.bits,
             "group_size": scheme.group_size,
-            "sym": scheme.symmetric,
-            "data_type": scheme.data_type,
+            "sym": numbers.symmetric,
+            "data_type": numbers.data_type,
             "iters": effort.iterations,
             "nsamples": effort.samples,
             "seqlen": effort.sequence_length,

@@ -39,7 +39,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     from auto_round import AutoRound
     from auto_round.compressors import base
 
-    tuning, scheme = recipe.tuning, recipe.scheme
+    tuning, scheme, numbers = recipe.tuning, recipe.scheme, recipe.scheme.numbers
     half = effort.precision == "bfloat16"
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
     base.CpuInfo.bf16 = property(lambda _: half)
@@ -51,7 +51,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         model,
         tokenizer,
         platform="hf",
-        scheme="W4A16",
+        scheme=scheme.name,
         layer_config=None,
         dataset=batches,
         iters=effort.iterations,
@@ -61,29 +61,29 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         gradient_accumulate_steps=tuning.gradient_accumulation,
         low_gpu_mem_usage=tuning.low_gpu_memory,
         device_map="cpu" if effort.device == "cpu" else 0,
-        enable_torch_compile=tuning.torch_compile,
+        enable_torch_compile=False,
         seed=tuning.seed,
-        enable_adam=tuning.adam,
+        enable_adam=False,
         extra_config=None,
-        enable_alg_ext=tuning.algorithm_extension,
+        enable_alg_ext=False,
         low_cpu_mem_usage=True,
-        bits=scheme.bits,
+        bits=numbers.bits,
         group_size=scheme.group_size,
-        sym=scheme.symmetric,
-        data_type=scheme.data_type,
+        sym=numbers.symmetric,
+        data_type=numbers.data_type,
         act_bits=16,
-        scale_dtype={"float16": "fp16"}[scheme.scale_dtype],
+        scale_dtype={"float16": "fp16"}[numbers.scale_dtype],
         amp=half,
         lr=rate(tuning.learning_rate),
         minmax_lr=rate(tuning.minmax_learning_rate),
         lr_scheduler=None,
         momentum=tuning.momentum,
         enable_minmax_tuning=tuning.tune_minmax,
-        enable_norm_bias_tuning=tuning.tune_norm_and_bias,
-        enable_quanted_input=tuning.quantized_input,
+        enable_norm_bias_tuning=False,
+        enable_quanted_input=True,
         not_use_best_mse=not tuning.keep_best,
         dynamic_max_gap=tuning.patience,
-        nblocks=tuning.blocks_at_once,
+        nblocks=1,
         to_quant_block_names=None,
         quant_lm_head=False,
         ignore_layers=",".join(recipe.layers.ignore),

@@ -92,7 +92,7 @@ def derive(context: passes.Context) -> Checkpoint:
         name: Tensor(spec, Made(partial(_stand_in, name, spec))) if name.endswith(PACKED) else context.tensors[name]
         for name, spec in context.main.items()
     }
-    return passes.apply(context.recipe.passes.order, Checkpoint({MAIN: main}, {}), context)
+    return passes.apply(Checkpoint({MAIN: main}, {}), context)
 
 
 def tuned(context: passes.Context) -> AbstractSet[str]:

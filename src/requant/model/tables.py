@@ -1,0 +1,85 @@
+"""The little that neither a model's `config.json` nor the quantizer says: one table per architecture, in `tables/`.
+
+What loaders make of a model decides which layers a recipe may keep float. That is held against the layers that the base
+has, so it is known where the base's configuration is; what is wrong in a recipe of whatever base, `recipe.py` refuses.
+"""
+
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+
+from requant.errors import RecipeError
+from requant.inventory import ignored
+from requant.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is known of one `model_type`; of one that is not modelled, nothing.
+
+    `fused` are ends of layers' names: each set of layers that loaders make one module of. `experts` is the part of a
+    name that layers of fused experts share, "" where there are none. `extras` are the prefixes of what AutoRound does
+    not tune: `visual`, `mtp`. `mtp_float` are layers of the MTP block that loaders read as float only.
+    """
+
+    model_type: str
+    fused: tuple[tuple[str, ...], ...] = ()
+    experts: str = ""
+    extras: Mapping[str, str] = field(default_factory=dict)
+    mtp_float: tuple[str, ...] = ()
+
+
+def table_of(model_type: str) -> Table:
+    """Return what is known of an architecture; an empty table where it is not modelled."""
+    return _tables().get(model_type) or Table(model_type)
+
+
+@cache
+def _tables() -> dict[str, Table]:
+    found: dict[str, Table] = {}
+    for file in resources.files("requant.model").joinpath("tables").iterdir():
+        value = tomllib.loads(file.read_text())
+        for model_type in value["model_types"]:
+            found[model_type] = Table(
+                model_type,
+                fused=tuple(map(tuple, value["fused"])),
+                experts=value["experts"],
+                extras=value["extras"],
+                mtp_float=tuple(value["mtp_float"]),
+            )
+    return found
+
+
+def confirm_layers(recipe: Recipe, table: Table, layers: Collection[str]) -> None:
+    """Raise RecipeError where the recipe does not fit the base, whose linear layers, MTP's too, are `layers`.
+
+    A pattern of `layers.ignore` is part of some layer's name: AutoRound only warns. Layers that loaders fuse stay float
+    together (defect D06), and no expert does alone (D17). `mtp.policy` is `none` where there is no such block, and
+    nowhere else. What is copied anyway, such as MTP under `bf16`, may be ignored as it likes.
+    """
+    ignore, policy = recipe.layers.ignore, recipe.mtp.policy
+    mtp = table.extras.get("mtp")
+    if mtp and any(name.startswith(mtp) for name in layers):
+        if policy == "none":
+            raise recipe.refusal("mtp.policy", policy, f"bf16 or rtn: the base has an MTP block, {mtp}*")
+    elif policy != "none":
+        raise recipe.refusal("mtp.policy", policy, "none: no MTP block is known of the base")
+    for pattern in ignore:
+        if not any(pattern in name for name in layers):
+            raise RecipeError(f"{recipe.path}: layers.ignore: {pattern!r} is part of no layer's name")
+    copied = tuple(prefix for part, prefix in table.extras.items() if part != "mtp" or policy != "rtn")
+    kept = {name: ignored(name, ignore) for name in layers if not name.startswith(copied)}
+    for group in table.fused:
+        for parent in {name.removesuffix(part) for part in group for name in kept if name.endswith(f".{part}")}:
+            if len({kept[f"{parent}{part}"] for part in group if f"{parent}{part}" in kept}) == 2:
+                allowed = f"{' and '.join(group)} alike: loaders fuse them (defect D06)"
+                raise recipe.refusal("layers.ignore", list(ignore), allowed)
+    if table.experts and any(kept[name] for name in kept if f".{table.experts}." in name):
+        allowed = f"nothing of {table.experts}: loaders read no override there (defect D17)"
+        raise recipe.refusal("layers.ignore", list(ignore), allowed)
+    for name in table.mtp_float if policy == "rtn" else ():
+        if not ignored(name, ignore):
+            allowed = f'bf16, or "{name}" in layers.ignore: loaders read {name} as float only (defect D08)'
+            raise recipe.refusal("mtp.policy", policy, allowed)
