@@ -34,7 +34,7 @@ def define_builds(name: str) -> None:
         needs(session)
         session.run("requant", "build", f"builds/{name}", *session.posargs)
 
-    build.__doc__ = f"Build builds/{name} and compare it with what is recorded; with `-- --twin`, its twin."
+    build.__doc__ = f"Build builds/{name} and compare it with what is recorded; with `-- --tiny`, its tiny model."
 
     @nox.session(name=f"rebuild-{name}")
     def rebuild(session: nox.Session) -> None:
@@ -142,14 +142,14 @@ def schemas(session: nox.Session) -> None:
 
 @nox.session
 def cpus(session: nox.Session) -> None:
-    """Tune a very small twin here and on emulated CPUs, and compare the journals; `-- MODEL …` names others."""
+    """Tune a very small tiny model here and on emulated CPUs, and compare the journals; `-- MODEL …` names others."""
     needs(session, "tests")
     session.run("python", "-m", "tests.emulated", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure where a twin's build spends its time; docs/benchmarks.md names the other benchmarks."""
+    """Measure where a tiny model's build spends its time; docs/benchmarks.md names the other benchmarks."""
     needs(session)
     session.run("python", "benchmarks/build.py", *session.posargs)
 

@@ -16,8 +16,8 @@ import layers
 import peers
 
 from requant import check as checking
-from requant.weights.reach import reach
-from requant.weights.source import open_source
+from requant.check.reader import open_source
+from requant.rounding.reach import reach
 
 
 def check(count: int, threads: int = peers.THREADS) -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 WARM = """
 import numpy as np
-from requant.weights.kernels import distances, extremes, halves
+from requant.rounding.kernels import distances, extremes, halves
 w, q = np.zeros((8, 128), np.uint16), np.zeros((16, 8), np.uint32)
 a, b = np.zeros((1, 8), np.int32), np.zeros((1, 8), np.int32)
 extremes(w, 128, a, b), distances(w, q, np.ones((1, 8), np.float32), 128, a, b), halves(np.ones(8, np.float32))

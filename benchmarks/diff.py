@@ -13,10 +13,10 @@ import layers
 import numpy as np
 import peers
 
-from requant.checkpoint import Checkpoint, Held, Tensor, write_checkpoint
+from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor, write_checkpoint
+from requant.checkpoint.manifest import make_manifest
+from requant.checkpoint.safetensors import Spec
 from requant.diff import diff
-from requant.manifest import make_manifest
-from requant.safetensors import Spec
 from requant.verify import verify
 
 SPEC = Spec("I32", (4096, 4096))

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from requant.environment import read_lock
-from requant.installation import cache, virtual_environment
-from requant.packages import hold, parse_list
+from requant.environment.install import cache, virtual_environment
+from requant.environment.lock import read_lock
+from requant.environment.packages import hold, parse_list
 
 RUNS = 5
 LOCKFILES = Path(__file__).parent.parent / "lockfiles"

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, index, json_file, shard_names, spread
+from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, index, json_file, shard_names, spread
 from requant.inspect import inspect
-from requant.inspecting.headers import read_headers
-from requant.loaders import LOADERS, TENSOR_PARALLEL
+from requant.inspect.headers import read_headers
+from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL
+from requant.model.plan import base_config, plan
 from requant.passes import PASSES, Context
-from requant.plan import base_config, plan
 from requant.recipe import read_recipe
 
 RECIPE = Path(__file__).parent.parent / "builds" / "ec"

@@ -1,7 +1,7 @@
 """Checkpoints of the base's real width for the benchmarks: blocks of 256 experts at hidden 2048, without MTP.
 
-The base is the wide twin's. Its quantized half is synthesised instead of tuned, with offsets and factors drawn from
-the whole reach of 400 iterations. Blocks after the first repeat its bytes, and shards are about as large as two
+The base is the wide tiny model's. Its quantized half is synthesised instead of tuned, with offsets and factors drawn
+from the whole reach of 400 iterations. Blocks after the first repeat its bytes, and shards are about as large as two
 threads can share out. `python benchmarks/layers.py FOLDER 1 2 4` writes FOLDER/base-1, FOLDER/tuned-1 and so on.
 """
 
@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from requant.checkpoint import (
+from requant.check.spans import source_rows
+from requant.checkpoint.checkpoint import (
     INDEX,
     Checkpoint,
     Content,
@@ -28,11 +29,10 @@ from requant.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
-from requant.inventory import Linear, base_tensors, packed_specs, quantized
-from requant.packing import bfloat16_to_float32, pack, zeros
-from requant.twin import SIZES, config, stream
-from requant.weights.lineage import origin_rows
-from requant.weights.reach import reach
+from requant.formats.gptq import bfloat16_to_float32, pack, zeros
+from requant.model.inventory import Linear, base_tensors, packed_specs, quantized
+from requant.model.tiny import SIZES, config, stream
+from requant.rounding.reach import reach
 
 GROUP = 128
 REACH = reach(400, 1 / 400, 1 / 400)
@@ -84,7 +84,7 @@ def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
         opened = open_checkpoint(base).tensors
         packed = quantized(configuration(layers), ("mtp.fc",))
         specs = {name: tensor.spec for name, tensor in opened.items()}
-        rows = {layer: origin_rows(layer, specs) for layer in packed}
+        rows = {layer: source_rows(layer, specs) for layer in packed}
         split = {where[0] for where in rows.values() if where}
         shards = {}
         for name, tensor in opened.items():

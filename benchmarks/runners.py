@@ -1,7 +1,8 @@
-"""What the container costs: `python benchmarks/runners.py [SIZE] [ENGINE]`, where an engine answers.
+"""What the container costs: `python benchmarks/sandboxes.py [SIZE] [ENGINE]`, where an engine answers.
 
-The peer is the virtual environment from the same lock, on the same twin. The two take turns, so that whatever else the
-machine does falls on both; the ratio is that of the medians, over the whole build once image and environment are there.
+The peer is the virtual environment from the same lock, on the same tiny model. The two take turns, so that whatever
+else the machine does falls on both; the ratio is that of the medians, over the whole build once image and environment
+are there.
 """
 
 import statistics
@@ -18,19 +19,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(size: str, engine: str) -> None:
-    """Build the twin of `ec` a few times in each, after one that is not counted, and print the medians in seconds."""
+    """Build the tiny model of `ec` a few times in each, after one that is not counted, and print the medians in
+    seconds.
+    """
     seconds: dict[str, list[float]] = {"venv": [], engine: []}
     for number in range(RUNS + 1):
-        for runner, measured in seconds.items():
+        for sandbox, measured in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
                 started = time.monotonic()
-                build(read_recipe(ROOT / "builds" / "ec"), twin=size, out=Path(folder, "ec"), runner=runner)
+                build(read_recipe(ROOT / "builds" / "ec"), tiny=size, out=Path(folder, "ec"), sandbox=sandbox)
                 if number:
                     measured.append(time.monotonic() - started)
-    medians = {runner: statistics.median(measured) for runner, measured in seconds.items()}
-    print(f"twin {size}, medians of {RUNS} runs\n\n| runner | seconds | of the other |\n|---|---|---|")
-    for runner, median in medians.items():
-        print(f"| {runner} | {median:.1f} | {median / medians['venv']:.2f} |")
+    medians = {sandbox: statistics.median(measured) for sandbox, measured in seconds.items()}
+    print(f"tiny model {size}, medians of {RUNS} runs\n\n| sandbox | seconds | of the other |\n|---|---|---|")
+    for sandbox, median in medians.items():
+        print(f"| {sandbox} | {median:.1f} | {median / medians['venv']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import layers
 import peers
 
-from requant.manifest import make_manifest
+from requant.checkpoint.manifest import make_manifest
 
 SOURCES = Path(__file__).resolve().parents[1] / "src"
 

@@ -1,4 +1,4 @@
-"""The expensive things, made once: the room's environment and image, and one mini build of each recipe."""
+"""The expensive things, made once: the worker's environment and image, and one mini build of each recipe."""
 
 import fcntl
 import json
@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, settings
 from tests.engines import buildable
 from xdist.scheduler import LoadScopeScheduling
 
-from requant import installation, programs
+from requant import programs
 from requant.build import Built, build
-from requant.environment import read_lock
-from requant.image import build_image, debian_base
-from requant.images.engine import Engine
-from requant.images.evidence import Image
+from requant.environment import install as installation
+from requant.environment.image import build_image, debian_base
+from requant.environment.image.engine import Engine
+from requant.environment.image.evidence import Image
+from requant.environment.lock import read_lock
 from requant.recipe import read_recipe
 
 # Examples are drawn alike in every run, so that a change is judged by what it changed, at any speed of the machine;
@@ -37,13 +38,13 @@ ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: engines, then files that run rooms.
+    """Begin with what takes longest: engines, then files that run workers.
 
-    The twin's image of 3 GB, which takes minutes, and `intel`, which is `ec` with other numbers, are made in the full
-    tier only; small images and rooms in containers are tested in both.
+    The tiny model's image of 3 GB, which takes minutes, and `intel`, which is `ec` with other numbers, are made in the
+    full tier only; small images and workers in containers are tested in both.
     """
-    rooms = {item.path for item in items if item.get_closest_marker("room")}
-    items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in rooms))
+    workers = {item.path for item in items if item.get_closest_marker("worker")}
+    items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in workers))
     for item in items:
         parameters, fixtures = getattr(item, "callspec", None), getattr(item, "fixturenames", ())
         if "image" in fixtures or (parameters and "intel" in parameters.params.values() and "built" in fixtures):
@@ -93,18 +94,19 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of the twin's environment, installed from its lock; it writes no bytecode into the cache."""
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of the tiny model's environment, installed from its lock; it writes no bytecode into the cache."""
     python = installation.virtual_environment(ROOT / "lockfiles" / "cpu.txt", read_lock(ROOT / "lockfiles", "cpu"))
-    script = tmp_path_factory.mktemp("room") / "python"
+    script = tmp_path_factory.mktemp("worker") / "python"
     script.write_text(f'#!/bin/sh\nPYTHONPYCACHEPREFIX="{installation.bytecode(python)}" exec "{python}" "$@"\n')
     script.chmod(0o755)
     return script
 
 
 @pytest.fixture(scope="session")
-def built(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
-    """Build the mini twin of a recipe, once for all processes; AutoRound's raw output stands in `<folder>.raw`."""
+def built(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """Build the tiny model mini of a recipe, once for all processes; AutoRound's raw output stands in
+    `<folder>.raw`."""
     own = tmp_path_factory.getbasetemp()
     place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "builds"
 
@@ -115,7 +117,7 @@ def built(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         with (place / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not known.exists():
-                made = build(read_recipe(ROOT / "builds" / name), twin="mini", out=place / name, keep_raw=True)
+                made = build(read_recipe(ROOT / "builds" / name), tiny="mini", out=place / name, keep_raw=True)
                 known.write_bytes(pickle.dumps(made))
         found: Built = pickle.loads(known.read_bytes())  # noqa: S301 (written above)
         return found
@@ -124,14 +126,14 @@ def built(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 @pytest.fixture(scope="session")
-def ask(room: Path) -> Callable[..., Any]:
-    """Run a program of tests/room in the room's Python and return what it answers."""
+def ask(worker: Path) -> Callable[..., Any]:
+    """Run a program of tests/worker in the worker's Python and return what it answers."""
 
     @cache
     def run(program: str, *words: object, path: tuple[Path, ...] = ()) -> Any:
         env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
         env |= {"HF_HUB_OFFLINE": "1", "LC_ALL": "C.UTF-8"}
-        command = [str(room), "-s", "-m", f"tests.room.{program}", *map(str, words)]
+        command = [str(worker), "-s", "-m", f"tests.worker.{program}", *map(str, words)]
         return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
 
     return run
@@ -151,5 +153,5 @@ def debian(builder: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def image(builder: Engine, debian: str) -> Image:
-    """The twin's image; it stays in the engine's store for `ensure_image` to find."""
+    """The tiny model's image; it stays in the engine's store for `ensure_image` to find."""
     return build_image(ROOT / "lockfiles", "cpu", builder, base=debian)

@@ -1,8 +1,8 @@
-"""Tunes a very small twin on this CPU and on emulated ones, and compares the journals line by line.
+"""Tunes a very small tiny model on this CPU and on emulated ones, and compares the journals line by line.
 
 Run by `nox -s cpus`, not by pytest: it needs `qemu-x86_64` (Debian and Ubuntu: apt-get install qemu-user), and an
 emulated CPU is some sixty times slower. Words after the program's name are CPU models, as `qemu-x86_64 -cpu help`
-lists them; they must have AVX2. Every other measure is the room's own: only the words that start it are other ones.
+lists them; they must have AVX2. Every other measure is the worker's own: only the words that start it are other ones.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from requant import installation
 from requant.build import beside, build
+from requant.environment import install as installation
 from requant.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -27,10 +27,10 @@ SMALL = {"batch_size": 2, "iterations": 3, "samples": 2, "sequence_length": 16}
 
 
 def small_recipe(folder: Path) -> Path:
-    """Write the recipe `ec` with a smaller twin below `folder`, where it finds the lock; return its folder."""
+    """Write the recipe `ec` with a smaller tiny model below `folder`, where it finds the lock; return its folder."""
     text = (ROOT / "builds" / "ec" / "recipe.toml").read_text()
     for key, value in SMALL.items():
-        head, found, tail = text.rpartition(f"\n{key} = ")  # the last: a key that stands twice is last the twin's
+        head, found, tail = text.rpartition(f"\n{key} = ")  # the last: a key that stands twice is last the tiny model's
         assert found, key
         text = head + re.sub(r"^[^\n]*", f"\n{key} = {value}", tail, count=1)
     (folder / "lockfiles").symlink_to(ROOT / "lockfiles")
@@ -41,21 +41,21 @@ def small_recipe(folder: Path) -> Path:
 
 
 def journal(recipe: Path, out: Path, emulator: list[str]) -> list[str]:
-    """Build the twin with the room's Python started by `emulator`; return the lines of its journal."""
+    """Build the tiny model with the worker's Python started by `emulator`; return the lines of its journal."""
     original = installation.virtual_environment
     started = out.with_suffix(".started")
 
     def emulated(*args: Any) -> Path:
         words = [*emulator, str(original(*args))]
-        script = out.with_suffix(".room") / "bin" / "python"
+        script = out.with_suffix(".worker") / "bin" / "python"
         script.parent.mkdir(parents=True)
         script.write_text(f'#!/bin/sh\n: > {shlex.quote(str(started))}\nexec {shlex.join(words)} "$@"\n')
         script.chmod(0o755)
         return script
 
-    with mock.patch("requant.rooms.choice.virtual_environment", emulated):
-        built = build(read_recipe(recipe), twin="mini", out=out)
-    assert started.exists(), "the room was started by other words than these, and nothing was emulated"
+    with mock.patch("requant.sandbox.choice.virtual_environment", emulated):
+        built = build(read_recipe(recipe), tiny="mini", out=out)
+    assert started.exists(), "the worker was started by other words than these, and nothing was emulated"
     return beside(built.folder, "journal.jsonl").read_text().splitlines()
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from requant.environment.image.engine import Engine, find
 from requant.errors import RequantError
-from requant.images.engine import Engine, find
 from requant.programs import run
 
 REQUIRED = "REQUANT_REQUIRE_ENGINE"
@@ -35,7 +35,7 @@ if os.environ["REQUANT_LEASH"] == "1":
 folder = Path(sys.argv[1])
 exec((folder / "program.py").read_text())
 """
-"""What the stand-in's entry point does: the leash of the real room, and a program of the test's own."""
+"""What the stand-in's entry point does: the leash of the real worker, and a program of the test's own."""
 
 LEFT_OUT = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "site-packages", "test", "tkinter"}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from requant.installation import cache
+from requant.environment.install import cache
 
 HERE = Path(__file__).parent / "oracle"
 WANTED = (

@@ -16,33 +16,34 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 from tests.conftest import ROOT
 
-from requant import journal, manifest
-from requant.attestation import BUILD_TYPE
+from requant.audit.audits import PREDICATE_TYPE
+from requant.audit.coverage import Coverage, Covered
+from requant.audit.retuned import Audit
+from requant.audit.untuned import Untuned
+from requant.build.survey import Asked
+from requant.build.trial import Trial
+from requant.check.checked import Checked
+from requant.checkpoint import manifest
+from requant.checkpoint.manifest import Manifest
 from requant.cli.terminal import ERRORS
-from requant.comparing.divergence import Divergence
-from requant.coverage import Coverage, Covered
 from requant.diff import Diff
+from requant.diff.divergence import Divergence
+from requant.environment.image.evidence import Evidence
+from requant.environment.update import Change
+from requant.evidence import journal
+from requant.evidence.journal import Block, Header, Journal
+from requant.evidence.statements import BUILD_TYPE
+from requant.hub import pinned
+from requant.hub.pins import Pinned
 from requant.identify import Fingerprint
-from requant.images.evidence import Evidence
 from requant.inspect import Inspection
-from requant.inspecting.defects import Defect
-from requant.inspecting.findings import Finding
-from requant.journal import Block, Header, Journal
-from requant.manifest import Manifest
-from requant.network import pinned
-from requant.pins import Pinned
-from requant.plan import Plan, Size, Template
+from requant.inspect.defects import Defect
+from requant.inspect.findings import Finding
+from requant.model.plan import Plan, Size, Template
 from requant.recipe import Recipe
 from requant.repair import Repair
-from requant.retuning.audits import PREDICATE_TYPE
-from requant.retuning.retuned import Audit
-from requant.retuning.untuned import Untuned
-from requant.survey import Asked
-from requant.trial import Trial
-from requant.update import Change
+from requant.rounding.reach import Reach
 from requant.verdict import Outcome, Verdict
-from requant.weights.checked import Checked
-from requant.weights.reach import Reach
 
 FOLDER = ROOT / "docs" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -98,7 +99,7 @@ BUILD = shape(
         "BuildDefinition",
         "What was built, of what.",
         buildType=OneOf((BUILD_TYPE,)),
-        externalParameters=shape("External", "What was asked for.", recipe=str, twin=str | None),
+        externalParameters=shape("External", "What was asked for.", recipe=str, tiny=str | None),
         internalParameters=Mapping[str, Any],
         resolvedDependencies=several(RESOURCE),
     ),
@@ -138,7 +139,7 @@ PRINTED: Mapping[str, Any] = {
     "requant.audit/1": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
     "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
-    "requant.coverage/1": Coverage,
+    "requant.audit.coverage/1": Coverage,
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(
@@ -150,14 +151,14 @@ PRINTED: Mapping[str, Any] = {
         exit_status=int,
     ),
     "requant.identify/2": Fingerprint,
-    "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
+    "requant.environment.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
     "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
-    "requant.journal/1": printed(
+    "requant.evidence.journal/1": printed(
         Journal,
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
     ),
-    "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
-    "requant.plan/1": printed(
+    "requant.hub.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
+    "requant.model.plan/1": printed(
         Plan,
         without=("before", "main", "extras", "linears", "quantized"),
         linear_layers=int,
@@ -166,12 +167,14 @@ PRINTED: Mapping[str, Any] = {
         tensors=Mapping[str, tuple[Template, ...] | Mapping[str, SPEC]],
         asked=NotRequired[Asked],
     ),
-    "requant.rebuild/1": printed(
+    "requant.build.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]
     ),
     "requant.repair/1": printed(Repair, needed=bool),
-    "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
-    "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
+    "requant.build.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
+    "requant.environment.update/1": shape(
+        "Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]
+    ),
     "requant.verify/1": Verdict,
 }
 """What `--json` prints, by the name that stands in it. A reader passes over keys that it does not know."""

@@ -16,31 +16,31 @@ from tests.test_build import project
 
 from requant import audit as auditing
 from requant import programs
-from requant.attestation import hardware_of
+from requant.audit.pool import Setting, prepare
+from requant.audit.retuned import Audit, Judgement
+from requant.audit.untuned import Untuned
 from requant.build import Built, beside
-from requant.building.inputs import twin_given, twin_inputs
+from requant.build.inputs import tiny_given, tiny_inputs
 from requant.check import check
-from requant.checkpoint import open_checkpoint, write_file
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import open_checkpoint, write_file
+from requant.checkpoint.safetensors import Spec, read_header
 from requant.cli.auditing import numbers
 from requant.errors import BuildError, CheckpointError, NotAvailableError, RecipeError, RequantError, UsageError
-from requant.journal import Writer, read_journal
+from requant.evidence.journal import Writer, read_journal
+from requant.evidence.statements import hardware_of
 from requant.recipe import read_recipe
-from requant.retuning.crew import Setting, prepare
-from requant.retuning.retuned import Audit, Judgement
-from requant.retuning.untuned import Untuned
-from requant.safetensors import Spec, read_header
 from requant.verdict import Outcome
-from requant.weights.source import open_source
 
-pytestmark = pytest.mark.room
+pytestmark = pytest.mark.worker
 LAYER = "model.language_model.layers."
 Judged = Callable[..., Audit]
 
 
 @pytest.fixture(scope="session")
-def setting(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setting]:
+def setting(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setting]:
     folder = tmp_path_factory.mktemp("audited")
-    inputs = twin_inputs("mini", folder, lambda _: None)
+    inputs = tiny_inputs("mini", folder, lambda _: None)
 
     def of(name: str) -> Setting:
         return prepare(read_recipe(ROOT / "builds" / name), "mini", inputs, lambda _: None)
@@ -50,7 +50,7 @@ def setting(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 @pytest.fixture
 def judged(setting: Callable[[str], Setting], tmp_path: Path) -> Judged:
-    """Audit a checkpoint of the mini twin."""
+    """Audit a checkpoint of the tiny model mini."""
 
     def run(
         name: str, folder: Path, *blocks: int, journal: Path | None, workers: int = 1, compared: bool = True
@@ -62,7 +62,7 @@ def judged(setting: Callable[[str], Setting], tmp_path: Path) -> Judged:
             chosen=blocks,
             challenge=None,
             auditor="tests",
-            hire=auditing.local(workers),
+            make_pool=auditing.local(workers),
             work=tmp_path / "work",
         )
 
@@ -131,7 +131,7 @@ def altered(
                 file.seek(stretch.start + at)
                 file.write((word + 1).to_bytes(4, "little"))
             with open_source(str(copy)) as ours, open_source(str(setting("ec").inputs.base)) as base:
-                if check(ours, base, recipe=setting("ec").recipe, twin=True).clean:
+                if check(ours, base, recipe=setting("ec").recipe, tiny=True).clean:
                     return copy
             stretch.path.write_bytes(data)
     pytest.fail("no code of the first hundred can be changed within reach")
@@ -143,9 +143,9 @@ def test_a_code_within_reach_is_caught_and_its_successor_not_blamed(
     audit = judged("ec", altered, 1, 2, 3, journal=beside(built("ec").folder, "journal.jsonl"))
     assert judgements(audit) == {1: "identical", 2: "different", 3: "unjudged"}
     assert audit.first_divergence == f"{LAYER}2"
-    apart = audit.blocks[1].apart
-    assert apart is not None
-    assert (apart.first, apart.tensors, apart.codes, apart.steps) == (
+    distance = audit.blocks[1].distance
+    assert distance is not None
+    assert (distance.first, distance.tensors, distance.codes, distance.steps) == (
         f"{LAYER}2.mlp.shared_expert.down_proj.qweight",
         1,
         1,
@@ -258,8 +258,8 @@ def test_elsewhere_the_bits_are_the_same(there: Elsewhere, built: Callable[[str]
         programs.run([*words, "true"])
     except (BuildError, NotAvailableError) as error:
         pytest.skip(f"this kernel grants no namespaces: {error}")
-    words += [sys.executable, "-m", "requant", "audit", str(built("ec").folder), "--twin", "--size", "mini"]
-    words += ["--runner", "venv", "--recipe", str(ROOT / "builds" / "ec"), "--json"]
+    words += [sys.executable, "-m", "requant", "audit", str(built("ec").folder), "--tiny", "--size", "mini"]
+    words += ["--sandbox", "venv", "--recipe", str(ROOT / "builds" / "ec"), "--json"]
     words += ["--sample", "1", "--seed", f"a public text, {there.host}"]
     place = tmp_path / there.folder
     place.mkdir(parents=True)
@@ -303,17 +303,17 @@ def test_what_cannot_be_audited_is_refused(
             chosen=(0,),
             challenge=None,
             auditor="tests",
-            hire=auditing.local(1),
+            make_pool=auditing.local(1),
             work=tmp_path / "work",
         )
-    with pytest.raises(CheckpointError, match="is not the twin mini's"):
-        twin_given("mini", folder, tmp_path / "given")
-    given = twin_given("mini", setting("ec").inputs.base, tmp_path / "given again")
+    with pytest.raises(CheckpointError, match="is not the tiny model mini's"):
+        tiny_given("mini", folder, tmp_path / "given")
+    given = tiny_given("mini", setting("ec").inputs.base, tmp_path / "given again")
     assert given.base_digest == setting("ec").inputs.base_digest
 
 
 @pytest.mark.full
-def test_a_room_that_cannot_tune_says_so(
+def test_a_worker_that_cannot_tune_says_so(
     built: Callable[[str], Built], judged: Judged, setting: Callable[[str], Setting], tmp_path: Path
 ) -> None:
     """Scales that are not finite give no block anything to be tuned on, and nobody is accused."""

@@ -15,11 +15,7 @@ from tests.cases.audits import AUDIT, audits
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 
-from requant.digest import MAX_STATEMENT, canonical_json, sha256
-from requant.errors import CheckpointError, UsageError
-from requant.recipe import Recipe, read_recipe
-from requant.retuning.apart import Apart
-from requant.retuning.audits import (
+from requant.audit.audits import (
     FOLDER,
     PREDICATE_TYPE,
     SUFFIX,
@@ -29,10 +25,14 @@ from requant.retuning.audits import (
     same_party,
     statement,
 )
-from requant.retuning.audits import write_audit as write
-from requant.retuning.challenge import MAX_TEXT, Challenge
-from requant.retuning.retuned import Audit, Judgement, Retuned
-from requant.retuning.untuned import NAMED, Deviation, Untuned
+from requant.audit.audits import write_audit as write
+from requant.audit.challenge import MAX_TEXT, Challenge
+from requant.audit.distance import Distance
+from requant.audit.retuned import Audit, Judgement, Retuned
+from requant.audit.untuned import NAMED, Deviation, Untuned
+from requant.digest import MAX_STATEMENT, canonical_json, sha256
+from requant.errors import CheckpointError, UsageError
+from requant.recipe import Recipe, read_recipe
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def untuned(**changes: Any) -> bytes:
 
 
 def parts(**changes: Any) -> bytes:
-    return spoilt(lambda value: value["predicate"]["blocks"][1]["apart"].update(changes))
+    return spoilt(lambda value: value["predicate"]["blocks"][1]["distance"].update(changes))
 
 
 def test_the_audit_that_is_spoilt_below_is_one() -> None:
@@ -173,7 +173,10 @@ GOOD = statement(AUDIT)
         (GOOD[:-1], "not in the one form"),
         (GOOD + b"\n", "not in the one form"),
         (GOOD.replace(b":", b": ", 1), "not in the one form"),
-        (GOOD.replace(b'"twin":"mini"', b'"twin":"mini","twin":"mini"'), "the key 'twin' stands twice"),
+        (
+            GOOD.replace(b'"tiny model":"mini"', b'"tiny model":"mini","tiny model":"mini"'),
+            "the key 'tiny model' stands twice",
+        ),
         (GOOD.replace(b'"count":4', b'"count":NaN'), "NaN is not"),
         (GOOD.replace(b'"count":4', b'"count":4.0'), "found 4.0"),
         (GOOD.replace(b'"count":4', b'"count":1e999'), "found inf"),
@@ -221,8 +224,8 @@ GOOD = statement(AUDIT)
         (untuned(deviations=[{"kind": [], "name": "x", "detail": ""}]), "kind: found []"),
         (untuned(open=None), "found None"),
         (untuned(more=1), "not in the one form"),
-        (predicate(twin=["mini"]), "found ['mini']"),
-        (predicate(twin=""), "found ''"),
+        (predicate(tiny=["mini"]), "found ['mini']"),
+        (predicate(tiny=""), "found ''"),
         (predicate(count=True), "found True"),
         (predicate(count=-1), "found -1"),
         (predicate(count=2), "blocks [0, 2] of 2"),
@@ -256,7 +259,7 @@ GOOD = statement(AUDIT)
         (block(judgement="identical"), "identical, and different"),
         (block(reason=None), "found None"),
         (block(seconds=1), "not in the one form"),
-        (block(apart=[]), "not an audit"),
+        (block(distance=[]), "not an audit"),
         (parts(steps=[]), "expected an object"),
         (parts(steps={"0": 3}), "expected counts of -15 to 15"),
         (parts(steps={"16": 3}), "expected counts of -15 to 15"),
@@ -325,7 +328,7 @@ def test_a_folder_that_is_a_file_is_named(recipe: Recipe) -> None:
 def test_the_largest_audit_fits() -> None:
     """A thousand blocks, all different, in names and reasons longer than any there are, and the rest different too."""
     steps = {step: 2**40 for step in range(-15, 16) if step}
-    each = Retuned("", 0, Judgement.DIFFERENT, "r" * 200, Apart("t" * 200, 2**40, 2**40 * 30, steps, 2**40, 65535))
+    each = Retuned("", 0, Judgement.DIFFERENT, "r" * 200, Distance("t" * 200, 2**40, 2**40 * 30, steps, 2**40, 65535))
     some = tuple(replace(each, block=f"model.language_model.layers.{i}", index=i) for i in range(1000))
     rest = Untuned((Deviation("changed tensor", "t" * MAX_TEXT, "d" * MAX_TEXT),) * NAMED, 2**40, "o" * MAX_TEXT)
     audit = replace(AUDIT, blocks=some, count=1000, challenge=Challenge("text", 1000), untuned=rest)

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.checkpoints import Tensors, on_a_disk, on_disk, shard, write
 from tests.conftest import ROOT
 
 from requant.check import check
-from requant.checkpoint import write_checkpoint
+from requant.check.checked import Checked, Outcome
+from requant.check.findings import FAITHFUL, TUNED, Kind
+from requant.check.reader import Files, Source, open_source
+from requant.check.side_files import Side, bind, canonical, compare
+from requant.check.spans import Packing, packing_of
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.digest import MAX_VALUES
-from requant.packing import bfloat16_to_float32, pack
-from requant.twin import write_twin
-from requant.weights.binding import Side, bind, canonical, compare
-from requant.weights.checked import Checked, Outcome
-from requant.weights.lineage import Packing, packing_of
-from requant.weights.source import Files, Source, open_source
-from requant.weights.tally import FAITHFUL, TUNED, Kind
+from requant.formats.gptq import bfloat16_to_float32, pack
+from requant.model.tiny import write_tiny
 
 Edit = Callable[[dict[str, Any]], Any]
 BLOCKS = ["model.language_model.layers", "mtp.layers"]
@@ -60,9 +60,9 @@ class Overlay:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A healthy twin and its base."""
+    """A healthy tiny model and its base."""
     folder = tmp_path_factory.mktemp("pair")
-    write_twin("mini", folder / "base")
+    write_tiny("mini", folder / "base")
     write_checkpoint(healthy("ec"), folder / "ec")
     return folder / "ec", folder / "base"
 
@@ -109,7 +109,7 @@ def into(*path: str, value: Any) -> Edit:
     return edit
 
 
-def test_a_healthy_twin_is_clean(pair: tuple[Path, Path]) -> None:
+def test_a_healthy_tiny_model_is_clean(pair: tuple[Path, Path]) -> None:
     result = judged(pair)
     assert (result.outcome, result.findings, result.unmodelled) == (Outcome.CLEAN, (), ())
     assert [(each.kind, each.tensor) for each in result.notes] == [
@@ -881,7 +881,7 @@ def test_nothing_quantized_is_nothing_to_check(tmp_path: Path) -> None:
     layout=st.sampled_from(["gptq", "awq"]),
 )
 def test_shapes_tell_the_packing(rows: int, columns: int, groups: int, bits: int, layout: str) -> None:
-    from requant.safetensors import Spec
+    from requant.checkpoint.safetensors import Spec
 
     words = {"gptq": (columns * bits // 32, rows), "awq": (columns, rows * bits // 32)}
     specs = {

@@ -19,23 +19,25 @@ from tests.conftest import ROOT
 from tests.hub import running
 from tests.processes import LIMIT, all_ended, signalled, started
 
-from requant import installation, programs
-from requant.attestation import hardware_of
+from requant import programs
 from requant.build import Built, _watching, beside, build, compare, record, recorded
-from requant.building.preflight import spool_bytes
-from requant.checkpoint import open_checkpoint
+from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.manifest import read_manifest
 from requant.digest import sha256_file
-from requant.environment import environment_digest, read_lock
+from requant.environment import install as installation
+from requant.environment.identity import environment_digest
+from requant.environment.lock import read_lock
 from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
-from requant.journal import Block, Header, Loss, Writer, read_journal
-from requant.manifest import read_manifest
-from requant.network.pinned import read_pins
+from requant.evidence.journal import Block, Header, Loss, Writer, read_journal
+from requant.evidence.statements import hardware_of
+from requant.hub.pinned import read_pins
+from requant.model.tiny import CALIBRATION, calibration_text, write_tiny
 from requant.progress import Progress
 from requant.recipe import read_recipe
-from requant.twin import CALIBRATION, calibration_text, write_twin
+from requant.sandbox.preflight import resume_bytes
 from requant.verdict import Outcome
 
-pytestmark = pytest.mark.room
+pytestmark = pytest.mark.worker
 NAMES = ("ec", "gb10", "intel")
 BASE = read_pins(ROOT / "builds" / "bases" / "qwen3.6-35b-a3b.json")
 DATA = read_pins(ROOT / "builds" / "datasets" / "pile-10k.json")
@@ -56,7 +58,7 @@ def test_records_are_of_this_recipe_and_this_environment(name: str, size: str) -
     header = read_journal(recorded(recipe, size, "journal.jsonl")).header
     assert header.recipe == recipe.digest
     assert header.environment == environment_digest(
-        ROOT / "lockfiles", read_lock(ROOT / "lockfiles", recipe.twin.environment)
+        ROOT / "lockfiles", read_lock(ROOT / "lockfiles", recipe.tiny.environment)
     )
 
 
@@ -85,7 +87,7 @@ def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], 
         pytest.skip(f"this kernel grants no user namespaces: {error}")
     out = tmp_path / "a folder with another name" / "x"
     command = [*change_host, *change_user, sys.executable, "-m", "requant", "build", str(ROOT / "builds" / "ec")]
-    command += ["--runner", "venv", "--twin", "--size", "mini", "--out", str(out), "--json"]
+    command += ["--sandbox", "venv", "--tiny", "--size", "mini", "--out", str(out), "--json"]
     env = {
         **os.environ,
         "TZ": "Pacific/Kiritimati",
@@ -176,7 +178,7 @@ def test_without_a_record_nothing_is_claimed(copy: Path) -> None:
     recipe = read_recipe(ROOT / "builds" / "ec")
     verdict = compare(recipe, "wide", copy)
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert f"`requant build {recipe.path.parent} --twin --size wide --record` records a build" in verdict.reasons[0]
+    assert f"`requant build {recipe.path.parent} --tiny --size wide --record` records a build" in verdict.reasons[0]
     (reason,) = compare(recipe, "wide", copy, copy.parent / "theirs").reasons
     assert "--record" not in reason
 
@@ -192,10 +194,10 @@ def test_the_log_is_published_without_the_machine_and_named_as_it_is(built: Call
     assert byproducts["log"] == {"sha256": sha256_file(beside(folder, "log"))}
 
 
-def test_a_twin_says_which_values_of_the_recipe_it_did_not_use(built: Callable[[str], Built]) -> None:
-    """Else a recipe with half the iterations, whose twin is the same, would seem to be what was recorded."""
+def test_a_tiny_model_says_which_values_of_the_recipe_it_did_not_use(built: Callable[[str], Built]) -> None:
+    """Else a recipe with half the iterations, whose tiny model is the same, would seem to be what was recorded."""
     result = built("ec")
-    (said,) = (taint for taint in result.taints if taint.startswith("not used by the twin: "))
+    (said,) = (taint for taint in result.taints if taint.startswith("not used by the tiny model: "))
     assert "iterations 400 (6)" in said
     assert "momentum" not in said
     assert said in beside(result.folder, "intoto.jsonl").read_text()
@@ -230,40 +232,40 @@ def test_a_stale_or_absent_lock_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "lockfiles" / "cpu.in").open("a") as file:
         file.write("# one more thing\n")
     with pytest.raises(LockError, match="stale"):
-        build(recipe, twin="mini", out=tmp_path / "out")
+        build(recipe, tiny="mini", out=tmp_path / "out")
     (tmp_path / "lockfiles" / "cpu.txt").unlink()
     with pytest.raises(LockError, match=r"cpu\.txt"):
-        build(recipe, twin="mini", out=tmp_path / "out")
+        build(recipe, tiny="mini", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match="already exists"):
-        build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=tmp_path / "out")
+        build(read_recipe(ROOT / "builds" / "ec"), tiny="mini", out=tmp_path / "out")
 
 
-def test_too_few_samples_is_an_error_and_leaves_the_log(room: Path, tmp_path: Path) -> None:
+def test_too_few_samples_is_an_error_and_leaves_the_log(worker: Path, tmp_path: Path) -> None:
     recipe = read_recipe(project(tmp_path, samples=("samples = 16\n", "samples = 64\n")))
     with pytest.raises(BuildError, match=r"^calibration\.jsonl: 59 sequences of 64 tokens, the recipe asks for 64$"):
-        build(recipe, twin="mini", out=tmp_path / "out")
+        build(recipe, tiny="mini", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert "Casting the dataset" in beside(tmp_path / "out", "log").read_text()
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("signalled_by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_it_leaves_nothing_under_the_final_name(room: Path, tmp_path: Path, signalled_by: int) -> None:
+def test_killed_it_leaves_nothing_under_the_final_name(worker: Path, tmp_path: Path, signalled_by: int) -> None:
     out = tmp_path / "out"
-    words = ("build", ROOT / "builds" / "ec", "--runner", "venv", "--twin", "--size", "mini", "--out", out)
+    words = ("build", ROOT / "builds" / "ec", "--sandbox", "venv", "--tiny", "--size", "mini", "--out", out)
     with started(signalled(signalled_by, "tuning", 1, *words), stderr=subprocess.PIPE) as process:
         _, said = process.communicate(timeout=LIMIT)
     assert "layers.0: loss" in said
     assert process.returncode != 0
     assert not out.exists()
     if signalled_by != signal.SIGKILL:  # nobody can clean up after that, but nothing runs on
-        assert {path.name for path in tmp_path.glob(".out.unfinished/*")} == {"lock", "spool"}
-    assert all_ended(tmp_path), "the room outlives its host"
+        assert {path.name for path in tmp_path.glob(".out.unfinished/*")} == {"lock", "resume"}
+    assert all_ended(tmp_path), "the worker outlives its host"
 
 
 def pin(kind: str, repository: str, revision: str, folder: Path) -> str:
@@ -278,7 +280,7 @@ def pin(kind: str, repository: str, revision: str, folder: Path) -> str:
 
 @pytest.fixture
 def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe whose base is a twin on a Hub of its own: only sizes and pins differ from a real full build."""
+    """A recipe whose base is a tiny model on a Hub of its own: only sizes and pins differ from a real full build."""
     folder = project(
         tmp_path,
         environment=('environment = "cu124"\n', 'environment = "cpu"\n'),
@@ -293,7 +295,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         data=("../datasets/pile-10k.json", "data.json"),
         file=("data/train-00000-of-00001-4746b8785c874cc7.parquet", CALIBRATION),
     )
-    write_twin("mini", tmp_path / "served" / "base")
+    write_tiny("mini", tmp_path / "served" / "base")
     shutil.copyfile(tmp_path / "served" / "base" / "config.json", folder / "base.config.json")
     (tmp_path / "served" / "data").mkdir()
     (tmp_path / "served" / "data" / CALIBRATION).write_bytes(calibration_text())
@@ -307,18 +309,18 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_full_path_on_a_hub(full: Path, tmp_path: Path, built: Callable[[str], Built]) -> None:
-    """Fetch, confirm, tune, finish: the same tensors as the twin's, whose base is generated instead."""
+    """Fetch, confirm, tune, finish: the same tensors as the tiny model's, whose base is generated instead."""
     recipe = read_recipe(full)
     with running() as hub:
         hub.serve("model", BASE.repository, BASE.revision, tmp_path / "served" / "base")
         hub.serve("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data")
-        result = build(recipe, twin=None, out=tmp_path / "full", endpoint=hub.url)
+        result = build(recipe, tiny=None, out=tmp_path / "full", endpoint=hub.url)
     assert result.manifest.tensors == built("ec").manifest.tensors
-    assert not [taint for taint in result.taints if "twin" in taint]
-    header, twin = (
+    assert not [taint for taint in result.taints if "tiny" in taint]
+    header, tiny = (
         read_journal(beside(each, "journal.jsonl")).header for each in (tmp_path / "full", built("ec").folder)
     )
-    assert (header.calibration, header.base, header.twin) == (twin.calibration, twin.base, None)
+    assert (header.calibration, header.base, header.tiny) == (tiny.calibration, tiny.base, None)
 
 
 def test_the_full_path_refuses_other_bytes(full: Path, tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_the_full_path_refuses_other_bytes(full: Path, tmp_path: Path) -> None:
         hub.serve("model", BASE.repository, BASE.revision, tmp_path / "served" / "base")
         hub.serve("dataset", DATA.repository, DATA.revision, tmp_path / "served" / "data")
         with pytest.raises(CheckpointError, match="model-00001-of-00003"):
-            build(read_recipe(full), twin=None, out=tmp_path / "full", endpoint=hub.url)
+            build(read_recipe(full), tiny=None, out=tmp_path / "full", endpoint=hub.url)
     assert not (tmp_path / "full").exists()
 
 
@@ -335,12 +337,12 @@ def test_the_real_full_build_says_what_is_missing_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = read_recipe(ROOT / "builds" / "ec")
-    monkeypatch.setattr("requant.building.preflight.accelerators", list)  # a machine without GPU, whatever this one is
+    monkeypatch.setattr("requant.sandbox.preflight.accelerators", list)  # a machine without GPU, whatever this one is
     with pytest.raises(NotAvailableError, match="NVIDIA H200") as error:
-        build(recipe, twin=None, out=tmp_path / "full")
+        build(recipe, tiny=None, out=tmp_path / "full")
     assert "GiB to download" in error.value.advice
-    assert spool_bytes(recipe) == 17_467_304_960 + 2 * 8_589_934_592  # tuned blocks, and two boundaries
-    assert f"requant build {recipe.path.parent} --twin" in error.value.advice
+    assert resume_bytes(recipe) == 17_467_304_960 + 2 * 8_589_934_592  # tuned blocks, and two block inputs
+    assert f"requant build {recipe.path.parent} --tiny" in error.value.advice
 
 
 def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None:
@@ -373,4 +375,4 @@ def test_progress_follows_the_journal(tmp_path: Path) -> None:
 def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     recipe = read_recipe(project(tmp_path, ignore=('"mtp.fc"]', '"mtp.fc", "shared_expret"]')))
     with pytest.raises(RecipeError, match="shared_expret"):
-        build(recipe, twin="mini", out=tmp_path / "out")
+        build(recipe, tiny="mini", out=tmp_path / "out")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
+from requant.audit.challenge import MAX_TEXT, Challenge, draw, odds
 from requant.errors import UsageError
-from requant.retuning.challenge import MAX_TEXT, Challenge, draw, odds
 
 NAMES = tuple(f"model.language_model.layers.{i}" for i in range(40))
 seeds = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=30)

@@ -22,19 +22,19 @@ from tests.hub import running
 from requant import check as checking
 from requant.build import Built
 from requant.check import check
-from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
+from requant.check.checked import Checked
+from requant.check.findings import COPIED, TUNED, Finding, Measured
+from requant.check.finished import Finished
+from requant.check.reader import Place, open_source
+from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
+from requant.checkpoint.safetensors import ITEM_BITS
 from requant.errors import NotAvailableError, UsageError
-from requant.packing import bfloat16_to_float32, pack, unpack
+from requant.formats.gptq import bfloat16_to_float32, pack, unpack
+from requant.model.tiny import write_tiny
 from requant.progress import Progress
 from requant.recipe import read_recipe
-from requant.safetensors import ITEM_BITS
-from requant.twin import write_twin
-from requant.weights import rounding
-from requant.weights.checked import Checked
-from requant.weights.ledger import Ledger
-from requant.weights.reach import Array, codes_within, loosest, reach_of, scale_possible
-from requant.weights.source import Place, open_source
-from requant.weights.tally import COPIED, TUNED, Finding, Measured
+from requant.rounding import ways as rounding
+from requant.rounding.reach import Array, codes_within, loosest, reach_of, scale_possible
 
 NAMES = ("ec", "gb10", "intel")
 Edit = Callable[[dict[str, Tensor]], None]
@@ -42,26 +42,26 @@ Edit = Callable[[dict[str, Tensor]], None]
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini twin, which the mini builds were made from."""
-    folder = tmp_path_factory.mktemp("twin") / "mini"
-    write_twin("mini", folder)
+    """The tiny model mini, which the mini builds were made from."""
+    folder = tmp_path_factory.mktemp("tiny") / "mini"
+    write_tiny("mini", folder)
     return folder
 
 
 def checked(folder: Path | str, base: Path | str, recipe: str | None = None, **options: Any) -> Checked:
     with open_source(str(folder)) as theirs, open_source(str(base)) as ours:
         read = read_recipe(ROOT / "builds" / recipe) if recipe else None
-        return check(theirs, ours, recipe=read, twin=True, **options)
+        return check(theirs, ours, recipe=read, tiny=True, **options)
 
 
 def found(result: Checked) -> set[tuple[str, str, tuple[int, ...]]]:
     return {(each.kind, each.tensor, each.index) for each in result.findings}
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("told", [True, False], ids=["with its recipe", "without"])
-def test_twins_are_clean(name: str, told: bool, built: Callable[[str], Built], base: Path) -> None:
+def test_tiny_models_are_clean(name: str, told: bool, built: Callable[[str], Built], base: Path) -> None:
     recipe = read_recipe(ROOT / "builds" / name)
     result = checked(built(name).folder, base, name if told else None)
     assert result.findings == ()
@@ -72,7 +72,7 @@ def test_twins_are_clean(name: str, told: bool, built: Callable[[str], Built], b
     assert 0.05 < tuned.moved / tuned.codes < 0.5
     fits = result.as_json()["bound"]["fits"]["most_iterations_at_default_rate"]
     assert fits is not None
-    assert fits >= recipe.twin.iterations
+    assert fits >= recipe.tiny.iterations
 
 
 class Spoilable:
@@ -82,7 +82,7 @@ class Spoilable:
         self.folder, self.base = folder, base
         with open_source(str(folder)) as source:
             self.places = dict(source.tensors)
-            result = check(source, open_source(str(base)), recipe=read_recipe(ROOT / "builds" / "ec"), twin=True)
+            result = check(source, open_source(str(base)), recipe=read_recipe(ROOT / "builds" / "ec"), tiny=True)
             self.layers = result.layers
         self.weights = open_checkpoint(base).tensors
 
@@ -117,9 +117,9 @@ class Spoilable:
 
     def weight(self, layer: str) -> Array:
         """The base's weight [out, in] of a layer, float32."""
-        from requant.weights.lineage import origin_rows
+        from requant.check.spans import source_rows
 
-        where = origin_rows(layer, {name: tensor.spec for name, tensor in self.weights.items()})
+        where = source_rows(layer, {name: tensor.spec for name, tensor in self.weights.items()})
         assert where
         tensor, first, last = where
         columns = self.weights[tensor].spec.shape[-1]
@@ -145,7 +145,7 @@ property_test = settings(
 )
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @property_test
 @given(data=st.data())
 def test_every_flipped_bit_of_a_copied_tensor_is_found(data: st.DataObject, spoilable: Callable[[], Spoilable]) -> None:
@@ -162,7 +162,7 @@ def test_every_flipped_bit_of_a_copied_tensor_is_found(data: st.DataObject, spoi
     assert found(build.spoilt(name, "<u2", flip)) == {("not the base's bytes", name, index)}
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @property_test
 @given(data=st.data())
 def test_codes_moved_by_three_steps_are_found_and_by_two_where_that_leaves_reach(
@@ -190,11 +190,11 @@ def test_codes_moved_by_three_steps_are_found_and_by_two_where_that_leaves_reach
     assert found(build.spoilt(f"{layer}.qweight", "<i4", edit)) == expected
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_of_all_codes_every_move_by_three_steps_leaves_reach_and_most_by_two(
     spoilable: Callable[[], Spoilable],
 ) -> None:
-    """The share that docs/levels.md states, over every tuned code of the twin."""
+    """The share that docs/levels.md states, over every tuned code of the tiny model."""
     build, bound = spoilable(), reach_of(read_recipe(ROOT / "builds" / "ec"), True)
     moved = {step: [0, 0] for step in (1, 2, 3)}
     for layer in build.tuned():
@@ -213,7 +213,7 @@ def test_of_all_codes_every_move_by_three_steps_leaves_reach_and_most_by_two(
     assert moved[3][0] == moved[3][1]
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @property_test
 @given(data=st.data())
 def test_a_scale_beyond_the_largest_reachable_is_found(data: st.DataObject, spoilable: Callable[[], Spoilable]) -> None:
@@ -233,7 +233,7 @@ def test_a_scale_beyond_the_largest_reachable_is_found(data: st.DataObject, spoi
     assert {tensor for _, tensor, _ in result} <= {f"{layer}.scales", f"{layer}.qweight"}
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_every_scale_beyond_is_out_of_reach(spoilable: Callable[[], Spoilable]) -> None:
     build, bound = spoilable(), reach_of(read_recipe(ROOT / "builds" / "ec"), True)
     for layer in build.tuned():
@@ -245,7 +245,7 @@ def test_every_scale_beyond_is_out_of_reach(spoilable: Callable[[], Spoilable]) 
             assert not scale_possible(beyond, low, high, bound).any()
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_every_word_of_zero_points_is_looked_at(spoilable: Callable[[], Spoilable]) -> None:
     build = spoilable()
     for layer in (build.tuned()[0], build.tuned()[-1], "mtp.layers.0.mlp.experts.3.up_proj"):
@@ -351,7 +351,7 @@ REBUILT: dict[str, tuple[Edit, set[tuple[str, str]]]] = {
 }
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize(("edit", "expected"), REBUILT.values(), ids=REBUILT)
 def test_what_was_rebuilt_otherwise_is_named(
     edit: Edit, expected: set[tuple[str, str]], built: Callable[[str], Built], base: Path, tmp_path: Path
@@ -380,17 +380,17 @@ def test_where_nothing_can_be_written_a_check_is_not_resumed_and_no_error(
     windows = [Measured({}), Measured({})]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", refused)
-        with Ledger(tmp_path / "check" / "a.jsonl") as ledger:
+        with Finished(tmp_path / "check" / "a.jsonl") as finished:
             for number, each in enumerate(windows):
-                ledger.note(number, each)
-            ledger.finish()
+                finished.note(number, each)
+            finished.finish()
     assert not (tmp_path / "check").exists()
-    with Ledger(tmp_path / "check" / "a.jsonl") as ledger:
-        ledger.note(0, windows[0])
-        assert set(ledger.read()) == {0}
+    with Finished(tmp_path / "check" / "a.jsonl") as finished:
+        finished.note(0, windows[0])
+        assert set(finished.read()) == {0}
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_a_tensor_in_two_files_is_named(built: Callable[[str], Built], base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ec"
     shutil.copytree(built("ec").folder, folder)

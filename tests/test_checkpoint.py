@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, Tensors, checkpoints, nobody, on_a_disk, on_disk, tensors, write
 
-from requant.checkpoint import (
+from requant.checkpoint.checkpoint import (
     INDEX,
     Checkpoint,
     Held,
@@ -21,9 +21,9 @@ from requant.checkpoint import (
     spread,
     write_checkpoint,
 )
+from requant.checkpoint.files import list_files
+from requant.checkpoint.safetensors import Spec
 from requant.errors import CheckpointError
-from requant.files import list_files
-from requant.safetensors import Spec
 
 SHARD = "model-00001-of-00002.safetensors"
 

@@ -16,16 +16,16 @@ from tests.conftest import ROOT
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from requant.checkpoint import write_file
+from requant.checkpoint.checkpoint import write_file
 from requant.cli import main
-from requant.cli.options import RunnerName, SizeName, app
+from requant.cli.options import SandboxName, SizeName, app
 from requant.cli.tables import findings_table
 from requant.cli.terminal import fail, print_json
 from requant.inspect import Inspection
-from requant.inventory import main_tensors
+from requant.model.inventory import main_tensors
+from requant.model.tiny import SIZES, config
 from requant.recipe import read_recipe
-from requant.rooms.choice import RUNNERS
-from requant.twin import SIZES, config
+from requant.sandbox.choice import SANDBOXES
 
 
 def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
 def test_help_lists_the_verbs() -> None:
     done = requant("--help")
     assert done.returncode == 0
-    for verb in ("build", "rebuild", "coverage", "show", "verify", "manifest", "twin", "lock"):
+    for verb in ("build", "rebuild", "coverage", "show", "verify", "manifest", "tiny", "lock"):
         assert verb in done.stdout
 
 
@@ -44,9 +44,9 @@ def test_help_lists_the_verbs() -> None:
     [
         (("frobnicate",), 2, "frobnicate"),
         (("build",), 2, "RECIPE"),
-        (("build", "builds/none", "--twin"), 4, "builds/none"),
-        (("build", "builds/ec", "--twin", "--size", "huge"), 2, "'mini', 'demo', 'wide'"),
-        (("build", "builds/ec", "--twin", "--runner", "cloud"), 2, "venv"),
+        (("build", "builds/none", "--tiny"), 4, "builds/none"),
+        (("build", "builds/ec", "--tiny", "--size", "huge"), 2, "'mini', 'demo', 'wide'"),
+        (("build", "builds/ec", "--tiny", "--sandbox", "cloud"), 2, "venv"),
         (("verify", "builds", "README.md"), 6, "not a manifest"),
         (("verify", "nowhere", "builds/ec/mini.manifest.json"), 6, "no such folder"),
         (("manifest", "nowhere"), 6, "no such folder"),
@@ -57,14 +57,14 @@ def test_help_lists_the_verbs() -> None:
         (("identify", "out/nope"), 2, "written owner/name@revision"),
         (("check", "out/nope", "--base", "builds"), 2, "written owner/name@revision"),
         (("lock", "--check", "none"), 5, "none.in"),
-        (("build", "builds/ec", "--size", "mini"), 2, "--size needs --twin"),
-        (("rebuild", "builds/ec", "--size", "demo"), 2, "--size needs --twin"),
-        (("plan", "builds/ec", "--size", "mini"), 2, "--size needs --twin"),
-        (("coverage", "builds/ec", "--size", "mini"), 2, "--size needs --twin"),
-        (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size needs --twin"),
-        (("twin", "--out", "docs"), 2, "docs: already exists"),
+        (("build", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
+        (("rebuild", "builds/ec", "--size", "demo"), 2, "--size needs --tiny"),
+        (("plan", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
+        (("coverage", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
+        (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size needs --tiny"),
+        (("tiny", "--out", "docs"), 2, "docs: already exists"),
         (("buidl",), 2, "Did you mean 'build'"),
-        (("build", "builds/ec", "--twn"), 2, "--twin"),
+        (("build", "builds/ec", "--twn"), 2, "--tiny"),
         (("build", "builds/ec", "--nope"), 2, "See requant build --help"),
         (("audit", "out", "--recipe", "builds/ec"), 2, "See requant audit --help"),
         (("show", "jornal"), 2, "See requant show --help"),
@@ -105,13 +105,13 @@ WRONG = (
     (("check", "a/b@c", "--base", "x"), 2, "x: no such folder"),
     (("check", "a/b@c", "--base", "a/b@c", "--sample", "7"), 2, "--sample 7.0: expected"),
     (("trial", "builds/ec", "--rehearsal", "--iterations", "1"), 2, "--iterations"),
-    (("audit", "docs", "--recipe", "builds/ec", "--twin", "--blocks", "8"), 2, "there are blocks 0 to 7"),
+    (("audit", "docs", "--recipe", "builds/ec", "--tiny", "--blocks", "8"), 2, "there are blocks 0 to 7"),
     (("audit", "docs", "--recipe", "builds/ec", "--blocks", "40"), 2, "there are blocks 0 to 39"),
-    (("audit", "docs", "--recipe", "builds/ec", "--twin", "--sample", "9", "--seed", "x"), 2, "there are 8 blocks"),
-    (("audit", "nowhere", "--recipe", "builds/ec", "--twin", "--all"), 6, "nowhere: no such folder"),
-    (("audit", "docs", "--recipe", "builds/ec", "--twin", "--all"), 6, "docs"),
+    (("audit", "docs", "--recipe", "builds/ec", "--tiny", "--sample", "9", "--seed", "x"), 2, "there are 8 blocks"),
+    (("audit", "nowhere", "--recipe", "builds/ec", "--tiny", "--all"), 6, "nowhere: no such folder"),
+    (("audit", "docs", "--recipe", "builds/ec", "--tiny", "--all"), 6, "docs"),
     (
-        ("audit", "docs", "--recipe", "builds/ec", "--twin", "--all", "--engine", "ray", "--address", "x"),
+        ("audit", "docs", "--recipe", "builds/ec", "--tiny", "--all", "--engine", "ray", "--address", "x"),
         2,
         "--address x: expected HOST:PORT",
     ),
@@ -122,7 +122,7 @@ WRONG = (
 def test_arguments_are_looked_at_before_the_world(
     arguments: tuple[str, ...], status: int, says: str, tmp_path: Path
 ) -> None:
-    """No engine is asked, no room is made, nothing is fetched or installed: a program that is run leaves a trace."""
+    """No engine is asked, no worker is made, nothing is fetched or installed: a program that is run leaves a trace."""
     for program in ("docker", "podman", "uv", "nvidia-smi"):
         (tmp_path / program).write_text(f'#!/bin/sh\necho "$0" "$@" >> {tmp_path}/run\nexit 9\n')
         (tmp_path / program).chmod(0o755)
@@ -151,14 +151,14 @@ def test_a_debian_base_of_another_python_is_refused_before_an_engine_is_asked(tm
     assert done.stderr.startswith("error apt does not know python3.12")
 
 
-def test_an_audit_without_its_twin_is_told_which_it_is(tmp_path: Path) -> None:
+def test_an_audit_without_its_tiny_model_is_told_which_it_is(tmp_path: Path) -> None:
     """A checkpoint says by its form what it is a build of."""
     specs = main_tensors(config("mini"), read_recipe(ROOT / "builds" / "ec").layers.ignore, 128)
     write_file(tmp_path / "model.safetensors", {name: (spec, [bytes(spec.nbytes)]) for name, spec in specs.items()})
-    for size in ((), ("--twin",)):
+    for size in ((), ("--tiny",)):
         done = requant("audit", str(tmp_path), "--recipe", "builds/ec", "--all", *size)
         assert done.returncode == 6
-        assert "It has the form of the recipe's twin mini: add --twin --size mini." in done.stderr
+        assert "It has the form of the recipe's tiny model mini: add --tiny --size mini." in done.stderr
         assert done.stderr.startswith("error")
 
 
@@ -202,9 +202,9 @@ def test_no_flag_looks_as_if_it_took_a_value() -> None:
         assert "bool" not in requant(*words, "-h").stdout
 
 
-def test_sizes_and_runners_are_those_that_exist() -> None:
+def test_sizes_and_sandboxes_are_those_that_exist() -> None:
     assert get_args(SizeName) == tuple(SIZES)
-    assert get_args(RunnerName) == RUNNERS
+    assert get_args(SandboxName) == SANDBOXES
 
 
 def completed(*words: str, cwd: Path = ROOT) -> list[str]:
@@ -297,35 +297,35 @@ def test_a_verdict_names_a_file_once_and_counts_what_is_identical(tmp_path: Path
         assert "changed file: config.json\n" in done.stdout
 
 
-def test_a_twin_is_written_and_its_manifest_verifies_it(tmp_path: Path) -> None:
-    assert requant("twin", "--size", "mini", "--out", str(tmp_path / "twin")).returncode == 0
-    done = requant("manifest", str(tmp_path / "twin"))
+def test_a_tiny_model_is_written_and_its_manifest_verifies_it(tmp_path: Path) -> None:
+    assert requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny")).returncode == 0
+    done = requant("manifest", str(tmp_path / "tiny"))
     (tmp_path / "manifest.json").write_text(done.stdout)
-    done = requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"))
+    done = requant("verify", str(tmp_path / "tiny"), str(tmp_path / "manifest.json"))
     beside, verdict = done.stdout.splitlines()
     assert (done.returncode, verdict.split(",")[0]) == (0, "identical")
     assert "README.md" in beside
-    (tmp_path / "twin" / "vocab.json").unlink()
-    done = requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"), "--json")
+    (tmp_path / "tiny" / "vocab.json").unlink()
+    done = requant("verify", str(tmp_path / "tiny"), str(tmp_path / "manifest.json"), "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["outcome"] == "equivalent"
-    assert requant("verify", str(tmp_path / "twin"), str(tmp_path / "manifest.json"), "--tensors").returncode == 0
-    assert requant("twin", "--size", "mini", "--out", str(tmp_path / "twin")).returncode == 2
+    assert requant("verify", str(tmp_path / "tiny"), str(tmp_path / "manifest.json"), "--tensors").returncode == 0
+    assert requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny")).returncode == 2
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
-    requant("twin", "--size", "mini", "--out", str(tmp_path / "twin"))
-    command = f"{sys.executable} -m requant manifest {tmp_path / 'twin'} | head -c 10"
+    requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny"))
+    command = f"{sys.executable} -m requant manifest {tmp_path / 'tiny'} | head -c 10"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
 
 
 def test_a_pipe_that_nobody_reads_is_not_a_verdict(tmp_path: Path) -> None:
-    requant("twin", "--size", "mini", "--out", str(tmp_path / "twin"))
-    (tmp_path / "manifest.json").write_text(requant("manifest", str(tmp_path / "twin")).stdout)
+    requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny"))
+    (tmp_path / "manifest.json").write_text(requant("manifest", str(tmp_path / "tiny")).stdout)
     for module in ("requant verify", "requant.verify"):
-        words = f"{tmp_path / 'twin'} {tmp_path / 'manifest.json'}"
+        words = f"{tmp_path / 'tiny'} {tmp_path / 'manifest.json'}"
         command = f"{sys.executable} -m {module} {words} | true; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode in (0, 8, 141), "0 where the pipe took all of it"
@@ -337,7 +337,7 @@ def test_numbers_too_large_to_print(tmp_path: Path, key: str, value: str) -> Non
     lines = (ROOT / "builds" / "ec" / "recipe.toml").read_text().splitlines()
     recipe = [f"{key} = {value}" if line.startswith(f"{key} = ") else line for line in lines]
     (tmp_path / "recipe.toml").write_text("\n".join(recipe))
-    done = requant("build", str(tmp_path), "--twin")
+    done = requant("build", str(tmp_path), "--tiny")
     assert done.returncode == 4
     assert f"{key}: found a number of more than 63 bits" in done.stderr
 
@@ -355,7 +355,7 @@ main()
 @pytest.mark.parametrize(
     ("words", "resumes"),
     [
-        (("build", "builds/ec", "--twin"), True),
+        (("build", "builds/ec", "--tiny"), True),
         (("trial", "builds/ec", "--work", "nowhere"), False),  # its folder has to be empty, or is removed
         (("verify", "builds", "builds/ec/mini.manifest.json"), False),
     ],
@@ -366,10 +366,10 @@ def test_only_a_build_is_said_to_resume(words: tuple[str, ...], resumes: bool) -
     assert ("resumes" in done.stderr) == resumes
 
 
-def test_a_twin_that_was_interrupted_is_written_by_the_next_run(
+def test_a_tiny_model_that_was_interrupted_is_written_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["twin", "--size", "mini", "--out", str(tmp_path / "new" / "twin")]
+    words = ["tiny", "--size", "mini", "--out", str(tmp_path / "new" / "tiny")]
 
     def half(_size: str, folder: Path, _tell: object) -> None:
         folder.mkdir(parents=True)
@@ -377,12 +377,12 @@ def test_a_twin_that_was_interrupted_is_written_by_the_next_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("requant.cli.making.write_twin", half)
+        patched.setattr("requant.cli.making.write_tiny", half)
         assert CliRunner().invoke(app, words).exit_code == 130
     assert list((tmp_path / "new").iterdir()) == []
     assert CliRunner().invoke(app, words).exit_code == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["twin"]
-    assert stat.S_IMODE((tmp_path / "new" / "twin").stat().st_mode) == stat.S_IMODE((tmp_path / "new").stat().st_mode)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["tiny"]
+    assert stat.S_IMODE((tmp_path / "new" / "tiny").stat().st_mode) == stat.S_IMODE((tmp_path / "new").stat().st_mode)
 
 
 def test_one_is_no_plural(tmp_path: Path) -> None:

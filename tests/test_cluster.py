@@ -1,4 +1,5 @@
-"""A crew on a real Ray cluster of two nodes, one core each: what is lost is tuned elsewhere, and no verdict changes."""
+"""A worker pool on a real Ray cluster of two nodes, one core each: what is lost is tuned elsewhere, and no verdict
+changes."""
 
 import gc
 import json
@@ -14,18 +15,17 @@ from tests.conftest import ROOT
 from tests.processes import awaited
 
 from requant.audit import _same_hardware as same_hardware
-from requant.audit import audit, local, reference
+from requant.audit import audit, cluster, local, reference
+from requant.audit.cluster import ATTEMPTS, Cluster, make_pool
+from requant.audit.pool import Setting, prepare
+from requant.audit.ray_worker import Order, Worker, order
+from requant.audit.retuned import Audit, Judgement
 from requant.build import Built, beside
-from requant.building.inputs import twin_inputs
+from requant.build.inputs import tiny_inputs
+from requant.environment.install import cache
 from requant.errors import BuildError, NotAvailableError, RecipeError, UsageError
-from requant.installation import cache
 from requant.progress import Progress, silent
 from requant.recipe import read_recipe
-from requant.retuning import cluster
-from requant.retuning.cluster import ATTEMPTS, Cluster, hire
-from requant.retuning.crew import Setting, prepare
-from requant.retuning.retuned import Audit, Judgement
-from requant.retuning.worker import Order, Worker, order
 
 Nodes = Any
 
@@ -34,7 +34,7 @@ Nodes = Any
 def nodes() -> Iterator[Nodes]:
     """Two nodes on this machine, as far apart as Ray's own tests have them; nothing is told to anybody outside."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's; 15 otherwise, and other tests would starve the rooms)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's; 15 otherwise, and other tests would starve the workers)
     started = _started(3)
     yield started
     started.shutdown()
@@ -56,33 +56,33 @@ def _started(tries: int) -> Nodes:
 
 
 @pytest.fixture
-def setting(room: Path, tmp_path: Path) -> Setting:
-    """What a room of the mini twin of EC is given."""
-    return prepare(read_recipe(ROOT / "builds" / "ec"), "mini", twin_inputs("mini", tmp_path, silent), silent)
+def setting(worker: Path, tmp_path: Path) -> Setting:
+    """What a worker of the tiny model mini of EC is given."""
+    return prepare(read_recipe(ROOT / "builds" / "ec"), "mini", tiny_inputs("mini", tmp_path, silent), silent)
 
 
 @pytest.fixture
-def boundary(tmp_path: Path) -> Path:
+def block_inputs(tmp_path: Path) -> Path:
     """Something to give, of more chunks than one."""
     folder = tmp_path / "00002"
     folder.mkdir()
     (folder / "full.safetensors").write_bytes(bytes(range(250)))
-    (folder / "boundary.json").write_bytes(b"{}")
+    (folder / "block inputs.json").write_bytes(b"{}")
     return folder
 
 
-def taken(crew: Cluster) -> dict[int, Path]:
-    """What the crew has tuned, as soon as there is something."""
+def taken(pool: Cluster) -> dict[int, Path]:
+    """What the worker pool has tuned, as soon as there is something."""
     found: dict[int, Path] = {}
-    assert awaited(lambda: found.update(crew.take()) or found), "nothing was tuned"
+    assert awaited(lambda: found.update(pool.take()) or found), "nothing was tuned"
     return found
 
 
-def given(crew: Cluster, number: int, boundary: Path) -> None:
+def given(pool: Cluster, number: int, block_inputs: Path) -> None:
     """Give a block as soon as a worker is free."""
-    assert awaited(lambda: crew.free() or list(crew.take())), "no worker became free"
-    assert crew.free(), "something was tuned instead"
-    crew.give(number, boundary)
+    assert awaited(lambda: pool.free() or list(pool.take())), "no worker became free"
+    assert pool.free(), "something was tuned instead"
+    pool.give(number, block_inputs)
 
 
 def working(with_name: str) -> list[str]:
@@ -97,7 +97,8 @@ def working(with_name: str) -> list[str]:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, tune: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
-    """Put a worker without a room in the place of the real one: `tune` gets a block's files, and returns its answer."""
+    """Put a worker without a worker in the place of the real one: `tune` gets a block's files, and returns its
+    answer."""
 
     class Quick:
         def __init__(self, _: Order, get: Callable[[Any], Any]) -> None:
@@ -117,7 +118,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tune: Callable[[int, dict[str, byt
 
 
 def test_files_arrive_whole_through_the_object_store_and_nothing_stays_in_it(
-    nodes: Nodes, setting: Setting, boundary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, setting: Setting, block_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def held() -> int:
         from ray._private.worker import global_worker  # what ray memory prints has no other door
@@ -126,21 +127,21 @@ def test_files_arrive_whole_through_the_object_store_and_nothing_stays_in_it(
 
     monkeypatch.setattr(cluster, "CHUNK", 100)
     stand_in(monkeypatch, lambda _, files: {**files, "said": b"".join(files.values())})
-    with hire(nodes.address, None, None)(setting, tmp_path / "crew") as crew:
-        sent = {path.name: path.read_bytes() for path in boundary.iterdir()}
-        while not crew.free():
-            assert not list(crew.take())
+    with make_pool(nodes.address, None, None)(setting, tmp_path / "pool") as pool:
+        sent = {path.name: path.read_bytes() for path in block_inputs.iterdir()}
+        while not pool.free():
+            assert not list(pool.take())
         before = held()
-        given(crew, 2, boundary)
-        assert not boundary.exists()
+        given(pool, 2, block_inputs)
+        assert not block_inputs.exists()
         assert held() >= before + 4  # three chunks of one file, one of the other
-        (number, answer), *others = taken(crew).items()
+        (number, answer), *others = taken(pool).items()
         assert number == 2 and not others
         assert {path.name: path.read_bytes() for path in answer.iterdir()} == {
             **sent,
             "said": b"{}" + bytes(range(250)),
         }
-        assert not crew.at_work
+        assert not pool.at_work
         gc.collect()
         assert held() <= before
 
@@ -150,14 +151,14 @@ def died(_number: int, _files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def failed(_number: int, _files: dict[str, bytes]) -> dict[str, bytes]:
-    raise BuildError("the room ended with status 9", "Its own advice.")
+    raise BuildError("the worker ended with status 9", "Its own advice.")
 
 
-@pytest.mark.parametrize(("tune", "reason"), [(died, "The actor died"), (failed, "the room ended with status 9")])
+@pytest.mark.parametrize(("tune", "reason"), [(died, "The actor died"), (failed, "the worker ended with status 9")])
 def test_a_block_that_nobody_can_tune_is_given_up_with_every_reason(
     nodes: Nodes,
     setting: Setting,
-    boundary: Path,
+    block_inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     tune: Any,
@@ -165,18 +166,18 @@ def test_a_block_that_nobody_can_tune_is_given_up_with_every_reason(
 ) -> None:
     stand_in(monkeypatch, lambda number, files: tune(number, files))
     with (
-        hire(nodes.address, None, None)(setting, tmp_path / "crew") as crew,
+        make_pool(nodes.address, None, None)(setting, tmp_path / "pool") as pool,
         pytest.raises(BuildError, match="block 2 was given to 3 workers") as error,
     ):
-        given(crew, 2, boundary)
-        taken(crew)
+        given(pool, 2, block_inputs)
+        taken(pool)
     assert str(error.value).count(reason) == ATTEMPTS
     if tune is failed:
         assert error.value.advice == "Its own advice."
 
 
 def test_a_block_that_failed_is_given_to_another_node(
-    nodes: Nodes, setting: Setting, boundary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, setting: Setting, block_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed_on = tmp_path / "failed"
 
@@ -190,9 +191,9 @@ def test_a_block_that_failed_is_given_to_another_node(
         return {"node": here.encode()}
 
     stand_in(monkeypatch, tune)
-    with hire(nodes.address, None, None)(setting, tmp_path / "crew") as crew:
-        given(crew, 2, boundary)
-        ((_, answer),) = taken(crew).items()
+    with make_pool(nodes.address, None, None)(setting, tmp_path / "pool") as pool:
+        given(pool, 2, block_inputs)
+        ((_, answer),) = taken(pool).items()
         tuned_on = (answer / "node").read_text()
     assert {tuned_on, failed_on.read_text()} == {each.node_id for each in nodes.list_all_nodes()}
 
@@ -225,16 +226,16 @@ def test_an_error_of_a_node_that_prepares_itself_is_raised_at_once(
 ) -> None:
     other = replace(setting, environment="0" * 64)
     with (
-        hire(nodes.address, 1, None)(other, tmp_path / "crew") as crew,
+        make_pool(nodes.address, 1, None)(other, tmp_path / "pool") as pool,
         pytest.raises(NotAvailableError, match="makes another environment here"),
     ):
-        taken(crew)
+        taken(pool)
 
 
 def test_files_of_a_recipe_lie_below_one_folder(setting: Setting, tmp_path: Path) -> None:
     outside = replace(setting.recipe.base, files=str(tmp_path / "base.json"))
     with pytest.raises(RecipeError, match=r"names .*base\.json"):
-        order(replace(setting, twin=None, recipe=replace(setting.recipe, base=outside)), None)
+        order(replace(setting, tiny=None, recipe=replace(setting.recipe, base=outside)), None)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_an_address_that_does_not_answer_is_said_soon(
     address: str, error: type[Exception], words: str, setting: Setting, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=words):
-        hire(address, None, None)(setting, tmp_path / "crew")
+        make_pool(address, None, None)(setting, tmp_path / "pool")
 
 
 def test_without_an_address_and_a_cluster_here_it_is_said_how_to_have_one(
@@ -260,7 +261,7 @@ def test_without_an_address_and_a_cluster_here_it_is_said_how_to_have_one(
 
     monkeypatch.setattr("ray.init", nowhere)  # it would find this module's own
     with pytest.raises(NotAvailableError, match="no Ray cluster here: Could not find any") as error:
-        hire(None, None, None)(setting, tmp_path / "crew")
+        make_pool(None, None, None)(setting, tmp_path / "pool")
     assert "ray start --address" in error.value.advice
 
 
@@ -269,27 +270,27 @@ def test_without_ray_it_is_said_how_to_have_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(NotAvailableError, match="Ray is not installed here"):
-        hire(None, None, None)(setting, tmp_path / "crew")
+        make_pool(None, None, None)(setting, tmp_path / "pool")
 
 
 def test_a_worker_takes_a_gpu_where_the_recipe_does(nodes: Nodes, setting: Setting, tmp_path: Path) -> None:
     with pytest.raises(NotAvailableError, match="each takes 1 of CPU, 1 of GPU"):
-        hire(nodes.address, None, None)(replace(setting, twin=None), tmp_path / "crew")
+        make_pool(nodes.address, None, None)(replace(setting, tiny=None), tmp_path / "pool")
 
 
 def test_an_audit_speaks_of_one_hardware_class(tmp_path: Path) -> None:
     for name, model in (("chain", "one"), ("answer", "other")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "room.json").write_text(json.dumps({"hardware": {"model": model}}))
+        (tmp_path / name / "worker.json").write_text(json.dumps({"hardware": {"model": model}}))
     assert same_hardware(tmp_path / "chain", tmp_path / "chain") == {"model": "one"}
     with pytest.raises(BuildError, match=r"another hardware class .* model is 'other', here 'one'"):
         same_hardware(tmp_path / "chain", tmp_path / "answer")
 
 
-def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, boundary: Path, tmp_path: Path) -> None:
+def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, block_inputs: Path, tmp_path: Path) -> None:
     place = str(cache() / "workers")
-    with pytest.raises(KeyboardInterrupt), hire(nodes.address, 1, None)(setting, tmp_path / "crew") as crew:
-        given(crew, 2, boundary)
+    with pytest.raises(KeyboardInterrupt), make_pool(nodes.address, 1, None)(setting, tmp_path / "pool") as pool:
+        given(pool, 2, block_inputs)
         assert awaited(lambda: working(place))
         raise KeyboardInterrupt
     assert not working(place)
@@ -297,13 +298,13 @@ def test_ended_early_it_leaves_nothing(nodes: Nodes, setting: Setting, boundary:
 
 
 @pytest.mark.full
-@pytest.mark.room
+@pytest.mark.worker
 def test_a_node_is_lost_midway_and_the_verdicts_are_those_of_this_machine(
     nodes: Nodes, setting: Setting, built: Callable[[str], Built], tmp_path: Path
 ) -> None:
     checkpoint = built("ec").folder
     lost: dict[int, str] = {}
-    crews: list[Cluster] = []
+    pools: list[Cluster] = []
 
     def run(hired: Any, tell: Callable[[Progress], None]) -> Audit:
         return audit(
@@ -313,22 +314,22 @@ def test_a_node_is_lost_midway_and_the_verdicts_are_those_of_this_machine(
             chosen=(0, 1, 2, 3),
             challenge=None,
             auditor="somebody",
-            hire=hired,
+            make_pool=hired,
             work=tmp_path / "work",
             tell=tell,
         )
 
     def hired(setting: Setting, folder: Path) -> Cluster:
-        crews.append(hire(nodes.address, None, None)(setting, folder))
-        assert crews[0].size == 2
-        return crews[0]
+        pools.append(make_pool(nodes.address, None, None)(setting, folder))
+        assert pools[0].size == 2
+        return pools[0]
 
     def kill(told: Progress) -> None:
         """Kill the second node while it tunes, once something was tuned anywhere."""
         if told.stage == "audit" and told.done and not lost:
             (second,) = nodes.worker_nodes
             lost.update(
-                {number: each.name for number, each in crews[0].at_work.items() if each.identifier == second.node_id}
+                {number: each.name for number, each in pools[0].at_work.items() if each.identifier == second.node_id}
             )
             if lost:
                 second.kill_raylet(check_alive=False)

@@ -1,4 +1,4 @@
-"""The room as a container, with an image of this machine's own Python in place of the real one."""
+"""The worker as a container, with an image of this machine's own Python in place of the real one."""
 
 import json
 import os
@@ -14,10 +14,10 @@ import pytest
 from tests.engines import STAND_IN, answering, left, stand_in
 from tests.processes import LIMIT, awaited, started
 
+from requant.environment.image.engine import DIALECTS, Engine, Limits, find
 from requant.errors import BuildError, LockError, NotAvailableError
-from requant.images.engine import DIALECTS, Engine, Limits, find
-from requant.rooms.container import Container
-from requant.rooms.runner import run_room
+from requant.sandbox.container import Container
+from requant.sandbox.running import run_worker
 
 pytestmark = pytest.mark.engine
 
@@ -40,47 +40,47 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def stood_in(engine: Engine) -> Container:
-    """A room in the stand-in's image, by the digest that it has now."""
+    """A worker in the stand-in's image, by the digest that it has now."""
     image = engine.image(STAND_IN)
     assert image
     return Container(engine, STAND_IN, (image.id,), LIMITS)
 
 
 @pytest.fixture
-def room(engine: Engine, tmp_path: Path) -> Iterator[Container]:
+def worker(engine: Engine, tmp_path: Path) -> Iterator[Container]:
     yield stood_in(engine)
     for program in tmp_path.glob("*/program.py"):
         assert not left(engine, program.parent)
 
 
 @pytest.fixture
-def furnish(tmp_path: Path) -> Furnish:
-    """Make a folder whose room is a program of one's own, which ends when it was looked at, and not before.
+def set_up(tmp_path: Path) -> Furnish:
+    """Make a folder whose worker is a program of one's own, which ends when it was looked at, and not before.
 
     The engine says how a container runs while it runs: a program that ends at once may be gone before.
     """
 
-    def furnish(program: str, name: str = "folder") -> Path:
+    def set_up(program: str, name: str = "folder") -> Path:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "program.py").write_text(f"{WAIT}\n{program}\nlooked_at()\n")
         return folder
 
-    return furnish
+    return set_up
 
 
 def looked(folder: Path) -> Callable[[], None]:
-    """What a room's `watch` does, so that a program that waits to be looked at goes on."""
+    """What a worker's `watch` does, so that a program that waits to be looked at goes on."""
     return (folder / "looked").touch
 
 
-def test_it_is_shut_in(room: Container, furnish: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_shut_in(worker: Container, set_up: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AR_SEARCH_SCALE_RATIO", "0.5")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     readable = tmp_path / "a base, with: 'odd' letters"
     readable.mkdir()
     (readable / "weights").write_text("7")
-    folder = furnish(f"""
+    folder = set_up(f"""
 import json, mmap, socket
 def refused(path):
     try:
@@ -113,7 +113,7 @@ shared = os.statvfs("/dev/shm")
         if len(calls) == 3:
             looked(folder)()
 
-    run_room(room, folder, (readable,), watch)
+    run_worker(worker, folder, (readable,), watch)
     seen = json.loads((folder / "seen.json").read_text())
     assert seen["links"] == ["lo"]
     assert seen["root"] == "Read-only file system"
@@ -131,37 +131,37 @@ shared = os.statvfs("/dev/shm")
     assert len(calls) >= 3
 
 
-def test_what_it_reads_inside_its_folder_stays_as_it_is(room: Container, furnish: Furnish) -> None:
-    folder = furnish("looked_at(); (folder / 'base' / 'weights').write_text('8')")
+def test_what_it_reads_inside_its_folder_stays_as_it_is(worker: Container, set_up: Furnish) -> None:
+    folder = set_up("looked_at(); (folder / 'base' / 'weights').write_text('8')")
     (folder / "base").mkdir()
     with pytest.raises(BuildError, match="Read-only file system"):
-        run_room(room, folder, (folder / "base",), looked(folder))
+        run_worker(worker, folder, (folder / "base",), looked(folder))
 
 
-def test_its_failure_is_told(room: Container, furnish: Furnish) -> None:
-    folder = furnish("looked_at(); sys.exit('out of luck')")
+def test_its_failure_is_told(worker: Container, set_up: Furnish) -> None:
+    folder = set_up("looked_at(); sys.exit('out of luck')")
     with pytest.raises(BuildError, match=r"ended with status 1; the last it said:\nout of luck"):
-        run_room(room, folder, (), looked(folder))
+        run_worker(worker, folder, (), looked(folder))
     reason = json.dumps({"message": "too few samples", "advice": "more"})
-    folder = furnish(f"looked_at(); (folder / 'error.json').write_text({reason!r}); sys.exit(7)", "other")
+    folder = set_up(f"looked_at(); (folder / 'error.json').write_text({reason!r}); sys.exit(7)", "other")
     with pytest.raises(BuildError, match=r"^too few samples$"):
-        run_room(room, folder, (), looked(folder))
+        run_worker(worker, folder, (), looked(folder))
 
 
-def test_more_memory_than_its_limit(room: Container, furnish: Furnish) -> None:
-    folder = furnish("looked_at()\nkept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)) * 64)")
+def test_more_memory_than_its_limit(worker: Container, set_up: Furnish) -> None:
+    folder = set_up("looked_at()\nkept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)) * 64)")
     with pytest.raises(NotAvailableError, match="more than its 1 GiB of memory"):
-        run_room(room, folder, (), looked(folder))
+        run_worker(worker, folder, (), looked(folder))
 
 
-def test_rooms_run_side_by_side_and_end_when_left(room: Container, furnish: Furnish) -> None:
-    folders = [furnish("(folder / 'here').touch(); time.sleep(3600)", name) for name in ("one", "two")]
+def test_workers_run_side_by_side_and_end_when_left(worker: Container, set_up: Furnish) -> None:
+    folders = [set_up("(folder / 'here').touch(); time.sleep(3600)", name) for name in ("one", "two")]
     with ExitStack() as stack:
-        rooms = [stack.enter_context(room.start(folder, ())) for folder in folders]
-        assert awaited(lambda: all((folder / "here").exists() for folder in folders))
-        assert all(each.poll() for each in rooms)
-        assert all(left(room.engine, folder) for folder in folders)
-    assert not any(each.poll() for each in rooms)
+        workers = [stack.enter_context(worker.start(folder, ())) for folder in folders]
+        assert awaited(lambda: all((folder / "in-place").exists() for folder in folders))
+        assert all(each.poll() for each in workers)
+        assert all(left(worker.engine, folder) for folder in folders)
+    assert not any(each.poll() for each in workers)
 
 
 def held(path: Path) -> bool:
@@ -178,64 +178,64 @@ import sys
 from pathlib import Path
 from requant.cli import _stop
 import signal
-from requant.rooms.container import Container
-from requant.images.engine import Limits, find
-from requant.rooms.runner import run_room
+from requant.sandbox.container import Container
+from requant.environment.image.engine import Limits, find
+from requant.sandbox.running import run_room
 
 signal.signal(signal.SIGTERM, _stop)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background may have it ignored
 engine = find(sys.argv[1])
-room = Container(engine, sys.argv[2], (engine.image(sys.argv[2]).id,), Limits(1, 1, 1))
-run_room(room, Path(sys.argv[3]), (), lambda: None)
+worker = Container(engine, sys.argv[2], (engine.image(sys.argv[2]).id,), Limits(1, 1, 1))
+run_room(worker, Path(sys.argv[3]), (), lambda: None)
 """
 
 
 @pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("early", [False, True])
-def test_it_ends_with_its_host(room: Container, furnish: Furnish, signalled: int, early: bool) -> None:
+def test_it_ends_with_its_host(worker: Container, set_up: Furnish, signalled: int, early: bool) -> None:
     """Early: while the engine is about to make the container."""
-    folder = furnish("(folder / 'here').touch(); time.sleep(3600)")
-    with started([sys.executable, "-c", HOST, room.engine.words[0], STAND_IN, folder]) as host:
-        assert awaited((folder / ("log" if early else "here")).exists)
+    folder = set_up("(folder / 'here').touch(); time.sleep(3600)")
+    with started([sys.executable, "-c", HOST, worker.engine.words[0], STAND_IN, folder]) as host:
+        assert awaited((folder / ("log" if early else "in-place")).exists)
         host.send_signal(signalled)
         assert host.wait(LIMIT) != 0
     if signalled == signal.SIGKILL or early:  # nobody waits for the end then, or not yet: it ends by itself
-        assert awaited(lambda: not held(folder / "log") and not left(room.engine, folder))
-    assert not left(room.engine, folder)
+        assert awaited(lambda: not held(folder / "log") and not left(worker.engine, folder))
+    assert not left(worker.engine, folder)
 
 
-def test_it_ends_with_the_engines_client(room: Container, furnish: Furnish) -> None:
-    """The client alone is killed: the container's standard input ends, and with it the room."""
-    folder = furnish("(folder / 'here').touch(); time.sleep(3600)")
-    with pytest.raises(BuildError, match="status -9"), room.start(folder, ()) as running:
-        assert awaited((folder / "here").exists)
+def test_it_ends_with_the_engines_client(worker: Container, set_up: Furnish) -> None:
+    """The client alone is killed: the container's standard input ends, and with it the worker."""
+    folder = set_up("(folder / 'here').touch(); time.sleep(3600)")
+    with pytest.raises(BuildError, match="status -9"), worker.start(folder, ()) as running:
+        assert awaited((folder / "in-place").exists)
         running._process.kill()
-        assert awaited(lambda: not left(room.engine, folder))
+        assert awaited(lambda: not left(worker.engine, folder))
         running.confirm()
 
 
-def test_an_image_that_is_not_there(engine: Engine, furnish: Furnish) -> None:
+def test_an_image_that_is_not_there(engine: Engine, set_up: Furnish) -> None:
     with pytest.raises(NotAvailableError, match="not in the engine's store") as error:
-        Container(engine, "requant-nobody-made-this:1", (), LIMITS).start(furnish(""), ())
+        Container(engine, "requant-nobody-made-this:1", (), LIMITS).start(set_up(""), ())
     assert "requant image" in error.value.advice
 
 
-def test_another_image_of_this_name(room: Container, furnish: Furnish) -> None:
+def test_another_image_of_this_name(worker: Container, set_up: Furnish) -> None:
     other = "sha256:" + "0" * 64
     with pytest.raises(LockError, match=f"expected {other}"):
-        replace(room, digests=(other,)).start(furnish(""), ())
+        replace(worker, digests=(other,)).start(set_up(""), ())
 
 
-def test_a_folder_that_the_engine_does_not_see(room: Container, furnish: Furnish, tmp_path: Path) -> None:
+def test_a_folder_that_the_engine_does_not_see(worker: Container, set_up: Furnish, tmp_path: Path) -> None:
     with pytest.raises(NotAvailableError, match="does not see a folder"):
-        room.start(furnish(""), (tmp_path / "absent",))
+        worker.start(set_up(""), (tmp_path / "absent",))
 
 
-def test_a_gpu_that_is_not_there(room: Container, furnish: Furnish) -> None:
+def test_a_gpu_that_is_not_there(worker: Container, set_up: Furnish) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     with pytest.raises(NotAvailableError, match="cannot give a container the GPU") as error:
-        replace(room, accelerator="GPU-7f").start(furnish(""), ())
+        replace(worker, accelerator="GPU-7f").start(set_up(""), ())
     assert "NVIDIA Container Toolkit" in error.value.advice
 
 
@@ -248,9 +248,9 @@ def test_a_gpu_that_is_not_there(room: Container, furnish: Furnish) -> None:
     ],
 )
 def test_an_engine_that_does_something_else_is_refused(
-    engine: Engine, furnish: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, done: str, named: str
+    engine: Engine, set_up: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, done: str, named: str
 ) -> None:
-    """A wrapper that weakens the room on its way to the engine: the engine's own account of it is what counts."""
+    """A wrapper that weakens the worker on its way to the engine: the engine's own account of it is what counts."""
     wrapper = tmp_path / "bin" / engine.words[0]
     wrapper.parent.mkdir()
     real = subprocess.check_output(["which", engine.words[0]], text=True).strip()
@@ -261,7 +261,7 @@ def test_an_engine_that_does_something_else_is_refused(
     )
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
-    folder = furnish("time.sleep(3600)")
+    folder = set_up("time.sleep(3600)")
     with pytest.raises(BuildError, match=named):
         replace(stood_in(engine), engine=find(engine.words[0])).start(folder, ())
     assert not left(engine, folder)

@@ -12,9 +12,9 @@ from requant.cli.options import app
 from requant.errors import NotModelledError, RequantError
 from requant.identify import identify
 from requant.inspect import inspect
-from requant.inspecting.findings import Severity
-from requant.inspecting.headers import Headers, read_headers
-from requant.loaders import LOADERS
+from requant.inspect.findings import Severity
+from requant.inspect.headers import Headers, read_headers
+from requant.inspect.loaders import LOADERS
 from requant.repair import repair
 
 OTHER_TOOLS = (

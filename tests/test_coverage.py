@@ -14,19 +14,19 @@ from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
-from requant.attestation import hardware_of
+from requant.audit.audits import write_audit
+from requant.audit.challenge import Challenge, draw
+from requant.audit.coverage import Coverage, coverage
+from requant.audit.distance import Distance
+from requant.audit.retuned import Audit, Judgement, Retuned
+from requant.audit.untuned import Deviation, Untuned
 from requant.build import RECORDED
-from requant.coverage import Coverage, coverage
+from requant.checkpoint.manifest import FileRecord, Manifest, read_manifest
 from requant.digest import sha256, sha256_file
 from requant.errors import CheckpointError
-from requant.journal import read_journal
-from requant.manifest import FileRecord, Manifest, read_manifest
+from requant.evidence.journal import read_journal
+from requant.evidence.statements import hardware_of
 from requant.recipe import Recipe, read_recipe
-from requant.retuning.apart import Apart
-from requant.retuning.audits import write_audit
-from requant.retuning.challenge import Challenge, draw
-from requant.retuning.retuned import Audit, Judgement, Retuned
-from requant.retuning.untuned import Deviation, Untuned
 
 EC = ROOT / "builds" / "ec"
 JOURNAL = read_journal(EC / "mini.journal.jsonl")
@@ -35,21 +35,21 @@ MANIFEST = read_manifest(EC / "mini.manifest.json")
 FILES = {path: record.sha256 for path, record in MANIFEST.files.items()}
 HARDWARE = hardware_of(EC / "mini.intoto.jsonl")
 GPU = {"accelerator": "NVIDIA H200", "multiprocessors": 132}
-APART = Apart("a.qweight", 1, 1, {1: 1})
+DISTANCE = Distance("a.qweight", 1, 1, {1: 1})
 
 
 def blocks(judgements: Mapping[int, str]) -> tuple[Retuned, ...]:
     return tuple(
-        Retuned(NAMES[index], index, Judgement(each), "", APART if each == "different" else None)
+        Retuned(NAMES[index], index, Judgement(each), "", DISTANCE if each == "different" else None)
         for index, each in sorted(judgements.items())
     )
 
 
 def audit(judgements: Mapping[int, str], **changes: Any) -> Audit:
-    """An audit of the recorded mini twin of ec."""
+    """An audit of the recorded tiny model mini of ec."""
     made = Audit(
         recipe=JOURNAL.header.recipe,
-        twin="mini",
+        tiny="mini",
         environment=JOURNAL.header.environment,
         base=JOURNAL.header.base,
         journal=sha256_file(EC / "mini.journal.jsonl"),
@@ -69,7 +69,7 @@ def audit(judgements: Mapping[int, str], **changes: Any) -> Audit:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    """The recipe in a folder of its own, with what is recorded of its mini twin."""
+    """The recipe in a folder of its own, with what is recorded of its tiny model mini."""
     return copied(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_a_manifest_of_ruined_files_is_not_covered_by_audits_of_the_honest_ones(
 def test_equal_bits_count_wherever_they_come_from_and_other_bits_accuse_nobody_there(
     change: dict[str, Any], why: str, recipe: Recipe
 ) -> None:
-    """An environment changes with every edit of the room's code; what was reproduced before stays reproduced."""
+    """An environment changes with every edit of the worker's code; what was reproduced before stays reproduced."""
     found = covered(recipe, audit({1: "identical"}, **change), audit({2: "different"}, auditor="Eve", **change))
     assert (parties(found), found.negatives, found.exit_status, found.stale) == ([0, 1, 0, 0], 0, 0, {})
     (result,) = found.blocks[2].open
@@ -274,11 +274,11 @@ def test_what_comes_to_light_on_the_way_to_a_drawn_block_counts(recipe: Recipe) 
     assert found.blocks[other].different
 
 
-def test_audits_of_another_twin_are_another_build_s(recipe: Recipe) -> None:
-    found = covered(recipe, audit({0: "identical"}, twin="demo"), audit({0: "identical"}, twin=None))
+def test_audits_of_another_tiny_model_are_another_build_s(recipe: Recipe) -> None:
+    found = covered(recipe, audit({0: "identical"}, tiny="demo"), audit({0: "identical"}, tiny=None))
     assert (found.counted, found.stale) == ({}, {})
-    for twin in ("demo", None):
-        other = coverage(recipe, twin)
+    for tiny in ("demo", None):
+        other = coverage(recipe, tiny)
         assert other.exit_status == 3
         assert [reason.partition(":")[0] for reason in other.stale.values()] == ["nothing is recorded"]
 
@@ -318,15 +318,15 @@ def test_what_was_found_is_what_is_counted(found: list[tuple[dict[int, str], str
 def test_where_nothing_is_recorded_no_blocks_are_counted(recipe: Recipe, tmp_path: Path) -> None:
     (recipe.path.parent / "mini.manifest.json").unlink()
     write_audit(recipe, audit({0: "identical"}))
-    full, mini = (requant("coverage", str(tmp_path), *more) for more in ((), ("--twin", "--size", "mini")))
+    full, mini = (requant("coverage", str(tmp_path), *more) for more in ((), ("--tiny", "--size", "mini")))
     assert (full.returncode, full.stdout) == (3, f"{tmp_path.name}: nothing is recorded for the full build\n")
     assert mini.returncode == 3
     assert mini.stdout.startswith("not counted: ")
-    assert mini.stdout.endswith(f"\n{tmp_path.name}, twin mini: nothing is recorded\n")
+    assert mini.stdout.endswith(f"\n{tmp_path.name}, tiny model mini: nothing is recorded\n")
 
 
 def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
-    command = ("coverage", str(tmp_path), "--twin", "--size", "mini")
+    command = ("coverage", str(tmp_path), "--tiny", "--size", "mini")
     done = requant(*command)
     assert done.returncode == 3
     assert "0 of 4 blocks identical" in done.stdout
@@ -335,7 +335,7 @@ def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
     covered(recipe, audit({0: "identical"}, base="ab" * 32))
     done = requant(*command)
     assert done.returncode == 0
-    assert f"{tmp_path.name}, twin mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
+    assert f"{tmp_path.name}, tiny model mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
     assert "not tuned: 2 parties; audits: 2, hardware classes: 2" in done.stdout
     for said in (
         "]: [Grace]",

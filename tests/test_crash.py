@@ -30,7 +30,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a module as `python -m` does, with `program` before it."""
     words = ["requant", "verify"] if module == "requant" else ["verify"]
-    text = f"import runpy, sys\nimport requant.manifest\nsys.argv = {[*words, 'builds', MANIFEST]}\n{program}\n"
+    text = (
+        f"import runpy, sys\nimport requant.checkpoint.manifest\nsys.argv = {[*words, 'builds', MANIFEST]}\n{program}\n"
+    )
     text += f"runpy.run_module({module!r}, run_name='__main__', alter_sys=False)"
     flags = ["-S", "-s"] if module == "requant.verify" else []
     command = [sys.executable, *flags, "-c", text]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, Tensors, checkpoints, on_disk, shard, write
 
-from requant.comparing.difference import Numbers, Steps
+from requant.checkpoint.safetensors import ITEM_BITS
 from requant.diff import diff
+from requant.diff.difference import Numbers, Steps
 from requant.errors import CheckpointError
-from requant.safetensors import ITEM_BITS
 from requant.verdict import Outcome
 
 WORDS = np.arange(24, dtype="<u4").reshape(3, 8)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from requant.comparing.divergence import FIELDS, Divergence, divergence
-from requant.journal import Block, Header, Journal, Loss
+from requant.diff.divergence import FIELDS, Divergence, divergence
+from requant.evidence.journal import Block, Header, Journal, Loss
 
 BLOCK = Block(
     "layers.0",

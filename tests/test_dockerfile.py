@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
-from requant.environment import environment_digest, format_lock, read_intent, read_lock
+from requant.environment.identity import environment_digest
+from requant.environment.image.dockerfile import Base, dockerfile, platform_of, read_bases
+from requant.environment.lock import format_lock, read_intent, read_lock
 from requant.errors import LockError
-from requant.images.dockerfile import Base, dockerfile, platform_of, read_bases
 
 LOCKFILES = ROOT / "lockfiles"
 NAMES = sorted(file.suffix[1:] for file in ROOT.glob("Dockerfile.*"))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from requant.environment.image.engine import CHOSEN, DIALECTS, Built, Engine, Limits, find
+from requant.environment.image.refusals import REFUSALS, refusal
 from requant.errors import BuildError, LockError, NotAvailableError
-from requant.images.engine import CHOSEN, DIALECTS, Built, Engine, Limits, find
-from requant.images.refusals import REFUSALS, refusal
 from requant.programs import run
 
 LIMITS = Limits(memory=110, temporary=8, shared=4)
@@ -83,7 +83,7 @@ def test_where_docker_does_not_answer_podman_may(pretend: Pretend) -> None:
 def test_no_engine(pretend: Pretend) -> None:
     with pytest.raises(NotAvailableError, match="docker: no such program") as error:
         find()
-    assert "--runner venv" in error.value.advice
+    assert "--sandbox venv" in error.value.advice
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_every_refusal_has_advice() -> None:
 
 
 def words(engine: Engine, accelerator: str = "") -> str:
-    """The command line that starts a room, in one string."""
+    """The command line that starts a worker, in one string."""
     paths = {"writable": [Path("/out")], "readable": [Path("/base")]}
     return " ".join(
         engine.run_words("image", "name", **paths, variables={"A": "b c"}, limits=LIMITS, accelerator=accelerator)
@@ -285,7 +285,7 @@ def words(engine: Engine, accelerator: str = "") -> str:
 
 
 @pytest.mark.parametrize("kind", DIALECTS)
-def test_how_a_room_is_started(kind: str) -> None:
+def test_how_a_worker_is_started(kind: str) -> None:
     said = words(Engine((kind,), kind, "99", rootless=False))
     assert said.startswith(f"{kind} run --rm ")
     for part in (
@@ -353,7 +353,8 @@ def test_a_real_socket_without_the_right(tmp_path: Path) -> None:
         pytest.skip("only root can try another user")
     program = (
         "import os, sys; sys.path[:] = sys.argv[1:]; os.setgroups([]); os.setgid(65534)\n"
-        "from requant.images.engine import find\nfrom requant.errors import NotAvailableError\nos.setuid(65534)\n"
+        "from requant.environment.image.engine import find\n"
+        "from requant.errors import NotAvailableError\nos.setuid(65534)\n"
         "try: find('docker')\nexcept NotAvailableError as error: print(error)\n"
     )
     said = run([sys.executable, "-c", program, *filter(None, sys.path)])

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requant.environment import (
-    Intent,
-    Lock,
-    Pin,
-    format_lock,
-    parse_intent,
-    parse_lock,
-    read_intent,
-    read_lock,
-    room_sources,
-)
+from requant.environment.identity import worker_sources
+from requant.environment.lock import Intent, Lock, Pin, format_lock, parse_intent, parse_lock, read_intent, read_lock
 from requant.errors import LockError
 
 LOCKFILES = Path(__file__).parents[1] / "lockfiles"
@@ -286,8 +277,8 @@ def test_one_flipped_digit_is_another_lock(name: str, tmp_path: Path) -> None:
     assert read_lock(tmp_path, name).digest != read_lock(LOCKFILES, name).digest
 
 
-def test_the_room_brings_along_every_module_of_ours_that_it_imports() -> None:
-    sources = room_sources()
+def test_the_worker_brings_along_every_module_of_ours_that_it_imports() -> None:
+    sources = worker_sources()
     for path, data in sources.items():
         for node in ast.walk(ast.parse(data)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "requant":

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from requant.digest import sha256
+from requant.environment.image.engine import Engine
+from requant.environment.image.evidence import Evidence, Image, evidence_path, keep, read_evidence, record
 from requant.errors import BuildError, NotAvailableError, RequantError, UsageError
-from requant.images.engine import Engine
-from requant.images.evidence import Evidence, Image, evidence_path, keep, read_evidence, record
 
 ENGINE = Engine(("docker",), "docker", "29.0.0", rootless=False)
 MATERIALS = b'{"bomFormat":"CycloneDX"}\n'

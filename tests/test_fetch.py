@@ -16,9 +16,9 @@ from huggingface_hub import HfApi, close_session, constants, hf_hub_download, sn
 from tests.hub import Hub, running
 
 from requant.errors import CheckpointError, NotAvailableError, RecipeError
-from requant.network import download
-from requant.network.fetch import PARTS, Fetched, fetch, missing, verify_folder
-from requant.network.pinned import PinnedFile, Pins
+from requant.hub import download
+from requant.hub.fetch import PARTS, Fetched, fetch, missing, verify_folder
+from requant.hub.pinned import PinnedFile, Pins
 
 COMMIT = "0123456789" * 4
 BIG = "model-00001-of-00002.safetensors"
@@ -137,8 +137,8 @@ def test_goes_on_after_the_process_was_killed(hub: Hub, folder: Path) -> None:
     program = f"""if True:
         import os
         from pathlib import Path
-        from requant.network.fetch import fetch
-        from requant.network.pinned import PinnedFile, Pins
+        from requant.hub.fetch import fetch
+        from requant.hub.pinned import PinnedFile, Pins
         file = PinnedFile({len(CONTENT[BIG])}, {sha256(CONTENT[BIG])!r})
         pins = Pins("model", "owner/name", {COMMIT!r}, "-", {{{BIG!r}: file}})
         fetch(pins, Path({str(folder)!r}), progress=lambda path, done, total: done < 150_000 or os._exit(9))
@@ -257,7 +257,7 @@ def test_obeys_the_offline_switch(hub: Hub, folder: Path, monkeypatch: pytest.Mo
     assert hub.requests == []
 
 
-def test_says_what_room_is_needed_before_it_asks(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_what_worker_is_needed_before_it_asks(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")  # noqa: PYI024
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
     with pytest.raises(NotAvailableError, match="317206 bytes are still to be downloaded, 10 are free"):
@@ -387,8 +387,8 @@ def test_confirms_a_folder_without_the_network_or_its_library(hub: Hub, folder: 
         import sys
         sys.modules["huggingface_hub"] = None
         from pathlib import Path
-        from requant.network.fetch import verify_folder
-        from requant.network.pinned import PinnedFile, Pins
+        from requant.hub.fetch import verify_folder
+        from requant.hub.pinned import PinnedFile, Pins
         files = {{p: PinnedFile(*f) for p, f in {[(p, (len(c), sha256(c))) for p, c in CONTENT.items()]!r}}}
         survey = verify_folder(Pins("model", "owner/name", {COMMIT!r}, "-", files), Path({str(folder)!r}))
         assert len(survey.right) == 3 and survey.absent == ({ODD!r},), survey

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.checkpoints import Tensors, frame, on_disk, shard, tensors
 
-from requant.checkpoint import INDEX, write_checkpoint
+from requant.checkpoint.checkpoint import INDEX, write_checkpoint
+from requant.checkpoint.safetensors import MAX_TENSORS, parse_header
 from requant.errors import CheckpointError, RequantError
 from requant.inspect import inspect
-from requant.inspecting.headers import Headers, read_headers, specs
-from requant.loaders import LOADERS, TENSOR_PARALLEL
-from requant.safetensors import MAX_TENSORS, parse_header
+from requant.inspect.headers import Headers, read_headers, specs
+from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL
 
 FILE = Path("x.safetensors")
 
@@ -85,7 +85,7 @@ def test_a_million_tensors_are_refused_within_bounds() -> None:
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fuzz") / "ec"
     write_checkpoint(healthy("ec"), path)
     return path
@@ -109,8 +109,8 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("model.safetensors.index.json", b'{"weight_map":{"a":"b","a":"c"}}'),
     ],
 )
-def test_a_hostile_side_file_is_named(twin: Path, tmp_path: Path, path: str, content: bytes) -> None:
-    for file in twin.iterdir():
+def test_a_hostile_side_file_is_named(tiny: Path, tmp_path: Path, path: str, content: bytes) -> None:
+    for file in tiny.iterdir():
         (tmp_path / file.name).hardlink_to(file)
     (tmp_path / path).unlink()
     (tmp_path / path).write_bytes(content)
@@ -132,8 +132,8 @@ def test_nothing_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "key"), [("text_config", "num_hidden_layers"), ("text_config", "num_experts"), ("vision_config", "depth")]
 )
-def test_a_configuration_without_end_is_refused(twin: Path, table: str, key: str) -> None:
-    headers = read_headers(twin)
+def test_a_configuration_without_end_is_refused(tiny: Path, table: str, key: str) -> None:
+    headers = read_headers(tiny)
     config = json.loads(headers.sides["config.json"])
     config[table][key] = 10**12
     sides = {**headers.sides, "config.json": json.dumps(config).encode()}
@@ -149,8 +149,8 @@ json_values = st.recursive(
 
 
 @given(data=st.data())
-def test_any_change_to_a_configuration_is_judged_or_refused(twin: Path, data: st.DataObject) -> None:
-    headers = read_headers(twin)
+def test_any_change_to_a_configuration_is_judged_or_refused(tiny: Path, data: st.DataObject) -> None:
+    headers = read_headers(tiny)
     config = json.loads(headers.sides["config.json"])
     where = config
     for _ in range(data.draw(st.integers(0, 2))):
@@ -168,6 +168,6 @@ def test_any_change_to_a_configuration_is_judged_or_refused(twin: Path, data: st
 
 @pytest.mark.parametrize("path", [INDEX, "config.json"])
 def test_a_side_file_that_would_swell_is_refused(path: str) -> None:
-    headers = Headers("here", {}, 0, {path: b" " * ((1 << 25) + 1)}, ())
+    headers = Headers("in-place", {}, 0, {path: b" " * ((1 << 25) + 1)}, ())
     with pytest.raises(CheckpointError, match=rf"here/{path}: 33,554,433 bytes, expected .* at most"):
         headers.json(path)

@@ -18,16 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.color import ColorSystem
 from rich.text import Text
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 
 from requant import cli
-from requant.checkpoint import write_checkpoint
+from requant.checkpoint.checkpoint import write_checkpoint
+from requant.checkpoint.manifest import make_manifest
 from requant.cli import terminal
 from requant.cli.terminal import Terminal
 from requant.digest import canonical_json
-from requant.manifest import make_manifest
-from requant.twin import write_twin
+from requant.model.tiny import write_tiny
 from requant.verdict import visible
 
 TRICK = "\x1b[2J\x1b]0;t\x07\x9b31m\r\b\x7f\u202e\u200b\u2028\ufeff\u3164[bold red]OWNED[/][/x]\nFORGED\x1b[0m"
@@ -116,7 +116,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A healthy checkpoint H, its base B, and its manifest M."""
     folder = tmp_path_factory.mktemp("hostile")
     write_checkpoint(healthy("ec"), folder / "H")
-    write_twin("mini", folder / "B")
+    write_tiny("mini", folder / "B")
     (folder / "M").write_bytes(make_manifest(folder / "H").to_json())
     return folder
 
@@ -167,9 +167,9 @@ def test_side_files_of_a_checkpoint(said: Callable[[str], str], side: str, spoil
 @pytest.mark.parametrize(
     ("file", "spoil", "commands"),
     [
-        ("builds/ec/mini.journal.jsonl", longer_values, ["show journal FILE", "coverage RECIPE --twin --size mini"]),
+        ("builds/ec/mini.journal.jsonl", longer_values, ["show journal FILE", "coverage RECIPE --tiny --size mini"]),
         ("builds/ec/mini.journal.jsonl", longer_keys, ["show journal FILE"]),
-        ("builds/ec/mini.intoto.jsonl", longer_values, ["coverage RECIPE --twin --size mini"]),
+        ("builds/ec/mini.intoto.jsonl", longer_values, ["coverage RECIPE --tiny --size mini"]),
         ("builds/ec/mini.manifest.json", longer_values, ["verify H FILE"]),
         ("builds/ec/mini.manifest.json", longer_keys, ["verify H FILE"]),
         ("builds/ec/mini.manifest.json", more_keys, ["verify H FILE"]),

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 from tests.cases.mutations import EXTRAS, edit, fused_mtp_experts, rewritten
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
-from requant.base_config import base_config
 from requant.build import Built
-from requant.checkpoint import Checkpoint, json_file, shard_names, write_checkpoint
+from requant.checkpoint.checkpoint import Checkpoint, json_file, shard_names, write_checkpoint
 from requant.cli.options import app
 from requant.identify import Fingerprint, identify
-from requant.inspecting.headers import Headers, read_headers
-from requant.inventory import base_tensors, extra_tensors, main_tensors
+from requant.inspect.headers import Headers, read_headers
+from requant.model.base_config import base_config
+from requant.model.inventory import base_tensors, extra_tensors, main_tensors
 from requant.passes import PASSES, Context
 from requant.recipe import read_recipe
 
@@ -30,7 +30,7 @@ def ec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_healthy_twin(ec: Path) -> None:
+def test_a_healthy_tiny_model(ec: Path) -> None:
     found = identify(read_headers(ec))
     assert found.mtp == "packed" and found.negative_rounded == 0.0
     assert set(found.zero_words or {}) == {path.name for path in ec.glob("*.safetensors")}
@@ -56,7 +56,7 @@ def test_a_fingerprint_excludes(spoil: Callable[[Checkpoint], Checkpoint], exclu
     assert excluded not in identify(read_headers(tmp_path / "other")).writers
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_raw_output_is_recognised(built: Callable[[str], Built]) -> None:
     """AutoRound's own output, and what the build made of it, tell each other apart."""
     raw = identify(read_headers(built("ec").folder.with_name("ec.raw")))

@@ -11,19 +11,20 @@ import pytest
 from tests.conftest import ROOT
 from tests.engines import answering
 from tests.test_cli import requant
-from tests.test_runner import line
+from tests.test_running import line
 
-from requant import image as imaging
+import requant.environment.image as imaging
 from requant.digest import sha256
-from requant.environment import environment_digest, format_lock, read_intent, read_lock, room_sources
+from requant.environment.identity import environment_digest, worker_sources
+from requant.environment.image import build_image, debian_base, ensure_image, epoch_of, repeat_image, set_up
+from requant.environment.image import engine as engine_module
+from requant.environment.image.dockerfile import write_dockerfiles
+from requant.environment.image.engine import DIALECTS, Built, Engine
+from requant.environment.image.evidence import Image, evidence_path, image_name, record
+from requant.environment.image.refusals import explained
+from requant.environment.image.rootfs import differences, read_rootfs
+from requant.environment.lock import format_lock, read_intent, read_lock
 from requant.errors import BuildError, LockError, NotAvailableError, UsageError
-from requant.image import build_image, debian_base, ensure_image, epoch_of, furnish, repeat_image
-from requant.images import engine as engine_module
-from requant.images.dockerfile import write_dockerfiles
-from requant.images.engine import DIALECTS, Built, Engine
-from requant.images.evidence import Image, evidence_path, image_name, record
-from requant.images.refusals import explained
-from requant.images.rootfs import differences, read_rootfs
 from requant.programs import follow
 
 pytestmark = pytest.mark.engine
@@ -120,13 +121,13 @@ def test_a_debian_base_is_advised_where_apt_has_its_python(
             raise BuildError("N: Unable to locate package python3.12")
         return "Package: python3.11\n"
 
-    monkeypatch.setattr("requant.images.debian.run", apt)
+    monkeypatch.setattr("requant.environment.image.debian.run", apt)
     engine = cast(Engine, NoRegistry())
     with pytest.raises(NotAvailableError) as refused:
         build_image(ROOT / "lockfiles", name, engine)
     assert ("--base debian" in refused.value.advice) == advised
     if not advised:
-        fetched = "requant.image.wheels"
+        fetched = "requant.environment.image.wheels"
         monkeypatch.setattr(fetched, lambda *_, **__: pytest.fail("wheels are fetched for what cannot be built"))
         with pytest.raises(NotAvailableError, match=r"apt does not know python3\.12") as refused:
             build_image(ROOT / "lockfiles", name, engine, base="debian")
@@ -154,7 +155,7 @@ PYC = "cpython-311.pyc: sha256"
     [
         pytest.param(
             (("UNCHECKED_HASH", "TIMESTAMP"),),
-            f"opt/bytecode/opt/room/lib/python3.11/site-packages/six.{PYC}",
+            f"opt/bytecode/opt/environment/lib/python3.11/site-packages/six.{PYC}",
             marks=pytest.mark.full,
         ),
         pytest.param(
@@ -165,7 +166,7 @@ PYC = "cpython-311.pyc: sha256"
         # Either of these two is enough alone: with a date in its environment, Python hashes the source unasked.
         pytest.param(
             ((" --no-compile", ""), ("ARG SOURCE_DATE_EPOCH\n", "")),
-            f"opt/room/lib/python3.11/site-packages/__pycache__/six.{PYC}",
+            f"opt/worker/lib/python3.11/site-packages/__pycache__/six.{PYC}",
             marks=pytest.mark.full,
         ),
         ((("USER", "RUN date +%N > /var/log/log\nUSER"),), "var/log/log: sha256"),
@@ -283,7 +284,7 @@ def test_a_wheel_altered_on_its_way_into_the_image(
 ) -> None:
     """The host confirms every wheel; the build does so again."""
     folder = project()
-    furnish(folder, "tiny", tmp_path / "context")
+    set_up(folder, "tiny", tmp_path / "context")
     (wheel,) = (tmp_path / "context" / "wheelhouse").glob(f"{name}-*.whl")
     data = wheel.read_bytes()
     wheel.unlink()  # it is a link into the cache
@@ -338,26 +339,26 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
     image = build_image(folder, "tiny", builder, base=debian, source=source)
     with builder.export(image.reference) as stream:
         files = read_rootfs(stream, image.reference).entries
-    assert files["opt/room/lib/python3.11/site-packages/round.py"].sha256 == sha256(SOURCE["round.py"].encode())
+    assert files["opt/worker/lib/python3.11/site-packages/round.py"].sha256 == sha256(SOURCE["round.py"].encode())
     (source / "round.py").write_text("ROUND = 2\n")
     with pytest.raises(LockError, match=r"auto-round==7.*from"):
         build_image(folder, "tiny", builder, base=debian, source=source)
 
 
-def test_another_room_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_worker_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = read_lock(ROOT / "lockfiles", "cpu")
     before = environment_digest(ROOT / "lockfiles", lock)
-    altered = {path: data + b"EXTRA = 1\n" * path.endswith("tuning.py") for path, data in room_sources().items()}
-    monkeypatch.setattr("requant.environment.room_sources", lambda: altered)
+    altered = {path: data + b"EXTRA = 1\n" * path.endswith("tuning.py") for path, data in worker_sources().items()}
+    monkeypatch.setattr("requant.environment.lock.worker_sources", lambda: altered)
     assert environment_digest(ROOT / "lockfiles", lock) != before
 
 
 @pytest.mark.full
-def test_the_twins_image_built_twice(builder: Engine, debian: str) -> None:
+def test_the_tiny_models_image_built_twice(builder: Engine, debian: str) -> None:
     assert repeat_image(ROOT / "lockfiles", "cpu", builder, base=debian).differences == ()
 
 
-def test_the_twins_image_adds_what_was_copied_alone(image: Image, builder: Engine, debian: str) -> None:
+def test_the_tiny_models_image_adds_what_was_copied_alone(image: Image, builder: Engine, debian: str) -> None:
     """No cache, log, account or compiler beside it: everything that the base does not have is below /opt."""
     with builder.export(debian) as stream:
         base = read_rootfs(stream, debian)
@@ -367,35 +368,35 @@ def test_the_twins_image_adds_what_was_copied_alone(image: Image, builder: Engin
     added = [each.partition(":")[0] for each in differences(base, rootfs)]
     assert {path.split("/")[0] for path in added} == {"opt"}
     below = {path.split("/")[1] for path in added if "/" in path}
-    assert below == {"bytecode", "requant", "room"}
+    assert below == {"bytecode", "requant", "worker"}
     programs = {path.rpartition("/")[2] for path, entry in rootfs.entries.items() if entry.kind != "folder"}
     assert not programs & {"as", "cc", "c++", "clang", "g++", "gcc", "ld", "pip", "pip3"}
-    for path, data in room_sources().items():
+    for path, data in worker_sources().items():
         source = rootfs.entries[f"opt/requant/{path}"]
         assert (source.sha256, source.mode, source.uid) == (sha256(data), 0o644, 0)
 
 
-def test_the_twins_image_says_what_it_is(image: Image, builder: Engine) -> None:
+def test_the_tiny_models_image_says_what_it_is(image: Image, builder: Engine) -> None:
     lock = read_lock(ROOT / "lockfiles", "cpu")
     stored = builder.image(image.reference)
     assert stored is not None
     labels = stored.configuration["Config"]["Labels"]
-    assert labels["requant.lock"] == lock.digest
-    assert labels["requant.environment"] == environment_digest(ROOT / "lockfiles", lock)
+    assert labels["requant.environment.resolve"] == lock.digest
+    assert labels["requant.environment.lock"] == environment_digest(ROOT / "lockfiles", lock)
     config = json.loads(builder.ask("image", "inspect", "--format", "{{json .Config}}", image.reference))
     assert config["User"] == "10001:10001"
-    assert config["Entrypoint"] == ["/opt/room/bin/python", "-s", "-P", "-m", "requant.quantizer"]
+    assert config["Entrypoint"] == ["/opt/environment/bin/python", "-s", "-P", "-m", "requant.worker"]
     kept = evidence_path(image.evidence.environment, builder).with_suffix(".cdx.json").read_bytes()
     assert f"sha256:{sha256(kept)}" == image.evidence.sbom
     materials = json.loads(kept)
     names = {each["name"] for each in materials["components"]}
-    assert {"libc6", "torch", "requant.quantizer"} <= names
+    assert {"libc6", "torch", "requant.worker"} <= names
 
 
-def test_the_twins_image_imports_its_libraries(image: Image, builder: Engine) -> None:
+def test_the_tiny_models_image_imports_its_libraries(image: Image, builder: Engine) -> None:
     words = ["run", "--rm", "--pull", "never", "--network", "none", "--read-only", "--tmpfs", "/tmp"]  # noqa: S108
     script = "import torch, auto_round, sys; print(torch.__version__, sys.flags.safe_path, sys.dont_write_bytecode)"
-    words += ["--entrypoint", "/opt/room/bin/python", image.reference, "-s", "-P", "-c", script]
+    words += ["--entrypoint", "/opt/environment/bin/python", image.reference, "-s", "-P", "-c", script]
     assert builder.ask(*words).strip().splitlines()[-1] == "2.13.0+cpu True True"
 
 

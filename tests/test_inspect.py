@@ -1,4 +1,4 @@
-"""Every broken twin is found under its own rule, and a healthy one has what its recipe's baseline says."""
+"""Every broken tiny model is found under its own rule, and a healthy one has what its recipe's baseline says."""
 
 import json
 from collections.abc import Callable
@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.mutations import CASES, Case
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
 from requant.build import Built
-from requant.checkpoint import write_checkpoint
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import app
 from requant.inspect import Inspection, inspect
-from requant.inspecting.baseline import expected as baseline
-from requant.inspecting.baseline import read_baseline
-from requant.inspecting.defects import DEFECTS
-from requant.inspecting.findings import Expected, fold
-from requant.inspecting.headers import read_headers
-from requant.loaders import LOADERS, TENSOR_PARALLEL, named
+from requant.inspect.baseline import expected as baseline
+from requant.inspect.baseline import read_baseline
+from requant.inspect.defects import DEFECTS
+from requant.inspect.findings import Expected, fold
+from requant.inspect.headers import read_headers
+from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL, named
 from requant.recipe import read_recipe
 
 NAMES = ("ec", "gb10", "intel")
@@ -33,7 +33,7 @@ def known(name: str) -> Expected:
 
 @pytest.fixture(scope="session")
 def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A healthy twin of each recipe, written once."""
+    """A healthy tiny model of each recipe, written once."""
     written: dict[str, Path] = {}
 
     def write(name: str) -> Path:
@@ -50,13 +50,13 @@ def unknown(inspection: Inspection) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_healthy_twin_has_its_baseline_and_nothing_else(name: str, on_disk: Callable[[str], Path]) -> None:
+def test_a_healthy_tiny_model_has_its_baseline_and_nothing_else(name: str, on_disk: Callable[[str], Path]) -> None:
     found = inspect(read_headers(on_disk(name)), LOADERS, TENSOR_PARALLEL, look_at_values=True, known=known(name))
     assert unknown(found) == set()
     assert not inspect(read_headers(on_disk(name))).errors
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("name", NAMES)
 def test_a_build_has_its_baseline_and_all_of_it(name: str, built: Callable[[str], Built]) -> None:
     headers = read_headers(built(name).folder)
@@ -77,9 +77,11 @@ def test_a_mutation_is_found_under_its_own_rule(case: Case, tmp_path: Path) -> N
 
 
 def test_every_rule_about_files_has_a_case() -> None:
-    from_twins = {"D09", "D11", "D24"}  # a healthy twin has them
-    from_twins |= {"N01", "N02", "N03"}  # no defects: tests/test_corpus.py
-    assert {case.rule for case in CASES} | from_twins == {name for name, entry in DEFECTS.items() if entry.in_files}
+    from_tiny_models = {"D09", "D11", "D24"}  # a healthy tiny model has them
+    from_tiny_models |= {"N01", "N02", "N03"}  # no defects: tests/test_corpus.py
+    assert {case.rule for case in CASES} | from_tiny_models == {
+        name for name, entry in DEFECTS.items() if entry.in_files
+    }
 
 
 @pytest.mark.parametrize("name", sorted(DEFECTS))

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.test_runner import HERE, locks
+from tests.test_running import HERE, locks
 from tests.wheels import make_wheel
 
-from requant import installation
 from requant.digest import sha256_file
-from requant.environment import Lock, read_files_digest, read_lock
+from requant.environment import install as installation
+from requant.environment.lock import Lock, read_files_digest, read_lock
 from requant.errors import LockError, NotAvailableError
 from requant.programs import run
 from requant.progress import Progress
@@ -71,7 +71,7 @@ def place(lock: Lock) -> Path:
 
 
 def asked(python: Path, script: str) -> str:
-    """What Python says as the rooms start it."""
+    """What Python says as the workers start it."""
     env = {"PATH": os.defpath, "PYTHONPYCACHEPREFIX": str(installation.bytecode(python))}
     return run([str(python), "-s", "-P", "-c", script], env=env).strip()
 
@@ -229,8 +229,8 @@ def test_a_record_is_read_strictly(tmp_path: Path, text: str) -> None:
 FIRST = """
 import sys
 from pathlib import Path
-from requant import installation
-from requant.environment import read_lock
+from requant.environment import install as installation
+from requant.environment.lock import read_lock
 folder = Path({folder!r})
 print(installation.virtual_environment(folder / "tiny.txt", read_lock(folder, "tiny")))
 """

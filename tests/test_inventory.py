@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from requant.checkpoint import open_checkpoint
+from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.safetensors import Spec
 from requant.errors import CheckpointError
-from requant.inventory import (
+from requant.model.inventory import (
     LM,
     MTP,
     VISUAL,
@@ -24,9 +25,8 @@ from requant.inventory import (
     origin,
     quantized,
 )
+from requant.model.tiny import SIZES, config, tiny, write_tiny
 from requant.recipe import read_recipe
-from requant.safetensors import Spec
-from requant.twin import SIZES, config, twin, write_twin
 
 BUILDS = Path(__file__).parent.parent / "builds"
 BASE: dict[str, Any] = json.loads((BUILDS / "bases" / "qwen3.6-35b-a3b.config.json").read_text())
@@ -190,23 +190,23 @@ def test_a_pattern_is_a_part_of_a_name() -> None:
     assert not ignored("mtp.layers.0.mlp.shared_expert_gate", ("shared_experts", "gate."))
 
 
-# The twin has the same form.
+# The tiny model has the same form.
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_twins_shards_hold_the_inventory_in_order(size: str) -> None:
-    found = {name: tensor.spec for shard in twin(size).shards.values() for name, tensor in shard.items()}
+def test_the_tiny_models_shards_hold_the_inventory_in_order(size: str) -> None:
+    found = {name: tensor.spec for shard in tiny(size).shards.values() for name, tensor in shard.items()}
     assert list(found.items()) == list(base_tensors(config(size)).items())
 
 
-def test_the_twins_headers_are_the_inventory(tmp_path: Path) -> None:
-    write_twin("mini", tmp_path)
+def test_the_tiny_models_headers_are_the_inventory(tmp_path: Path) -> None:
+    write_tiny("mini", tmp_path)
     written = open_checkpoint(tmp_path)
     found = {name: tensor.spec for name, tensor in written.tensors.items()}
     assert found == base_tensors(json.loads(written.file("config.json")))
 
 
-def test_the_twin_has_the_names_of_the_base() -> None:
+def test_the_tiny_model_has_the_names_of_the_base() -> None:
     """Of a block of each kind, of the MTP block, of a visual block and of everything around them."""
 
     def kinds(found: Specs) -> set[str]:
@@ -215,9 +215,9 @@ def test_the_twin_has_the_names_of_the_base() -> None:
     assert kinds(base_tensors(config("mini"))) == kinds(base_tensors(BASE))
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("settings", [BASE, config("mini")], ids=["base", "mini"])
-def test_transformers_builds_these_tensors(settings: dict[str, Any], room: Path) -> None:
+def test_transformers_builds_these_tensors(settings: dict[str, Any], worker: Path) -> None:
     """All but MTP, which it does not build; its order is the inventory's within a module."""
     code = (
         "import json, sys, torch, transformers\n"
@@ -226,7 +226,7 @@ def test_transformers_builds_these_tensors(settings: dict[str, Any], room: Path)
         "    model = transformers.Qwen3_5MoeForConditionalGeneration(config)\n"
         "print(json.dumps({name: list(value.shape) for name, value in model.state_dict().items()}))"
     )
-    command = [str(room), "-s", "-P", "-c", code]
+    command = [str(worker), "-s", "-P", "-c", code]
     done = subprocess.run(command, input=json.dumps(settings), capture_output=True, text=True, check=True)
     expected = {name: list(spec.shape) for name, spec in base_tensors(settings).items() if not name.startswith(MTP)}
     assert json.loads(done.stdout) == expected

@@ -11,7 +11,7 @@ from tests.checkpoints import nobody, on_a_disk, on_disk
 
 from requant.digest import strict_json
 from requant.errors import CheckpointError
-from requant.journal import READS_1, Block, Follower, Header, Journal, Loss, Writer, read_journal
+from requant.evidence.journal import READS_1, Block, Follower, Header, Journal, Loss, Writer, read_journal
 
 text = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
 strings = st.dictionaries(text, text, max_size=2)
@@ -63,8 +63,8 @@ def test_what_is_written_is_read_back(journal: Journal) -> None:
     assert written(read(data)) == data
 
 
-def test_a_build_without_a_twin_has_none() -> None:
-    journal = replace(JOURNAL, header=replace(JOURNAL.header, twin=None))
+def test_a_build_without_a_tiny_model_has_none() -> None:
+    journal = replace(JOURNAL, header=replace(JOURNAL.header, tiny=None))
     assert read(written(journal)) == journal
 
 
@@ -193,9 +193,9 @@ def nested(depth: int) -> list[Any]:
         (with_header(schema=3), "line 1: not the header of a journal of schema 2"),
         (with_header(schema=True), "line 1: not the header of a journal of schema 2"),
         (canonical([]), "line 1: not the header of a journal of schema 2"),
-        (with_header(host="here"), "line 1: unknown key 'host'"),
+        (with_header(host="in-place"), "line 1: unknown key 'host'"),
         (with_header(recipe=None), "line 1: recipe: found None"),
-        (with_header(twin=["mini"]), "line 1: twin: found ['mini']"),
+        (with_header(tiny=["mini"]), "line 1: tiny model: found ['mini']"),
         (with_header(blocks=0), "line 1: blocks: found 0"),
         (with_header(blocks=-1), "line 1: blocks: found -1"),
         (with_header(blocks=True), "line 1: blocks: found True"),
@@ -304,7 +304,7 @@ def test_a_follower_reads_no_byte_twice(tmp_path: Path, monkeypatch: pytest.Monk
         parsed.append(line)
         return strict_json(line)
 
-    monkeypatch.setattr("requant.journal.strict_json", counted)
+    monkeypatch.setattr("requant.evidence.journal.strict_json", counted)
     follower = Follower(tmp_path / "journal.jsonl")
     for number in range(1, len(LINES) + 1):
         (tmp_path / "journal.jsonl").write_bytes(b"".join(LINES[:number]))

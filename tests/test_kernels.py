@@ -3,10 +3,10 @@
 import pytest
 from tests.conftest import ROOT
 
-from requant.base_config import base_config
-from requant.inspecting.rules.kernels import verdict
-from requant.loaders import LOADERS, TENSOR_PARALLEL
-from requant.loaders.modules import Module, modules
+from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL
+from requant.inspect.loaders.modules import Module, modules
+from requant.inspect.rules.kernels import verdict
+from requant.model.base_config import base_config
 from requant.recipe import read_recipe
 
 CONFIG = base_config(read_recipe(ROOT / "builds" / "ec"))

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 
-from requant.checkpoint import INDEX, write_checkpoint
+from requant.checkpoint.checkpoint import INDEX, write_checkpoint
 from requant.digest import (
     DEEPEST,
     MAX_INDEX,
@@ -113,7 +113,7 @@ SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", IND
         ("C/config.json", long(MAX_SIDE), "diff C builds"),
         ("C/tokenizer_config.json", many(MAX_SIDE), "identify C"),
         ("builds/bases/qwen3.6-35b-a3b.json", b'{"files":' + many(MAX_SIDE - 99) + b"}", "plan builds/ec"),
-        ("builds/ec/mini.intoto.jsonl", deep(MAX_STATEMENT), "coverage builds/ec --twin --size mini"),
+        ("builds/ec/mini.intoto.jsonl", deep(MAX_STATEMENT), "coverage builds/ec --tiny --size mini"),
         ("builds/ec/audits/A", deep(MAX_STATEMENT), "coverage builds/ec"),
         ("builds/ec/recipe.toml", dotted(MAX_TOML), "plan builds/ec"),
         ("builds/ec/recipe.toml", headers_of_tables(MAX_TOML), "plan builds/ec"),
@@ -160,7 +160,7 @@ def test_what_is_longer_is_refused_by_name(file: str, limit: int, words: str, pl
         path.unlink() if before is None else path.write_bytes(before)
 
 
-def test_what_is_real_has_room() -> None:
+def test_what_is_real_has_worker() -> None:
     """A checkpoint of 100,000 tensors, each name as long as they are, keeps well below every limit."""
     name = "model.language_model.layers.39.mlp.experts.255.gate_proj.qweight{:06d}"
     record = {"dtype": "I32", "file": "model-00001-of-00010.safetensors", "sha256": "0" * 64, "shape": [256, 512]}

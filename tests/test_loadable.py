@@ -11,11 +11,11 @@ from tests.checkpoints import shard, write
 from tests.hub import running
 
 from requant.check import check
-from requant.checkpoint import INDEX
-from requant.files import RUNNABLE, is_companion
-from requant.loadable import CONFIGS, deciding, findings, opened
-from requant.weights.checked import Checked
-from requant.weights.source import open_source
+from requant.check.checked import Checked
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import INDEX
+from requant.checkpoint.files import RUNNABLE, is_companion
+from requant.checkpoint.loadable import CONFIGS, deciding, findings, opened
 
 SINGLE, FIRST, SECOND = "model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 EXTRA = "model_extra_tensors.safetensors"

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tests.releases import Ask, oracle
 
 from requant.errors import CheckpointError, UsageError
-from requant.loaders import LOADERS, Loader, named
-from requant.loaders.declared import read_declared
-from requant.loaders.modules import modules
-from requant.loaders.resolver import Conflict, is_harmless, renamed, resolve
-from requant.twin import config
+from requant.inspect.loaders import LOADERS, Loader, named
+from requant.inspect.loaders.declared import read_declared
+from requant.inspect.loaders.modules import modules
+from requant.inspect.loaders.resolver import Conflict, is_harmless, renamed, resolve
+from requant.model.tiny import config
 
 MODELLED = [loader for loader in LOADERS if loader.dialect]
 CONFIG = config("mini")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from requant import lock
-from requant.environment import Pin, parse_intent, read_intent, read_lock
+from requant.environment import resolve as lock
+from requant.environment.lock import Pin, parse_intent, read_intent, read_lock
+from requant.environment.resolve import check_locks, choose_wheels, resolve, write_locks
 from requant.errors import LockError, NotAvailableError, RequantError
-from requant.lock import check_locks, choose_wheels, resolve, write_locks
 
 LOCKFILES = Path(__file__).parents[1] / "lockfiles"
 NAMES = sorted(file.stem for file in LOCKFILES.glob("*.in"))

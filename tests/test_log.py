@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requant.building import log
-from requant.building.log import publish, scrubbed
+from requant.build import log
+from requant.build.log import publish, scrubbed
 
 FOLDERS = {
     "work": Path("/scratch/anna/.out.unfinished"),

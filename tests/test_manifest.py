@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import BITS, SMALL, checkpoints, frame, names, nobody, on_a_disk, on_disk, shard, write
 
+from requant.checkpoint.manifest import FileRecord, Manifest, TensorRecord, make_manifest, read_manifest
 from requant.digest import MAX_MANIFEST
 from requant.errors import CheckpointError
-from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest, read_manifest
 
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 paths = st.from_regex(r"[\wé世 -]+(/[\wé世 -]+)?\.safetensors", fullmatch=True)
@@ -146,8 +146,8 @@ def nested(depth: int) -> list[Any]:
         ({"schema": 2}, "schema: found 2, this requant reads 1"),
         ({"schema": True}, "canonical"),
         ({"schema": nested(90)}, "schema"),
-        ({"host": "here"}, "top level: unknown key 'host'"),
-        ({"\x1b[2J": "here"}, r"unknown key '\x1b[2J'"),
+        ({"host": "in-place"}, "top level: unknown key 'host'"),
+        ({"\x1b[2J": "in-place"}, r"unknown key '\x1b[2J'"),
         ({"files": []}, "files: not an object"),
         ({"files": {"a.safetensors": None}}, "files: a.safetensors: not an object"),
         ({"files": {"a.safetensors": FILE | {"mode": 420}}}, "files: a.safetensors: unknown key 'mode'"),

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT
 
-from requant.base_config import base_config
 from requant.errors import RecipeError
-from requant.inventory import LM, MTP, VISUAL, linears, mtp_linears
-from requant.loaders import LOADERS
-from requant.loaders.modules import modules
+from requant.inspect.loaders import LOADERS
+from requant.inspect.loaders.modules import modules
+from requant.model.base_config import base_config
+from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
+from requant.model.plan import plan
 from requant.model.tables import Table, confirm_layers, table_of
-from requant.plan import plan
 from requant.recipe import Layers, Mtp, Recipe, read_recipe
 
 EC = read_recipe(ROOT / "builds" / "ec")

@@ -9,14 +9,14 @@ from tests.conftest import ROOT
 from tests.wheels import make_wheel
 from typer.testing import CliRunner, Result
 
-from requant import installation
-from requant import lock as locking
-from requant import update as updating
+import requant.environment.resolve as locking
+import requant.environment.update as updating
 from requant.cli.options import app
-from requant.environment import format_lock, read_intent, read_lock
+from requant.environment import install as installation
+from requant.environment.image.dockerfile import environments
+from requant.environment.lock import format_lock, read_intent, read_lock
 from requant.errors import LockError
-from requant.images.dockerfile import environments
-from requant.pins import find_pins
+from requant.hub.pins import find_pins
 
 GUIDE = (ROOT / "docs" / "environments.md").read_text()
 TABLE = re.search(r"   \[b200\]\n(?:   \w.+\n)+", GUIDE)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from requant.packing import ZERO_POINT, ZERO_WORD, bfloat16_to_float32, pack, round_to_nearest, unpack, zeros
-from requant.twin import twin
+from requant.formats.gptq import ZERO_POINT, ZERO_WORD, bfloat16_to_float32, pack, round_to_nearest, unpack, zeros
+from requant.model.tiny import tiny
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5).map(lambda words: 8 * words))
 CODES = arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 15))
@@ -108,9 +108,9 @@ def test_rounding_follows_its_definition(rows: list[list[float]]) -> None:
             assert scales[group, row].astype("<f2").tobytes() == scale
 
 
-def test_a_twins_weights_are_rounded_by_definition() -> None:
+def test_a_tiny_models_weights_are_rounded_by_definition() -> None:
     """Bell-shaped, as weights are: here a division is seldom exact."""
-    weight = bfloat16_to_float32(twin("mini").tensors["mtp.fc.weight"].read()).reshape(256, 512)[:4, :256]
+    weight = bfloat16_to_float32(tiny("mini").tensors["mtp.fc.weight"].read()).reshape(256, 512)[:4, :256]
     codes, scales = round_to_nearest(weight, 128)
     for row in range(4):
         for group in range(2):

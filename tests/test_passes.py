@@ -1,6 +1,6 @@
 """What AutoRound leaves behind, on its real output, and what the passes make of it.
 
-Each defect is named as in docs/claims.md's sources: D01 to D22. Two loads are looked at: the one that the room uses
+Each defect is named as in docs/claims.md's sources: D01 to D22. Two loads are looked at: the one that the worker uses
 (the whole class), and AutoRound on what `AutoModelForCausalLM` loads, as a published snippet does.
 """
 
@@ -18,24 +18,24 @@ import numpy as np
 import pytest
 
 from requant.build import Built, beside
-from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
+from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
+from requant.checkpoint.manifest import make_manifest
+from requant.checkpoint.safetensors import Spec, read_header
 from requant.digest import sha256
 from requant.errors import BuildError, CheckpointError
-from requant.inventory import LM, MTP, PACKED, VISUAL, linears, mtp_linears
-from requant.journal import Journal, read_journal
-from requant.manifest import make_manifest
-from requant.packing import bfloat16_to_float32, pack, round_to_nearest
+from requant.evidence.journal import Journal, read_journal
+from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
+from requant.model.inventory import LM, MTP, PACKED, VISUAL, linears, mtp_linears
+from requant.model.tiny import tiny, write_tiny
 from requant.passes import PASSES, Context, apply
 from requant.passes.context import EXTRAS, MAIN
 from requant.recipe import read_recipe
-from requant.safetensors import Spec, read_header
-from requant.twin import twin, write_twin
 
-pytestmark = pytest.mark.room
+pytestmark = pytest.mark.worker
 
 BUILDS = Path(__file__).parent.parent / "builds"
 RAW = "model.safetensors"
-"""AutoRound's only main file: the twin is small."""
+"""AutoRound's only main file: the tiny model is small."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def pair_of(name: str, built: Callable[[str], Built]) -> Pair:
     recipe = read_recipe(BUILDS / name)
     raw = open_checkpoint(beside(done.folder, "raw"))
     version = json.loads(raw.file("quantization_config.json"))["autoround_version"]
-    context = Context(twin("mini"), recipe, recipe.effort(twin=True), version)
+    context = Context(tiny("mini"), recipe, recipe.effort(tiny=True), version)
     return Pair(raw, open_checkpoint(done.folder), context, read_journal(beside(done.folder, "journal.jsonl")), done)
 
 
@@ -78,10 +78,10 @@ def gb10(built: Callable[[str], Built]) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def text_only(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def text_only(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """AutoRound's output where only the text model was loaded; without tuning, which changes no name and no shape."""
     folder = tmp_path_factory.mktemp("text_only")
-    write_twin("mini", folder / "base")
+    write_tiny("mini", folder / "base")
     code = (
         "from auto_round import AutoRound\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -90,7 +90,7 @@ def text_only(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
         "tuner.quantize_and_save('raw', format='auto_round')\n"
     )
     env = {"HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PATH": "/usr/bin:/bin"}
-    subprocess.run([room, "-s", "-P", "-c", code], cwd=folder, env=env, capture_output=True, check=True)
+    subprocess.run([worker, "-s", "-P", "-c", code], cwd=folder, env=env, capture_output=True, check=True)
     return open_checkpoint(folder / "raw")
 
 
@@ -153,7 +153,7 @@ def test_d01_a_text_only_load_is_copied_a_second_time(text_only: Checkpoint) -> 
     assert part(main, ("model.layers.", "model.embed_tokens.", "model.norm.")).keys() == main.keys() - {
         "lm_head.weight"
     }
-    source = {name.removesuffix(".weight") for name in part(twin("mini").tensors, LM)}
+    source = {name.removesuffix(".weight") for name in part(tiny("mini").tensors, LM)}
     copied = {re.sub(r"\.(weight|qweight|qzeros|scales)$", "", name) for name in part(extras, LM)}
     assert copied == source
     assert len(copied) == 71
@@ -166,7 +166,7 @@ def test_d01_it_cannot_become_a_checkpoint(text_only: Checkpoint, ec: Pair) -> N
 
 
 def test_d01_no_tensor_stands_twice(pair: Pair) -> None:
-    """In our raw output neither: the room loads the whole class, whose names are the base's."""
+    """In our raw output neither: the worker loads the whole class, whose names are the base's."""
     for checkpoint in (pair.raw, pair.final):
         names = [name for shard in checkpoint.shards.values() for name in shard]
         assert len(names) == len(set(names))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import RecipeError
-from requant.network.pinned import PinnedFile, Pins, path_fault, read_pins
+from requant.hub.pinned import PinnedFile, Pins, path_fault, read_pins
 
 BUILDS = Path(__file__).parent.parent / "builds"
 SHA256 = "ab" * 32

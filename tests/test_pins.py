@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from requant.cli.options import app
 from requant.errors import LockError, RecipeError, UsageError
-from requant.pins import GAPS, HOST, UNHELD, Pinned, _image, find_pins
+from requant.hub.pins import GAPS, HOST, UNHELD, Pinned, _image, find_pins
 
 DATA = "builds/datasets/pile-10k.json"
 NO_FILES = 'revision = "127bfedcd5047750df5ccf3a12979a47bfa0bafa"\nfiles = "none"'
@@ -171,7 +171,7 @@ def test_what_no_digest_holds_is_told() -> None:
     names = {pin.name for pin in find_pins(ROOT) if pin.kind == UNHELD}
     assert names == {"C library", "GPU driver", "Python", "container engine", "kernel", "processor"}
     shown = CliRunner().invoke(app, ["pins", str(ROOT)]).output
-    assert "the host under the room: kernel, nothing; always the host's" in shown
+    assert "the host under the worker: kernel, nothing; always the host's" in shown
 
 
 def test_wheels_whose_files_nobody_listed_are_named(project: Path) -> None:

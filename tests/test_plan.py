@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
-from requant.base_config import base_config
-from requant.checkpoint import open_checkpoint
+from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.safetensors import Spec
 from requant.cli.options import app
 from requant.errors import RecipeError
-from requant.plan import Size, plan, templates
+from requant.model.base_config import base_config
+from requant.model.plan import Size, plan, templates
+from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
-from requant.safetensors import Spec
-from requant.twin import write_twin
 
 BUILDS = ROOT / "builds"
 
@@ -44,8 +44,8 @@ def test_numbers_of_the_real_base(name: str, quantized: int, tensors: int, main:
     assert sizes["checkpoint, visual tower"].tensors == 333
 
 
-def test_a_plan_of_the_twin_is_what_the_twin_is(tmp_path: Path) -> None:
-    write_twin("mini", tmp_path / "mini")
+def test_a_plan_of_the_tiny_model_is_what_the_tiny_model_is(tmp_path: Path) -> None:
+    write_tiny("mini", tmp_path / "mini")
     written = open_checkpoint(tmp_path / "mini").tensors
     made = plan(read_recipe(BUILDS / "ec"), "mini")
     assert made.before == {name: tensor.spec for name, tensor in written.items()}

@@ -8,28 +8,28 @@ from types import SimpleNamespace
 import pytest
 from tests.conftest import ROOT
 
-from requant.building import preflight
-from requant.building.inputs import inputs_for
+from requant.build.inputs import inputs_for
 from requant.cli.auditing import INSTEAD
 from requant.errors import NotAvailableError
-from requant.network.pinned import read_pins
+from requant.hub.pinned import read_pins
 from requant.programs import Accelerator, accelerators
 from requant.progress import silent
 from requant.recipe import Hardware, read_recipe
+from requant.sandbox import preflight
 
 GIB = preflight.GIB
-BASE, SPOOL = 67, 33
+BASE, RESUME = 67, 33
 """GiB, rounded: the base, and what a build goes on with after it was stopped."""
 
 
 @pytest.mark.parametrize(
     ("one_disk", "free", "lacking"),
     [
-        (True, 2 * BASE + SPOOL, []),
-        (True, 2 * BASE + SPOOL - 2, [f"disk: {2 * BASE + SPOOL - 1} GiB under "]),
-        (False, BASE + SPOOL, []),
-        (False, BASE + 1, [f"disk: {BASE + SPOOL - 1} GiB under "]),
-        (False, BASE - 1, [f"disk: {BASE} GiB under ", f"disk: {BASE + SPOOL - 1} GiB under "]),
+        (True, 2 * BASE + RESUME, []),
+        (True, 2 * BASE + RESUME - 2, [f"disk: {2 * BASE + RESUME - 1} GiB under "]),
+        (False, BASE + RESUME, []),
+        (False, BASE + 1, [f"disk: {BASE + RESUME - 1} GiB under "]),
+        (False, BASE - 1, [f"disk: {BASE} GiB under ", f"disk: {BASE + RESUME - 1} GiB under "]),
     ],
 )
 def test_cache_and_output_may_lie_on_two_disks(
@@ -45,7 +45,7 @@ def test_cache_and_output_may_lie_on_two_disks(
     assert len(disks) == len(lacking)
     assert all(said.startswith(expected) for said, expected in zip(disks, lacking, strict=True))
     assert found.download_bytes == preflight.stored([pins])
-    assert found.disk_bytes == 2 * found.download_bytes + preflight.spool_bytes(recipe)
+    assert found.disk_bytes == 2 * found.download_bytes + preflight.resume_bytes(recipe)
 
 
 NAMED = "NVIDIA H200"
@@ -137,17 +137,18 @@ def test_the_advice_is_about_gpus_where_there_are_some(smi: Callable[..., None])
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_an_audit_of_the_full_model_is_sent_to_no_twin(
+def test_an_audit_of_the_full_model_is_sent_to_no_tiny_model(
     smi: Callable[..., None], given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The twin is another checkpoint, and would say nothing of this one. It is refused before anything is fetched."""
+    """The tiny model is another checkpoint, and would say nothing of this one. It is refused before anything is
+    fetched."""
     smi()
-    monkeypatch.setattr("requant.building.inputs.fetch", lambda *_, **__: pytest.fail("fetches"))
+    monkeypatch.setattr("requant.build.inputs.fetch", lambda *_, **__: pytest.fail("fetches"))
     recipe = read_recipe(ROOT / "builds" / "ec")
     with pytest.raises(NotAvailableError, match="cannot tune the full model:\n  GPU: NVIDIA H200") as refused:
         inputs_for(recipe, None, tmp_path if given else None, tmp_path, silent, INSTEAD)
     assert refused.value.advice.endswith(INSTEAD)
-    assert "twin" not in refused.value.advice
+    assert "tiny" not in refused.value.advice
 
 
 def test_a_tool_that_fails_or_raves_shows_no_gpu(smi: Callable[..., None]) -> None:

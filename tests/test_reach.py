@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
-from requant.packing import bfloat16_to_float32, pack, round_to_nearest, unpack
+from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, unpack
 from requant.recipe import read_recipe
-from requant.weights.kernels import ERROR, distances, extremes, halves, steps, unlike
-from requant.weights.reach import Array, Reach, codes_within, half, loosest, reach, reach_of, scale_possible, tightest
-from requant.weights.rounding import ABSMAX, FULL, divisors
+from requant.rounding.kernels import ERROR, distances, extremes, halves, steps, unlike
+from requant.rounding.reach import Array, Reach, codes_within, half, loosest, reach, reach_of, scale_possible, tightest
+from requant.rounding.ways import ABSMAX, FULL, divisors
 
 F32 = np.float32
 
@@ -119,7 +119,7 @@ def test_a_recipe_says_how_far_its_tuning_reaches() -> None:
     for name, iterations in (("ec", 400), ("gb10", 400), ("intel", 200)):
         recipe = read_recipe(ROOT / "builds" / name)
         assert reach_of(recipe, False) == reach(iterations, 1 / iterations, 1 / iterations)
-        few = recipe.twin.iterations
+        few = recipe.tiny.iterations
         assert reach_of(recipe, True) == reach(few, 1 / few, 1 / few)
 
 
@@ -152,12 +152,12 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.room
-def test_autoround_itself_reaches_exactly_these_ends(room: Path) -> None:
+@pytest.mark.worker
+def test_autoround_itself_reaches_exactly_these_ends(worker: Path) -> None:
     """Its optimizer, torch's schedule and `quant_tensor_sym`, in BF16 and float32, after every step went one way."""
     values = weights(7)
     stored = (values.view(np.uint32) >> 16).astype("<u2").tobytes().hex()
-    done = subprocess.run([room, "-c", SCRIPT, stored], capture_output=True, text=True, check=True)
+    done = subprocess.run([worker, "-c", SCRIPT, stored], capture_output=True, text=True, check=True)
     grouped = values.reshape(-1, 128)
     ends = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
     for iterations, offset, factor, made in json.loads(done.stdout.splitlines()[-1]):

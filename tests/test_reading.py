@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.releases import Ask, oracle, release
 from tests.test_loaders import GLOBAL
 
-from requant.checkpoint import write_checkpoint
+from requant.checkpoint.checkpoint import write_checkpoint
+from requant.checkpoint.safetensors import Spec
 from requant.errors import RequantError
 from requant.inspect import Inspection, inspect
-from requant.inspecting.findings import Severity
-from requant.inspecting.headers import Headers, read_headers
-from requant.loaders import LOADERS, Loader, named
-from requant.loaders.reading import backend_of, has_dense_kernel, layout, read
-from requant.loaders.resolver import Precision
-from requant.safetensors import Spec
+from requant.inspect.findings import Severity
+from requant.inspect.headers import Headers, read_headers
+from requant.inspect.loaders import LOADERS, Loader, named
+from requant.inspect.loaders.reading import backend_of, has_dense_kernel, layout, read
+from requant.inspect.loaders.resolver import Precision
 
 AUTO_ROUND = [loader for loader in LOADERS if loader.reader.formats is not None]
 LATEST, SGLANG, TRANSFORMERS = "vllm==0.33.0", "sglang==0.5.23", "transformers==5.5.1"
@@ -210,7 +210,7 @@ def test_transformers_knows_the_same_methods() -> None:
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Headers:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Headers:
     folder = tmp_path_factory.mktemp("reading") / "ec"
     write_checkpoint(healthy("ec"), folder)
     return read_headers(folder)
@@ -276,8 +276,8 @@ VLLM = {loader.name for loader in LOADERS if loader.program == "vllm"}
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",  # a set has another order in each process
 )
-def test_a_value_hits_those_who_stop_at_it(twin: Headers, changes: dict[str, Any], stopped: set[str]) -> None:
-    assert hits(found(twin, **changes)) == stopped
+def test_a_value_hits_those_who_stop_at_it(tiny: Headers, changes: dict[str, Any], stopped: set[str]) -> None:
+    assert hits(found(tiny, **changes)) == stopped
 
 
 @pytest.mark.parametrize(
@@ -285,32 +285,32 @@ def test_a_value_hits_those_who_stop_at_it(twin: Headers, changes: dict[str, Any
     [({"desc_act": True}, VLLM), ({"iters": "200"}, EVERY), ({"desc_act": False}, set())],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",  # a set has another order in each process
 )
-def test_a_value_that_is_not_read_is_a_note(twin: Headers, changes: dict[str, Any], ignored: set[str]) -> None:
-    assert hits(found(twin, **changes), Severity.NOTE) == ignored
+def test_a_value_that_is_not_read_is_a_note(tiny: Headers, changes: dict[str, Any], ignored: set[str]) -> None:
+    assert hits(found(tiny, **changes), Severity.NOTE) == ignored
 
 
-def test_what_another_tool_reads_is_not_modelled_and_no_error(twin: Headers) -> None:
+def test_what_another_tool_reads_is_not_modelled_and_no_error(tiny: Headers) -> None:
     """With all that a reader for GPTQ wants, nothing is known against it."""
-    inspection = found(twin, quant_method="gptq", desc_act=False)
+    inspection = found(tiny, quant_method="gptq", desc_act=False)
     assert not inspection.errors and inspection.outcome == "not modelled"
     assert hits(inspection, Severity.UNMODELLED) == EVERY
     assert inspection.as_json()["outcome"] == "not modelled"
 
 
 @pytest.mark.parametrize("changes", [{"group_size": -1}, {"bits": 8}, {"packing_format": "junk"}, {"backend": "junk"}])
-def test_what_is_left_to_other_classes_is_not_modelled(twin: Headers, changes: dict[str, Any]) -> None:
-    assert hits(found(twin, **changes), Severity.UNMODELLED) == {TRANSFORMERS}
+def test_what_is_left_to_other_classes_is_not_modelled(tiny: Headers, changes: dict[str, Any]) -> None:
+    assert hits(found(tiny, **changes), Severity.UNMODELLED) == {TRANSFORMERS}
 
 
-def test_nothing_declared_is_said_once(twin: Headers) -> None:
-    inspection = inspect(changed(twin, lambda _: None), LOADERS)
+def test_nothing_declared_is_said_once(tiny: Headers) -> None:
+    inspection = inspect(changed(tiny, lambda _: None), LOADERS)
     assert {each.rule for each in inspection.errors} == {"D15"}
 
 
 @pytest.mark.parametrize(
     ("stated", "accused"), [({"bits": 8}, False), ({}, True), ({"bits": 8, "group_size": 32}, True)]
 )
-def test_a_layer_of_8_bits_is_held_against_its_override(twin: Headers, stated: dict[str, Any], accused: bool) -> None:
+def test_a_layer_of_8_bits_is_held_against_its_override(tiny: Headers, stated: dict[str, Any], accused: bool) -> None:
     layer = "model.language_model.layers.3.self_attn.o_proj"
 
     double = {f"{layer}.qweight": (2, 1), f"{layer}.qzeros": (1, 2)}
@@ -320,9 +320,9 @@ def test_a_layer_of_8_bits_is_held_against_its_override(twin: Headers, stated: d
             return spec
         return Spec(spec.dtype, tuple(a * b for a, b in zip(spec.shape, double[name], strict=True)))
 
-    shards = {file: {name: wider(name, spec) for name, spec in held.items()} for file, held in twin.shards.items()}
-    mixed = type(twin)(twin.name, shards, twin.data_bytes, twin.sides, twin.paths)
-    overrides = json.loads(twin.sides["config.json"])["quantization_config"]["extra_config"]
+    shards = {file: {name: wider(name, spec) for name, spec in held.items()} for file, held in tiny.shards.items()}
+    mixed = type(tiny)(tiny.name, shards, tiny.data_bytes, tiny.sides, tiny.paths)
+    overrides = json.loads(tiny.sides["config.json"])["quantization_config"]["extra_config"]
     inspection = found(mixed, extra_config={**overrides, layer: stated})
     assert {each.subjects for each in inspection.errors if each.rule == "D19"} == ({(layer,)} if accused else set())
 
@@ -337,10 +337,10 @@ ALL_KEYS = (*GLOBAL, "data_type", "backend", "desc_act", "iters", "extra_config"
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values, changes=st.dictionaries(st.sampled_from(ALL_KEYS), json_values, max_size=3))
-def test_any_declaration_is_judged_or_refused(twin: Headers, value: Any, changes: dict[str, Any]) -> None:
+def test_any_declaration_is_judged_or_refused(tiny: Headers, value: Any, changes: dict[str, Any]) -> None:
     for edit in (lambda _: value, lambda found: found | changes):
         for model_type in ("qwen3_5_moe", "llama"):
             try:
-                inspect(changed(twin, edit, model_type=model_type), LOADERS, (1, 8))
+                inspect(changed(tiny, edit, model_type=model_type), LOADERS, (1, 8))
             except RequantError as error:
                 assert str(error)

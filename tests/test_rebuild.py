@@ -12,10 +12,10 @@ from tests.conftest import ROOT
 from tests.test_cli import requant
 
 from requant.build import RECORDED, Built, beside, compare
+from requant.build.rebuild import find, judge, rebuild
+from requant.checkpoint.manifest import read_manifest
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.journal import Journal, Writer, read_journal
-from requant.manifest import read_manifest
-from requant.rebuild import find, judge, rebuild
+from requant.evidence.journal import Journal, Writer, read_journal
 from requant.recipe import read_recipe
 from requant.verdict import Difference, Outcome, Verdict
 
@@ -85,7 +85,7 @@ def test_a_spoilt_journal_is_an_error_and_no_verdict(tmp_path: Path) -> None:
 
 def test_a_build_is_found_in_a_folder_or_beside_a_checkpoint(tmp_path: Path) -> None:
     assert find(EC, "mini") == EC / "mini"
-    assert find(EC, "demo") == EC / "twin"
+    assert find(EC, "demo") == EC / "tiny"
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs.manifest.json").write_text("")
     assert find(tmp_path / "theirs", "mini") == tmp_path / "theirs"
@@ -102,15 +102,15 @@ def test_what_it_is_compared_with_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     for against in (tmp_path / "out", tmp_path / "link" / "out"):
         with pytest.raises(UsageError, match="would replace what it is compared with"):
-            rebuild(read_recipe(EC), against, twin="mini", out=tmp_path / "out", replace_existing=True)
+            rebuild(read_recipe(EC), against, tiny="mini", out=tmp_path / "out", replace_existing=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--against", "docs", "--twin"), "docs/twin.manifest.json"),
+        (("--against", "docs", "--tiny"), "docs/demo.manifest.json"),
         ((), "checkpoint.manifest.json"),
-        (("--twin", "--size", "wide"), "wide.manifest.json"),
+        (("--tiny", "--size", "wide"), "wide.manifest.json"),
     ],
 )
 def test_nothing_is_built_where_there_is_nothing_to_compare_with(arguments: tuple[str, ...], said: str) -> None:
@@ -121,35 +121,39 @@ def test_nothing_is_built_where_there_is_nothing_to_compare_with(arguments: tupl
 
 
 @pytest.mark.parametrize(
-    ("against", "twin", "advised"),
+    ("against", "tiny", "advised"),
     [
-        (None, (), "There is a build of the twin mini (add --twin --size mini), the twin demo (add --twin)."),
-        ("theirs", (), "Add --twin --size mini."),
-        ("theirs", ("--twin",), "Add --twin --size mini."),
+        (
+            None,
+            (),
+            "There is a build of the tiny model mini (add --tiny --size mini), the tiny model demo (add --tiny).",
+        ),
+        ("theirs", (), "Add --tiny --size mini."),
+        ("theirs", ("--tiny",), "Add --tiny --size mini."),
     ],
 )
-def test_who_forgets_the_twin_is_told_before_hours_of_tuning(
-    against: str | None, twin: tuple[str, ...], advised: str, tmp_path: Path
+def test_who_forgets_the_tiny_model_is_told_before_hours_of_tuning(
+    against: str | None, tiny: tuple[str, ...], advised: str, tmp_path: Path
 ) -> None:
     for name in RECORDED:
         shutil.copyfile(EC / f"mini.{name}", tmp_path / f"theirs.{name}")
     words = ("--against", str(tmp_path / against)) if against else ()
-    done = requant("rebuild", "builds/ec", *words, *twin)
+    done = requant("rebuild", "builds/ec", *words, *tiny)
     assert (done.returncode, done.stdout) == (2, "")
     assert advised in done.stderr
 
 
 def test_a_machine_without_the_gpu_is_told_what_it_can_rebuild(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("requant.building.preflight.accelerators", list)
+    monkeypatch.setattr("requant.sandbox.preflight.accelerators", list)
     shutil.copyfile(EC / "mini.manifest.json", tmp_path / "checkpoint.manifest.json")
     with pytest.raises(NotAvailableError) as refused:
-        rebuild(read_recipe(EC), tmp_path, twin=None, out=tmp_path / "out")
-    assert refused.value.advice.endswith(f"requant rebuild {EC} --twin")
+        rebuild(read_recipe(EC), tmp_path, tiny=None, out=tmp_path / "out")
+    assert refused.value.advice.endswith(f"requant rebuild {EC} --tiny")
 
 
 @pytest.fixture
 def theirs(built: Callable[[str], Built], tmp_path: Path) -> Path:
-    """Somebody's recorded build of the mini twin of ec, which a test may spoil."""
+    """Somebody's recorded build of the tiny model mini of ec, which a test may spoil."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     for name in RECORDED:
@@ -168,7 +172,7 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
     path.write_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_somebody_s_build_is_compared_byte_by_byte_and_line_by_line(
     built: Callable[[str], Built], theirs: Path
 ) -> None:
@@ -190,12 +194,12 @@ def test_somebody_s_build_is_compared_byte_by_byte_and_line_by_line(
     assert verdict_on(ours, theirs).outcome is Outcome.INCONCLUSIVE
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_rebuild_repeats_a_build(built: Callable[[str], Built], theirs: Path, tmp_path: Path) -> None:
     """The whole verb once, against what somebody left beside a checkpoint, whose journal says otherwise."""
     for name in RECORDED:
         shutil.copyfile(theirs / f"mini.{name}", beside(tmp_path / "published", name))
-    command = ("rebuild", str(EC), "--against", str(tmp_path / "published"), "--twin", "--size", "mini", "--json")
+    command = ("rebuild", str(EC), "--against", str(tmp_path / "published"), "--tiny", "--size", "mini", "--json")
     write(tmp_path / "published.journal.jsonl", with_tensor(read_journal(theirs / "mini.journal.jsonl")))
     done = requant(*command, "--out", str(tmp_path / "again"))
     assert done.returncode == 1, done.stderr

@@ -131,17 +131,17 @@ def test_the_recipes_ask_for_what_the_cards_describe(name: str) -> None:
 def test_intel_is_ec_at_the_default_effort() -> None:
     intel = flat(tomllib.loads((BUILDS / "intel" / "recipe.toml").read_text()))
     other = {key for key, value in intel.items() if value != VALUES[key]}
-    assert {key for key in other if not key.startswith(("hardware.", "twin."))} == {
+    assert {key for key in other if not key.startswith(("hardware.", "tiny model."))} == {
         "tuning.iterations",
         "calibration.samples",
         "calibration.sequence_length",
     }
 
 
-def test_the_twin_shrinks_the_effort_and_nothing_else() -> None:
+def test_the_tiny_model_shrinks_the_effort_and_nothing_else() -> None:
     recipe = read_recipe(BUILDS / "ec")
-    assert recipe.effort(twin=False) == Effort("cu124", "cuda", "bfloat16", 400, 256, 4096, 10)
-    assert recipe.effort(twin=True) == Effort("cpu", "cpu", "float32", 6, 16, 64, 3)
+    assert recipe.effort(tiny=False) == Effort("cu124", "cuda", "bfloat16", 400, 256, 4096, 10)
+    assert recipe.effort(tiny=True) == Effort("cpu", "cpu", "float32", 6, 16, 64, 3)
 
 
 def test_a_folder_and_its_recipe_are_the_same() -> None:
@@ -201,7 +201,7 @@ def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
         ("tuning.precision", "float16"),
         ("mtp.policy", "calibrated"),
         ("hardware.device", "xpu"),
-        ("twin.device", "tpu"),
+        ("tiny.device", "tpu"),
     ],
 )
 def test_choices_are_closed(key: str, value: Any, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_there_is_at_least_one_of_each(key: str, value: int, tmp_path: Path) -> 
         ("hardware.hours", -1.0),
         ("calibration.samples", 252),
         ("calibration.samples", 4),  # AutoRound would shrink the batch
-        ("twin.samples", 12),
+        ("tiny.samples", 12),
     ],
 )
 def test_numbers_out_of_range_are_refused(key: str, value: float, tmp_path: Path) -> None:
@@ -336,8 +336,8 @@ OTHERS = {
     "layers.ignore": ["mtp.fc", "self_attn"],
     "mtp.policy": "bf16",
     "hardware.device": "cpu",
-    "twin.device": "cuda",
-    "twin.precision": "bfloat16",
+    "tiny.device": "cuda",
+    "tiny.precision": "bfloat16",
 }
 
 
@@ -358,7 +358,7 @@ def test_an_estimate_does_not_change_the_digest(tmp_path: Path) -> None:
         assert getattr(changed.hardware, key) == other
 
 
-def test_what_the_twin_does_not_use_is_named() -> None:
+def test_what_the_tiny_model_does_not_use_is_named() -> None:
     assert read_recipe(BUILDS / "ec").unused() == (
         "environment cu124 (cpu), device cuda (cpu), precision bfloat16 (float32), iterations 400 (6), "
         "samples 256 (16), sequence length 4096 (64), shards 10 (3)"
@@ -366,4 +366,4 @@ def test_what_the_twin_does_not_use_is_named() -> None:
 
 
 def test_what_is_equal_in_both_is_used(tmp_path: Path) -> None:
-    assert "iterations" not in read(tmp_path, with_value("twin.iterations", EC["tuning"]["iterations"])).unused()
+    assert "iterations" not in read(tmp_path, with_value("tiny.iterations", EC["tuning"]["iterations"])).unused()

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.hub import Hub, running
 
-from requant.checkpoint import write_checkpoint
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.inspect import inspect
-from requant.inspecting.headers import LENGTH, read_headers
-from requant.inspecting.remote import open_headers, remote_headers
+from requant.inspect.headers import LENGTH, read_headers
+from requant.inspect.remote import open_headers, remote_headers
 
 COMMIT = "c" * 40
 

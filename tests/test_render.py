@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
-from requant.building.preflight import spool_bytes
+from requant.build.render import _image, _product, kubernetes, render, slurm
 from requant.cli.options import app
-from requant.environment import environment_digest, read_lock
+from requant.environment.identity import environment_digest
+from requant.environment.image.evidence import Evidence, image_name
+from requant.environment.lock import read_lock
 from requant.errors import LockError, RecipeError
-from requant.images.evidence import Evidence, image_name
 from requant.recipe import Recipe, read_recipe
-from requant.render import _image, _product, kubernetes, render, slurm
+from requant.sandbox.preflight import resume_bytes
 
 NAMES = sorted(recipe.parent.name for recipe in ROOT.glob("builds/*/recipe.toml"))
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -35,7 +36,7 @@ RELEASE = "1.35"
 """The Kubernetes whose schemas a Job is held against, strictly: it may have no field that they lack."""
 
 
-read, rendered, spooled = cache(read_recipe), cache(kubernetes), cache(spool_bytes)
+read, rendered, kept = cache(read_recipe), cache(kubernetes), cache(resume_bytes)
 LOCKFILES = ROOT / "lockfiles"
 
 
@@ -44,7 +45,7 @@ def added_up_once() -> Iterator[None]:
     """What a build keeps on disk takes most of the time of rendering: 31,181 layers, whatever the hardware is."""
     with pytest.MonkeyPatch.context() as patch:
         hardware = read(ROOT / "builds" / "ec").hardware
-        patch.setattr("requant.render.spool_bytes", lambda made: spooled(replace(made, hardware=hardware)))
+        patch.setattr("requant.build.render.resume_bytes", lambda made: kept(replace(made, hardware=hardware)))
         yield
 
 
@@ -113,7 +114,7 @@ def test_the_values_are_the_recipes() -> None:
     (container,) = pod(made)["containers"]
     environment = environment_digest(LOCKFILES, read_lock(LOCKFILES, "gb10"))
     assert container["image"] == image_name(environment, "gb10")
-    assert container["args"][:4] == ["build", "builds/gb10", "--runner", "here"]
+    assert container["args"][:4] == ["build", "builds/gb10", "--sandbox", "in-place"]
     assert container["resources"]["limits"]["memory"] == "31Gi"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert container["resources"]["requests"] == container["resources"]["limits"]
@@ -135,7 +136,7 @@ def test_a_pod_needs_nothing_that_its_image_lacks() -> None:
     subprocess.run([sys.executable, "-c", f"{absent}; import requant.cli, requant.build"], check=True)
     with pytest.raises(subprocess.CalledProcessError):
         subprocess.run(
-            [sys.executable, "-c", f"{absent}; import requant.weights.kernels"], check=True, capture_output=True
+            [sys.executable, "-c", f"{absent}; import requant.rounding.kernels"], check=True, capture_output=True
         )
 
 
@@ -158,7 +159,7 @@ def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:
 def test_a_recorded_digest_breaks_out_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is whatever the file of evidence holds."""
     image = 'requant/cu124@x"\n          command: [rm, "@name", "$(POD)", "#'
-    monkeypatch.setattr("requant.render._image", lambda *_: image)
+    monkeypatch.setattr("requant.build.render._image", lambda *_: image)
     (container,) = next(
         each["spec"]["template"]["spec"]["containers"]
         for each in yaml.safe_load_all(kubernetes(recipe()))
@@ -170,7 +171,7 @@ def test_a_recorded_digest_breaks_out_of_nothing(monkeypatch: pytest.MonkeyPatch
 def test_the_volumes_hold_what_is_pinned() -> None:
     pins = json.loads((ROOT / "builds/bases/qwen3.6-35b-a3b.json").read_text())
     base = sum(file["bytes"] for file in pins["files"].values())
-    for claim, bytes_ in zip(documents(recipe())[:2], (base, base + spool_bytes(recipe())), strict=True):
+    for claim, bytes_ in zip(documents(recipe())[:2], (base, base + resume_bytes(recipe())), strict=True):
         size = claim["spec"]["resources"]["requests"]["storage"]
         assert bytes_ * 1.2 < int(size.removesuffix("Gi")) * 2**30 < bytes_ * 1.3
     volumes = {each["name"]: each for each in pod(recipe())["volumes"]}

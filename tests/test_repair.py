@@ -1,4 +1,4 @@
-"""Every repairable twin becomes one that `inspect` passes, with every tuned byte where it was."""
+"""Every repairable tiny model becomes one that `inspect` passes, with every tuned byte where it was."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 from tests.cases.mutations import CASES, Case, indexed, second_copy
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 from tests.test_inspect import unknown
 from typer.testing import CliRunner
 
 from requant.build import Built
-from requant.checkpoint import Checkpoint, Held, open_checkpoint, write_checkpoint
+from requant.checkpoint.checkpoint import Checkpoint, Held, open_checkpoint, write_checkpoint
+from requant.checkpoint.manifest import make_manifest
 from requant.cli.options import app
 from requant.errors import CheckpointError, NotModelledError, UsageError
 from requant.inspect import inspect
-from requant.inspecting.baseline import expected as baseline
-from requant.inspecting.baseline import read_baseline
-from requant.inspecting.headers import read_headers
-from requant.manifest import make_manifest
+from requant.inspect.baseline import expected as baseline
+from requant.inspect.baseline import read_baseline
+from requant.inspect.headers import read_headers
+from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
 from requant.repair import repair
-from requant.twin import write_twin
 
 REPAIRABLE = [case for case in CASES if case.repairable]
 
@@ -30,12 +30,12 @@ REPAIRABLE = [case for case in CASES if case.repairable]
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "mini"
-    write_twin("mini", folder)
+    write_tiny("mini", folder)
     return folder
 
 
 @pytest.mark.parametrize("case", REPAIRABLE, ids=lambda case: f"{case.rule}: {case.name}")
-def test_a_repaired_twin_passes(case: Case, base: Path, tmp_path: Path) -> None:
+def test_a_repaired_tiny_model_passes(case: Case, base: Path, tmp_path: Path) -> None:
     write_checkpoint(case.mutate(healthy(case.recipe)), tmp_path / "broken")
     before = make_manifest_or_none(tmp_path / "broken")
     done = repair(tmp_path / "broken", base, out=tmp_path / "mended")
@@ -61,21 +61,21 @@ def test_what_only_a_build_can_mend_is_told(case: Case, base: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
-def test_a_healthy_twin_stays_as_it_is(name: str, base: Path, tmp_path: Path) -> None:
-    write_checkpoint(healthy(name), tmp_path / "twin")
-    assert not repair(tmp_path / "twin", base).needed
-    repair(tmp_path / "twin", base, out=tmp_path / "again")
-    assert make_manifest(tmp_path / "twin") == make_manifest(tmp_path / "again")
+def test_a_healthy_tiny_model_stays_as_it_is(name: str, base: Path, tmp_path: Path) -> None:
+    write_checkpoint(healthy(name), tmp_path / "tiny")
+    assert not repair(tmp_path / "tiny", base).needed
+    repair(tmp_path / "tiny", base, out=tmp_path / "again")
+    assert make_manifest(tmp_path / "tiny") == make_manifest(tmp_path / "again")
 
 
 def test_what_was_not_looked_at_is_not_called_healthy(base: Path, tmp_path: Path) -> None:
     """A tuned code that is wrong is no repair's business: it is `check` that finds it."""
-    twin = healthy("ec")
+    tiny = healthy("ec")
     name = "model.language_model.layers.0.linear_attn.out_proj.qweight"
-    (file,) = (file for file, held in twin.shards.items() if name in held)
-    spoilt = replace(twin.shards[file][name], content=Held(bytes(reversed(twin.shards[file][name].read()))))
-    shards = {**twin.shards, file: {**twin.shards[file], name: spoilt}}
-    write_checkpoint(Checkpoint(shards, twin.files), tmp_path / "wrong")
+    (file,) = (file for file, held in tiny.shards.items() if name in held)
+    spoilt = replace(tiny.shards[file][name], content=Held(bytes(reversed(tiny.shards[file][name].read()))))
+    shards = {**tiny.shards, file: {**tiny.shards[file], name: spoilt}}
+    write_checkpoint(Checkpoint(shards, tiny.files), tmp_path / "wrong")
     words = ["repair", str(tmp_path / "wrong"), "--base", str(base)]
     said = CliRunner().invoke(app, words).output
     assert "nothing needs repair" in said and "configuration" in said and "`requant check`" in said
@@ -91,7 +91,7 @@ def test_a_repair_names_the_folder_that_it_wrote(base: Path, tmp_path: Path) -> 
     assert f"{tmp_path}/mended" in said and "nothing needed repair" not in said
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
 def test_raw_output_becomes_the_build(name: str, built: Callable[[str], Built], base: Path, tmp_path: Path) -> None:
     """What AutoRound left is repaired to what the build made of it, byte for byte where tuning decides."""
@@ -115,40 +115,40 @@ def test_the_policy_of_mtp_can_be_chosen(base: Path, tmp_path: Path) -> None:
 
 def test_the_tuned_copy_is_kept(base: Path, tmp_path: Path) -> None:
     """The second copy, in the extras, is the one that loaders would have read last."""
-    twin = healthy("ec")
+    tiny = healthy("ec")
     name = "model.language_model.layers.0.linear_attn.out_proj.qweight"
     other = "model.language_model.layers.1.linear_attn.out_proj.qweight"
-    spoilt = second_copy(Checkpoint(twin.shards, twin.files), other, name)
+    spoilt = second_copy(Checkpoint(tiny.shards, tiny.files), other, name)
     write_checkpoint(indexed(spoilt), tmp_path / "broken")
     done = repair(tmp_path / "broken", base, out=tmp_path / "mended")
-    assert open_checkpoint(tmp_path / "mended").tensors[name].read() == twin.tensors[name].read()
+    assert open_checkpoint(tmp_path / "mended").tensors[name].read() == tiny.tensors[name].read()
     assert any(name in each for each in done.dropped)
 
 
 def test_a_crash_leaves_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(healthy("gb10"), tmp_path / "twin")
+    write_checkpoint(healthy("gb10"), tmp_path / "tiny")
 
     def crash(file: str) -> None:
         if "extra" in file:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        repair(tmp_path / "twin", base, out=tmp_path / "mended", progress=crash)
-    assert [path.name for path in tmp_path.iterdir()] == ["twin"]
+        repair(tmp_path / "tiny", base, out=tmp_path / "mended", progress=crash)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize("inside", ["", "new"])
 def test_the_input_is_never_written_to(base: Path, tmp_path: Path, inside: str) -> None:
-    write_checkpoint(healthy("gb10"), tmp_path / "twin")
+    write_checkpoint(healthy("gb10"), tmp_path / "tiny")
     with pytest.raises(UsageError):
-        repair(tmp_path / "twin", base, out=tmp_path / "twin" / inside)
+        repair(tmp_path / "tiny", base, out=tmp_path / "tiny" / inside)
 
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
-    write_checkpoint(healthy("gb10"), tmp_path / "twin")
-    write_twin("demo", tmp_path / "demo")
+    write_checkpoint(healthy("gb10"), tmp_path / "tiny")
+    write_tiny("demo", tmp_path / "demo")
     with pytest.raises(CheckpointError, match="cannot be repaired"):
-        repair(tmp_path / "twin", tmp_path / "demo")
+        repair(tmp_path / "tiny", tmp_path / "demo")
 
 
 def test_the_command_is_dry_by_default(base: Path, tmp_path: Path) -> None:

@@ -21,21 +21,21 @@ from tests.processes import LIMIT, all_ended, awaited, signalled, started
 from tests.test_build import project
 
 from requant.build import Built, beside, build
-from requant.building.workplace import JOURNAL, kept, scratch, workplace
+from requant.build.workplace import JOURNAL, kept, scratch, workplace
 from requant.errors import BuildError, CheckpointError, UsageError
-from requant.journal import Block, Header, Loss, Writer, read_journal
+from requant.evidence.journal import Block, Header, Loss, Writer, read_journal
 from requant.progress import Progress
 from requant.recipe import read_recipe
 
 KILLS = 10
 """Of each of two builds, which run side by side."""
-PHASES = (("twin mini", 0), ("tuning", 0), ("tuning", 1), ("tuning", 3), ("passes", 0))
+PHASES = (("tiny model mini", 0), ("tuning", 0), ("tuning", 1), ("tuning", 3), ("passes", 0))
 """What a build tells of when it is killed: a stage, and how much is done in it."""
 
 
 def command(name: str, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / name), "--twin", "--size", "mini"]
-    return [*words, "--out", str(out), "--keep-raw", "--runner", "venv"]
+    words = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / name), "--tiny", "--size", "mini"]
+    return [*words, "--out", str(out), "--keep-raw", "--sandbox", "venv"]
 
 
 def tuned(out: Path) -> int:
@@ -88,7 +88,7 @@ def equal(ours: Path, theirs: Path) -> None:
     assert not ours.with_name(f".{ours.name}.unfinished").exists()
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_killed_in_each_phase_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
     out = tmp_path / "ec"
     for stage, done in PHASES:
@@ -104,7 +104,7 @@ def test_killed_in_each_phase_it_ends_in_the_same_bytes(built: Callable[[str], B
 
 
 @pytest.mark.full
-@pytest.mark.room
+@pytest.mark.worker
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
     names = ("ec", "gb10")
     for name in names:
@@ -116,7 +116,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(built: Callable[[str], B
         equal(tmp_path / name, built(name).folder)
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> None:
     """An interrupt leaves the blocks; another recipe does not go on with them, a fresh build does not need them."""
     out = tmp_path / "out"
@@ -128,35 +128,35 @@ def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "out.log"}
     other = read_recipe(project(tmp_path, iterations=("iterations = 6\n", "iterations = 5\n")))
     with pytest.raises(BuildError, match="was begun with another recipe") as error:
-        build(other, twin="mini", out=out)
+        build(other, tiny="mini", out=out)
     assert "--fresh" in error.value.advice
     assert (before := tuned(out)) >= 1
     told = list[Progress]()
-    again = build(read_recipe(ROOT / "builds" / "ec"), twin="mini", out=out, tell=told.append)
+    again = build(read_recipe(ROOT / "builds" / "ec"), tiny="mini", out=out, tell=told.append)
     assert again.verdict.outcome == "identical"
     assert Progress(f"resuming after block {before} of 4") in told
     noted = [each.done for each in told if each.stage == "tuning" and each.note]
     assert not noted or min(noted) > before
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_stopped_at_its_very_end_a_build_has_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands under the final name has its records beside it, so its renaming is what a build ends with."""
     recipe, out = read_recipe(ROOT / "builds" / "ec"), tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr("requant.build.shutil.copyfile", stopped)
         with pytest.raises(KeyboardInterrupt):
-            build(recipe, twin="mini", out=out)
+            build(recipe, tiny="mini", out=out)
     assert not out.exists()
     assert tuned(out) == 4
-    spooled = out.with_name(f".{out.name}.unfinished") / JOURNAL
-    journal = spooled.read_bytes()
-    with_other_others(spooled)
+    kept = out.with_name(f".{out.name}.unfinished") / JOURNAL
+    journal = kept.read_bytes()
+    with_other_others(kept)
     with pytest.raises(BuildError, match=r"layers\.2: was given other position embeddings or masks than now") as error:
-        build(recipe, twin="mini", out=out)
+        build(recipe, tiny="mini", out=out)
     assert "--fresh" in error.value.advice
-    spooled.write_bytes(journal)
-    assert build(recipe, twin="mini", out=out).verdict.outcome == "identical"
+    kept.write_bytes(journal)
+    assert build(recipe, tiny="mini", out=out).verdict.outcome == "identical"
 
 
 def with_other_others(path: Path) -> None:
@@ -176,8 +176,8 @@ def stopped(source: Path, target: Path) -> None:
     target.write_bytes(Path(source).read_bytes())
 
 
-@pytest.mark.room
-def test_a_spool_is_believed_only_where_it_is_what_the_journal_says(
+@pytest.mark.worker
+def test_a_resume_state_is_believed_only_where_it_is_what_the_journal_says(
     ask: Callable[..., dict[str, object]], tmp_path: Path
 ) -> None:
     found = ask("spools", tmp_path)
@@ -187,14 +187,14 @@ def test_a_spool_is_believed_only_where_it_is_what_the_journal_says(
         "a bit of a stream": "quantized.safetensors is not what was written",
         "a bit of its header": "cannot be read",
         "another stream": "not what the journal's last block put out",
-        "another random state": "boundary.json is not what was written",
-        "no boundary": "No such file",
+        "another random state": "block inputs.json is not what was written",
+        "no block inputs": "No such file",
         "no block": "00001.safetensors: cannot be read",
         "a block cut short": "00001.safetensors: cannot be read",
         "no json": "cannot be read",
         **{
             f"another {name}": name
-            for name in ("recipe", "environment", "base", "calibration", "twin", "hardware class")
+            for name in ("recipe", "environment", "base", "calibration", "tiny", "hardware class")
         },
     }
     assert found.keys() == words.keys()
@@ -213,7 +213,7 @@ def test_a_workplace_is_one_process_s(tmp_path: Path) -> None:
 
 
 def test_taints_outlive_a_build_that_was_stopped(tmp_path: Path) -> None:
-    place = tmp_path / "spool" / "taints.json"
+    place = tmp_path / "resume" / "taints.json"
     assert kept(tmp_path, ("a",)) == ("a",)
     assert kept(tmp_path, ("b",)) == ("a", "b")
     assert [path.name for path in place.parent.iterdir()] == ["taints.json"]
@@ -228,7 +228,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     left = tmp_path / "tmpleft"
     left.mkdir()
     (left / "lock").touch()
-    (left / "boundary").touch()
+    (left / "inputs").touch()
     with scratch(tmp_path) as ours, scratch(tmp_path) as other:
         assert sorted(tmp_path.glob("*/")) == sorted((ours, other))
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
@@ -251,15 +251,15 @@ def test_in_a_cache_that_cannot_be_written_a_scratch_folder_is_a_temporary_one(
 
 
 def test_what_holds_no_block_is_not_left_behind(tmp_path: Path) -> None:
-    for place, left in (("spool", False), ("spool/blocks/00001.safetensors", True)):
+    for place, left in (("resume", False), ("resume/blocks/00001.safetensors", True)):
         with pytest.raises(KeyError), workplace(tmp_path / "out", fresh=True) as work:
             (work / place).mkdir(parents=True)
             (work / "raw").mkdir()
             raise KeyError
         assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"] * left
     with workplace(tmp_path / "out", fresh=False) as work:
-        assert sorted(path.name for path in work.iterdir()) == ["lock", "spool"]
-        shutil.rmtree(work / "spool")
+        assert sorted(path.name for path in work.iterdir()) == ["lock", "resume"]
+        shutil.rmtree(work / "resume")
 
 
 HEADER = Header("r", None, "e", "b", "c", 3)

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.audits import AUDIT
 
-from requant.checkpoint import Held, Tensor
-from requant.manifest import FileRecord, Manifest, TensorRecord
-from requant.retuning.apart import Apart, apart
-from requant.retuning.challenge import Challenge
-from requant.retuning.retuned import Judgement, Retuned, judge, settle
-from requant.retuning.untuned import Deviation, Untuned
-from requant.safetensors import Spec
+from requant.audit.challenge import Challenge
+from requant.audit.distance import Distance, distance
+from requant.audit.retuned import Judgement, Retuned, judge, settle
+from requant.audit.untuned import Deviation, Untuned
+from requant.checkpoint.checkpoint import Held, Tensor
+from requant.checkpoint.manifest import FileRecord, Manifest, TensorRecord
+from requant.checkpoint.safetensors import Spec
 from requant.verdict import Outcome
 
 WORDS = np.arange(24, dtype="<u4").reshape(3, 8)
@@ -34,23 +34,23 @@ TUNED = {
 
 
 def test_equal_tensors_are_not_apart() -> None:
-    assert apart(TUNED, {**TUNED}) is None
-    assert apart({}, {}) is None
+    assert distance(TUNED, {**TUNED}) is None
+    assert distance({}, {}) is None
 
 
 def test_one_step_of_one_code_is_found_with_its_sign() -> None:
     words = WORDS.copy()
     words[1, 2] += 1 << 4  # 10 is 0xa: its second code 0 becomes 1
     published = {**TUNED, "b.q.qweight": tensor("I32", words)}
-    assert apart(TUNED, published) == Apart("b.q.qweight", 1, 1, {1: 1})
-    assert apart(published, TUNED) == Apart("b.q.qweight", 1, 1, {-1: 1})
+    assert distance(TUNED, published) == Distance("b.q.qweight", 1, 1, {1: 1})
+    assert distance(published, TUNED) == Distance("b.q.qweight", 1, 1, {-1: 1})
 
 
 def test_scales_differ_in_ulp() -> None:
     scales = SCALES.copy()
     scales[0, 3] = np.nextafter(scales[0, 3], np.float16(9))
     scales[0, 0] = np.nextafter(np.nextafter(scales[0, 0], np.float16(9)), np.float16(9))
-    assert apart(TUNED, {**TUNED, "b.q.scales": tensor("F16", scales)}) == Apart("b.q.scales", 1, scales=2, ulp=2)
+    assert distance(TUNED, {**TUNED, "b.q.scales": tensor("F16", scales)}) == Distance("b.q.scales", 1, scales=2, ulp=2)
 
 
 def test_codes_of_several_tensors_add_up_and_the_first_is_named() -> None:
@@ -58,7 +58,7 @@ def test_codes_of_several_tensors_add_up_and_the_first_is_named() -> None:
     zeros = np.zeros((1, 2), "<u4")
     words = np.array([[0x10F, 0]], "<u4")
     ours = {name: tensor("I32", zeros) for name in names}
-    assert apart(ours, {name: tensor("I32", words) for name in names}) == Apart("a.qweight", 2, 4, {1: 2, 15: 2})
+    assert distance(ours, {name: tensor("I32", words) for name in names}) == Distance("a.qweight", 2, 4, {1: 2, 15: 2})
 
 
 def test_other_bytes_shapes_types_and_names_are_counted() -> None:
@@ -68,7 +68,7 @@ def test_other_bytes_shapes_types_and_names_are_counted() -> None:
         {**TUNED, "b.norm": tensor("BF16", NORM.reshape(3, 1))},
         {name: each for name, each in TUNED.items() if name != "b.norm"},
     ):
-        assert apart(TUNED, published) == apart(published, TUNED) == Apart("b.norm", 1)
+        assert distance(TUNED, published) == distance(published, TUNED) == Distance("b.norm", 1)
 
 
 @given(data=st.data())
@@ -76,13 +76,13 @@ def test_any_flipped_bit_sets_apart(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(TUNED)))
     spoilt = bytearray(TUNED[name].read())
     spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    found = apart(TUNED, {**TUNED, name: Tensor(TUNED[name].spec, Held(bytes(spoilt)))})
+    found = distance(TUNED, {**TUNED, name: Tensor(TUNED[name].spec, Held(bytes(spoilt)))})
     assert found
     assert (found.first, found.tensors) == (name, 1)
     assert (found.codes, found.scales) == (int(name.endswith("qweight")), int(name.endswith("scales")))
 
 
-APART = Apart("b.q.qweight", 1, 1, {1: 1})
+DISTANCE = Distance("b.q.qweight", 1, 1, {1: 1})
 
 
 @pytest.mark.parametrize(
@@ -92,31 +92,31 @@ APART = Apart("b.q.qweight", 1, 1, {1: 1})
         (True, True, None, "another class", "identical"),
         (None, None, None, "", "identical"),
         (None, None, None, "another class", "identical"),
-        (True, True, APART, "", "different"),
+        (True, True, DISTANCE, "", "different"),
         (True, False, None, "", "different"),
-        (True, False, APART, "", "different"),
-        (None, None, APART, "", "different"),
-        (False, True, APART, "", "unjudged"),
+        (True, False, DISTANCE, "", "different"),
+        (None, None, DISTANCE, "", "different"),
+        (False, True, DISTANCE, "", "unjudged"),
         (False, False, None, "", "unjudged"),
         (False, True, None, "", "unjudged"),
-        (True, False, APART, "another class", "inconclusive"),
+        (True, False, DISTANCE, "another class", "inconclusive"),
         (True, False, None, "another class", "inconclusive"),
-        (False, False, APART, "another class", "inconclusive"),
-        (None, None, APART, "another class", "inconclusive"),
+        (False, False, DISTANCE, "another class", "inconclusive"),
+        (None, None, DISTANCE, "another class", "inconclusive"),
     ],
 )
 def test_a_block_is_judged_by_what_its_inputs_allow(
-    inputs: bool | None, outputs: bool | None, tensors: Apart | None, unlike: str, expected: str
+    inputs: bool | None, outputs: bool | None, tensors: Distance | None, unlike: str, expected: str
 ) -> None:
-    found = judge("b", 3, inputs_agree=inputs, outputs_agree=outputs, apart=tensors, unlike=unlike)
-    assert (found.block, found.index, found.judgement, found.apart) == ("b", 3, expected, tensors)
+    found = judge("b", 3, inputs_agree=inputs, outputs_agree=outputs, distance=tensors, unlike=unlike)
+    assert (found.block, found.index, found.judgement, found.distance) == ("b", 3, expected, tensors)
     speaks_for_itself = expected == "identical" or (expected == "different" and tensors is not None)
     assert bool(found.reason) is not speaks_for_itself
 
 
 def test_before_the_first_block_there_is_no_block_to_look_at() -> None:
     first, later = (
-        judge("b", index, inputs_agree=False, outputs_agree=False, apart=None, unlike="") for index in (0, 1)
+        judge("b", index, inputs_agree=False, outputs_agree=False, distance=None, unlike="") for index in (0, 1)
     )
     assert "base, text or model code" in first.reason
     assert "a block before it" in later.reason
@@ -124,7 +124,7 @@ def test_before_the_first_block_there_is_no_block_to_look_at() -> None:
 
 def blocks(**judgements: str) -> tuple[Retuned, ...]:
     return tuple(
-        Retuned(name, int(name[1:]), Judgement(each), "", APART if each == "different" else None)
+        Retuned(name, int(name[1:]), Judgement(each), "", DISTANCE if each == "different" else None)
         for name, each in judgements.items()
     )
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.digest import sha256
+from requant.environment.image.rootfs import LARGEST_KEPT, Rootfs, differences, read_rootfs
 from requant.errors import BuildError
-from requant.images.rootfs import LARGEST_KEPT, Rootfs, differences, read_rootfs
 
 
 @dataclass(frozen=True)

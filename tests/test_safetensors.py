@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import Tensors, frame, header, nobody, on_a_disk, on_disk, shard, tensor, tensors
 
-from requant.checkpoint import write_file
+from requant.checkpoint.checkpoint import write_file
+from requant.checkpoint.safetensors import ITEM_BITS, MAX_HEADER_BYTES, Spec, read_header
 from requant.errors import CheckpointError
-from requant.safetensors import ITEM_BITS, MAX_HEADER_BYTES, Spec, read_header
 
 ENTRY = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
 

@@ -7,10 +7,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tests.conftest import ROOT
 
-from requant.environment import read_lock
+from requant.environment.image.debian import packages
+from requant.environment.image.sbom import sbom
+from requant.environment.lock import read_lock
 from requant.errors import BuildError
-from requant.images.debian import packages
-from requant.images.sbom import sbom
 
 LOCK = read_lock(ROOT / "lockfiles", "cpu")
 STATUS = b"""\
@@ -44,7 +44,7 @@ def test_valid(name: str) -> None:
 
 def test_complete() -> None:
     components = {each["name"]: each for each in json.loads(made())["components"]}
-    assert {pin.name for pin in LOCK.pins} | {"libc6", "libattr1", "requant.quantizer"} == components.keys()
+    assert {pin.name for pin in LOCK.pins} | {"libc6", "libattr1", "requant.worker"} == components.keys()
     assert components["libattr1"]["purl"] == "pkg:deb/debian/libattr1@1%3A2.5.1-4"
     assert components["torch"]["purl"] == "pkg:pypi/torch@2.13.0%2Bcpu"
     for pin in LOCK.pins:

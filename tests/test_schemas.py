@@ -13,25 +13,25 @@ import pytest
 from jsonschema import Draft202012Validator
 from tests.cases.audits import AUDIT
 from tests.cases.mutations import CASES
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 from tests.schemas import FOLDER, PRINTED, WRITTEN, schema, schemas, text
 from tests.test_cli import requant
 from tests.test_coverage import audit, copied
 from typer.testing import CliRunner
 
+from requant.audit.audits import statement, write_audit
 from requant.build import Built
-from requant.checkpoint import write_checkpoint
+from requant.build.rebuild import Rebuilt
+from requant.build.trial import Projection, Trial
+from requant.checkpoint.checkpoint import write_checkpoint
+from requant.checkpoint.manifest import make_manifest, read_manifest
 from requant.cli.options import app
-from requant.comparing.divergence import Divergence
-from requant.images.evidence import Evidence, Image
-from requant.manifest import make_manifest, read_manifest
-from requant.rebuild import Rebuilt
+from requant.diff.divergence import Divergence
+from requant.environment.image.evidence import Evidence, Image
+from requant.environment.update import Change, Update
+from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
-from requant.retuning.audits import statement, write_audit
-from requant.trial import Projection, Trial
-from requant.twin import write_twin
-from requant.update import Change, Update
 from requant.verdict import Difference, Outcome, Verdict
 
 EC = ROOT / "builds" / "ec"
@@ -63,10 +63,10 @@ def test_every_document_that_is_printed_has_a_schema() -> None:
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
-    """What each verb prints with `--json`; what takes a room, an engine or a registry is stood in for."""
+    """What each verb prints with `--json`; what takes a worker, an engine or a registry is stood in for."""
     folder = tmp_path_factory.mktemp("documents")
     base, ours, theirs = folder / "base", folder / "ours", folder / "theirs"
-    write_twin("mini", base)
+    write_tiny("mini", base)
     write_checkpoint(healthy("ec"), ours)
     write_checkpoint(healthy("gb10"), theirs)
     broken = folder / "broken"
@@ -76,7 +76,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     recorded = copied(folder / "ec")
     write_audit(recorded, audit({0: "identical", 1: "different"}))
     write_audit(recorded, audit({0: "identical"}, recipe="00" * 32))
-    twin = ("--twin", "--size", "mini")
+    tiny = ("--tiny", "--size", "mini")
     with pytest.MonkeyPatch.context() as patch:
         _stand_in(patch, ours)
         return _run(
@@ -92,15 +92,15 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("identify", ours),
             ("repair", broken, "--base", base, "--out", folder / "mended"),
             ("repair", ours, "--base", base),
-            ("plan", EC, *twin),
-            ("plan", EC, *twin, "--layers"),
-            ("coverage", folder / "ec", *twin),
+            ("plan", EC, *tiny),
+            ("plan", EC, *tiny, "--layers"),
+            ("coverage", folder / "ec", *tiny),
             ("coverage", EC),
             ("show", "journal", EC / "mini.journal.jsonl"),
-            ("audit", ours, "--recipe", EC, *twin, "--all"),
-            ("build", EC, *twin),
+            ("audit", ours, "--recipe", EC, *tiny, "--all"),
+            ("build", EC, *tiny),
             ("trial", EC, "--work", folder / "trial"),
-            ("rebuild", EC, *twin),
+            ("rebuild", EC, *tiny),
             ("image", "cpu"),
             ("pins", ROOT),
             ("update", "images"),
@@ -108,19 +108,21 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
 
 
 def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    built = Built(folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("twin: mini",), {"room": 1.0}, {})
-    effort = read_recipe(EC).effort(twin=True)
+    built = Built(folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("tiny model: mini",), {"worker": 1.0}, {})
+    effort = read_recipe(EC).effort(tiny=True)
     tried = Trial("mini", effort, VERDICT, 1, 0.5, 2.0, 1, 0, (9.0, 9.5), Projection(7.5, None))
     divergence = Divergence(3, "layers.1", "loss", "best", "0x1p-3", "0x1p-4")
     patch.setattr("requant.build.build", lambda *_, **__: built)
-    patch.setattr("requant.trial.trial", lambda *_, **__: tried)
-    patch.setattr("requant.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,)))
+    patch.setattr("requant.build.trial.trial", lambda *_, **__: tried)
+    patch.setattr(
+        "requant.build.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,))
+    )
     patch.setattr("requant.cli.auditing.inputs_for", lambda *_: None)
     patch.setattr("requant.cli.auditing.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
     patch.setattr("requant.audit.confirm", lambda *_: None)
     patch.setattr("requant.audit.audit", lambda *_, **__: AUDIT)
     patch.setattr("requant.cli.making.find", lambda: None)
-    patch.setattr("requant.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))
+    patch.setattr("requant.environment.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))
     change = Change("lockfiles/images.toml", "debian", "sha256:01", "sha256:02")
     patch.setattr("requant.cli.projecting.update_images", lambda *_: Update((change,), {Path("images.toml"): ""}))
 

@@ -1,4 +1,5 @@
-"""A tiny model's config: the twin's own for its base, small and whole for others, and an error for what is neither."""
+"""A tiny model's config: the tiny model's own for its base, small and whole for others, and an error for what is
+neither."""
 
 import copy
 import json
@@ -13,17 +14,17 @@ from tests.full_size import BASES
 
 from requant.digest import strict_json
 from requant.errors import RecipeError, UsageError
-from requant.inventory import base_tensors
+from requant.model.inventory import base_tensors
 from requant.model.rules import SIZES
 from requant.model.shrink import shrink
-from requant.twin import SIZES as TWINS
-from requant.twin import SPECIALS, config
+from requant.model.tiny import SIZES as TWINS
+from requant.model.tiny import SPECIALS, config
 
 RECORDED = Path(__file__).parent.parent / "builds" / "bases" / "qwen3.6-35b-a3b.config.json"
 QWEN = BASES["Qwen3.6-35B-A3B"]
 LLAMA = BASES["Llama-3.1-8B"]
 DIFFERENT = {
-    # 11 and 11 and 10 of 32 are the base's own; the twin's hand-written rule gives 12, 10 and 10.
+    # 11 and 11 and 10 of 32 are the base's own; the tiny model's hand-written rule gives 12, 10 and 10.
     ("wide", "text_config.rope_parameters.mrope_section"),
 }
 PLAIN = {
@@ -50,20 +51,20 @@ def mini(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", TWINS)
-def test_the_twin_is_its_base_shrunk(size: str) -> None:
-    shrunk, twin = dict(leaves(shrink(QWEN, size))), dict(leaves(config(size)))
-    assert set(shrunk) == set(twin)
-    assert {key for key, value in twin.items() if shrunk[key] != value} == {key for at, key in DIFFERENT if at == size}
+def test_the_tiny_model_is_its_base_shrunk(size: str) -> None:
+    shrunk, tiny = dict(leaves(shrink(QWEN, size))), dict(leaves(config(size)))
+    assert set(shrunk) == set(tiny)
+    assert {key for key, value in tiny.items() if shrunk[key] != value} == {key for at, key in DIFFERENT if at == size}
 
 
 @pytest.mark.parametrize("size", TWINS)
-def test_the_recorded_base_shrinks_to_the_twins_tensors(size: str) -> None:
+def test_the_recorded_base_shrinks_to_the_tiny_models_tensors(size: str) -> None:
     recorded = strict_json(RECORDED.read_bytes())
     assert isinstance(recorded, dict)
-    shrunk, twin = dict(leaves(shrink(recorded, size))), dict(leaves(config(size)))
-    assert {key for key in shrunk if shrunk[key] != twin.get(key)} == {"generator"}
+    shrunk, tiny = dict(leaves(shrink(recorded, size))), dict(leaves(config(size)))
+    assert {key for key in shrunk if shrunk[key] != tiny.get(key)} == {"generator"}
     # What it leaves to the class: no key that decides about tensors.
-    assert {key for key in twin if key not in shrunk} == {
+    assert {key for key in tiny if key not in shrunk} == {
         *("dtype", "transformers_version", "vision_config.hidden_act", "vision_config.model_type"),
         *(f"text_config.{key}" for key in ("attention_bias", "dtype", "eos_token_id", "hidden_act", "layer_types")),
         *(f"text_config.{key}" for key in ("max_position_embeddings", "mtp_use_dedicated_embeddings", "rms_norm_eps")),

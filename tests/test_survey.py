@@ -10,14 +10,14 @@ from tests.conftest import ROOT
 from tests.corpus import headers
 from typer.testing import CliRunner
 
-from requant import survey as surveying
+import requant.build.survey as surveying
+from requant.build.survey import Layer, Source, Survey, ask, compare, read_survey
+from requant.checkpoint.safetensors import Spec
 from requant.cli.options import app
 from requant.errors import UsageError
-from requant.inventory import quantized
+from requant.model.inventory import quantized
+from requant.model.tiny import config
 from requant.recipe import read_recipe
-from requant.safetensors import Spec
-from requant.survey import Layer, Source, Survey, ask, compare, read_survey
-from requant.twin import config
 
 EC = read_recipe(ROOT / "builds" / "ec")
 VERSIONS = {"auto-round": "0.12.2"}
@@ -34,11 +34,11 @@ PACKED = {
 
 
 @pytest.fixture(scope="module")
-def said(room: Path) -> Survey:
+def said(worker: Path) -> Survey:
     return ask(EC, "mini")
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_the_plan_is_what_autoround_means(said: Survey) -> None:
     asked = compare(EC, "mini", said)
     assert asked.differences == ()
@@ -46,7 +46,7 @@ def test_the_plan_is_what_autoround_means(said: Survey) -> None:
     assert asked.versions["auto-round"] == "0.12.2"
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_whatever_is_otherwise_is_named(said: Survey) -> None:
     def differing(**changes: Layer | None) -> tuple[str, ...]:
         layers = {name: layer for name, layer in (dict(said.layers) | changes).items() if layer}
@@ -79,7 +79,7 @@ def others(ask: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) ->
     return {name: read_survey(json.dumps(answer).encode(), {"versions": VERSIONS}) for name, answer in answers.items()}
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("base", PACKED)
 def test_of_other_architectures_it_says_what_their_checkpoints_hold(base: str, others: dict[str, Survey]) -> None:
     made = {name for specs in headers(PACKED[base]).shards.values() for name in specs}
@@ -87,7 +87,7 @@ def test_of_other_architectures_it_says_what_their_checkpoints_hold(base: str, o
     assert {name for name, layer in others[base].layers.items() if layer.packed} == packed
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("base", PACKED)
 def test_each_layer_lies_within_its_source_and_no_two_in_the_same_place(base: str, others: dict[str, Survey]) -> None:
     specs: dict[str, Spec] = {name: spec for each in headers(base).shards.values() for name, spec in each.items()}
@@ -102,7 +102,7 @@ def test_each_layer_lies_within_its_source_and_no_two_in_the_same_place(base: st
         taken.add((source.tensor, source.first))
 
 
-@pytest.mark.room
+@pytest.mark.worker
 def test_experts_of_gpt_oss_are_read_as_halves_and_transposed(others: dict[str, Survey]) -> None:
     """So 0.12.2 takes them, whose tensor holds gate and up in turn: what it writes has other meanings (upstream)."""
     layers = others["base-gptoss"].layers
@@ -116,10 +116,10 @@ def test_the_command_tells_what_was_said(monkeypatch: pytest.MonkeyPatch) -> Non
         return Survey(VERSIONS, (), {})
 
     monkeypatch.setattr(surveying, "ask", answered)
-    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--twin", "--ask"])
+    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--tiny", "--ask"])
     assert shown.exit_code == 1
     assert "planned, and not packed" in shown.output
-    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--twin", "--ask", "--json"])
+    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--tiny", "--ask", "--json"])
     assert json.loads(shown.output)["asked"]["layers"] == 0
     shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--ask"])
     assert isinstance(shown.exception, UsageError)

@@ -1,4 +1,4 @@
-"""What code does is its meaning: any other edit of the room's sources changes no environment's name."""
+"""What code does is its meaning: any other edit of the worker's sources changes no environment's name."""
 
 import ast
 import io
@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
-from requant import environment
-from requant.environment import environment_digest, instructions, read_lock, room_sources
+from requant.environment import lock as environment
+from requant.environment.identity import environment_digest, instructions, worker_sources
+from requant.environment.lock import read_lock
+from requant.environment.syntax import meaning
 from requant.programs import run
-from requant.syntax import meaning
 
 SOURCE = b'''\
 """A module."""
@@ -107,7 +108,7 @@ def edited(data: bytes) -> bytes:
 
 def test_an_edit_of_comments_and_docstrings_renews_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     lock = read_lock(ROOT / "lockfiles", "cpu")
-    before, sources = environment_digest(ROOT / "lockfiles", lock), room_sources()
+    before, sources = environment_digest(ROOT / "lockfiles", lock), worker_sources()
     told = {path: re.sub(rb'(?m)^( *)"""(?=\S)', rb'\1"""Besides: ', edited(data)) for path, data in sources.items()}
     assert all(told[path] != sources[path] for path in sources)
     monkeypatch.setattr(environment, "room_sources", lambda: told)
@@ -128,10 +129,10 @@ def edits(tree: ast.AST) -> Iterator[tuple[ast.AST, str, Any]]:
                 yield node, field, f"{value}_"
 
 
-@pytest.mark.parametrize("path", room_sources())
+@pytest.mark.parametrize("path", worker_sources())
 def test_an_edit_of_one_constant_operator_or_name_does(path: str) -> None:
     """Forty of each source, evenly spread."""
-    data = room_sources()[path]
+    data = worker_sources()[path]
     tree, known = ast.parse(data), meaning(data)
     found = list(edits(tree))
     for node, field, other in found[:: len(found) // 40 + 1]:
@@ -142,8 +143,8 @@ def test_an_edit_of_one_constant_operator_or_name_does(path: str) -> None:
     assert meaning(ast.unparse(tree).encode()) == known
 
 
-def test_no_source_of_the_room_reads_what_is_left_out() -> None:
-    for path, data in room_sources().items():
+def test_no_source_of_the_worker_reads_what_is_left_out() -> None:
+    for path, data in worker_sources().items():
         for word in (b"__doc__", b"getsource", b"co_firstlineno", b"getdoc"):
             assert word not in data, path
 
@@ -162,9 +163,9 @@ def test_pythons_agree(tmp_path: Path) -> None:
     """The digests were seen with 3.11.7, 3.12.1 and 3.13.0; those that are here are asked again."""
     for name, data in {"source.py": SOURCE, "tricky.py": TRICKY}.items():
         (tmp_path / name).write_bytes(data)
-    script = "import sys; from requant.syntax import meaning; from requant.digest import sha256\n"
+    script = "import sys; from requant.environment.syntax import meaning; from requant.digest import sha256\n"
     script += "print(*(sha256(meaning(open(each, 'rb').read())) for each in sys.argv[1:]))"
-    files = [tmp_path / "source.py", tmp_path / "tricky.py", *sorted((ROOT / "src/requant/quantizer").glob("*.py"))]
+    files = [tmp_path / "source.py", tmp_path / "tricky.py", *sorted((ROOT / "src/requant/worker").glob("*.py"))]
     said = {run([str(each), "-c", script, *map(str, files)], cwd=ROOT / "src") for each in (sys.executable, *PYTHONS)}
     assert len(said) == 1
     assert said.pop().split()[:2] == [

@@ -10,13 +10,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from requant.audit.coverage import Coverage, Covered, Label
 from requant.cli.folding import Folded, name
 from requant.cli.tables import coverage_table, findings_table, plan_table, repair_table
 from requant.cli.terminal import Terminal
-from requant.coverage import Coverage, Covered, Label
 from requant.inspect import Inspection
-from requant.inspecting.findings import Finding, Severity, Target
-from requant.plan import Plan, Size
+from requant.inspect.findings import Finding, Severity, Target
+from requant.model.plan import Plan, Size
 from requant.repair import Repair
 
 WIDTHS = (60, 50, 40)

@@ -10,20 +10,20 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_build import flip
 
-from requant import trial as trying
+import requant.build.trial as trying
 from requant.build import RECORDED, Built, beside
+from requant.build.trial import long_texts, project, stand_in, trial
+from requant.checkpoint.manifest import Manifest
 from requant.errors import NotAvailableError, UsageError
-from requant.manifest import Manifest
 from requant.progress import Progress, Tell
 from requant.recipe import read_recipe
-from requant.trial import long_texts, project, stand_in, trial
 from requant.verdict import Outcome, Verdict
 
 EC = read_recipe(ROOT / "builds" / "ec")
 
 
-@pytest.mark.room
-def test_a_rehearsal_builds_twice_and_resumes(room: Path, tmp_path: Path) -> None:
+@pytest.mark.worker
+def test_a_rehearsal_builds_twice_and_resumes(worker: Path, tmp_path: Path) -> None:
     tried = trial(EC, tmp_path, rehearsal=True, size="mini", iterations=3)
     assert tried.verdict.outcome is Outcome.IDENTICAL
     assert 0 < tried.stopped < 4
@@ -35,7 +35,7 @@ def test_a_rehearsal_builds_twice_and_resumes(room: Path, tmp_path: Path) -> Non
     json.dumps(tried.as_json())
 
 
-@pytest.mark.room
+@pytest.mark.worker
 @pytest.mark.parametrize("spoiled", [False, True])
 def test_one_flipped_bit_in_the_second_build_is_different(
     spoiled: bool, built: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -62,10 +62,10 @@ def test_texts_are_long_enough_and_no_two_alike() -> None:
     assert min(len(text.encode()) for text in texts) >= 4096
 
 
-def test_the_recipe_tried_differs_in_its_twin_alone(tmp_path: Path) -> None:
-    effort = replace(EC.effort(twin=False), iterations=10, samples=16)
+def test_the_recipe_tried_differs_in_its_tiny_model_alone(tmp_path: Path) -> None:
+    effort = replace(EC.effort(tiny=False), iterations=10, samples=16)
     tried = stand_in(EC, effort, tmp_path)
-    assert tried.effort(twin=True) == effort
+    assert tried.effort(tiny=True) == effort
     assert tried.lockfiles.resolve() == EC.lockfiles.resolve()
     same = {
         field: getattr(EC, field) for field in ("base", "scheme", "tuning", "calibration", "layers", "mtp", "passes")
@@ -74,7 +74,7 @@ def test_the_recipe_tried_differs_in_its_twin_alone(tmp_path: Path) -> None:
 
 
 def test_hours_grow_with_iterations_and_samples() -> None:
-    tried = replace(EC.effort(twin=False), iterations=10, samples=16)
+    tried = replace(EC.effort(tiny=False), iterations=10, samples=16)
     found = project(EC, tried, iteration=1.0, block=12.0, price_per_hour=3.0)
     # 40 blocks of 400 iterations of a second, and 2 seconds for 16 samples where the build has 256.
     assert found.hours == pytest.approx(40 * (400 + 2 * 16) / 3600)
@@ -83,7 +83,7 @@ def test_hours_grow_with_iterations_and_samples() -> None:
 
 
 def test_without_the_recipes_gpu_it_says_what_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("requant.building.preflight.accelerators", list)
+    monkeypatch.setattr("requant.sandbox.preflight.accelerators", list)
     with pytest.raises(NotAvailableError, match="NVIDIA H200") as caught:
         trial(EC, tmp_path)
     assert "--rehearsal" in caught.value.advice
@@ -99,8 +99,8 @@ def test_what_cannot_be_tried_is_refused(words: dict[str, object], said: str, tm
 
 
 def test_a_machine_without_the_gpu_is_told_what_it_can_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wide twin, which a trial takes unasked, is nothing for a small machine."""
-    monkeypatch.setattr("requant.building.preflight.accelerators", list)
+    """The tiny model wide, which a trial takes unasked, is nothing for a small machine."""
+    monkeypatch.setattr("requant.sandbox.preflight.accelerators", list)
     with pytest.raises(NotAvailableError) as refused:
         trial(EC, tmp_path)
     assert refused.value.advice.endswith(f"requant trial {EC.path.parent} --rehearsal --size mini")
@@ -128,7 +128,7 @@ def test_a_trial_that_could_not_be_stopped_is_inconclusive(tmp_path: Path, monke
 
 
 def test_only_the_recipes_own_work_is_projected() -> None:
-    own = replace(EC.effort(twin=False), iterations=10, samples=16)
+    own = replace(EC.effort(tiny=False), iterations=10, samples=16)
     assert trying._is_full_work(EC, "wide", own)
     assert not trying._is_full_work(EC, "demo", own)
     assert not trying._is_full_work(EC, "wide", replace(own, precision="float32"))

@@ -1,6 +1,6 @@
 """All that tuning does not decide follows from base and recipe: the equal is identical, any change found and named.
 
-No room is needed for that: the twin and the recorded manifests are enough.
+No worker is needed for that: the tiny model and the recorded manifests are enough.
 """
 
 import json
@@ -18,22 +18,22 @@ from tests.conftest import ROOT
 
 from requant import audit as auditing
 from requant.audit import _Audited as Audited
+from requant.audit.challenge import MAX_TEXT
+from requant.audit.pool import Setting
+from requant.audit.untuned import NAMED, Deviation, Untuned, compare, derive, short, tuned
 from requant.build import RECORDED, beside
-from requant.building.inputs import twin_inputs
-from requant.checkpoint import INDEX, Checkpoint, Held, Tensor, header_of, open_checkpoint, write_checkpoint
+from requant.build.inputs import tiny_inputs
+from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, header_of, open_checkpoint, write_checkpoint
+from requant.checkpoint.manifest import Manifest, make_manifest, read_manifest
+from requant.checkpoint.safetensors import Spec
 from requant.digest import sha256_chunks
 from requant.errors import CheckpointError
-from requant.manifest import Manifest, make_manifest, read_manifest
+from requant.model.tiny import tiny
 from requant.passes import Context
 from requant.passes.context import EXTRAS
 from requant.progress import silent
 from requant.recipe import read_recipe
-from requant.retuning.challenge import MAX_TEXT
-from requant.retuning.crew import Setting
-from requant.retuning.untuned import NAMED, Deviation, Untuned, compare, derive, short, tuned
-from requant.rooms.runner import Room
-from requant.safetensors import Spec
-from requant.twin import twin
+from requant.sandbox.running import Sandbox
 from requant.verdict import Outcome
 
 VERSION = "0.12.2"
@@ -43,7 +43,7 @@ LAYER = "model.language_model.layers."
 
 def context(name: str, version: str = VERSION) -> Context:
     recipe = read_recipe(ROOT / "builds" / name)
-    return Context(twin("mini"), recipe, recipe.effort(twin=True), version)
+    return Context(tiny("mini"), recipe, recipe.effort(tiny=True), version)
 
 
 @cache
@@ -94,7 +94,7 @@ def flipped(tensor: Tensor, byte: int = 0, bit: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
 def test_it_is_what_the_recorded_build_has(name: str) -> None:
-    """Held against what real builds wrote, byte for byte, though no room is there to ask."""
+    """Held against what real builds wrote, byte for byte, though no worker is there to ask."""
     manifest = read_manifest(ROOT / "builds" / name / "mini.manifest.json")
     checkpoint, decided = derived(name)
     assert checkpoint.files.keys() | checkpoint.shards.keys() == manifest.files.keys()
@@ -277,9 +277,9 @@ def test_any_text_is_made_fit_for_a_statement(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """What an audit of the mini twin of ec is given; nobody enters its room."""
-    inputs = twin_inputs("mini", tmp_path_factory.mktemp("inputs"), silent)
-    return Setting(read_recipe(ROOT / "builds" / "ec"), "mini", inputs, "ab" * 32, cast(Room, None))
+    """What an audit of the tiny model mini of ec is given; nobody enters its worker."""
+    inputs = tiny_inputs("mini", tmp_path_factory.mktemp("inputs"), silent)
+    return Setting(read_recipe(ROOT / "builds" / "ec"), "mini", inputs, "ab" * 32, cast(Sandbox, None))
 
 
 def stated(environment: str | None) -> auditing.Reference:

@@ -9,13 +9,13 @@ import pytest
 from tests.conftest import ROOT
 from typer.testing import CliRunner
 
-from requant import update
 from requant.cli.options import app
-from requant.environment import Pin, format_lock, read_intent, read_lock
+from requant.environment import update
+from requant.environment.image.dockerfile import dockerfile, read_bases, write_dockerfiles
+from requant.environment.lock import Pin, format_lock, read_intent, read_lock
+from requant.environment.update import Change, update_images, update_locks
 from requant.errors import LockError, NotAvailableError, UsageError
-from requant.images.dockerfile import dockerfile, read_bases, write_dockerfiles
-from requant.pins import find_pins
-from requant.update import Change, update_images, update_locks
+from requant.hub.pins import find_pins
 
 CUTOFF = "2026-06-01T00:00:00Z"
 OLD, NEW = "1" * 64, "2" * 64

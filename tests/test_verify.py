@@ -14,15 +14,15 @@ from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_a_disk, on_d
 from tests.hub import running
 
 import requant
-from requant.checkpoint import open_checkpoint
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.files import listing
+from requant.checkpoint.manifest import FileRecord, Manifest, TensorRecord, make_manifest
 from requant.digest import MAX_INDEX, MAX_SIDE
 from requant.errors import CheckpointError
-from requant.files import listing
-from requant.inspecting.headers import read_headers
-from requant.manifest import FileRecord, Manifest, TensorRecord, make_manifest
+from requant.inspect.headers import read_headers
 from requant.verdict import Difference, Outcome, Verdict
 from requant.verify import verify
-from requant.weights.source import open_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -552,7 +552,7 @@ def test_json_is_one_document_on_standard_output(folder: Path) -> None:
 
 def unknown_key(folder: Path) -> None:
     value = json.loads((folder / "manifest.json").read_bytes())
-    (folder / "manifest.json").write_text(json.dumps({**value, "host": "here"}))
+    (folder / "manifest.json").write_text(json.dumps({**value, "host": "in-place"}))
 
 
 def surrogate(folder: Path) -> None:

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 from huggingface_hub import close_session
-from tests.cases.twins import healthy
+from tests.cases.tiny_models import healthy
 from tests.hub import answering, running
 
-from requant.checkpoint import write_checkpoint
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.inspecting.remote import remote_headers
-from requant.network import download, hub, web
-from requant.network.fetch import fetch
-from requant.network.pinned import PinnedFile, Pins
-from requant.weights.source import open_source
+from requant.hub import download, web
+from requant.hub import repository as hub
+from requant.hub.fetch import fetch
+from requant.hub.pinned import PinnedFile, Pins
+from requant.inspect.remote import remote_headers
 
 COMMIT = "c" * 40
 FINE = {"sha": COMMIT, "siblings": [{"rfilename": "model.safetensors"}, {"rfilename": "config.json"}]}

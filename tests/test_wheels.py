@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.test_runner import line, locks
+from tests.test_running import line, locks
 
 from requant.digest import sha256_file
-from requant.environment import Lock, Pin
+from requant.environment.image import lay_out
+from requant.environment.lock import Lock, Pin
+from requant.environment.wheels import _Heard as Heard
+from requant.environment.wheels import wheels as fetched
 from requant.errors import LockError
-from requant.image import lay_out
 from requant.progress import Progress, Tell, silent
-from requant.wheels import _Heard as Heard
-from requant.wheels import wheels as fetched
 
 
 @pytest.fixture

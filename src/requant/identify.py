@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from requant.checkpoint import open_checkpoint
+from requant.checkpoint.checkpoint import open_checkpoint
 from requant.errors import NotModelledError
+from requant.formats.gptq import bfloat16_to_float32
 from requant.inspect import look
-from requant.inspecting.anatomy import EXPERTS, canonical
-from requant.inspecting.headers import Headers
-from requant.inspecting.rules.readings import is_packed
-from requant.inspecting.rules.seen import Seen
-from requant.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
-from requant.loaders import DEFAULT
-from requant.loaders.declared import Declared
-from requant.packing import bfloat16_to_float32
+from requant.inspect.anatomy import EXPERTS, canonical
+from requant.inspect.headers import Headers
+from requant.inspect.loaders import DEFAULT
+from requant.inspect.loaders.declared import Declared
+from requant.inspect.rules.readings import is_packed
+from requant.inspect.rules.seen import Seen
+from requant.model.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
 from requant.passes.context import EXTRAS
 
 IGNORED: Mapping[str, tuple[str, ...]] = {

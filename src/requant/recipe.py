@@ -58,7 +58,7 @@ SCHEMES = {"W4A16": Numbers(bits=4, symmetric=True, data_type="int", scale_dtype
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a recipe chooses of AutoRound's arguments; the others are literals in `quantizer/tuning.py`."""
+    """What a recipe chooses of AutoRound's arguments; the others are literals in `worker/autoround/tuning.py`."""
 
     iterations: int
     batch_size: int
@@ -119,8 +119,8 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Twin:
-    """The few values that shrink when the twin stands in for the base."""
+class Tiny:
+    """The few values that shrink when the tiny model stands in for the base."""
 
     environment: str
     device: Literal["cpu", "cuda"]
@@ -133,7 +133,7 @@ class Twin:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done, where, for the base or for its twin."""
+    """How much is done, where, for the base or for its tiny model."""
 
     environment: str
     device: Literal["cpu", "cuda"]
@@ -159,17 +159,17 @@ class Recipe:
     mtp: Mtp
     layout: Layout
     hardware: Hardware
-    twin: Twin
+    tiny: Tiny
 
     @property
     def name(self) -> str:
         """The name of the build: that of its folder."""
         return self.path.parent.name
 
-    def effort(self, twin: bool) -> Effort:
-        """Return what the base costs, or what its twin does."""
-        if twin:
-            return Effort(**{field.name: getattr(self.twin, field.name) for field in fields(Effort)})
+    def effort(self, tiny: bool) -> Effort:
+        """Return what the base costs, or what its tiny model does."""
+        if tiny:
+            return Effort(**{field.name: getattr(self.tiny, field.name) for field in fields(Effort)})
         return Effort(
             self.environment,
             self.hardware.device,
@@ -186,12 +186,12 @@ class Recipe:
         return self.path.resolve().parent.parent.parent / "lockfiles"
 
     def unused(self) -> str:
-        """Name what the twin does not use of the recipe, each with what it uses instead: `iterations 400 (6)`.
+        """Name what the tiny model does not use of the recipe, each with what it uses instead: `iterations 400 (6)`.
 
         What is equal in both is not named; the base is replaced whole.
         """
-        full, twin = self.effort(False), self.effort(True)
-        pairs = ((field.name, getattr(full, field.name), getattr(twin, field.name)) for field in fields(Effort))
+        full, tiny = self.effort(False), self.effort(True)
+        pairs = ((field.name, getattr(full, field.name), getattr(tiny, field.name)) for field in fields(Effort))
         return ", ".join(f"{name.replace('_', ' ')} {asked} ({used})" for name, asked, used in pairs if asked != used)
 
     def refusal(self, key: str, found: object, allowed: str) -> RecipeError:
@@ -287,7 +287,7 @@ def _check(recipe: Recipe) -> None:
         raise recipe.refusal(key, found, allowed)
 
     tuning = recipe.tuning
-    for table in ("tuning", "calibration", "layout", "hardware", "twin"):
+    for table in ("tuning", "calibration", "layout", "hardware", "tiny"):
         value = getattr(recipe, table)
         for field in fields(value):
             number, key = getattr(value, field.name), f"{table}.{field.name}"
@@ -297,7 +297,7 @@ def _check(recipe: Recipe) -> None:
                 refuse(key, number, "1 or more")
             if number == 0 and field.name.endswith("learning_rate"):
                 refuse(key, number, "more than 0, for which AutoRound takes a rate of its own")
-    for effort, key in ((recipe.calibration, "calibration"), (recipe.twin, "twin")):
+    for effort, key in ((recipe.calibration, "calibration"), (recipe.tiny, "tiny")):
         step = tuning.batch_size * tuning.gradient_accumulation
         if effort.samples % tuning.batch_size or effort.samples < step:
             refuse(

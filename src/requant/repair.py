@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.checkpoint import Checkpoint, Content, Tensor, open_checkpoint, write_checkpoint
+from requant.checkpoint.checkpoint import Checkpoint, Content, Tensor, open_checkpoint, write_checkpoint
 from requant.digest import canonical_json, sha256, sha256_chunks
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.inspect import inspect
-from requant.inspecting.headers import SIDES, Headers
-from requant.inspecting.mending import CHOSEN, aim, one_copy
-from requant.inventory import PACKED
+from requant.inspect.headers import SIDES, Headers
+from requant.inspect.mending import CHOSEN, aim, one_copy
+from requant.model.inventory import PACKED
 from requant.passes import apply
 
 

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from requant import crash
+from requant.checkpoint.files import folded, is_opaque, listing
+from requant.checkpoint.manifest import Manifest, TensorRecord, read_file, read_manifest
 from requant.digest import file_chunks, sha256_chunks
 from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
-from requant.files import folded, is_opaque, listing
-from requant.manifest import Manifest, TensorRecord, read_file, read_manifest
 from requant.verdict import EXIT_STATUS, Difference, Outcome, Verdict, visible
 
 

@@ -1,1 +1,1 @@
-"""Broken twins, each made from a healthy one by a named mutation and never stored. `CASES` lists them by rule."""
+"""Broken tiny models, each made from a healthy one by a named mutation and never stored. `CASES` lists them by rule."""

@@ -5,16 +5,16 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from requant.retuning.apart import Apart
-from requant.retuning.audits import party
-from requant.retuning.challenge import Challenge
-from requant.retuning.retuned import Audit, Judgement, Retuned
-from requant.retuning.untuned import KINDS, NAMED, Deviation, Untuned
+from requant.audit.audits import party
+from requant.audit.challenge import Challenge
+from requant.audit.distance import Distance
+from requant.audit.retuned import Audit, Judgement, Retuned
+from requant.audit.untuned import KINDS, NAMED, Deviation, Untuned
 
 HARDWARE = {"accelerator": "cpu", "caps": {"MKL_CBWR": "COMPATIBLE"}, "model": "Xeon (6/207)", "mig": False, "cores": 2}
 AUDIT = Audit(
     recipe="01" * 32,
-    twin="mini",
+    tiny="mini",
     environment="02" * 32,
     base="03" * 32,
     journal="04" * 32,
@@ -25,7 +25,7 @@ AUDIT = Audit(
     count=4,
     blocks=(
         Retuned("layers.0", 0, Judgement.IDENTICAL),
-        Retuned("layers.2", 2, Judgement.DIFFERENT, "", Apart("layers.2.q.qweight", 2, 3, {-1: 1, 2: 2}, 1, 7)),
+        Retuned("layers.2", 2, Judgement.DIFFERENT, "", Distance("layers.2.q.qweight", 2, 3, {-1: 1, 2: 2}, 1, 7)),
     ),
     untuned=Untuned((Deviation("changed tensor", "lm_head.weight", "other bytes"),), 1),
     auditor="Ada",
@@ -42,9 +42,9 @@ steps = st.dictionaries(st.integers(-15, 15).filter(bool), st.integers(1, 9))
 
 
 @st.composite
-def aparts(draw: st.DrawFn) -> Apart:
+def distances(draw: st.DrawFn) -> Distance:
     counted = draw(steps)
-    return Apart(draw(text), draw(whole), sum(counted.values()), counted, draw(whole), draw(whole))
+    return Distance(draw(text), draw(whole), sum(counted.values()), counted, draw(whole), draw(whole))
 
 
 @st.composite
@@ -64,13 +64,13 @@ def audits(draw: st.DrawFn) -> Audit:
     blocks = []
     for index in indices:
         judgement = draw(st.sampled_from(Judgement))
-        apart = None if judgement is Judgement.IDENTICAL else draw(st.none() | aparts())
-        blocks.append(Retuned(f"{draw(text)}.{index}", index, judgement, draw(st.just("") | text), apart))
+        distance = None if judgement is Judgement.IDENTICAL else draw(st.none() | distances())
+        blocks.append(Retuned(f"{draw(text)}.{index}", index, judgement, draw(st.just("") | text), distance))
     values: dict[str, Any] = {key: draw(digests) for key in ("recipe", "environment", "base")}
     return replace(
         AUDIT,
         **values,
-        twin=draw(st.none() | text),
+        tiny=draw(st.none() | text),
         journal=draw(st.none() | digests),
         files={**draw(st.dictionaries(text, digests)), f"{draw(text)}.safetensors": draw(digests)},
         companions=tuple(draw(st.lists(text, max_size=3))),

@@ -1,4 +1,4 @@
-"""Named mutations: a healthy twin in, one that breaks one rule out. Nothing here knows how rules are checked."""
+"""Named mutations: a healthy tiny model in, one that breaks one rule out. Nothing here knows how rules are checked."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from requant.checkpoint import INDEX, Checkpoint, Content, Held, Tensor, json_file
-from requant.safetensors import Spec
+from requant.checkpoint.checkpoint import INDEX, Checkpoint, Content, Held, Tensor, json_file
+from requant.checkpoint.safetensors import Spec
 
 Mutation = Callable[[Checkpoint], Checkpoint]
 EXTRAS = "model_extra_tensors.safetensors"
@@ -18,7 +18,7 @@ FLOAT = {"bits": 16, "data_type": "fp"}
 
 @dataclass(frozen=True)
 class Case:
-    """A broken twin of a recipe, and the rule under which it has to be found, for a loader at a degree."""
+    """A broken tiny model of a recipe, and the rule under which it has to be found, for a loader at a degree."""
 
     name: str
     rule: str
@@ -56,7 +56,7 @@ def change(checkpoint: Checkpoint, changed: Mapping[str, Tensor | None]) -> Chec
 
 
 def indexed(checkpoint: Checkpoint) -> Checkpoint:
-    from requant.checkpoint import index
+    from requant.checkpoint.checkpoint import index
 
     return with_file(checkpoint, INDEX, index(checkpoint.shards))
 

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from requant.inspecting.headers import SIDES, Headers
-from requant.safetensors import Spec
+from requant.checkpoint.safetensors import Spec
+from requant.inspect.headers import SIDES, Headers
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

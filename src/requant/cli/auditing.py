@@ -6,12 +6,16 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+import requant.audit.coverage as covering
+import requant.build.rebuild as rebuilding
 from requant import audit as auditing
-from requant import coverage as covering
-from requant import rebuild as rebuilding
+from requant.audit import cluster
+from requant.audit.audits import party, write_audit
+from requant.audit.challenge import Challenge, draw
+from requant.audit.pool import prepare
 from requant.build import stem
-from requant.building.inputs import inputs_for
-from requant.building.workplace import scratch
+from requant.build.inputs import inputs_for
+from requant.build.workplace import scratch
 from requant.cli.options import (
     TELL,
     VERIFY,
@@ -19,30 +23,26 @@ from requant.cli.options import (
     Group,
     NewCheckpoint,
     RecipePath,
-    Runner,
+    SandboxOption,
     Size,
     app,
     recipes,
-    twin_size,
+    tiny_size,
 )
 from requant.cli.tables import coverage_table
 from requant.cli.terminal import out, print_json, progress, say, show
+from requant.environment.install import cache
 from requant.errors import CheckpointError, UsageError
-from requant.installation import cache
-from requant.journal import read_journal
+from requant.evidence.journal import read_journal
+from requant.evidence.show import journal_json, journal_lines
 from requant.recipe import read_recipe
-from requant.retuning import cluster
-from requant.retuning.audits import party, write_audit
-from requant.retuning.challenge import Challenge, draw
-from requant.retuning.crew import prepare
-from requant.show import journal_json, journal_lines
 from requant.verdict import EXIT_STATUS
 
 shown = typer.Typer(cls=Group, no_args_is_help=True, help="Print a file that requant wrote, in readable form.")
 app.add_typer(shown, name="show", rich_help_panel=TELL)
 
 
-@app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-twin --recipe builds/ec --blocks 3 --twin")
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-tiny --recipe builds/ec --blocks 3 --tiny")
 def audit(
     checkpoint: Annotated[
         Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
@@ -56,7 +56,7 @@ def audit(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of the base, the unquantized model. Without it, it is downloaded (a twin: made)."
+            help="The folder of the base, the unquantized model. Without it, it is downloaded (a tiny model: made)."
         ),
     ] = None,
     journal: Annotated[
@@ -82,20 +82,21 @@ def audit(
         ),
     ] = None,
     engine: Annotated[
-        Literal["here", "ray"],
+        Literal["in-place", "ray"],
         typer.Option(help="Where blocks are tuned: on this machine (here) or on a Ray cluster (ray)."),
-    ] = "here",
+    ] = "in-place",
     address: Annotated[
         str,
         typer.Option(
             help="The address of the Ray cluster, as HOST:PORT. Without it, the cluster that this machine is part of."
         ),
     ] = "",
-    twin: Annotated[
-        bool, typer.Option("--twin", help="The checkpoint is a build of the twin, the small stand-in for the base.")
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="The checkpoint is a build of the tiny model, the small stand-in for the base."),
     ] = False,
     size: Size = None,
-    runner: Runner = "auto",
+    sandbox: SandboxOption = "auto",
     auditor: Annotated[str, typer.Option(help="Your name, as it is to appear in the audit.")] = "",
     record: Annotated[
         bool, typer.Option("--record", help="Write the audit to the folder audits/ of the recipe.")
@@ -108,9 +109,9 @@ def audit(
     """
     if address and engine != "ray":
         raise typer.BadParameter("--address needs --engine ray")
-    hire = cluster.hire(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
+    make_pool = cluster.make_pool(address or None, workers, base) if engine == "ray" else auditing.local(workers or 1)
     read = read_recipe(recipe)
-    stand_in = twin_size(twin, size)
+    stand_in = tiny_size(tiny, size)
     if record and not auditor:
         raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
     name = party(auditor or "nobody")
@@ -130,7 +131,7 @@ def audit(
         chosen = tuple(range(len(names))) if everything else named
     auditing.confirm(read, stand_in, checkpoint, reference, chosen)
     with scratch(cache() / "audits") as work, progress() as tell:
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell, INSTEAD), tell, runner)
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell, INSTEAD), tell, sandbox)
         done = auditing.audit(
             checkpoint,
             setting,
@@ -138,7 +139,7 @@ def audit(
             chosen=chosen,
             challenge=challenge,
             auditor=name,
-            hire=hire,
+            make_pool=make_pool,
             work=work,
             tell=tell,
         )
@@ -157,7 +158,7 @@ INSTEAD = (
     "Audit it on a machine that has them. `requant check CHECKPOINT --base BASE` needs no GPU, and finds what tuning "
     "cannot have made."
 )
-"""Advice for an audit of the full checkpoint on a machine that cannot tune it: the twin would be another one."""
+"""Advice for an audit of the full checkpoint on a machine that cannot tune it: the tiny model would be another one."""
 
 MOST = 9999
 """The greatest number of a block that is read; a model has fewer."""
@@ -177,21 +178,21 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-@app.command(rich_help_panel=VERIFY, epilog="Example: requant rebuild builds/ec --twin --against DIR")
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant rebuild builds/ec --tiny --against DIR")
 def rebuild(
     recipe: RecipePath,
     against: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="The folder of the build to compare with. Without it, the recorded build."),
     ] = None,
-    twin: Annotated[
+    tiny: Annotated[
         bool,
         typer.Option(
-            "--twin", help="Rebuild the twin, a small stand-in for the base model: it needs minutes, and no GPU."
+            "--tiny", help="Rebuild the tiny model, a small stand-in for the base model: it needs minutes, and no GPU."
         ),
     ] = False,
     size: Size = None,
-    runner: Runner = "auto",
+    sandbox: SandboxOption = "auto",
     out_folder: NewCheckpoint = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over, even if an interrupted build could be resumed.")
@@ -200,22 +201,22 @@ def rebuild(
 ) -> None:
     """Build a recipe again, and say whether its bytes and journal are those of another build, or where they part."""
     read = read_recipe(recipe)
-    stand_in = twin_size(twin, size)
+    stand_in = tiny_size(tiny, size)
     with progress() as tell:
         rebuilt = rebuilding.rebuild(
             read,
             against or read.path.parent,
-            twin=stand_in,
+            tiny=stand_in,
             out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
             replace_existing=out_folder is None,
             fresh=fresh,
-            runner=runner,
+            sandbox=sandbox,
             tell=tell,
         )
     for taint in rebuilt.built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
-        print_json("requant.rebuild/1", rebuilt.as_json())
+        print_json("requant.build.rebuild/1", rebuilt.as_json())
     else:
         show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
     raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])
@@ -224,16 +225,16 @@ def rebuild(
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant coverage builds/ec")
 def coverage(
     recipe: RecipePath,
-    twin: Annotated[
-        bool, typer.Option("--twin", help="Show the coverage of the twin, the small stand-in for the base.")
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Show the coverage of the tiny model, the small stand-in for the base.")
     ] = False,
     size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
-    covered = covering.coverage(read_recipe(recipe), twin_size(twin, size))
+    covered = covering.coverage(read_recipe(recipe), tiny_size(tiny, size))
     if as_json:
-        print_json("requant.coverage/1", covered.as_json())
+        print_json("requant.audit.coverage/1", covered.as_json())
     else:
         out.lines(coverage_table(covered))
     raise typer.Exit(covered.exit_status)
@@ -243,7 +244,7 @@ MANIFEST = b'{"files":'
 """How every manifest begins."""
 
 
-@shown.command(epilog="Example: requant show journal builds/ec/twin.journal.jsonl")
+@shown.command(epilog="Example: requant show journal builds/ec/demo.journal.jsonl")
 def journal(
     path: Annotated[Path, typer.Argument(help="A journal, as `requant build` writes it.")], as_json: AsJson = False
 ) -> None:
@@ -262,6 +263,6 @@ def journal(
         raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:
-        print_json("requant.journal/1", journal_json(read))
+        print_json("requant.evidence.journal/1", journal_json(read))
         return
     out.lines(map(escape, journal_lines(read)))

@@ -10,18 +10,18 @@ from rich import progress as rich_progress
 from rich.filesize import decimal
 from rich.markup import escape
 
+from requant.checkpoint.manifest import make_manifest, read_manifest
 from requant.cli.options import VERIFY, AsJson, app, recipes
 from requant.cli.tables import several
 from requant.cli.terminal import SHOWN, out, print_json, progress, show
-from requant.installation import cache
-from requant.manifest import make_manifest, read_manifest
+from requant.environment.install import cache
 from requant.progress import counted
 from requant.recipe import read_recipe
 from requant.verdict import EXIT_STATUS, Outcome
 from requant.verify import verify as verify_checkpoint
 
 
-@app.command(rich_help_panel=VERIFY, epilog="Example: requant verify out/ec-twin builds/ec/twin.manifest.json")
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant verify out/ec-tiny builds/ec/demo.manifest.json")
 def verify(
     checkpoint: Annotated[
         Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
@@ -49,7 +49,7 @@ def verify(
     raise typer.Exit(0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome])
 
 
-@app.command(rich_help_panel=VERIFY, epilog="Example: requant manifest out/ec-twin > ec-twin.manifest.json")
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant manifest out/ec-tiny > ec-demo.manifest.json")
 def manifest(
     checkpoint: Annotated[
         Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
@@ -61,7 +61,7 @@ def manifest(
     sys.stdout.write(made.to_json().decode())
 
 
-@app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-twin --base out/base")
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-tiny --base out/base")
 def check(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
     base: Annotated[
@@ -76,8 +76,9 @@ def check(
             metavar="RECIPE", help="Its recipe, which sets how far tuning can move a weight.", autocompletion=recipes
         ),
     ] = None,
-    twin: Annotated[
-        bool, typer.Option("--twin", help="With --recipe: the checkpoint is a build of the twin, the small stand-in.")
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="With --recipe: the checkpoint is a build of the tiny model, the small stand-in."),
     ] = False,
     sample: Annotated[
         float,
@@ -94,8 +95,8 @@ def check(
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
     from requant import check as checking  # numba takes half a second to import
-    from requant.network.hub import named
-    from requant.weights.source import open_source
+    from requant.check.reader import open_source
+    from requant.hub.repository import named
 
     read = read_recipe(recipe) if recipe else None
     checking.confirm_share(sample)
@@ -109,7 +110,7 @@ def check(
         progress(rich_progress.DownloadColumn()) as tell,
     ):
         options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
-        checked = checking.check(theirs, ours, recipe=read, twin=twin, tell=tell, **options)
+        checked = checking.check(theirs, ours, recipe=read, tiny=tiny, tell=tell, **options)
     if as_json:
         print_json("requant.check/1", checked.as_json())
     else:
@@ -119,7 +120,7 @@ def check(
     raise typer.Exit(checked.exit_status)
 
 
-@app.command(rich_help_panel=VERIFY, epilog="Example: requant diff out/ec-twin out/gb10-twin")
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant diff out/ec-tiny out/gb10-tiny")
 def diff(
     first: Annotated[
         Path,

@@ -1,4 +1,4 @@
-"""The verbs that make: build, twin, lock, dockerfiles, image."""
+"""The verbs that make: build, tiny model, lock, dockerfiles, image."""
 
 import shutil
 import tempfile
@@ -9,51 +9,51 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+import requant.build.trial as trying
+import requant.environment.image as imaging
+import requant.environment.resolve as locking
 from requant import build as building
-from requant import image as imaging
-from requant import lock as locking
-from requant import trial as trying
 from requant.cli.options import (
     MAINTAIN,
     MAKE,
     AsJson,
     NewCheckpoint,
     RecipePath,
-    Runner,
+    SandboxOption,
     Size,
     SizeName,
     app,
     environments,
-    twin_size,
+    tiny_size,
 )
 from requant.cli.tables import several, trial_lines
 from requant.cli.terminal import SHOWN, out, print_json, progress, say, show
-from requant.environment import read_lock
+from requant.environment.image.dockerfile import write_dockerfiles
+from requant.environment.image.engine import find
+from requant.environment.image.evidence import record as record_image
+from requant.environment.install import record_files
+from requant.environment.lock import read_lock
 from requant.errors import UsageError
-from requant.images.dockerfile import write_dockerfiles
-from requant.images.engine import find
-from requant.images.evidence import record as record_image
-from requant.installation import record_files
+from requant.model.tiny import CALIBRATION, calibration_text, write_tiny
 from requant.progress import Progress
 from requant.recipe import read_recipe
-from requant.twin import CALIBRATION, calibration_text, write_twin
 from requant.verdict import EXIT_STATUS
 
 Lockfiles = Annotated[Path, typer.Option(help="The folder with the locks and images.toml.")]
 
 
-@app.command(rich_help_panel=MAKE, epilog="Example: requant build builds/ec --twin")
+@app.command(rich_help_panel=MAKE, epilog="Example: requant build builds/ec --tiny")
 def build(
     recipe: RecipePath,
-    twin: Annotated[
+    tiny: Annotated[
         bool,
         typer.Option(
-            "--twin", help="Build the twin, a small stand-in for the base model: it needs minutes, and no GPU."
+            "--tiny", help="Build the tiny model, a small stand-in for the base model: it needs minutes, and no GPU."
         ),
     ] = False,
     size: Size = None,
     out_folder: NewCheckpoint = None,
-    runner: Runner = "auto",
+    sandbox: SandboxOption = "auto",
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Also keep AutoRound's own output, as <out>.raw.")
     ] = False,
@@ -68,18 +68,18 @@ def build(
 ) -> None:
     """Build a recipe's checkpoint, hash it, and compare it with the build that is recorded for the recipe."""
     read = read_recipe(recipe)
-    stand_in = twin_size(twin, size)
-    kind = {None: "full", "demo": "twin"}.get(stand_in, stand_in)
+    stand_in = tiny_size(tiny, size)
+    kind = {None: "full", "demo": "tiny"}.get(stand_in, stand_in)
     folder = out_folder or Path("out", f"{read.name}-{kind}")
     with progress() as tell:
         built = building.build(
             read,
-            twin=stand_in,
+            tiny=stand_in,
             out=folder,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
             fresh=fresh,
-            runner=runner,
+            sandbox=sandbox,
             tell=tell,
         )
     tensors = several(len(built.manifest.tensors), "tensor")
@@ -110,17 +110,18 @@ def trial(
     rehearsal: Annotated[
         bool,
         typer.Option(
-            "--rehearsal", help="Tune on the CPU, as little as for the recipe's twin, to see what a trial does."
+            "--rehearsal", help="Tune on the CPU, as little as for the recipe's tiny model, to see what a trial does."
         ),
     ] = False,
     size: Annotated[
-        SizeName, typer.Option(help="The size of the twin, the small model that is tuned; wide is as wide as the base.")
+        SizeName,
+        typer.Option(help="The size of the tiny model, the small model that is tuned; wide is as wide as the base."),
     ] = "wide",
     iterations: Annotated[int, typer.Option(min=2, help="Tuning iterations per block.")] = trying.ITERATIONS,
     price: Annotated[
         float | None, typer.Option(min=0.0, help="The price of an hour on this machine, in any currency.")
     ] = None,
-    runner: Runner = "auto",
+    sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Test a machine before paying for a full build: tune a few layers twice, compare, and estimate the cost.
@@ -139,13 +140,13 @@ def trial(
             size=size,
             iterations=iterations,
             price_per_hour=price,
-            runner=runner,
+            sandbox=sandbox,
             tell=tell,
         )
     if not work:
         shutil.rmtree(folder)
     if as_json:
-        print_json("requant.trial/1", tried.as_json())
+        print_json("requant.build.trial/1", tried.as_json())
     else:
         for line in trial_lines(tried):
             out.print(line)
@@ -153,21 +154,21 @@ def trial(
     raise typer.Exit(EXIT_STATUS[tried.verdict.outcome])
 
 
-@app.command(rich_help_panel=MAKE, epilog="Example: requant twin --size mini --out out/base")
-def twin(
+@app.command(rich_help_panel=MAKE, epilog="Example: requant tiny --size mini --out out/base")
+def tiny(
     out_folder: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
-    size: Annotated[SizeName, typer.Option(help="The size of the twin.")] = "demo",
+    size: Annotated[SizeName, typer.Option(help="The size of the tiny model.")] = "demo",
 ) -> None:
-    """Write the twin: a small stand-in for the base, of the same architecture, with the same bytes everywhere."""
+    """Write the tiny model: a small stand-in for the base, of the same architecture, with the same bytes everywhere."""
     if out_folder.exists() or out_folder.is_symlink():
         raise UsageError(f"{out_folder}: already exists", "Name another folder with --out, or remove this one.")
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     place = tempfile.TemporaryDirectory(prefix=f".{out_folder.name}.", dir=out_folder.resolve().parent)
     with progress() as tell, place as name:
-        write_twin(size, Path(name, "twin"), lambda file: tell(Progress(f"twin {size}", note=file)))
-        Path(name, "twin").rename(out_folder)
+        write_tiny(size, Path(name, "tiny"), lambda file: tell(Progress(f"tiny model {size}", note=file)))
+        Path(name, "tiny").rename(out_folder)
     text = f"{CALIBRATION}, {len(calibration_text()):,} bytes"
-    say(f"{escape(str(out_folder))}: the {size} twin; builds of it are calibrated on requant's own {text}")
+    say(f"{escape(str(out_folder))}: the {size} tiny model; builds of it are calibrated on requant's own {text}")
 
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: requant lock cpu --check")
@@ -259,7 +260,7 @@ def image(
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
         document = {"reference": made.reference, **asdict(made.evidence), "differences": differences}
-        print_json("requant.image/1", document)
+        print_json("requant.environment.image/1", document)
     else:
         for line in differences[:SHOWN]:
             out.print(escape(line))

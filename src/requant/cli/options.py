@@ -42,16 +42,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: requant build builds/ec --twin --size mini. Words: docs/glossary.md (twin, room, taint, …).",
+    epilog="Start with: requant build builds/ec --tiny --size mini. Words: docs/glossary.md.",
 )
 
 PANELS = MAKE, VERIFY, TELL, MAINTAIN = "Make", "Verify", "Look into", "Maintain"
 """Under which headings `requant --help` lists the verbs, in this order."""
 
 SizeName = Literal["mini", "demo", "wide"]
-"""Sizes of the twin, as `twin.SIZES` has them."""
-RunnerName = Literal["auto", "docker", "podman", "venv", "here"]
-"""Where the room can run, as `rooms.choice.RUNNERS` has it."""
+"""Sizes of the tiny model, as `tiny model.SIZES` has them."""
+SandboxName = Literal["auto", "docker", "podman", "venv", "in-place"]
+"""Where the worker can run, as `sandbox.choice.SANDBOXES` has it."""
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -77,27 +77,27 @@ RecipePath = Annotated[
     Path,
     typer.Argument(metavar="RECIPE", help="A folder under builds/, or its recipe.toml.", autocompletion=recipes),
 ]
-Runner = Annotated[
-    RunnerName,
+SandboxOption = Annotated[
+    SandboxName,
     typer.Option(
-        metavar="RUNNER",
-        help="Where the room runs, the isolated process that tunes: "
-        f"{', '.join(get_args(RunnerName))} (docs/runners.md).",
+        metavar="SANDBOX",
+        help="Where the worker runs, the isolated process that tunes: "
+        f"{', '.join(get_args(SandboxName))} (docs/sandboxes.md).",
     ),
 ]
-Size = Annotated[SizeName | None, typer.Option(help="The size of the twin; needs --twin.", show_default="demo")]
+Size = Annotated[SizeName | None, typer.Option(help="The size of the tiny model; needs --tiny.", show_default="demo")]
 
 
-def twin_size(twin: bool, size: SizeName | None) -> str | None:
-    """Return which twin is meant, None for the base itself.
+def tiny_size(tiny: bool, size: SizeName | None) -> str | None:
+    """Return which tiny model is meant, None for the base itself.
 
-    Raises UsageError for a size without a twin: that would start the full build, which takes hours.
+    Raises UsageError for a size without a tiny model: that would start the full build, which takes hours.
     """
-    if size and not twin:
+    if size and not tiny:
         raise UsageError(
-            "--size needs --twin", f"Add --twin: {size} is a size of the twin, the small stand-in for the base."
+            "--size needs --tiny", f"Add --tiny: {size} is a size of the tiny model, the small stand-in for the base."
         )
-    return (size or "demo") if twin else None
+    return (size or "demo") if tiny else None
 
 
 def _version(asked: bool) -> None:

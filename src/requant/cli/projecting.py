@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from requant.build.render import KUBERNETES, SLURM
+from requant.build.render import render as rendered
 from requant.cli.options import MAINTAIN, AsJson, Group, RecipePath, app, environments
 from requant.cli.tables import pins_text, several
 from requant.cli.terminal import out, print_json, say
-from requant.pins import GAPS, find_pins
+from requant.environment.update import Update, update_images, update_locks
+from requant.hub.pins import GAPS, find_pins
 from requant.recipe import read_recipe
-from requant.render import KUBERNETES, SLURM
-from requant.render import render as rendered
-from requant.update import Update, update_images, update_locks
 
 Write = Annotated[bool, typer.Option("--write", help="Write the changes. Without it, they are only shown.")]
 Locks = Annotated[Path, typer.Option("--folder", help="The folder with the locks and images.toml.")]
@@ -36,7 +36,7 @@ def pins(
     known = sum(bool(pin.known) for pin in found)
     if as_json:
         document = {"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete), "known": known}
-        print_json("requant.pins/1", document)
+        print_json("requant.hub.pins/1", document)
     else:
         for line in pins_text(found):
             out.print(line)
@@ -107,7 +107,7 @@ def _images(
 def _tell(found: Update, write: bool, as_json: bool) -> None:
     if as_json:
         print_json(
-            "requant.update/1",
+            "requant.environment.update/1",
             {"changes": [asdict(change) for change in found.changes], "files": sorted(map(str, found.texts))},
         )
     else:

@@ -7,18 +7,18 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.markup import escape
 
+from requant.audit.coverage import Coverage
+from requant.build.survey import Asked
+from requant.build.trial import Trial
 from requant.cli.folding import Sheet, name
-from requant.coverage import Coverage
 from requant.errors import UsageError
+from requant.hub.pins import Pinned
 from requant.identify import Fingerprint
 from requant.inspect import Inspection
-from requant.inspecting.defects import DEFECTS
-from requant.inspecting.findings import Finding, Severity, alike, fold
-from requant.pins import Pinned
-from requant.plan import Plan
+from requant.inspect.defects import DEFECTS
+from requant.inspect.findings import Finding, Severity, alike, fold
+from requant.model.plan import Plan
 from requant.repair import Repair
-from requant.survey import Asked
-from requant.trial import Trial
 
 WIDTH = 80
 """Characters of a pin's source that a person is shown; `--json` has all of them."""
@@ -221,7 +221,7 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     for file, reason in covered.stale.items():
         yield escape(f"not counted: {file}: {reason}")
     if not covered.own:
-        yield escape(f"{covered.build}: nothing is recorded{'' if covered.twin else ' for the full build'}")
+        yield escape(f"{covered.build}: nothing is recorded{'' if covered.tiny else ' for the full build'}")
         return
     parties = [each.parties for each in covered.blocks]
     some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
@@ -240,7 +240,7 @@ def trial_lines(tried: Trial) -> Iterator[str]:
     """Yield what a trial took, and what it makes one expect of the full build."""
     effort, gib = tried.effort, 1 << 30
     yield escape(
-        f"twin {tried.size}, {effort.precision} on {effort.device}: {effort.iterations} iterations, "
+        f"tiny model {tried.size}, {effort.precision} on {effort.device}: {effort.iterations} iterations, "
         f"{effort.samples} samples of {effort.sequence_length:,} tokens"
     )
     yield f"seconds: {tried.iteration:.2f} an iteration, {tried.block:.1f} a block; peak memory: " + (

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from requant import survey as surveying
-from requant.cli.options import MAKE, TELL, AsJson, RecipePath, Runner, Size, app, recipes, twin_size
+import requant.build.survey as surveying
+from requant.cli.options import MAKE, TELL, AsJson, RecipePath, SandboxOption, Size, app, recipes, tiny_size
 from requant.cli.tables import (
     asked_text,
     defect_text,
@@ -21,11 +21,11 @@ from requant.errors import UsageError
 from requant.identify import identify as fingerprint
 from requant.inspect import EXIT_STATUS
 from requant.inspect import inspect as inspect_headers
-from requant.inspecting.baseline import expected, read_baseline
-from requant.inspecting.defects import DEFECTS
-from requant.inspecting.remote import open_headers
-from requant.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
-from requant.plan import plan as make_plan
+from requant.inspect.baseline import expected, read_baseline
+from requant.inspect.defects import DEFECTS
+from requant.inspect.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
+from requant.inspect.remote import open_headers
+from requant.model.plan import plan as make_plan
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.repair import repair as mend
@@ -34,36 +34,36 @@ from requant.repair import repair as mend
 @app.command(rich_help_panel=TELL, epilog="Example: requant plan builds/ec")
 def plan(
     recipe: RecipePath,
-    twin: Annotated[
-        bool, typer.Option("--twin", help="Plan the build of the twin, the small stand-in for the base.")
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Plan the build of the tiny model, the small stand-in for the base.")
     ] = False,
     size: Size = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="With --json: list each tensor, instead of templates for many.")
     ] = False,
     ask: Annotated[
-        bool, typer.Option("--ask", help="With --twin: ask AutoRound itself too, and compare; installs it first.")
+        bool, typer.Option("--ask", help="With --tiny: ask AutoRound itself too, and compare; installs it first.")
     ] = False,
-    runner: Runner = "auto",
+    sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, and into how many tensors and bytes; reads no weights."""
-    read, stand_in = read_recipe(recipe), twin_size(twin, size)
+    read, stand_in = read_recipe(recipe), tiny_size(tiny, size)
     if ask and not stand_in:
-        raise UsageError("--ask: AutoRound is asked about the twin", "Add --twin.")
+        raise UsageError("--ask: AutoRound is asked about the tiny model", "Add --tiny.")
     planned, asked = make_plan(read, stand_in), None
     if stand_in and ask:
         with progress() as tell:
-            asked = surveying.compare(read, stand_in, surveying.ask(read, stand_in, runner=runner, tell=tell))
+            asked = surveying.compare(read, stand_in, surveying.ask(read, stand_in, sandbox=sandbox, tell=tell))
     if as_json:
-        print_json("requant.plan/1", planned.as_json(layers) | ({"asked": asdict(asked)} if asked else {}))
+        print_json("requant.model.plan/1", planned.as_json(layers) | ({"asked": asdict(asked)} if asked else {}))
     else:
         out.lines([plan_table(planned), *(asked_text(asked) if asked else ())])
     if asked and asked.differences:
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=TELL, epilog="Example: requant inspect out/ec-twin --all --recipe builds/ec")
+@app.command(rich_help_panel=TELL, epilog="Example: requant inspect out/ec-tiny --all --recipe builds/ec")
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")] = "",
     loader: Annotated[
@@ -119,7 +119,7 @@ def inspect(
     raise typer.Exit(EXIT_STATUS[inspected.outcome])
 
 
-@app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-twin")
+@app.command(rich_help_panel=TELL, epilog="Example: requant identify out/ec-tiny")
 def identify(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")],
     as_json: AsJson = False,

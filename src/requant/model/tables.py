@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 
 from requant.errors import RecipeError
-from requant.inventory import ignored
+from requant.model.inventory import ignored
 from requant.recipe import Recipe
 
 

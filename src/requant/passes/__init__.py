@@ -7,7 +7,7 @@ comes from the base, or follows from the recipe. Each pass can be used alone.
 from collections.abc import Callable, Iterable
 from functools import reduce
 
-from requant.checkpoint import Checkpoint
+from requant.checkpoint.checkpoint import Checkpoint
 from requant.passes.context import Aim, Context, Mending
 from requant.passes.extras import mtp, visual
 from requant.passes.layout import index, shards, side_files

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from requant.checkpoint import Checkpoint, Tensor
+from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.errors import BuildError
-from requant.inventory import Specs, base_tensors, extra_tensors, main_tensors
+from requant.model.inventory import Specs, base_tensors, extra_tensors, main_tensors
 from requant.recipe import Effort, Recipe
 
 MAIN = "main.safetensors"
@@ -100,7 +100,7 @@ class Context(Aim):
 
     @property
     def shards(self) -> int:
-        """The number of main files, of the base or of its twin."""
+        """The number of main files, of the base or of its tiny model."""
         return self.effort.shards
 
     @property

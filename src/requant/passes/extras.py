@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
-from requant.checkpoint import Checkpoint, Content, Made, Tensor
-from requant.inventory import MTP, VISUAL, Fused, Linear, mtp_quantized, origin, packed_specs
-from requant.packing import bfloat16_to_float32, pack, round_to_nearest, zeros
+from requant.checkpoint.checkpoint import Checkpoint, Content, Made, Tensor
+from requant.checkpoint.safetensors import Spec
+from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, zeros
+from requant.model.inventory import MTP, VISUAL, Fused, Linear, mtp_quantized, origin, packed_specs
 from requant.passes.context import EXTRAS, Aim
-from requant.safetensors import Spec
 
 
 def visual(checkpoint: Checkpoint, context: Aim) -> Checkpoint:

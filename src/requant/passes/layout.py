@@ -2,8 +2,8 @@
 
 import json
 
-from requant import checkpoint as files
-from requant.checkpoint import Checkpoint
+import requant.checkpoint.checkpoint as files
+from requant.checkpoint.checkpoint import Checkpoint
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 NOT_COPIED = ("config.json", "README.md", files.INDEX)

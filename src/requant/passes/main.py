@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from requant.checkpoint import Checkpoint, Held, Tensor
+from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.errors import BuildError
-from requant.inventory import MTP, PACKED, VISUAL
-from requant.packing import ZERO_WORD, bfloat16_to_float32
+from requant.formats.gptq import ZERO_WORD, bfloat16_to_float32
+from requant.model.inventory import MTP, PACKED, VISUAL
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from requant.checkpoint import Checkpoint, json_file
-from requant.inventory import LM, MTP, linears, mtp_linears, mtp_quantized, quantized
+from requant.checkpoint.checkpoint import Checkpoint, json_file
+from requant.model.inventory import LM, MTP, linears, mtp_linears, mtp_quantized, quantized
 from requant.passes.context import Aim
 
 FLOAT = {"bits": 16, "data_type": "fp"}

@@ -1,0 +1,416 @@
+"""`audit CHECKPOINT`: tune chosen blocks again, given what the published blocks before them give, and compare.
+
+One worker goes through the blocks in order, with the base's weights and with the published codes; what each chosen
+block is given is handed to a worker pool, which tunes it. No worker judges itself: its tensors are compared here. So
+is all that is not tuned, whatever blocks were chosen, and that needs no worker (`retuning.untuned`).
+"""
+
+import json
+import re
+import reprlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from requant.audit.challenge import Challenge
+from requant.audit.distance import distance
+from requant.audit.pool import REPORT, Local, Setting, WorkerPool, passed
+from requant.audit.retuned import Audit, Judgement, Retuned, judge, settle
+from requant.audit.untuned import NAMED, Untuned, compare, derive, short, tuned
+from requant.build import beside, recorded, words
+from requant.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
+from requant.checkpoint.files import folded, listing
+from requant.checkpoint.manifest import Manifest, make_manifest
+from requant.checkpoint.safetensors import Spec
+from requant.digest import sha256_file, strict_json
+from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
+from requant.evidence.journal import Block, Journal, read_journal
+from requant.evidence.statements import differing, environment_of, hardware_of
+from requant.model.base_config import base_config
+from requant.model.inventory import PACKED, blocks, main_tensors
+from requant.model.tiny import SIZES, config
+from requant.passes import Context
+from requant.progress import Progress, Tell, counted, silent
+from requant.recipe import Recipe
+
+GLANCE = 0.1
+"""Seconds between two looks at the workers."""
+
+WAITING = 2
+"""Block inputs that wait on disk for a free worker, at most: 8.6 GB each at full scale."""
+
+_VERSION = re.compile(r"\d[\w.+!-]{0,63}", re.ASCII)
+
+MakePool = Callable[[Setting, Path], WorkerPool]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known of the build that is audited: its journal, and the hardware class of its statement."""
+
+    journal: Path | None
+    statement: Path | None
+
+    @cached_property
+    def lines(self) -> Journal | None:
+        """The journal, chain confirmed."""
+        return read_journal(self.journal) if self.journal else None
+
+    @cached_property
+    def stated(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The environment and the hardware class of the statement."""
+        return (environment_of(self.statement), hardware_of(self.statement)) if self.statement else None
+
+    def confirm(self) -> None:
+        """Raise CheckpointError where one of them cannot be read: before hours of tuning, not after."""
+        _ = self.lines, self.stated
+
+    @property
+    def environment(self) -> str | None:
+        """The digest of the build's environment; None where nothing says."""
+        if self.lines:
+            return self.lines.header.environment
+        return self.stated[0] if self.stated else None
+
+    def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
+        """Say why other bits would prove nothing here; the empty text where they would."""
+        if self.environment not in (None, setting.environment):
+            return "another environment than the build's"
+        theirs = self.stated[1] if self.stated else None
+        if theirs is None:
+            return "the build's hardware class is not known: it has no statement"
+        for key in differing(theirs, hardware):
+            return f"another hardware class than the build's: {reprlib.repr(key)} is {hardware.get(key)!r}"
+        return ""
+
+
+def known(
+    recipe: Recipe, tiny: str | None, checkpoint: Path, named: Path | None = None, *, compared: bool = True
+) -> Reference:
+    """Return what is known of the build that a checkpoint is said to be, as `reference` does.
+
+    What is recorded decides: what a publisher has put beside the checkpoint is looked at only where nothing is. With a
+    `named` journal goes the statement beside it, or the recorded one where none is there.
+    """
+    journals = [named] if named else [recorded(recipe, tiny, "journal.jsonl"), beside(checkpoint, "journal.jsonl")]
+    journal = next((path for path in journals if named or path.exists()), None)
+    return reference(journal, otherwise=recorded(recipe, tiny, "intoto.jsonl"), compared=compared)
+
+
+def reference(journal: Path | None, *, otherwise: Path | None = None, compared: bool = True) -> Reference:
+    """Return what a journal and the statement beside it say: `x.journal.jsonl`, `x.intoto.jsonl`.
+
+    `otherwise` is the statement where none stands beside it. Where the journal is not to be `compared`, the statement
+    alone: it names environment and hardware class.
+    """
+    statements = [journal.with_name(journal.name.replace("journal.jsonl", "intoto.jsonl"))] if journal else []
+    statements += [otherwise] if otherwise else []
+    statement = next((path for path in statements if path.exists() and path != journal), None)
+    return Reference(journal if compared else None, statement)
+
+
+def names(recipe: Recipe, tiny: str | None) -> list[str]:
+    """Return the names of all tuned blocks of a recipe's base, or of its tiny model, in the order of tuning."""
+    return blocks(_config(recipe, tiny))
+
+
+def confirm(recipe: Recipe, tiny: str | None, checkpoint: Path, reference: Reference, chosen: tuple[int, ...]) -> None:
+    """Raise all that `audit` would raise and that is known without a worker, a download or an installation.
+
+    Only whether the journal is of this very base is not: that is known once the base is here.
+    """
+    _confirm_chosen(recipe, names(recipe, tiny), chosen)
+    reference.confirm()
+    _confirm_form(checkpoint, open_checkpoint(checkpoint).tensors, _config(recipe, tiny), recipe, tiny)
+    _confirm_journal(reference, recipe, tiny, names(recipe, tiny))
+
+
+def _config(recipe: Recipe, tiny: str | None) -> dict[str, Any]:
+    return config(tiny) if tiny else base_config(recipe)
+
+
+def _confirm_chosen(recipe: Recipe, names: Sequence[str], chosen: tuple[int, ...]) -> None:
+    if not chosen or not all(0 <= number < len(names) for number in chosen):
+        raise UsageError(f"there are blocks 0 to {len(names) - 1}", "Name some of them, or --all.")
+    if recipe.tuning.patience != -1:
+        raise RecipeError(
+            f"{recipe.path}: tuning.patience is {recipe.tuning.patience}: what a block draws then "
+            "depends on the losses of all before it, and only a rebuild can repeat it"
+        )
+
+
+def _meant(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Spec]:
+    specs = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
+    return {name: spec for name, spec in specs.items() if name.endswith(PACKED)}
+
+
+def _fault(published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: Recipe) -> str:
+    """Say which tensor is not of the form that a recipe means, "" where all are.
+
+    A replay takes the codes of every layer of a block that has some, so there must be no more of them either.
+    """
+    packed, inside = _meant(config, recipe), tuple(f"{block}." for block in blocks(config))
+    codes = {name for name in published if name.startswith(inside) and name.endswith(".qweight")}
+    for name in sorted(packed.keys() | codes):
+        spec, found = packed.get(name), published[name].spec if name in published else None
+        if found != spec:
+            return f"{name} is {found or 'not there'}, the recipe means {spec or 'no such tensor'}"
+    return ""
+
+
+def _confirm_form(
+    folder: Path, published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: Recipe, tiny: str | None
+) -> None:
+    if not (fault := _fault(published, config, recipe)):
+        return
+    advice = "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check."
+    for size in (None, *SIZES):
+        if size != tiny and not _fault(published, _config(recipe, size), recipe):
+            form = f"the recipe's tiny model {size}: add{words(size)}" if size else "the full build: leave --tiny out"
+            advice = f"It has the form of {form}."
+    raise CheckpointError(f"{folder}: {fault}", advice)
+
+
+def _confirm_journal(reference: Reference, recipe: Recipe, tiny: str | None, names: Sequence[str]) -> None:
+    if not (journal := reference.lines):
+        return
+    header = journal.header
+    for what, theirs, ours in (
+        ("recipe", header.recipe, recipe.digest),
+        ("tiny", header.tiny, tiny),
+        ("blocks", header.blocks, len(names)),
+        ("names", [line.block for line in journal.blocks], names),
+    ):
+        if theirs != ours:
+            raise CheckpointError(f"{reference.journal}: is of another {what}: {theirs}, expected {ours}")
+
+
+def local(size: int) -> MakePool:
+    """Return what makes `size` workers on this machine."""
+    return lambda setting, folder: Local(setting, folder, size)
+
+
+def audit(
+    checkpoint: Path,
+    setting: Setting,
+    reference: Reference,
+    *,
+    chosen: tuple[int, ...],
+    challenge: Challenge | None,
+    auditor: str,
+    make_pool: MakePool,
+    work: Path,
+    tell: Tell = silent,
+) -> Audit:
+    """Tune the `chosen` blocks again, by number from 0, and judge each, and all that is not tuned.
+
+    `work` is a folder for what is on the way.
+
+    Raises UsageError for a block that there is not, CheckpointError where checkpoint or journal cannot be what they
+    are said to be, BuildError where a worker fails.
+    """
+    audited = _Audited(checkpoint, setting, reference)
+    _confirm_chosen(setting.recipe, audited.names, chosen)
+    manifest, companions = audited.manifest(tell), audited.companions()
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="audit-") as name:
+        found, worker = _tune(audited, chosen, make_pool, Path(name), tell)
+    return Audit(
+        recipe=setting.recipe.digest,
+        tiny=setting.tiny,
+        environment=setting.environment,
+        base=setting.inputs.base_digest,
+        journal=sha256_file(reference.journal) if reference.journal else None,
+        files={path: record.sha256 for path, record in manifest.files.items()},
+        companions=companions,
+        hardware=worker["hardware"],
+        challenge=challenge,
+        count=len(audited.names),
+        blocks=found,
+        untuned=audited.untuned(manifest, worker["autoround_version"]),
+        auditor=auditor,
+        finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        requant=version("requant"),
+    )
+
+
+def _tune(
+    audited: "_Audited", chosen: tuple[int, ...], make_pool: MakePool, work: Path, tell: Tell
+) -> tuple[tuple[Retuned, ...], dict[str, Any]]:
+    found: dict[int, Retuned] = {}
+    left = set(chosen)
+    given: set[int] = set()
+    with make_pool(audited.setting, work / "pool") as pool:
+        task = {
+            "task": "replay",
+            "checkpoint": [str(path.resolve()) for path in audited.files],
+            "blocks": sorted(chosen),
+            "waiting": WAITING,
+        }
+        readable = sorted({path.resolve().parent for path in audited.files})  # in the Hub's cache, the blobs
+        with audited.setting.start(work / "replay", task, *readable) as chain:
+            while left:
+                running = chain.poll()
+                lines = passed(chain.folder)
+                if (astray := audited.astray(lines)) is not None:
+                    hardware = _report(chain.folder)["hardware"]
+                    for each in audited.unjudged(astray, lines[astray], left, hardware):
+                        found.setdefault(each.index, each)
+                    left = {number for number in left if number < astray}
+                for number in sorted(number for number in left - given if number < len(lines)):
+                    block_inputs = chain.folder / "inputs" / f"{number:05d}"
+                    if not pool.free() or not block_inputs.exists():
+                        break
+                    pool.give(number, block_inputs)
+                    given.add(number)
+                for number, answer in pool.take():
+                    if number not in left:  # given before it was known that its inputs are not the journal's
+                        continue
+                    found[number] = audited.judged(number, answer, _same_hardware(chain.folder, answer))
+                    shutil.rmtree(answer)
+                    left.discard(number)
+                tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen)))
+                if not running:
+                    chain.confirm()
+                    if not all((chain.folder / "inputs" / f"{number:05d}").exists() for number in left - given):
+                        raise BuildError("the replaying worker has ended before all chosen blocks", "Report this.")
+                time.sleep(GLANCE)
+            report = _report(chain.folder)
+    judged = tuple(found[number] for number in sorted(found))
+    return (judged if audited.lines else settle(judged)), report
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """Return what a worker has said of itself."""
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text())
+    return report
+
+
+def _same_hardware(chain: Path, answer: Path) -> dict[str, Any]:
+    """Return the hardware class of both; an audit speaks of one, so another one is a BuildError, and no verdict."""
+    expected, found = (_report(folder)["hardware"] for folder in (chain, answer))
+    for key in differing(expected, found):
+        raise BuildError(
+            f"a block was tuned on another hardware class than its inputs were made on: {key} is "
+            f"{found.get(key)!r}, here {expected.get(key)!r}",
+            "Audit on machines of one class.",
+        )
+    hardware: dict[str, Any] = expected
+    return hardware
+
+
+class _Audited:
+    """A checkpoint under audit, beside what it should be."""
+
+    def __init__(self, folder: Path, setting: Setting, reference: Reference) -> None:
+        self.folder, self.setting, self.reference = folder, setting, reference
+        self.base = open_checkpoint(setting.inputs.base)
+        self.names = setting.names
+        self.checkpoint = open_checkpoint(folder)
+        self.published = self.checkpoint.tensors
+        self.files = [folder / name for name in self.checkpoint.shards]
+        config = json.loads(self.base.file("config.json"))
+        self.packed = _meant(config, setting.recipe)
+        _confirm_form(folder, self.published, config, setting.recipe, setting.tiny)
+        _confirm_journal(reference, setting.recipe, setting.tiny, self.names)
+        self.lines: tuple[Block, ...] = reference.lines.blocks if reference.lines else ()
+        if reference.lines and reference.lines.header.base != setting.inputs.base_digest:
+            raise CheckpointError(
+                f"{reference.journal}: is of another base: {reference.lines.header.base}, "
+                f"expected {setting.inputs.base_digest}"
+            )
+
+    def manifest(self, tell: Tell) -> Manifest:
+        """Hash the checkpoint."""
+        total = sum(tensor.spec.nbytes for tensor in self.published.values())
+        return make_manifest(self.folder, counted(tell, "hash", total))
+
+    def companions(self) -> tuple[str, ...]:
+        """Return what lies in the folder and is no file of the checkpoint, as a statement can hold it."""
+        names = [short(name) for name in folded(listing(self.folder).companions)]
+        return tuple(names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED:,} more"])
+
+    def untuned(self, manifest: Manifest, autoround: str) -> Untuned:
+        """Compare all that is not tuned; `autoround` is what AutoRound here would state as its version.
+
+        It is the one thing of the checkpoint that the environment decides. So in another one than the build's it cannot
+        be judged: then it stays open.
+        """
+        stated, unsure = self._stated(), ""
+        if self.reference.environment != self.setting.environment and stated not in (None, autoround):
+            unsure = f"it states AutoRound {stated}, here it is {autoround}: only the build's environment can tell"
+            autoround = str(stated)
+        recipe = self.setting.recipe
+        context = Context(self.base, recipe, recipe.effort(self.setting.tiny is not None), autoround)
+        return compare(self.folder, manifest, derive(context), tuned(context), unsure=unsure)
+
+    def _stated(self) -> str | None:
+        try:
+            version = strict_json(self.checkpoint.file("quantization_config.json"))["autoround_version"]
+        except (CheckpointError, ValueError, KeyError, TypeError):
+            return None  # and whatever stands there instead is a deviation
+        return version if isinstance(version, str) and _VERSION.fullmatch(version) else None
+
+    def astray(self, lines: Sequence[Mapping[str, Any]]) -> int | None:
+        """Return the first block whose inputs, as they were replayed, are not the journal's."""
+        for line, expected in zip(lines, self.lines, strict=False):
+            if line["inputs"] != expected.inputs or line["random_state"] != expected.random_state:
+                return int(line["index"])
+        return None
+
+    def unjudged(
+        self, number: int, line: Mapping[str, Any], left: set[int], hardware: Mapping[str, Any]
+    ) -> list[Retuned]:
+        """Judge what block `number` leaves open: nothing of the blocks from it on, and of the one before it this much.
+
+        Where of all that it is given the quantized stream alone is not the journal's, the published codes of the block
+        before do not give what the journal's did: that block has changed, and needs no tuning to be judged.
+        """
+        unlike = self.reference.unlike(self.setting, hardware)
+        expected = self.lines[number].inputs
+        found = []
+        ours = line["inputs"]
+        unequal = {key for key in ours.keys() | expected.keys() if ours.get(key) != expected.get(key)}
+        if number and number - 1 not in left and unequal == {"quantized"}:
+            judgement = Judgement.INCONCLUSIVE if unlike else Judgement.DIFFERENT
+            reason = "its published codes do not give the journal's outputs" + (f"; {unlike}" if unlike else "")
+            found.append(Retuned(self.names[number - 1], number - 1, judgement, reason))
+        found += [
+            judge(self.names[each], each, inputs_agree=False, outputs_agree=None, distance=None, unlike=unlike)
+            for each in left
+            if each >= number
+        ]
+        return found
+
+    def judged(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
+        """Compare a block's packed tensors, tuned again, with the published ones, and its record with the journal's."""
+        name = self.names[number]
+        record = json.loads((answer / "block.json").read_text())
+        inputs_agree = outputs_agree = None
+        if self.lines:
+            line = self.lines[number]
+            inputs_agree = record["inputs"] == line.inputs and record["random_state"] == line.random_state
+            ours = record["outputs"], record["loss"], record["tensors"]
+            outputs_agree = ours == (line.outputs, vars(line.loss), line.tensors)
+        mine = [each for each in self.packed if each.startswith(f"{name}.")]
+        again = _packed(answer)
+        return judge(
+            name,
+            number,
+            inputs_agree=inputs_agree,
+            outputs_agree=outputs_agree,
+            distance=distance({each: again[each] for each in mine}, {each: self.published[each] for each in mine}),
+            unlike=self.reference.unlike(self.setting, hardware),
+        )
+
+
+def _packed(answer: Path) -> Mapping[str, Tensor]:
+    found: Checkpoint = open_checkpoint(answer)
+    return found.tensors

@@ -1,0 +1,66 @@
+"""How the tensors of one block differ, tuned again and published: codes by steps, scales by ULP, all by number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from requant.checkpoint.checkpoint import Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How a block's tensors differ, tuned again and published; `first` is the first of them in order of name.
+
+    `codes` packed codes differ by the `steps` (published - tuned again, -15 to 15, to how many), `scales` scales by
+    `ulp` places among all numbers of their type at most. `tensors` counts all that differ, whatever they hold.
+    """
+
+    first: str
+    tensors: int
+    codes: int = 0
+    steps: Mapping[int, int] = field(default_factory=dict)
+    scales: int = 0
+    ulp: int = 0
+
+    def __str__(self) -> str:
+        some = f"tensors {self.tensors:,}, first {self.first}"
+        if self.codes:
+            steps = ", ".join(f"{step:+d}: {count:,}" for step, count in sorted(self.steps.items()))
+            some += f"; codes {self.codes:,}, by steps {steps}"
+        if self.scales:
+            some += f"; scales {self.scales:,}, by {self.ulp:,} ULP at most"
+        return some
+
+
+def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Distance | None:
+    """Hold a block's tensors, tuned again, against the published ones; None where every byte agrees.
+
+    One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
+    """
+    from requant.diff.difference import (
+        elements,
+        numbers,
+        step_counts,
+    )  # numba, which a pod in the worker's image has not
+
+    different: list[str] = []
+    steps = np.zeros(31, np.int64)
+    scales = farthest = 0
+    for name in sorted(tuned.keys() | published.keys()):
+        if name not in tuned or name not in published or tuned[name].spec != published[name].spec:
+            different.append(name)
+            continue
+        ours, theirs, dtype = tuned[name].read(), published[name].read(), published[name].spec.dtype
+        if ours == theirs:
+            continue
+        different.append(name)
+        if name.endswith(".qweight") and dtype == "I32":
+            steps += step_counts(np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4"))[0]
+        elif name.endswith(".scales"):
+            differ, _, ulp, _ = numbers(elements(ours, dtype), elements(theirs, dtype), dtype)
+            scales, farthest = scales + differ, max(farthest, int(ulp))
+    if not different:
+        return None
+    counted = {step - 15: int(count) for step, count in enumerate(steps) if count and step != 15}
+    return Distance(different[0], len(different), sum(counted.values()), counted, scales, farthest)

@@ -1,0 +1,137 @@
+"""Who tunes an audit's blocks: workers that are given one block inputs after the other, here or elsewhere."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from requant.build.inputs import Inputs
+from requant.build.workplace import set_up
+from requant.environment.identity import environment_digest
+from requant.environment.lock import read_lock
+from requant.errors import BuildError
+from requant.model.inventory import blocks
+from requant.progress import Tell
+from requant.recipe import Recipe
+from requant.sandbox.choice import choose
+from requant.sandbox.running import Running, Sandbox
+
+REPORT = "worker.json"
+"""What a worker says of itself: its hardware class, among others."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every worker of an audit is given, whatever its task is."""
+
+    recipe: Recipe
+    tiny: str | None
+    inputs: Inputs
+    environment: str
+    sandbox: Sandbox
+
+    @property
+    def names(self) -> list[str]:
+        """All blocks of the model, in the order of tuning."""
+        return blocks(json.loads((self.inputs.base / "config.json").read_text()))
+
+    def start(self, folder: Path, task: Mapping[str, Any], *readable: Path) -> Running:
+        """Start a worker on a new folder; `readable` is what it reads beside base and text."""
+        folder.mkdir(parents=True)
+        task = {**task, "accelerator": self.sandbox.accelerator}
+        set_up(folder, self.recipe, self.tiny, self.inputs, self.environment, task)
+        return self.sandbox.start(folder, (self.inputs.base, self.inputs.text, *readable))
+
+
+def prepare(recipe: Recipe, tiny: str | None, inputs: Inputs, tell: Tell, sandbox: str = "venv") -> Setting:
+    """Make the environment of a recipe, or of its tiny model, and say what its workers are given.
+
+    `sandbox` is one of `sandbox.choice.SANDBOXES`.
+
+    Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
+    """
+    lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
+    worker = choose(recipe, tiny, sandbox, tell).sandbox
+    return Setting(recipe, tiny, inputs, environment_digest(recipe.lockfiles, lock), worker)
+
+
+class WorkerPool(Protocol):
+    """Tunes blocks, several at a time. As a context manager it leaves no worker behind."""
+
+    size: int
+    """How many blocks are tuned at a time."""
+
+    def free(self) -> bool:
+        """Say whether another block can be given."""
+
+    def give(self, number: int, block_inputs: Path) -> None:
+        """Have a block tuned; the block inputs' folder is the worker pool's from now on."""
+
+    def take(self) -> Iterator[tuple[int, Path]]:
+        """Yield what has been tuned by now: a block's number and the folder of its answer, the caller's from now on.
+
+        The answer is a block's record and what it was packed to, and beside them what the worker said of itself.
+
+        Raises BuildError where a block cannot be tuned.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Local:
+    """Workers on this machine, one block each at a time."""
+
+    def __init__(self, setting: Setting, folder: Path, size: int) -> None:
+        """Start `size` workers in `folder`."""
+        self.size = size
+        self._workers: list[Running] = []
+        self._jobs: dict[int, int] = {}
+        with ExitStack() as stack:
+            for number in range(size):
+                self._workers.append(stack.enter_context(setting.start(folder / f"{number}", {"task": "tune"})))
+                (self._workers[-1].folder / "jobs").mkdir(exist_ok=True)
+            self._stack = stack.pop_all()
+
+    def free(self) -> bool:
+        """Say whether a worker has nothing to do."""
+        return len(self._jobs) < self.size
+
+    def give(self, number: int, block_inputs: Path) -> None:
+        """Give a block to a worker that has nothing to do."""
+        worker = next(each for each in range(self.size) if each not in self._jobs.values())
+        block_inputs.rename(self._workers[worker].folder / "jobs" / block_inputs.name)
+        self._jobs[number] = worker
+
+    def take(self) -> Iterator[tuple[int, Path]]:
+        """Yield what has been tuned by now; raise BuildError with a worker's own words where it has ended."""
+        for number, each in list(self._jobs.items()):
+            worker = self._workers[each]
+            alive = worker.poll()
+            answer = worker.folder / "answers" / f"{number:05d}"
+            if answer.exists():
+                del self._jobs[number]
+                shutil.rmtree(worker.folder / "jobs" / answer.name)
+                shutil.copyfile(worker.folder / REPORT, answer / REPORT)
+                yield number, answer
+            elif not alive:
+                worker.confirm()
+                raise BuildError(f"the worker that tuned block {number} has ended without an answer", "Report this.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def passed(folder: Path) -> Sequence[dict[str, Any]]:
+    """Return what a replaying worker has said by now of the blocks that it came to, in order."""
+    path = folder / "passed.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

@@ -1,0 +1,131 @@
+"""What goes into the worker: the tiny model, or the base and the text that a recipe pins, fetched and confirmed."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from requant.checkpoint.files import is_companion, list_files, listing
+from requant.checkpoint.manifest import make_manifest
+from requant.digest import canonical_json, sha256, sha256_file
+from requant.environment.install import cache
+from requant.errors import CheckpointError
+from requant.hub.fetch import fetch, missing
+from requant.hub.pinned import Pins, pins_for
+from requant.model.tiny import CALIBRATION, calibration_text, write_tiny
+from requant.progress import Progress, Tell, silent
+from requant.recipe import Recipe
+from requant.sandbox import preflight
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes into the worker: a base and a text on disk, what they are by digest, and what is wrong with them."""
+
+    base: Path
+    text: Path
+    digests: dict[str, str]
+    taints: tuple[str, ...]
+
+    @property
+    def base_digest(self) -> str:
+        """The identity of the base: its files by digest, without the calibration text."""
+        return sha256(canonical_json({name: self.digests[name] for name in self.digests if name.startswith("base/")}))
+
+
+def inputs_for(
+    recipe: Recipe, tiny: str | None, base: Path | None, work: Path, tell: Tell, instead: str = ""
+) -> Inputs:
+    """Return what a worker of this recipe, or of its tiny model, is given; `base` is where its base stands already.
+
+    `instead` is advice for a machine that cannot tune the full model.
+    """
+    if tiny:
+        return tiny_given(tiny, base, work) if base else tiny_inputs(tiny, work, tell)
+    if base:
+        preflight.require_device(recipe, instead or _tiny_instead(recipe))
+        return pinned_given(recipe, base, None, tell)
+    return pinned_inputs(recipe, work, None, tell, instead)
+
+
+def tiny_inputs(size: str, folder: Path, tell: Tell, text: bytes | None = None) -> Inputs:
+    """Write the tiny model of a size in `SIZES`, and its text or another, into `folder`."""
+    write_tiny(size, folder / "base", lambda file: tell(Progress(f"tiny model {size}", note=file)))
+    (folder / CALIBRATION).write_bytes(text or calibration_text())
+    there = listing(folder / "base")
+    digests = {f"base/{name}": sha256_file(path) for name, path in sorted((there.files | there.companions).items())}
+    digests["calibration"] = sha256_file(folder / CALIBRATION)
+    return Inputs(folder / "base", folder / CALIBRATION, digests, (f"tiny model: {size}, instead of the base",))
+
+
+def tiny_given(size: str, base: Path, folder: Path) -> Inputs:
+    """Take a tiny model that stands in the folder `base` already; its text is written into `folder`.
+
+    Raises CheckpointError where it is not the tiny model of that size.
+    """
+    inputs = tiny_inputs(size, folder, silent)
+    found = {f"base/{path}": record.sha256 for path, record in make_manifest(base).files.items()}
+    for name in sorted(inputs.digests.keys() | found.keys()):
+        path = name.removeprefix("base/")
+        if name != "calibration" and not is_companion(path) and found.get(name) != inputs.digests.get(name):
+            raise CheckpointError(f"{base}: {path} is not the tiny model {size}'s")
+    return replace(inputs, base=base)
+
+
+def pinned_given(recipe: Recipe, base: Path, endpoint: str | None, tell: Tell) -> Inputs:
+    """Take a recipe's base that stands in the folder `base` already; its text is fetched into the cache.
+
+    Raises CheckpointError where a file is not as pinned, or there is one more.
+    """
+    pins = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
+    if lacking := missing(pins, base).files:
+        raise CheckpointError(f"{base}: lacks {lacking[0]}", "Without --base it is fetched.")
+    return _confirmed(recipe, pins, base, endpoint, tell)
+
+
+def _tiny_instead(recipe: Recipe) -> str:
+    build = f"requant build {recipe.path.parent} --tiny"
+    return f"Here, build the tiny model instead, a small stand-in for the model that needs no GPU: {build}"
+
+
+def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell, instead: str = "") -> Inputs:
+    """Fetch the base and the text of a recipe into the cache, after saying what the whole build will cost.
+
+    Raises NotAvailableError where this machine cannot do the build, CheckpointError where bytes are not as pinned.
+    """
+    base = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
+    folder = cache() / "bases" / base.repository / base.revision
+    data, data_folder = _data(recipe)
+    downloads = ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file]))
+    found = preflight.cost(recipe, downloads, out)
+    preflight.require(found, instead or _tiny_instead(recipe))
+    tell(Progress("full build", note=found.text()))
+    return _confirmed(recipe, base, folder, endpoint, tell)
+
+
+def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, tell: Tell) -> Inputs:
+    data, data_folder = _data(recipe)
+    for pins, place, wanted in ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file])):
+        fetch(
+            pins,
+            place,
+            wanted=wanted,
+            progress=lambda file, done, total: tell(Progress(f"fetch {file}", done, total)),
+            endpoint=endpoint,
+        )
+    if stray := list_files(folder).keys() - base.files.keys():
+        raise CheckpointError(f"{folder}: {min(stray)} is not pinned, and could change what is loaded", "Remove it.")
+    digests = {f"base/{path}": str(file.sha256) for path, file in base.files.items() if file.sha256}
+    digests["calibration"] = str(data.files[recipe.calibration.file].sha256)
+    return Inputs(folder, data_folder / recipe.calibration.file, digests, ())
+
+
+def _data(recipe: Recipe) -> tuple[Pins, Path]:
+    data = _pins(recipe, recipe.calibration.files, recipe.calibration.dataset, recipe.calibration.revision)
+    return data, cache() / "datasets" / data.repository / data.revision
+
+
+def _digested(pins: Pins) -> list[str]:
+    return [path for path, file in pins.files.items() if file.sha256]
+
+
+def _pins(recipe: Recipe, file: str, repository: str, revision: str) -> Pins:
+    return pins_for(recipe.beside(file), repository, revision, recipe.path)

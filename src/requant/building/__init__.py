@@ -1,1 +1,0 @@
-"""What a build needs before and around its room."""

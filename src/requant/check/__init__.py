@@ -1,0 +1,225 @@
+"""`check CHECKPOINT --base BASE`: does every weight follow from the base? Both sides are read once, in windows.
+
+No GPU, no torch and no trust in the publisher. What each answer proves, and what not: docs/levels.md.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from requant.check.checked import Checked, judge
+from requant.check.declared import Scheme, contradictions, presence, read_scheme, unknown, unmodelled, zero_points
+from requant.check.examine import Window, examine, symmetric
+from requant.check.findings import COPIED, FAITHFUL, TUNED, Finding, Measured
+from requant.check.finished import Finished
+from requant.check.reader import Source
+from requant.check.side_files import Side, bind
+from requant.check.spans import Span, trace
+from requant.checkpoint.safetensors import Spec
+from requant.digest import canonical_json, sha256, strict_json
+from requant.errors import CheckpointError, UsageError
+from requant.model.inventory import linears, mtp_linears, mtp_quantized, quantized
+from requant.progress import Progress, Tell, silent
+from requant.recipe import Recipe
+from requant.rounding import ways as rounding
+from requant.rounding.reach import Reach, loosest, reach_of
+
+WEIGHTS = 1 << 22
+"""Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
+BYTES = 3 << 20
+"""Bytes of a copied tensor in one window: whole elements, those of six bits too."""
+SCHEMA = 2
+
+
+def confirm_share(sample: float) -> None:
+    """Raise UsageError for a share of the windows that is none."""
+    if not 0 < sample <= 1:
+        raise UsageError(f"--sample {sample}: expected more than 0 and at most 1")
+
+
+def check(
+    checkpoint: Source,
+    base: Source,
+    *,
+    recipe: Recipe | None = None,
+    tiny: bool = False,
+    sample: float = 1.0,
+    seed: int = 0,
+    threads: int = os.cpu_count() or 1,
+    resume: Path | None = None,
+    tell: Tell = silent,
+) -> Checked:
+    """Hold a checkpoint against its base: copied bytes, rounded tensors, reachable codes and scales, coverage.
+
+    What side files say of the codes is held against them, and other side files against the base's.
+
+    Without a recipe each layer may be made in any known way, within the loosest bound. `sample` is the share of
+    windows that are read, chosen by `seed`; headers are always read. `resume` is a folder where finished windows
+    are noted. Raises CheckpointError for what cannot be read, UsageError for an impossible sample.
+    """
+    confirm_share(sample)
+    bound = reach_of(recipe, tiny) if recipe else loosest()
+    theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
+    scheme, findings = read_scheme(theirs)
+    spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours)
+    findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "")]
+    findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
+    findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
+    expected = _expected(recipe, base) if recipe else None
+    if expected is not None and recipe:
+        findings += _unlike(recipe, expected, spans)
+    rounds = scheme is not None and scheme.rounds
+    windows = list(_windows(spans, expected, base, rounds))
+    some = min(len(windows), max(1, round(sample * len(windows))))
+    chosen = sorted(random.Random(seed).sample(range(len(windows)), some))  # noqa: S311
+    key = [
+        SCHEMA,
+        checkpoint.files.identity,
+        base.files.identity,
+        asdict(bound),
+        recipe and recipe.digest,
+        sample,
+        seed,
+    ]
+    with Finished(resume and resume / f"{sha256(canonical_json(_plain(key)))}.jsonl") as finished:
+        before = {number: each for number, each in finished.read().items() if number in set(chosen)}
+        results = dict(before)
+        done = resumed = sum(windows[number].nbytes for number in before)
+        total = sum(windows[number].nbytes for number in chosen)
+        left = [number for number in chosen if number not in before]
+        for number, measured in _examined(left, windows, checkpoint, base, bound, threads):
+            results[number] = measured
+            finished.note(number, measured)
+            done += windows[number].nbytes
+            tell(Progress("check", done, total))
+        finished.finish()
+    everything = sum(window.nbytes for window in windows)
+    by_piece: dict[str, list[Measured]] = {}
+    for number in sorted(results):
+        by_piece.setdefault(windows[number].span.name, []).append(results[number])
+    unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
+    judged, layers, statistics = judge(by_piece)
+    if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
+        judged.append(Finding("not modelled", "quantization_config: iters", tuned, detail="0, and layers were tuned"))
+    return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
+
+
+def _traced(
+    scheme: Scheme | None, checkpoint: Source, base: Source, theirs: Side, ours: Side
+) -> tuple[list[Span], list[Finding], int]:
+    """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
+    spans, traced = trace(_specs(checkpoint), _specs(base), scheme.foreign if scheme else "")
+    spans, said = _as_declared(spans, scheme, checkpoint, ours)
+    packed = sum(bool(span.packing or span.unmodelled) for span in spans)
+    packed += sum(each.kind == "not modelled" for each in traced)
+    return spans, [*traced, *said, *presence(scheme, theirs, packed)], packed
+
+
+def _as_declared(
+    spans: list[Span], scheme: Scheme | None, checkpoint: Source, base: Side
+) -> tuple[list[Span], list[Finding]]:
+    """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
+    if scheme is None or scheme.foreign:
+        return spans, unmodelled(spans)
+    found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme)]
+    made = []
+    for span in spans:
+        said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
+        if span.group and False in said:
+            middle = symmetric(checkpoint, span)
+            found += zero_points(scheme, span.name, middle)
+            if not (middle or scheme.symmetric(span.name)):
+                span = replace(span, group=0, unmodelled="asymmetric codes")
+        made.append(span)
+    return made, [*found, *unmodelled(made)]
+
+
+def _linears(base: Side) -> set[str]:
+    """Return the linear layers of a base whose architecture is modelled; of others, none are known."""
+    config = base.config()
+    if config is None or config.get("model_type") != "qwen3_5_moe":
+        return set()
+    return {*linears(config), *mtp_linears(config)}
+
+
+def _examined(
+    numbers: list[int], windows: list[Window], checkpoint: Source, base: Source, bound: Reach, threads: int
+) -> Iterator[tuple[int, Measured]]:
+    """Examine windows in order, a bounded number ahead."""
+    queue = iter(numbers)
+    running: dict[Future[Measured], int] = {}
+    workers = max(threads, min(4 * threads, 16)) if checkpoint.remote or base.remote else threads
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for number in islice(queue, 2 * workers - len(running)):
+                    running[pool.submit(examine, windows[number], checkpoint, base, bound)] = number
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Source, rounds: bool) -> Iterator[Window]:
+    every = (rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, *([FAITHFUL] if rounds else []))
+    for span in spans:
+        if span.unmodelled:
+            continue
+        rows, dtype = span.last - span.first, base.tensors[span.base].spec.dtype
+        if span.group:
+            kind = None if expected is None else expected.get(span.name)
+            ways = {"tuned": (TUNED,), "rtn": rounding.WAYS}.get(kind or "", every)
+            step = rows if rows * span.columns <= WEIGHTS else max(8, WEIGHTS // span.columns // 8 * 8)
+            for first in range(0, rows, step):
+                last = min(rows, first + step)
+                yield Window(span, first, last, (last - first) * span.columns * 5 // 2, ways)
+        else:
+            size = Spec(dtype, (rows, span.columns)).nbytes
+            for first in range(0, max(size, 1), BYTES):
+                last = min(size, first + BYTES)
+                yield Window(span, first, last, 2 * (last - first), (COPIED,))
+
+
+def _expected(recipe: Recipe, base: Source) -> dict[str, str]:
+    """Return how the recipe makes each packed layer: `tuned`, or `rtn`."""
+    try:
+        config = strict_json(base.files.whole("config.json"))
+    except ValueError as error:
+        raise CheckpointError(f"{base.name}: config.json: {error}") from None
+    packed = dict.fromkeys(quantized(config, recipe.layers.ignore), "tuned")
+    if recipe.mtp.policy == "rtn":
+        packed |= dict.fromkeys(mtp_quantized(config, recipe.layers.ignore), "rtn")
+    return packed
+
+
+def _unlike(recipe: Recipe, expected: Mapping[str, str], spans: Iterable[Span]) -> Iterator[Finding]:
+    packed = {span.name: span for span in spans if span.packing or span.unmodelled}
+    for name, span in packed.items():
+        group = span.group
+        if name not in expected:
+            yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
+        elif span.unmodelled:
+            yield Finding("not as the recipe says", f"{name}.qweight", detail=span.unmodelled)
+        elif group != recipe.scheme.group_size:
+            detail = f"groups of {group}, the recipe says {recipe.scheme.group_size}"
+            yield Finding("not as the recipe says", f"{name}.scales", detail=detail)
+    for name in expected.keys() - packed.keys():
+        yield Finding(
+            "not as the recipe says", f"{name}.qweight", detail=f"not packed; the recipe says {expected[name]}"
+        )
+
+
+def _specs(source: Source) -> dict[str, Any]:
+    return {name: place.spec for name, place in source.tensors.items()}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value), parse_float=str)

@@ -1,0 +1,196 @@
+"""The outcome of a check, as data and in words."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from requant.check.findings import COPIED, FAITHFUL, TUNED, Counts, Finding, Kind, Measured, merge
+from requant.rounding import ways as rounding
+from requant.rounding.reach import Reach, tightest
+
+NOTES: tuple[Kind, ...] = ("rewritten by a tool", "stated by the checkpoint alone", "stated by the base alone")
+"""Kinds that are named and accuse nobody."""
+SHOWN = 6
+"""Names that a line of notes has."""
+
+
+class Outcome(StrEnum):
+    """What a check says in one word."""
+
+    CLEAN = "clean"
+    VIOLATIONS = "violations"
+    NOT_MODELLED = "not modelled"
+    """Nothing contradicts the base, and something could not be held against it."""
+    NOTHING = "nothing to check"
+    """Nothing is quantized: whoever asks whether codes follow from the base has no answer."""
+
+
+EXIT_STATUS: Mapping[Outcome, int] = {
+    Outcome.CLEAN: 0,
+    Outcome.VIOLATIONS: 1,
+    Outcome.NOT_MODELLED: 3,
+    Outcome.NOTHING: 3,
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found. `layers` says of each copied tensor and packed layer how it was made.
+
+    `findings` are violations; `unmodelled` is what could not be held against the base, and why; `notes` are differences
+    that accuse nobody. `packed` counts the layers that are not float. `statistics` adds up codes and scales by block
+    and projection. `read` of `total` bytes were read, `resumed` of them in an earlier run; `unread` names what a sample
+    left out altogether.
+    """
+
+    bound: Reach
+    findings: tuple[Finding, ...]
+    unmodelled: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+    packed: int
+    layers: Mapping[str, str]
+    statistics: Mapping[str, Mapping[str, Counts]]
+    total: int
+    read: int
+    resumed: int
+    unread: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Iterable[Finding], bound: Reach, packed: int, layers: Mapping[str, str], *rest: Any) -> Self:
+        """Return a check, its findings sorted into violations, what is not modelled, and notes."""
+        told = sorted(found, key=lambda each: (each.tensor, each.kind))
+        told += [Finding("not modelled", name, detail=way) for name, way in layers.items() if way == FAITHFUL]
+        unmodelled = tuple(each for each in told if each.kind == "not modelled")
+        notes = tuple(each for each in told if each.kind in NOTES)
+        violations = tuple(each for each in told if each not in {*unmodelled, *notes})
+        return cls(bound, violations, unmodelled, notes, packed, layers, *rest)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What was found in what was read."""
+        if self.findings:
+            return Outcome.VIOLATIONS
+        if self.unmodelled:
+            return Outcome.NOT_MODELLED
+        return Outcome.CLEAN if self.packed else Outcome.NOTHING
+
+    @property
+    def exit_status(self) -> int:
+        """What `check` ends with."""
+        return EXIT_STATUS[self.outcome]
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything that is quantized was held against the base, and nothing was found."""
+        return self.outcome == Outcome.CLEAN
+
+    @property
+    def ways(self) -> dict[str, int]:
+        """How many tensors and layers were made in each way."""
+        return dict(sorted(Counter(self.layers.values()).items()))
+
+    def tuned(self) -> Counts:
+        """Return what was measured on all packed layers that are within reach and not rounded to nearest."""
+        return sum((each["tuned"] for each in self.statistics.values() if "tuned" in each), Counts())
+
+    def text(self, shown: int) -> list[str]:
+        """Return what a person reads: findings, ways, statistics, what was not read."""
+        alike = _grouped(self.findings, lambda each: f"{each.kind}{each.count and each.tensor}{_where(each)}")
+        lines = [
+            f"{same[0].kind}: {_names(each.tensor for each in same)}{_where(same[0])}" for _, same in alike[:shown]
+        ]
+        if left := sum(len(same) for _, same in alike[shown:]):
+            lines.append(f"and {left:,} more: --json names them all")
+        for detail, same in _grouped(self.unmodelled, lambda each: each.detail):
+            lines.append(f"not modelled: {_names(each.tensor for each in same)}: {detail}")
+        for place, same in _grouped(self.notes, lambda each: f"{each.kind}: {each.tensor.rpartition(': ')[0]}"):
+            names = _names(each.tensor.rpartition(": ")[2] for each in same)
+            lines.append(f"{place}: {names}".replace(": : ", ": "))
+        if not self.packed:
+            lines.append("nothing is quantized")
+        lines += [f"{count:,} {way}" for way, count in self.ways.items()]
+        tuned = self.tuned()
+        if tuned.codes:
+            fits = tightest(tuned.farthest, tuned.least)
+            most = "no number of iterations" if fits is None else f"at most {fits} iterations"
+            lines.append(
+                f"tuned codes: {tuned.codes:,}, of which {tuned.moved / tuned.codes:.1%} are not the nearest; "
+                f"farthest offset {tuned.farthest:.6f} of {self.bound.offset:.6f}, smallest factor {tuned.least:.6f} "
+                f"of {self.bound.factor:.6f}: what {most} at AutoRound's default rate can reach"
+            )
+        if self.read < self.total:
+            lines.append(
+                f"a sample: {self.total - self.read:,} of {self.total:,} bytes were not read, among them all of "
+                f"{len(self.unread):,} tensors and layers; nothing is said about them"
+            )
+        if self.resumed:
+            lines.append(f"{self.resumed:,} bytes were read in an earlier run")
+        return [*lines, "what each loader makes of it, `requant inspect` says"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the check as `--json` prints it."""
+        tuned = self.tuned()
+        fits = tightest(tuned.farthest, tuned.least) if tuned.codes else None
+        return {
+            "outcome": str(self.outcome),
+            "bound": {**asdict(self.bound), "fits": {"most_iterations_at_default_rate": fits}},
+            "ways": self.ways,
+            **{key: value for key, value in asdict(self).items() if key != "bound"},
+        }
+
+
+def judge(
+    by_piece: Mapping[str, Sequence[Measured]],
+) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]]]:
+    """Return findings, the way in which each tensor or layer was made, and statistics, from all windows of each."""
+    findings: list[Finding] = []
+    layers: dict[str, str] = {}
+    statistics: dict[str, dict[str, Counts]] = {}
+    for name, some in by_piece.items():
+        whole = merge(some)
+        order = ("", COPIED, rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, FAITHFUL)
+        way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
+        findings += whole.findings[way]
+        layers[name] = way if not whole.findings[way] else "in no known way"
+        if whole.counts.codes:
+            block, projection = _position(name)
+            kind = "tuned" if way == TUNED else "rounded"
+            for key in (kind, projection):
+                of_block = statistics.setdefault(block, {})
+                of_block[key] = of_block.get(key, Counts()) + whole.counts
+    return findings, layers, statistics
+
+
+def _grouped(found: Iterable[Finding], by: Callable[[Finding], str]) -> list[tuple[str, list[Finding]]]:
+    groups: dict[str, list[Finding]] = {}
+    for each in found:
+        groups.setdefault(by(each), []).append(each)
+    return list(groups.items())
+
+
+def _names(names: Iterable[str]) -> str:
+    """Return the first names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN:,} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
+
+
+def _where(finding: Finding) -> str:
+    first = f", first at {list(finding.index)}" if finding.index else ""
+    count = f": {finding.count:,}{first}" if finding.count else ""
+    return f"{count} ({finding.detail})" if finding.detail else count
+
+
+def _weight(findings: Sequence[Finding]) -> tuple[bool, int]:
+    """Return how ill a way fits: where scales are not its own, codes were not even counted."""
+    return any(each.tensor.endswith(".scales") for each in findings), sum(max(1, each.count) for each in findings)
+
+
+def _position(layer: str) -> tuple[str, str]:
+    """Split `….layers.3.mlp.experts.7.up_proj` into the block and `mlp.experts.up_proj`."""
+    parts = layer.split(".")
+    numbers = [at for at, part in enumerate(parts) if part.isdigit()]
+    cut = numbers[0] + 1 if numbers else 0
+    return ".".join(parts[:cut]), ".".join(part for part in parts[cut:] if not part.isdigit())

@@ -1,0 +1,343 @@
+"""What a `quantization_config` says of each layer's codes, held against the tensors that are there.
+
+Field names are AutoRound's. A stranger wrote them: what is not of the expected type contradicts the tensors, or is
+not modelled, and never ends the check.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from requant.check.findings import Finding, Kind
+from requant.check.side_files import CONFIG, SIDE_FILES, Side
+from requant.check.spans import Span
+from requant.checkpoint.loadable import DROPPED
+from requant.inspect.loaders.resolver import is_expression, is_tried, matches
+
+METHODS = ("auto-round", "intel/auto-round")
+"""Values of `quant_method` whose codes `check` models."""
+FORMATS = {
+    "auto_round:auto_gptq": "gptq",
+    "auto_round:gptq": "gptq",
+    "auto_round": "gptq",
+    "auto_round:auto_awq": "awq",
+    "auto_round:awq": "awq",
+}
+"""Values of `packing_format`, and the layout that they mean."""
+REWRITTEN = ("block_name_to_quantize", "extra_config", "to_quant_block_names")
+"""Keys that AutoRound 0.12.2 adds to in `config.json` for the MTP block, and not in the side file (defect D04)."""
+KNOWN = {"autoround_version", "batch_size", "bits", "block_name_to_quantize", "data_type", "desc_act", "extra_config"}
+KNOWN |= {"group_size", "iters", "modules_in_block_to_quantize", "nsamples", "packing_format", "quant_method", "seqlen"}
+KNOWN |= {"sym", "to_quant_block_names", "low_gpu_mem_usage", "enable_quanted_input", "enable_minmax_tuning", "lr"}
+KNOWN |= {"minmax_lr", "gradient_accumulate_steps", "dataset", "amp", "enable_norm_bias_tuning", "scale_dtype"}
+"""Keys that are held against the tensors, or that say how the tuning went, which changes nothing of what codes mean."""
+HARMLESS = {"act_bits": 16, "backend": "auto"}
+"""Keys, each with the one value that changes nothing of what codes mean."""
+FLOAT = 16
+"""`bits` from here on mean a float layer."""
+MAX_EXPRESSIONS = 256
+"""More regular expressions than this in `extra_config`, of all files together, are not tried on every layer."""
+UNSTATED = object()
+
+_INDEX = re.compile(r"\.\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a configuration says: its own fields, and how to read them for one layer.
+
+    `value` is the object of `config.json`, or of a side file where that has none. `asides` are the side files that
+    say more than it, by name: there `own` is what the file itself says, and `beneath` is this scheme, which holds for
+    all that the side file does not say.
+    """
+
+    value: Mapping[str, Any]
+    own: Mapping[str, Any] = field(default_factory=dict)
+    asides: "Mapping[str, Scheme]" = field(default_factory=dict)
+    beneath: "Scheme | None" = None
+    _resolved: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def foreign(self) -> str:
+        """Why none of its codes are modelled; "" where they may be."""
+        method = self.value.get("quant_method")
+        if method not in METHODS:
+            return f"quant_method {_said(method)}"
+        if self.layout is None:
+            return f"packing_format {_said(self.value['packing_format'])}"
+        many = len(self.expressions) > MAX_EXPRESSIONS
+        return f"extra_config with {len(self.expressions):,} regular expressions" if many else ""
+
+    @property
+    def layout(self) -> str | None:
+        """The order of codes that `packing_format` means, AutoRound's own where it is not stated; None: unknown."""
+        stated = self.value.get("packing_format", "auto_round:auto_gptq")
+        return FORMATS.get(stated) if isinstance(stated, str) else None
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...] | None:
+        """Prefixes of the blocks that are packed; None where none are stated: then all may be."""
+        stated = self.value.get("block_name_to_quantize") or self.value.get("to_quant_block_names")
+        if isinstance(stated, str):
+            stated = stated.split(",")
+        if not isinstance(stated, list):
+            return None
+        return tuple(f"{name.strip()}." for name in _flat(stated))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it says that nothing was tuned."""
+        return _is(self.value.get("iters"), 0)
+
+    def override(self, layer: str) -> Mapping[str, Any]:
+        """Return the entry of `extra_config` that names a layer, exactly or by an expression; empty where none does."""
+        if layer not in self._resolved:
+            key = layer if layer in self.overrides else next((k for k, e in self.expressions if matches(e, layer)), "")
+            under = self.beneath.override(layer) if self.beneath else {}
+            self._resolved[layer] = {**under, **self.overrides.get(key, {})}
+        return self._resolved[layer]
+
+    def of(self, layer: str, key: str, default: Any = None) -> Any:
+        """Return what is said of a layer under `key`, or `default`."""
+        return self.override(layer).get(key, self.value.get(key, default))
+
+    def symmetric(self, layer: str) -> bool:
+        """Say whether a layer's zero points are declared to be in the middle."""
+        return self.of(layer, "sym", True) is not False
+
+    @cached_property
+    def overrides(self) -> dict[str, Mapping[str, Any]]:
+        """The entries of `extra_config` that are objects, by the name or the expression of their layers."""
+        stated = self.value.get("extra_config")
+        entries = stated if isinstance(stated, dict) else {}
+        return {key: each for key, each in entries.items() if isinstance(each, dict)}
+
+    @cached_property
+    def expressions(self) -> list[tuple[str, str]]:
+        """Keys that are regular expressions, and these without the `.*` in front, which makes a search slow."""
+        keys = [key for key in self.overrides if is_expression(key)]
+        return [(key, f"(?:{rest})" if (rest := key.removeprefix(".*")) != key else key) for key in keys]
+
+
+def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
+    """Return what a checkpoint declares, and where the files that declare it say different things.
+
+    None where nothing is declared. Raises CheckpointError for a file that is not a JSON object.
+    """
+    config = side.config()
+    stated = {CONFIG: (config or {}).get("quantization_config"), **{file: side.config(file) for file in SIDE_FILES}}
+    read: dict[str, dict[str, Any]] = {file: value for file, value in stated.items() if isinstance(value, dict)}
+    faults = [
+        Finding("declared otherwise", f"{file}: quantization_config", detail=f"{_said(value)}, expected an object")
+        for file, value in stated.items()
+        if value is not None and file not in read
+    ]
+    for file, value in read.items():
+        first = next(iter(read))
+        for key in sorted(value.keys() & read[first].keys()):
+            if value[key] != read[first][key]:
+                kind: Kind = "rewritten by a tool" if key in REWRITTEN else "declared otherwise"
+                detail = f"{_said(value[key])}, {first} has {_said(read[first][key])}"
+                faults.append(Finding(kind, f"{file}: {key}", detail=detail))
+    if not read:
+        return None, faults
+    scheme, beyond = _beside(read)
+    return scheme, [*faults, *beyond]
+
+
+def _beside(read: Mapping[str, Mapping[str, Any]]) -> tuple[Scheme, list[Finding]]:
+    """Return the first file's scheme with the side files that say more, and those that have too much to try."""
+    first, *others = read
+    declared, asides, faults = Scheme(read[first]), {}, []
+    tried = len(declared.expressions)
+    for file in others:
+        other = Scheme(read[file])
+        same = [*other.overrides.items()] in ([], [*declared.overrides.items()])  # which expression is first counts
+        fits = other.blocks in (None, declared.blocks) and not any(_strange(other.value))
+        if same and fits and other.value.keys() <= declared.value.keys():
+            continue
+        tried += len(other.expressions)
+        if tried > MAX_EXPRESSIONS:
+            detail = f"{tried:,} regular expressions with those of other files, and not the same"
+            faults.append(Finding("not modelled", f"{file}: extra_config", detail=detail))
+            continue
+        # What both state was compared: here it is what the first says.
+        value = {**other.value, **declared.value, "extra_config": other.value.get("extra_config")}
+        asides[file] = Scheme(value, read[file], beneath=declared)
+    return replace(declared, asides=asides), faults
+
+
+def unknown(scheme: Scheme) -> Iterator[Finding]:
+    """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing."""
+    stated = [("quantization_config", scheme.value), *(("extra_config", each) for each in scheme.overrides.values())]
+    found = Counter(_strange(scheme.value))
+    for file, aside in scheme.asides.items():
+        own = {key: value for key, value in aside.own.items() if key not in scheme.value}
+        stated += [(file, own), *((f"{file}: extra_config", each) for each in aside.overrides.values())]
+        found.update(f"{file}: {each}" for each in _strange(aside.own))
+    for where, value in stated:
+        for key, said in value.items():
+            if key not in KNOWN and said and said != HARMLESS.get(key):
+                found[f"{where}: {key}"] += 1
+        if str(value.get("data_type", "int")).startswith("int") and value.get("data_type", "int") != "int":
+            found[f"{where}: data_type {_said(value['data_type'])}"] += 1
+    for key, count in sorted(found.items()):
+        yield Finding("not modelled", key, count, detail="could change what the codes mean")
+    # Not tried, they name no layer here, and may name every one for a loader.
+    for where, each in (("", scheme), *((f"{file}: ", aside) for file, aside in scheme.asides.items())):
+        if untried := [key for key, _ in each.expressions if not is_tried(key)]:
+            detail = f"expressions that are not tried, such as {_said(untried[0])}"
+            yield Finding("not modelled", f"{where}extra_config", len(untried), detail=detail)
+
+
+def _strange(value: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `extra_config` for each time that it, or an entry of it, is not the object that loaders expect."""
+    stated = value.get("extra_config")
+    if stated and not isinstance(stated, dict):
+        yield "extra_config"
+    elif stated:
+        yield from ("extra_config" for each in stated.values() if not isinstance(each, dict))
+
+
+def unmodelled(spans: Iterable[Span]) -> list[Finding]:
+    """Return a finding for each layer or tensor whose values are not held against the base."""
+    return [Finding("not modelled", span.name, detail=span.unmodelled) for span in spans if span.unmodelled]
+
+
+def presence(scheme: Scheme | None, side: Side, packed: int) -> Iterator[Finding]:
+    """Yield a finding where layers are packed and a configuration says nothing of it, or the other way round."""
+    where = f"{CONFIG}: quantization_config"
+    if packed and scheme is None and CONFIG in side.names:
+        yield Finding("declared otherwise", where, detail=f"not there, {packed:,} layers are packed")
+    if not packed and scheme is not None and not scheme.foreign:
+        yield Finding("declared otherwise", where, detail="no layer is packed")
+
+
+def contradictions(scheme: Scheme, spans: Sequence[Span], linears: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield what the configuration says otherwise than the shapes of packed layers, and than which layers are packed.
+
+    `linears` names layers that are known to be linear, where the architecture is modelled. What a side file says
+    wrongly is told where `config.json` does not say the same: a loader may read either.
+    """
+    packed = {span.name: span for span in spans if span.packing}
+    told = dict.fromkeys((*_shapes(scheme, packed), *_floats(scheme, spans, packed, linears)))
+    yield from told
+    yield from _blocks(scheme, packed)
+    for file, aside in scheme.asides.items():
+        for each in (*_shapes(aside, packed), *_floats(aside, spans, packed, linears)):
+            if each not in told:
+                yield replace(each, detail=f"{file}: {each.detail}")
+        if (own := Scheme(aside.own, beneath=scheme)).blocks != scheme.blocks:
+            # AutoRound 0.12.2 names the MTP block in `config.json` alone (defect D04).
+            beside = {layer: span for layer, span in packed.items() if not layer.startswith(DROPPED)}
+            yield from (replace(each, detail=f"{file}: {each.detail}") for each in _blocks(own, beside))
+
+
+def zero_points(scheme: Scheme, layer: str, middle: bool) -> Iterator[Finding]:
+    """Yield what is said otherwise of a layer than its zero points show: all in the `middle`, or not.
+
+    Wrong zero points of a layer that `config.json` says to be symmetric are named where codes are examined.
+    """
+    declared = scheme.symmetric(layer)
+    shown = "every zero point is in the middle" if middle else "not every zero point is in the middle"
+    if middle and not declared:
+        yield Finding("declared otherwise", f"{layer}.qzeros", detail=f"sym False, {shown}")
+    for file, aside in scheme.asides.items():
+        if (said := aside.symmetric(layer)) not in (declared, middle):
+            yield Finding("declared otherwise", f"{layer}.qzeros", detail=f"{file}: sym {said}, {shown}")
+
+
+def _shapes(scheme: Scheme, packed: Mapping[str, Span]) -> Iterator[Finding]:
+    """Yield what is said of packed layers otherwise than the shapes of their tensors show."""
+    for layer, span in packed.items():
+        for key, said, found in _unlike(scheme, span):
+            yield Finding("declared otherwise", f"{layer}.qweight", detail=f"{key} {said}, the tensors have {found}")
+
+
+def _unlike(scheme: Scheme, span: Span) -> Iterator[tuple[str, str, str]]:
+    """Yield a key, what it says of a packed layer, and what its tensors show."""
+    packing, layer = span.packing, span.name
+    if packing is None:
+        return
+    said = {key: scheme.of(layer, key, UNSTATED) for key in ("bits", "group_size", "sym", "data_type")}
+    if not _is(said["bits"], packing.bits):
+        yield "bits", _said(said["bits"]), f"{packing.bits}"
+    if _groups(said["group_size"], span.columns) != packing.groups:
+        yield "group_size", _said(said["group_size"]), f"{packing.groups} groups for {span.columns} inputs"
+    if not isinstance(said["sym"], bool) and said["sym"] is not UNSTATED:
+        yield "sym", _said(said["sym"]), "zero points"
+    if said["data_type"] is not UNSTATED and not str(said["data_type"]).startswith("int"):
+        yield "data_type", _said(said["data_type"]), "integer codes"
+    if scheme.layout != packing.layout:
+        stated = scheme.value.get("packing_format", UNSTATED)
+        yield "packing_format", _said(stated), f"words in the order of {packing.layout}"
+    if scheme.value.get("desc_act") is True:
+        yield "desc_act", "true", "inputs in order, without g_idx"
+    modules = scheme.value.get("modules_in_block_to_quantize")
+    if isinstance(modules, list) and not layer.endswith(tuple(f".{name}" for name in _flat(modules))):
+        yield "modules_in_block_to_quantize", _said(modules), "this layer packed"
+
+
+def _blocks(scheme: Scheme, packed: Mapping[str, Span]) -> Iterator[Finding]:
+    """Yield packed blocks that are not declared, and declared ones of which nothing is packed.
+
+    A layer beside the blocks, such as `lm_head`, is none of what the key speaks of.
+    """
+    if scheme.blocks is None:
+        return
+    key = "quantization_config.block_name_to_quantize"
+    blocks = Counter(
+        layer[: found.end()]
+        for layer in packed
+        if (found := _INDEX.search(layer)) and not layer.startswith(scheme.blocks) and not scheme.override(layer)
+    )
+    for block, count in blocks.items():
+        yield Finding("declared otherwise", key, count, detail=f"does not name {block}, whose layers are packed")
+    for prefix in scheme.blocks:
+        if not any(layer.startswith(prefix) for layer in packed):
+            yield Finding("declared otherwise", key, detail=f"names {prefix[:-1]}, where no layer is packed")
+
+
+def _floats(
+    scheme: Scheme, spans: Sequence[Span], packed: Iterable[str], linears: Collection[str]
+) -> Iterator[Finding]:
+    """Yield float layers that are declared packed: by an entry of their own, or because their likes are packed.
+
+    An expression also finds norms and embeddings, and packs none of them.
+    """
+    likes = {_INDEX.sub(".#", layer) for layer in packed}
+    for span in spans:
+        layer = span.name.removesuffix(".weight")
+        if span.packing or span.unmodelled or layer == span.name:
+            continue
+        own = scheme.override(layer)
+        bits = own.get("bits", scheme.value.get("bits"))
+        declared = isinstance(bits, int) and bits < FLOAT
+        inside = scheme.blocks is None or layer.startswith(scheme.blocks)
+        known = layer in linears or _INDEX.sub(".#", layer) in likes
+        if declared and ("bits" in scheme.overrides.get(layer, {}) or (known and ("bits" in own or inside))):
+            yield Finding("declared otherwise", span.name, detail=f"bits {bits}, the layer is float")
+
+
+def _groups(size: Any, columns: int) -> int | None:
+    """Return how many groups `group_size` makes of `columns` inputs; None where it is no size."""
+    if type(size) is not int or not (size == -1 or size > 0):
+        return None
+    return 1 if size == -1 else -(-columns // size)
+
+
+def _flat(names: list[Any]) -> Iterator[str]:
+    """Yield the names of a list, which AutoRound nests by tower and GPTQ by step."""
+    for each in names:
+        yield from (name for name in (each if isinstance(each, list) else [each]) if isinstance(name, str))
+
+
+def _is(stated: Any, found: int) -> bool:
+    return type(stated) is int and stated == found
+
+
+def _said(value: Any) -> str:
+    return "not stated" if value is UNSTATED else f"{value!r:.80}"

@@ -1,0 +1,113 @@
+"""What a check finds, and what it measures on its way: values that add up, and that JSON can hold."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal[
+    "missing tensor",
+    "no origin",
+    "wrong shape",
+    "used twice",
+    "tensor twice",
+    "not in the checkpoint",
+    "not as the recipe says",
+    "could be loaded",
+    "not the base's bytes",
+    "code out of reach",
+    "scale out of reach",
+    "not rounded to nearest",
+    "wrong zero point",
+    "declared otherwise",
+    "differs from the base",
+    "not modelled",
+    "rewritten by a tool",
+    "stated by the checkpoint alone",
+    "stated by the base alone",
+]
+COPIED, TUNED = "the base's bytes", "within reach"
+FAITHFUL = "nearest to a scale that is not modelled"
+"""Three of the ways in which a tensor can have been made; `rounding` has the others."""
+BINS = 64
+"""Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a tensor: how many elements, and the first of them.
+
+    Of a side file, `tensor` is its name and the key that is meant. `index` is that of the element in the tensor's
+    shape; for codes, [output, input] of the weight.
+    """
+
+    kind: Kind
+    tensor: str
+    count: int = 0
+    index: tuple[int, ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was measured on codes and scales; tallies of the same layer, block or projection add up.
+
+    `moved` codes are not nearest to weight/scale, `farthest` is the largest |v| that any code needs, in steps;
+    `shrunk` counts groups by |scale| / (largest |weight| on its side / 8), in `BINS` bins and one for more than 1;
+    `least` is the smallest such share.
+    """
+
+    codes: int = 0
+    moved: int = 0
+    farthest: float = 0.0
+    least: float = 1.0
+    shrunk: tuple[int, ...] = (0,) * (BINS + 1)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.codes + other.codes,
+            self.moved + other.moved,
+            max(self.farthest, other.farthest),
+            min(self.least, other.least),
+            tuple(a + b for a, b in zip(self.shrunk, other.shrunk, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one window of rows gave: findings by the way in which the tensor could have been made, and counts."""
+
+    findings: Mapping[str, tuple[Finding, ...]]
+    counts: Counts = field(default_factory=Counts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Measured":
+        """Return what was written; raise TypeError, KeyError or ValueError for anything else."""
+        counts = Counts(**{**value["counts"], "shrunk": tuple(value["counts"]["shrunk"])})
+        findings = {
+            way: tuple(Finding(**{**each, "index": tuple(each["index"])}) for each in some)
+            for way, some in value["findings"].items()
+        }
+        return cls(findings, counts)
+
+
+def merge(windows: Iterable[Measured]) -> Measured:
+    """Add up the windows of one tensor: of findings of one kind in one tensor, the first index, and all counts."""
+    findings: dict[str, dict[tuple[str, str], Finding]] = {}
+    counts = Counts()
+    ways: set[str] | None = None
+    for window in windows:
+        counts += window.counts
+        ways = {*window.findings} if ways is None else ways & {*window.findings}
+        for way, some in window.findings.items():
+            for each in some:
+                seen = findings.setdefault(way, {}).get((each.kind, each.tensor))
+                count = each.count + (seen.count if seen else 0)
+                first = min(filter(None, (seen, each)), key=lambda one: one.index)
+                findings[way][each.kind, each.tensor] = Finding(
+                    each.kind, each.tensor, count, first.index, first.detail
+                )
+    return Measured({way: tuple(findings.get(way, {}).values()) for way in sorted(ways or ())}, counts)

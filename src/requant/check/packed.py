@@ -1,0 +1,67 @@
+"""A window of a packed layer in memory, and what can be said of the codes, scales and zero points in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from requant.check.findings import Finding, Kind
+from requant.check.spans import Span
+from requant.formats.gptq import PER_WORD, ZERO_WORD
+from requant.rounding.reach import Array
+
+_TOLD = ("found", "least", "greatest")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows from `first` on: weights uint16 [rows, columns], words uint32 [columns/8, rows], scales float16.
+
+    Scales and the ends of each group, `low` <= 0 <= `high` in float32, are [groups, rows].
+    """
+
+    span: Span
+    first: int
+    weights: Array
+    words: Array
+    scales: Array
+    low: Array
+    high: Array
+
+    def values(self, groups: Array, rows: Array) -> tuple[Array, Array, Array]:
+        """Return columns [n, group], their weights and their codes as float32; what a last group lacks repeats."""
+        inputs = groups[:, None] * self.span.group + np.arange(self.span.group)
+        inputs = np.minimum(inputs, self.span.columns - 1)
+        weights = (self.weights[rows[:, None], inputs].astype(np.uint32) << np.uint32(16)).view(np.float32)
+        shifts = (4 * (inputs % PER_WORD)).astype(np.uint32)
+        codes = (self.words[inputs // PER_WORD, rows[:, None]] >> shifts) & np.uint32(15)
+        return inputs, weights, codes.astype(np.float32) - np.float32(8)
+
+    def codes(self, kind: Kind, rows: Array, inputs: Array, bad: Array, detail: Sequence[Array]) -> list[Finding]:
+        """Return a finding about the codes that are `bad`, [n, group]: their number, and the first by row."""
+        if not bad.any():
+            return []
+        places = np.where(bad, rows[:, None] * self.span.columns + inputs, np.iinfo(np.int64).max)
+        at = np.unravel_index(int(places.argmin()), places.shape)
+        output, column = divmod(int(places[at]), self.span.columns)
+        told = ", ".join(f"{name} {float(each[at]):g}" for name, each in zip(_TOLD, detail, strict=True))
+        count = len(np.unique(places[bad]))
+        return [Finding(kind, f"{self.span.name}.qweight", count, (self.first + output, column), told)]
+
+    def scale(self, kind: Kind, bad: Array, detail: str = "") -> list[Finding]:
+        """Return a finding about the scales that are `bad`, [groups, rows], of which there are some."""
+        group, row = np.unravel_index(int(bad.argmax()), bad.shape)
+        ends = f"for weights from {self.low[group, row]:g} to {self.high[group, row]:g}"
+        told = f"{float(self.scales[group, row]):g} {ends}{detail}"
+        index = (int(group), self.first + int(row))
+        return [Finding(kind, f"{self.span.name}.scales", int(np.count_nonzero(bad)), index, told)]
+
+    def zeros(self, zeros: Array) -> list[Finding]:
+        """Return a finding about zero points [groups, rows/8] that are not 8, stored less one."""
+        bad = zeros != np.uint32(ZERO_WORD)
+        if not bad.any():
+            return []
+        group, word = np.unravel_index(int(bad.argmax()), bad.shape)
+        told = f"{int(zeros[group, word]):#010x}, expected {ZERO_WORD:#010x}"
+        index = (int(group), self.first // PER_WORD + int(word))
+        return [Finding("wrong zero point", f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]

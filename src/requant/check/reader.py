@@ -1,0 +1,173 @@
+"""Where tensors are read from by ranges: a folder, or a repository on the Hub. Headers are read at once, data never.
+
+A range is read into a buffer that the caller owns and uses again, so that memory does not grow with the checkpoint.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+from requant.checkpoint.files import SUFFIX, is_companion, list_files
+from requant.checkpoint.loadable import Loadable, deciding, findings, opened
+from requant.checkpoint.safetensors import Spec, read_header
+from requant.digest import canonical_json, read_whole, sha256, side_limit
+from requant.errors import CheckpointError
+from requant.hub.repository import Repository, named
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor: what it is, and which bytes of which file it occupies."""
+
+    spec: Spec
+    file: str
+    start: int
+    stop: int
+
+
+class Files(Protocol):
+    """Files by name, read by ranges from several threads."""
+
+    @property
+    def identity(self) -> str:
+        """Something that changes when the files do."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+
+    def header(self, name: str) -> Path:
+        """Return a local file with the safetensors header of `name`, as long as `name` is."""
+
+    def whole(self, name: str) -> bytes:
+        """Return the bytes of a small file."""
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes of a file from `start` on."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is somewhere: its tensors by name, and the names that stand in two files.
+
+    Tensors are those of the files that a loader opens; `loadable` is whatever else could be opened or run.
+    """
+
+    name: str
+    files: Files
+    tensors: Mapping[str, Place]
+    twice: tuple[tuple[str, str], ...]
+    remote: bool
+    loadable: tuple[Loadable, ...] = ()
+
+    def read(self, place: Place, start: int, into: memoryview) -> None:
+        """Fill a buffer with bytes of a tensor, from its byte `start` on."""
+        self.files.read(place.file, place.start + start, into)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()
+
+
+def open_source(name: str, endpoint: str | None = None) -> Source:
+    """Open a folder, or `owner/name@revision` on the Hub where there is no such folder.
+
+    Raises CheckpointError for what cannot be read, NotAvailableError for the network, UsageError for neither.
+    """
+    files: Files
+    remote = not Path(name).exists()
+    files = Repository.open(*named(name), endpoint) if remote else Folder(Path(name))
+    with ExitStack() as cleanup:
+        cleanup.callback(files.close)
+        tensors: dict[str, Place] = {}
+        twice = []
+        names = [each for each in files.names() if not (remote and is_companion(each))]
+        texts = {each: files.whole(each) for each in deciding(names)}
+        held = {file: read_header(files.header(file))[0] for file in opened(names, texts)}
+        for file, inside in held.items():
+            for key, (spec, stretch) in inside.items():
+                if key in tensors:
+                    twice.append((key, file))
+                else:
+                    tensors[key] = Place(spec, file, stretch.start, stretch.stop)
+        cleanup.pop_all()
+    if not tensors:
+        files.close()
+        raise CheckpointError(f"{name}: has no tensors", "Name a folder or a repository with .safetensors files.")
+    return Source(name, files, tensors, tuple(twice), remote, findings(names, texts, held))
+
+
+class Folder:
+    """Files on disk; each is opened once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = list_files(folder)
+        self._open: dict[str, int] = {}
+        try:
+            for name, path in self._paths.items():
+                if name.endswith(SUFFIX):
+                    self._open[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            facts = {name: _identity(self._open.get(name, path)) for name, path in self._paths.items()}
+        except OSError as error:
+            self.close()
+            raise CheckpointError(f"{error.filename}: {error.strerror}") from None
+        self.identity = sha256(canonical_json([str(folder.resolve()), facts]))
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        return list(self._paths)
+
+    def header(self, name: str) -> Path:
+        """Return the file itself."""
+        return self._paths[name]
+
+    def whole(self, name: str) -> bytes:
+        """Return the bytes of a small file; raise CheckpointError where it is not there."""
+        return _told(name, lambda: read_whole(self._paths[name], side_limit(name)))
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes of a safetensors file; raise CheckpointError where they have gone."""
+        done = 0
+        while done < len(into):
+            count = _told(name, partial(self._some, name, start + done, into[done:]))
+            if not count:
+                raise CheckpointError(f"{name}: ends at byte {start + done:,}, its header promised more a moment ago")
+            done += count
+
+    def _some(self, name: str, start: int, into: memoryview) -> int:
+        return os.preadv(self._open[name], [into], start)
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+def _identity(file: int | Path) -> list[int]:
+    """Return what tells a file from another, and from itself before a change, without reading it.
+
+    The time of change is the kernel's own: no program sets it, as `touch` sets the time of modification.
+    """
+    told = os.fstat(file) if isinstance(file, int) else file.stat()
+    return [told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns]
+
+
+def _told(name: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except KeyError:
+        raise CheckpointError(f"{name}: no such file in the checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{name}: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None

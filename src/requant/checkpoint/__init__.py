@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors files, which files count, manifests, what loaders open."""

@@ -1,1 +1,0 @@
-"""Two of a kind, side by side."""

@@ -1,0 +1,225 @@
+"""A repository on the Hub, read by ranges of bytes: nothing of it is kept but a few blocks in memory.
+
+Addresses, token, proxies and the offline switch are huggingface_hub's, as in download.py.
+"""
+
+import re
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from requant.digest import side_limit, strict_json
+from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.hub import web
+from requant.hub.pinned import path_fault
+
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w./-]+)", re.ASCII)
+COMMIT = re.compile("[0-9a-f]{40}")
+MAX_FILES = 10_000
+MAX_HEADERS = 1 << 26
+"""Bytes of all headers of a repository: those of 100,000 tensors have 12 MB."""
+MAX_LISTING = 1 << 23
+"""Bytes of the longest list of files: far more than so many names take."""
+ATTEMPTS = 5
+PAUSE = 1.0
+"""Seconds before a second attempt, doubled with every further one."""
+BLOCK = 1 << 23
+"""Bytes asked for at a time: neighbouring tensors come in one answer."""
+MAX_HEADER_BYTES = 1 << 25
+"""Bytes of a header that are brought: no more than `safetensors` reads."""
+BLOCKS = 24
+"""Blocks kept in memory."""
+
+
+def named(text: str) -> tuple[str, str]:
+    """Return the repository and the revision of `owner/name@revision`, where `text` names no folder.
+
+    Raises UsageError for anything else: without a revision, it may as well be a path that was mistyped.
+    """
+    if match := NAME.fullmatch(text):
+        return match[1], match[2]
+    raise UsageError(f"{text}: no such folder", "A repository is written owner/name@revision.")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository has at a commit, sorted, hidden names too. `bytes`: what the list took."""
+
+    endpoint: str
+    repository: str
+    commit: str
+    paths: tuple[str, ...]
+    bytes: int
+
+
+def listing(repository: str, revision: str, patience: web.Patience, endpoint: str | None = None) -> Listing:
+    """Ask which files a repository has, and at which commit; the only list that any verb asks for.
+
+    Raises NotAvailableError for the network and for what is no list, CheckpointError for one that is too long or
+    has names that are none.
+    """
+    from urllib.parse import quote
+
+    from huggingface_hub import constants
+
+    base = (endpoint or constants.ENDPOINT).rstrip("/")
+    url = f"{base}/api/models/{repository}/revision/{quote(revision, safe='')}"
+    _, data = web.whole(url, "", patience, MAX_LISTING)
+    try:
+        value = strict_json(data)
+        paths = sorted(entry["rfilename"] for entry in value["siblings"])
+        if not COMMIT.fullmatch(value["sha"]):
+            raise ValueError("its sha is no commit")
+        faults = [fault for path in paths if (fault := path_fault(path))]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        advice = "look at HF_ENDPOINT"
+        raise NotAvailableError(f"{web.address(url)}: not a list of files: {error!r:.200}", advice) from None
+    if len(paths) > MAX_FILES or len({*paths}) < len(paths) or faults:
+        told = f"{len(paths):,} names, {len({*paths}):,} different; {(*faults, 'no fault')[0]}"
+        raise CheckpointError(f"{repository}@{revision}: not the files of a checkpoint: {told}")
+    return Listing(base, repository, value["sha"], tuple(paths), len(data))
+
+
+def confirm_headers(name: str, size: int) -> None:
+    """Raise CheckpointError where the headers of a repository, taken together, are longer than any have to be."""
+    if size > MAX_HEADERS:
+        raise CheckpointError(f"{name}: its headers have more than {MAX_HEADERS:,} bytes in all")
+
+
+class Repository:
+    """The files of a repository at one commit."""
+
+    def __init__(self, url: str, found: Listing, patience: web.Patience) -> None:
+        self.identity = f"{found.repository}@{found.commit}"
+        self._url, self._names, self._patience = url, list(found.paths), patience
+        self._sizes: dict[str, int] = {}
+        self._header_bytes = 0
+        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._headers = tempfile.TemporaryDirectory(prefix="requant-headers-")
+
+    @classmethod
+    def open(cls, repository: str, revision: str, endpoint: str | None = None) -> Self:
+        """Find the commit that a revision stands for, and its files; raise NotAvailableError where there is none."""
+        patience = web.Patience()
+        found = listing(repository, revision, patience, endpoint)
+        return cls(f"{found.endpoint}/{repository}/resolve/{found.commit}", found, patience)
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        return self._names
+
+    def header(self, name: str) -> Path:
+        """Return a file that has the header of `name`, and its length, but holes for data."""
+        start = self._block(name, 0)[:8]
+        length = min(int.from_bytes(start.ljust(8, b"\xff"), "little"), max(0, self._sizes[name] - 8), MAX_HEADER_BYTES)
+        self._header_bytes += length
+        confirm_headers(self.identity, self._header_bytes)
+        text = bytearray(8 + length)
+        self.read(name, 0, memoryview(text)[: min(len(text), self._sizes[name])])
+        path = Path(self._headers.name, str(self._names.index(name)))
+        with path.open("wb") as file:
+            file.write(text)
+            file.truncate(self._sizes[name])
+        return path
+
+    def whole(self, name: str) -> bytes:
+        """Return the bytes of a small file."""
+        if name not in self._names:
+            raise CheckpointError(f"{name}: no such file in {self.identity}")
+        self._block(name, 0)
+        if self._sizes[name] > side_limit(name):
+            told = f"{self._sizes[name]:,} bytes, expected at most {side_limit(name):,} of such a file"
+            raise CheckpointError(f"{self.identity}: {name}: {told}")
+        data = bytearray(self._sizes[name])
+        self.read(name, 0, memoryview(data))
+        return bytes(data)
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes of a file from `start` on."""
+        done = 0
+        while done < len(into):
+            number, offset = divmod(start + done, BLOCK)
+            some = self._block(name, number)[offset : offset + len(into) - done]
+            if not some:
+                raise CheckpointError(
+                    f"{web.address(self._url)}/{name}: ends at byte {start + done:,}, its header promises more"
+                )
+            into[done : done + len(some)] = some
+            done += len(some)
+
+    def close(self) -> None:
+        """Remove the headers."""
+        self._headers.cleanup()
+
+    def _block(self, name: str, number: int) -> bytes:
+        """Return one block; of several threads that want it, one asks."""
+        with self._lock:
+            found = self._blocks.get((name, number))
+            mine = found is None
+            if found is None:
+                found = self._blocks[name, number] = Future()
+                while len(self._blocks) > BLOCKS:
+                    self._blocks.popitem(last=False)
+            self._blocks.move_to_end((name, number))
+        if mine:
+            try:
+                found.set_result(self._ask(name, number * BLOCK))
+            except BaseException as error:
+                with self._lock:
+                    self._blocks.pop((name, number), None)
+                found.set_exception(error)
+        return found.result()
+
+    def _ask(self, name: str, start: int) -> bytes:
+        from urllib.parse import quote
+
+        url = f"{self._url}/{quote(name)}"
+        if 0 < self._sizes.get(name, start + 1) <= start:
+            return b""
+        trouble = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
+            try:
+                status, total, data = _get(url, start, self._patience)
+            except Exception as error:
+                if not web.is_of_the_network(error):
+                    raise
+                trouble = web.trouble(error)
+                continue
+            if total is not None and len(data) == min(BLOCK, total - start):
+                self._sizes[name] = total
+                return data
+            web.refuse(url, status)
+            trouble = f"status {status}, {len(data)} bytes for the range from {start:,}"
+        raise NotAvailableError(
+            f"{web.address(url)}: {trouble}", "look at the network, at HF_ENDPOINT and at proxies; run it again"
+        )
+
+
+def _get(url: str, start: int, patience: web.Patience) -> tuple[int, int | None, bytes]:
+    """Ask for one block; return the status, the length of the whole file where the answer tells it, and the bytes."""
+
+    def read(answer: Any) -> tuple[int, int | None, bytes]:
+        status, place = answer.status_code, answer.headers.get("content-range", "")
+        if status == 416 and place == "bytes */0":
+            return status, 0, b""
+        first, _, total = place.removeprefix("bytes ").partition("/")
+        if status not in (200, 206) or (status == 206 and not first.startswith(f"{start}-")):
+            return status, None, b""
+        if status == 200:  # no ranges: good for what begins at the beginning
+            total = answer.headers.get("content-length", "") if start == 0 else ""
+        data = bytearray()
+        for chunk in web.chunks(url, answer, patience):
+            data += chunk[: BLOCK - len(data)]
+            if len(data) == BLOCK:
+                break
+        return status, web.number(total), bytes(data)
+
+    return web.ask(url, f"bytes={start}-{start + BLOCK - 1}", patience, read)

@@ -1,1 +1,0 @@
-"""Container images: how they are asked for, built and read."""

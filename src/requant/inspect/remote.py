@@ -1,0 +1,75 @@
+"""The headers of a checkpoint on the Hub, by range requests: no byte of a weight is asked for.
+
+Of each safetensors file the first eight bytes are read, which give the header's length, and then the header. The
+addresses, the token and the proxies are huggingface_hub's, as in `download`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.checkpoint.files import SUFFIX
+from requant.digest import side_limit
+from requant.errors import CheckpointError, NotAvailableError
+from requant.hub import web
+from requant.hub.repository import Listing, confirm_headers, listing, named
+from requant.inspect.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
+
+
+@dataclass
+class _Hub:
+    """A repository at a commit; counts the bytes that came."""
+
+    found: Listing
+    patience: web.Patience
+    fetched: int
+
+    def get(self, path: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, int]:
+        """Return a file's bytes `start` to `stop`, or all of them, and the size of the whole file."""
+        from huggingface_hub import hf_hub_url
+
+        found = self.found
+        url = hf_hub_url(found.repository, path, revision=found.commit, endpoint=found.endpoint)
+        if start is None or stop is None:
+            _, data = web.whole(url, "", self.patience, side_limit(path))
+            size = len(data)
+        else:
+            answer, data = web.whole(url, f"bytes={start}-{stop - 1}", self.patience, stop - start)
+            place, _, length = answer.headers.get("content-range", "").removeprefix("bytes ").partition("/")
+            size = web.number(length) or 0
+            if not place.startswith(f"{start}-") or not size:
+                told = f"{web.address(url)}: does not serve parts of files"
+                raise NotAvailableError(told, "Download the checkpoint instead.")
+        self.fetched += len(data)
+        return data, size
+
+
+def open_headers(text: str) -> Headers:
+    """Read the headers of a folder, or of a repository as `owner/name@revision` where no such folder is."""
+    return read_headers(Path(text)) if Path(text).exists() else remote_headers(text)
+
+
+def remote_headers(text: str, endpoint: str | None = None) -> Headers:
+    """Read the headers and side files of `owner/name@revision`.
+
+    Raises NotAvailableError, CheckpointError, or UsageError for another name.
+    """
+    patience = web.Patience()
+    found = listing(*named(text), patience, endpoint)
+    name = f"{found.repository}@{found.commit}"
+    hub, paths = _Hub(found, patience, found.bytes), found.paths
+    shards, data_bytes, headers_bytes = {}, 0, 0
+    with without_collector():
+        for path in paths:
+            if path.endswith(SUFFIX):
+                where = Path(found.repository, path)
+                first, size = hub.get(path, 0, 8)
+                length = header_length(where, first, size)
+                headers_bytes += length
+                confirm_headers(name, headers_bytes)
+                header, _ = hub.get(path, 8, 8 + length) if length else (b"", size)
+                if len(header) != length:
+                    raise CheckpointError(f"{where}: only {len(header):,} of {length:,} bytes of its header arrived")
+                shards[path] = specs(where, header, size)
+                data_bytes += size - 8 - length
+    sides = {path: hub.get(path)[0] for path in SIDES if path in paths}
+    return Headers(name, shards, data_bytes, sides, tuple(p for p in paths if p not in shards), None, hub.fetched)

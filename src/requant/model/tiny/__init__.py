@@ -1,0 +1,264 @@
+"""The tiny model: a small model of the base's architecture, the same bytes for ever, from its own names alone.
+
+It has what makes the base hard: hybrid layers, fused experts, a shared expert and its gate, an MTP block, a
+visual tower whose width is no multiple of 128, untied embeddings, several shards. Each weight is a bell-shaped
+number from SHAKE-256 of the tensor's name, made with integers and one exact product, so no platform and no
+library can round it differently. Changing anything here changes the bytes of every tiny model: see CHANGELOG.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from requant.checkpoint.checkpoint import (
+    INDEX,
+    Checkpoint,
+    Content,
+    Held,
+    Tensor,
+    index,
+    json_file,
+    shard_names,
+    spread,
+    write_checkpoint,
+)
+from requant.checkpoint.safetensors import Spec
+from requant.model.inventory import base_tensors, layer_types
+
+CALIBRATION = "calibration.jsonl"
+SHARDS = 3
+NUMBERS_AT_ONCE = 1 << 20
+"""Numbers drawn per SHAKE-256 message; part of the format of the stream."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A tiny model's dimensions; what is not here is the same for all sizes or follows."""
+
+    layers: int
+    hidden: int
+    experts: int
+    experts_per_token: int
+    expert_width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    linear_head_width: int
+
+
+SIZES = {
+    "mini": Size(4, 256, 4, 2, 128, 4, 2, 64, 16),
+    "demo": Size(8, 256, 8, 2, 128, 4, 2, 64, 16),
+    "wide": Size(4, 2048, 256, 8, 512, 16, 2, 256, 128),
+}
+
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def config(size: str) -> dict[str, Any]:
+    """Return the tiny model's `config.json`, with the base's field names and its dimensions replaced."""
+    dimensions = SIZES[size]
+    rotary = dimensions.head_width // 4
+    text: dict[str, Any] = {
+        "attention_bias": False,
+        "attn_output_gate": True,
+        "dtype": "bfloat16",
+        "eos_token_id": 256,
+        "full_attention_interval": 4,
+        "head_dim": dimensions.head_width,
+        "hidden_act": "silu",
+        "hidden_size": dimensions.hidden,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": dimensions.linear_head_width,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": dimensions.linear_head_width,
+        "max_position_embeddings": 4096,
+        "model_type": "qwen3_5_moe_text",
+        "moe_intermediate_size": dimensions.expert_width,
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+        "num_attention_heads": dimensions.heads,
+        "num_experts": dimensions.experts,
+        "num_experts_per_tok": dimensions.experts_per_token,
+        "num_hidden_layers": dimensions.layers,
+        "num_key_value_heads": dimensions.key_value_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [rotary // 2 - 2 * (rotary // 6), rotary // 6, rotary // 6],
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+        "shared_expert_intermediate_size": dimensions.expert_width,
+        "tie_word_embeddings": False,
+        "vocab_size": 320,
+    }
+    text["layer_types"] = layer_types(text)
+    ids = {name: 256 + SPECIALS.index(name) for name in SPECIALS}
+    return {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "dtype": "bfloat16",
+        "image_token_id": ids["<|image_pad|>"],
+        "model_type": "qwen3_5_moe",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "transformers_version": "5.5.1",
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "depth": 2,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 128,
+            "in_channels": 3,
+            "intermediate_size": 336,
+            "model_type": "qwen3_5_moe",
+            "num_heads": 4,
+            "num_position_embeddings": 64,
+            "out_hidden_size": dimensions.hidden,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+    }
+
+
+def tiny(size: str) -> Checkpoint:
+    """Return the tiny model of a size in `SIZES` as a checkpoint whose weights are computed when they are read."""
+    specs = base_tensors(config(size))
+    tensors = {name: Tensor(spec, stream(size, name, spec)) for name, spec in specs.items()}
+    shards = spread(tensors, shard_names(SHARDS))
+    return Checkpoint(shards, {**_side_files(size), INDEX: index(shards)})
+
+
+def stream(size: str, name: str, spec: Spec) -> Content:
+    """Return the weights of one of a tiny model's tensors."""
+    return _Stream(f"{size}/{name}", name, spec)
+
+
+def write_tiny(size: str, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Write the tiny model and its calibration text into a new or empty folder."""
+    write_checkpoint(tiny(size), folder, progress)
+
+
+def calibration_text() -> bytes:
+    """Return the tiny model's calibration text: JSON lines with a `text` each."""
+    return resources.files(__name__).joinpath(CALIBRATION).read_bytes()
+
+
+@dataclass(frozen=True)
+class _Stream:
+    seed: str
+    name: str
+    spec: Spec
+
+    def chunks(self) -> Iterator[bytes]:
+        for number, start in enumerate(range(0, self.spec.size, NUMBERS_AT_ONCE)):
+            count = min(NUMBERS_AT_ONCE, self.spec.size - start)
+            stream = hashlib.shake_256(f"requant twin/{self.seed}/{number}".encode()).digest(4 * count)
+            bell = np.frombuffer(stream, np.uint8).reshape(count, 4).sum(axis=1, dtype=np.int32) - 510
+            yield _bfloat16(_shaped(self.name, bell))
+
+
+def _shaped(name: str, bell: Any) -> Any:
+    """Scale whole numbers of mean 0 and deviation 148 to what a trained tensor of this name looks like."""
+    if name.endswith("A_log"):
+        # Slow decay: a fast one fills the delta rule with subnormal numbers, and CPUs are slow on these.
+        return (bell - 1024) * np.float32(2**-9)
+    if name.endswith("dt_bias"):
+        return bell * np.float32(2**-9)
+    if name.endswith("conv1d.weight"):
+        return bell * np.float32(2**-9)
+    if name.endswith("linear_attn.norm.weight") or ("visual" in name and "norm" in name and name.endswith("weight")):
+        return 1 + bell * np.float32(2**-12)
+    return bell * np.float32(2**-12)
+
+
+def _bfloat16(values: Any) -> bytes:
+    """Round float32 to bfloat16, to nearest, ties to even, in integers."""
+    bits = values.astype("<f4").view("<u4")
+    return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
+
+
+def _side_files(size: str) -> dict[str, Content]:
+    templates = {
+        name: Held(resources.files(__name__).joinpath(name).read_bytes())
+        for name in (
+            "LICENSE",
+            "chat_template.jinja",
+            "preprocessor_config.json",
+            "video_preprocessor_config.json",
+        )
+    }
+    vocabulary = _vocabulary()
+    return {
+        **templates,
+        "README.md": Held(
+            f"Generated by `requant tiny --size {size}`. No trained model: see requant's documentation.\n".encode()
+        ),
+        "config.json": json_file(config(size)),
+        "generation_config.json": json_file(
+            {"eos_token_id": [258, 256], "pad_token_id": 256, "transformers_version": "5.5.1"}
+        ),
+        "merges.txt": Held(b"#version: 0.2\n"),
+        "tokenizer.json": json_file(_tokenizer(vocabulary)),
+        "tokenizer_config.json": json_file(
+            {
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+                "tokenizer_class": "PreTrainedTokenizerFast",
+            }
+        ),
+        "vocab.json": Held(json.dumps(vocabulary, ensure_ascii=False).encode()),
+    }
+
+
+def _vocabulary() -> dict[str, int]:
+    """Return GPT-2's printable stand-ins for the 256 bytes, each a token: a byte is printable or moved up by 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
+    return {letters[byte]: byte for byte in range(256)}
+
+
+def _tokenizer(vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": 256 + i, "content": name, **flags} for i, name in enumerate(SPECIALS)],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": dict(vocabulary),
+            "merges": [],
+        },
+    }

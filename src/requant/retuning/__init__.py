@@ -1,1 +1,0 @@
-"""Tuning blocks again: who does it, what they found, and how it is kept."""

@@ -1,1 +1,0 @@
-"""Rooms: how the quantizer is started, here or in a container."""

@@ -1,0 +1,120 @@
+"""What SignRound can reach from a weight: the bound that every tuned code and scale must keep.
+
+SignRound (Cheng et al., arXiv:2309.05516) adds to each weight, in steps of a code, an offset v that starts at 0, and
+multiplies both ends of each group's range by factors that start at 1. Each of I iterations moves each of them by the
+learning rate, up or down (auto_round/sign_sgd.py), and the rate falls linearly to 0. AutoRound 0.12.2 and 2dda035
+collect the best parameters *before* an iteration's step (compressors/base.py), so the last step never counts:
+
+    |v| <= V = lr * (I - 1)(I + 2) / 2I        A = max(0, 1 - minmax_lr * (I - 1)(I + 2) / 2I) <= factor <= 1
+
+and `quant_tensor_sym` (data_type/int.py) makes of a group, with `low` <= 0 <= `high` the ends of its range,
+
+    scale = float16(f * -low / 8), or float16(-f' * high / 8) where f' * high >= f * -low;  |scale| >= float16(1e-5)
+    code  = clamp(round(float32(float32(w / scale) + v)), -8, 7)
+
+The error budget is nothing: weights are BF16 or float32 and scales float16, which torch divides in float32; v, the
+factors and the rates are float32; division, addition, rounding to even and clamping are monotone, so the extremes of
+the exact values lead to the extremes of the rounded ones, and V and A are summed here in float32 as torch sums them.
+The codes survive the export, which rounds scale * code to BF16 and divides it again: that errs by 8/512 of a step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from requant.recipe import Recipe
+from requant.rounding.kernels import ERROR, halves
+
+F32 = np.float32
+Array = npt.NDArray[Any]
+
+LOWEST, HIGHEST = -8, 7
+SMALLEST = np.uint16(np.float16(1e-5).view(np.uint16))
+"""`q_scale_thresh` (wrapper.py) as float16, in bits."""
+SIGN, INFINITE = np.uint16(0x8000), np.uint16(0x7C00)
+"""Bits of float16: the sign, and infinity."""
+DEFAULTS = tuple(range(4, 4001))
+"""Numbers of iterations at AutoRound's default rate, 1/iterations, loosest first: V falls from 0.5625 towards 0.5."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far tuning can go: `offset` V in steps of a code, `factor` A of a range's end; both float32 values."""
+
+    offset: float
+    factor: float
+
+
+def reach(iterations: int, rate: float, minmax_rate: float | None) -> Reach:
+    """Return what `iterations` at learning rates falling from `rate` to 0 can reach; None: the range stays.
+
+    Sums in float32, as SignSGD does under torch's LinearLR(1.0, 0.0, iterations) with rates that are tensors.
+    """
+    offset, factor = F32(0), F32(1)
+    step, minmax = F32(rate), F32(minmax_rate or 0)
+    for i in range(1, iterations):
+        offset, factor = offset + step, factor - minmax
+        # LinearLR's chained form (torch/optim/lr_scheduler.py), a Python float times a float32 tensor.
+        fall = F32(1.0 + -1.0 / (iterations - (i - 1)))
+        step, minmax = step * fall, minmax * fall
+    return Reach(float(offset), max(0.0, float(factor)))
+
+
+def reach_of(recipe: Recipe, tiny: bool) -> Reach:
+    """Return what a recipe's tuning, or its tiny model's, can reach."""
+    iterations, tuning = recipe.effort(tiny).iterations, recipe.tuning
+
+    def number(rate: float | str) -> float:
+        return 1.0 / iterations if rate == "1/iterations" else float(rate)
+
+    minmax = number(tuning.minmax_learning_rate) if tuning.tune_minmax else None
+    return reach(iterations, number(tuning.learning_rate), minmax)
+
+
+def loosest() -> Reach:
+    """Return what is reachable with AutoRound's default rates in any number of iterations: that of four."""
+    return reach(DEFAULTS[0], 1 / DEFAULTS[0], 1 / DEFAULTS[0])
+
+
+def tightest(offset: float, factor: float) -> int | None:
+    """Return the most iterations at default rates that reach as far as was seen; None where no number does."""
+    fits = [iterations for iterations in DEFAULTS if _fits(iterations, offset, factor)]
+    return max(fits, default=None)
+
+
+def _fits(iterations: int, offset: float, factor: float) -> bool:
+    far = (iterations - 1) * (iterations + 2) / (2 * iterations * iterations)
+    # What was seen is measured back from rounded codes' quotients, and from scales rounded to float16.
+    return offset <= far + ERROR and factor >= (1 - far) * (1 - 2**-11)
+
+
+def codes_within(values: Array, scales: Array, bound: Reach) -> tuple[Array, Array]:
+    """Return the least and the greatest reachable code for float32 weights under float32 scales (broadcast)."""
+    with np.errstate(all="ignore"):
+        steps = values / scales
+    ends = [np.rint(steps + F32(side * bound.offset)) for side in (-1, 1)]
+    return np.clip(ends[0], LOWEST, HIGHEST), np.clip(ends[1], LOWEST, HIGHEST)
+
+
+def half(ends: Array) -> Array:
+    """Return float32 numbers >= 0, of any shape, rounded to float16, as bits uint16; they order as the numbers do."""
+    return np.asarray(halves(np.ascontiguousarray(ends).reshape(-1)).reshape(ends.shape))
+
+
+def scale_possible(scales: Array, low: Array, high: Array, bound: Reach) -> npt.NDArray[np.bool_]:
+    """Say of each scale, float16 bits uint16, whether tuning can reach it from a range [low, high], low <= 0 <= high.
+
+    A positive scale comes from the low end, where that end can be the wider one; a negative from the high end.
+    """
+    below, negative, magnitude = -low, scales >= SIGN, scales & ~SIGN
+    widest = np.maximum(below, high)
+    own, across = np.where(negative, high, below), np.where(negative, below, high) * F32(bound.factor)
+    wins = (own > across) | (negative & (own == across))
+    most, least = half(own / F32(8)), half(widest * F32(bound.factor) / F32(8))
+    within = (magnitude <= np.maximum(most, SMALLEST)) & (magnitude >= np.maximum(least, SMALLEST))
+    possible = wins & within & ~(negative & (most == 0))
+    # What underflows to zero becomes the smallest positive scale, whatever its sign was.
+    possible |= (scales == SMALLEST) & (least == 0)
+    return np.asarray(possible & np.isfinite(widest) & (magnitude < INFINITE))

@@ -1,0 +1,1 @@
+"""Workers: how the quantizer is started, here or in a container."""

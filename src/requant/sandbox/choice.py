@@ -1,0 +1,79 @@
+"""Which worker a recipe is built in: the one that is asked for, or the best that there is here.
+
+`auto` is a container, where an engine answers and has the environment's image or can build it, or else a virtual
+environment from the same lock. The environment is the same in all of them, and so are the bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from requant.environment.image import ensure_image
+from requant.environment.image.engine import DIALECTS, Engine, Limits, find
+from requant.environment.install import bytecode, require_machine, virtual_environment
+from requant.environment.lock import read_files_digest, read_lock
+from requant.errors import BuildError, NotAvailableError, UsageError
+from requant.progress import Progress, Tell
+from requant.recipe import Recipe
+from requant.sandbox import preflight
+from requant.sandbox.container import Container
+from requant.sandbox.in_place import this_image
+from requant.sandbox.running import Sandbox, VirtualEnvironment, isolation
+
+SANDBOXES = ("auto", *DIALECTS, "venv", "in-place")
+
+TINY = Limits(memory=16, temporary=2, shared=1)
+"""What a tiny model's container may use; those that are recorded took less than 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A worker, and what of it stands in the attestation: evidence, not identity."""
+
+    sandbox: Sandbox
+    evidence: Mapping[str, Any]
+
+
+def choose(recipe: Recipe, tiny: str | None, sandbox: str, tell: Tell) -> Chosen:
+    """Return the sandbox of a recipe, or of its tiny model, one of `SANDBOXES`; what it needs is made.
+
+    `tell` hears which it is, and for `auto` why. Raises UsageError for another word, LockError where something is not
+    what the lock says, NotAvailableError or BuildError where what is asked for cannot be had, or the GPU is not there.
+    """
+    if sandbox not in SANDBOXES:
+        raise UsageError(f"--sandbox {sandbox}: there are {', '.join(SANDBOXES)}")
+    lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
+    lock_file = recipe.lockfiles / f"{lock.name}.txt"
+    require_machine(lock_file, lock)
+    why = ""
+    on_gpu = recipe.effort(tiny is not None).device == "cuda"
+    accelerator = preflight.accelerator(recipe.hardware).uuid if on_gpu else ""
+    if sandbox in DIALECTS:
+        return _container(recipe, tiny, find(sandbox), accelerator, tell)
+    if sandbox == "in-place":
+        tell(Progress("worker: in place"))
+        return Chosen(this_image(lock, accelerator=accelerator), {"kind": "in-place"})
+    if sandbox == "auto":
+        try:
+            return _container(recipe, tiny, find(), accelerator, tell)
+        except (BuildError, NotAvailableError) as error:
+            why = f", because no container is available: {str(error).splitlines()[0]}"
+    tell(Progress(f"worker: a virtual environment{why}"))
+    python = virtual_environment(lock_file, lock, tell)
+    unconfirmed = () if read_files_digest(lock_file) else (f"packages: no {lock.name}.files says what their files are",)
+    return Chosen(VirtualEnvironment(python, isolation(), accelerator, bytecode(python), unconfirmed), {"kind": "venv"})
+
+
+def _container(recipe: Recipe, tiny: str | None, engine: Engine, accelerator: str, tell: Tell) -> Chosen:
+    effort = recipe.effort(tiny is not None)
+    limits = (
+        TINY
+        if tiny and effort.device == "cpu"
+        else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
+    )
+    image = ensure_image(recipe.lockfiles, effort.environment, engine, tell=tell)
+    tell(Progress(f"worker: a container of {image.reference}, {engine}"))
+    digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
+    sandbox = Container(engine, image.reference, digests, limits, accelerator, image.taints)
+    evidence = {"kind": engine.kind, "version": engine.version, "limits": asdict(limits)}
+    return Chosen(sandbox, {**evidence, "image": asdict(image.evidence)})

@@ -1,1 +1,0 @@
-"""Every weight of a checkpoint against its base."""

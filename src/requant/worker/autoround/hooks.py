@@ -1,0 +1,187 @@
+"""Listens to AutoRound's tuning and keeps what it finds: three of its functions are wrapped, none is changed.
+
+`_quantize_block` sees everything that a block depends on and returns what the next one does; `_get_loss` is
+called once per step; `shard_writer` gets the block when its tensors have their final form. All three are the
+same in 0.12.2 and at 2dda035.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Any, Protocol
+
+from requant.errors import BuildError
+from requant.evidence.journal import Block, Loss
+from requant.worker.determinism import random_state
+from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
+
+PACKED = ("qweight", "qzeros", "scales")
+"""What a tuned layer becomes, in AutoRound's order."""
+
+
+class Keeper(Protocol):
+    """Who is told of a tuned block."""
+
+    def keep(self, block: Block, packed: dict[str, Any], after: BlockInputs) -> None:
+        """Take a block's record, what it was packed to, and what the next one is given."""
+
+
+@dataclass
+class Listener:
+    """What was heard of the block that is being tuned."""
+
+    keeper: Keeper
+    steps_per_iteration: int
+    losses: list[float] = field(default_factory=list)
+    pending: dict[str, Any] = field(default_factory=dict)
+    after: BlockInputs | None = None
+    """What the next block is given."""
+    hashed: Hashed = field(default_factory=Hashed)
+    tuning: list[float] = field(default_factory=list)
+    """Seconds that AutoRound took for each block."""
+    steps: list[float] = field(default_factory=list)
+    """When each loss of the block was known, in seconds: asking for its value waits for the device."""
+    iterations: list[float] = field(default_factory=list)
+    """Seconds from one iteration to the next, the median of each block that had two."""
+    listening: float = 0.0
+    """Seconds that hashing and writing took, for all blocks."""
+
+    def loss(self, divisor: int) -> Loss:
+        """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts."""
+        steps = self.steps_per_iteration
+        totals = [
+            sum((loss / divisor for loss in self.losses[i : i + steps]), start=0.0)
+            for i in range(0, len(self.losses), steps)
+        ]
+        if not all(map(math.isfinite, totals)):
+            raise BuildError(f"{self.pending['block']}: a loss that is not finite", "AutoRound would have gone on.")
+        best = min(range(len(totals)), key=totals.__getitem__)
+        return Loss(totals[0].hex(), totals[best].hex(), best)
+
+
+@contextmanager
+def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[Listener]:
+    """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`."""
+    from auto_round.compressors import base
+
+    compressor = type(autoround)
+    tune, measure, write = compressor._quantize_block, compressor._get_loss, base.shard_writer
+    heard = Listener(keeper, autoround.gradient_accumulate_steps)
+
+    def quantize_block(
+        self: Any, block: Any, input_ids: Any, input_others: Any, q_input: Any = None, **rest: Any
+    ) -> Any:
+        if heard.pending:
+            raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
+        heard.losses.clear()
+        heard.steps.clear()
+        begun = time.monotonic()
+        streams = BlockInputs.of(input_ids, q_input, random.getstate(), heard.hashed).digests
+        heard.hashed.forget()
+        inputs = {**streams, "others": digest_of_nest(input_others)}
+        heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
+        divisor = 1
+        if heard.steps_per_iteration > 1:
+            quantized = input_ids if q_input is None else q_input
+            divisor = sum(each.numel() for each in quantized[: self.batch_size * heard.steps_per_iteration])
+        tuned = time.monotonic()
+        q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
+        done = time.monotonic()
+        heard.pending["loss"] = heard.loss(divisor)
+        heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+        heard.pending["outputs"] = heard.after.digests
+        heard.tuning.append(done - tuned)
+        begins = heard.steps[:: heard.steps_per_iteration]
+        if len(begins) > 1:
+            heard.iterations.append(median(after - before for before, after in pairwise(begins)))
+        heard.listening += tuned - begun + time.monotonic() - done
+        return q_output, output
+
+    def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = measure(self, *args, **kwargs)
+        heard.losses.append(loss.item())
+        heard.steps.append(time.monotonic())
+        return loss
+
+    def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if m is not None and heard.after and m.global_name == heard.pending["block"]:
+            begun = time.monotonic()
+            tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
+            block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
+            packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
+            keeper.keep(block, packed, heard.after)
+            heard.pending, heard.after = {}, None
+            heard.listening += time.monotonic() - begun
+        return write(rounder, m, *args, **kwargs) if save else None
+
+    compressor._quantize_block, compressor._get_loss, base.shard_writer = quantize_block, get_loss, shard_writer
+    try:
+        yield heard
+    finally:
+        compressor._quantize_block, compressor._get_loss, base.shard_writer = tune, measure, write
+
+
+@contextmanager
+def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
+    """Let AutoRound find each block that the resume state has, tuned and packed, to be written as it is."""
+    import torch
+
+    compressor = type(autoround)
+    tune = compressor._quantize_block
+    done = resume_state.done
+    passed: list[str] = []
+
+    def quantize_block(
+        self: Any, block: Any, input_ids: Any, input_others: Any, *args: Any, device: Any = "cpu", **kwargs: Any
+    ) -> Any:
+        number = len(passed)
+        if number >= len(done):
+            return tune(self, block, input_ids, input_others, *args, device=device, **kwargs)
+        if block.global_name != done[number].block:
+            raise BuildError(f"{done[number].block}: is kept, AutoRound tunes {block.global_name}", FRESH)
+        if digest_of_nest(input_others) != done[number].inputs.get("others"):
+            raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
+        bare(block, self.amp_dtype, device)
+        for name, tensors in _layers(resume_state.packed(number)).items():
+            parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
+            layer = torch.nn.Module()
+            for part in PACKED:
+                layer.register_buffer(part, tensors[part])
+            setattr(block.get_submodule(parent), child, layer)
+        found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
+        if found != done[number].tensors:
+            raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
+        passed.append(block.global_name)
+        if number + 1 < len(done):
+            return None, None
+        after = resume_state.block_inputs()
+        random.setstate(after.random_state)
+        return after.quantized, after.full
+
+    compressor._quantize_block = quantize_block
+    try:
+        yield
+    finally:
+        compressor._quantize_block = tune
+
+
+def bare(block: Any, dtype: Any, device: Any) -> None:
+    """Bring a block into the form in which AutoRound tunes it: experts apart, in the tuning's precision."""
+    from auto_round.modeling.fused_moe.replace_modules import materialize_model_
+    from auto_round.utils import convert_module_to_hp_if_necessary
+
+    materialize_model_(block)
+    convert_module_to_hp_if_necessary(block, dtype, device)
+
+
+def _layers(packed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    layers: dict[str, dict[str, Any]] = {}
+    for name, tensor in packed.items():
+        layer, _, part = name.rpartition(".")
+        layers.setdefault(layer, {})[part] = tensor
+    return layers

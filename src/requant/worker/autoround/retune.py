@@ -1,0 +1,202 @@
+"""Re-tunes chosen blocks of a published checkpoint: one worker goes through the blocks before them, others tune.
+
+What a block is given follows from the base and the published codes of the blocks before it, by two forward passes
+and no tuning (`replay`); a block is then tuned alone, in any order and in any worker (`tune`). Both run AutoRound's
+own functions inside its own `quantize_and_save`, up to the point where it would begin with the first block.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from requant.errors import BuildError
+from requant.evidence.journal import Block
+from requant.recipe import Recipe
+from requant.worker import determinism
+from requant.worker.autoround import hooks
+from requant.worker.resume import BlockInputs, digest_of_nest
+
+GLANCE = 0.02
+"""Seconds between two looks at a folder."""
+
+Loop = Callable[..., None]
+
+
+class _DoneError(Exception):
+    """All blocks asked for are through: AutoRound need not go on."""
+
+
+def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path) -> None:
+    """Go through the blocks up to the last of `request["blocks"]`, with the codes of the files `request["checkpoint"]`.
+
+    Writes what each chosen block is given to `inputs/`, at most `request["waiting"]` of them at a time, and
+    for every block that is passed a line of digests to `passed.jsonl`.
+    """
+    chosen = sorted(request["blocks"])
+    published = _Published([Path(path) for path in request["checkpoint"]])
+    block_inputs = folder / "inputs"
+    block_inputs.mkdir()
+
+    def blocks(self: Any, model: Any, inputs: Any, names: list[str], *_: Any, device: Any = "cpu", **__: Any) -> None:
+        full, others = self._preprocess_block_inputs(inputs)
+        quantized = None
+        for number, name in enumerate(names[: chosen[-1] + 1]):
+            given = BlockInputs.of(full, quantized, random.getstate())
+            inputs = {**given.digests, "others": digest_of_nest(others)}
+            with (folder / "passed.jsonl").open("a") as file:
+                state = determinism.random_state()
+                line = {"index": number, "block": name, "inputs": inputs, "random_state": state}
+                file.write(json.dumps(line) + "\n")
+            if number in chosen:
+                while sum(1 for _ in block_inputs.iterdir()) >= request["waiting"]:
+                    time.sleep(GLANCE)
+                given.write(block_inputs / f"{number:05d}")
+            if number == chosen[-1]:
+                break
+            block = model.get_submodule(name)
+            hooks.bare(block, self.amp_dtype, device)
+            block.to(device)
+
+            def run(stream: Any, block: Any = block) -> Any:
+                size = self.batch_size * self.infer_bs_coeff
+                return self._get_block_outputs(block, stream, others, size, device, self.cache_device)
+
+            after = run(full)
+            published.load(block, name, recipe.scheme.group_size)
+            full, quantized = after, run(full if quantized is None else quantized)
+            if not all(bool(each.isfinite().all()) for each in quantized):
+                raise BuildError(
+                    f"{name}: its published codes give numbers that are not finite", "requant check says where."
+                )
+            block.to("meta")
+            _draw(self)
+
+    through(autoround, blocks, folder)
+
+
+def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
+    """Tune each block whose block inputs appears in `jobs/`, for as long as the host lets it; answer in `answers/`.
+
+    `confirm` raises BuildError where the worker is no longer deterministic; without it there is no answer.
+    An answer is the block's record as a journal has it, and what it was packed to; it appears when it is whole.
+    """
+    jobs, answers = folder / "jobs", folder / "answers"
+    jobs.mkdir(exist_ok=True)
+    answers.mkdir()
+
+    class Answers:
+        number = 0
+
+        def keep(self, block: Block, packed: dict[str, Any], _: BlockInputs) -> None:
+            from safetensors.torch import save_file
+
+            confirm()
+            part = answers / f".{self.number:05d}"
+            part.mkdir()
+            save_file(packed, part / "packed.safetensors")
+            (part / "block.json").write_text(json.dumps(asdict(block)))
+            part.rename(answers / f"{self.number:05d}")
+
+    keeper = Answers()
+    with hooks.listening(autoround, keeper, save=False):
+        loop = type(autoround)._quantize_blocks
+
+        def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
+            rest.pop("q_input", None)
+            for job in _arriving(jobs):
+                keeper.number = int(job.name)
+                given = BlockInputs.read(job)
+                random.setstate(given.random_state)
+                name = names[keeper.number]
+                loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
+                model.get_submodule(name).to("meta")
+
+        through(autoround, blocks, folder)
+
+
+def through(autoround: Any, blocks: Loop, folder: Path) -> None:
+    """Run AutoRound with `blocks` in the place of its loop over blocks, and no further."""
+    with _in_place_of_the_loop(autoround, blocks):
+        try:
+            autoround.quantize_and_save(str(folder / "raw"), format="auto_round")
+        except _DoneError:
+            return
+    raise BuildError("AutoRound tuned no block", "Report this with the log.")
+
+
+@contextmanager
+def _in_place_of_the_loop(autoround: Any, blocks: Loop) -> Iterator[None]:
+    compressor = type(autoround)
+    loop = compressor._quantize_blocks
+
+    def once(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        blocks(self, model, *args, **kwargs)
+        raise _DoneError
+
+    compressor._quantize_blocks = once
+    try:
+        yield
+    finally:
+        compressor._quantize_blocks = loop
+
+
+def _arriving(jobs: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    while True:
+        for path in sorted(path for path in jobs.iterdir() if path.name.isdigit() and path.name not in seen):
+            seen.add(path.name)
+            yield path
+        time.sleep(GLANCE)
+
+
+def _draw(autoround: Any) -> None:
+    """Draw from Python's generator what the tuning of a block draws, by the class that it draws with."""
+    from auto_round.compressors.utils import IndexSampler
+
+    batch = min(autoround.nsamples, autoround.batch_size * autoround.gradient_accumulate_steps)
+    sampler = IndexSampler(autoround.nsamples, batch)
+    for _ in range(autoround.iters):
+        sampler.next_batch()
+
+
+class _Published:
+    """The packed tensors of a checkpoint's files: those that the host names, so that both mean the same checkpoint."""
+
+    def __init__(self, files: list[Path]) -> None:
+        from safetensors import safe_open
+
+        self._files = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                self._files.update(dict.fromkeys(file.keys(), path))
+
+    def load(self, block: Any, name: str, group: int) -> None:
+        """Give a block's layers the weights that their codes mean: a product in float32, as it was tuned."""
+        for child, module in block.named_modules():
+            layer = f"{name}.{child}"
+            if f"{layer}.qweight" in self._files:
+                codes = _codes(self._tensor(f"{layer}.qweight"))
+                scales = self._tensor(f"{layer}.scales").float().T.repeat_interleave(group, dim=1)
+                weight = (scales[:, : codes.shape[1]] * (codes - 8).float()).to(module.weight.dtype)
+                module.weight.data.copy_(weight)
+
+    def _tensor(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], "pt") as file:
+            return file.get_tensor(name)
+
+
+def _codes(words: Any) -> Any:
+    """Return the codes [out, in] of words [in/8, out], eight to a word, the lowest bits first."""
+    import torch
+
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    return ((words[:, None, :] >> shifts[None, :, None]) & 15).reshape(-1, words.shape[1]).T

@@ -1,8 +1,0 @@
-"""Programs for the room's Python, each printing one JSON document: run by tests/test_room.py, they hold no tests.
-
-This file runs before each of them, and sets what must be set before torch is imported.
-"""
-
-from requant.quantizer import determinism
-
-determinism.prepare("cpu")
