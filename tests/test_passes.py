@@ -25,7 +25,8 @@ from requant.digest import sha256
 from requant.errors import BuildError, CheckpointError
 from requant.evidence.journal import Journal, read_journal
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
-from requant.model.inventory import LM, MTP, PACKED, VISUAL, linears, mtp_linears
+from requant.formats.gptq import PACKED
+from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
 from requant.model.tiny import tiny, write_tiny
 from requant.passes import PASSES, Context, apply
 from requant.passes.context import EXTRAS, MAIN

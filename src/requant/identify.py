@@ -21,7 +21,8 @@ from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.declared import Declared
 from requant.inspect.rules.readings import is_packed
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import MTP, VISUAL, Specs, extra_tensors, linears, main_tensors
+from requant.model.inventory import MTP, VISUAL, extra_tensors, linears, main_tensors
+from requant.model.plan import Specs
 from requant.passes.context import EXTRAS
 
 IGNORED: Mapping[str, tuple[str, ...]] = {

@@ -13,10 +13,10 @@ from typing import Any
 from requant.checkpoint.checkpoint import Checkpoint, Content, Tensor, open_checkpoint, write_checkpoint
 from requant.digest import canonical_json, sha256, sha256_chunks
 from requant.errors import BuildError, CheckpointError, UsageError
+from requant.formats.gptq import PACKED
 from requant.inspect import inspect
 from requant.inspect.headers import SIDES, Headers
 from requant.inspect.mending import CHOSEN, aim, one_copy
-from requant.model.inventory import PACKED
 from requant.passes import apply
 
 
@@ -74,7 +74,7 @@ def repair(
     own = {path: content for path, content in found.files.items() if path not in mended.files}
     mended = Checkpoint(mended.shards, {**mended.files, **own})
     _check_result(folder, mended)
-    tuned = {name: tensor for name, tensor in weights.items() if name in target.main and _is_tuned(name)}
+    tuned = {name: tensor for name, tensor in weights.items() if name in target.target.main and _is_tuned(name)}
     before = _digest(tuned)
     if out is None:
         return _report(found, mended, len(tuned), before, None)

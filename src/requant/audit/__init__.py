@@ -33,9 +33,9 @@ from requant.digest import sha256_file, strict_json
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.evidence.journal import Block, Journal, read_journal
 from requant.evidence.statements import differing, environment_of, hardware_of
-from requant.model.base_config import base_config
-from requant.model.inventory import PACKED, blocks, main_tensors
-from requant.model.tiny import SIZES, config
+from requant.formats.gptq import PACKED
+from requant.model.target import Target, target_of
+from requant.model.tiny import SIZES
 from requant.passes import Context
 from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
@@ -118,7 +118,7 @@ def reference(journal: Path | None, *, otherwise: Path | None = None, compared: 
 
 def names(recipe: Recipe, tiny: str | None) -> list[str]:
     """Return the names of all tuned blocks of a recipe's base, or of its tiny model, in the order of tuning."""
-    return blocks(_config(recipe, tiny))
+    return list(target_of(recipe, tiny).plan.blocks)
 
 
 def confirm(recipe: Recipe, tiny: str | None, checkpoint: Path, reference: Reference, chosen: tuple[int, ...]) -> None:
@@ -128,12 +128,8 @@ def confirm(recipe: Recipe, tiny: str | None, checkpoint: Path, reference: Refer
     """
     _confirm_chosen(recipe, names(recipe, tiny), chosen)
     reference.confirm()
-    _confirm_form(checkpoint, open_checkpoint(checkpoint).tensors, _config(recipe, tiny), recipe, tiny)
+    _confirm_form(checkpoint, open_checkpoint(checkpoint).tensors, target_of(recipe, tiny), recipe, tiny)
     _confirm_journal(reference, recipe, tiny, names(recipe, tiny))
-
-
-def _config(recipe: Recipe, tiny: str | None) -> dict[str, Any]:
-    return config(tiny) if tiny else base_config(recipe)
 
 
 def _confirm_chosen(recipe: Recipe, names: Sequence[str], chosen: tuple[int, ...]) -> None:
@@ -146,17 +142,16 @@ def _confirm_chosen(recipe: Recipe, names: Sequence[str], chosen: tuple[int, ...
         )
 
 
-def _meant(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Spec]:
-    specs = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
-    return {name: spec for name, spec in specs.items() if name.endswith(PACKED)}
+def _meant(target: Target) -> dict[str, Spec]:
+    return {name: spec for name, spec in target.main.items() if name.endswith(PACKED)}
 
 
-def _fault(published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: Recipe) -> str:
+def _fault(published: Mapping[str, Tensor], target: Target) -> str:
     """Say which tensor is not of the form that a recipe means, "" where all are.
 
     A replay takes the codes of every layer of a block that has some, so there must be no more of them either.
     """
-    packed, inside = _meant(config, recipe), tuple(f"{block}." for block in blocks(config))
+    packed, inside = _meant(target), tuple(f"{block}." for block in target.plan.blocks)
     codes = {name for name in published if name.startswith(inside) and name.endswith(".qweight")}
     for name in sorted(packed.keys() | codes):
         spec, found = packed.get(name), published[name].spec if name in published else None
@@ -166,16 +161,23 @@ def _fault(published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: R
 
 
 def _confirm_form(
-    folder: Path, published: Mapping[str, Tensor], config: Mapping[str, Any], recipe: Recipe, tiny: str | None
+    folder: Path, published: Mapping[str, Tensor], target: Target, recipe: Recipe, tiny: str | None
 ) -> None:
-    if not (fault := _fault(published, config, recipe)):
+    if not (fault := _fault(published, target)):
         return
     advice = "Only a checkpoint of this recipe's form can be tuned again: requant inspect, requant check."
     for size in (None, *SIZES):
-        if size != tiny and not _fault(published, _config(recipe, size), recipe):
+        if size != tiny and (other := _planned(recipe, size)) and not _fault(published, other):
             form = f"the recipe's tiny model {size}: add{words(size)}" if size else "the full build: leave --tiny out"
             advice = f"It has the form of {form}."
     raise CheckpointError(f"{folder}: {fault}", advice)
+
+
+def _planned(recipe: Recipe, tiny: str | None) -> Target | None:
+    try:
+        return target_of(recipe, tiny)
+    except RecipeError:
+        return None  # there is no plan of this size
 
 
 def _confirm_journal(reference: Reference, recipe: Recipe, tiny: str | None, names: Sequence[str]) -> None:
@@ -316,9 +318,8 @@ class _Audited:
         self.checkpoint = open_checkpoint(folder)
         self.published = self.checkpoint.tensors
         self.files = [folder / name for name in self.checkpoint.shards]
-        config = json.loads(self.base.file("config.json"))
-        self.packed = _meant(config, setting.recipe)
-        _confirm_form(folder, self.published, config, setting.recipe, setting.tiny)
+        self.packed = _meant(setting.target)
+        _confirm_form(folder, self.published, setting.target, setting.recipe, setting.tiny)
         _confirm_journal(reference, setting.recipe, setting.tiny, self.names)
         self.lines: tuple[Block, ...] = reference.lines.blocks if reference.lines else ()
         if reference.lines and reference.lines.header.base != setting.inputs.base_digest:
@@ -348,7 +349,9 @@ class _Audited:
             unsure = f"it states AutoRound {stated}, here it is {autoround}: only the build's environment can tell"
             autoround = str(stated)
         recipe = self.setting.recipe
-        context = Context(self.base, recipe, recipe.effort(self.setting.tiny is not None), autoround)
+        context = Context(
+            self.base, self.setting.target, recipe, recipe.effort(self.setting.tiny is not None), autoround
+        )
         return compare(self.folder, manifest, derive(context), tuned(context), unsure=unsure)
 
     def _stated(self) -> str | None:

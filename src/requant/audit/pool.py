@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -13,7 +14,7 @@ from requant.build.workplace import set_up
 from requant.environment.identity import environment_digest
 from requant.environment.lock import read_lock
 from requant.errors import BuildError
-from requant.model.inventory import blocks
+from requant.model.target import Target, target_of
 from requant.progress import Tell
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
@@ -36,7 +37,12 @@ class Setting:
     @property
     def names(self) -> list[str]:
         """All blocks of the model, in the order of tuning."""
-        return blocks(json.loads((self.inputs.base / "config.json").read_text()))
+        return list(self.target.plan.blocks)
+
+    @cached_property
+    def target(self) -> Target:
+        """What the recipe makes of the base."""
+        return target_of(self.recipe, self.tiny)
 
     def start(self, folder: Path, task: Mapping[str, Any], *readable: Path) -> Running:
         """Start a worker on a new folder; `readable` is what it reads beside base and text."""

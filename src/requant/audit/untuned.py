@@ -22,8 +22,7 @@ from requant.checkpoint.safetensors import Spec
 from requant.diff.side_files import json_differences
 from requant.digest import read_whole, sha256_chunks, side_limit
 from requant.errors import CheckpointError
-from requant.formats.gptq import ZERO_WORD
-from requant.model.inventory import PACKED
+from requant.formats.gptq import PACKED, ZERO_WORD
 from requant.passes.context import MAIN
 from requant.verdict import Outcome
 
@@ -90,14 +89,14 @@ def derive(context: passes.Context) -> Checkpoint:
     """
     main = {
         name: Tensor(spec, Made(partial(_stand_in, name, spec))) if name.endswith(PACKED) else context.tensors[name]
-        for name, spec in context.main.items()
+        for name, spec in context.target.main.items()
     }
     return passes.apply(Checkpoint({MAIN: main}, {}), context)
 
 
 def tuned(context: passes.Context) -> AbstractSet[str]:
     """Return the names of the tensors that tuning decides."""
-    return {name for name in context.main if name.endswith(TUNED)}
+    return {name for name in context.target.main if name.endswith(TUNED)}
 
 
 def _stand_in(name: str, spec: Spec) -> bytes:

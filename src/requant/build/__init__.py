@@ -27,7 +27,7 @@ from requant.environment.lock import read_lock
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.journal import Follower
 from requant.evidence.statements import Provenance, differing, hardware_of, statement
-from requant.model.plan import confirmed_config
+from requant.model.target import target_of
 from requant.model.tiny import SIZES
 from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
@@ -102,12 +102,14 @@ def build(
         raise UsageError(f"--size {tiny}: no such tiny model; there are {', '.join(SIZES)}")
     if out.exists() and not replace_existing:
         raise UsageError(f"{out}: already exists", "Name another folder with --out, or remove this one.")
-    confirmed_config(recipe, tiny)
+    target = target_of(recipe, tiny)
     started = datetime.now(UTC)
     effort = recipe.effort(tiny is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
-        inputs = tiny_inputs(tiny, work, tell, text) if tiny else pinned_inputs(recipe, out, endpoint, tell, instead)
+        inputs = (
+            tiny_inputs(recipe, tiny, work, tell, text) if tiny else pinned_inputs(recipe, out, endpoint, tell, instead)
+        )
         chosen = choose(recipe, tiny, sandbox, tell)
         unused = recipe.unused() if tiny else ""
         replaced = (f"not used by the tiny model: {unused}",) if unused else ()
@@ -127,7 +129,7 @@ def build(
         finishing = _timed()
         raw = open_checkpoint(work / "raw")
         version_of_autoround = json.loads(raw.file("quantization_config.json"))["autoround_version"]
-        context = passes.Context(open_checkpoint(inputs.base), recipe, effort, version_of_autoround)
+        context = passes.Context(open_checkpoint(inputs.base), target, recipe, effort, version_of_autoround)
         finished = passes.apply(raw, context)
         write_checkpoint(finished, work / "checkpoint", lambda file: tell(Progress("passes", note=file)))
         seconds["passes"] = finishing()

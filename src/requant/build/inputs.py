@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.checkpoint.files import is_companion, list_files, listing
 from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json, sha256, sha256_file
@@ -10,7 +11,8 @@ from requant.environment.install import cache
 from requant.errors import CheckpointError
 from requant.hub.fetch import fetch, missing
 from requant.hub.pinned import Pins, pins_for
-from requant.model.tiny import CALIBRATION, calibration_text, write_tiny
+from requant.model.target import tiny_model
+from requant.model.tiny import CALIBRATION, calibration_text
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.sandbox import preflight
@@ -39,16 +41,18 @@ def inputs_for(
     `instead` is advice for a machine that cannot tune the full model.
     """
     if tiny:
-        return tiny_given(tiny, base, work) if base else tiny_inputs(tiny, work, tell)
+        return tiny_given(recipe, tiny, base, work) if base else tiny_inputs(recipe, tiny, work, tell)
     if base:
         preflight.require_device(recipe, instead or _tiny_instead(recipe))
         return pinned_given(recipe, base, None, tell)
     return pinned_inputs(recipe, work, None, tell, instead)
 
 
-def tiny_inputs(size: str, folder: Path, tell: Tell, text: bytes | None = None) -> Inputs:
+def tiny_inputs(recipe: Recipe, size: str, folder: Path, tell: Tell, text: bytes | None = None) -> Inputs:
     """Write the tiny model of a size in `SIZES`, and its text or another, into `folder`."""
-    write_tiny(size, folder / "base", lambda file: tell(Progress(f"tiny model {size}", note=file)))
+    write_checkpoint(
+        tiny_model(recipe, size), folder / "base", lambda file: tell(Progress(f"tiny model {size}", note=file))
+    )
     (folder / CALIBRATION).write_bytes(text or calibration_text())
     there = listing(folder / "base")
     digests = {f"base/{name}": sha256_file(path) for name, path in sorted((there.files | there.companions).items())}
@@ -56,12 +60,12 @@ def tiny_inputs(size: str, folder: Path, tell: Tell, text: bytes | None = None) 
     return Inputs(folder / "base", folder / CALIBRATION, digests, (f"tiny model: {size}, instead of the base",))
 
 
-def tiny_given(size: str, base: Path, folder: Path) -> Inputs:
+def tiny_given(recipe: Recipe, size: str, base: Path, folder: Path) -> Inputs:
     """Take a tiny model that stands in the folder `base` already; its text is written into `folder`.
 
     Raises CheckpointError where it is not the tiny model of that size.
     """
-    inputs = tiny_inputs(size, folder, silent)
+    inputs = tiny_inputs(recipe, size, folder, silent)
     found = {f"base/{path}": record.sha256 for path, record in make_manifest(base).files.items()}
     for name in sorted(inputs.digests.keys() | found.keys()):
         path = name.removeprefix("base/")

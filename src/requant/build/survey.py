@@ -15,8 +15,9 @@ from requant.build.inputs import tiny_inputs
 from requant.build.workplace import set_up
 from requant.environment.identity import environment_digest
 from requant.environment.lock import read_lock
-from requant.model.inventory import Fused, Linear, blocks, origin, quantized
-from requant.model.tiny import config as tiny_config
+from requant.model import plan as model
+from requant.model.plan import Plan
+from requant.model.target import target_of
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
@@ -77,7 +78,7 @@ def ask(recipe: Recipe, tiny: str, *, sandbox: str = "venv", tell: Tell = silent
     lock = read_lock(recipe.lockfiles, recipe.effort(tiny=True).environment)
     with tempfile.TemporaryDirectory(prefix="requant-survey-") as folder:
         work = Path(folder)
-        inputs = tiny_inputs(tiny, work, tell)
+        inputs = tiny_inputs(recipe, tiny, work, tell)
         chosen = choose(recipe, tiny, sandbox, tell)
         environment = environment_digest(recipe.lockfiles, lock)
         set_up(work, recipe, tiny, inputs, environment, {"task": "survey", "accelerator": chosen.sandbox.accelerator})
@@ -98,35 +99,33 @@ def read_survey(answer: bytes, report: Mapping[str, Any]) -> Survey:
 
 def compare(recipe: Recipe, tiny: str, survey: Survey) -> Asked:
     """Hold a survey against the plan for the same tiny model."""
-    config = tiny_config(tiny)
+    plan = target_of(recipe, tiny).plan
     packed = {name: layer for name, layer in survey.layers.items() if layer.packed}
-    found = _differences(packed, quantized(config, recipe.layers.ignore), config)
-    if survey.blocks != tuple(blocks(config)):
+    found = _differences(packed, plan)
+    if survey.blocks != plan.blocks:
         found = ["blocks: other ones, or in another order", *found]
     return Asked(survey.versions, len(survey.blocks), len(packed), tuple(found))
 
 
-def _differences(packed: Mapping[str, Layer], planned: Mapping[str, Linear], config: Mapping[str, Any]) -> list[str]:
-    found = [f"{name}: packed, and not planned" for name in packed.keys() - planned.keys()]
-    found += [f"{name}: planned, and not packed" for name in planned.keys() - packed.keys()]
-    for name in packed.keys() & planned.keys():
-        found += _differing(packed[name], planned[name], origin(name, config))
+def _differences(packed: Mapping[str, Layer], plan: Plan) -> list[str]:
+    found = [f"{name}: packed, and not planned" for name in packed.keys() - plan.packed.keys()]
+    found += [f"{name}: planned, and not packed" for name in plan.packed.keys() - packed.keys()]
+    for name in packed.keys() & plan.packed.keys():
+        found += _differing(name, packed[name], plan.packed[name], plan)
     return sorted(found)
 
 
-def _differing(layer: Layer, planned: Linear, where: str | Fused) -> Iterator[str]:
-    shape = (planned.out_features, planned.in_features)
-    if layer.shape != shape:
-        yield f"{planned.name}: has the shape {list(layer.shape)}, planned {list(shape)}"
-    elif layer.source != (source := _planned_source(planned, where)):
-        yield f"{planned.name}: is {layer.source or 'no part of one tensor'}, planned {source}"
+def _differing(name: str, layer: Layer, planned: model.Layer, plan: Plan) -> Iterator[str]:
+    if layer.shape != planned.shape:
+        yield f"{name}: has the shape {list(layer.shape)}, planned {list(planned.shape)}"
+    elif layer.source != (source := _planned_source(planned, plan)):
+        yield f"{name}: is {layer.source or 'no part of one tensor'}, planned {source}"
 
 
-def _planned_source(layer: Linear, where: str | Fused) -> Source:
-    """Return where a planned layer lies: rows of `in_features` numbers, one after the other."""
-    columns = layer.in_features
-    if isinstance(where, str):
-        return Source(where, 0, columns, 1)
-    halves = 1 if where.rows == slice(None) else 2
-    first = where.expert * halves * layer.out_features + (where.rows.start or 0)
-    return Source(where.tensor, first * columns, columns, 1)
+def _planned_source(layer: model.Layer, plan: Plan) -> Source | None:
+    """Return where a planned layer lies: rows of numbers, one after the other."""
+    if layer.source is None:
+        return None
+    columns = layer.shape[1]
+    first, _ = layer.source.rows(plan.tensors[layer.source.tensor], layer.shape[0])
+    return Source(layer.source.tensor, first * columns, columns, 1)

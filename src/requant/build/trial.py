@@ -18,8 +18,8 @@ from requant.build.rebuild import judge
 from requant.digest import read_whole
 from requant.errors import UsageError
 from requant.model.base_config import base_config
-from requant.model.inventory import base_tensors, layer_types
-from requant.model.tiny import SIZES, calibration_text, config
+from requant.model.target import config_of, target_of
+from requant.model.tiny import SIZES, calibration_text
 from requant.progress import Progress, Tell, silent
 from requant.recipe import FILE, Effort, Recipe, read_recipe
 from requant.sandbox.preflight import require_for_trial
@@ -92,7 +92,7 @@ def trial(
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder}: is not empty", "Name a new folder with --work, or remove this one.")
     effort = _effort(recipe, rehearsal, iterations)
-    specs = base_tensors(config(size)).values()
+    specs = target_of(recipe, size).plan.tensors.values()
     if not rehearsal:
         require_for_trial(recipe, folder, sum(spec.nbytes for spec in specs))
     tried = stand_in(recipe, effort, folder)
@@ -130,7 +130,7 @@ def project(recipe: Recipe, tried: Effort, iteration: float, block: float, price
     """
     full = recipe.effort(tiny=False)
     rest = max(0.0, block - tried.iterations * iteration) * full.samples / tried.samples
-    blocks = len(layer_types(base_config(recipe)["text_config"]))
+    blocks = len(target_of(recipe, None).plan.blocks)
     hours = blocks * (full.iterations * iteration + rest) / 3600
     return Projection(hours, None if price_per_hour is None else hours * price_per_hour)
 
@@ -198,11 +198,11 @@ def _effort(recipe: Recipe, rehearsal: bool, iterations: int) -> Effort:
 def _is_full_work(recipe: Recipe, size: str, effort: Effort) -> bool:
     """Whether an iteration of a trial is one of the full build: of the base's width, where and as the recipe says."""
     full = recipe.effort(tiny=False)
-    base, tiny = base_config(recipe)["text_config"], config(size)["text_config"]
+    base, tiny = (each.get("text_config", each) for each in (base_config(recipe), config_of(recipe, size)))
     fields = ("hidden_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "num_attention_heads")
     more = ("num_key_value_heads", "head_dim", "linear_key_head_dim", "linear_value_head_dim")
     as_asked = replace(effort, iterations=full.iterations, samples=full.samples, shards=full.shards) == full
-    return as_asked and all(base.get(field) == tiny[field] for field in (*fields, *more))
+    return as_asked and all(base.get(field) == tiny.get(field) for field in (*fields, *more))
 
 
 def _not_resumed(verdict: Verdict) -> Verdict:

@@ -12,8 +12,7 @@ from itertools import pairwise
 
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
-from requant.formats.gptq import PER_WORD
-from requant.model.inventory import PACKED
+from requant.formats.gptq import PACKED, PER_WORD
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}

@@ -17,7 +17,7 @@ from requant.identify import Fingerprint
 from requant.inspect import Inspection
 from requant.inspect.defects import DEFECTS
 from requant.inspect.findings import Finding, Severity, alike, fold
-from requant.model.plan import Plan
+from requant.model.summary import Summary
 from requant.repair import Repair
 
 WIDTH = 80
@@ -32,7 +32,7 @@ def several(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def plan_table(plan: Plan) -> Sheet:
+def plan_table(plan: Summary) -> Sheet:
     """Return what each part of base and checkpoint weighs."""
     title = f"{plan.recipe}: {plan.quantized:,} of {plan.linears:,} linear layers of {plan.base} become INT4"
     sheet = Sheet("", "tensors", "parameters", "bytes", title=escape(title), numbers=True)

@@ -25,7 +25,7 @@ from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.defects import DEFECTS
 from requant.inspect.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.inspect.remote import open_headers
-from requant.model.plan import plan as make_plan
+from requant.model.summary import summarize as make_plan
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.repair import repair as mend

@@ -10,13 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from requant.checkpoint.safetensors import Spec
+
 BITS = 4
 PER_WORD = 8
 ZERO_POINT = 8
 ZERO_WORD = 0x77777777
 """Eight stored zero points of symmetric INT4. AutoRound's own RTN path writes 0x88888888 (defect D10)."""
 
+PACKED = ("qweight", "qzeros", "scales")
+"""What a packed layer is in files, by suffix."""
+
 Array = npt.NDArray[Any]
+
+
+def specs(shape: tuple[int, int], group_size: int) -> dict[str, Spec]:
+    """Return the three tensors of a packed weight [out, in], by suffix; eight codes share a 32-bit word."""
+    out_features, in_features = shape
+    groups = -(-in_features // group_size)
+    return {
+        "qweight": Spec("I32", (in_features // PER_WORD, out_features)),
+        "qzeros": Spec("I32", (groups, out_features // PER_WORD)),
+        "scales": Spec("F16", (groups, out_features)),
+    }
 
 
 def bfloat16_to_float32(data: bytes) -> npt.NDArray[np.float32]:

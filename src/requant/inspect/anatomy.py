@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from requant.checkpoint.checkpoint import INDEX
 from requant.checkpoint.safetensors import Spec
+from requant.formats.gptq import PACKED
 from requant.inspect.headers import Headers
-from requant.model.inventory import FLOAT, LM, MTP, PACKED, VISUAL, Linear, base_tensors, linears, mtp_linears
+from requant.model.inventory import FLOAT, LM, MTP, VISUAL, Linear, base_tensors, linears, mtp_linears
 
 BLOCKS = (f"{LM}layers.", f"{MTP}layers.")
 GATES = ("mlp.gate", "mlp.shared_expert_gate")

@@ -9,7 +9,9 @@ from requant.errors import CheckpointError, NotModelledError
 from requant.inspect.anatomy import canonical
 from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.modules import modules
-from requant.model.inventory import ARCHITECTURE, LM, MTP, linears
+from requant.model.inventory import ARCHITECTURE, LM, MTP, linears, plan
+from requant.model.tables import table_of
+from requant.model.target import Target
 from requant.passes import Mending
 from requant.passes.context import EXTRAS
 
@@ -59,11 +61,10 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     declared = _declared(checkpoint)
     found = policy or ("rtn" if _packs_mtp(weights) else "bf16")
     main = [file for file, held in checkpoint.shards.items() if file != EXTRAS and any(map(canonical, held))]
+    ignore = ("mtp.fc", *_float_layers(config, weights))
     return Mending(
         base=base,
-        ignore=("mtp.fc", *_float_layers(config, weights)),
-        policy=found,
-        group_size=declared["group_size"],
+        target=Target(plan(config, ignore), table_of(ARCHITECTURE), ignore, found, declared["group_size"]),
         shards=max(1, len(main)),
         declared=declared,
     )

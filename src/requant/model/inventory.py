@@ -11,16 +11,16 @@ from typing import Any
 
 from requant.checkpoint.safetensors import Spec
 from requant.errors import CheckpointError
+from requant.formats.gptq import specs as packed_specs
+from requant.model.plan import Layer, Plan, Source, Specs, float_reason
+from requant.model.tables import ignored
 
 ARCHITECTURE = "qwen3_5_moe"
 """The `model_type` that is modelled."""
 LM = "model.language_model."
 VISUAL = "model.visual."
 MTP = "mtp."
-PACKED = ("qweight", "qzeros", "scales")
 FLOAT = "BF16"
-
-Specs = dict[str, Spec]
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,6 @@ class Linear:
     name: str
     out_features: int
     in_features: int
-
-
-@dataclass(frozen=True)
-class Fused:
-    """Where one expert's projection lies: `tensor` is [experts, rows, in], the projection `rows` of `expert`."""
-
-    tensor: str
-    expert: int
-    rows: slice
 
 
 LIMITS = (
@@ -89,14 +80,6 @@ def mtp_linears(config: Mapping[str, Any]) -> dict[str, Linear]:
     return {each.name: each for name in specs if name.startswith(MTP) for each in _linears(name, specs[name])}
 
 
-def ignored(name: str, ignore: tuple[str, ...]) -> bool:
-    """Say whether AutoRound's `ignore_layers` keeps the layer `name`: a pattern keeps every name it is part of.
-
-    Source: `get_fp_layer_names` of auto_round/utils (0.12.2 and 2dda035).
-    """
-    return any(pattern in name for pattern in ignore)
-
-
 def quantized(config: Mapping[str, Any], ignore: tuple[str, ...]) -> dict[str, Linear]:
     """Return the linear layers of the blocks that become INT4, in order.
 
@@ -132,27 +115,34 @@ def extra_tensors(config: Mapping[str, Any], ignore: tuple[str, ...], group_size
     return _replaced(specs, mtp_quantized(config, ignore) if mtp == "rtn" else {}, group_size)
 
 
-def packed_specs(layer: Linear, group_size: int) -> Specs:
-    """Return the three tensors of a packed layer, by suffix; eight codes share a 32-bit word."""
-    groups = -(-layer.in_features // group_size)
-    return {
-        "qweight": Spec("I32", (layer.in_features // 8, layer.out_features)),
-        "qzeros": Spec("I32", (groups, layer.out_features // 8)),
-        "scales": Spec("F16", (groups, layer.out_features)),
+def plan(config: Mapping[str, Any], ignore: tuple[str, ...]) -> Plan:
+    """Return the plan of a base that nobody has asked the quantizer about: written by hand, held equal by a test."""
+    tensors = base_tensors(config)
+    packed = quantized(config, ignore)
+    layers = {
+        name: Layer(
+            (each.out_features, each.in_features), "" if name in packed else _reason(each, ignore), _source(name)
+        )
+        for name, each in linears(config).items()
     }
+    unloaded = frozenset(name for name in tensors if name.startswith(MTP))
+    return Plan({}, tensors, tuple(blocks(config)), layers, unloaded)
 
 
-def origin(name: str, config: Mapping[str, Any]) -> str | Fused:
-    """Say where the weight of the linear layer `name` lies in the base: a tensor's name, or part of a fused one."""
+def _reason(layer: Linear, ignore: tuple[str, ...]) -> str:
+    if not layer.name.startswith(f"{LM}layers."):
+        return "outside the blocks"
+    return float_reason(layer.name, (layer.out_features, layer.in_features), ignore)
+
+
+def _source(name: str) -> Source:
     prefix, found, rest = name.partition(".mlp.experts.")
     if not found:
-        return f"{name}.weight"
+        return Source(f"{name}.weight")
     expert, projection = rest.split(".")
-    width = config["text_config"]["moe_intermediate_size"]
     if projection == "down_proj":
-        return Fused(f"{prefix}.mlp.experts.down_proj", int(expert), slice(None))
-    rows = slice(0, width) if projection == "gate_proj" else slice(width, 2 * width)
-    return Fused(f"{prefix}.mlp.experts.gate_up_proj", int(expert), rows)
+        return Source(f"{prefix}.mlp.experts.down_proj", (int(expert),))
+    return Source(f"{prefix}.mlp.experts.gate_up_proj", (int(expert),), int(projection == "up_proj"), 2)
 
 
 def _packable(layer: Linear) -> bool:
@@ -182,7 +172,10 @@ def _replaced(specs: Specs, packed: Mapping[str, Linear], group_size: int) -> Sp
         if not layers:
             result[name] = spec
         for layer in layers:
-            result |= {f"{layer.name}.{suffix}": each for suffix, each in packed_specs(layer, group_size).items()}
+            result |= {
+                f"{layer.name}.{suffix}": each
+                for suffix, each in packed_specs((layer.out_features, layer.in_features), group_size).items()
+            }
     return result
 
 

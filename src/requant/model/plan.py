@@ -1,183 +1,294 @@
-"""`plan RECIPE`: every tensor before and after, from the base's `config.json` alone; no weight is read."""
+"""The plan: what the quantizer, asked in the locked environment, says it will do to each tensor of a base.
 
+`builds/<name>/plan.json` holds it for the base and for its tiny models, in templates, so that a person can read it
+whole. It is asked for, never written by hand, and every build asks again: `build.survey`.
+"""
+
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from requant.checkpoint.safetensors import Spec
-from requant.model.base_config import base_config
-from requant.model.inventory import (
-    MTP,
-    VISUAL,
-    Specs,
-    base_tensors,
-    extra_tensors,
-    linears,
-    main_tensors,
-    mtp_linears,
-    quantized,
-)
-from requant.model.tables import confirm_layers, table_of
-from requant.model.tiny import config as tiny_config
-from requant.recipe import Recipe
+from requant.digest import MAX_INDEX, read_whole, strict_json
+from requant.errors import CheckpointError, RecipeError
+from requant.formats import gptq
+from requant.model.templates import NUMBER, fold, parse, unfold
+
+FILE = "plan.json"
+BASE = "base"
+"""The target that is no tiny model."""
+
+Specs = dict[str, Spec]
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much a set of tensors is."""
+class Source:
+    """Where in the base a layer's weight [out, in] lies.
 
-    tensors: int
-    parameters: int
-    bytes: int
+    `index` picks a matrix of `tensor`: the expert, in a fused one. Of that matrix, seen in `parts` equal ones of its
+    rows, the weight is the one numbered `part`; `interleaved` parts take every n-th row, and of a `transposed` matrix
+    columns are meant.
+    """
+
+    tensor: str
+    index: tuple[int, ...] = ()
+    part: int = 0
+    parts: int = 1
+    interleaved: bool = False
+    transposed: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weight is rows of the tensor, one after the other."""
+        return not (self.interleaved or self.transposed)
+
+    def rows(self, spec: Spec, out_features: int) -> tuple[int, int]:
+        """Return the first row and the one after the last, of the tensor seen as [rows, in]; of a plain source."""
+        first = 0
+        for place, size in zip(self.index, spec.shape, strict=False):
+            first = first * size + place
+        first = first * prod(spec.shape[len(self.index) : -1]) + self.part * out_features
+        return first, first + out_features
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer as the quantizer sees it; `reason` says why it is not packed, "" where it is."""
+
+    shape: tuple[int, int]
+    reason: str
+    source: Source | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether its weight becomes codes."""
+        return not self.reason
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe makes of a base: the tensors of the base, of the main shards and of the extra file.
+    """What becomes of a base's `tensors`: `layers` by name, `blocks` in the order of tuning.
 
-    `linears` counts the linear layers that AutoRound sees, `quantized` those of them that become INT4.
+    `unloaded` are tensors of the base that the model's class does not load; `tied` are parameters that are other ones,
+    and stand in no file.
     """
 
-    recipe: str
-    base: str
-    before: Specs
-    main: Specs
-    extras: Specs
-    linears: int
-    quantized: int
+    versions: Mapping[str, str]
+    tensors: Specs
+    blocks: tuple[str, ...]
+    layers: Mapping[str, Layer]
+    unloaded: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def sizes(self) -> dict[str, Size]:
-        """What the base and the checkpoint weigh, in parts, in the order in which a person reads them.
+    @cached_property
+    def packed(self) -> dict[str, Layer]:
+        """The layers that become codes."""
+        return {name: layer for name, layer in self.layers.items() if layer.packed}
 
-        A part of `after` is counted with its packed words, so that its parameters are not those of the base.
+    @cached_property
+    def by_tensor(self) -> dict[str, list[str]]:
+        """The layers whose weights lie in each tensor of the base, in the order in which they lie there."""
+        return _by_tensor(self.layers)
+
+    def written(self, names: Iterable[str], layers: Mapping[str, Layer], group_size: int) -> Specs:
+        """Return what a checkpoint has of the tensors `names` of the base, in their order, where `layers` are packed.
+
+        A tensor none of whose layers is packed stays whole. Where one is, all that lie in it are named apart.
         """
-        after = self.main | self.extras
-        return {
-            "base": _size(self.before),
-            **{f"base, {part}": _size(specs) for part, specs in _parts(self.before).items()},
-            "checkpoint": _size(after),
-            **{f"checkpoint, {part}": _size(specs) for part, specs in _parts(after).items()},
-            "main shards": _size(self.main),
-            "model_extra_tensors.safetensors": _size(self.extras),
-        }
+        result: Specs = {}
+        inside = _by_tensor(layers)
+        for name in names:
+            if not any(layers[each].packed for each in inside.get(name, ())):
+                result[name] = self.tensors[name]
+                continue
+            for each in inside[name]:
+                if layers[each].packed:
+                    packed = gptq.specs(layers[each].shape, group_size)
+                    result |= {f"{each}.{suffix}": spec for suffix, spec in packed.items()}
+                else:
+                    result[f"{each}.weight"] = Spec(self.tensors[name].dtype, layers[each].shape)
+        return result
 
-    def as_json(self, layers: bool = False) -> dict[str, Any]:
-        """Return the plan as `--json` prints it: the checkpoint's tensors in templates, or with `layers` each one."""
-        return {
-            "recipe": self.recipe,
-            "base": self.base,
-            "linear_layers": self.linears,
-            "quantized_layers": self.quantized,
-            "sizes": {name: vars(size) for name, size in self.sizes.items()},
-            "tensors": {
-                file: {name: [spec.dtype, list(spec.shape)] for name, spec in specs.items()}
-                if layers
-                else [vars(each) for each in templates(specs)]
-                for file, specs in (("main", self.main), ("extras", self.extras))
-            },
-        }
+    def beside_blocks(self, prefix: str, ignore: Sequence[str]) -> dict[str, Layer]:
+        """Return the linear layers of blocks that the quantizer does not see, those under `prefix`: the MTP block.
+
+        They are those of the block of the model that has tensors of the same names. A matrix that no block has is one
+        layer. Packed is what is not in `ignore` and whose widths are multiples of 32, as in the blocks.
+        """
+        found: dict[str, Layer] = {}
+        for name, spec in self.tensors.items():
+            if name.startswith(prefix):
+                for layer, source in self._layers_in(name, spec):
+                    rows = spec.shape[-2] // source.parts
+                    shape = (spec.shape[-1], rows) if source.transposed else (rows, spec.shape[-1])
+                    found[layer] = Layer(shape, float_reason(layer, shape, ignore), source)
+        return found
+
+    def _layers_in(self, name: str, spec: Spec) -> Iterator[tuple[str, Source]]:
+        match = re.fullmatch(r"(.+\.layers\.\d+)\.(.+)", name)
+        alike = [f"{block}.{match[2]}" for block in self.blocks] if match else []
+        like = next((each for each in alike if each in self.tensors), "")
+        if like and match:
+            block = like.removesuffix(f".{match[2]}")
+            for layer in self.by_tensor.get(like, []):
+                if source := self.layers[layer].source:
+                    yield match[1] + layer.removeprefix(block), replace(source, tensor=name)
+        elif len(spec.shape) == 2 and name.endswith(".weight"):
+            yield name.removesuffix(".weight"), Source(name)
+
+
+def _by_tensor(layers: Mapping[str, Layer]) -> dict[str, list[str]]:
+    found: dict[str, list[tuple[tuple[int, ...], int, str]]] = {}
+    for name, layer in layers.items():
+        if layer.source:
+            found.setdefault(layer.source.tensor, []).append((layer.source.index, layer.source.part, name))
+    return {tensor: [name for *_, name in sorted(places)] for tensor, places in found.items()}
+
+
+def float_reason(name: str, shape: tuple[int, int], ignore: Sequence[str]) -> str:
+    """Say why a layer of a block is not packed, "" where it is: AutoRound leaves odd widths alone."""
+    if pattern := next((each for each in ignore if each in name), ""):
+        return f"ignored by {pattern!r}"
+    odd = next((width for width in shape if width % 32), 0)
+    return f"a width of {odd:,}, no multiple of 32" if odd else ""
+
+
+class NotPlannedError(RecipeError):
+    """A plan file says nothing of a target."""
 
 
 @dataclass(frozen=True)
-class Template:
-    """Tensors of one dtype and shape whose names differ in numbers: `model.layers.{0..2,4..6}.mlp.experts.{0..255}.up`.
+class Asked:
+    """What the quantizer was asked with, as far as it can change the answer; another recipe's plan is none of this's."""
 
-    Every number of a brace goes with every one of the others, so `count` is the product of their sizes.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    count: int
+    scheme: str
+    group_size: int
+    ignore: tuple[str, ...]
 
 
-def templates(specs: Specs) -> list[Template]:
-    """Fold tensors into templates, in the order of the first of each."""
-    alike: dict[tuple[str, Spec], list[tuple[int, ...]]] = {}
-    for name, spec in specs.items():
-        numbers = tuple(map(int, _NUMBER.findall(name)))
-        alike.setdefault((_NUMBER.sub("{}", name.replace("{", "{{").replace("}", "}}")), spec), []).append(numbers)
-    return [
-        Template(name.format(*map(_ranges, sets)), spec.dtype, spec.shape, prod(map(len, sets)))
-        for (name, spec), numbers in alike.items()
-        for sets in _products(numbers)
+def write_plans(file: Path, asked: Asked, plans: Mapping[str, Plan]) -> None:
+    """Write `plan.json`; `read_plan` inverts it, but for the order of layers."""
+    value = {
+        "generator": "requant plan --ask",
+        "asked": {**vars(asked), "ignore": list(asked.ignore)},
+        **{target: _as_json(plan) for target, plan in plans.items()},
+    }
+    file.write_text(_pretty(value))
+
+
+def read_plan(file: Path, target: str, asked: Asked) -> Plan:
+    """Read one target's plan. Raises RecipeError where there is none, it cannot be read, or another recipe's."""
+    advice = f"Ask for it: requant plan {file.parent} --ask"
+    try:
+        value = strict_json(read_whole(file, MAX_INDEX))
+        if value["asked"] != {**vars(asked), "ignore": list(asked.ignore)}:
+            raise RecipeError(f"{file}: was asked for with {value['asked']}, the recipe says {vars(asked)}", advice)
+        if target not in value:
+            raise NotPlannedError(f"{file}: no plan of {target}", advice)
+        return _from_json(value[target])
+    except OSError as error:
+        raise RecipeError(f"{file}: {error.strerror}", advice) from None
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{file}: no plan of {target} that can be read: {error!r}", advice) from None
+
+
+def differences(planned: Plan, found: Plan) -> list[str]:
+    """Say in what a quantizer's answer differs from what was planned."""
+    said = [
+        f"{name}: planned as {planned.layers[name]}, now {found.layers[name]}"
+        for name in planned.layers.keys() & found.layers.keys()
+        if planned.layers[name] != found.layers[name]
     ]
+    said += [f"{name}: a layer now, and not planned" for name in found.layers.keys() - planned.layers.keys()]
+    said += [f"{name}: planned, and no layer now" for name in planned.layers.keys() - found.layers.keys()]
+    said += [
+        f"{name}: planned as {planned.tensors.get(name)}, now {found.tensors.get(name)}"
+        for name in planned.tensors.keys() | found.tensors.keys()
+        if planned.tensors.get(name) != found.tensors.get(name)
+    ]
+    if planned.blocks != found.blocks:
+        said.append(f"blocks: planned {len(planned.blocks)}, now {len(found.blocks)} in another order")
+    return sorted(said)
 
 
-_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d*)(?=\.)")
+def _as_json(plan: Plan) -> dict[str, Any]:
+    layers = {name: (layer.shape, layer.reason, _relative(name, layer.source)) for name, layer in plan.layers.items()}
+    return {
+        "versions": dict(plan.versions),
+        "blocks": [str(each) for each in fold(dict.fromkeys(plan.blocks, None))],
+        "tensors": [[str(each), each.value.dtype, list(each.value.shape)] for each in fold(plan.tensors)],
+        "layers": [[str(each), *each.value] for each in fold(layers)],
+        "unloaded": [str(each) for each in fold(dict.fromkeys(sorted(plan.unloaded), None))],
+        "tied": dict(plan.tied),
+    }
 
 
-def _products(numbers: list[tuple[int, ...]]) -> Iterator[list[list[int]]]:
-    """Split tuples of one length into sets that are whole products."""
-    sets = [sorted(set(column)) for column in zip(*numbers, strict=True)]
-    if prod(map(len, sets)) == len(numbers):
-        yield sets
-        return
-    rests: dict[int, list[tuple[int, ...]]] = {}
-    for first, *rest in numbers:
-        rests.setdefault(first, []).append(tuple(rest))
-    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for first, each in rests.items():
-        alike.setdefault(tuple(sorted(each)), []).append(first)
-    for inner, firsts in alike.items():
-        for products in _products(list(inner)):
-            yield [sorted(firsts), *products]
+def _relative(name: str, source: Source | None) -> tuple[Any, ...] | None:
+    """Return a source by the numbers of the layer's name, so that layers of one template have one source.
 
-
-def _ranges(numbers: list[int]) -> str:
-    """Return `{0..2,4}` for 0, 1, 2 and 4, and a lone number as it is."""
-    if len(numbers) == 1:
-        return str(numbers[0])
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return "{" + ",".join("..".join(map(str, run)) for run in runs) + "}"
-
-
-def plan(recipe: Recipe, tiny: str | None = None) -> Plan:
-    """Return what the recipe makes of its base, or of the tiny model of a size in `SIZES`.
-
-    Raises what `confirmed_config` raises.
+    `{0}` stands for the first number of the name. It is a tensor, an index, and what `Source` has beside.
     """
-    config = confirmed_config(recipe, tiny)
-    ignore, group_size = recipe.layers.ignore, recipe.scheme.group_size
-    return Plan(
-        recipe=recipe.name,
-        base=f"{recipe.base.repository}@{recipe.base.revision}" if tiny is None else f"tiny model {tiny}",
-        before=base_tensors(config),
-        main=main_tensors(config, ignore, group_size),
-        extras=extra_tensors(config, ignore, group_size, recipe.mtp.policy),
-        linears=len(linears(config)),
-        quantized=len(quantized(config, ignore)),
+    if source is None:
+        return None
+    numbers = NUMBER.findall(name)
+    left = list(range(len(numbers)))
+
+    def place(number: str) -> str:
+        found = next((each for each in left if numbers[each] == number), None)
+        if found is None:
+            return number
+        left.remove(found)
+        return f"{{{found}}}"
+
+    tensor = NUMBER.sub(lambda match: place(match[0]), source.tensor)
+    index = tuple(place(str(each)) for each in source.index)
+    return (tensor, index, source.part, source.parts, source.interleaved, source.transposed)
+
+
+def _absolute(name: str, relative: Any) -> Source | None:
+    if relative is None:
+        return None
+    numbers = NUMBER.findall(name)
+    tensor, index, part, parts, interleaved, transposed = relative
+    return Source(
+        tensor.format(*numbers),
+        tuple(int(each.format(*numbers)) for each in index),
+        part,
+        parts,
+        interleaved,
+        transposed,
     )
 
 
-def confirmed_config(recipe: Recipe, tiny: str | None) -> dict[str, Any]:
-    """Return the `config.json` of the recipe's base, or of its tiny model, which the recipe is held against.
-
-    Raises RecipeError where it cannot be read, its pins are another base's, or the recipe does not fit its layers;
-    CheckpointError where it is of another kind.
-    """
-    config = base_config(recipe) if tiny is None else tiny_config(tiny)
-    confirm_layers(recipe, table_of(str(config.get("model_type"))), [*linears(config), *mtp_linears(config)])
-    return config
-
-
-def _parts(specs: Specs) -> dict[str, Specs]:
-    def part(name: str) -> str:
-        return "visual tower" if name.startswith(VISUAL) else "MTP" if name.startswith(MTP) else "language model"
-
-    parts: dict[str, Specs] = {"language model": {}, "visual tower": {}, "MTP": {}}
-    for name, spec in specs.items():
-        parts[part(name)][name] = spec
-    return parts
+def _from_json(value: Mapping[str, Any]) -> Plan:
+    tensors = unfold(parse(name, Spec(dtype, tuple(shape))) for name, dtype, shape in value["tensors"])
+    layers = unfold(parse(name, rest) for name, *rest in value["layers"])
+    return Plan(
+        versions=value["versions"],
+        tensors=tensors,
+        blocks=tuple(unfold(parse(name, None) for name in value["blocks"])),
+        layers={
+            name: Layer((shape[0], shape[1]), reason, _absolute(name, relative))
+            for name, (shape, reason, relative) in layers.items()
+        },
+        unloaded=frozenset(unfold(parse(name, None) for name in value["unloaded"])),
+        tied=value["tied"],
+    )
 
 
-def _size(specs: Specs) -> Size:
-    return Size(len(specs), sum(spec.size for spec in specs.values()), sum(spec.nbytes for spec in specs.values()))
+def _pretty(value: Mapping[str, Any]) -> str:
+    """Return JSON with one line per template."""
+    lines = json.dumps(value, indent=1)
+    return (
+        re.sub(
+            r"\[\n\s+(?=[^\[\]]*\])[^\[\]]*\]",
+            lambda match: re.sub(r"\s*\n\s*", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
+            lines,
+        )
+        + "\n"
+    )

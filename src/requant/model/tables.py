@@ -11,7 +11,6 @@ from functools import cache
 from importlib import resources
 
 from requant.errors import RecipeError
-from requant.model.inventory import ignored
 from requant.recipe import Recipe
 
 
@@ -21,7 +20,10 @@ class Table:
 
     `fused` are ends of layers' names: each set of layers that loaders make one module of. `experts` is the part of a
     name that layers of fused experts share, "" where there are none. `extras` are the prefixes of what AutoRound does
-    not tune: `visual`, `mtp`. `mtp_float` are layers of the MTP block that loaders read as float only.
+    not tune: `visual`, `mtp`. `mtp_float` are layers of the MTP block that loaders read as float only,
+    `routers` ends of tensors that a loader takes for layers, `aliases` a layer's part and the name under which a loader
+    asks for the layer that it makes of it. `processor` is the class that reads the base's two preprocessor files,
+    `zero_centred` says that the class stores the scale of a norm less one.
     """
 
     model_type: str
@@ -29,11 +31,23 @@ class Table:
     experts: str = ""
     extras: Mapping[str, str] = field(default_factory=dict)
     mtp_float: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    processor: str = ""
+    zero_centred: bool = False
 
 
 def table_of(model_type: str) -> Table:
     """Return what is known of an architecture; an empty table where it is not modelled."""
     return _tables().get(model_type) or Table(model_type)
+
+
+def ignored(name: str, ignore: tuple[str, ...]) -> bool:
+    """Say whether AutoRound's `ignore_layers` keeps the layer `name`: a pattern keeps every name it is part of.
+
+    Source: `get_fp_layer_names` of auto_round/utils (0.12.2 and 2dda035).
+    """
+    return any(pattern in name for pattern in ignore)
 
 
 @cache
@@ -48,6 +62,10 @@ def _tables() -> dict[str, Table]:
                 experts=value["experts"],
                 extras=value["extras"],
                 mtp_float=tuple(value["mtp_float"]),
+                routers=tuple(value.get("routers", ())),
+                aliases=value.get("aliases", {}),
+                processor=value.get("processor", ""),
+                zero_centred=value.get("zero_centred", False),
             )
     return found
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from requant.checkpoint.checkpoint import Checkpoint, Tensor
-from requant.errors import BuildError
-from requant.model.inventory import Specs, base_tensors, extra_tensors, main_tensors
+from requant.checkpoint.checkpoint import Checkpoint, Content, Tensor
+from requant.checkpoint.safetensors import Spec
+from requant.errors import BuildError, NotModelledError
+from requant.model.plan import Layer
+from requant.model.target import Target
 from requant.recipe import Effort, Recipe
 
 MAIN = "main.safetensors"
@@ -19,20 +21,15 @@ EXTRAS = "model_extra_tensors.safetensors"
 class Aim(ABC):
     """What the passes aim at: a base, and what becomes of it. `Context` has it from a recipe, `Mending` from files.
 
-    `ignore` are parts of the names of layers that stay float, `policy` is MTP's, `shards` the number of main files,
-    `declared` what `quantization_config` says beside blocks and overrides.
+    `target` is what becomes of the base's tensors, `shards` the number of main files, `declared` what
+    `quantization_config` says beside blocks and overrides.
     """
 
     base: Checkpoint
+    target: Target
 
     if TYPE_CHECKING:  # fields or properties, as each aim has them
 
-        @property
-        def ignore(self) -> tuple[str, ...]: ...  # noqa: D102
-        @property
-        def policy(self) -> str: ...  # noqa: D102
-        @property
-        def group_size(self) -> int: ...  # noqa: D102
         @property
         def shards(self) -> int: ...  # noqa: D102
         @property
@@ -50,25 +47,34 @@ class Aim(ABC):
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The base's tensors; raises BuildError for one that is not what its `config.json` means."""
-        found, expected = self.base.tensors, base_tensors(self.config)
+        """The base's tensors; raises BuildError for one that is not what was planned."""
+        found, expected = self.base.tensors, self.target.plan.tensors
         for name in sorted(found.keys() | expected.keys()):
             spec = found[name].spec if name in found else None
             if spec != expected.get(name):
-                raise BuildError(
-                    f"{name}: the base has {spec}, its config.json means {expected.get(name, 'no such tensor')}"
-                )
+                raise BuildError(f"{name}: the base has {spec}, the plan says {expected.get(name, 'no such tensor')}")
         return found
 
-    @cached_property
-    def main(self) -> Specs:
-        """What the main shards hold in the end, in order."""
-        return main_tensors(self.config, self.ignore, self.group_size)
+    def weight(self, layer: Layer) -> Content:
+        """Return the base's bytes of a linear layer's weight [out, in], in the dtype of its tensor."""
+        source = layer.source
+        if source is None or not source.plain:
+            raise NotModelledError(f"{source}: the weight of a layer is no rows of one tensor")
+        tensor = self.tensors[source.tensor]
+        first, last = source.rows(tensor.spec, layer.shape[0])
+        row = Spec(tensor.spec.dtype, (layer.shape[1],)).nbytes
+        return tensor.content if (last - first) * row == tensor.spec.nbytes else tensor.part(first * row, last * row)
 
-    @cached_property
-    def extras(self) -> Specs:
-        """What `model_extra_tensors.safetensors` holds in the end, in order."""
-        return extra_tensors(self.config, self.ignore, self.group_size, self.policy)
+    def untuned(self, name: str) -> Tensor:
+        """Return a tensor that is not packed as the base has it; `x.weight` may be a part of a fused one."""
+        if name in self.tensors:
+            return self.tensors[name]
+        layer = {**self.target.plan.layers, **self.target.mtp}[name.removesuffix(".weight")]
+        return (
+            Tensor(Spec(self.tensors[layer.source.tensor].spec.dtype, layer.shape), self.weight(layer))
+            if layer.source
+            else self.tensors[name]
+        )
 
 
 @dataclass(frozen=True)
@@ -79,24 +85,10 @@ class Context(Aim):
     """
 
     base: Checkpoint
+    target: Target
     recipe: Recipe
     effort: Effort
     autoround: str
-
-    @property
-    def ignore(self) -> tuple[str, ...]:
-        """The recipe's `layers.ignore`."""
-        return self.recipe.layers.ignore
-
-    @property
-    def policy(self) -> str:
-        """The recipe's `mtp.policy`."""
-        return self.recipe.mtp.policy
-
-    @property
-    def group_size(self) -> int:
-        """The recipe's `scheme.group_size`."""
-        return self.recipe.scheme.group_size
 
     @property
     def shards(self) -> int:
@@ -131,9 +123,7 @@ class Mending(Aim):
     """A repair's aim, read off the checkpoint itself; what a pass refuses, it mends."""
 
     base: Checkpoint
-    ignore: tuple[str, ...]
-    policy: str
-    group_size: int
+    target: Target
     shards: int
     declared: dict[str, Any]
 

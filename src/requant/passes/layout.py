@@ -22,13 +22,14 @@ def side_files(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     `processor_config.json`, which newer transformers read, is added from the base's two preprocessor files.
     """
     copied = {name: content for name, content in context.base.files.items() if name not in NOT_COPIED}
-    processor = {
-        "image_processor": json.loads(context.base.file("preprocessor_config.json")),
-        "processor_class": "Qwen3VLProcessor",
-        "video_processor": json.loads(context.base.file("video_preprocessor_config.json")),
-    }
-    added = {**copied, "processor_config.json": files.json_file(processor)}
-    return Checkpoint(checkpoint.shards, {**checkpoint.files, **added})
+    if name := context.target.table.processor:
+        processor = {
+            "image_processor": json.loads(context.base.file("preprocessor_config.json")),
+            "processor_class": name,
+            "video_processor": json.loads(context.base.file("video_preprocessor_config.json")),
+        }
+        copied["processor_config.json"] = files.json_file(processor)
+    return Checkpoint(checkpoint.shards, {**checkpoint.files, **copied})
 
 
 def index(checkpoint: Checkpoint, context: Aim) -> Checkpoint:

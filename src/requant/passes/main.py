@@ -4,8 +4,7 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.errors import BuildError
-from requant.formats.gptq import ZERO_WORD, bfloat16_to_float32
-from requant.model.inventory import MTP, PACKED, VISUAL
+from requant.formats.gptq import PACKED, ZERO_WORD, bfloat16_to_float32
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 
@@ -19,25 +18,26 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
     found: dict[str, Tensor] = {}
     for file, tensors in raw.shards.items():
         for name, tensor in tensors.items():
-            if file == EXTRAS or name.startswith((VISUAL, MTP)):
+            if file == EXTRAS or not context.target.is_main(name):
                 continue
             if name in found:
                 context.refuse(f"{name}: stands in two of AutoRound's files, the second is {file}")
-            elif name in context.main:
+            elif name in context.target.main:
                 found[name] = tensor
-            else:
+            elif name not in context.target.plan.tied:
                 context.refuse(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
-    for name, spec in context.main.items():
+    for name, spec in context.target.main.items():
         if name not in found:
             if name.endswith(PACKED):
                 raise BuildError(f"{name}: AutoRound did not write it")
-            context.refuse(f"{name}: AutoRound did not write it")
-            found[name] = context.tensors[name]
+            if name not in context.target.plan.unloaded:
+                context.refuse(f"{name}: AutoRound did not write it")
+            found[name] = context.untuned(name)
         if name.endswith(PACKED):
             if found[name].spec != spec:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
             found[name] = _examined(name, found[name], context)
-    return Checkpoint({MAIN: {name: found[name] for name in context.main}}, {})
+    return Checkpoint({MAIN: {name: found[name] for name in context.target.main}}, {})
 
 
 def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
@@ -45,14 +45,14 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
     AutoRound writes them in the precision of the tuning (defect D13).
     """
-    base = context.tensors
 
     def from_base(name: str, tensor: Tensor) -> Tensor:
         if name.endswith(PACKED):
             return tensor
-        if not _equal(tensor, base[name]):
+        base = context.untuned(name)
+        if not _equal(tensor, base):
             context.refuse(f"{name}: the tuning has changed it, the recipe leaves it alone")
-        return base[name]
+        return base
 
     main = {name: from_base(name, tensor) for name, tensor in checkpoint.shards[MAIN].items()}
     return Checkpoint({**checkpoint.shards, MAIN: main}, checkpoint.files)

@@ -1,9 +1,6 @@
 """One `quantization_config`, in `config.json` and in the side file alike (defect D04)."""
 
-from typing import Any
-
 from requant.checkpoint.checkpoint import Checkpoint, json_file
-from requant.model.inventory import LM, MTP, linears, mtp_linears, mtp_quantized, quantized
 from requant.passes.context import Aim
 
 FLOAT = {"bits": 16, "data_type": "fp"}
@@ -29,19 +26,24 @@ def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
 
 def _blocks(context: Aim) -> list[str]:
-    packed_mtp = [f"{MTP}layers"] if context.policy == "rtn" else []
-    return [f"{LM}layers", *packed_mtp]
+    target = context.target
+    names = dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks)
+    if target.policy == "rtn":
+        names |= dict.fromkeys(f"{prefix}layers" for prefix in [target.table.extras["mtp"]])
+    return list(names)
 
 
 def _float_layers(context: Aim) -> list[str]:
-    ignore = context.ignore
-    packed: dict[str, Any] = quantized(context.config, ignore)
-    layers = {name for name in linears(context.config) if name.startswith(f"{LM}layers.")}
-    if context.policy == "rtn":
-        packed = packed | mtp_quantized(context.config, ignore)
-        layers |= mtp_linears(context.config).keys()
+    target, inside = context.target, tuple(f"{block}." for block in context.target.plan.blocks)
+    names = {name for name, layer in target.plan.layers.items() if name.startswith(inside) and not layer.packed}
+    if target.policy == "rtn":
+        names |= {name for name, layer in target.mtp.items() if not layer.packed}
         # The router is no linear layer, but a loader that goes by prefix takes it for one; AutoRound declares it too.
-        layers |= {name.removesuffix(".weight") for name in context.extras if name.endswith(".mlp.gate.weight")}
-    names = sorted(layers - packed.keys())
-    fused = [name.removesuffix("a") + "ba" for name in names if name.endswith(".in_proj_a")]
-    return sorted(names + fused)
+        names |= {name.removesuffix(".weight") for name in target.extras if name.endswith(target.table.routers)}
+    fused = {
+        f"{name.removesuffix(part)}{whole}"
+        for part, whole in target.table.aliases.items()
+        for name in names
+        if name.endswith(f".{part}")
+    }
+    return sorted(names | fused)

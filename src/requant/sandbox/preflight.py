@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from requant.errors import NotAvailableError
+from requant.formats.gptq import PACKED
 from requant.hub.fetch import missing
 from requant.hub.pinned import Pins
 from requant.model.base_config import base_config
-from requant.model.inventory import PACKED, main_tensors
+from requant.model.target import target_of
 from requant.programs import Accelerator, accelerators
 from requant.recipe import Hardware, Recipe
 
@@ -61,12 +62,11 @@ def resume_bytes(recipe: Recipe) -> int:
 
     block inputs is two streams [samples, tokens, hidden] in the precision of the tuning.
     """
-    config = base_config(recipe)
     effort = recipe.effort(tiny=False)
-    tensors = main_tensors(config, recipe.layers.ignore, recipe.scheme.group_size)
-    packed = sum(spec.nbytes for name, spec in tensors.items() if name.endswith(PACKED))
+    packed = sum(spec.nbytes for name, spec in target_of(recipe, None).main.items() if name.endswith(PACKED))
     width = {"bfloat16": 2, "float32": 4}[effort.precision]
-    hidden: int = config["text_config"]["hidden_size"]
+    config = base_config(recipe)
+    hidden: int = config.get("text_config", config)["hidden_size"]
     return packed + 2 * 2 * effort.samples * effort.sequence_length * hidden * width
 
 

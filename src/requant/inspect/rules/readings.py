@@ -6,6 +6,7 @@ They hold for any architecture, and need neither the modules of a model nor a by
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from requant.formats.gptq import PACKED
 from requant.inspect.anatomy import Packing, packing
 from requant.inspect.findings import Finding, Severity, Target
 from requant.inspect.loaders import LOADERS, Loader
@@ -22,7 +23,6 @@ from requant.inspect.loaders.reading import (
 )
 from requant.inspect.loaders.resolver import Precision
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import PACKED
 
 EFFORT = ("iters", "nsamples", "seqlen", "batch_size")
 UNDECLARED = "Nothing declares that these layers are packed: loaders look for float weights."

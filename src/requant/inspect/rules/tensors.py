@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from requant.checkpoint.safetensors import Spec
+from requant.formats.gptq import PACKED
 from requant.inspect.anatomy import EXPERTS, GATES, Fault, outside
 from requant.inspect.findings import Finding
 from requant.inspect.rules.files import second_names
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import MTP, PACKED, VISUAL
+from requant.model.inventory import MTP, VISUAL
 
 UNINITIALISED = "No loader notices that it is missing, and uninitialised memory is used in its place."
 UNKNOWN = "No parameter has this name: vLLM up to 0.22.1 skips it, from 0.25.1 on it refuses to load."

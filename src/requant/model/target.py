@@ -1,0 +1,104 @@
+"""What is built, audited or checked: a recipe's base, or a tiny model in its place, with all that is known of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from requant.checkpoint.checkpoint import Checkpoint
+from requant.errors import RecipeError
+from requant.model import inventory
+from requant.model.base_config import base_config
+from requant.model.plan import BASE, FILE, Asked, Layer, NotPlannedError, Plan, Specs, read_plan
+from requant.model.shrink import shrink
+from requant.model.tables import Table, confirm_layers, table_of
+from requant.model.tiny import SIZES, stand_in
+from requant.model.tiny import config as tiny_config
+from requant.recipe import Recipe
+
+
+def tiny_model(recipe: Recipe, tiny: str) -> Checkpoint:
+    """Return the tiny model of a recipe's base, of a size in `SIZES`; its weights are computed when they are read."""
+    target = target_of(recipe, tiny)
+    return stand_in(tiny, config_of(recipe, tiny), target.plan.tensors, zero_centred=target.table.zero_centred)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A plan, and what a recipe makes of it. `ignore` are parts of names of layers that stay float, `policy` is MTP's."""
+
+    plan: Plan
+    table: Table
+    ignore: tuple[str, ...]
+    policy: str
+    group_size: int
+
+    @cached_property
+    def mtp(self) -> dict[str, Layer]:
+        """The linear layers of the MTP block, which the quantizer does not see; packed where the policy is `rtn`."""
+        prefix = self.table.extras.get("mtp")
+        return self.plan.beside_blocks(prefix, self.ignore) if prefix else {}
+
+    @cached_property
+    def main(self) -> Specs:
+        """What the main shards hold in the end, in order."""
+        return self.plan.written(filter(self.is_main, self.plan.tensors), self.plan.layers, self.group_size)
+
+    @cached_property
+    def extras(self) -> Specs:
+        """What `model_extra_tensors.safetensors` holds in the end, in order."""
+        names = (name for name in self.plan.tensors if not self.is_main(name))
+        return self.plan.written(names, self.mtp if self.policy == "rtn" else {}, self.group_size)
+
+    def is_main(self, name: str) -> bool:
+        """Say whether a tensor belongs to what is tuned: neither to a visual tower nor to an MTP block."""
+        return not name.startswith(tuple(self.table.extras.values()))
+
+
+def target_of(recipe: Recipe, tiny: str | None) -> Target:
+    """Return what a recipe makes of its base, or of its tiny model of a size in `SIZES`.
+
+    Raises RecipeError where its plan cannot be read or the recipe does not fit it, CheckpointError where the base is
+    of another kind.
+    """
+    return target_for(recipe, tiny, config_of(recipe, tiny))
+
+
+def target_for(recipe: Recipe, tiny: str | None, config: Mapping[str, Any]) -> Target:
+    """Return the target of a base with this `config.json`."""
+    model_type = str(config.get("model_type"))
+    table, ignore = table_of(model_type), recipe.layers.ignore
+    file = recipe.beside(FILE)
+    if file.exists() or model_type != inventory.ARCHITECTURE:
+        plan = read_plan(file, tiny or BASE, Asked(recipe.scheme.name, recipe.scheme.group_size, ignore))
+    else:
+        plan = inventory.plan(config, ignore)
+    target = Target(plan, table, ignore, recipe.mtp.policy, recipe.scheme.group_size)
+    confirm_layers(recipe, table, [*plan.layers, *target.mtp])
+    return target
+
+
+def target_like(recipe: Recipe, config: Mapping[str, Any], tensors: Specs) -> Target:
+    """Return the target whose base has these `tensors`: the recipe's base, or one of its tiny models.
+
+    Raises RecipeError where its plan has no such base.
+    """
+    file = recipe.beside(FILE)
+    if not file.exists():
+        return target_for(recipe, None, config)
+    for tiny in (None, *SIZES):
+        try:
+            target = target_for(recipe, tiny, config)
+        except NotPlannedError:
+            continue
+        if target.plan.tensors == tensors:
+            return target
+    raise RecipeError(f"{file}: plans no base with these tensors", "Name the base, or the tiny model, of this recipe.")
+
+
+def config_of(recipe: Recipe, tiny: str | None) -> dict[str, Any]:
+    """Return the `config.json` of a recipe's base, or of its tiny model."""
+    config = base_config(recipe)
+    if tiny is None:
+        return config
+    return tiny_config(tiny) if config.get("model_type") == inventory.ARCHITECTURE else shrink(config, tiny)
