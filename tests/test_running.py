@@ -57,7 +57,7 @@ def set_up(tmp_path: Path) -> Callable[[str], Path]:
     """Make a folder whose worker is a program of one's own."""
 
     def set_up(program: str, name: str = "folder") -> Path:
-        package = tmp_path / name / "sources" / "requant" / "quantizer"
+        package = tmp_path / name / "sources" / "requant" / "worker"
         package.mkdir(parents=True)
         (package.parent / "__init__.py").touch()
         (package / "__init__.py").touch()
