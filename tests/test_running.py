@@ -114,7 +114,7 @@ def test_workers_run_side_by_side_and_end_when_left(set_up: Callable[..., Path])
     folders = [set_up(meet.format("two"), "one"), set_up(meet.format("one"), "two")]
     with ExitStack() as stack:
         workers = [stack.enter_context(IN_PLACE.start(folder, ())) for folder in folders]
-        while not all((folder / "in-place").exists() for folder in folders):
+        while not all((folder / "here").exists() for folder in folders):
             time.sleep(0.01)
         assert all(worker.poll() for worker in workers)
     assert not any(worker.poll() for worker in workers)

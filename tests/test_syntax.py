@@ -165,7 +165,7 @@ def test_pythons_agree(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     script = "import sys; from requant.environment.syntax import meaning; from requant.digest import sha256\n"
     script += "print(*(sha256(meaning(open(each, 'rb').read())) for each in sys.argv[1:]))"
-    files = [tmp_path / "source.py", tmp_path / "tricky.py", *sorted((ROOT / "src/requant/worker").glob("*.py"))]
+    files = [tmp_path / "source.py", tmp_path / "tricky.py", *sorted((ROOT / "src/requant/worker").rglob("*.py"))]
     said = {run([str(each), "-c", script, *map(str, files)], cwd=ROOT / "src") for each in (sys.executable, *PYTHONS)}
     assert len(said) == 1
     assert said.pop().split()[:2] == [

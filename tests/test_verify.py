@@ -552,7 +552,7 @@ def test_json_is_one_document_on_standard_output(folder: Path) -> None:
 
 def unknown_key(folder: Path) -> None:
     value = json.loads((folder / "manifest.json").read_bytes())
-    (folder / "manifest.json").write_text(json.dumps({**value, "host": "in-place"}))
+    (folder / "manifest.json").write_text(json.dumps({**value, "host": "here"}))
 
 
 def surrogate(folder: Path) -> None:

@@ -82,9 +82,9 @@ def audit(
         ),
     ] = None,
     engine: Annotated[
-        Literal["in-place", "ray"],
+        Literal["here", "ray"],
         typer.Option(help="Where blocks are tuned: on this machine (here) or on a Ray cluster (ray)."),
-    ] = "in-place",
+    ] = "here",
     address: Annotated[
         str,
         typer.Option(
