@@ -172,9 +172,7 @@ PRINTED: Mapping[str, Any] = {
     ),
     "requant.repair/1": printed(Repair, needed=bool),
     "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
-    "requant.update/1": shape(
-        "Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]
-    ),
+    "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
     "requant.verify/1": Verdict,
 }
 """What `--json` prints, by the name that stands in it. A reader passes over keys that it does not know."""

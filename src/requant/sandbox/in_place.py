@@ -18,7 +18,7 @@ from requant.errors import LockError, NotAvailableError
 from requant.sandbox.running import Running, VirtualEnvironment, isolation
 
 PLACE = Path("/opt")
-"""Where an image has the environment (`environment`) and the sources of the worker (`requant`), as the Dockerfiles say."""
+"""Where an image has the environment, in `environment`, and the worker's sources, in `requant`: see the Dockerfiles."""
 
 
 @dataclass(frozen=True)
