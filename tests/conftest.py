@@ -32,7 +32,7 @@ settings.register_profile("search", max_examples=3000, **TIMELESS)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
-ENGINE = ("test_image", "test_rooms", "test_container", "test_engine")
+ENGINE = ("test_image", "test_sandbox", "test_container", "test_engine")
 """Files whose tests share a container engine's store: one process runs them, and begins with them."""
 
 

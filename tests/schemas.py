@@ -139,7 +139,7 @@ PRINTED: Mapping[str, Any] = {
     "requant.audit/1": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
     "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
-    "requant.audit.coverage/1": Coverage,
+    "requant.coverage/1": Coverage,
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(
@@ -151,14 +151,14 @@ PRINTED: Mapping[str, Any] = {
         exit_status=int,
     ),
     "requant.identify/2": Fingerprint,
-    "requant.environment.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
+    "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
     "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
-    "requant.evidence.journal/1": printed(
+    "requant.journal/1": printed(
         Journal,
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
     ),
-    "requant.hub.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
-    "requant.model.plan/1": printed(
+    "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
+    "requant.plan/1": printed(
         Plan,
         without=("before", "main", "extras", "linears", "quantized"),
         linear_layers=int,
@@ -167,14 +167,12 @@ PRINTED: Mapping[str, Any] = {
         tensors=Mapping[str, tuple[Template, ...] | Mapping[str, SPEC]],
         asked=NotRequired[Asked],
     ),
-    "requant.build.rebuild/1": printed(
+    "requant.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]
     ),
     "requant.repair/1": printed(Repair, needed=bool),
-    "requant.build.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
-    "requant.environment.update/1": shape(
-        "Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]
-    ),
+    "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
+    "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
     "requant.verify/1": Verdict,
 }
 """What `--json` prints, by the name that stands in it. A reader passes over keys that it does not know."""

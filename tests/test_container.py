@@ -158,7 +158,7 @@ def test_workers_run_side_by_side_and_end_when_left(worker: Container, set_up: F
     folders = [set_up("(folder / 'here').touch(); time.sleep(3600)", name) for name in ("one", "two")]
     with ExitStack() as stack:
         workers = [stack.enter_context(worker.start(folder, ())) for folder in folders]
-        assert awaited(lambda: all((folder / "in-place").exists() for folder in folders))
+        assert awaited(lambda: all((folder / "here").exists() for folder in folders))
         assert all(each.poll() for each in workers)
         assert all(left(worker.engine, folder) for folder in folders)
     assert not any(each.poll() for each in workers)
@@ -196,7 +196,7 @@ def test_it_ends_with_its_host(worker: Container, set_up: Furnish, signalled: in
     """Early: while the engine is about to make the container."""
     folder = set_up("(folder / 'here').touch(); time.sleep(3600)")
     with started([sys.executable, "-c", HOST, worker.engine.words[0], STAND_IN, folder]) as host:
-        assert awaited((folder / ("log" if early else "in-place")).exists)
+        assert awaited((folder / ("log" if early else "here")).exists)
         host.send_signal(signalled)
         assert host.wait(LIMIT) != 0
     if signalled == signal.SIGKILL or early:  # nobody waits for the end then, or not yet: it ends by itself
@@ -208,7 +208,7 @@ def test_it_ends_with_the_engines_client(worker: Container, set_up: Furnish) -> 
     """The client alone is killed: the container's standard input ends, and with it the worker."""
     folder = set_up("(folder / 'here').touch(); time.sleep(3600)")
     with pytest.raises(BuildError, match="status -9"), worker.start(folder, ()) as running:
-        assert awaited((folder / "in-place").exists)
+        assert awaited((folder / "here").exists)
         running._process.kill()
         assert awaited(lambda: not left(worker.engine, folder))
         running.confirm()

@@ -22,7 +22,7 @@ RAISES = {
     "BrokenPipeError()": 141,
     "OSError(28, 'No space left on device')": 8,
 }
-DEEP = "def deep(*_): return deep()\nrequant.manifest.read_manifest = deep\n"
+DEEP = "def deep(*_): return deep()\nrequant.checkpoint.manifest.read_manifest = deep\n"
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
 
 
 def raising(error: str) -> str:
-    return f"def fail(*_): raise {error}\nrequant.manifest.read_manifest = fail\n"
+    return f"def fail(*_): raise {error}\nrequant.checkpoint.manifest.read_manifest = fail\n"
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_builder_that_can_fix_times(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        # Whose words these are, and who has seen them: `images/refusals.py`.
+        # Whose words these are, and who has seen them: `environment/image/refusals.py`.
         (
             "no permission",
             "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "

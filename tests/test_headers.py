@@ -168,6 +168,6 @@ def test_any_change_to_a_configuration_is_judged_or_refused(tiny: Path, data: st
 
 @pytest.mark.parametrize("path", [INDEX, "config.json"])
 def test_a_side_file_that_would_swell_is_refused(path: str) -> None:
-    headers = Headers("in-place", {}, 0, {path: b" " * ((1 << 25) + 1)}, ())
+    headers = Headers("here", {}, 0, {path: b" " * ((1 << 25) + 1)}, ())
     with pytest.raises(CheckpointError, match=rf"here/{path}: 33,554,433 bytes, expected .* at most"):
         headers.json(path)

@@ -368,7 +368,7 @@ def test_the_tiny_models_image_adds_what_was_copied_alone(image: Image, builder:
     added = [each.partition(":")[0] for each in differences(base, rootfs)]
     assert {path.split("/")[0] for path in added} == {"opt"}
     below = {path.split("/")[1] for path in added if "/" in path}
-    assert below == {"bytecode", "requant", "worker"}
+    assert below == {"bytecode", "environment", "requant"}
     programs = {path.rpartition("/")[2] for path, entry in rootfs.entries.items() if entry.kind != "folder"}
     assert not programs & {"as", "cc", "c++", "clang", "g++", "gcc", "ld", "pip", "pip3"}
     for path, data in worker_sources().items():

@@ -180,7 +180,7 @@ def stopped(source: Path, target: Path) -> None:
 def test_a_resume_state_is_believed_only_where_it_is_what_the_journal_says(
     ask: Callable[..., dict[str, object]], tmp_path: Path
 ) -> None:
-    found = ask("spools", tmp_path)
+    found = ask("resume", tmp_path)
     assert found.pop("equal") == [True] * 4
     assert found.pop("kept") == ["00002"]
     words = {

@@ -57,7 +57,7 @@ def set_up(tmp_path: Path) -> Callable[[str], Path]:
     """Make a folder whose worker is a program of one's own."""
 
     def set_up(program: str, name: str = "folder") -> Path:
-        package = tmp_path / name / "sources" / "requant" / "quantizer"
+        package = tmp_path / name / "sources" / "requant" / "worker"
         package.mkdir(parents=True)
         (package.parent / "__init__.py").touch()
         (package / "__init__.py").touch()
@@ -114,7 +114,7 @@ def test_workers_run_side_by_side_and_end_when_left(set_up: Callable[..., Path])
     folders = [set_up(meet.format("two"), "one"), set_up(meet.format("one"), "two")]
     with ExitStack() as stack:
         workers = [stack.enter_context(IN_PLACE.start(folder, ())) for folder in folders]
-        while not all((folder / "in-place").exists() for folder in folders):
+        while not all((folder / "here").exists() for folder in folders):
             time.sleep(0.01)
         assert all(worker.poll() for worker in workers)
     assert not any(worker.poll() for worker in workers)

@@ -29,7 +29,7 @@ from requant.verdict import Outcome
 
 EC = read_recipe(ROOT / "builds" / "ec")
 LOCK = read_lock(ROOT / "lockfiles", "cpu")
-PYTHON = Path("worker", "bin", "python")
+PYTHON = Path("environment", "bin", "python")
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ def test_the_worker_is_given_the_gpu_that_was_looked_at(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("no_engine")
 def test_what_is_asked_for_and_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match="--sandbox cloud: there are auto, docker, podman, venv, here"):
+    with pytest.raises(UsageError, match="--sandbox cloud: there are auto, docker, podman, venv, in-place"):
         choose(EC, "mini", "cloud", silent)
     with pytest.raises(NotAvailableError, match="podman: no such program"):
         choose(EC, "mini", "podman", silent)
-    if not (in_place.PLACE / "worker").exists():
+    if not (in_place.PLACE / "environment").exists():
         with pytest.raises(NotAvailableError, match="does not run in an environment's image"):
             choose(EC, "mini", "in-place", silent)
 
@@ -105,9 +105,9 @@ def test_an_engine_does_not_excuse_a_stale_lock(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """What an image has below /opt, without the packages' contents."""
-    (tmp_path / "worker" / "bin").mkdir(parents=True)
-    (tmp_path / "worker" / "bin" / "python").touch()
-    packages = tmp_path / "worker" / "lib" / "python3.11" / "site-packages"
+    (tmp_path / "environment" / "bin").mkdir(parents=True)
+    (tmp_path / "environment" / "bin" / "python").touch()
+    packages = tmp_path / "environment" / "lib" / "python3.11" / "site-packages"
     for pin in LOCK.pins:
         (packages / f"{pin.name.replace('-', '_')}-{pin.version}.dist-info").mkdir(parents=True)
     for name, data in worker_sources().items():
@@ -118,25 +118,25 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_in_place_the_worker_is_what_it_must_be(place: Path) -> None:
-    assert this_image(LOCK, place).python == place / "worker" / "bin" / "python"
+    assert this_image(LOCK, place).python == place / "environment" / "bin" / "python"
 
 
 def test_in_place_an_altered_source_is_refused(place: Path) -> None:
-    (place / "requant" / "requant" / "quantizer" / "stray.py").touch()
+    (place / "requant" / "requant" / "worker" / "stray.py").touch()
     with pytest.raises(LockError, match=r"stray\.py: is not the source"):
         this_image(LOCK, place)
-    (place / "requant" / "requant" / "quantizer" / "stray.py").unlink()
-    with (place / "requant" / "requant" / "quantizer" / "tuning.py").open("a") as file:
+    (place / "requant" / "requant" / "worker" / "stray.py").unlink()
+    with (place / "requant" / "requant" / "worker" / "autoround" / "tuning.py").open("a") as file:
         file.write("# A comment makes no other worker.\n")
     this_image(LOCK, place)
-    with (place / "requant" / "requant" / "quantizer" / "tuning.py").open("a") as file:
+    with (place / "requant" / "requant" / "worker" / "autoround" / "tuning.py").open("a") as file:
         file.write("EXTRA = 1\n")
     with pytest.raises(LockError, match=r"tuning\.py: is not the source"):
         this_image(LOCK, place)
 
 
 def test_in_place_other_packages_are_refused(place: Path) -> None:
-    packages = place / "worker" / "lib" / "python3.11" / "site-packages"
+    packages = place / "environment" / "lib" / "python3.11" / "site-packages"
     (six,) = packages.glob("six-*")
     six.rename(packages / "six-1.0.dist-info")
     with pytest.raises(LockError, match=r"six is 1\.0, expected 1\.17\.0"):

@@ -15,7 +15,7 @@ from requant.evidence.show import journal_json, journal_lines
 
 def test_losses_read_as_cards_quote_them() -> None:
     assert journal_lines(JOURNAL)[-3:] == [f"layer {i} loss 1.500000→0.500000, best of iteration 3" for i in range(3)]
-    assert journal_lines(JOURNAL)[:2] == ["recipe recipe", "tiny model mini"]
+    assert journal_lines(JOURNAL)[:2] == ["recipe recipe", "tiny mini"]
 
 
 @pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
@@ -52,8 +52,8 @@ def test_a_manifest_is_not_called_a_journal_of_another_schema() -> None:
 
 
 def test_a_checkpoints_folder_leads_to_the_journal_beside_it(tmp_path: Path) -> None:
-    """`build` writes `ec-demo.journal.jsonl` beside `ec-tiny`: a shell completes the folder first."""
-    folder, beside = tmp_path / "ec-tiny", tmp_path / "ec-demo.journal.jsonl"
+    """`build` writes `ec-tiny.journal.jsonl` beside `ec-tiny`: a shell completes the folder first."""
+    folder, beside = tmp_path / "ec-tiny", tmp_path / "ec-tiny.journal.jsonl"
     folder.mkdir()
     done = requant("show", "journal", str(folder))
     assert done.returncode == UsageError.exit_status

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
-from requant.environment import lock as environment
+from requant.environment import identity
 from requant.environment.identity import environment_digest, instructions, worker_sources
 from requant.environment.lock import read_lock
 from requant.environment.syntax import meaning
@@ -111,7 +111,7 @@ def test_an_edit_of_comments_and_docstrings_renews_no_record(monkeypatch: pytest
     before, sources = environment_digest(ROOT / "lockfiles", lock), worker_sources()
     told = {path: re.sub(rb'(?m)^( *)"""(?=\S)', rb'\1"""Besides: ', edited(data)) for path, data in sources.items()}
     assert all(told[path] != sources[path] for path in sources)
-    monkeypatch.setattr(environment, "room_sources", lambda: told)
+    monkeypatch.setattr(identity, "worker_sources", lambda: told)
     assert environment_digest(ROOT / "lockfiles", lock) == before
 
 
@@ -165,7 +165,7 @@ def test_pythons_agree(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     script = "import sys; from requant.environment.syntax import meaning; from requant.digest import sha256\n"
     script += "print(*(sha256(meaning(open(each, 'rb').read())) for each in sys.argv[1:]))"
-    files = [tmp_path / "source.py", tmp_path / "tricky.py", *sorted((ROOT / "src/requant/worker").glob("*.py"))]
+    files = [tmp_path / "source.py", tmp_path / "tricky.py", *sorted((ROOT / "src/requant/worker").rglob("*.py"))]
     said = {run([str(each), "-c", script, *map(str, files)], cwd=ROOT / "src") for each in (sys.executable, *PYTHONS)}
     assert len(said) == 1
     assert said.pop().split()[:2] == [

@@ -29,7 +29,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SOURCES = Path(requant.__file__).parents[1]
 ROOT = Path(__file__).parents[1]
-MODULES = ("verify", "manifest", "files", "safetensors", "digest", "verdict", "crash", "errors")
+CHECKPOINT = ("manifest", "files", "safetensors")
+MODULES = ("verify", *(f"checkpoint/{name}" for name in CHECKPOINT), "digest", "verdict", "crash", "errors")
 LINES = 810
 
 
@@ -552,7 +553,7 @@ def test_json_is_one_document_on_standard_output(folder: Path) -> None:
 
 def unknown_key(folder: Path) -> None:
     value = json.loads((folder / "manifest.json").read_bytes())
-    (folder / "manifest.json").write_text(json.dumps({**value, "host": "in-place"}))
+    (folder / "manifest.json").write_text(json.dumps({**value, "host": "here"}))
 
 
 def surrogate(folder: Path) -> None:
@@ -622,7 +623,7 @@ def test_verifying_needs_the_standard_library_alone() -> None:
     done = run((sys.executable, "-S", "-s"), "-c", "import requant.verify, sys; print(*sys.modules)")
     imported = set(done.stdout.split()) - {"__main__"}
     imported = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert imported == {"requant", *(f"requant.{name}" for name in MODULES)}
+    assert imported == {"requant", "requant.checkpoint", *(f"requant.{name.replace('/', '.')}" for name in MODULES)}
 
 
 def test_what_must_be_read_to_trust_it_is_short_and_as_long_as_readme_says() -> None:

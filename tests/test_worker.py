@@ -244,7 +244,7 @@ def test_streams_are_hashed_once_and_a_change_in_between_is_noticed(ask: Ask) ->
 def test_what_the_first_block_is_given_is_made_on_one_device_or_not_at_all(ask: Ask, base: Path) -> None:
     found = ask("caching", base)
     assert found["on the CPU"] == found["whole on the GPU"] == ""
-    assert "mapped the model to cpu, cuda:0 while" in found["no worker for all of it"]
+    assert "mapped the model to cpu, cuda:0 while" in found["no room for all of it"]
     for how in ("is moved", "runs"):
         said = found[f"out of memory as it {how}"]
         assert "ran out of memory on cuda:0" in said

@@ -68,7 +68,7 @@ def _told(error: BaseException) -> str:
 
 
 def _written(error: BaseException) -> str:
-    """Write the traceback where there is worker for it; return where that is, or the traceback itself."""
+    """Write the traceback where there is room for it; return where that is, or the traceback itself."""
     command = " ".join(sys.argv)
     text = scrubbed(
         f"{command}\nPython {sys.version} on {sys.platform}\n\n{''.join(traceback.format_exception(error))}"

@@ -44,7 +44,7 @@ def cachings(base: str) -> dict[str, Any]:
     return {
         "on the CPU": attempt(gpu=False),
         "whole on the GPU": attempt(),
-        "no worker for all of it": attempt(free=sum(each.nbytes for each in made.model.parameters()) // 2),
+        "no room for all of it": attempt(free=sum(each.nbytes for each in made.model.parameters()) // 2),
         "out of memory as it is moved": attempt(moving=True),
         "out of memory as it runs": attempt(running=True),
         "unconfirmed": unconfirmed(made, cache),

@@ -13,7 +13,7 @@ from requant.worker import determinism
 from requant.worker.autoround import calibration, tuning
 
 ROOT = Path(__file__).parent.parent.parent
-TEXT = ROOT / "src" / "requant" / "tiny" / CALIBRATION
+TEXT = ROOT / "src" / "requant" / "model" / "tiny" / CALIBRATION
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 One worker goes through the blocks in order, with the base's weights and with the published codes; what each chosen
 block is given is handed to a worker pool, which tunes it. No worker judges itself: its tensors are compared here. So
-is all that is not tuned, whatever blocks were chosen, and that needs no worker (`retuning.untuned`).
+is all that is not tuned, whatever blocks were chosen, and that needs no worker (`audit.untuned`).
 """
 
 import json

@@ -26,7 +26,7 @@ ATTEMPTS = 3
 """Workers that are given one block, and lives that each of the worker pool's places has."""
 
 CHUNK = 1 << 27
-"""Bytes of block inputs that are one object of Ray's store: 65 of them are block inputs at full scale."""
+"""Bytes of block inputs that are one object of Ray's store: 65 of them are one block's at full scale."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             raise NotAvailableError(
                 f"block {number}: Ray's object store does not take what it is given: {error}",
-                "It spills to disk: make worker there, or start Ray with --object-spilling-directory elsewhere.",
+                "It spills to disk: make room there, or start Ray with --object-spilling-directory elsewhere.",
             ) from None
         shutil.rmtree(block_inputs)
         self._waiting.append(_Job(number, files))

@@ -1,4 +1,4 @@
-"""Who tunes an audit's blocks: workers that are given one block inputs after the other, here or elsewhere."""
+"""Who tunes an audit's blocks: workers that are given the inputs of one block after the other, here or elsewhere."""
 
 import json
 import shutil

@@ -49,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Counts:
-    """What was measured on codes and scales; tallies of the same layer, block or projection add up.
+    """What was measured on codes and scales; counts of the same layer, block or projection add up.
 
     `moved` codes are not nearest to weight/scale, `farthest` is the largest |v| that any code needs, in steps;
     `shrunk` counts groups by |scale| / (largest |weight| on its side / 8), in `BINS` bins and one for more than 1;

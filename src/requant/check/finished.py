@@ -57,7 +57,7 @@ class Finished:
             self._file.flush()
         except OSError as error:
             raise NotAvailableError(
-                f"{self._path}: {error.strerror}", "Make worker, or check without resuming."
+                f"{self._path}: {error.strerror}", "Make room, or check without resuming."
             ) from None
 
     @staticmethod

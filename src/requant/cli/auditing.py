@@ -82,9 +82,9 @@ def audit(
         ),
     ] = None,
     engine: Annotated[
-        Literal["in-place", "ray"],
+        Literal["here", "ray"],
         typer.Option(help="Where blocks are tuned: on this machine (here) or on a Ray cluster (ray)."),
-    ] = "in-place",
+    ] = "here",
     address: Annotated[
         str,
         typer.Option(
@@ -216,7 +216,7 @@ def rebuild(
     for taint in rebuilt.built.taints:
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
-        print_json("requant.build.rebuild/1", rebuilt.as_json())
+        print_json("requant.rebuild/1", rebuilt.as_json())
     else:
         show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
     raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])
@@ -234,7 +234,7 @@ def coverage(
     """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
     covered = covering.coverage(read_recipe(recipe), tiny_size(tiny, size))
     if as_json:
-        print_json("requant.audit.coverage/1", covered.as_json())
+        print_json("requant.coverage/1", covered.as_json())
     else:
         out.lines(coverage_table(covered))
     raise typer.Exit(covered.exit_status)
@@ -263,6 +263,6 @@ def journal(
         raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:
-        print_json("requant.evidence.journal/1", journal_json(read))
+        print_json("requant.journal/1", journal_json(read))
         return
     out.lines(map(escape, journal_lines(read)))

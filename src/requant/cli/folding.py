@@ -57,11 +57,11 @@ def _indent(width: int) -> int:
 
 def _lines(plain: str, width: int) -> Iterator[str]:
     """Yield parts of a text, in order and without loss, each of which fits its line: the first, or an indented one."""
-    line, worker = "", width
+    line, room = "", width
     for piece in _pieces(plain, width - _indent(width)):
-        if line and cell_len((line + piece).rstrip()) > worker:
+        if line and cell_len((line + piece).rstrip()) > room:
             yield line
-            line, worker = "", width - _indent(width)
+            line, room = "", width - _indent(width)
         line += piece
     if line:
         yield line

@@ -146,7 +146,7 @@ def trial(
     if not work:
         shutil.rmtree(folder)
     if as_json:
-        print_json("requant.build.trial/1", tried.as_json())
+        print_json("requant.trial/1", tried.as_json())
     else:
         for line in trial_lines(tried):
             out.print(line)
@@ -260,7 +260,7 @@ def image(
         say(f"[yellow]taint[/] {escape(taint)}")
     if as_json:
         document = {"reference": made.reference, **asdict(made.evidence), "differences": differences}
-        print_json("requant.environment.image/1", document)
+        print_json("requant.image/1", document)
     else:
         for line in differences[:SHOWN]:
             out.print(escape(line))

@@ -36,7 +36,7 @@ def pins(
     known = sum(bool(pin.known) for pin in found)
     if as_json:
         document = {"pins": [asdict(pin) for pin in found], "incomplete": len(incomplete), "known": known}
-        print_json("requant.hub.pins/1", document)
+        print_json("requant.pins/1", document)
     else:
         for line in pins_text(found):
             out.print(line)
@@ -107,7 +107,7 @@ def _images(
 def _tell(found: Update, write: bool, as_json: bool) -> None:
     if as_json:
         print_json(
-            "requant.environment.update/1",
+            "requant.update/1",
             {"changes": [asdict(change) for change in found.changes], "files": sorted(map(str, found.texts))},
         )
     else:

@@ -56,7 +56,7 @@ def plan(
         with progress() as tell:
             asked = surveying.compare(read, stand_in, surveying.ask(read, stand_in, sandbox=sandbox, tell=tell))
     if as_json:
-        print_json("requant.model.plan/1", planned.as_json(layers) | ({"asked": asdict(asked)} if asked else {}))
+        print_json("requant.plan/1", planned.as_json(layers) | ({"asked": asdict(asked)} if asked else {}))
     else:
         out.lines([plan_table(planned), *(asked_text(asked) if asked else ())])
     if asked and asked.differences:

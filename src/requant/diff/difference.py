@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import ITEM_BITS
-from requant.rounding.kernels import steps
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +41,8 @@ class Numbers:
 
 def step_counts(first: Array, second: Array) -> tuple[Array, int]:
     """Return how many codes differ by -15 to 15 steps, int64 [31], in words uint32, and the first word, or -1."""
+    from requant.rounding.kernels import steps  # numba, which a pod in the worker's image has not
+
     histogram = np.zeros((8, 31), np.int64)
     found = int(steps(first, second, histogram))
     return histogram.sum(axis=0), found

@@ -72,7 +72,7 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         needed, free = missing(pins, folder, wanted=wanted).bytes, shutil.disk_usage(folder).free
         if needed > free:
-            advice = "make worker, or fetch into a folder on another disk"
+            advice = "make room, or fetch into a folder on another disk"
             raise NotAvailableError(f"{folder}: {needed} bytes are still to be downloaded, {free} are free", advice)
         for path in survey.absent:
             _fetch(pins, folder, path, progress, endpoint)

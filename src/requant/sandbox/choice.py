@@ -1,4 +1,4 @@
-"""Which worker a recipe is built in: the one that is asked for, or the best that there is here.
+"""Which sandbox a recipe is built in: the one that is asked for, or the best that there is here.
 
 `auto` is a container, where an engine answers and has the environment's image or can build it, or else a virtual
 environment from the same lock. The environment is the same in all of them, and so are the bytes.
@@ -28,7 +28,7 @@ TINY = Limits(memory=16, temporary=2, shared=1)
 
 @dataclass(frozen=True)
 class Chosen:
-    """A worker, and what of it stands in the attestation: evidence, not identity."""
+    """A sandbox, and what of it stands in the attestation: evidence, not identity."""
 
     sandbox: Sandbox
     evidence: Mapping[str, Any]

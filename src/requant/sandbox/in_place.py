@@ -18,7 +18,7 @@ from requant.errors import LockError, NotAvailableError
 from requant.sandbox.running import Running, VirtualEnvironment, isolation
 
 PLACE = Path("/opt")
-"""Where an image has the worker: its environment in `worker`, its sources in `requant`, as the Dockerfiles say."""
+"""Where an image has the environment, in `environment`, and the worker's sources, in `requant`: see the Dockerfiles."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def this_image(lock: Lock, place: Path = PLACE, accelerator: str = "") -> InPlac
     Raises NotAvailableError where there is none, LockError where its packages or sources are not the lock's and
     requant's own.
     """
-    python = place / "worker" / "bin" / "python"
+    python = place / "environment" / "bin" / "python"
     if not python.exists():
         raise NotAvailableError(
             f"{python}: no such file, so this process does not run in an environment's image",
             "--sandbox in-place is for a pod or a job whose container is the worker; elsewhere: --sandbox auto.",
         )
-    _confirm_packages(place / "worker", lock)
+    _confirm_packages(place / "environment", lock)
     _confirm_sources(place / "requant")
     prefix = isolation()
     taints = ["image: nothing outside the worker says which one it is"]

@@ -58,9 +58,9 @@ def stored(pins: Iterable[Pins]) -> int:
 
 
 def resume_bytes(recipe: Recipe) -> int:
-    """Return what a full build keeps on disk to go on with: every tuned block, and two block inputs between blocks.
+    """Return what a full build keeps on disk to go on with: every tuned block, and the inputs of two blocks.
 
-    block inputs is two streams [samples, tokens, hidden] in the precision of the tuning.
+    Block inputs are two streams [samples, tokens, hidden] in the precision of the tuning.
     """
     effort = recipe.effort(tiny=False)
     packed = sum(spec.nbytes for name, spec in target_of(recipe, None).main.items() if name.endswith(PACKED))

@@ -215,7 +215,7 @@ class Engine:
         words = ["--network", "none", "--file", str(file), *options, *(() if cached else ("--no-cache",))]
         given = {**arguments, "SOURCE_DATE_EPOCH": str(epoch)}
         words += [word for item in given.items() for word in ("--build-arg", "=".join(item))]
-        # Beside the context, which lies where there is worker: BuildKit's file has the size of the image.
+        # Beside the context, which lies where there is room: BuildKit's file has the size of the image.
         with tempfile.TemporaryDirectory(prefix=".", dir=context.parent) as scratch:
             archive, said = Path(scratch, "image.tar"), Path(scratch, "said")
             try:

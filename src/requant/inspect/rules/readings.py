@@ -167,7 +167,7 @@ def unfit(
     found: Mapping[str, Packing | None],
     targets: tuple[Target, ...],
 ) -> Iterator[Finding]:
-    """Yield packed layers that have other bits, groups or another order of codes than a loader makes worker for."""
+    """Yield packed layers that have other bits, groups or another order of codes than a loader makes room for."""
     order = layout(declared.packing_format, backend_of(raw, loader.reader))
     for name, each in found.items():
         if each is None:

@@ -1,4 +1,4 @@
-"""`FOLDER`: write block inputs, spoil it in each way, and answer what reading it back says; and the same of blocks."""
+"""`FOLDER`: write block inputs, spoil them in each way, and answer what reading them says; and the same of blocks."""
 
 import json
 import random

@@ -19,9 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(size: str, engine: str) -> None:
-    """Build the tiny model of `ec` a few times in each, after one that is not counted, and print the medians in
-    seconds.
-    """
+    """Build the tiny model of `ec` in each a few times, after one that is not counted, and print median seconds."""
     seconds: dict[str, list[float]] = {"venv": [], engine: []}
     for number in range(RUNS + 1):
         for sandbox, measured in seconds.items():
