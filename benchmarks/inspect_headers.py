@@ -19,7 +19,9 @@ from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, index
 from requant.inspect import inspect
 from requant.inspect.headers import read_headers
 from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL
-from requant.model.plan import base_config, plan
+from requant.model.base_config import base_config
+from requant.model.summary import summarize
+from requant.model.target import target_of
 from requant.passes import PASSES, Context
 from requant.recipe import read_recipe
 
@@ -32,7 +34,7 @@ SIDES += ("tokenizer.json", "tokenizer_config.json", "video_preprocessor_config.
 def render(folder: Path) -> Path:
     """Write every header of the checkpoint and no data: files of the right length that are holes behind it."""
     recipe = read_recipe(RECIPE)
-    made, config = plan(recipe), base_config(recipe)
+    made, config = summarize(recipe), base_config(recipe)
     nothing = Held(b"")
     main = {name: Tensor(spec, nothing) for name, spec in made.main.items()}
     shards = spread(main, shard_names(recipe.layout.shards))
@@ -48,7 +50,9 @@ def render(folder: Path) -> Path:
             out.write(struct.pack("<Q", len(text)) + text)
             out.truncate(8 + len(text) + end)
     base = Checkpoint({}, {"config.json": json_file(config)})
-    finished = PASSES["quantization_config"](Checkpoint({}, {}), Context(base, recipe, recipe.effort(False), "0.13.0"))
+    finished = PASSES["quantization_config"](
+        Checkpoint({}, {}), Context(base, target_of(recipe, None), recipe, recipe.effort(False), "0.13.0")
+    )
     files = {**dict.fromkeys(SIDES, Held(b"{}")), **finished.files, INDEX: index(shards)}
     for name, content in files.items():
         (folder / name).write_bytes(b"".join(content.chunks()))

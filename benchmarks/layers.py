@@ -30,7 +30,8 @@ from requant.checkpoint.checkpoint import (
     write_checkpoint,
 )
 from requant.formats.gptq import bfloat16_to_float32, pack, zeros
-from requant.model.inventory import Linear, base_tensors, packed_specs, quantized
+from requant.formats.gptq import specs as packed_specs
+from requant.model.inventory import Linear, base_tensors, quantized
 from requant.model.tiny import SIZES, config, stream
 from requant.rounding.reach import reach
 
@@ -132,7 +133,11 @@ def _tuned(layer: Linear, opened: dict[str, Tensor], where: Any) -> dict[str, by
     codes = np.clip(np.rint(weights / scales.astype(np.float32)[..., None] + offsets), -8, 7) + 8
     words = pack(codes.astype(np.uint8).reshape(last - first, columns))
     data = (words, zeros(scales.shape[1], len(scales)), np.ascontiguousarray(scales.T))
-    return dict(zip(packed_specs(layer, GROUP), (each.tobytes() for each in data), strict=True))
+    return dict(
+        zip(
+            packed_specs((layer.out_features, layer.in_features), GROUP), (each.tobytes() for each in data), strict=True
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ Judged = Callable[..., Audit]
 @pytest.fixture(scope="session")
 def setting(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setting]:
     folder = tmp_path_factory.mktemp("audited")
-    inputs = tiny_inputs("mini", folder, lambda _: None)
+    inputs = tiny_inputs(read_recipe(ROOT / "builds" / "ec"), "mini", folder, lambda _: None)
 
     def of(name: str) -> Setting:
         return prepare(read_recipe(ROOT / "builds" / name), "mini", inputs, lambda _: None)
@@ -307,8 +307,8 @@ def test_what_cannot_be_audited_is_refused(
             work=tmp_path / "work",
         )
     with pytest.raises(CheckpointError, match="is not the tiny model mini's"):
-        tiny_given("mini", folder, tmp_path / "given")
-    given = tiny_given("mini", setting("ec").inputs.base, tmp_path / "given again")
+        tiny_given(setting("ec").recipe, "mini", folder, tmp_path / "given")
+    given = tiny_given(setting("ec").recipe, "mini", setting("ec").inputs.base, tmp_path / "given again")
     assert given.base_digest == setting("ec").inputs.base_digest
 
 

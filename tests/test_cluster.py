@@ -58,7 +58,8 @@ def _started(tries: int) -> Nodes:
 @pytest.fixture
 def setting(worker: Path, tmp_path: Path) -> Setting:
     """What a worker of the tiny model mini of EC is given."""
-    return prepare(read_recipe(ROOT / "builds" / "ec"), "mini", tiny_inputs("mini", tmp_path, silent), silent)
+    recipe = read_recipe(ROOT / "builds" / "ec")
+    return prepare(recipe, "mini", tiny_inputs(recipe, "mini", tmp_path, silent), silent)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from requant.identify import Fingerprint, identify
 from requant.inspect.headers import Headers, read_headers
 from requant.model.base_config import base_config
 from requant.model.inventory import base_tensors, extra_tensors, main_tensors
+from requant.model.target import target_of
 from requant.passes import PASSES, Context
 from requant.recipe import read_recipe
 
@@ -79,7 +80,7 @@ def full(mtp: str) -> Headers:
     config = base_config(recipe)
     base = Checkpoint({}, {"config.json": json_file(config)})
     files = PASSES["quantization_config"](
-        Checkpoint({}, {}), Context(base, recipe, recipe.effort(False), "0.13.0")
+        Checkpoint({}, {}), Context(base, target_of(recipe, None), recipe, recipe.effort(False), "0.13.0")
     ).files
     main, extras = (
         main_tensors(config, recipe.layers.ignore, 128),

@@ -13,18 +13,18 @@ from requant.model.inventory import (
     LM,
     MTP,
     VISUAL,
-    Fused,
-    Specs,
     base_tensors,
     blocks,
     extra_tensors,
-    ignored,
     linears,
     main_tensors,
+    mtp_linears,
     mtp_quantized,
-    origin,
+    plan,
     quantized,
 )
+from requant.model.plan import Source, Specs
+from requant.model.tables import ignored
 from requant.model.tiny import SIZES, config, tiny, write_tiny
 from requant.recipe import read_recipe
 
@@ -173,16 +173,24 @@ def test_the_three_tensors_of_a_packed_layer() -> None:
     assert f"{LINEAR}mlp.experts.down_proj" not in main
 
 
-def test_where_a_weight_lies_in_the_base() -> None:
-    experts = f"{LINEAR}mlp.experts."
-    assert origin(f"{LINEAR}linear_attn.out_proj", BASE) == f"{LINEAR}linear_attn.out_proj.weight"
-    assert origin(f"{experts}7.gate_proj", BASE) == Fused(f"{experts}gate_up_proj", 7, slice(0, 512))
-    assert origin(f"{experts}7.up_proj", BASE) == Fused(f"{experts}gate_up_proj", 7, slice(512, 1024))
-    assert origin(f"{experts}7.down_proj", BASE) == Fused(f"{experts}down_proj", 7, slice(None))
-    base = base_tensors(BASE)
-    for name in quantized(BASE, ()) | mtp_quantized(BASE, ()):
-        where = origin(name, BASE)
-        assert (where.tensor if isinstance(where, Fused) else where) in base
+def test_where_a_layers_weight_lies_in_the_base() -> None:
+    made, experts = plan(BASE, ("mtp.fc",)), f"{LINEAR}mlp.experts."
+    assert made.layers[f"{LINEAR}linear_attn.out_proj"].source == Source(f"{LINEAR}linear_attn.out_proj.weight")
+    assert made.layers[f"{experts}7.gate_proj"].source == Source(f"{experts}gate_up_proj", (7,), 0, 2)
+    assert made.layers[f"{experts}7.up_proj"].source == Source(f"{experts}gate_up_proj", (7,), 1, 2)
+    assert made.layers[f"{experts}7.down_proj"].source == Source(f"{experts}down_proj", (7,))
+    spec = made.tensors[f"{experts}gate_up_proj"]
+    assert Source(f"{experts}gate_up_proj", (7,), 1, 2).rows(spec, 512) == (7 * 1024 + 512, 8 * 1024)
+    assert {layer.source.tensor for layer in made.layers.values() if layer.source} <= made.tensors.keys()
+
+
+def test_the_mtp_block_has_the_layers_of_a_block_with_its_tensors() -> None:
+    made = plan(BASE, ("mtp.fc",)).beside_blocks(MTP, ("mtp.fc",))
+    packed = {name: layer.shape for name, layer in made.items() if layer.packed}
+    assert packed == {
+        each.name: (each.out_features, each.in_features) for each in mtp_quantized(BASE, ("mtp.fc",)).values()
+    }
+    assert made.keys() == mtp_linears(BASE).keys()
 
 
 def test_a_pattern_is_a_part_of_a_name() -> None:

@@ -13,7 +13,7 @@ from requant.inspect.loaders import LOADERS
 from requant.inspect.loaders.modules import modules
 from requant.model.base_config import base_config
 from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
-from requant.model.plan import plan
+from requant.model.summary import summarize
 from requant.model.tables import Table, confirm_layers, table_of
 from requant.recipe import Layers, Mtp, Recipe, read_recipe
 
@@ -133,4 +133,4 @@ def test_a_plan_is_of_a_recipe_that_fits(tmp_path: Path) -> None:
     for old, new in (('"rtn"', '"none"'), ('["mtp.fc"]', json.dumps(["mtp.fc", "q_proj"]))):
         path.write_text(text.replace(old, new))
         with pytest.raises(RecipeError, match=r"recipe\.toml: (mtp\.policy|layers\.ignore): found"):
-            plan(read_recipe(path), "mini")
+            summarize(read_recipe(path), "mini")

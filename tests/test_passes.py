@@ -24,9 +24,9 @@ from requant.checkpoint.safetensors import Spec, read_header
 from requant.digest import sha256
 from requant.errors import BuildError, CheckpointError
 from requant.evidence.journal import Journal, read_journal
-from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
-from requant.formats.gptq import PACKED
+from requant.formats.gptq import PACKED, bfloat16_to_float32, pack, round_to_nearest
 from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
+from requant.model.target import target_of
 from requant.model.tiny import tiny, write_tiny
 from requant.passes import PASSES, Context, apply
 from requant.passes.context import EXTRAS, MAIN
@@ -59,7 +59,7 @@ def pair_of(name: str, built: Callable[[str], Built]) -> Pair:
     recipe = read_recipe(BUILDS / name)
     raw = open_checkpoint(beside(done.folder, "raw"))
     version = json.loads(raw.file("quantization_config.json"))["autoround_version"]
-    context = Context(tiny("mini"), recipe, recipe.effort(tiny=True), version)
+    context = Context(tiny("mini"), target_of(recipe, "mini"), recipe, recipe.effort(tiny=True), version)
     return Pair(raw, open_checkpoint(done.folder), context, read_journal(beside(done.folder, "journal.jsonl")), done)
 
 
@@ -176,7 +176,7 @@ def test_d01_no_tensor_stands_twice(pair: Pair) -> None:
         suffixes = Counter((canonical(name), name.rpartition(".")[2]) for name in names)
         assert set(suffixes.values()) == {1}
         assert not {(module, "weight") for module, suffix in suffixes if suffix == "qweight"} & suffixes.keys()
-    assert pair.final.tensors.keys() == pair.context.main.keys() | pair.context.extras.keys()
+    assert pair.final.tensors.keys() == pair.context.target.main.keys() | pair.context.target.extras.keys()
 
 
 # D02: the last file wins.
@@ -416,7 +416,7 @@ def test_d22_the_index_sums_every_byte(pair: Pair) -> None:
     assert json.loads(pair.raw.file(INDEX))["metadata"] == {"total_size": 0}
     total = sum(tensor.spec.nbytes for tensor in pair.final.tensors.values())
     assert json.loads(pair.final.file(INDEX))["metadata"] == {"total_size": total}
-    assert total == sum(spec.nbytes for spec in (pair.context.main | pair.context.extras).values())
+    assert total == sum(spec.nbytes for spec in (pair.context.target.main | pair.context.target.extras).values())
 
 
 # Tuned tensors keep their bytes.
@@ -453,10 +453,10 @@ def test_scales_are_finite_and_some_are_negative(pair: Pair) -> None:
 def test_it_has_the_recipes_number_of_main_files(pair: Pair) -> None:
     main = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert list(pair.final.shards) == [*main, EXTRAS]
-    assert [name for file in main for name in pair.final.shards[file]] == list(pair.context.main)
-    assert list(pair.final.shards[EXTRAS]) == list(pair.context.extras)
+    assert [name for file in main for name in pair.final.shards[file]] == list(pair.context.target.main)
+    assert list(pair.final.shards[EXTRAS]) == list(pair.context.target.extras)
     specs = {name: tensor.spec for name, tensor in pair.final.tensors.items()}
-    assert specs == pair.context.main | pair.context.extras
+    assert specs == pair.context.target.main | pair.context.target.extras
     assert all(read_header(pair.built.folder / file)[1] == {"format": "pt"} for file in pair.final.shards)
 
 

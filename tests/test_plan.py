@@ -14,7 +14,8 @@ from requant.checkpoint.safetensors import Spec
 from requant.cli.options import app
 from requant.errors import RecipeError
 from requant.model.base_config import base_config
-from requant.model.plan import Size, plan, templates
+from requant.model.summary import Size, summarize
+from requant.model.templates import fold
 from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
 
@@ -30,7 +31,7 @@ BUILDS = ROOT / "builds"
     ],
 )
 def test_numbers_of_the_real_base(name: str, quantized: int, tensors: int, main: int, extras: int, mtp: int) -> None:
-    made = plan(read_recipe(BUILDS / name))
+    made = summarize(read_recipe(BUILDS / name))
     sizes = made.sizes
     assert sizes["base"] == Size(1_045, 35_951_822_704, 71_903_645_408)
     assert sizes["base, MTP"] == Size(19, 844_640_768, 2 * 844_640_768)
@@ -47,7 +48,7 @@ def test_numbers_of_the_real_base(name: str, quantized: int, tensors: int, main:
 def test_a_plan_of_the_tiny_model_is_what_the_tiny_model_is(tmp_path: Path) -> None:
     write_tiny("mini", tmp_path / "mini")
     written = open_checkpoint(tmp_path / "mini").tensors
-    made = plan(read_recipe(BUILDS / "ec"), "mini")
+    made = summarize(read_recipe(BUILDS / "ec"), "mini")
     assert made.before == {name: tensor.spec for name, tensor in written.items()}
 
 
@@ -99,7 +100,7 @@ def test_json_names_every_tensor() -> None:
 )
 def test_templates_name_each_tensor_once(names: set[str], dtypes: list[str]) -> None:
     specs = {name: Spec(dtype, (2,)) for name, dtype in zip(sorted(names), dtypes, strict=False)}
-    found = [(name, each.dtype) for each in templates(specs) for name in expanded(each.name)]
+    found = [(name, each.value.dtype) for each in fold(specs) for name in expanded(str(each))]
     assert sorted(found) == [(name, spec.dtype) for name, spec in sorted(specs.items())]
 
 
@@ -113,10 +114,10 @@ def test_another_base_than_is_pinned_is_refused(key: str, value: str, tmp_path: 
     made = read_recipe(BUILDS / "ec")
     text = (BUILDS / "ec" / "recipe.toml").read_text()
     recipe.write_text(text)
-    assert plan(read_recipe(recipe)).quantized == 31_030
+    assert summarize(read_recipe(recipe)).quantized == 31_030
     recipe.write_text(text.replace(getattr(made.base, key), value))
     with pytest.raises(RecipeError, match=f"asks for .*{value}.* pins {made.base.repository} at {made.base.revision}"):
-        plan(read_recipe(recipe))
+        summarize(read_recipe(recipe))
     shown = CliRunner().invoke(app, ["plan", str(recipe)])
     assert isinstance(shown.exception, RecipeError)
 

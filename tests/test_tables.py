@@ -16,7 +16,7 @@ from requant.cli.tables import coverage_table, findings_table, plan_table, repai
 from requant.cli.terminal import Terminal
 from requant.inspect import Inspection
 from requant.inspect.findings import Finding, Severity, Target
-from requant.model.plan import Plan, Size
+from requant.model.summary import Size, Summary
 from requant.repair import Repair
 
 WIDTHS = (60, 50, 40)
@@ -61,7 +61,7 @@ ENDS = (f"{LONG}.down_proj.scales.one", f"{LONG}.down_proj.scales.two")
 
 def planned(name: str, size: int = 1) -> RenderableType:
     return plan_table(
-        cast(Plan, SimpleNamespace(recipe="r", base="b", quantized=1, linears=1, sizes={name: Size(1, 2, size)}))
+        cast(Summary, SimpleNamespace(recipe="r", base="b", quantized=1, linears=1, sizes={name: Size(1, 2, size)}))
     )
 
 

@@ -28,6 +28,7 @@ from requant.checkpoint.manifest import Manifest, make_manifest, read_manifest
 from requant.checkpoint.safetensors import Spec
 from requant.digest import sha256_chunks
 from requant.errors import CheckpointError
+from requant.model.target import target_of
 from requant.model.tiny import tiny
 from requant.passes import Context
 from requant.passes.context import EXTRAS
@@ -43,7 +44,7 @@ LAYER = "model.language_model.layers."
 
 def context(name: str, version: str = VERSION) -> Context:
     recipe = read_recipe(ROOT / "builds" / name)
-    return Context(tiny("mini"), recipe, recipe.effort(tiny=True), version)
+    return Context(tiny("mini"), target_of(recipe, "mini"), recipe, recipe.effort(tiny=True), version)
 
 
 @cache
@@ -278,7 +279,7 @@ def test_any_text_is_made_fit_for_a_statement(text: str) -> None:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """What an audit of the tiny model mini of ec is given; nobody enters its worker."""
-    inputs = tiny_inputs("mini", tmp_path_factory.mktemp("inputs"), silent)
+    inputs = tiny_inputs(read_recipe(ROOT / "builds" / "ec"), "mini", tmp_path_factory.mktemp("inputs"), silent)
     return Setting(read_recipe(ROOT / "builds" / "ec"), "mini", inputs, "ab" * 32, cast(Sandbox, None))
 
 

@@ -7,10 +7,10 @@ from tests.conftest import ROOT
 
 from requant import passes
 from requant.checkpoint.checkpoint import Checkpoint, Tensor
-from requant.model.inventory import quantized
+from requant.model.target import target_of
 from requant.model.tiny import tiny
 from requant.passes.context import MAIN
-from requant.passes.extras import rounded, weight_of
+from requant.passes.extras import rounded
 from requant.recipe import read_recipe
 
 AFTER_TUNING = ("visual", "mtp", "shards", "quantization_config", "side_files", "index")
@@ -20,10 +20,10 @@ AFTER_TUNING = ("visual", "mtp", "shards", "quantization_config", "side_files", 
 def healthy(name: str, size: str = "mini") -> Checkpoint:
     """What a build of the recipe writes, but for the tuning; its bytes are computed when they are read."""
     recipe = read_recipe(Path(ROOT / "builds" / name))
-    context = passes.Context(tiny(size), recipe, recipe.effort(tiny=True), "0.13.0")
+    context = passes.Context(tiny(size), target_of(recipe, size), recipe, recipe.effort(tiny=True), "0.13.0")
     base = context.base.tensors
     packed: dict[str, Tensor] = {}
-    for layer in quantized(context.config, recipe.layers.ignore).values():
-        packed |= rounded(layer, weight_of(layer, base, context), recipe.scheme.group_size)
-    main = {key: packed[key] if key in packed else base[key] for key in context.main}
+    for key, layer in context.target.plan.packed.items():
+        packed |= rounded(key, layer, context.weight(layer), recipe.scheme.group_size)
+    main = {key: packed[key] if key in packed else base[key] for key in context.target.main}
     return passes.apply(Checkpoint({MAIN: main}, {}), context, AFTER_TUNING)
