@@ -39,7 +39,7 @@ from requant.identify import Fingerprint
 from requant.inspect import Inspection
 from requant.inspect.defects import Defect
 from requant.inspect.findings import Finding
-from requant.model.summary import Size, Summary
+from requant.model.summary import Alike, Size, Summary
 from requant.recipe import Recipe
 from requant.repair import Repair
 from requant.rounding.reach import Reach
@@ -128,7 +128,6 @@ def statement(predicate_type: str, predicate: Any) -> Any:
 LOSS = "Mean squared error of a block's output; iterations count from 0."
 CHECKED = OneOf(("clean", "violations", "not modelled", "nothing to check"))
 SPEC = tuple[str, tuple[int, ...]]
-TEMPLATE = shape("Template", "Tensors whose names differ in numbers.", name=str, dtype=str, shape=tuple[int, ...], count=int)
 AS_PRINTED: Mapping[Any, Any] = {
     Covered: printed(Covered, parties=int),
     Untuned: printed(Untuned, outcome=Outcome),
@@ -165,7 +164,7 @@ PRINTED: Mapping[str, Any] = {
         linear_layers=int,
         quantized_layers=int,
         sizes=Mapping[str, Size],
-        tensors=Mapping[str, tuple[TEMPLATE, ...] | Mapping[str, SPEC]],
+        tensors=Mapping[str, tuple[Alike, ...] | Mapping[str, SPEC]],
         asked=NotRequired[Asked],
     ),
     "requant.rebuild/1": printed(

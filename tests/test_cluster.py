@@ -68,7 +68,7 @@ def block_inputs(tmp_path: Path) -> Path:
     folder = tmp_path / "00002"
     folder.mkdir()
     (folder / "full.safetensors").write_bytes(bytes(range(250)))
-    (folder / "block inputs.json").write_bytes(b"{}")
+    (folder / "inputs.json").write_bytes(b"{}")
     return folder
 
 

@@ -187,7 +187,7 @@ def test_a_resume_state_is_believed_only_where_it_is_what_the_journal_says(
         "a bit of a stream": "quantized.safetensors is not what was written",
         "a bit of its header": "cannot be read",
         "another stream": "not what the journal's last block put out",
-        "another random state": "block inputs.json is not what was written",
+        "another random state": "inputs.json is not what was written",
         "no block inputs": "No such file",
         "no block": "00001.safetensors: cannot be read",
         "a block cut short": "00001.safetensors: cannot be read",

@@ -93,7 +93,7 @@ def rewrite(folder: Path) -> None:
 
 
 def other_draw(folder: Path) -> None:
-    path = folder / "inputs" / "00002" / "block inputs.json"
+    path = folder / "inputs" / "00002" / "inputs.json"
     value = json.loads(path.read_bytes())
     value["said"]["random_state"][1][5] += 1
     path.write_text(json.dumps(value))
@@ -107,7 +107,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "no block inputs": lambda folder: shutil.rmtree(folder / "inputs" / "00002"),
     "no block": lambda folder: (folder / "blocks" / "00001.safetensors").unlink(),
     "a block cut short": lambda folder: (folder / "blocks" / "00001.safetensors").write_bytes(b"\x10"),
-    "no json": lambda folder: (folder / "inputs" / "00002" / "block inputs.json").write_text("[]"),
+    "no json": lambda folder: (folder / "inputs" / "00002" / "inputs.json").write_text("[]"),
 }
 
 

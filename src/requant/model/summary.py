@@ -21,6 +21,16 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Tensors of one dtype and shape whose names differ in numbers: `model.layers.{0..2,4}.mlp.up_proj.weight`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a recipe makes of a base: the tensors of the base, of the main shards and of the extra file.
 
@@ -63,7 +73,7 @@ class Summary:
             "tensors": {
                 file: {name: [spec.dtype, list(spec.shape)] for name, spec in specs.items()}
                 if layers
-                else [_template(each) for each in fold(specs)]
+                else [vars(_alike(each)) for each in fold(specs)]
                 for file, specs in (("main", self.main), ("extras", self.extras))
             },
         }
@@ -87,9 +97,8 @@ def summarize(recipe: Recipe, tiny: str | None = None) -> Summary:
     )
 
 
-def _template(template: Template[Spec]) -> dict[str, Any]:
-    dtype, shape = template.value.dtype, template.value.shape
-    return {"name": str(template), "dtype": dtype, "shape": shape, "count": template.count}
+def _alike(template: Template[Spec]) -> Alike:
+    return Alike(str(template), template.value.dtype, template.value.shape, template.count)
 
 
 def _parts(specs: Specs, extras: Mapping[str, str]) -> dict[str, Specs]:

@@ -97,8 +97,10 @@ def target_like(recipe: Recipe, config: Mapping[str, Any], tensors: Specs) -> Ta
 
 
 def config_of(recipe: Recipe, tiny: str | None) -> dict[str, Any]:
-    """Return the `config.json` of a recipe's base, or of its tiny model."""
-    config = base_config(recipe)
+    """Return the `config.json` of a recipe's base, or of its tiny model.
+
+    Without a recorded plan the tiny model is the one of Qwen3.5-MoE, written by hand before there were plans.
+    """
     if tiny is None:
-        return config
-    return tiny_config(tiny) if config.get("model_type") == inventory.ARCHITECTURE else shrink(config, tiny)
+        return base_config(recipe)
+    return shrink(base_config(recipe), tiny) if recipe.beside(FILE).exists() else tiny_config(tiny)

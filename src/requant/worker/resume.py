@@ -61,7 +61,7 @@ class BlockInputs:
                 said["streams"].append(name)
                 tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
                 save_file(tensors, part / f"{name}.safetensors")
-        (part / "block inputs.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
+        (part / "inputs.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
         for path in (*part.iterdir(), part):
             _flush(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,10 +75,10 @@ class BlockInputs:
         from safetensors.torch import load_file
 
         try:
-            value = json.loads((folder / "block inputs.json").read_bytes())
+            value = json.loads((folder / "inputs.json").read_bytes())
             said = value["said"]
             if sha256(canonical_json(said)) != value["sha256"]:
-                raise ValueError("block inputs.json is not what was written")
+                raise ValueError("inputs.json is not what was written")
             streams: dict[str, list[Any]] = {}
             for name in said["streams"]:
                 tensors = load_file(folder / f"{name}.safetensors")
@@ -90,7 +90,7 @@ class BlockInputs:
                     raise ValueError(f"{name}.safetensors is not what was written")
             return found
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BuildError(f"{folder}: a kept block inputs cannot be read: {error}", FRESH) from None
+            raise BuildError(f"{folder}: kept block inputs cannot be read: {error}", FRESH) from None
 
 
 class ResumeState:
@@ -152,7 +152,7 @@ class ResumeState:
         found = BlockInputs.read(self._block_inputs(len(self.done)))
         if found.digests != self.done[-1].outputs:
             raise BuildError(
-                f"{self._folder}: the kept block inputs is not what the journal's last block put out", FRESH
+                f"{self._folder}: the kept block inputs are not what the journal's last block put out", FRESH
             )
         return found
 
