@@ -163,7 +163,7 @@ class NotPlannedError(RecipeError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What the quantizer was asked with, as far as it can change the answer; another recipe's plan is none of this's."""
 
     scheme: str
@@ -171,7 +171,7 @@ class Asked:
     ignore: tuple[str, ...]
 
 
-def write_plans(file: Path, asked: Asked, plans: Mapping[str, Plan]) -> None:
+def write_plans(file: Path, asked: Question, plans: Mapping[str, Plan]) -> None:
     """Write `plan.json`; `read_plan` inverts it, but for the order of layers."""
     value = {
         "generator": "requant plan --ask",
@@ -181,7 +181,7 @@ def write_plans(file: Path, asked: Asked, plans: Mapping[str, Plan]) -> None:
     file.write_text(_pretty(value))
 
 
-def read_plan(file: Path, target: str, asked: Asked) -> Plan:
+def read_plan(file: Path, target: str, asked: Question) -> Plan:
     """Read one target's plan. Raises RecipeError where there is none, it cannot be read, or another recipe's."""
     advice = f"Ask for it: requant plan {file.parent} --ask"
     try:
@@ -198,22 +198,20 @@ def read_plan(file: Path, target: str, asked: Asked) -> Plan:
 
 
 def differences(planned: Plan, found: Plan) -> list[str]:
-    """Say in what a quantizer's answer differs from what was planned."""
-    said = [
-        f"{name}: planned as {planned.layers[name]}, now {found.layers[name]}"
-        for name in planned.layers.keys() & found.layers.keys()
-        if planned.layers[name] != found.layers[name]
-    ]
-    said += [f"{name}: a layer now, and not planned" for name in found.layers.keys() - planned.layers.keys()]
-    said += [f"{name}: planned, and no layer now" for name in planned.layers.keys() - found.layers.keys()]
-    said += [
-        f"{name}: planned as {planned.tensors.get(name)}, now {found.tensors.get(name)}"
-        for name in planned.tensors.keys() | found.tensors.keys()
-        if planned.tensors.get(name) != found.tensors.get(name)
-    ]
+    """Say in what a quantizer's answer differs from what was planned: packed layers, blocks, tensors."""
+    said = [f"{name}: packed, and not planned" for name in found.packed.keys() - planned.packed.keys()]
+    said += [f"{name}: planned, and not packed" for name in planned.packed.keys() - found.packed.keys()]
+    for name in planned.packed.keys() & found.packed.keys():
+        said += _unlike(name, planned.packed[name], found.packed[name])
+    for name in planned.tensors.keys() | found.tensors.keys():
+        said += _unlike(name, planned.tensors.get(name), found.tensors.get(name))
     if planned.blocks != found.blocks:
-        said.append(f"blocks: planned {len(planned.blocks)}, now {len(found.blocks)} in another order")
+        said.append("blocks: other ones, or in another order")
     return sorted(said)
+
+
+def _unlike(name: str, planned: object, found: object) -> list[str]:
+    return [] if planned == found else [f"{name}: is {found}, planned {planned}"]
 
 
 def _as_json(plan: Plan) -> dict[str, Any]:

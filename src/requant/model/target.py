@@ -9,7 +9,7 @@ from requant.checkpoint.checkpoint import Checkpoint
 from requant.errors import RecipeError
 from requant.model import inventory
 from requant.model.base_config import base_config
-from requant.model.plan import BASE, FILE, Asked, Layer, NotPlannedError, Plan, Specs, read_plan
+from requant.model.plan import BASE, FILE, Question, Layer, NotPlannedError, Plan, Specs, read_plan
 from requant.model.shrink import shrink
 from requant.model.tables import Table, confirm_layers, table_of
 from requant.model.tiny import SIZES, stand_in
@@ -70,7 +70,7 @@ def target_for(recipe: Recipe, tiny: str | None, config: Mapping[str, Any]) -> T
     table, ignore = table_of(model_type), recipe.layers.ignore
     file = recipe.beside(FILE)
     if file.exists() or model_type != inventory.ARCHITECTURE:
-        plan = read_plan(file, tiny or BASE, Asked(recipe.scheme.name, recipe.scheme.group_size, ignore))
+        plan = read_plan(file, tiny or BASE, Question(recipe.scheme.name, recipe.scheme.group_size, ignore))
     else:
         plan = inventory.plan(config, ignore)
     target = Target(plan, table, ignore, recipe.mtp.policy, recipe.scheme.group_size)

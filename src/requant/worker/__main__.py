@@ -16,18 +16,29 @@ from typing import Any
 
 from requant.errors import BuildError, RequantError
 from requant.evidence.journal import Header
-from requant.recipe import read_recipe
+from requant.recipe import Effort, Recipe, read_recipe
 from requant.worker import determinism
 from requant.worker.autoround import caching, calibration, hooks, retune, survey, tuning
 from requant.worker.resume import ResumeState
 
 
 def main(folder: Path) -> None:
-    """Prepare AutoRound as the recipe says and do the task; report in `worker.json`."""
+    """Do the task; report in `worker.json`."""
     request = json.loads((folder / "request.json").read_text())
     recipe = read_recipe(folder / "recipe.toml")
     effort = recipe.effort(tiny=request["tiny"] is not None)
     determinism.prepare(effort.device)
+    if request["task"] == "survey":
+        started = time.monotonic()
+        survey.ask(folder, recipe)
+        seconds = {"total": round(time.monotonic() - started, 3)}
+        _report(folder, {"versions": _versions(), "seconds": seconds, "peak_memory_bytes": _peak_memory()})
+    else:
+        tune(folder, request, recipe, effort)
+
+
+def tune(folder: Path, request: dict[str, Any], recipe: Recipe, effort: Effort) -> None:
+    """Prepare AutoRound as the recipe says and do a task that tunes or replays."""
     determinism.confirm_accelerator(effort.device, request["accelerator"])
     determinism.enforce()
 
@@ -57,7 +68,7 @@ def main(folder: Path) -> None:
     )
     report: dict[str, Any] = {
         "hardware": determinism.hardware_class(effort.device, effort.precision),
-        "versions": {name: metadata.version(name) for name in ("auto-round", "torch", "transformers")},
+        "versions": _versions(),
         "absent": list(determinism.AUTOTUNED),
         "autoround_version": tuning.stated_version(),
     }
@@ -67,8 +78,6 @@ def main(folder: Path) -> None:
     with caching.confirmed(autoround):
         if request["task"] == "build":
             seconds |= build(autoround, ResumeState(folder / "resume", header, report["hardware"]), folder)
-        elif request["task"] == "survey":
-            survey.ask(autoround, Path(request["base"]), folder)
         elif request["task"] == "replay":
             retune.replay(autoround, recipe, request, folder)
         else:
@@ -76,7 +85,7 @@ def main(folder: Path) -> None:
     confirm()
     seconds["total"] = round(time.monotonic() - started, 3)
     report["seconds"] = seconds
-    report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report["peak_memory_bytes"] = _peak_memory()
     report["peak_device_memory_bytes"] = _peak_device_memory(effort.device)
     _report(folder, report)
 
@@ -102,6 +111,14 @@ def _report(folder: Path, report: dict[str, Any]) -> None:
     part = folder / ".worker.json"
     part.write_text(json.dumps(report))
     part.rename(folder / "worker.json")
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("auto-round", "torch", "transformers")}
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _peak_device_memory(device: str) -> int:
