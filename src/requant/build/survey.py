@@ -88,9 +88,7 @@ def _plan(answer: Mapping[str, Any], versions: Mapping[str, str]) -> Plan:
         source, (rows, columns) = value["source"], value["shape"]
         if not value["reason"] and source is None:
             raise BuildError("a packed layer whose weight is no part of one tensor of the base", "Report this model.")
-        return Layer(
-            (rows, columns), value["reason"], source and Source(**{**source, "index": tuple(source["index"])})
-        )
+        return Layer((rows, columns), value["reason"], source and Source(**{**source, "index": tuple(source["index"])}))
 
     return Plan(
         versions=versions,

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from requant.cli import auditing, judging, making, projecting, telling  # noqa: F401 (each registers its verbs)
+from requant.cli import auditing, judging, making, new, projecting, telling  # noqa: F401 (each registers its verbs)
 from requant.cli.options import PANELS, Verb, app
 from requant.cli.terminal import answer_error, fail
 from requant.crash import CLOSED, INTERNAL, INTERRUPTED

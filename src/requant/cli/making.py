@@ -13,6 +13,7 @@ import requant.build.trial as trying
 import requant.environment.image as imaging
 import requant.environment.resolve as locking
 from requant import build as building
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import (
     MAINTAIN,
     MAKE,
@@ -34,7 +35,9 @@ from requant.environment.image.evidence import record as record_image
 from requant.environment.install import record_files
 from requant.environment.lock import read_lock
 from requant.errors import UsageError
-from requant.model.tiny import CALIBRATION, calibration_text, write_tiny
+from requant.model.target import tiny_model
+from requant.model.tiny import CALIBRATION, calibration_text
+from requant.model.tiny import tiny as qwen
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.verdict import EXIT_STATUS
@@ -157,15 +160,19 @@ def trial(
 @app.command(rich_help_panel=MAKE, epilog="Example: requant tiny --size mini --out out/base")
 def tiny(
     out_folder: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe whose base it stands in for.", show_default="Qwen3.5-MoE's")
+    ] = None,
     size: Annotated[SizeName, typer.Option(help="The size of the tiny model.")] = "demo",
 ) -> None:
     """Write the tiny model: a small stand-in for the base, of the same architecture, with the same bytes everywhere."""
+    made = tiny_model(read_recipe(recipe), size) if recipe else qwen(size)
     if out_folder.exists() or out_folder.is_symlink():
         raise UsageError(f"{out_folder}: already exists", "Name another folder with --out, or remove this one.")
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     place = tempfile.TemporaryDirectory(prefix=f".{out_folder.name}.", dir=out_folder.resolve().parent)
     with progress() as tell, place as name:
-        write_tiny(size, Path(name, "tiny"), lambda file: tell(Progress(f"tiny model {size}", note=file)))
+        write_checkpoint(made, Path(name, "tiny"), lambda file: tell(Progress(f"tiny model {size}", note=file)))
         Path(name, "tiny").rename(out_folder)
     text = f"{CALIBRATION}, {len(calibration_text()):,} bytes"
     say(f"{escape(str(out_folder))}: the {size} tiny model; builds of it are calibrated on requant's own {text}")

@@ -17,7 +17,6 @@ from requant.cli.tables import (
     repair_table,
 )
 from requant.cli.terminal import out, print_json, progress
-from requant.errors import UsageError
 from requant.identify import identify as fingerprint
 from requant.inspect import EXIT_STATUS
 from requant.inspect import inspect as inspect_headers
@@ -42,19 +41,17 @@ def plan(
         bool, typer.Option("--layers", help="With --json: list each tensor, instead of templates for many.")
     ] = False,
     ask: Annotated[
-        bool, typer.Option("--ask", help="With --tiny: ask AutoRound itself too, and compare; installs it first.")
+        bool, typer.Option("--ask", help="Ask AutoRound itself too, and compare; installs it first.")
     ] = False,
     sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say what a recipe quantizes, and into how many tensors and bytes; reads no weights."""
     read, stand_in = read_recipe(recipe), tiny_size(tiny, size)
-    if ask and not stand_in:
-        raise UsageError("--ask: AutoRound is asked about the tiny model", "Add --tiny.")
     planned, asked = make_plan(read, stand_in), None
-    if stand_in and ask:
+    if ask:
         with progress() as tell:
-            asked = surveying.compare(read, stand_in, surveying.ask(read, stand_in, sandbox=sandbox, tell=tell))
+            asked = surveying.ask_again(read, stand_in, sandbox=sandbox, tell=tell)
     if as_json:
         print_json("requant.plan/1", planned.as_json(layers) | ({"asked": asdict(asked)} if asked else {}))
     else:

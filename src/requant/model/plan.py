@@ -164,7 +164,7 @@ class NotPlannedError(RecipeError):
 
 @dataclass(frozen=True)
 class Question:
-    """What the quantizer was asked with, as far as it can change the answer; another recipe's plan is none of this's."""
+    """What of a recipe can change the quantizer's answer: a plan that was asked for with another is not this one's."""
 
     scheme: str
     group_size: int
@@ -280,13 +280,15 @@ def _from_json(value: Mapping[str, Any]) -> Plan:
 
 
 def _pretty(value: Mapping[str, Any]) -> str:
-    """Return JSON with one line per template."""
-    lines = json.dumps(value, indent=1)
-    return (
-        re.sub(
-            r"\[\n\s+(?=[^\[\]]*\])[^\[\]]*\]",
-            lambda match: re.sub(r"\s*\n\s*", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
-            lines,
-        )
-        + "\n"
-    )
+    """Return JSON with a line for each template, so that a person can read it and git compares it."""
+
+    def text(each: Any, indent: str) -> str:
+        inside = indent + " "
+        if isinstance(each, dict) and each:
+            rows = [f"{inside}{json.dumps(key)}: {text(value, inside)}" for key, value in each.items()]
+            return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+        if isinstance(each, list) and any(isinstance(one, list) for one in each):
+            return "[\n" + ",\n".join(f"{inside}{json.dumps(one)}" for one in each) + f"\n{indent}]"
+        return json.dumps(each)
+
+    return text(value, "") + "\n"

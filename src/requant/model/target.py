@@ -9,7 +9,7 @@ from requant.checkpoint.checkpoint import Checkpoint
 from requant.errors import RecipeError
 from requant.model import inventory
 from requant.model.base_config import base_config
-from requant.model.plan import BASE, FILE, Question, Layer, NotPlannedError, Plan, Specs, read_plan
+from requant.model.plan import BASE, FILE, Layer, NotPlannedError, Plan, Question, Specs, read_plan
 from requant.model.shrink import shrink
 from requant.model.tables import Table, confirm_layers, table_of
 from requant.model.tiny import SIZES, stand_in
@@ -25,7 +25,7 @@ def tiny_model(recipe: Recipe, tiny: str) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Target:
-    """A plan, and what a recipe makes of it. `ignore` are parts of names of layers that stay float, `policy` is MTP's."""
+    """A plan, and what a recipe makes of it: `ignore` are parts of names of float layers, `policy` is MTP's."""
 
     plan: Plan
     table: Table

@@ -13,7 +13,8 @@ NOT_COPIED = ("config.json", "README.md", files.INDEX)
 def shards(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Spread the main tensors over the recipe's number of files, in order, in equal shares of bytes."""
     main = files.spread(checkpoint.shards[MAIN], files.shard_names(context.shards))
-    return Checkpoint({**main, EXTRAS: checkpoint.shards[EXTRAS]}, checkpoint.files)
+    extras = {EXTRAS: held} if (held := checkpoint.shards.get(EXTRAS)) else {}
+    return Checkpoint({**main, **extras}, checkpoint.files)
 
 
 def side_files(checkpoint: Checkpoint, context: Aim) -> Checkpoint:

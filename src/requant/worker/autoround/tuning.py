@@ -6,6 +6,7 @@ from typing import Any
 
 from requant.errors import BuildError
 from requant.recipe import Effort, Recipe
+from requant.worker.autoround.calibration import PILE
 
 
 def load(base: Path) -> tuple[Any, Any]:
@@ -38,6 +39,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     """Return AutoRound, ready to tune; nothing is left to its defaults or to what it finds on the machine."""
     from auto_round import AutoRound
     from auto_round.compressors import base
+    from auto_round.compressors.base import LLMCompressor
 
     tuning, scheme, numbers = recipe.tuning, recipe.scheme, recipe.scheme.numbers
     half = effort.precision == "bfloat16"
@@ -47,7 +49,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     def rate(value: float | str) -> float:
         return 1.0 / effort.iterations if value == "1/iterations" else float(value)
 
-    return AutoRound(
+    autoround = AutoRound(
         model,
         tokenizer,
         platform="hf",
@@ -89,6 +91,21 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         ignore_layers=",".join(recipe.layers.ignore),
         enable_deterministic_algorithms=True,
     )
+    if isinstance(autoround, LLMCompressor):
+        _by_name(autoround, batches)
+    return autoround
+
+
+def _by_name(autoround: Any, batches: Any) -> None:
+    """Let the class for text models find the batches under a data set's name.
+
+    Given a DataLoader it masks the last token of each sample (`calib`, compressors/base.py); under a name it does not,
+    and that is how AutoRound's command line calls it.
+    """
+    from auto_round import calib_dataset
+
+    autoround.dataset = PILE
+    calib_dataset.get_dataloader = lambda *_, **__: batches
 
 
 def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
@@ -108,7 +125,5 @@ def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
         if (found := getattr(autoround, name)) != value:
             raise BuildError(f"AutoRound takes {found!r} for {name}, the recipe asks for {value!r}")
     if getattr(autoround, "attention_mask", None):
-        # Its class for text models does so with every DataLoader, and then leaves a token out of each loss.
-        raise BuildError(
-            "AutoRound masks tokens of the calibration", "It must be given the whole model, not its text part."
-        )
+        # Then each loss leaves a token out.
+        raise BuildError("AutoRound masks tokens of the calibration", "Report this with the log.")
