@@ -51,17 +51,22 @@ def name(text: str) -> str:
     return _SPACES.sub(r"\\x20", text)
 
 
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 file`, `1,049 tensors`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def _indent(width: int) -> int:
     return INDENT if width > 4 * INDENT else 0
 
 
 def _lines(plain: str, width: int) -> Iterator[str]:
     """Yield parts of a text, in order and without loss, each of which fits its line: the first, or an indented one."""
-    line, worker = "", width
+    line, room = "", width
     for piece in _pieces(plain, width - _indent(width)):
-        if line and cell_len((line + piece).rstrip()) > worker:
+        if line and cell_len((line + piece).rstrip()) > room:
             yield line
-            line, worker = "", width - _indent(width)
+            line, room = "", width - _indent(width)
         line += piece
     if line:
         yield line
