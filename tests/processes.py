@@ -30,11 +30,11 @@ def started(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
 SIGNALLED = """
 import os, signal, sys
 from contextlib import contextmanager
-from requant.cli import main, making
+from requant.cli import build, main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background may have it ignored
 number, stage, done = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-drawn = making.progress
+drawn = build.progress
 
 @contextmanager
 def progress(*columns):
@@ -45,7 +45,7 @@ def progress(*columns):
                 os.kill(os.getpid(), number)
         yield told
 
-making.progress = progress
+build.progress = progress
 sys.argv = ["requant", *sys.argv[4:]]
 main()
 """

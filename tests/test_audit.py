@@ -25,7 +25,7 @@ from requant.check import check
 from requant.check.reader import open_source
 from requant.checkpoint.checkpoint import open_checkpoint, write_file
 from requant.checkpoint.safetensors import Spec, read_header
-from requant.cli.auditing import numbers
+from requant.cli.audit import numbers
 from requant.errors import BuildError, CheckpointError, NotAvailableError, RecipeError, RequantError, UsageError
 from requant.evidence.journal import Writer, read_journal
 from requant.evidence.statements import hardware_of

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from requant.checkpoint.checkpoint import write_file
 from requant.cli import main
+from requant.cli.inspect import findings_table
 from requant.cli.options import SandboxName, SizeName, app
-from requant.cli.tables import findings_table
 from requant.cli.terminal import fail, print_json
 from requant.inspect import Inspection
 from requant.model.inventory import main_tensors
@@ -265,7 +265,7 @@ def test_a_mistake_of_requant_is_a_document_too(
     def mistaken(*_: object) -> None:
         raise KeyError("gone")
 
-    monkeypatch.setattr("requant.cli.telling.make_plan", mistaken)
+    monkeypatch.setattr("requant.model.plan.plan", mistaken)
     with pytest.raises(KeyError):  # which ends the program elsewhere
         main()
     document = json.loads(capsys.readouterr().out)
@@ -343,11 +343,11 @@ def test_numbers_too_large_to_print(tmp_path: Path, key: str, value: str) -> Non
 
 
 INTERRUPTING = """
-import sys
-from requant.cli import judging, main, making
+import requant
+from requant.cli import main
 def interrupt(*_, **__):
     raise KeyboardInterrupt
-making.building.build = making.trying.trial = judging.verify_checkpoint = interrupt
+requant.build.build = requant.build.trial.trial = requant.verify.verify = interrupt
 main()
 """
 
@@ -377,7 +377,7 @@ def test_a_tiny_model_that_was_interrupted_is_written_by_the_next_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("requant.cli.making.write_tiny", half)
+        patched.setattr("requant.cli.tiny.write_tiny", half)
         assert CliRunner().invoke(app, words).exit_code == 130
     assert list((tmp_path / "new").iterdir()) == []
     assert CliRunner().invoke(app, words).exit_code == 0

@@ -74,7 +74,7 @@ def test_the_traceback_is_in_a_file_that_is_named(module: str, tmp_path: Path) -
 
 
 def test_an_installation_that_cannot_be_imported_is_no_verdict() -> None:
-    done = run("requant", "sys.modules['requant.cli.judging'] = None\n")
+    done = run("requant", "sys.modules['requant.cli.verify'] = None\n")
     assert (done.returncode, "ModuleNotFoundError" in done.stderr) == (70, True)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.build.inputs import inputs_for
-from requant.cli.auditing import INSTEAD
+from requant.cli.audit import INSTEAD
 from requant.errors import NotAvailableError
 from requant.hub.pinned import read_pins
 from requant.programs import Accelerator, accelerators

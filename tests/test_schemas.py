@@ -117,14 +117,14 @@ def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr(
         "requant.build.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,))
     )
-    patch.setattr("requant.cli.auditing.inputs_for", lambda *_: None)
-    patch.setattr("requant.cli.auditing.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
+    patch.setattr("requant.cli.audit.inputs_for", lambda *_: None)
+    patch.setattr("requant.cli.audit.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
     patch.setattr("requant.audit.confirm", lambda *_: None)
     patch.setattr("requant.audit.audit", lambda *_, **__: AUDIT)
-    patch.setattr("requant.cli.making.find", lambda: None)
+    patch.setattr("requant.cli.image.find", lambda: None)
     patch.setattr("requant.environment.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))
     change = Change("lockfiles/images.toml", "debian", "sha256:01", "sha256:02")
-    patch.setattr("requant.cli.projecting.update_images", lambda *_: Update((change,), {Path("images.toml"): ""}))
+    patch.setattr("requant.cli.update.update_images", lambda *_: Update((change,), {Path("images.toml"): ""}))
 
 
 def _run(*commands: tuple[str | Path, ...]) -> Documents:

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from requant.audit.coverage import Coverage, Covered, Label
+from requant.cli.coverage import coverage_table
 from requant.cli.folding import Folded, name
-from requant.cli.tables import coverage_table, findings_table, plan_table, repair_table
+from requant.cli.inspect import findings_table
+from requant.cli.plan import plan_table
+from requant.cli.repair import repair_table
 from requant.cli.terminal import Terminal
 from requant.inspect import Inspection
 from requant.inspect.findings import Finding, Severity, Target

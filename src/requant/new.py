@@ -15,16 +15,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from requant.build.survey import ask
+from requant.build.survey import SHRUNK, ask
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.checkpoint.files import list_files
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256, strict_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.model.plan import BASE, FILE, Question, write_plans
+from requant.model.plan import BASE, FILE, write_plans
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
+from requant.model.target import question
 from requant.progress import Progress, Tell, silent
 from requant.recipe import FILE as RECIPE
 from requant.recipe import Recipe, read_recipe
@@ -40,8 +41,6 @@ PRESETS: Mapping[Preset, tuple[int, int, str]] = {
 """Iterations, samples and learning rate of AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2)."""
 
 ACCELERATORS: Mapping[Environment, str] = {"cpu": "", "cu124": "NVIDIA H200", "gb10": "NVIDIA GB10"}
-SHRUNK = ("mini", "demo")
-"""The tiny models that a plan has."""
 TEXT = "pile-10k.json"
 GIB = 1 << 30
 SHARD = 5 << 30
@@ -94,8 +93,7 @@ def new(
         (place / RECIPE).write_text(text)
         asked = read_recipe(place)
         plans = ask(asked, {BASE: config, **tiny}, specs, sandbox=sandbox, tell=tell)
-        scheme = asked.scheme
-        write_plans(place / FILE, Question(scheme.name, scheme.group_size, asked.layers.ignore), plans)
+        write_plans(place / FILE, question(asked), plans)
         bases = builds / "bases"
         bases.mkdir(exist_ok=True)
         for file, value in ((bases / f"{name}.json", pins), (bases / f"{name}.config.json", config)):

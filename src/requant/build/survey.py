@@ -16,9 +16,11 @@ from requant.build.workplace import set_up
 from requant.checkpoint.safetensors import Spec
 from requant.environment.identity import environment_digest
 from requant.environment.lock import read_lock
-from requant.errors import BuildError
-from requant.model.plan import BASE, Layer, Plan, Source, Specs, differences
-from requant.model.target import config_of, target_of
+from requant.errors import BuildError, UsageError
+from requant.model.base_config import base_config
+from requant.model.plan import BASE, FILE, Layer, Plan, Source, Specs, differences, read_tensors, write_plans
+from requant.model.shrink import shrink
+from requant.model.target import config_of, question, target_of
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
@@ -26,6 +28,10 @@ from requant.sandbox.running import run_worker
 
 MINI = "mini"
 """The tiny model that is counted through: what is found of it holds for the base by its names' numbers."""
+
+
+SHRUNK = (MINI, "demo")
+"""The tiny models that a plan has."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,16 @@ def ask(
         answers = json.loads((work / "survey.json").read_bytes())
         versions = json.loads((work / "worker.json").read_bytes())["versions"]
         return {target: _plan(answers[target], versions) for target in configs}
+
+
+def record(recipe: Recipe, *, sandbox: str = "venv", tell: Tell = silent) -> None:
+    """Ask about a recipe's base and its tiny models, and write `plan.json` beside it: for a recipe that was edited."""
+    file = recipe.beside(FILE)
+    if not file.exists():
+        raise UsageError(f"{file}: there is none to renew", "requant new writes a recipe with its plan.")
+    tensors, config = read_tensors(file), base_config(recipe)
+    configs = {BASE: config, **{size: shrink(config, size) for size in SHRUNK}}
+    write_plans(file, question(recipe), ask(recipe, configs, tensors, sandbox=sandbox, tell=tell))
 
 
 def ask_again(recipe: Recipe, tiny: str | None, *, sandbox: str = "venv", tell: Tell = silent) -> Asked:

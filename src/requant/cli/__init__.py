@@ -1,4 +1,6 @@
-"""The command line: parses, calls one verb, prints its result, returns its status. Results go to standard output.
+"""The command line: parses, calls one verb, prints its result, returns its status.
+
+One module per command, named as the command. Results go to standard output.
 
 Everything else, progress and advice, goes to standard error; with `--json` an error is a document on standard output
 as well. Exit statuses: docs/exit-statuses.md.
@@ -11,19 +13,25 @@ from typing import Any, NoReturn
 
 import typer
 
-from requant.cli import auditing, judging, making, new, projecting, telling  # noqa: F401 (each registers its verbs)
-from requant.cli.options import PANELS, Verb, app
+# Each module registers its command, and help lists them in this order.
+# isort: off
+from requant.cli import new, build, tiny, plan, trial, render  # noqa: F401
+from requant.cli import verify, check, diff, inspect, identify, audit, rebuild, coverage, show  # noqa: F401
+from requant.cli import manifest, repair  # noqa: F401
+from requant.cli import lock, dockerfiles, image, pins, update  # noqa: F401
+# isort: on
+
+from requant.cli.options import Command, app
 from requant.cli.terminal import answer_error, fail
 from requant.crash import CLOSED, INTERNAL, INTERRUPTED
 from requant.errors import NotAvailableError, RequantError, UsageError
 
 RESUMED = ("build", "rebuild")
-"""Verbs that go on, when they are started again, behind the last block of a build that was stopped."""
+"""Commands that, started again, resume an interrupted build after its last completed block."""
 
-app.registered_commands.sort(key=lambda each: PANELS.index(each.rich_help_panel))
-for group in (app, auditing.shown, projecting.update):
+for group in (app, show.show, update.update):
     for each in group.registered_commands:
-        each.cls = Verb
+        each.cls = Command
 
 
 def main() -> int:
@@ -37,7 +45,7 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
     try:
-        status = app(prog_name="requant", standalone_mode=False)  # what the verb's typer.Exit carries
+        status = app(prog_name="requant", standalone_mode=False)  # what the command's typer.Exit carries
         if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
     except RequantError as error:
@@ -64,10 +72,12 @@ def main() -> int:
 
 
 def _misused(error: Any) -> NoReturn:
-    """End with one of typer's own errors of usage, which leads to the help of the verb that was misused."""
-    named = not isinstance(error, typer.BadParameter) or error.param  # or else a verb says it, without "Invalid value"
+    """End with one of typer's own errors of usage, which leads to the help of the command that was misused."""
+    named = (
+        not isinstance(error, typer.BadParameter) or error.param
+    )  # or else a command says it, without "Invalid value"
     message = (error.format_message() if named else error.message).replace("Value error, ", "")  # typer 0.29's word
-    if not message:  # a group without a verb: typer has printed its help
+    if not message:  # a group without a command: typer has printed its help
         raise SystemExit(2)
     fail(message, f"See {error.ctx.command_path if error.ctx else 'requant'} --help.", UsageError.exit_status)
 

@@ -6,16 +6,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-import requant.new as making
+import requant.new
 from requant.cli.options import MAKE, AsJson, SandboxOption, app
-from requant.cli.tables import plan_table
+from requant.cli.plan import plan_table
 from requant.cli.terminal import out, print_json, progress, say
 from requant.new import Environment, Preset
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant new ~/models/llama --name llama --environment cpu")
 def new(
-    source: Annotated[Path, typer.Argument(help="The folder of the base, the unquantized model.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="The folder of the unquantized model.", show_default=False)],
     name: Annotated[str, typer.Option(help="The name of the build: its folder is builds/NAME.", show_default=False)],
     preset: Annotated[Preset, typer.Option(help="How much is tuned, as AutoRound's own recipes say.")] = "default",
     environment: Annotated[Environment, typer.Option(help="The environment of the full build.")] = "cu124",
@@ -25,7 +25,9 @@ def new(
 ) -> None:
     """Write a recipe for a base: pins, plan and every value; AutoRound is asked, no weight is tuned."""
     with progress() as tell:
-        made = making.new(source, name, project, preset=preset, environment=environment, sandbox=sandbox, tell=tell)
+        made = requant.new.new(
+            source, name, project, preset=preset, environment=environment, sandbox=sandbox, tell=tell
+        )
     folder = made.recipe.path.parent
     if as_json:
         files = [str(each) for each in made.files]

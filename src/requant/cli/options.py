@@ -1,6 +1,7 @@
-"""The command line's program, and the arguments that several verbs have."""
+"""The command line's program, its groups, and the arguments that several commands have."""
 
 import glob
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,7 +21,7 @@ def _typeless(params: Any) -> Any:
     return params
 
 
-class Verb(TyperCommand):
+class Command(TyperCommand):
     """A command, its flags without a type."""
 
     def get_params(self, ctx: Any) -> Any:
@@ -45,28 +46,40 @@ app = typer.Typer(
     epilog="Start with: requant build builds/ec --tiny --size mini. Words: docs/glossary.md.",
 )
 
-PANELS = MAKE, VERIFY, TELL, MAINTAIN = "Make", "Verify", "Look into", "Maintain"
-"""Under which headings `requant --help` lists the verbs, in this order."""
+MAKE, VERIFY, PUBLISH, MAINTAIN = "Make", "Verify", "Publish", "Maintain"
+"""The headings under which `requant --help` lists the commands."""
+
+CPUS = os.cpu_count() or 1
 
 SizeName = Literal["mini", "demo", "wide"]
-"""Sizes of the tiny model, as `tiny model.SIZES` has them."""
+"""Sizes of the tiny model, as `model.tiny.SIZES` has them."""
 SandboxName = Literal["auto", "docker", "podman", "venv", "in-place"]
-"""Where the worker can run, as `sandbox.choice.SANDBOXES` has it."""
+"""How the worker can be shut in, as `sandbox.choice.SANDBOXES` has it."""
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Return the folders of recipes that a half typed word can become, for completion."""
+    """Return the folders of recipes that complete a half-typed word."""
     beside = (Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent) if incomplete else Path()
     places = beside.glob(f"*/{FILE}"), beside.glob(f"*/*/{FILE}")
     return sorted(name for some in places for path in some if (name := str(path.parent)).startswith(incomplete))
 
 
 def environments(incomplete: str) -> list[str]:
-    """Return the environments that a half typed word can become, for completion."""
+    """Return the environments that complete a half-typed word."""
     return sorted(path.stem for path in Path("lockfiles").glob(f"{glob.escape(incomplete)}*.in"))
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON document.")]
+CheckpointFolder = Annotated[
+    Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
+]
+CheckpointSource = Annotated[str, typer.Argument(help="A folder, or a repository as owner/name@revision.")]
+EnvironmentNames = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names of environments, such as cpu. Without one, all of them.", autocompletion=environments),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over, even if an interrupted build could be resumed.")]
+Lockfiles = Annotated[Path, typer.Option("--folder", help="The folder with the locks and images.toml.")]
 NewCheckpoint = Annotated[
     Path | None,
     typer.Option(
@@ -81,17 +94,18 @@ SandboxOption = Annotated[
     SandboxName,
     typer.Option(
         metavar="SANDBOX",
-        help="Where the worker runs, the isolated process that tunes: "
+        help="How the worker, the process that tunes, is shut in: "
         f"{', '.join(get_args(SandboxName))} (docs/sandboxes.md).",
     ),
 ]
 Size = Annotated[SizeName | None, typer.Option(help="The size of the tiny model; needs --tiny.", show_default="demo")]
+Threads = Annotated[int, typer.Option(min=1, help="Number of threads that read and compare.", show_default="all CPUs")]
 
 
 def tiny_size(tiny: bool, size: SizeName | None) -> str | None:
-    """Return which tiny model is meant, None for the base itself.
+    """Return the size of the tiny model that is meant, None for the base itself.
 
-    Raises UsageError for a size without a tiny model: that would start the full build, which takes hours.
+    Raises UsageError for a size without --tiny: that would start the full build, which takes hours.
     """
     if size and not tiny:
         raise UsageError(

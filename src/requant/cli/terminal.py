@@ -1,7 +1,7 @@
 """How results, progress and errors reach a person: the half of `cli` that writes. Nothing else prints.
 
 Results go to standard output, everything else to standard error. What strangers wrote is made harmless here, once,
-for all of it: no verb need think of escape sequences. Markup is the verbs' own; they `escape` what is not theirs.
+for all of it: no command need think of escape sequences. Markup is the commands' own; they `escape` what is not theirs.
 """
 
 import json

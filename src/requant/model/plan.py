@@ -197,6 +197,14 @@ def read_plan(file: Path, target: str, asked: Question) -> Plan:
         raise RecipeError(f"{file}: no plan of {target} that can be read: {error!r}", advice) from None
 
 
+def read_tensors(file: Path) -> Specs:
+    """Return the tensors of a plan's base, whatever it was asked for with. Raises RecipeError where it has none."""
+    try:
+        return _tensors(strict_json(read_whole(file, MAX_INDEX))[BASE])
+    except (CheckpointError, KeyError, OSError, TypeError, ValueError) as error:
+        raise RecipeError(f"{file}: no tensors of a base: {error!r}") from None
+
+
 def differences(planned: Plan, found: Plan) -> list[str]:
     """Say in what a quantizer's answer differs from what was planned: packed layers, blocks, tensors."""
     said = [f"{name}: packed, and not planned" for name in found.packed.keys() - planned.packed.keys()]
@@ -263,12 +271,15 @@ def _absolute(name: str, relative: Any) -> Source | None:
     )
 
 
+def _tensors(value: Mapping[str, Any]) -> Specs:
+    return unfold(parse(name, Spec(dtype, tuple(shape))) for name, dtype, shape in value["tensors"])
+
+
 def _from_json(value: Mapping[str, Any]) -> Plan:
-    tensors = unfold(parse(name, Spec(dtype, tuple(shape))) for name, dtype, shape in value["tensors"])
     layers = unfold(parse(name, rest) for name, *rest in value["layers"])
     return Plan(
         versions=value["versions"],
-        tensors=tensors,
+        tensors=_tensors(value),
         blocks=tuple(unfold(parse(name, None) for name in value["blocks"])),
         layers={
             name: Layer((shape[0], shape[1]), reason, _absolute(name, relative))

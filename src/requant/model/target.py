@@ -70,12 +70,17 @@ def target_for(recipe: Recipe, tiny: str | None, config: Mapping[str, Any]) -> T
     table, ignore = table_of(model_type), recipe.layers.ignore
     file = recipe.beside(FILE)
     if file.exists() or model_type != inventory.ARCHITECTURE:
-        plan = read_plan(file, tiny or BASE, Question(recipe.scheme.name, recipe.scheme.group_size, ignore))
+        plan = read_plan(file, tiny or BASE, question(recipe))
     else:
         plan = inventory.plan(config, ignore)
     target = Target(plan, table, ignore, recipe.mtp.policy, recipe.scheme.group_size)
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
     return target
+
+
+def question(recipe: Recipe) -> Question:
+    """Return what of a recipe its plan is asked for with."""
+    return Question(recipe.scheme.name, recipe.scheme.group_size, recipe.layers.ignore)
 
 
 def target_like(recipe: Recipe, config: Mapping[str, Any], tensors: Specs) -> Target:

@@ -1,0 +1,154 @@
+"""`requant audit`: tune blocks of a checkpoint again, and compare."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+import requant.audit
+from requant.audit import cluster
+from requant.audit.audits import party, write_audit
+from requant.audit.challenge import Challenge, draw
+from requant.audit.pool import prepare
+from requant.build.inputs import inputs_for
+from requant.build.workplace import scratch
+from requant.cli.options import VERIFY, AsJson, CheckpointFolder, SandboxOption, Size, app, recipes, tiny_size
+from requant.cli.terminal import out, print_json, progress, say
+from requant.environment.install import cache
+from requant.recipe import read_recipe
+
+INSTEAD = (
+    "Audit it on a machine that has them. `requant check CHECKPOINT --base BASE` needs no GPU, and finds what tuning "
+    "cannot have made."
+)
+"""Advice for an audit of the full checkpoint on a machine that cannot tune it; the tiny model is no substitute."""
+
+MOST = 9999
+"""The greatest number of a block that is read; a model has fewer."""
+
+
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-tiny --recipe builds/ec --blocks 3 --tiny")
+def audit(
+    checkpoint: CheckpointFolder,
+    recipe: Annotated[
+        Path,
+        typer.Option(
+            metavar="RECIPE", help="The recipe that it is a build of: a folder under builds/.", autocompletion=recipes
+        ),
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the base, the unquantized model. Without it, it is downloaded (with --tiny: written)."
+        ),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="The journal of its build. Without it, the recorded one, or else the one beside the checkpoint."
+        ),
+    ] = None,
+    no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare only tensors, without a journal.")] = False,
+    blocks: Annotated[
+        str, typer.Option(help="The blocks (decoder layers) to tune again, counted from 0, such as 3,17 or 0-5.")
+    ] = "",
+    sample: Annotated[int, typer.Option(min=0, help="Draw this many blocks at random; needs --seed.")] = 0,
+    seed: Annotated[
+        str, typer.Option(help="The text that --sample draws from: one that became public after the checkpoint did.")
+    ] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Tune all blocks again.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Blocks to tune at the same time, each on a CPU thread or a GPU. Without it, 1; on Ray, all that fit.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["here", "ray"],
+        typer.Option(help="Where blocks are tuned: on this machine (here) or on a Ray cluster (ray)."),
+    ] = "here",
+    address: Annotated[
+        str,
+        typer.Option(
+            help="The address of the Ray cluster, as HOST:PORT. Without it, the cluster that this machine is part of."
+        ),
+    ] = "",
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="The checkpoint is a build of the tiny model, the small stand-in for the base."),
+    ] = False,
+    size: Size = None,
+    sandbox: SandboxOption = "auto",
+    auditor: Annotated[str, typer.Option(help="Your name, as it is to appear in the audit.")] = "",
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the audit to the folder audits/ of the recipe.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune chosen blocks of a checkpoint again, and compare them bit by bit; and compare all that is not tuned.
+
+    The input of a block is what the published blocks before it produce: docs/audit.md.
+    """
+    if address and engine != "ray":
+        raise typer.BadParameter("--address needs --engine ray")
+    make_pool = (
+        cluster.make_pool(address or None, workers, base) if engine == "ray" else requant.audit.local(workers or 1)
+    )
+    read = read_recipe(recipe)
+    stand_in = tiny_size(tiny, size)
+    if record and not auditor:
+        raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
+    name = party(auditor or "nobody")
+    if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
+        raise typer.BadParameter(
+            "choose the blocks in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
+        )
+    named = numbers(blocks) if blocks else ()
+    if journal and no_journal:
+        raise typer.BadParameter("--journal and --no-journal cannot be used together")
+    reference = requant.audit.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
+    names = requant.audit.names(read, stand_in)
+    challenge = Challenge(seed, sample) if sample else None
+    if challenge:
+        chosen = tuple(names.index(each) for each in draw(names, challenge))
+    else:
+        chosen = tuple(range(len(names))) if everything else named
+    requant.audit.confirm(read, stand_in, checkpoint, reference, chosen)
+    with scratch(cache() / "audits") as work, progress() as tell:
+        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell, INSTEAD), tell, sandbox)
+        done = requant.audit.audit(
+            checkpoint,
+            setting,
+            reference,
+            chosen=chosen,
+            challenge=challenge,
+            auditor=name,
+            make_pool=make_pool,
+            work=work,
+            tell=tell,
+        )
+    if as_json:
+        print_json("requant.audit/1", done.as_json())
+    else:
+        for line in done.text():
+            out.print(escape(line))
+        out.print(f"[bold]{done.outcome}[/]")
+    if record:
+        say(f"recorded {escape(str(write_audit(read, done)))}: docs/audit.md says how to submit it")
+    raise typer.Exit(done.exit_status)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers that `3,17` or `0-5` means, sorted, each once."""
+    found: set[int] = set()
+    for part in filter(None, map(str.strip, text.split(","))):
+        first, dash, last = part.partition("-")
+        ends = (first, last if dash else first)
+        if not all(each.isdecimal() and len(each) <= len(str(MOST)) for each in ends) or int(first) > int(ends[1]):
+            raise typer.BadParameter(f"--blocks {text}: expected block numbers, such as 3,17 or 0-5")
+        found |= {*range(int(first), int(ends[1]) + 1)}
+    if not found:
+        raise typer.BadParameter("choose the blocks: --blocks 3,17, --sample 4 --seed TEXT, or --all")
+    return tuple(sorted(found))

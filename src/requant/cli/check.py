@@ -1,0 +1,73 @@
+"""`requant check`: hold a checkpoint's weights against the base."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import progress as rich_progress
+from rich.markup import escape
+
+from requant.cli.options import CPUS, VERIFY, AsJson, Threads, app, recipes
+from requant.cli.terminal import SHOWN, out, print_json, progress
+from requant.environment.install import cache
+from requant.recipe import read_recipe
+
+
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-tiny --base out/base")
+def check(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The base, the unquantized model that it was made from: a folder, or owner/name@revision on the Hub."
+        ),
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE", help="Its recipe, which sets how far tuning can move a weight.", autocompletion=recipes
+        ),
+    ] = None,
+    tiny: Annotated[
+        bool,
+        typer.Option(
+            "--tiny",
+            help="With --recipe: the checkpoint is a build of the tiny model, the small stand-in for the base.",
+        ),
+    ] = False,
+    sample: Annotated[
+        float,
+        typer.Option(help="Share of the weights to read, more than 0 and at most 1; the rest is reported as unread."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The seed with which --sample draws.")] = 0,
+    threads: Threads = CPUS,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, even if an interrupted check could be resumed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
+    import requant.check  # numba takes half a second to import
+    from requant.check.reader import open_source
+    from requant.hub.repository import named
+
+    read = read_recipe(recipe) if recipe else None
+    requant.check.confirm_share(sample)
+    for each in (checkpoint, base):
+        if not Path(each).exists():
+            named(each)  # both, before the first one's headers are fetched
+    resume = None if fresh else cache() / "check"
+    with (
+        open_source(checkpoint) as theirs,
+        open_source(base) as ours,
+        progress(rich_progress.DownloadColumn()) as tell,
+    ):
+        options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
+        checked = requant.check.check(theirs, ours, recipe=read, tiny=tiny, tell=tell, **options)
+    if as_json:
+        print_json("requant.check/1", checked.as_json())
+    else:
+        out.lines(map(escape, checked.text(SHOWN)))
+        colour = {0: "green", 1: "red"}.get(checked.exit_status, "yellow")
+        out.print(f"[bold {colour}]{checked.outcome}[/]")
+    raise typer.Exit(checked.exit_status)

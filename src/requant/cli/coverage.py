@@ -1,0 +1,77 @@
+"""`requant coverage`: say how far a build was reproduced."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.markup import escape
+
+import requant.audit.coverage
+from requant.audit.coverage import Coverage
+from requant.cli.folding import Sheet, name
+from requant.cli.options import VERIFY, AsJson, RecipePath, Size, app, tiny_size
+from requant.cli.terminal import out, print_json
+from requant.recipe import read_recipe
+
+
+@app.command(rich_help_panel=VERIFY, epilog="Example: requant coverage builds/ec")
+def coverage(
+    recipe: RecipePath,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Show the coverage of the tiny model, the small stand-in for the base.")
+    ] = False,
+    size: Size = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
+    covered = requant.audit.coverage.coverage(read_recipe(recipe), tiny_size(tiny, size))
+    if as_json:
+        print_json("requant.coverage/1", covered.as_json())
+    else:
+        out.lines(coverage_table(covered))
+    raise typer.Exit(covered.exit_status)
+
+
+def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
+    """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
+    classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
+    sheet = Sheet("identical, by parties", "all", *classes, "different", "open", numbers=True)
+    for each in covered.rows:
+        counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
+        different = f"[red]{len(each.different)}[/]" if each.different else ""
+        numbers = (str(count or "") for count in counts)
+        sheet.add(escape(name(each.block)), *numbers, different, str(len(each.open) or ""))
+    if covered.counted:
+        yield sheet
+    for number, hardware in enumerate(covered.hardware, 1):
+        names = sorted({name for each in covered.rows for name in each.identical.get(hardware, ())})
+        own = ", the build's own" if hardware == covered.own else ""
+        yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
+    for file, label in covered.counted.items():
+        environment = "the build's environment" if label.own_environment else f"environment {label.environment[:12]}"
+        yield escape(
+            f"audit {file[:12]}: {label.auditor}, {label.finished}, {label.hardware}, {environment}, "
+            f"journal: {label.journal}"
+        )
+    for each in covered.rows:
+        for colour, results in (("red", each.different), ("yellow", each.open)):
+            for result in results:
+                said = f"{result.auditor}, {result.hardware}: {result.what} ({result.audit})"
+                yield f"[{colour}]{escape(said)}[/]"
+    for file, reason in covered.stale.items():
+        yield escape(f"not counted: {file}: {reason}")
+    if not covered.own:
+        yield escape(f"{covered.build}: nothing is recorded{'' if covered.tiny else ' for the full build'}")
+        return
+    parties = [each.parties for each in covered.blocks]
+    some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
+    yield escape(
+        f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; "
+        f"not tuned: {covered.untuned.parties or 'no'} {'party' if covered.untuned.parties == 1 else 'parties'}; "
+        f"audits: {len(covered.counted)}, hardware classes: {len(covered.hardware)}"
+    )
+    if not covered.counted:
+        yield "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    else:
+        yield f"[bold red]negative results: {negatives}[/]" if negatives else "[bold green]no negative result[/]"

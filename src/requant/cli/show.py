@@ -1,0 +1,43 @@
+"""`requant show`: print a file that requant wrote, in readable form."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from requant.cli.options import VERIFY, AsJson, Group, app
+from requant.cli.terminal import out, print_json
+from requant.errors import CheckpointError, UsageError
+from requant.evidence.journal import read_journal
+from requant.evidence.show import journal_json, journal_lines
+
+MANIFEST = b'{"files":'
+"""How every manifest begins."""
+
+show = typer.Typer(cls=Group, no_args_is_help=True, help="Print a file that requant wrote, in readable form.")
+app.add_typer(show, name="show", rich_help_panel=VERIFY)
+
+
+@show.command(epilog="Example: requant show journal builds/ec/demo.journal.jsonl")
+def journal(
+    path: Annotated[Path, typer.Argument(help="A journal, as `requant build` writes it.")], as_json: AsJson = False
+) -> None:
+    """Print what the tuning was given, and the loss of each block before and after."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: no such file", "Name a journal, as `requant build` writes it beside the checkpoint's folder."
+        )
+    if path.is_dir():
+        beside = Path(f"{path}.journal.jsonl")
+        advice = f"Its journal is beside it: requant show journal {beside}" if beside.exists() else ""
+        raise UsageError(f"{path}: a folder, not a journal", advice or "Name a file that ends in journal.jsonl.")
+    with path.open("rb") as file:
+        begins = file.read(len(MANIFEST))
+    if begins == MANIFEST:
+        raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
+    read = read_journal(path)
+    if as_json:
+        print_json("requant.journal/1", journal_json(read))
+        return
+    out.lines(map(escape, journal_lines(read)))
