@@ -47,7 +47,7 @@ class Setting:
     def start(self, folder: Path, task: Mapping[str, Any], *readable: Path) -> Running:
         """Start a worker on a new folder; `readable` is what it reads beside base and text."""
         folder.mkdir(parents=True)
-        task = {**task, "accelerator": self.sandbox.accelerator}
+        task = {**task, "accelerator": self.sandbox.accelerator, "plan": self.target.plan.tuning}
         set_up(folder, self.recipe, self.tiny, self.inputs, self.environment, task)
         return self.sandbox.start(folder, (self.inputs.base, self.inputs.text, *readable))
 

@@ -115,7 +115,8 @@ def build(
         replaced = (f"not used by the tiny model: {unused}",) if unused else ()
         taints = kept(work, (*inputs.taints, *replaced, *chosen.sandbox.taints))
         environment = environment_digest(recipe.lockfiles, lock)
-        set_up(work, recipe, tiny, inputs, environment, {"task": "build", "accelerator": chosen.sandbox.accelerator})
+        task = {"task": "build", "accelerator": chosen.sandbox.accelerator, "plan": target.plan.tuning}
+        set_up(work, recipe, tiny, inputs, environment, task)
         tuning = _timed()
         try:
             run_worker(chosen.sandbox, work, (inputs.base, inputs.text), _watching(work / JOURNAL, tell))

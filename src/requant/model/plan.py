@@ -90,6 +90,11 @@ class Plan:
         """The layers that become codes."""
         return {name: layer for name, layer in self.layers.items() if layer.packed}
 
+    @property
+    def tuning(self) -> dict[str, list[str]]:
+        """What a worker holds AutoRound against, before it tunes."""
+        return {"blocks": list(self.blocks), "packed": list(self.packed)}
+
     @cached_property
     def by_tensor(self) -> dict[str, list[str]]:
         """The layers whose weights lie in each tensor of the base, in the order in which they lie there."""

@@ -75,7 +75,8 @@ def tune(folder: Path, request: dict[str, Any], recipe: Recipe, effort: Effort) 
     _report(folder, report)
     prepared = time.monotonic()
     seconds: dict[str, Any] = {"preparing": round(prepared - started, 3)}
-    with caching.confirmed(autoround):
+    plan = request["plan"]
+    with caching.confirmed(autoround), hooks.planned(autoround, plan["blocks"], plan["packed"]):
         if request["task"] == "build":
             seconds |= build(autoround, ResumeState(folder / "resume", header, report["hardware"]), folder)
         elif request["task"] == "replay":

@@ -8,7 +8,7 @@ same in 0.12.2 and at 2dda035.
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -124,6 +124,30 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         yield heard
     finally:
         compressor._quantize_block, compressor._get_loss, base.shard_writer = tune, measure, write
+
+
+@contextmanager
+def planned(autoround: Any, blocks: Sequence[str], packed: Collection[str]) -> Iterator[None]:
+    """Stop AutoRound before its first block where it would tune other blocks, or pack other layers, than planned."""
+    compressor = type(autoround)
+    loop = compressor._quantize_blocks
+
+    def quantize_blocks(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        tuned = [name for names in self.quant_block_list for name in names]
+        layers = {name for name, scheme in self.layer_config.items() if int(scheme.get("bits") or 16) <= 8}
+        wrong = sorted(layers.symmetric_difference(packed)) or ["the order of blocks"] * (tuned != list(blocks))
+        if wrong:
+            what = f"{wrong[0]}: is {'packed' if wrong[0] in layers else 'not packed'}, against the plan"
+            raise BuildError(
+                f"{what}; {len(wrong):,} in all", "Ask again and look at the difference: requant plan RECIPE --ask."
+            )
+        return loop(self, model, *args, **kwargs)
+
+    compressor._quantize_blocks = quantize_blocks
+    try:
+        yield
+    finally:
+        compressor._quantize_blocks = loop
 
 
 @contextmanager

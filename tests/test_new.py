@@ -1,0 +1,152 @@
+"""A model of one's own, from `new` to `audit`: what works for one architecture works for four."""
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+from tests.processes import signalled
+from typer.testing import CliRunner
+
+import requant.audit
+from requant.audit.pool import prepare
+from requant.build import build, record
+from requant.build.inputs import tiny_inputs
+from requant.check import check
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
+from requant.checkpoint.safetensors import Spec
+from requant.cli.options import app
+from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
+from requant.model.target import target_of, tiny_model
+from requant.model.tiny import stand_in
+from requant.new import new
+from requant.progress import silent
+from requant.recipe import Recipe, read_recipe
+from requant.verdict import Outcome
+
+FULL = pytest.mark.full
+ARCHITECTURES = (
+    "qwen3",
+    *(pytest.param(each, marks=FULL) for each in ("llama", "llama_tied", "qwen3moe", "qwen3_5_moe")),
+)
+
+
+def base(name: str, folder: Path) -> Path:
+    """Write a base with configuration and tensors of one of the corpus; its weights are the stream's."""
+    value = json.loads((ROOT / "tests" / "corpus" / f"base-{name}.json").read_text())
+    specs: dict[str, Spec] = {}
+    for held in value["tensors"].values():
+        for tensor, text in held.items():
+            dtype, *shape = text.split()
+            specs[tensor] = Spec(dtype, tuple(map(int, shape)))
+    write_checkpoint(stand_in("mini", value["sides"]["config.json"], specs, zero_centred=False), folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker: Path) -> Recipe:
+    """A recipe of one's own, in a project of one's own, without a clone of this one."""
+    del worker
+    folder = tmp_path_factory.mktemp("own")
+    made = new(base(request.param, folder / "model"), "mine", folder / "project", environment="cpu")
+    return made.recipe
+
+
+@pytest.mark.worker
+def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_path: Path) -> None:
+    first = build(own, tiny="mini", out=tmp_path / "first")
+    record(own, "mini", first.folder)
+    words: list[str | Path] = [
+        "build",
+        own.path.parent,
+        "--tiny",
+        "--size",
+        "mini",
+        "--sandbox",
+        "venv",
+        "--out",
+        tmp_path / "second",
+    ]
+    stopped = subprocess.run(signalled(signal.SIGKILL, "tuning", 1, *words), capture_output=True, check=False)
+    assert stopped.returncode == -signal.SIGKILL
+    assert build(own, tiny="mini", out=tmp_path / "second").verdict.outcome is Outcome.IDENTICAL
+
+    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
+    with open_source(str(first.folder)) as theirs, open_source(str(tmp_path / "base")) as ours:
+        assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
+
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
+    audited = requant.audit.audit(
+        first.folder,
+        setting,
+        requant.audit.known(own, "mini", first.folder),
+        chosen=tuple(range(len(setting.names))),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=tmp_path / "work",
+    )
+    assert audited.outcome is Outcome.IDENTICAL
+
+    flipped = tmp_path / "flipped"
+    shutil.copytree(first.folder, flipped)
+    name = next(iter(target_of(own, "mini").plan.packed))
+    _flip(flipped, f"{name}.qweight")
+    with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
+        checked = check(theirs, ours, recipe=own, tiny=True)
+    assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
+
+
+def _flip(folder: Path, name: str) -> None:
+    """Move one code to the other end of its range."""
+    checkpoint = open_checkpoint(folder)
+    file = next(file for file, held in checkpoint.shards.items() if name in held)
+    data = bytearray((folder / file).read_bytes())
+    place = data.find(checkpoint.shards[file][name].read())
+    assert place > 0
+    data[place] ^= 0x0F
+    (folder / file).write_bytes(data)
+
+
+@pytest.mark.worker
+def test_a_build_stops_where_autoround_packs_something_else(own: Recipe, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))
+    folder = project / "builds" / "mine"
+    plan = json.loads((folder / "plan.json").read_text())
+    template = next(each for each in plan["mini"]["layers"] if not each[2])
+    template[2] = "left alone"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(BuildError, match="is packed, against the plan"):
+        build(read_recipe(folder), tiny="mini", out=tmp_path / "out")
+
+
+def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path) -> None:
+    model, project = base("llama", tmp_path / "model"), tmp_path / "project"
+    with pytest.raises(UsageError, match="expected lower-case"):
+        new(model, "../up", project)
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        new(tmp_path, "mine", project)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    with pytest.raises(RecipeError, match="quantiz"):
+        new(model, "mine", project)
+    assert not project.exists()
+
+
+@pytest.mark.worker
+def test_a_recipe_that_was_edited_is_asked_about_again(own: Recipe, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))
+    folder = project / "builds" / "mine"
+    text = (folder / "recipe.toml").read_text()
+    (folder / "recipe.toml").write_text(text.replace("group_size = 128", "group_size = 64"))
+    with pytest.raises(RecipeError, match="was asked for with"):
+        target_of(read_recipe(folder), "mini")
+    shown = CliRunner().invoke(app, ["plan", str(folder), "--record", "--sandbox", "venv"])
+    assert shown.exit_code == 0, shown.output
+    assert target_of(read_recipe(folder), "mini").group_size == 64
