@@ -1,27 +1,30 @@
-"""AutoRound, asked before it tunes: the plan is what it means, and of other architectures it says what they hold."""
+"""AutoRound, asked before it tunes, of bases of other architectures; and plans as values, on disk and compared."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.corpus import BASES, headers
-from typer.testing import CliRunner
 
-import requant.build.survey as surveying
-from requant.build.survey import Layer, Source, Survey, _planned_source, ask, compare
-from requant.cli.options import app
-from requant.errors import UsageError
+from requant.errors import CheckpointError, RecipeError
+from requant.model import inventory
 from requant.model.base_config import base_config
-from requant.model.inventory import base_tensors, blocks, linears, origin, quantized
+from requant.model.plan import Layer, Plan, Question, Source, differences, read_plan, read_tensors, write_plans
+from requant.model.target import question
+from requant.model.templates import MAX_NAMES, MAX_PLACES, Template, fold, parse, unfold
 from requant.model.tiny import config
 from requant.recipe import read_recipe
 
 EC = read_recipe(ROOT / "builds" / "ec")
-VERSIONS = {"auto-round": "0.12.2"}
+ASKED = question(EC)
 PACKED = {
     "base-llama": "a12-llama-w4-ar-tuned",
     "base-llama_tied": "a12-llamatied-w4-ar-tuned",
@@ -32,42 +35,211 @@ PACKED = {
     "base-gptoss": "a12-gptoss-w8-ar-rtn",
 }
 """Bases, and what AutoRound 0.12 made of each."""
+QUICK = 5
+"""Seconds that a stranger's file may take, on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def said(worker: Path) -> Survey:
-    return ask(EC, "mini")
+@cache
+def plan(target: str) -> Plan:
+    """The inventory's plan of the tiny model mini, or of the whole base."""
+    return inventory.plan(config("mini") if target == "mini" else base_config(EC), EC.layers.ignore)
 
 
-@pytest.mark.worker
-def test_the_plan_is_what_autoround_means(said: Survey) -> None:
-    asked = compare(EC, "mini", said)
-    assert asked.differences == ()
-    assert (asked.blocks, asked.layers) == (4, len(quantized(config("mini"), EC.layers.ignore)))
-    assert asked.versions["auto-round"] == "0.12.2"
+UP = "model.language_model.layers.0.mlp.experts.1.up_proj"
 
 
-@pytest.mark.worker
-def test_whatever_is_otherwise_is_named(said: Survey) -> None:
-    def differing(**changes: Layer | None) -> tuple[str, ...]:
-        layers = {name: layer for name, layer in (dict(said.layers) | changes).items() if layer}
-        return compare(EC, "mini", Survey(said.versions, said.blocks, layers)).differences
+def differing(change: Layer | None, name: str = UP) -> list[str]:
+    """The differences of the mini model's plan from one that has another layer of this name, or none."""
+    layers = {key: layer for key, layer in {**plan("mini").layers, name: change}.items() if layer}
+    return differences(plan("mini"), replace(plan("mini"), layers=layers))
 
-    name = "model.language_model.layers.0.mlp.experts.1.up_proj"
-    layer = said.layers[name]
-    source = layer.source
-    assert source == Source("model.language_model.layers.0.mlp.experts.gate_up_proj", (1,), 1, 2)
-    assert differing(**{name: None}) == (f"{name}: planned, and not packed",)
-    assert differing(other=layer) == ("other: packed, and not planned",)
-    assert differing(**{name: Layer(layer.shape, 16, source)}) == (f"{name}: planned, and not packed",)
-    for moved in (None, replace(source, part=0), replace(source, interleaved=True), replace(source, transposed=True)):
-        (difference,) = differing(**{name: Layer(layer.shape, layer.bits, moved)})
-        assert difference.startswith(f"{name}: is ")
-    (difference,) = differing(**{name: Layer((1, 2), layer.bits, layer.source)})
-    assert "has the shape [1, 2]" in difference
-    assert (
-        compare(EC, "mini", Survey(said.versions, said.blocks[::-1], said.layers)).differences[0].startswith("blocks")
-    )
+
+def test_a_plan_differs_from_itself_in_nothing() -> None:
+    assert differences(plan("mini"), replace(plan("mini"), versions={"auto-round": "9"})) == []
+
+
+def test_a_packed_layer_less_and_one_more_are_named() -> None:
+    layer = plan("mini").layers[UP]
+    assert differing(None) == [f"{UP}: planned, and not packed"]
+    assert differing(replace(layer, reason="left alone")) == [f"{UP}: planned, and not packed"]
+    assert differing(layer, "other") == ["other: packed, and not planned"]
+    assert differing(replace(layer, reason="left alone"), "other") == []
+
+
+def test_another_source_or_shape_is_named() -> None:
+    layer = plan("mini").layers[UP]
+    source = Source("model.language_model.layers.0.mlp.experts.gate_up_proj", (1,), 1, 2)
+    assert layer.source == source
+    moved = (replace(source, **each) for each in ({"part": 0}, {"interleaved": True}, {"transposed": True}))
+    for change in (*(replace(layer, source=each) for each in (None, *moved)), replace(layer, shape=(1, 2))):
+        assert differing(change) == [f"{UP}: is {change}, planned {layer}"]
+
+
+def test_another_order_of_blocks_and_other_tensors_are_named() -> None:
+    planned = plan("mini")
+    said = ["blocks: other ones, or in another order"]
+    assert differences(planned, replace(planned, blocks=planned.blocks[::-1])) == said
+    assert differences(planned, replace(planned, blocks=planned.blocks[:-1])) == said
+    (name, spec), *rest = planned.tensors.items()
+    assert differences(planned, replace(planned, tensors=dict(rest))) == [f"{name}: is None, planned {spec}"]
+
+
+@pytest.mark.parametrize("target", ["mini", "base"])
+def test_a_plan_is_read_as_it_was_written(target: str, tmp_path: Path) -> None:
+    planned = replace(plan(target), versions={"auto-round": "0.12.2"}, tied={"lm_head.weight": "model.embed.weight"})
+    write_plans(tmp_path / "plan.json", ASKED, {target: planned, "other": plan("mini")})
+    assert len((tmp_path / "plan.json").read_bytes()) < 50_000
+    found = read_plan(tmp_path / "plan.json", target, ASKED)
+    assert found == planned
+    assert [*found.tensors] == [*planned.tensors]
+    assert differences(planned, found) == []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A plan.json of the mini model, which stands for a base here."""
+    write_plans(tmp_path / "plan.json", ASKED, {"base": plan("mini")})
+    return tmp_path / "plan.json"
+
+
+@pytest.mark.parametrize(
+    "edited", [Question("W8A16", 128, ASKED.ignore), replace(ASKED, group_size=64), replace(ASKED, ignore=("lm_head",))]
+)
+def test_the_plan_of_a_recipe_that_was_edited_is_refused(edited: Question, file: Path) -> None:
+    with pytest.raises(RecipeError, match="was asked for with") as refused:
+        read_plan(file, "base", edited)
+    assert refused.value.advice == f"Ask for it: requant plan {file.parent} --ask"
+    assert read_tensors(file) == plan("mini").tensors
+
+
+def test_a_target_that_is_not_there_is_named(file: Path) -> None:
+    with pytest.raises(RecipeError, match="no plan of demo"):
+        read_plan(file, "demo", ASKED)
+    file.unlink()
+    with pytest.raises(RecipeError, match="No such file"):
+        read_plan(file, "base", ASKED)
+
+
+def refused(file: Path) -> None:
+    """Hold that a file is refused, and in no time."""
+    started = time.monotonic()
+    with pytest.raises(RecipeError, match=r"plan\.json: ") as error:
+        read_plan(file, "base", ASKED)
+    assert len(str(error.value)) < 1_000
+    assert time.monotonic() - started < QUICK
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"null", b"[]", b"5", b"{}", b'{"asked": []}', b"[" * 100_000, b'{"a": 1, "a": 2}']
+)
+def test_what_is_no_plan_is_refused(data: bytes, file: Path) -> None:
+    file.write_bytes(data)
+    refused(file)
+
+
+HUGE = {
+    "10**9 names": ["a.{0..999999}.{0..999}"],
+    "a number too many": ["a.{0..9999999}"],
+    "many runs": ["a.{0..999999,1000000..1999999,2000000..2999999}"],
+    "many of the most": [f"{letter}{number}.{{0..999999}}" for letter in "abc" for number in range(10_000)],
+    "many numbers": ["a" + ".{0..9}" * 100],
+    "many places": ["a" + ".0" * 100_000],
+    "no number": ["a.{}"],
+    "backwards": ["a.{3..1}"],
+    "twice": ["a.{1,1}"],
+}
+
+
+@pytest.mark.parametrize("names", HUGE.values(), ids=HUGE)
+@pytest.mark.parametrize("key", ["blocks", "unloaded", "tensors", "layers"])
+def test_templates_of_too_much_are_refused(key: str, names: list[str], file: Path) -> None:
+    rest: dict[str, list[Any]] = {"tensors": ["BF16", [1]], "layers": [[1, 1], "", None]}
+    edit(file, key, [[name, *rest[key]] if key in rest else name for name in names])
+    refused(file)
+
+
+def edit(file: Path, key: str, value: object) -> None:
+    document = json.loads(file.read_text())
+    document["base"][key] = value
+    file.write_text(json.dumps(document))
+
+
+def test_as_many_names_as_there_may_be_are_read_quickly(file: Path) -> None:
+    """They were looked for among one another: hours."""
+    edit(file, "unloaded", [f"a.{{0..{MAX_NAMES - 1}}}"])
+    started = time.monotonic()
+    assert len(read_plan(file, "base", ASKED).unloaded) == MAX_NAMES
+    assert time.monotonic() - started < 4 * QUICK
+
+
+SOURCE = ["{0}", [], 0, 1, False, False]
+WRONG: list[tuple[str, object]] = [
+    *((key, value) for key in ("versions", "tied") for value in (None, 5, "a", [], {"a": 5})),
+    *((key, value) for key in ("blocks", "unloaded", "tensors", "layers") for value in (None, 5, [5], [[]], [None])),
+    *(("tensors", [["a", *spec]]) for spec in (["BF16", "ab"], ["BF16", [1.5]], ["BF16", [True]], ["BF16", [-1]])),
+    *(("tensors", [["a", *spec]]) for spec in (["Q4", [1]], [[], [1]], ["BF16"], ["BF16", [1 << 64]])),
+    *(("layers", [["a.0", shape, "", None]]) for shape in ([1], [], [1, 2, 3], "ab", [1, "2"], {"0": 1, "1": 2}, None)),
+    *(("layers", [["a.0", [1, 2], reason, None]]) for reason in (None, 5, [])),
+    *(("layers", [["a.0", [1, 2], "", source]]) for source in (5, "abcdef", [], SOURCE[:-1], [*SOURCE, 1])),
+    *(
+        ("layers", [["a.0", [1, 2], "", [*SOURCE[:place], value, *SOURCE[place + 1 :]]]])
+        for place, values in enumerate((["{1}", 5], ["", [5], ["a"], ["{7}"]], ["0", -1, 1], [0, None], [0], [None]))
+        for value in values
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda value: json.dumps(value))
+def test_wrong_types_are_refused(key: str, value: object, file: Path) -> None:
+    edit(file, key, value)
+    refused(file)
+
+
+def test_a_name_is_no_format(file: Path) -> None:
+    """Of Python's formats, one asks for gigabytes and one for attributes: here they are letters."""
+    for tensor in ("{0:>9999999999}", "{0.__class__}"):
+        edit(file, "layers", [["a.7", [1, 2], "", [tensor, ["{0}"], 0, 1, False, False]]])
+        assert read_plan(file, "base", ASKED).layers["a.7"].source == Source(tensor, (7,))
+
+
+NUMBERS = st.one_of(st.integers(0, 12), st.integers(0, 9_999_999)).map(str)
+WORDS = st.sampled_from(["a", "b", "layers", "w4", "07", "4w", "", "_1"])
+NAMES = st.lists(st.one_of(WORDS, NUMBERS), min_size=1, max_size=6).map(".".join)
+
+
+@given(st.dictionaries(NAMES, st.integers(0, 1), max_size=40))
+def test_unfolding_inverts_folding(named: dict[str, int]) -> None:
+    folded = fold(named)
+    assert set(unfold(folded).items()) == set(named.items())
+    assert sum(each.count for each in folded) == len(named)
+    assert set(unfold(parse(str(each), each.value) for each in folded).items()) == set(named.items())
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> Template[int]:
+    """Templates as they are folded: each number stands between dots, or at an end."""
+    places = st.sets(st.integers(0, 40), min_size=1).map(lambda numbers: tuple(sorted(numbers)))
+    numbers = draw(st.lists(places, max_size=3))
+    between = st.sampled_from([".", ".a.", ".a.07.b."])
+    texts = [draw(st.sampled_from(["a", "model.w4"])), *(draw(between) for _ in numbers)]
+    texts = [f"{texts[0]}."] + texts[1:] if numbers else texts
+    return Template((*texts[:-1], draw(st.sampled_from(["", ".w"]))) if numbers else tuple(texts), tuple(numbers), 1)
+
+
+@given(templates())
+def test_parsing_inverts_printing(template: Template[int]) -> None:
+    assert parse(str(template), 1) == template
+    assert len(unfold([template])) == template.count
+
+
+@given(st.text(alphabet="a.{}0123,", max_size=30))
+def test_any_text_is_a_template_or_said_to_be_none(text: str) -> None:
+    try:
+        found = parse(text, 0)
+    except CheckpointError:
+        return
+    assert len(found.numbers) <= MAX_PLACES
+    assert parse(str(found), 0).count == found.count
 
 
 Tensors = dict[str, list[Any]]
@@ -88,7 +260,7 @@ def corpus(base: str) -> tuple[dict[str, Any], Tensors]:
 
 
 def planned(config: Mapping[str, Any]) -> Tensors:
-    return {name: [spec.dtype, list(spec.shape)] for name, spec in base_tensors(config).items()}
+    return {name: [spec.dtype, list(spec.shape)] for name, spec in inventory.base_tensors(config).items()}
 
 
 def without_last(tensors: Tensors) -> Tensors:
@@ -205,16 +377,15 @@ def test_the_plan_at_any_size_is_what_was_written_by_hand(target: str, size: str
 
 def is_the_plan(found: dict[str, Any], config: Mapping[str, Any]) -> None:
     """Hold an answer against the inventory: the very tensors in their order, layers, shapes and sources."""
+    expected = inventory.plan(config, EC.layers.ignore)
     assert list(found["tensors"].items()) == list(planned(config).items())
-    assert found["blocks"] == blocks(config)
-    assert found["unloaded"] == [name for name in found["tensors"] if name.startswith("mtp.")]
-    layers, packed = linears(config), quantized(config, EC.layers.ignore)
-    assert list(found["layers"]) == list(layers)
+    assert found["blocks"] == list(expected.blocks)
+    assert set(found["unloaded"]) == expected.unloaded
+    assert list(found["layers"]) == list(expected.layers)
     for name, layer in found["layers"].items():
-        assert layer["shape"] == [layers[name].out_features, layers[name].in_features]
-        assert layer["bits"] == (4 if name in packed else 16)
+        assert layer["bits"] == (4 if expected.layers[name].packed else 16)
         source = Source(**layer["source"] | {"index": tuple(layer["source"]["index"])})
-        assert source == _planned_source(layers[name], origin(name, config))
+        assert (tuple(layer["shape"]), source) == (expected.layers[name].shape, expected.layers[name].source)
 
 
 @pytest.mark.worker
@@ -246,17 +417,3 @@ def test_the_plan_of_the_whole_base(ask: Callable[..., Any], tmp_path: Path) -> 
 )
 def test_what_does_not_fit_is_said(request_: str, said: str, answers: dict[str, Any]) -> None:
     assert said in answers[request_]
-
-
-def test_the_command_tells_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answered(*_: object, **__: object) -> Survey:
-        return Survey(VERSIONS, (), {})
-
-    monkeypatch.setattr(surveying, "ask", answered)
-    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--tiny", "--ask"])
-    assert shown.exit_code == 1
-    assert "planned, and not packed" in shown.output
-    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--tiny", "--ask", "--json"])
-    assert json.loads(shown.output)["asked"]["layers"] == 0
-    shown = CliRunner().invoke(app, ["plan", str(EC.path.parent), "--ask"])
-    assert isinstance(shown.exception, UsageError)

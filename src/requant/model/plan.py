@@ -6,6 +6,7 @@ whole. It is asked for, never written by hand, and every build asks again: `buil
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from requant.checkpoint.safetensors import Spec
+from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.digest import MAX_INDEX, read_whole, strict_json
 from requant.errors import CheckpointError, RecipeError
 from requant.formats import gptq
@@ -24,6 +25,7 @@ BASE = "base"
 """The target that is no tiny model."""
 
 Specs = dict[str, Spec]
+_PLACE = re.compile(r"\{(\d{1,3})\}")
 
 
 @dataclass(frozen=True)
@@ -192,13 +194,15 @@ def read_plan(file: Path, target: str, asked: Question) -> Plan:
     try:
         value = strict_json(read_whole(file, MAX_INDEX))
         if value["asked"] != {**vars(asked), "ignore": list(asked.ignore)}:
-            raise RecipeError(f"{file}: was asked for with {value['asked']}, the recipe says {vars(asked)}", advice)
+            raise RecipeError(
+                f"{file}: was asked for with {reprlib.repr(value['asked'])}, the recipe says {vars(asked)}", advice
+            )
         if target not in value:
             raise NotPlannedError(f"{file}: no plan of {target}", advice)
         return _from_json(value[target])
     except OSError as error:
         raise RecipeError(f"{file}: {error.strerror}", advice) from None
-    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (AttributeError, CheckpointError, LookupError, TypeError, ValueError) as error:
         raise RecipeError(f"{file}: no plan of {target} that can be read: {error!r}", advice) from None
 
 
@@ -206,7 +210,7 @@ def read_tensors(file: Path) -> Specs:
     """Return the tensors of a plan's base, whatever it was asked for with. Raises RecipeError where it has none."""
     try:
         return _tensors(strict_json(read_whole(file, MAX_INDEX))[BASE])
-    except (CheckpointError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, CheckpointError, LookupError, OSError, TypeError, ValueError) as error:
         raise RecipeError(f"{file}: no tensors of a base: {error!r}") from None
 
 
@@ -266,32 +270,56 @@ def _absolute(name: str, relative: Any) -> Source | None:
         return None
     numbers = NUMBER.findall(name)
     tensor, index, part, parts, interleaved, transposed = relative
-    return Source(
-        tensor.format(*numbers),
-        tuple(int(each.format(*numbers)) for each in index),
-        part,
-        parts,
-        interleaved,
-        transposed,
-    )
+    kinds = (str, list, int, int, bool, bool)
+    if tuple(map(type, relative)) != kinds or not 0 <= part < parts:
+        raise ValueError(f"no source: {reprlib.repr(relative)}")
+
+    def filled(text: str) -> str:  # str.format would also obey a stranger's widths
+        return _PLACE.sub(lambda match: numbers[int(match[1])], text)
+
+    return Source(filled(tensor), tuple(int(filled(each)) for each in index), part, parts, interleaved, transposed)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or not all(type(each) is int and 0 <= each < 1 << 63 for each in value):
+        raise ValueError(f"no shape: {reprlib.repr(value)}")
+    return tuple(value)
+
+
+def _spec(dtype: Any, shape: Any) -> Spec:
+    if dtype not in ITEM_BITS:
+        raise ValueError(f"no dtype: {reprlib.repr(dtype)}")
+    return Spec(dtype, _shape(shape))
+
+
+def _layer(name: str, shape: Any, reason: Any, relative: Any) -> Layer:
+    rows, columns = _shape(shape)
+    return Layer((rows, columns), _text(reason), _absolute(name, relative))
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"no text: {reprlib.repr(value)}")
+    return value
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {key: _text(each) for key, each in value.items()}
 
 
 def _tensors(value: Mapping[str, Any]) -> Specs:
-    return unfold(parse(name, Spec(dtype, tuple(shape))) for name, dtype, shape in value["tensors"])
+    return unfold(parse(name, _spec(dtype, shape)) for name, dtype, shape in value["tensors"])
 
 
 def _from_json(value: Mapping[str, Any]) -> Plan:
     layers = unfold(parse(name, rest) for name, *rest in value["layers"])
     return Plan(
-        versions=value["versions"],
+        versions=_texts(value["versions"]),
         tensors=_tensors(value),
         blocks=tuple(unfold(parse(name, None) for name in value["blocks"])),
-        layers={
-            name: Layer((shape[0], shape[1]), reason, _absolute(name, relative))
-            for name, (shape, reason, relative) in layers.items()
-        },
+        layers={name: _layer(name, *rest) for name, rest in layers.items()},
         unloaded=frozenset(unfold(parse(name, None) for name in value["unloaded"])),
-        tied=value["tied"],
+        tied=_texts(value["tied"]),
     )
 
 

@@ -14,6 +14,10 @@ from requant.errors import CheckpointError
 
 MAX_NAMES = 1 << 20
 """More than any model has: a stranger's template must not fill the memory."""
+MAX_PLACES = 32
+"""Numbers in one name, at most: each is a level of recursion."""
+SHOWN = 200
+"""Letters of a stranger's template that an error shows."""
 NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,6})(?=\.|$)")
 _BRACE = re.compile(r"\{([0-9.,]*)\}")
 
@@ -55,10 +59,13 @@ def fold(named: Mapping[str, T]) -> list[Template[T]]:
 
 def unfold(templates: Iterable[Template[T]]) -> dict[str, T]:
     """Return the names that templates stand for, block by block. Raises CheckpointError for more than `MAX_NAMES`."""
-    templates = list(templates)
-    if sum(each.count for each in templates) > MAX_NAMES:
-        raise CheckpointError(f"templates of more than {MAX_NAMES:,} names")
-    return dict(_unfold(templates))
+    held, count = [], 0
+    for each in templates:
+        held.append(each)
+        count += each.count
+        if count > MAX_NAMES:
+            raise CheckpointError(f"templates of more than {MAX_NAMES:,} names")
+    return dict(_unfold(held))
 
 
 def parse(text: str, value: T) -> Template[T]:
@@ -67,6 +74,10 @@ def parse(text: str, value: T) -> Template[T]:
     for match in re.finditer(rf"{_BRACE.pattern}|{NUMBER.pattern}", text):
         texts[-1] += text[end : match.start()]
         numbers.append(_numbers(text, match[1]) if match[1] is not None else (int(match[2]),))
+        if len(numbers) > MAX_PLACES or prod(map(len, numbers)) > MAX_NAMES:
+            raise CheckpointError(
+                f"{text[:SHOWN]!r}: a template of too many names, or of more than {MAX_PLACES} numbers"
+            )
         texts.append("")
         end = match.end()
     texts[-1] += text[end:]
@@ -112,12 +123,13 @@ def _unfold(templates: list[Template[T]]) -> Iterable[tuple[str, T]]:
         if not numbered:
             yield from ((text, each.value) for each in group)
             continue
-        run = list(group)
-        for number in sorted({number for each in run for number in each.numbers[0]}):
-            inside = [
-                Template(each.texts[1:], each.numbers[1:], each.value) for each in run if number in each.numbers[0]
-            ]
-            yield from ((f"{text}{number}{name}", value) for name, value in _unfold(inside))
+        inside: dict[int, list[Template[T]]] = {}
+        for each in group:
+            rest = Template(each.texts[1:], each.numbers[1:], each.value)
+            for number in each.numbers[0]:
+                inside.setdefault(number, []).append(rest)
+        for number in sorted(inside):
+            yield from ((f"{text}{number}{name}", value) for name, value in _unfold(inside[number]))
 
 
 def _numbers(text: str, inside: str) -> tuple[int, ...]:
@@ -129,9 +141,9 @@ def _numbers(text: str, inside: str) -> tuple[int, ...]:
             or (last := int(match[2] or match[1])) < (first := int(match[1]))
             or (found and first <= found[-1])
         ):
-            raise CheckpointError(f"{text!r}: expected numbers in order, such as {{0..3,7}}")
-        if last - first >= MAX_NAMES:
-            raise CheckpointError(f"{text!r}: a template of more than {MAX_NAMES:,} names")
+            raise CheckpointError(f"{text[:SHOWN]!r}: expected numbers in order, such as {{0..3,7}}")
+        if len(found) + last - first >= MAX_NAMES:
+            raise CheckpointError(f"{text[:SHOWN]!r}: a template of more than {MAX_NAMES:,} names")
         found += range(first, last + 1)
     return tuple(found)
 
