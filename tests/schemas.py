@@ -158,6 +158,13 @@ PRINTED: Mapping[str, Any] = {
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
     ),
     "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
+    "requant.new/1": shape(
+        "New",
+        "A recipe that was written: its folder, all files, estimated hours.",
+        recipe=str,
+        files=list[str],
+        hours=float,
+    ),
     "requant.plan/1": printed(
         Summary,
         without=("extras_of", "before", "main", "extras", "linears", "quantized"),

@@ -13,7 +13,7 @@ SIZES = ("mini", "demo", "wide")
 LARGE = 512
 """A whole number above this that no rule covers is taken for a dimension."""
 VOCABULARY = 320
-"""The ids of a tiny model's tokenizer: 256 bytes, `requant.model.tiny.SPECIALS`, and worker."""
+"""The ids of a tiny model's tokenizer: 256 bytes, `requant.model.tiny.SPECIALS`, and room."""
 
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 HEADS = ("num_attention_heads", "n_head", "num_heads")
