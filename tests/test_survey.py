@@ -172,25 +172,31 @@ def test_as_many_names_as_there_may_be_are_read_quickly(file: Path) -> None:
     assert time.monotonic() - started < 4 * QUICK
 
 
-SOURCE = ["{0}", [], 0, 1, False, False]
-WRONG: list[tuple[str, object]] = [
-    *((key, value) for key in ("versions", "tied") for value in (None, 5, "a", [], {"a": 5})),
-    *((key, value) for key in ("blocks", "unloaded", "tensors", "layers") for value in (None, 5, [5], [[]], [None])),
-    *(("tensors", [["a", *spec]]) for spec in (["BF16", "ab"], ["BF16", [1.5]], ["BF16", [True]], ["BF16", [-1]])),
-    *(("tensors", [["a", *spec]]) for spec in (["Q4", [1]], [[], [1]], ["BF16"], ["BF16", [1 << 64]])),
-    *(("layers", [["a.0", shape, "", None]]) for shape in ([1], [], [1, 2, 3], "ab", [1, "2"], {"0": 1, "1": 2}, None)),
-    *(("layers", [["a.0", [1, 2], reason, None]]) for reason in (None, 5, [])),
-    *(("layers", [["a.0", [1, 2], "", source]]) for source in (5, "abcdef", [], SOURCE[:-1], [*SOURCE, 1])),
-    *(
-        ("layers", [["a.0", [1, 2], "", [*SOURCE[:place], value, *SOURCE[place + 1 :]]]])
-        for place, values in enumerate((["{1}", 5], ["", [5], ["a"], ["{7}"]], ["0", -1, 1], [0, None], [0], [None]))
-        for value in values
-    ),
+SOURCE: list[Any] = ["{0}", [], 0, 1, False, False]
+SHAPES: list[Any] = [[1], [], [1, 2, 3], "ab", [1, "2"], {"0": 1, "1": 2}, None]
+SPECS: list[Any] = [
+    ["BF16"],
+    ["Q4", [1]],
+    [[], [1]],
+    *(["BF16", each] for each in ("ab", [1.5], [True], [-1], [1 << 64])),
+]
+NO_SOURCES: list[Any] = [5, "abcdef", [], SOURCE[:-1], [*SOURCE, 1]]
+PARTS: list[list[Any]] = [["{1}", 5], ["", [5], ["a"], ["{7}"]], ["0", -1, 1], [0, None], [0], [None]]
+NO_SOURCES += [[*SOURCE[:at], part, *SOURCE[at + 1 :]] for at, parts in enumerate(PARTS) for part in parts]
+NO_TEMPLATES: list[Any] = [None, 5, [5], [[]], [None]]
+NO_TEXTS: list[Any] = [None, 5, "a", [], {"a": 5}]
+WRONG: list[tuple[str, Any]] = [
+    *((key, each) for key in ("versions", "tied") for each in NO_TEXTS),
+    *((key, each) for key in ("blocks", "unloaded", "tensors", "layers") for each in NO_TEMPLATES),
+    *(("tensors", [["a", *each]]) for each in SPECS),
+    *(("layers", [["a.0", each, "", None]]) for each in SHAPES),
+    *(("layers", [["a.0", [1, 2], each, None]]) for each in NO_TEXTS if each != "a"),
+    *(("layers", [["a.0", [1, 2], "", each]]) for each in NO_SOURCES),
 ]
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda value: json.dumps(value))
-def test_wrong_types_are_refused(key: str, value: object, file: Path) -> None:
+def test_wrong_types_are_refused(key: str, value: Any, file: Path) -> None:
     edit(file, key, value)
     refused(file)
 
@@ -222,7 +228,7 @@ def templates(draw: st.DrawFn) -> Template[int]:
     numbers = draw(st.lists(places, max_size=3))
     between = st.sampled_from([".", ".a.", ".a.07.b."])
     texts = [draw(st.sampled_from(["a", "model.w4"])), *(draw(between) for _ in numbers)]
-    texts = [f"{texts[0]}."] + texts[1:] if numbers else texts
+    texts = [f"{texts[0]}.", *texts[1:]] if numbers else texts
     return Template((*texts[:-1], draw(st.sampled_from(["", ".w"]))) if numbers else tuple(texts), tuple(numbers), 1)
 
 

@@ -1,7 +1,8 @@
 """Reproducible builds of quantized checkpoints, and proofs about published ones.
 
 What a script needs beside the verbs is here: `from requant import Manifest, read_manifest, read_recipe`. It is imported
-where it is first asked for, so that `import requant` costs nothing and `requant.verify` needs the standard library only.
+where it is first asked for, so that `import requant` costs nothing and `requant.verify` needs the standard library
+only.
 
 A verb is a function in the module of its name, and is imported from there: `from requant.build import build`, and so
 `audit`, `check`, `diff`, `identify`, `inspect` and `verify`. `requant.build` itself is the module.

@@ -9,7 +9,7 @@ from requant.environment.lock import Lock, read
 from requant.environment.syntax import meaning
 
 SHARED = ("digest", "errors", "evidence/journal", "recipe")
-"""What the worker shares with the host, beside its own package `worker`. Not `__init__`: it serves scripts of the host."""
+"""What the worker shares with the host, beside its own package `worker`. Not `__init__`: it is for host scripts."""
 
 
 def worker_sources() -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from requant.errors import CheckpointError
 
 MAX_NAMES = 1 << 20
 """More than any model has: a stranger's template must not fill the memory."""
-MAX_PLACES = 32
+MAX_PLACES = 8
 """Numbers in one name, at most: each is a level of recursion."""
 SHOWN = 200
 """Letters of a stranger's template that an error shows."""
