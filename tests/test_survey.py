@@ -145,6 +145,7 @@ HUGE = {
     "many numbers": ["a" + ".{0..9}" * 100],
     "many places": ["a" + ".0" * 100_000],
     "no number": ["a.{}"],
+    "a brace": ["{{0}0}"],
     "backwards": ["a.{3..1}"],
     "twice": ["a.{1,1}"],
 }

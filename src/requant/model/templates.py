@@ -81,6 +81,8 @@ def parse(text: str, value: T) -> Template[T]:
         texts.append("")
         end = match.end()
     texts[-1] += text[end:]
+    if any("{" in each or "}" in each for each in texts):
+        raise CheckpointError(f"{text[:SHOWN]!r}: expected numbers in braces, and no other braces")
     return Template(tuple(texts), tuple(numbers), value)
 
 
