@@ -139,6 +139,14 @@ def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.worker
+def test_the_base_of_a_full_build_has_to_be_named_where_it_is_a_folder(own: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="its base is a folder of yours"):
+        build(own, tiny=None, out=tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"lacks config\.json"):
+        build(own, tiny=None, out=tmp_path / "out", base=tmp_path)
+
+
+@pytest.mark.worker
 def test_a_recipe_that_was_edited_is_asked_about_again(own: Recipe, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))

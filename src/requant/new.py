@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from requant.build.inputs import LOCAL
 from requant.build.survey import SHRUNK, ask
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.checkpoint.files import list_files
@@ -131,7 +132,7 @@ def _pins(source: Path, tell: Tell) -> dict[str, Any]:
     return {
         "schema": 1,
         "kind": "model",
-        "repository": f"local/{label}",
+        "repository": f"{LOCAL}{label}",
         "revision": sha256(canonical_json(files))[:40],
         "provenance": "Read by requant new from a folder; the revision is the beginning of the digest of all of these.",
         "files": files,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from requant import passes
-from requant.build.inputs import pinned_inputs, tiny_inputs
+from requant.build.inputs import LOCAL, Inputs, inputs_for, pinned_inputs, tiny_inputs
 from requant.build.log import publish
 from requant.build.workplace import JOURNAL, RESUME, kept, set_up, workplace
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
@@ -83,6 +83,7 @@ def build(
     fresh: bool = False,
     sandbox: str = "venv",
     endpoint: str | None = None,
+    base: Path | None = None,
     text: bytes | None = None,
     instead: str = "",
     tell: Tell = silent,
@@ -91,8 +92,9 @@ def build(
 
     Beside it appear its manifest, journal, statement and log, and with `keep_raw` AutoRound's own output. A build
     that was stopped goes on behind its last whole block, unless it is to be a `fresh` one. `sandbox` is one of
-    `sandbox.choice.SANDBOXES`. `text` is what a tiny model is tuned on in place of its own text: JSON lines. `instead`
-    is advice for a machine that cannot do the full build; without it, to build the tiny model.
+    `sandbox.choice.SANDBOXES`. `base` is the folder where the base stands already. `text` is what a tiny model is tuned
+    on in place of its own text: JSON lines. `instead` is advice for a machine that cannot do the full build; without
+    it, to build the tiny model.
 
     Raises UsageError where `out` exists or another build is making it, RecipeError where the recipe does not fit its
     base (before anything is fetched or written), NotAvailableError for what is missing here,
@@ -107,9 +109,7 @@ def build(
     effort = recipe.effort(tiny is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
-        inputs = (
-            tiny_inputs(recipe, tiny, work, tell, text) if tiny else pinned_inputs(recipe, out, endpoint, tell, instead)
-        )
+        inputs = _inputs(recipe, tiny, base, work, out, endpoint, text, instead, tell)
         chosen = choose(recipe, tiny, sandbox, tell)
         unused = recipe.unused() if tiny else ""
         replaced = (f"not used by the tiny model: {unused}",) if unused else ()
@@ -169,6 +169,28 @@ def build(
         (work / "checkpoint").rename(out)  # last: what stands under the final name has all its records
         shutil.rmtree(work / RESUME)
     return Built(out, manifest, compare(recipe, tiny, out), taints, seconds, worker)
+
+
+def _inputs(
+    recipe: Recipe,
+    tiny: str | None,
+    base: Path | None,
+    work: Path,
+    out: Path,
+    endpoint: str | None,
+    text: bytes | None,
+    instead: str,
+    tell: Tell,
+) -> Inputs:
+    if tiny and base:
+        raise UsageError("--base names the base of a full build", "A tiny model is made, not taken: leave --base out.")
+    if tiny:
+        return tiny_inputs(recipe, tiny, work, tell, text)
+    if base:
+        return inputs_for(recipe, None, base, work, tell, instead)
+    if recipe.base.repository.startswith(LOCAL):
+        raise UsageError(f"{recipe.path}: its base is a folder of yours", "Name it: --base FOLDER.")
+    return pinned_inputs(recipe, out, endpoint, tell, instead)
 
 
 def compare(recipe: Recipe, tiny: str | None, folder: Path, against: Path | None = None) -> Verdict:

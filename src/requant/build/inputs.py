@@ -17,6 +17,9 @@ from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.sandbox import preflight
 
+LOCAL = "local/"
+"""How the name of a base begins that is on no hub: `requant new` read it from a folder."""
+
 
 @dataclass(frozen=True)
 class Inputs:

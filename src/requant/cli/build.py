@@ -26,6 +26,12 @@ def build(
     ] = False,
     size: Size = None,
     out_folder: NewCheckpoint = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the base. Without it, it is downloaded (a tiny model: made).", show_default=False
+        ),
+    ] = None,
     sandbox: SandboxOption = "auto",
     keep_raw: Annotated[
         bool, typer.Option("--keep-raw", help="Also keep AutoRound's own output, as <out>.raw.")
@@ -47,6 +53,7 @@ def build(
             read,
             tiny=stand_in,
             out=folder,
+            base=base,
             replace_existing=out_folder is None,
             keep_raw=keep_raw,
             fresh=fresh,
