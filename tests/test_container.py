@@ -180,13 +180,13 @@ from requant.cli import _stop
 import signal
 from requant.sandbox.container import Container
 from requant.environment.image.engine import Limits, find
-from requant.sandbox.running import run_room
+from requant.sandbox.running import run_worker
 
 signal.signal(signal.SIGTERM, _stop)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background may have it ignored
 engine = find(sys.argv[1])
 worker = Container(engine, sys.argv[2], (engine.image(sys.argv[2]).id,), Limits(1, 1, 1))
-run_room(worker, Path(sys.argv[3]), (), lambda: None)
+run_worker(worker, Path(sys.argv[3]), (), lambda: None)
 """
 
 

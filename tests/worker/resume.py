@@ -50,7 +50,7 @@ def resume_states(folder: str) -> dict[str, Any]:
 
 
 def fill(folder: Path, block_inputs: BlockInputs) -> ResumeState:
-    """Spool two blocks."""
+    """Keep two blocks."""
     resume_state = ResumeState(folder, HEADER, HARDWARE)
     for number in range(2):
         packed = {f"layer{number}.{part}": torch.arange(4) for part in PACKED}
