@@ -265,7 +265,7 @@ def test_a_mistake_of_requant_is_a_document_too(
     def mistaken(*_: object) -> None:
         raise KeyError("gone")
 
-    monkeypatch.setattr("requant.model.plan.plan", mistaken)
+    monkeypatch.setattr("requant.cli.plan.summarize", mistaken)
     with pytest.raises(KeyError):  # which ends the program elsewhere
         main()
     document = json.loads(capsys.readouterr().out)
@@ -371,13 +371,13 @@ def test_a_tiny_model_that_was_interrupted_is_written_by_the_next_run(
 ) -> None:
     words = ["tiny", "--size", "mini", "--out", str(tmp_path / "new" / "tiny")]
 
-    def half(_size: str, folder: Path, _tell: object) -> None:
+    def half(_made: object, folder: Path, _tell: object) -> None:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("requant.cli.tiny.write_tiny", half)
+        patched.setattr("requant.cli.tiny.write_checkpoint", half)
         assert CliRunner().invoke(app, words).exit_code == 130
     assert list((tmp_path / "new").iterdir()) == []
     assert CliRunner().invoke(app, words).exit_code == 0

@@ -166,7 +166,7 @@ PYC = "cpython-311.pyc: sha256"
         # Either of these two is enough alone: with a date in its environment, Python hashes the source unasked.
         pytest.param(
             ((" --no-compile", ""), ("ARG SOURCE_DATE_EPOCH\n", "")),
-            f"opt/worker/lib/python3.11/site-packages/__pycache__/six.{PYC}",
+            f"opt/environment/lib/python3.11/site-packages/__pycache__/six.{PYC}",
             marks=pytest.mark.full,
         ),
         ((("USER", "RUN date +%N > /var/log/log\nUSER"),), "var/log/log: sha256"),
@@ -339,7 +339,7 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
     image = build_image(folder, "tiny", builder, base=debian, source=source)
     with builder.export(image.reference) as stream:
         files = read_rootfs(stream, image.reference).entries
-    assert files["opt/worker/lib/python3.11/site-packages/round.py"].sha256 == sha256(SOURCE["round.py"].encode())
+    assert files["opt/environment/lib/python3.11/site-packages/round.py"].sha256 == sha256(SOURCE["round.py"].encode())
     (source / "round.py").write_text("ROUND = 2\n")
     with pytest.raises(LockError, match=r"auto-round==7.*from"):
         build_image(folder, "tiny", builder, base=debian, source=source)
@@ -349,7 +349,7 @@ def test_another_worker_is_another_environment(monkeypatch: pytest.MonkeyPatch) 
     lock = read_lock(ROOT / "lockfiles", "cpu")
     before = environment_digest(ROOT / "lockfiles", lock)
     altered = {path: data + b"EXTRA = 1\n" * path.endswith("tuning.py") for path, data in worker_sources().items()}
-    monkeypatch.setattr("requant.environment.lock.worker_sources", lambda: altered)
+    monkeypatch.setattr("requant.environment.identity.worker_sources", lambda: altered)
     assert environment_digest(ROOT / "lockfiles", lock) != before
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 from tests.processes import signalled
+from tests.test_schemas import held
 from typer.testing import CliRunner
 
 import requant.audit
@@ -39,8 +40,8 @@ def base(name: str, folder: Path) -> Path:
     """Write a base with configuration and tensors of one of the corpus; its weights are the stream's."""
     value = json.loads((ROOT / "tests" / "corpus" / f"base-{name}.json").read_text())
     specs: dict[str, Spec] = {}
-    for held in value["tensors"].values():
-        for tensor, text in held.items():
+    for inside in value["tensors"].values():
+        for tensor, text in inside.items():
             dtype, *shape = text.split()
             specs[tensor] = Spec(dtype, tuple(map(int, shape)))
     write_checkpoint(stand_in("mini", value["sides"]["config.json"], specs, zero_centred=False), folder)
@@ -52,8 +53,13 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A recipe of one's own, in a project of one's own, without a clone of this one."""
     del worker
     folder = tmp_path_factory.mktemp("own")
-    made = new(base(request.param, folder / "model"), "mine", folder / "project", environment="cpu")
-    return made.recipe
+    words = ["new", base(request.param, folder / "model"), "--name", "mine", "--project", folder / "project"]
+    shown = CliRunner().invoke(app, [*map(str, words), "--environment", "cpu", "--sandbox", "venv", "--json"])
+    assert shown.exit_code == 0, shown.output
+    document = json.loads(shown.stdout)
+    assert document["schema"] == "requant.new/1"
+    held(document["schema"], document)
+    return read_recipe(Path(document["recipe"]))
 
 
 @pytest.mark.worker

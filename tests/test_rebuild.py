@@ -85,7 +85,7 @@ def test_a_spoilt_journal_is_an_error_and_no_verdict(tmp_path: Path) -> None:
 
 def test_a_build_is_found_in_a_folder_or_beside_a_checkpoint(tmp_path: Path) -> None:
     assert find(EC, "mini") == EC / "mini"
-    assert find(EC, "demo") == EC / "tiny"
+    assert find(EC, "demo") == EC / "demo"
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs.manifest.json").write_text("")
     assert find(tmp_path / "theirs", "mini") == tmp_path / "theirs"

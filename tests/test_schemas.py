@@ -137,7 +137,7 @@ def _run(*commands: tuple[str | Path, ...]) -> Documents:
     return found
 
 
-@pytest.mark.parametrize("name", PRINTED)
+@pytest.mark.parametrize("name", sorted({*PRINTED} - {"requant.new/1"}))  # that one: tests/test_new.py
 def test_what_is_printed_is_as_its_schema_says(name: str, printed: Documents) -> None:
     """With no key that the schema does not name, though a reader must bear one."""
     for document in printed[name]:

@@ -14,7 +14,7 @@ from typing import IO
 
 from requant.errors import BuildError, NotAvailableError, RequantError
 
-TAIL = 2000
+TAIL = 4000
 """Characters of a failed program's last words that go into the error."""
 
 MORTAL = ("setpriv", "--pdeathsig", "KILL")
