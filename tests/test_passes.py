@@ -649,9 +649,7 @@ def test_a_base_that_is_not_its_config_is_named(name: str, ec: Pair) -> None:
 
 def test_a_tensor_of_the_base_without_a_place_is_named(ec: Pair) -> None:
     base = changed(ec.base, more={"mtp.layers.1.self_attn.q_proj.weight": ec.base.tensors[FLOAT]})
-    with pytest.raises(
-        BuildError, match=r"^mtp\.layers\.1\.self_attn\.q_proj\.weight: .* says no such tensor"
-    ):
+    with pytest.raises(BuildError, match=r"^mtp\.layers\.1\.self_attn\.q_proj\.weight: .* says no such tensor"):
         finish(ec.raw, replace(ec.context, base=base))
 
 
