@@ -126,10 +126,11 @@ def confirm(recipe: Recipe, tiny: str | None, checkpoint: Path, reference: Refer
 
     Only whether the journal is of this very base is not: that is known once the base is here.
     """
-    _confirm_chosen(recipe, names(recipe, tiny), chosen)
+    target = target_of(recipe, tiny)
+    _confirm_chosen(recipe, target.plan.blocks, chosen)
     reference.confirm()
-    _confirm_form(checkpoint, open_checkpoint(checkpoint).tensors, target_of(recipe, tiny), recipe, tiny)
-    _confirm_journal(reference, recipe, tiny, names(recipe, tiny))
+    _confirm_form(checkpoint, open_checkpoint(checkpoint).tensors, target, recipe, tiny)
+    _confirm_journal(reference, recipe, tiny, list(target.plan.blocks))
 
 
 def _confirm_chosen(recipe: Recipe, names: Sequence[str], chosen: tuple[int, ...]) -> None:

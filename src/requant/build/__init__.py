@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from requant import passes
-from requant.build.inputs import LOCAL, Inputs, inputs_for, pinned_inputs, tiny_inputs
+from requant.build.inputs import inputs_for
 from requant.build.log import publish
 from requant.build.workplace import JOURNAL, RESUME, kept, set_up, workplace
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
@@ -104,12 +104,14 @@ def build(
         raise UsageError(f"--size {tiny}: no such tiny model; there are {', '.join(SIZES)}")
     if out.exists() and not replace_existing:
         raise UsageError(f"{out}: already exists", "Name another folder with --out, or remove this one.")
+    if tiny and base:
+        raise UsageError("--base names the base of a full build", "A tiny model is made, not taken: leave --base out.")
     target = target_of(recipe, tiny)
     started = datetime.now(UTC)
     effort = recipe.effort(tiny is not None)
     lock = read_lock(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
-        inputs = _inputs(recipe, tiny, base, work, out, endpoint, text, instead, tell)
+        inputs = inputs_for(recipe, tiny, base, work, tell, instead, text=text, endpoint=endpoint)
         chosen = choose(recipe, tiny, sandbox, tell)
         unused = recipe.unused() if tiny else ""
         replaced = (f"not used by the tiny model: {unused}",) if unused else ()
@@ -169,28 +171,6 @@ def build(
         (work / "checkpoint").rename(out)  # last: what stands under the final name has all its records
         shutil.rmtree(work / RESUME)
     return Built(out, manifest, compare(recipe, tiny, out), taints, seconds, worker)
-
-
-def _inputs(
-    recipe: Recipe,
-    tiny: str | None,
-    base: Path | None,
-    work: Path,
-    out: Path,
-    endpoint: str | None,
-    text: bytes | None,
-    instead: str,
-    tell: Tell,
-) -> Inputs:
-    if tiny and base:
-        raise UsageError("--base names the base of a full build", "A tiny model is made, not taken: leave --base out.")
-    if tiny:
-        return tiny_inputs(recipe, tiny, work, tell, text)
-    if base:
-        return inputs_for(recipe, None, base, work, tell, instead)
-    if recipe.base.repository.startswith(LOCAL):
-        raise UsageError(f"{recipe.path}: its base is a folder of yours", "Name it: --base FOLDER.")
-    return pinned_inputs(recipe, out, endpoint, tell, instead)
 
 
 def compare(recipe: Recipe, tiny: str | None, folder: Path, against: Path | None = None) -> Verdict:

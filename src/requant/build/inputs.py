@@ -8,7 +8,7 @@ from requant.checkpoint.files import is_companion, list_files, listing
 from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.environment.install import cache
-from requant.errors import CheckpointError
+from requant.errors import CheckpointError, UsageError
 from requant.hub.fetch import fetch, missing
 from requant.hub.pinned import Pins, pins_for
 from requant.model.target import tiny_model
@@ -37,18 +37,26 @@ class Inputs:
 
 
 def inputs_for(
-    recipe: Recipe, tiny: str | None, base: Path | None, work: Path, tell: Tell, instead: str = ""
+    recipe: Recipe,
+    tiny: str | None,
+    base: Path | None,
+    work: Path,
+    tell: Tell,
+    instead: str = "",
+    *,
+    text: bytes | None = None,
+    endpoint: str | None = None,
 ) -> Inputs:
     """Return what a worker of this recipe, or of its tiny model, is given; `base` is where its base stands already.
 
-    `instead` is advice for a machine that cannot tune the full model.
+    `instead` is advice for a machine that cannot tune the full model; `text` replaces that of a tiny model.
     """
     if tiny:
-        return tiny_given(recipe, tiny, base, work) if base else tiny_inputs(recipe, tiny, work, tell)
+        return tiny_given(recipe, tiny, base, work) if base else tiny_inputs(recipe, tiny, work, tell, text)
     if base:
         preflight.require_device(recipe, instead or _tiny_instead(recipe))
-        return pinned_given(recipe, base, None, tell)
-    return pinned_inputs(recipe, work, None, tell, instead)
+        return pinned_given(recipe, base, endpoint, tell)
+    return pinned_inputs(recipe, work, endpoint, tell, instead)
 
 
 def tiny_inputs(recipe: Recipe, size: str, folder: Path, tell: Tell, text: bytes | None = None) -> Inputs:
@@ -98,6 +106,8 @@ def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell, i
 
     Raises NotAvailableError where this machine cannot do the build, CheckpointError where bytes are not as pinned.
     """
+    if recipe.base.repository.startswith(LOCAL):
+        raise UsageError(f"{recipe.path}: its base is a folder of yours", "Name it: --base FOLDER.")
     base = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
     folder = cache() / "bases" / base.repository / base.revision
     data, data_folder = _data(recipe)

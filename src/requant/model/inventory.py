@@ -118,11 +118,8 @@ def extra_tensors(config: Mapping[str, Any], ignore: tuple[str, ...], group_size
 def plan(config: Mapping[str, Any], ignore: tuple[str, ...]) -> Plan:
     """Return the plan of a base that nobody has asked the quantizer about: written by hand, held equal by a test."""
     tensors = base_tensors(config)
-    packed = quantized(config, ignore)
     layers = {
-        name: Layer(
-            (each.out_features, each.in_features), "" if name in packed else _reason(each, ignore), _source(name)
-        )
+        name: Layer((each.out_features, each.in_features), _reason(each, ignore), _source(name))
         for name, each in linears(config).items()
     }
     unloaded = frozenset(name for name in tensors if name.startswith(MTP))

@@ -181,7 +181,7 @@ class Question:
 def write_plans(file: Path, asked: Question, plans: Mapping[str, Plan]) -> None:
     """Write `plan.json`; `read_plan` inverts it, but for the order of layers."""
     value = {
-        "generator": "requant plan --ask",
+        "generator": "requant plan --record",
         "asked": {**vars(asked), "ignore": list(asked.ignore)},
         **{target: _as_json(plan) for target, plan in plans.items()},
     }
@@ -190,7 +190,7 @@ def write_plans(file: Path, asked: Question, plans: Mapping[str, Plan]) -> None:
 
 def read_plan(file: Path, target: str, asked: Question) -> Plan:
     """Read one target's plan. Raises RecipeError where there is none, it cannot be read, or another recipe's."""
-    advice = f"Ask for it: requant plan {file.parent} --ask"
+    advice = f"Ask for it: requant plan {file.parent} --record"
     try:
         value = strict_json(read_whole(file, MAX_INDEX))
         if value["asked"] != {**vars(asked), "ignore": list(asked.ignore)}:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from requant.checkpoint.checkpoint import Checkpoint, Content, Tensor
+from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError, NotModelledError
 from requant.model.plan import Layer
@@ -55,26 +55,25 @@ class Aim(ABC):
                 raise BuildError(f"{name}: the base has {spec}, the plan says {expected.get(name, 'no such tensor')}")
         return found
 
-    def weight(self, layer: Layer) -> Content:
-        """Return the base's bytes of a linear layer's weight [out, in], in the dtype of its tensor."""
+    def weight(self, layer: Layer) -> Tensor:
+        """Return a linear layer's weight [out, in] as the base has it, in the dtype of its tensor."""
         source = layer.source
         if source is None or not source.plain:
             raise NotModelledError(f"{source}: the weight of a layer is no rows of one tensor")
         tensor = self.tensors[source.tensor]
+        spec = Spec(tensor.spec.dtype, layer.shape)
+        if spec.nbytes == tensor.spec.nbytes:
+            return Tensor(spec, tensor.content)
         first, last = source.rows(tensor.spec, layer.shape[0])
-        row = Spec(tensor.spec.dtype, (layer.shape[1],)).nbytes
-        return tensor.content if (last - first) * row == tensor.spec.nbytes else tensor.part(first * row, last * row)
+        row = Spec(spec.dtype, spec.shape[1:]).nbytes
+        return Tensor(spec, tensor.part(first * row, last * row))
 
     def untuned(self, name: str) -> Tensor:
         """Return a tensor that is not packed as the base has it; `x.weight` may be a part of a fused one."""
         if name in self.tensors:
             return self.tensors[name]
-        layer = {**self.target.plan.layers, **self.target.mtp}[name.removesuffix(".weight")]
-        return (
-            Tensor(Spec(self.tensors[layer.source.tensor].spec.dtype, layer.shape), self.weight(layer))
-            if layer.source
-            else self.tensors[name]
-        )
+        key = name.removesuffix(".weight")
+        return self.weight(self.target.plan.layers.get(key) or self.target.mtp[key])
 
 
 @dataclass(frozen=True)

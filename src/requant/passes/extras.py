@@ -27,7 +27,7 @@ def mtp(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     if context.target.policy == "rtn":
         for name, layer in context.target.mtp.items():
             if layer.packed:
-                packed |= rounded(name, layer, context.weight(layer), context.target.group_size)
+                packed |= rounded(name, layer, context.weight(layer).content, context.target.group_size)
     prefix = context.target.table.extras.get("mtp")
     names = [name for name in context.target.extras if prefix and name.startswith(prefix)]
     return _with_extras(checkpoint, {name: packed.get(name) or context.untuned(name) for name in names})

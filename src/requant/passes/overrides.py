@@ -27,10 +27,8 @@ def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
 def _blocks(context: Aim) -> list[str]:
     target = context.target
-    names = dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks)
-    if target.policy == "rtn":
-        names |= dict.fromkeys(f"{prefix}layers" for prefix in [target.table.extras["mtp"]])
-    return list(names)
+    names = list(dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks))
+    return [*names, f"{target.table.extras['mtp']}layers"] if target.policy == "rtn" else names
 
 
 def _float_layers(context: Aim) -> list[str]:
