@@ -108,7 +108,7 @@ def file(tmp_path: Path) -> Path:
 def test_the_plan_of_a_recipe_that_was_edited_is_refused(edited: Question, file: Path) -> None:
     with pytest.raises(RecipeError, match="was asked for with") as refused:
         read_plan(file, "base", edited)
-    assert refused.value.advice == f"Ask for it: requant plan {file.parent} --ask"
+    assert refused.value.advice == f"Ask for it: requant plan {file.parent} --record"
     assert read_tensors(file) == plan("mini").tensors
 
 
