@@ -198,8 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "paths-info":
             asked = parse_qs(body.decode()).get("paths", [])
             return self._json([entry for path in files if (entry := self._entry(folder, path))["path"] in asked])
-        asked = parse_qs(urlsplit(self.path).query)
-        names = [self._sibling(folder, path, asked.get("blobs") == ["true"]) for path in files]
+        blobs = parse_qs(urlsplit(self.path).query).get("blobs") == ["true"]
+        names = [self._sibling(folder, path, blobs) for path in files]
         return self._json({"id": repository, "sha": commit, "private": False, "siblings": names})
 
     def _sibling(self, folder: Path, path: Path, blobs: bool) -> dict[str, Any]:

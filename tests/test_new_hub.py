@@ -1,6 +1,7 @@
 """A base on a hub, by a real server on loopback: what `new` pins, what it asks for, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,39 +9,48 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from tests.hub import Hub, running
 from tests.test_new import base
 from tests.test_remote import header_bytes
+from tests.test_schemas import held
+from typer.testing import CliRunner
 
+import requant.build.inputs
 import requant.new
-from requant.build import inputs
-from requant.checkpoint.checkpoint import open_checkpoint
+from requant.build import build
+from requant.check import check
+from requant.check.reader import open_source
 from requant.cli.options import app
 from requant.digest import sha256
 from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
 from requant.hub import repository, stated
-from requant.hub.pinned import PinnedFile, Pins, read_pins
-from requant.model.plan import read_tensors
+from requant.hub.pinned import PinnedFile, Pins, pins_for, read_pins
+from requant.hub.web import Patience
+from requant.inspect.headers import read_headers
+from requant.model.target import target_of
+from requant.model.tiny import calibration_text
 from requant.new import new
-from requant.progress import silent
-from requant.recipe import read_recipe
+from requant.recipe import Recipe, read_recipe
+from requant.verdict import Outcome
 
 COMMIT = "c" * 40
-WEIGHT = "model.safetensors"
+WEIGHT = "model-00002-of-00003.safetensors"
+STRAYS = ("pytorch_model.bin", "modeling.py", "consolidated.safetensors")
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """AutoRound would be asked now: everything that is fetched has been."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with all that hubs hold beside one: a card, pickles, the same weights for another program."""
+    """A base with what hubs hold beside one: a card, code, and the weights in other formats and for other programs."""
     path = base("qwen3", tmp_path_factory.mktemp("hub") / "model")
-    for name in ("README.md", "pytorch_model.bin", "modeling.py", "original/consolidated.safetensors"):
-        (path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(path / WEIGHT, path / name) if name.endswith(".safetensors") else (path / name).write_text(name)
+    for name in STRAYS:
+        shutil.copy(path / WEIGHT, path / name)
     return path
 
 
@@ -57,13 +67,13 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: object, **__: object) -> None:
-        raise Asked
+        raise AskedError
 
     monkeypatch.setattr(requant.new, "ask", ask)
 
 
 def pins_of(hub: Hub, text: str, had: tuple[str, ...] = ()) -> Pins:
-    patience = repository.web.Patience()
+    patience = Patience()
     found = repository.listing(*repository.named(text, "main"), patience, hub.url, stated=True)
     folder = hub.repositories["o/n"][1]
     return stated.stated_pins(found, found.paths, patience, had={name: (folder / name).read_bytes() for name in had})
@@ -91,18 +101,15 @@ def test_pins_are_read_back(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unasked")
 def test_no_byte_of_a_weight_is_asked_for(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Asked):
+    with pytest.raises(AskedError):
         new("o/n", "mine", tmp_path / "project", endpoint=hub.url)
-    weights = [request for request in hub.downloads() if request.path.endswith(".safetensors")]
-    assert {request.path.rpartition("/")[2] for request in weights} == {WEIGHT, "consolidated.safetensors"}
+    files = [request for request in hub.requests if "/resolve/" in request.path]
+    weights = [request for request in files if request.path.endswith(".safetensors")]
     assert all("range" in request.headers for request in weights)
-    assert sum(request.sent for request in weights) == 2 * header_bytes(folder)
-    assert not {"README.md", "pytorch_model.bin", "modeling.py"} & {
-        request.path.rpartition("/")[2] for request in hub.requests
-    }
-    assert len({request.path for request in hub.requests if "/resolve/" in request.path}) + 2 * len(
-        weights
-    ) // 4 == len([request for request in hub.requests if "/resolve/" in request.path])
+    assert sum(request.sent for request in weights) == header_bytes(folder)
+    others = [request.path.rpartition("/")[2] for request in files if request not in weights]
+    assert len({*others}) == len(others) > 5
+    assert not {"README.md", *STRAYS} & {*others}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def refused(hub: Hub, project: Path, error: type[RequantError], told: str) -> st
 
 
 def test_a_gated_repository_is_told(hub: Hub, tmp_path: Path) -> None:
-    hub.token = "hf_secret"
+    hub.token = "hf_secret"  # noqa: S105 (asked for, and not given)
     assert "accept its conditions" in refused(hub, tmp_path / "project", NotAvailableError, "gated, status 401")
 
 
@@ -144,7 +151,7 @@ def test_a_file_with_other_bytes_is_refused(hub: Hub, tmp_path: Path, large: int
     """One that is stored as LFS and that nobody looks into, `fetch` refuses."""
     hub.large = large
     content = (hub.repositories["o/n"][1] / name).read_bytes()
-    hub.content[name] = content.replace(b"{", b"{ ", 1).removesuffix(b"\n")  # as long as before
+    hub.content[name] = content.replace(b"{\n", b"{ ", 1)  # as long as before
     assert len(hub.content[name]) == len(content)
     if (name, kind) == ("generation_config.json", "sha256"):
         assert pins_of(hub, "o/n").files[name].sha256 == sha256(content)
@@ -158,16 +165,16 @@ def test_git_files_are_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("without", "told"), [("config.json", r"no config\.json"), ("model.safetensors", "no safetensors files")]
+    ("without", "told"), [("config.json", r"no config\.json"), ("*.safetensors", "no safetensors files")]
 )
 def test_what_is_no_base_is_told(hub: Hub, folder: Path, tmp_path: Path, without: str, told: str) -> None:
-    ignored = shutil.ignore_patterns(without, "original")
+    ignored = shutil.ignore_patterns(without)
     hub.serve("model", "o/n", COMMIT, shutil.copytree(folder, tmp_path / "less", ignore=ignored))
     refused(hub, tmp_path / "project", CheckpointError, told)
 
 
 def test_offline_is_told_without_a_traceback(hub: Hub, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "requant", "new", "o/n", "--name", "mine", "--project", tmp_path / "project"]
+    command = [sys.executable, "-m", "requant", "new", "o/n", "--name", "mine", "--project", str(tmp_path / "project")]
     environment = hub.environment | {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == NotAvailableError.exit_status
@@ -184,3 +191,62 @@ def test_interrupted_it_leaves_no_half_of_a_build(hub: Hub, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         new("o/n", "mine", tmp_path, environment="cpu", endpoint=hub.url)
     assert [path.name for path in (tmp_path / "builds").iterdir()] == ["datasets"]
+
+
+@pytest.fixture
+def own(hub: Hub, tmp_path: Path, worker: Path) -> Recipe:
+    """A recipe of a base that is on a hub, for a CPU; it is tuned little, on a text of the hub's."""
+    del worker
+    words = ["new", "o/n", "--name", "mine", "--project", str(tmp_path / "project"), "--json"]
+    command = [sys.executable, "-m", "requant", *words, "--environment", "cpu", "--sandbox", "venv"]
+    done = subprocess.run(command, env=os.environ | hub.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    held("requant.new/1", document)
+    path = Path(document["recipe"])
+    recipe = read_recipe(path)
+    pins = pins_for(recipe.beside(recipe.base.files), "o/n", COMMIT, recipe.path)
+    assert document["download_bytes"] == sum(file.bytes or 0 for file in pins.files.values())
+    assert document["disk_bytes"] > 2 * document["download_bytes"]
+
+    calibration = recipe.calibration
+    text = tmp_path / "text" / calibration.file
+    text.parent.mkdir(parents=True)
+    lines = [json.loads(line)["text"] for line in calibration_text().splitlines()]
+    pyarrow.parquet.write_table(pyarrow.table({"text": lines}), text)
+    hub.serve("dataset", calibration.dataset, calibration.revision, tmp_path / "text")
+    files = {calibration.file: PinnedFile(text.stat().st_size, sha256(text.read_bytes()))}
+    ours = Pins("dataset", calibration.dataset, calibration.revision, "Written for this test.", files)
+    recipe.beside(calibration.files).write_text(ours.to_json())
+
+    little = {"iterations = 200": "iterations = 2", "samples = 128": "samples = 8", "length = 2048": "length = 64"}
+    edited = recipe.path.read_text()
+    for old, less in little.items():
+        assert old in edited
+        edited = edited.replace(old, less)
+    recipe.path.write_text(edited)
+    return read_recipe(path)
+
+
+@pytest.mark.worker
+def test_a_base_on_the_hub_is_planned_fetched_confirmed_and_built(
+    own: Recipe, hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (own.base.repository, own.base.revision) == ("o/n", COMMIT)
+    headers = {name: spec for file in read_headers(folder).shards.values() for name, spec in file.items()}
+    assert target_of(own, None).plan.tensors == headers
+    shown = CliRunner().invoke(app, ["plan", str(own.path.parent)])
+    assert shown.exit_code == 0
+    assert f"o/n@{COMMIT}" in shown.output
+
+    monkeypatch.setattr(requant.build.inputs, "cache", lambda: tmp_path / "cache")
+    weight = (folder / WEIGHT).read_bytes()
+    hub.content[WEIGHT] = weight[:-1] + bytes([weight[-1] ^ 1])
+    with pytest.raises(CheckpointError, match=rf"{WEIGHT}: found .*expected .*{sha256(weight)}"):
+        build(own, tiny=None, out=tmp_path / "out", endpoint=hub.url)
+    assert not (tmp_path / "out").exists()
+    del hub.content[WEIGHT]
+    built = build(own, tiny=None, out=tmp_path / "out", endpoint=hub.url)
+    assert (built.verdict.outcome, built.taints) == (Outcome.INCONCLUSIVE, ())  # there is no record of it yet
+    with open_source(str(built.folder)) as theirs, open_source(str(folder)) as ours:
+        assert check(theirs, ours, recipe=own).outcome == "clean"
