@@ -59,6 +59,8 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     document = json.loads(shown.stdout)
     assert document["schema"] == "requant.new/1"
     held(document["schema"], document)
+    assert document["download_bytes"] == 0  # the base is here, and nobody has said how large the text is
+    assert document["disk_bytes"] > sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
     return read_recipe(Path(document["recipe"]))
 
 

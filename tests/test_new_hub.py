@@ -15,7 +15,6 @@ import pytest
 from tests.hub import Hub, running
 from tests.test_new import base
 from tests.test_remote import header_bytes
-from tests.test_schemas import held
 from typer.testing import CliRunner
 
 import requant.build.inputs
@@ -197,17 +196,16 @@ def test_interrupted_it_leaves_no_half_of_a_build(hub: Hub, tmp_path: Path, monk
 def own(hub: Hub, tmp_path: Path, worker: Path) -> Recipe:
     """A recipe of a base that is on a hub, for a CPU; it is tuned little, on a text of the hub's."""
     del worker
-    words = ["new", "o/n", "--name", "mine", "--project", str(tmp_path / "project"), "--json"]
-    command = [sys.executable, "-m", "requant", *words, "--environment", "cpu", "--sandbox", "venv"]
-    done = subprocess.run(command, env=os.environ | hub.environment, capture_output=True, text=True)
+    words = ["new", "o/n", "--name", "mine", "--project", "project", "--environment", "cpu", "--sandbox", "venv"]
+    command = [sys.executable, "-m", "requant", *words]
+    done = subprocess.run(command, env=os.environ | hub.environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    held("requant.new/1", document)
-    path = Path(document["recipe"])
+    path = tmp_path / "project" / "builds" / "mine"
     recipe = read_recipe(path)
+    cost = requant.build.inputs.cost(recipe, tmp_path)
     pins = pins_for(recipe.beside(recipe.base.files), "o/n", COMMIT, recipe.path)
-    assert document["download_bytes"] == sum(file.bytes or 0 for file in pins.files.values())
-    assert document["disk_bytes"] > 2 * document["download_bytes"]
+    assert cost.download_bytes == sum(file.bytes or 0 for file in pins.files.values())
+    assert f"A full build takes {cost.text()}, in 6 GiB of memory" in done.stderr
 
     calibration = recipe.calibration
     text = tmp_path / "text" / calibration.file
