@@ -1,0 +1,147 @@
+"""`CHECKPOINT LOADED… FOLDER`: what transformers makes of packed weights, beside what the files of CHECKPOINT say.
+
+Each of LOADED is opened as its users open it, and compared with the same class under the weights multiplied out by
+numpy, which stand unpacked in FOLDER: the weights that its layers decode to, what they compute, and the logits.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tests.worker.blocks import multiplied_out, tensors
+from tests.worker.prepared import answer
+
+TOKENS = (4, 64)
+"""Sequences, and tokens in each: as many as the tiny model is tuned on at a time."""
+UNIT = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+SMALLEST = {torch.float16: 2.0**-24, torch.float32: 2.0**-149}
+
+
+def logits(checkpoint: str, *words: str) -> dict[str, Any]:
+    stored = tensors(Path(checkpoint))
+    layers = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
+    weights = {name: multiplied_out(stored, name) for name in layers}
+    *loaded, folder = map(Path, words)
+    # Before anything packed is: AutoRound's loader takes the fusing of experts away from all that is loaded later.
+    reference = unpacked(Path(checkpoint), stored, weights, folder)
+    return {"unpacked": reference.report, "loaded": [load(each, stored, weights, reference) for each in loaded]}
+
+
+class Run(NamedTuple):
+    """What a model was loaded with, its logits [sequences, tokens, vocabulary], and each router's choices."""
+
+    report: dict[str, list[str]]
+    logits: Any
+    experts: list[Any]
+
+
+def unpacked(checkpoint: Path, stored: dict[str, Any], weights: dict[str, Any], folder: Path) -> Run:
+    """Run the class that config.json names, in float32, with the weights multiplied out."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["quantization_config"]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = {name: value for name, value in stored.items() if name.rpartition(".")[0] not in weights}
+    plain |= {f"{name}.weight": value.contiguous() for name, value in weights.items()}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    model, report = opened(folder, torch.float32)
+    return run(model, report)
+
+
+def opened(folder: Path, dtype: Any) -> tuple[Any, dict[str, list[str]]]:
+    """Load a folder with the class that its config.json names."""
+    kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+    model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+    return model.eval(), {key: sorted(map(str, value)) for key, value in report.items()}
+
+
+def run(model: Any, report: dict[str, list[str]]) -> Run:
+    """Run a model on tokens that are drawn alike every time."""
+    size = model.config.get_text_config().vocab_size
+    tokens = torch.randint(0, size, TOKENS, generator=torch.Generator().manual_seed(0))
+    experts: list[Any] = []
+    top = getattr(model.config.get_text_config(), "num_experts_per_tok", 0)
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        scores = output[0] if isinstance(output, tuple) else output
+        experts.append(scores.topk(top).indices.sort(-1).values.reshape(*TOKENS, top))
+
+    hooks = [each.register_forward_hook(note) for name, each in model.named_modules() if name.endswith(".mlp.gate")]
+    with torch.no_grad():
+        found = model(input_ids=tokens, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return Run(report, found.double(), experts)
+
+
+def load(checkpoint: Path, stored: dict[str, Any], weights: dict[str, Any], reference: Run) -> dict[str, Any]:
+    """Say what a packed checkpoint is loaded as, in half precision and then, with the same tensors, in float32."""
+    model, report = opened(checkpoint, torch.float16)
+    held, modules = model.state_dict(), dict(model.named_modules())
+    packed = {name: modules[name] for name in weights if name in modules}
+    return {
+        "report": report,
+        "kinds": sorted({f"{type(each).__module__}.{type(each).__name__}" for each in packed.values()}),
+        "not packed": sorted(weights.keys() - packed.keys()),
+        "unread": sorted(stored.keys() - held.keys()),
+        "unstored": sorted(held.keys() - stored.keys()),
+        "altered": sorted(name for name in stored.keys() & held.keys() if not same(stored[name], held[name])),
+        "float16": computed(model, report, packed, weights, reference),
+        "float32": computed(torch.nn.Module.float(model), report, packed, weights, reference),
+    }
+
+
+def same(stored: Any, held: Any) -> bool:
+    return bool(stored.shape == held.shape and torch.equal(stored.to(held.dtype), held))
+
+
+def computed(
+    model: Any, report: dict[str, list[str]], packed: dict[str, Any], weights: dict[str, Any], reference: Run
+) -> dict[str, Any]:
+    """Return which layers decode to something else, and how far products and logits are from what they should be."""
+    dtype = next(iter(packed.values())).scales.dtype
+    # A layer's own decoding is what it makes of the identity: each sum has one product that is not zero.
+    decoded = {name: layer(torch.eye(layer.infeatures, dtype=dtype)).t() for name, layer in packed.items()}
+    products: dict[str, float] = {}
+
+    def hold(name: str) -> Any:
+        def hook(_module: Any, inputs: Any, output: Any) -> None:
+            products[name] = max(products.get(name, 0), in_bounds(inputs[0], weights[name], output))
+
+        return hook
+
+    hooks = [layer.register_forward_hook(hold(name)) for name, layer in packed.items()]
+    found = run(model, report)
+    for hook in hooks:
+        hook.remove()
+    settled = torch.ones(TOKENS, dtype=torch.bool)
+    for ours, theirs in zip(found.experts, reference.experts, strict=True):
+        settled &= (ours == theirs).all(-1).int().cumprod(1).bool()
+    distance = (found.logits - reference.logits).norm(dim=-1) / reference.logits.norm(dim=-1)
+    return {
+        "decoded otherwise": sorted(name for name in packed if not torch.equal(decoded[name], weights[name].to(dtype))),
+        "products": products,
+        "settled": settled.float().mean().item(),
+        "logits": distance[settled].max().item(),
+        "median": distance.median().item(),
+        "equal": torch.equal(found.logits, reference.logits),
+        "dtype": str(dtype),
+    }
+
+
+def in_bounds(inputs: Any, weight: Any, output: Any) -> float:
+    """Return the greatest error of a product, as a share of what rounding allows."""
+    u, smallest = UNIT[output.dtype], SMALLEST[output.dtype]
+    wide, exact = inputs.double(), weight.double().t()
+    n = weight.shape[1]
+    gamma = n * 2.0**-24 / (1 - n * 2.0**-24)
+    size = wide.abs() @ exact.abs()
+    bound = ((1 + u) * (1 + gamma) * (1 + u) - 1) * size + smallest * (1 + wide.abs().sum(-1, keepdim=True))
+    return ((output.double() - wide @ exact).abs() / bound).max().item()
+
+
+if __name__ == "__main__":
+    answer(logits)
