@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.processes import signalled
 from tests.test_schemas import held
+from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
 
 import requant.audit
@@ -37,10 +37,8 @@ ARCHITECTURES = (
     "qwen3",
     *(pytest.param(each, marks=FULL) for each in ("llama", "llama_tied", "qwen3moe", "qwen3_5_moe")),
 )
-OPERATORS, WEIGHTS, TERMS = 25, 5, 512
-FLOAT = 2 * OPERATORS * sqrt(TERMS) * 2.0**-24
-HALF = (OPERATORS + WEIGHTS) * 2.0**-11 + FLOAT
-"""Bounds |found - expected| / |expected| of a token's logits, for each block and once more for what is behind them."""
+PROJECTIONS = 4
+"""The longest path through a block has as many packed weights: in and out of the attention, up and down."""
 
 
 def base(name: str, folder: Path) -> Path:
@@ -148,21 +146,25 @@ def test_transformers_computes_with_the_weights_that_the_files_decode_to(
         assert each["kinds"] == ["QuantLinear"]
         assert all(name.startswith("mtp.") for name in (*each["not packed"], *each["unread"]))
         assert set(each["unstored"]) <= set(target_of(own, "mini").plan.tied)
-    blocks = len(target_of(own, "mini").plan.blocks)
     honest, changed = found["loaded"]
     assert honest["altered"] == []
     assert changed["altered"] == sorted([f"{one}.qweight", f"{other}.scales"])
-    for precision, limit in (("float16", HALF), ("float32", FLOAT)):
+    # Both sides are rounded in float32. In float16 a token may take another expert, as in tests/test_worker.py.
+    blocks = len(target_of(own, "mini").plan.blocks)
+    exact = bound(blocks, FLOAT32, TERMS)
+    rounded = bound(blocks, FLOAT16, 1) + blocks * PROJECTIONS * FLOAT16
+    for precision, limit in (("float16", exact + rounded), ("float32", 2 * exact)):
         computed = honest[precision]
         assert computed["decoded otherwise"] == []
         assert computed["products"].keys() == set(packed)
         assert max(computed["products"].values()) <= 1
-        assert computed["median"] <= limit * (blocks + 1)
-        assert computed["logits"] <= limit * (blocks + 1)
+        assert computed["median"] <= limit
+        assert computed["logits"] <= limit
         assert changed[precision]["decoded otherwise"] == sorted([one, other])
-        assert {name for name, share in changed[precision]["products"].items() if share > 1} == {one, other}
     assert honest["float16"]["settled"] > 0.5
     assert honest["float32"]["settled"] == 1
+    off = {name for name, share in changed["float32"]["products"].items() if share > 1}
+    assert off == {one, other}
 
 
 @pytest.mark.worker

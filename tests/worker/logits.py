@@ -5,6 +5,8 @@ numpy, which stand unpacked in FOLDER: the weights that its layers decode to, wh
 """
 
 import json
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ from tests.worker.prepared import answer
 
 TOKENS = (4, 64)
 """Sequences, and tokens in each: as many as the tiny model is tuned on at a time."""
+FUSED = ("qwen3_5_moe",)
+"""Classes whose experts are stacked in files too; of others transformers stacks them as it loads."""
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 FLOAT32, FLOAT16 = 2.0**-24, 2.0**-11
 """Unit roundoff: the greatest relative error of one rounding."""
 SUBNORMAL16 = 2.0**-25
@@ -47,10 +52,26 @@ def unpacked(checkpoint: Path, stored: dict[str, Any], weights: dict[str, Any], 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     plain = {name: value for name, value in stored.items() if name.rpartition(".")[0] not in weights}
-    plain |= {f"{name}.weight": value.contiguous() for name, value in weights.items()}
+    dense = {f"{name}.weight": value.contiguous() for name, value in weights.items()}
+    plain |= fused(dense) if config["model_type"] in FUSED else dense
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     model, report = opened(folder, torch.float32)
     return run(model, report)
+
+
+def fused(weights: dict[str, Any]) -> dict[str, Any]:
+    """Stack the experts' weights [out, in] as a base has them whose experts are one tensor: gate above up."""
+    found, parts = {}, defaultdict[str, dict[tuple[int, str], Any]](dict)
+    for name, value in weights.items():
+        if match := EXPERT.fullmatch(name):
+            parts[match[1]][int(match[2]), match[3]] = value
+        else:
+            found[name] = value
+    for experts, of in parts.items():
+        each = range(len(of) // 3)
+        found[f"{experts}.gate_up_proj"] = torch.stack([torch.cat([of[i, "gate"], of[i, "up"]]) for i in each])
+        found[f"{experts}.down_proj"] = torch.stack([of[i, "down"] for i in each])
+    return found
 
 
 def opened(folder: Path, dtype: Any) -> tuple[Any, dict[str, list[str]]]:
