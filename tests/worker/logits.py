@@ -168,7 +168,8 @@ def in_bounds(inputs: Any, weight: Any, output: Any) -> float:
     # What a weight that is not normal loses counts once for each input, what a sum loses once.
     small = lost * (1 + (1 + gamma) * (1 + half) * wide.abs().sum(-1, keepdim=True))
     bound = ((1 + half) * (1 + gamma) * (1 + half) - 1) * size + small
-    return ((output.double() - wide @ exact).abs() / bound.clamp_min(torch.finfo(torch.float32).tiny)).max().item()
+    share = (output.double() - wide @ exact).abs() / bound.clamp_min(torch.finfo(torch.float32).tiny)
+    return float(share.max())
 
 
 if __name__ == "__main__":
