@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from requant.worker.autoround.names import arranged, named, numbered
 
 from requant.errors import BuildError
-from requant.worker.autoround.names import arranged, named, numbered
 from requant.worker.autoround.scaling import _unloaded
 from requant.worker.autoround.sources import Source, confirm, general
 from requant.worker.autoround.tensors import Base, Table

@@ -22,12 +22,13 @@ from requant.checkpoint.files import list_files
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256, strict_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.model.plan import BASE, FILE, write_plans
+from requant.model.plan import FILE, write_plans
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
 from requant.model.target import question
 from requant.progress import Progress, Tell, silent
+from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
 from requant.recipe import Recipe, read_recipe
 
