@@ -39,13 +39,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = {f"body/part{number}.py": f"PART = {number}\n".encode() for number in range(300)}
     lines = make_wheel(folder / "wheels", "body", body, "heart"), make_wheel(folder / "wheels", "heart", HEART)
     with pytest.MonkeyPatch.context() as patch:
-        surround(folder, patch)
+        offline(folder, patch)
         installation.record_files(locks(folder, *lines))
         installation.virtual_environment(read_lock(folder, "tiny"))
     return folder
 
 
-def surround(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def offline(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Let the cache and all that pip finds be in a folder."""
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setenv("PIP_NO_INDEX", "1")
@@ -56,7 +56,7 @@ def surround(folder: Path, patch: pytest.MonkeyPatch) -> None:
 def lock(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
     """The lock `tiny` in a copy of the project that is this test's own."""
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
-    surround(tmp_path, monkeypatch)
+    offline(tmp_path, monkeypatch)
     return read_lock(tmp_path, "tiny")
 
 

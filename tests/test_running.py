@@ -1,4 +1,4 @@
-"""The worker's surroundings: installed by hash, cut off from the network, ended with its host."""
+"""The worker's environment: installed by hash, cut off from the network, ended with its host."""
 
 import os
 import subprocess
