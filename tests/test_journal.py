@@ -11,7 +11,7 @@ from tests.checkpoints import nobody, on_a_disk, on_disk
 
 from requant.digest import strict_json
 from requant.errors import CheckpointError
-from requant.evidence.journal import READS_1, Block, Follower, Header, Journal, Loss, Writer, read_journal
+from requant.evidence.journal import READERS, Block, Follower, Header, Journal, Loss, Writer, read_journal
 
 text = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
 strings = st.dictionaries(text, text, max_size=2)
@@ -190,9 +190,9 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (with_header(schema=3), "line 1: not the header of a journal of schema 2"),
-        (with_header(schema=True), "line 1: not the header of a journal of schema 2"),
-        (canonical([]), "line 1: not the header of a journal of schema 2"),
+        (with_header(schema=4), "line 1: not the header of a journal of schema 3"),
+        (with_header(schema=True), "line 1: not the header of a journal of schema 3"),
+        (canonical([]), "line 1: not the header of a journal of schema 3"),
         (with_header(host="here"), "line 1: unknown key 'host'"),
         (with_header(recipe=None), "line 1: recipe: found None"),
         (with_header(tiny=["mini"]), "line 1: tiny: found ['mini']"),
@@ -271,10 +271,12 @@ def test_a_file_without_end_is_refused() -> None:
         read_journal(Path("/dev/zero"))
 
 
-def test_the_schema_before_is_refused_by_name() -> None:
-    """It lacks a part of what a block was given, so a comparison with it would say more than it knows."""
-    old = json.loads(LINES[0]) | {"schema": 1}
-    with pytest.raises(CheckpointError, match=f"line 1: a journal of schema 1, expected 2: {READS_1} is the last"):
+@pytest.mark.parametrize("schema", READERS)
+def test_a_schema_before_is_refused_by_name(schema: int) -> None:
+    """The first lacks a part of what a block was given, so a comparison with it would say more than it knows."""
+    old = json.loads(LINES[0]) | {"schema": schema}
+    last = f"requant at commit {READERS[schema]} is the last"
+    with pytest.raises(CheckpointError, match=f"line 1: a journal of schema {schema}, expected 3: {last}"):
         read(b"".join([canonical(old), *LINES[1:]]))
 
 

@@ -3,7 +3,7 @@
 The first line is the header. Every line is canonical JSON; `previous` is the SHA-256 of the line before it,
 without its line end, so no line can be changed, dropped or added without changing every later one.
 
-Schema 2 holds a digest of everything that a block is given: `others` in `inputs`. Schema 1 had the two streams only.
+Schema 3 says `tiny` where schema 2 said `twin`. Schema 1 had the two streams in `inputs` only, and no `others`.
 """
 
 import math
@@ -18,9 +18,9 @@ from requant.digest import MAX_JOURNAL, canonical_json, read_whole, sha256, stri
 from requant.errors import CheckpointError
 from requant.records import Record, record
 
-SCHEMA = 2
-READS_1 = "requant at commit 0a9db6d"
-"""The last one that reads schema 1."""
+SCHEMA = 3
+READERS = {1: "0a9db6d", 2: "917aec0"}
+"""The last commit of requant that reads each schema before."""
 MAX_TEXT = 1024
 """Characters of the longest name: journals come from strangers, and are shown on terminals."""
 
@@ -201,8 +201,9 @@ class _Chain:
 
 def _header(value: Any) -> Header:
     schema = value.pop("schema", None) if isinstance(value, dict) else None
-    if type(schema) is int and schema == 1:
-        raise ValueError(f"a journal of schema 1, expected {SCHEMA}: {READS_1} is the last that reads it")
+    if type(schema) is int and schema in READERS:
+        last = f"requant at commit {READERS[schema]} is the last that reads it"
+        raise ValueError(f"a journal of schema {schema}, expected {SCHEMA}: {last}")
     if type(schema) is not int or schema != SCHEMA:
         raise ValueError(f"not the header of a journal of schema {SCHEMA}")
     header = _printable(Header, value)
