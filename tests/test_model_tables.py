@@ -15,12 +15,13 @@ from requant.inspect.loaders import LOADERS
 from requant.inspect.loaders.modules import modules
 from requant.model.base_config import base_config
 from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
-from requant.model.plan import Layer, Plan
+from requant.model.plan import Plan
 from requant.model.summary import summarize
 from requant.model.tables import Table, confirm_layers, table_of
 from requant.model.target import Target
 from requant.passes.context import Mending
 from requant.passes.overrides import quantization_config
+from requant.protocol import Layer
 from requant.recipe import Layers, Mtp, Recipe, read_recipe
 
 EC = read_recipe(ROOT / "builds" / "ec")
