@@ -15,8 +15,8 @@ from typing import Any
 
 from requant.check.checked import Checked, judge
 from requant.check.declared import Scheme, contradictions, presence, read_scheme, unknown, unmodelled, zero_points
-from requant.check.examine import Window, examine, symmetric
-from requant.check.findings import COPIED, FAITHFUL, TUNED, Finding, Measured
+from requant.check.examine import Window, examine, in_order, symmetric
+from requant.check.findings import COPIED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
 from requant.check.reader import Source
 from requant.check.side_files import Side, bind
@@ -69,7 +69,8 @@ def check(
     theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
     scheme, findings = read_scheme(theirs)
     spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours)
-    findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "")]
+    said = (scheme.foreign, scheme.dtype) if scheme else ()
+    findings += [*traced, *bind(theirs, ours, *said)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, ours, base) if recipe else None
@@ -106,6 +107,8 @@ def check(
         by_piece.setdefault(windows[number].span.name, []).append(results[number])
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
     judged, layers, statistics = judge(by_piece)
+    if recipe:  # nothing is left to a tool
+        judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
     if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
         judged.append(Finding("not modelled", "quantization_config: iters", tuned, detail="0, and layers were tuned"))
     return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
@@ -131,12 +134,16 @@ def _as_declared(
     found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme)]
     made = []
     for span in spans:
-        said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
-        if span.group and False in said:
-            middle = symmetric(checkpoint, span)
-            found += zero_points(scheme, span.name, middle)
-            if not (middle or scheme.symmetric(span.name)):
-                span = replace(span, group=0, unmodelled="asymmetric codes")
+        if span.group and span.packing:
+            less = scheme.format.less if scheme.format and scheme.format.layout == span.packing.layout else 0
+            span = replace(span, less=less, foreign=scheme.strange_tool)
+            said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
+            if False in said:
+                middle = symmetric(checkpoint, span)
+                found += zero_points(scheme, span.name, middle)
+                span = replace(span, symmetric=middle or scheme.symmetric(span.name))
+            if not in_order(checkpoint, span):
+                span = replace(span, group=0, unmodelled="inputs in the order of g_idx")
         made.append(span)
     return made, [*found, *unmodelled(made)]
 
@@ -170,15 +177,13 @@ def _examined(
 
 
 def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Source, rounds: bool) -> Iterator[Window]:
-    every = (rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, *([FAITHFUL] if rounds else []))
     for span in spans:
         if span.unmodelled:
             continue
         rows, dtype = span.last - span.first, base.tensors[span.base].spec.dtype
         if span.group:
-            kind = None if expected is None else expected.get(span.name)
-            ways = {"tuned": (TUNED,), "rtn": rounding.WAYS}.get(kind or "", every)
-            step = rows if rows * span.columns <= WEIGHTS else max(8, WEIGHTS // span.columns // 8 * 8)
+            ways = _ways(span, expected and expected.get(span.name), rounds)
+            step = rows if rows * span.columns <= WEIGHTS else max(32, WEIGHTS // span.columns // 32 * 32)
             for first in range(0, rows, step):
                 last = min(rows, first + step)
                 yield Window(span, first, last, (last - first) * span.columns * 5 // 2, ways)
@@ -187,6 +192,17 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: So
             for first in range(0, max(size, 1), BYTES):
                 last = min(size, first + BYTES)
                 yield Window(span, first, last, 2 * (last - first), (COPIED,))
+
+
+def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
+    """Return the ways in which a layer can have been made: as the recipe says, or any, the dear ones last."""
+    made = rounding.SYMMETRIC if span.symmetric else rounding.ASYMMETRIC
+    if kind:
+        return (TUNED,) if kind == "tuned" else made
+    exact = tuple(way for way in made if way in rounding.EXACT)
+    searched = tuple(way for way in made if way not in exact)
+    beyond = ([FAITHFUL] if rounds and span.symmetric else []) + ([NEAR] if span.foreign else [])
+    return (*exact, TUNED, *searched, *beyond)
 
 
 def _expected(recipe: Recipe, side: Side, base: Source) -> dict[str, str]:

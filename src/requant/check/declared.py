@@ -15,18 +15,13 @@ from requant.check.findings import Finding, Kind
 from requant.check.side_files import CONFIG, SIDE_FILES, Side
 from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
+from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
-"""Values of `quant_method` whose codes `check` models."""
-FORMATS = {
-    "auto_round:auto_gptq": "gptq",
-    "auto_round:gptq": "gptq",
-    "auto_round": "gptq",
-    "auto_round:auto_awq": "awq",
-    "auto_round:awq": "awq",
-}
-"""Values of `packing_format`, and the layout that they mean."""
+"""AutoRound's own values of `quant_method`."""
+TOOLS = {"gptq": GPTQ, "awq": AWQ}
+"""Values of `quant_method` that AutoRound's exports to other tools have, and their formats."""
 REWRITTEN = ("block_name_to_quantize", "extra_config", "to_quant_block_names")
 """Keys that AutoRound 0.12.2 adds to in `config.json` for the MTP block, and not in the side file (defect D04)."""
 KNOWN = {"autoround_version", "batch_size", "bits", "block_name_to_quantize", "data_type", "desc_act", "extra_config"}
@@ -34,7 +29,10 @@ KNOWN |= {"group_size", "iters", "modules_in_block_to_quantize", "nsamples", "pa
 KNOWN |= {"sym", "to_quant_block_names", "low_gpu_mem_usage", "enable_quanted_input", "enable_minmax_tuning", "lr"}
 KNOWN |= {"minmax_lr", "gradient_accumulate_steps", "dataset", "amp", "enable_norm_bias_tuning", "scale_dtype"}
 """Keys that are held against the tensors, or that say how the tuning went, which changes nothing of what codes mean."""
-HARMLESS = {"act_bits": 16, "backend": "auto"}
+KNOWN |= {"provider", "checkpoint_format", "damp_percent", "true_sequential", "lm_head", "modules_to_not_convert"}
+KNOWN |= {"meta", "zero_point"}
+HARMLESS = {"act_bits": 16, "backend": "auto", "version": "gemm", "format": "gptq", "method": "gptq"}
+HARMLESS |= {"pack_dtype": "int32"}
 """Keys, each with the one value that changes nothing of what codes mean."""
 FLOAT = 16
 """`bits` from here on mean a float layer."""
@@ -64,18 +62,44 @@ class Scheme:
     def foreign(self) -> str:
         """Why none of its codes are modelled; "" where they may be."""
         method = self.value.get("quant_method")
-        if method not in METHODS:
-            return f"quant_method {_said(method)}"
-        if self.layout is None:
-            return f"packing_format {_said(self.value['packing_format'])}"
+        if self.format is None:
+            named = "packing_format" if method in METHODS else "quant_method"
+            return f"{named} {_said(self.value.get(named))}"
         many = len(self.expressions) > MAX_EXPRESSIONS
         return f"extra_config with {len(self.expressions):,} regular expressions" if many else ""
 
+    @cached_property
+    def format(self) -> Format | None:
+        """How codes lie in words; None where it is not known. What is not stated is AutoRound's default.
+
+        Of AWQ's checkpoints only AutoRound's own are known: other tools scale the weights before they round them.
+        """
+        method = self.value.get("quant_method")
+        if method in METHODS:
+            stated = self.value.get("packing_format", "auto_round:auto_gptq")
+            return FORMATS.get(stated) if isinstance(stated, str) else None
+        if not isinstance(method, str) or (method == "awq" and self.strange_tool):
+            return None
+        if method == "gptq" and self.value.get("checkpoint_format", "gptq") == "gptq_v2":
+            return GPTQ_V2
+        return TOOLS.get(method)
+
+    @property
+    def strange_tool(self) -> bool:
+        """Whether another tool than AutoRound made it, whose ways of rounding are not all known."""
+        stated = self.value.get("quant_method") in METHODS or self.value.get("provider") == "auto-round"
+        return not (stated or "autoround_version" in self.value)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that AutoRound's exports to GPTQ and AWQ state, whose kernels want it; their tensors are untouched."""
+        exported = self.layout == "awq" or self.value.get("quant_method") in TOOLS
+        return "float16" if exported and not self.strange_tool else ""
+
     @property
     def layout(self) -> str | None:
-        """The order of codes that `packing_format` means, AutoRound's own where it is not stated; None: unknown."""
-        stated = self.value.get("packing_format", "auto_round:auto_gptq")
-        return FORMATS.get(stated) if isinstance(stated, str) else None
+        """The order of codes in words; None: unknown."""
+        return self.format and self.format.layout
 
     @cached_property
     def blocks(self) -> tuple[str, ...] | None:

@@ -12,23 +12,12 @@ from itertools import pairwise
 
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
-from requant.formats.gptq import PACKED, PER_WORD
+from requant.formats import BITS, ORDER, PACKED, Packing, gptq, packing_of
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
-BITS, LAYOUT = 4, "gptq"
-"""What is modelled of packed layers."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How a layer's codes lie, as shapes tell: `gptq` packs them along the inputs, `awq` along the outputs."""
-
-    layout: str
-    bits: int
-    groups: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,9 @@ class Span:
 
     `group` inputs share a scale; 0 where the rows are copied. `name` is the layer's, or the copied tensor's.
     `unmodelled` says why its values cannot be held against the base; "" where they can. `packing` is that of a layer
-    with qweight, qzeros and scales.
+    with qweight, qzeros and scales; `less` is how much less than they are its zero points are stored, and `symmetric`
+    says that all are in the middle. `foreign` says that not every way in which its tool rounds is known. `half` says
+    that the checkpoint has the base's numbers rounded to float16.
     """
 
     name: str
@@ -48,6 +39,15 @@ class Span:
     group: int
     packing: Packing | None = None
     unmodelled: str = ""
+    less: int = 1
+    symmetric: bool = True
+    foreign: bool = False
+    half: bool = False
+
+    @property
+    def top(self) -> int:
+        """The greatest code of a packed layer."""
+        return self.packing.top if self.packing else 0
 
 
 def trace(found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str = "") -> tuple[list[Span], list[Finding]]:
@@ -67,9 +67,10 @@ def trace(found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str = ""
             traced.append(_packed(layer, found, base, foreign))
     for name, spec in found.items():
         layer, _, suffix = name.rpartition(".")
+        if suffix == ORDER and layer in layers:
+            continue
         if suffix not in PACKED and not (layer in strange and (suffix == "weight" or name not in base)):
-            reason = foreign or ("a packed layer's bias" if _is_bias_of_packed(name, spec, found) else "")
-            traced.append(_copied(name, spec, base, reason))
+            traced.append(_copied(name, spec, base, foreign, _is_bias_of_packed(name, spec, found)))
     spans = [each for each in traced if isinstance(each, Span)]
     faults = list(dict.fromkeys(each for each in traced if isinstance(each, Finding)))
     order = {name: number for number, name in enumerate(base)}
@@ -96,48 +97,24 @@ def _packed(layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], for
     rows, columns = last - first, base[tensor].shape[-1]
     specs = {suffix: found[f"{layer}.{suffix}"] for suffix in PACKED}
     packing = packing_of(specs, rows, columns)
-    group = next((each for each in GROUPS if packing and -(-columns // each) == packing.groups), 0)
-    if packing and foreign:
+    if packing is None:
+        return _misshapen(layer, specs, rows, columns)
+    sizes = (*GROUPS, columns)  # one group of all inputs, whatever its size is called
+    group = next((each for each in sizes if -(-columns // each) == packing.groups), 0)
+    if foreign:
         return Span(layer, tensor, first, last, columns, 0, packing, foreign)
-    if packing and packing.layout != LAYOUT:
-        return Span(layer, tensor, first, last, columns, 0, packing, f"codes in the order of {packing.layout}")
-    if packing and packing.bits != BITS:
-        return Span(layer, tensor, first, last, columns, 0, packing, f"codes of {packing.bits} bits")
-    if packing and group and base[tensor].dtype != "BF16":
-        reason = f"a base in {base[tensor].dtype}"
-        return Span(layer, tensor, first, last, columns, 0, packing, reason)
-    if packing and group:
-        return Span(layer, tensor, first, last, columns, group, packing)
-    return _misshapen(layer, specs, rows, columns)
-
-
-def packing_of(specs: Mapping[str, Spec], rows: int, columns: int) -> Packing | None:
-    """Return how the tensors of a layer of `rows` outputs and `columns` inputs are packed; None where no way fits.
-
-    For b bits, GPTQ's qweight is [columns * b / 32, rows], AWQ's [columns, rows * b / 32]; qzeros are
-    [groups, rows * b / 32] and scales [groups, rows] in both.
-    """
-    words, zeros, scales = (specs[suffix].shape for suffix in PACKED)
-    groups = scales[0] if scales else 0
-    dtypes = tuple(specs[suffix].dtype for suffix in PACKED)
-    if not (rows and columns and groups) or scales != (groups, rows) or dtypes != ("I32", "I32", "F16"):
-        return None
-    for bits in (4, 8, 2, 3):
-        if zeros == (groups, rows * bits // 32) and columns * bits % 32 == 0:
-            if words == (columns * bits // 32, rows):
-                return Packing("gptq", bits, groups)
-            if words == (columns, rows * bits // 32):
-                return Packing("awq", bits, groups)
-    return None
+    if not group:
+        return Span(layer, tensor, first, last, columns, 0, packing, f"{packing.groups} groups of {columns} inputs")
+    if base[tensor].dtype != "BF16":
+        return Span(layer, tensor, first, last, columns, 0, packing, f"a base in {base[tensor].dtype}")
+    return Span(layer, tensor, first, last, columns, group, packing)
 
 
 def _misshapen(layer: str, found: Mapping[str, Spec], rows: int, columns: int) -> Finding:
     groups = found["scales"].shape[0] if found["scales"].shape else 0
-    expected = {
-        "qweight": Spec("I32", (columns // PER_WORD, rows)),
-        "qzeros": Spec("I32", (groups, rows // PER_WORD)),
-        "scales": Spec("F16", (groups, rows)),
-    }
+    bits = next((each for each in BITS if found["qweight"].shape == (columns * each // 32, rows)), gptq.BITS)
+    expected = {**gptq.specs((rows, columns), columns, bits), "scales": Spec("F16", (groups, rows))}
+    expected["qzeros"] = Spec("I32", (groups, expected["qzeros"].shape[1]))
     suffix = next((each for each, spec in expected.items() if found[each] != spec), "scales")
     detail = f"found {_text(found[suffix])}, the base's {rows} x {columns} gives {_text(expected[suffix])}"
     return Finding("wrong shape", f"{layer}.{suffix}", detail=detail)
@@ -157,11 +134,14 @@ def _is_bias_of_packed(name: str, spec: Spec, found: Mapping[str, Spec]) -> bool
     return suffix == "bias" and spec.dtype == "F16" and f"{layer}.qweight" in found
 
 
-def _copied(name: str, spec: Spec, base: Mapping[str, Spec], converted: str) -> Span | Finding:
+def _copied(name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, half: bool) -> Span | Finding:
     if name in base:
         columns = spec.shape[-1] if len(spec.shape) > 1 else spec.size
-        if converted and spec.shape == base[name].shape and spec.dtype != base[name].dtype:
-            return Span(name, name, 0, _rows(spec), columns, 0, unmodelled=f"{converted}, in {spec.dtype}")
+        if (foreign or half) and spec.shape == base[name].shape and spec.dtype != base[name].dtype:
+            if half and base[name].dtype == "BF16":
+                return Span(name, name, 0, _rows(spec), columns, 0, half=True)
+            reason = foreign or "a packed layer's bias"
+            return Span(name, name, 0, _rows(spec), columns, 0, unmodelled=f"{reason}, in {spec.dtype}")
         if spec != base[name]:
             return Finding("wrong shape", name, detail=f"found {_text(spec)}, the base has {_text(base[name])}")
         return Span(name, name, 0, _rows(spec), columns, 0)
