@@ -8,9 +8,10 @@ from math import sqrt
 from typing import Any, Self
 
 from requant.check.findings import (
+    CONVERTED,
     COPIED,
+    EXTENDED,
     FAITHFUL,
-    HALF,
     NEAR,
     NOTES,
     TUNED,
@@ -165,7 +166,7 @@ def judge(
     statistics: dict[str, dict[str, Counts]] = {}
     for name, some in by_piece.items():
         whole = merge(some)
-        order = ("", COPIED, HALF, *rounding.EXACT, TUNED, rounding.SEARCHED, rounding.WEIGHTED, FAITHFUL, NEAR)
+        order = ("", COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
         way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
         findings += whole.findings[way]
         layers[name] = "in no known way" if any(map(accuses, whole.findings[way])) else way

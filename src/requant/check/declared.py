@@ -91,15 +91,23 @@ class Scheme:
         return not (stated or "autoround_version" in self.value)
 
     @property
+    def transposes(self) -> bool:
+        """Whether it is AutoRound 0.12's, which names the halves of transposed, interleaved experts gate and up.
+
+        Later ones mean every second column by the same names, and have not been looked at.
+        """
+        return str(self.value.get("autoround_version", "")).startswith("0.12.")
+
+    @property
     def dtype(self) -> str:
-        """The dtype that AutoRound's exports to GPTQ and AWQ state, whose kernels want it; their tensors are untouched."""
+        """The dtype that AutoRound's exports to GPTQ and AWQ state, as kernels want it; tensors are untouched."""
         exported = self.layout == "awq" or self.value.get("quant_method") in TOOLS
         return "float16" if exported and not self.strange_tool else ""
 
     @property
     def layout(self) -> str | None:
         """The order of codes in words; None: unknown."""
-        return self.format and self.format.layout
+        return self.format.layout if self.format else None
 
     @cached_property
     def blocks(self) -> tuple[str, ...] | None:
@@ -204,7 +212,8 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
         found.update(f"{file}: {each}" for each in _strange(aside.own))
     for where, value in stated:
         for key, said in value.items():
-            if key not in KNOWN and said and said != HARMLESS.get(key):
+            idle = key.startswith("act_") and value.get("act_bits", FLOAT) == FLOAT
+            if key not in KNOWN and said and said != HARMLESS.get(key) and not idle:
                 found[f"{where}: {key}"] += 1
         if str(value.get("data_type", "int")).startswith("int") and value.get("data_type", "int") != "int":
             found[f"{where}: data_type {_said(value['data_type'])}"] += 1

@@ -34,7 +34,8 @@ NOTES: tuple[Kind, ...] = (
     "stated by the base alone",
 )
 """Kinds that are named and accuse nobody."""
-COPIED, HALF, TUNED = "the base's bytes", "the base's numbers in float16", "within reach"
+COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
+EXTENDED = "within reach of a scale that was searched"
 FAITHFUL, NEAR = "nearest to a scale that is not modelled", "near the base, by a rounding that is not modelled"
 """Ways in which a tensor can have been made; `rounding` has the others."""
 BINS = 64

@@ -7,6 +7,7 @@ import numpy as np
 
 from requant.check.findings import Finding, Kind
 from requant.check.spans import Span
+from requant.formats import Packing
 from requant.rounding.reach import Array
 
 _TOLD = ("found", "least", "greatest")
@@ -20,6 +21,7 @@ class Packed:
     """
 
     span: Span
+    packing: Packing
     first: int
     weights: Array
     codes: Array
@@ -39,7 +41,7 @@ class Packed:
     def clamped(self, groups: Array, rows: Array) -> tuple[Array, Array]:
         """Return what codes of some groups, less their zero points, are clamped to: arrays [n, 1]."""
         zeros = self.zeros[groups, rows][:, None].astype(np.float32)
-        return -zeros, np.float32(self.span.top) - zeros
+        return -zeros, np.float32(self.packing.top) - zeros
 
     def reported(self, kind: Kind, rows: Array, inputs: Array, bad: Array, detail: Sequence[Array]) -> list[Finding]:
         """Return a finding about the codes that are `bad`, [n, group]: their number, and the first by row."""

@@ -1,4 +1,4 @@
-"""Formats: how codes, scales and zero points lie in files, one module each, and the names that configurations give them.
+"""Formats: how codes, scales and zero points lie in files, one module each, and what configurations call them.
 
 All of them store a linear layer's weight [out, in] as `qweight`, `qzeros` and `scales`. A weight is
 scale * (code - zero point), where `scales` float16 and zero points are per output and group of inputs.
@@ -13,7 +13,7 @@ from requant.checkpoint.safetensors import Spec
 PACKED = ("qweight", "qzeros", "scales")
 """What a packed layer is in files, by suffix."""
 ORDER = "g_idx"
-"""A fourth tensor of GPTQ's, int32 [in]: the group of each input; the inputs are in order where it is i // group size."""
+"""A fourth tensor of GPTQ's, int32 [in]: the group of each input, which is i // group size where they are in order."""
 BITS = (4, 8, 2, 3)
 """Widths of codes that exist."""
 

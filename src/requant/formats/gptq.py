@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 def specs(shape: tuple[int, int], group_size: int, bits: int = BITS) -> dict[str, Spec]:
-    """Return the three tensors of a packed weight [out, in], by suffix; a group size of -1 is one group of all inputs."""
+    """Return the three tensors of a packed weight [out, in], by suffix; a group size of -1 is one group."""
     out_features, in_features = shape
     groups = 1 if group_size == -1 else -(-in_features // group_size)
     return {

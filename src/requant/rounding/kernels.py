@@ -83,8 +83,8 @@ def along_inputs(words, bits, codes):
 
 @njit(**_OPTIONS)
 def along_outputs(words, order, codes):
-    """Write the 4-bit codes uint8 [rows, columns] of words uint32 [columns, rows / 8]; output k of 8 lies at order[k]."""
-    rows, columns = codes.shape
+    """Write the 4-bit codes uint8 [rows, columns] of words uint32 [columns, rows / 8]; row k of 8 is at order[k]."""
+    columns = codes.shape[1]
     for start in range(0, columns, TILE):
         for w in range(words.shape[1]):
             for k in range(8):

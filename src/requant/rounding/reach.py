@@ -96,10 +96,8 @@ def _fits(iterations: int, offset: float, factor: float) -> bool:
     return offset <= far + error(4) and factor >= (1 - far) * (1 - 2**-11)
 
 
-def codes_within(
-    values: Array, scales: Array, bound: Reach, lowest: Any = -8, highest: Any = 7
-) -> tuple[Array, Array]:
-    """Return the least and the greatest reachable code, less its zero point, for float32 weights and scales (broadcast).
+def codes_within(values: Array, scales: Array, bound: Reach, lowest: Any = -8, highest: Any = 7) -> tuple[Array, Array]:
+    """Return the least and greatest reachable codes, less zero points, for float32 weights and scales (broadcast).
 
     `lowest` and `highest` are what codes, less their zero points, are clamped to: -8 and 7 of 4 symmetric bits.
     """
@@ -114,12 +112,11 @@ def half(ends: Array) -> Array:
     return np.asarray(halves(np.ascontiguousarray(ends).reshape(-1)).reshape(ends.shape))
 
 
-def scale_possible(
-    scales: Array, low: Array, high: Array, bound: Reach, middle: int = 8
-) -> npt.NDArray[np.bool_]:
+def scale_possible(scales: Array, low: Array, high: Array, bound: Reach, middle: int = 8) -> npt.NDArray[np.bool_]:
     """Say of each scale, float16 bits uint16, whether tuning can reach it from a range [low, high], low <= 0 <= high.
 
-    `middle` is the zero point of symmetric codes. A positive scale comes from the low end, where that end can be the wider one; a negative from the high end.
+    `middle` is the zero point of symmetric codes. A positive scale comes from the low end, where that end can be the
+    wider one; a negative from the high end.
     """
     below, negative, magnitude = -low, scales >= SIGN, scales & ~SIGN
     widest = np.maximum(below, high)

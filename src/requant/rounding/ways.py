@@ -1,16 +1,16 @@
 """Rounding to nearest, in each formula that is known to have been published: by name, for any width of codes.
 
-For b bits, H = 2^(b-1) and T = 2^b - 1. `ABSMAX`: `quantize_weight_rtn` of auto_round/utils/missing_tensors.py at 0.12.2
-and 2dda035. Of symmetric codes the scale is float32 max|w|/(H - 1), of asymmetric ones (max - min)/T with a zero point
-of round(-min/scale); codes are divided by it, and float16 of it is stored. `FULL`: `quant_tensor_sym` and
+For b bits, H = 2^(b-1) and T = 2^b - 1. `ABSMAX`: `quantize_weight_rtn` of auto_round/utils/missing_tensors.py at
+0.12.2 and 2dda035. Of symmetric codes the scale is float32 max|w|/(H - 1), of asymmetric ones (max - min)/T with a
+zero point of round(-min/scale); codes are divided by it, and float16 of it is stored. `FULL`: `quant_tensor_sym` and
 `quant_tensor_asym` (data_type/int.py) without tuning: float16(-low/H), or -float16(high/H) where high >= -low; or
 float16((high - low)/T); codes are divided by float16. `NARROW`: `quant_tensor_asym` on BF16 weights whose factors are
-one number, as at 0 iterations: the range and its T-th part are BF16. `SEARCHED`: `quantize_weight_rtn` at 0.13.0, where
-`search_scales` tries 181 scales around the full range and keeps the one of least squared error; codes are divided by it
-in float32. torch sums that error in an order that depends on the machine, so of the 181 the stored one must be
-recognised, and be no worse than the best by more than `TOLERANCE`. `WEIGHTED`: the same search on BF16 weights, each
-squared error weighted by what was calibrated (`quant_tensor_rtn_sym`, 0.12.2 at 0 iterations): every operation rounds
-to BF16, and which of the 181 won nobody can know without the calibration.
+one number, as at 0 iterations: the range and its T-th part are BF16. `SEARCHED`: `quantize_weight_rtn` at 0.13.0,
+where `search_scales` tries 181 scales around the full range and keeps the one of least squared error; codes are
+divided by it in float32. torch sums that error in an order that depends on the machine, so of the 181 the stored one
+must be recognised, and be no worse than the best by more than `TOLERANCE`. `WEIGHTED`, `WIDE`: the same search, each
+squared error weighted by what was calibrated (`quant_tensor_rtn_sym`, 0.12.2 at 0 iterations): which of the 181 won
+nobody can know without the calibration. On BF16 weights, `WEIGHTED`, every operation rounds to BF16.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ from requant.rounding.reach import F32, SIGN, SMALLEST, Array, half
 
 ABSMAX, FULL, NARROW = "rounded, absmax", "rounded, full range", "rounded, full range in BF16"
 SEARCHED, WEIGHTED = "rounded, full range, searched", "rounded, full range, searched by calibrated weights"
-EXACT = (ABSMAX, FULL, NARROW)
-SYMMETRIC, ASYMMETRIC = (ABSMAX, FULL, SEARCHED, WEIGHTED), EXACT
+WIDE = "rounded, full range, searched by calibrated weights in float32"
+EXACT, CHOSEN = (ABSMAX, FULL, NARROW), (SEARCHED, WEIGHTED, WIDE)
+SYMMETRIC, ASYMMETRIC = (ABSMAX, FULL, *CHOSEN), EXACT
 TOLERANCE = 1e-4
 _ZERO = F32(1e-30)
 """What `get_reciprocal` takes for zero."""
@@ -102,7 +103,7 @@ def _searched(widest: Array, stored: Array, middle: int, narrow: bool) -> Array:
     """Return the candidate nearest to what is stored, in the arithmetic of `search_scales`: float32, or BF16."""
     each = bfloat16 if narrow else np.asarray
     exact, best = np.full(widest.shape, F32(1e-5)), np.full(widest.shape, F32(np.inf))
-    limit = each(F32(1e-5))
+    limit = each(np.full(1, 1e-5, np.float32))
     with np.errstate(all="ignore"):
         inverse = np.where(np.abs(widest) >= _ZERO, each(F32(1) / widest), F32(0))
         for step in range(-90, 91):
