@@ -135,18 +135,20 @@ def _as_declared(
     """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
     if scheme is None or scheme.foreign:
         return spans, unmodelled(spans)
-    found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme)]
+    packed = [span.name for span in spans if span.packing]
+    found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme, packed)]
     made = []
     for span in spans:
         if span.group and (packing := span.packing):
-            less = scheme.format.less if scheme.format and scheme.format.layout == packing.layout else 0
-            span = replace(span, less=less, foreign=scheme.strange_tool)
+            if scheme.format and scheme.format.layout == packing.layout:
+                span = replace(span, less=scheme.format.less)
+            span = replace(span, foreign=scheme.strange_tool)
             said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
             if False in said:
                 middle = symmetric(checkpoint, span, packing)
                 found += zero_points(scheme, span.name, middle)
                 span = replace(span, symmetric=middle or scheme.symmetric(span.name))
-            if not in_order(checkpoint, span):
+            if not in_order(checkpoint, span, scheme.value.get("desc_act") is True):
                 span = replace(span, group=0, unmodelled="inputs in the order of g_idx")
         made.append(span)
     return made, [*found, *unmodelled(made)]
@@ -205,7 +207,7 @@ def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
         return (TUNED,) if kind == "tuned" else made
     exact = (way for way in made if way in rounding.EXACT)
     searched = (way for way in made if way in rounding.CHOSEN)
-    beyond = [EXTENDED, *([FAITHFUL] if rounds else [])] if span.symmetric else []
+    beyond = [FAITHFUL if rounds else EXTENDED] if span.symmetric else []
     beyond += [NEAR] if span.foreign else []
     return (*exact, TUNED, *searched, *beyond)
 

@@ -29,10 +29,10 @@ KNOWN |= {"group_size", "iters", "modules_in_block_to_quantize", "nsamples", "pa
 KNOWN |= {"sym", "to_quant_block_names", "low_gpu_mem_usage", "enable_quanted_input", "enable_minmax_tuning", "lr"}
 KNOWN |= {"minmax_lr", "gradient_accumulate_steps", "dataset", "amp", "enable_norm_bias_tuning", "scale_dtype"}
 """Keys that are held against the tensors, or that say how the tuning went, which changes nothing of what codes mean."""
-KNOWN |= {"provider", "checkpoint_format", "damp_percent", "true_sequential", "lm_head", "modules_to_not_convert"}
+KNOWN |= {"provider", "damp_percent", "true_sequential"}
 KNOWN |= {"meta", "zero_point"}
 HARMLESS = {"act_bits": 16, "backend": "auto", "version": "gemm", "format": "gptq", "method": "gptq"}
-HARMLESS |= {"pack_dtype": "int32"}
+HARMLESS |= {"pack_dtype": "int32", "checkpoint_format": "gptq"}
 """Keys, each with the one value that changes nothing of what codes mean."""
 FLOAT = 16
 """`bits` from here on mean a float layer."""
@@ -202,8 +202,11 @@ def _beside(read: Mapping[str, Mapping[str, Any]]) -> tuple[Scheme, list[Finding
     return replace(declared, asides=asides), faults
 
 
-def unknown(scheme: Scheme) -> Iterator[Finding]:
-    """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing."""
+def unknown(scheme: Scheme, packed: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing.
+
+    `packed` names the packed layers: what a configuration leaves out may be anything else.
+    """
     stated = [("quantization_config", scheme.value), *(("extra_config", each) for each in scheme.overrides.values())]
     found = Counter(_strange(scheme.value))
     for file, aside in scheme.asides.items():
@@ -212,8 +215,7 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
         found.update(f"{file}: {each}" for each in _strange(aside.own))
     for where, value in stated:
         for key, said in value.items():
-            idle = key.startswith("act_") and value.get("act_bits", FLOAT) == FLOAT
-            if key not in KNOWN and said and said != HARMLESS.get(key) and not idle:
+            if key not in KNOWN and said and said != HARMLESS.get(key) and not _is_idle(key, value, packed):
                 found[f"{where}: {key}"] += 1
         if str(value.get("data_type", "int")).startswith("int") and value.get("data_type", "int") != "int":
             found[f"{where}: data_type {_said(value['data_type'])}"] += 1
@@ -224,6 +226,16 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
         if untried := [key for key, _ in each.expressions if not is_tried(key)]:
             detail = f"expressions that are not tried, such as {_said(untried[0])}"
             yield Finding("not modelled", f"{where}extra_config", len(untried), detail=detail)
+
+
+def _is_idle(key: str, value: Mapping[str, Any], packed: Collection[str]) -> bool:
+    """Say whether what is said under a key is of no consequence beside the rest."""
+    if key.startswith("act_"):
+        return bool(value.get("act_bits", FLOAT) == FLOAT)
+    if key == "checkpoint_format":
+        return value.get("quant_method") == "gptq" and value[key] == "gptq_v2"
+    named = value[key] if key == "modules_to_not_convert" and isinstance(value[key], list) else [""]
+    return not any(str(part) in layer for part in named for layer in packed)
 
 
 def _strange(value: Mapping[str, Any]) -> Iterator[str]:
@@ -307,7 +319,7 @@ def _unlike(scheme: Scheme, span: Span) -> Iterator[tuple[str, str, str]]:
     if scheme.layout != packing.layout:
         stated = scheme.value.get("packing_format", UNSTATED)
         yield "packing_format", _said(stated), f"words in the order of {packing.layout}"
-    if scheme.value.get("desc_act") is True:
+    if scheme.value.get("desc_act") is True and scheme.value.get("quant_method") in METHODS:
         yield "desc_act", "true", "inputs in order, without g_idx"
     modules = scheme.value.get("modules_in_block_to_quantize")
     if isinstance(modules, list) and not layer.endswith(tuple(f".{name}" for name in _flat(modules))):

@@ -49,6 +49,7 @@ CHUNK = 3 << 20
 """Bytes of zero points read at once: whole words of any width of codes."""
 LAST = {*rounding.CHOSEN, EXTENDED}
 """Ways that are tried only where no other fits: they cost much, or allow more."""
+SHARE = 1 / 16
 STRETCH = 1.25
 """A searched scale is at most so many times the widest: 8/(8 - 0.9) in 0.13.0, 1.21 where it was measured in 0.12.2."""
 
@@ -251,15 +252,17 @@ def _extended(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
     """Say what is out of reach of AutoRound's extended algorithm, for symmetric codes (`alg_ext.py` of 0.12.2).
 
     It searches a scale first, as at 0 iterations, and tunes a factor of it, up and down; codes are divided by their
-    product before that is rounded to float16.
+    product before that is rounded to float16. Nothing declares it, so a layer counts as made so only where `SHARE` of
+    its scales are beyond plain tuning: of those that AutoRound makes a third is.
     """
+    beyond = ~scale_possible(seen.scales.view(np.uint16), seen.low, seen.high, bound, seen.packing.middle)
+    if np.count_nonzero(beyond) < SHARE * beyond.size:
+        return [Finding("scale out of reach", f"{seen.span.name}.scales", detail="plain tuning reaches most")]
     middle = seen.packing.middle
     widest = np.maximum(-seen.low, seen.high)
-    least, most = (
-        widest / np.float32(middle + 0.9) * bound.factor,
-        widest / np.float32(middle - 0.9) * (2 - bound.factor),
-    )
-    least, most = half(least * np.float32(1 - 2**-10)), half(most * np.float32(1 + 2**-10))
+    slack = 2.0**-10  # of roundings to BF16 and float16 on the way
+    least = half(widest * np.float32((1 - slack) * bound.factor / (middle + 0.9)))
+    most = half(widest * np.float32((1 + slack) * (2 - bound.factor) / (middle - 0.9)))
     bits = seen.scales.view(np.uint16)
     magnitude, negative = bits & ~SIGN, bits >= SIGN
     strange = (magnitude > np.maximum(most, SMALLEST)) | (magnitude < least)
@@ -325,12 +328,15 @@ def symmetric(checkpoint: Source, span: Span, packing: Packing) -> bool:
     return True
 
 
-def in_order(checkpoint: Source, span: Span) -> bool:
-    """Say whether a layer's inputs are in order: each in the group that its place gives, if any tensor says so."""
+def in_order(checkpoint: Source, span: Span, moved: bool) -> bool:
+    """Say whether a layer's inputs are in order: each in the group that its place gives, if any tensor says so.
+
+    Without one, they are unless the configuration says that they were `moved`.
+    """
     name = f"{span.name}.{INDEX}"
     place = checkpoint.tensors.get(name)
     if place is None:
-        return True
+        return not moved
     if place.spec != Spec("I32", (span.columns,)):
         return False
     stated = np.empty(span.columns, "<i4")

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
-from requant.formats import BITS, ORDER, PACKED, Packing, gptq, packing_of
+from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
@@ -109,7 +109,8 @@ def _packed(
         return Span(*place, 0, packing, f"{packing.groups} groups of {columns} inputs")
     if base[where.tensor].dtype != "BF16":
         return Span(*place, 0, packing, f"a base in {base[where.tensor].dtype}")
-    return Span(*place, group, packing, transposed=where.transposed)
+    less = (GPTQ if packing.layout == "gptq" else AWQ).less
+    return Span(*place, group, packing, less=less, transposed=where.transposed)
 
 
 def _misshapen(layer: str, found: Mapping[str, Spec], rows: int, columns: int) -> Finding:
