@@ -168,6 +168,8 @@ def judge(
         whole = merge(some)
         order = ("", COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
         way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
+        if NEAR in whole.findings and any(map(accuses, whole.findings[way])):
+            way = NEAR  # what AutoRound's ways make of another tool's codes accuses nobody
         findings += whole.findings[way]
         layers[name] = "in no known way" if any(map(accuses, whole.findings[way])) else way
         if whole.counts.codes:

@@ -232,7 +232,7 @@ def _coverage(spans: list[Span], base: Mapping[str, Spec], known: set[str]) -> I
         used[span.base].append(span)
     for name, spec in base.items():
         columns = used[name][0].columns if used[name] else _columns(spec)
-        rows = spec.size // columns if columns else 0
+        rows = spec.size // columns if columns else _rows(spec)
         ends = [(0, 0, ""), *((span.first, span.last, span.name) for span in used[name]), (rows, rows, "")]
         for (_, last, before), (first, _, after) in pairwise(ends):
             if first < last:
