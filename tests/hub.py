@@ -186,8 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         name = PREFIXES[kinds.removesuffix("s")] + repository
         commit, folder = self.hub.repositories.get(name, ("", Path()))
-        if not commit:
-            return self._end(404, {"X-Error-Code": "RepoNotFound"})
+        if not commit:  # a stranger is not told which private ones there are
+            return self._end(404 if self.headers.get("Authorization") else 401, {"X-Error-Code": "RepoNotFound"})
         if what and revision not in (commit, "main"):
             return self._end(404, {"X-Error-Code": "RevisionNotFound"})
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -198,8 +198,16 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "paths-info":
             asked = parse_qs(body.decode()).get("paths", [])
             return self._json([entry for path in files if (entry := self._entry(folder, path))["path"] in asked])
-        names = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
+        blobs = parse_qs(urlsplit(self.path).query).get("blobs") == ["true"]
+        names = [self._sibling(folder, path, blobs) for path in files]
         return self._json({"id": repository, "sha": commit, "private": False, "siblings": names})
+
+    def _sibling(self, folder: Path, path: Path, blobs: bool) -> dict[str, Any]:
+        entry = self._entry(folder, path)
+        more = {"size": entry["size"], "blobId": entry["oid"]} if blobs else {}
+        if blobs and (lfs := entry.get("lfs")):
+            more["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": lfs["pointerSize"]}
+        return {"rfilename": entry["path"], **more}
 
     def _entry(self, folder: Path, path: Path) -> dict[str, Any]:
         content = path.read_bytes()

@@ -160,10 +160,13 @@ PRINTED: Mapping[str, Any] = {
     "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
     "requant.new/1": shape(
         "New",
-        "A recipe that was written: its folder, all files, estimated hours.",
+        "A recipe that was written: its folder, all files, and what a full build takes: estimated hours, and bytes to "
+        "download and of disk.",
         recipe=str,
         files=list[str],
         hours=float,
+        download_bytes=int,
+        disk_bytes=int,
     ),
     "requant.plan/1": printed(
         Summary,

@@ -237,7 +237,7 @@ def test_says_what_the_hub_refused(hub: Hub, folder: Path, status: int, advice: 
 
 def test_says_that_the_repository_is_not_there(hub: Hub, folder: Path) -> None:
     hub.repositories.clear()
-    with pytest.raises(NotAvailableError, match="no such file, status 404"):
+    with pytest.raises(NotAvailableError, match="no such repository, status 404"):
         fetch(pinned(), folder, endpoint=hub.url)
 
 

@@ -59,6 +59,8 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     document = json.loads(shown.stdout)
     assert document["schema"] == "requant.new/1"
     held(document["schema"], document)
+    assert document["download_bytes"] == 0  # the base is here, and nobody has said how large the text is
+    assert document["disk_bytes"] > sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
     return read_recipe(Path(document["recipe"]))
 
 
@@ -134,13 +136,13 @@ def test_a_build_stops_where_autoround_packs_something_else(own: Recipe, tmp_pat
 def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path) -> None:
     model, project = base("llama", tmp_path / "model"), tmp_path / "project"
     with pytest.raises(UsageError, match="expected lower-case"):
-        new(model, "../up", project)
+        new(str(model), "../up", project)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        new(tmp_path, "mine", project)
+        new(str(tmp_path), "mine", project)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
     with pytest.raises(RecipeError, match="quantiz"):
-        new(model, "mine", project)
+        new(str(model), "mine", project)
     assert not project.exists()
 
 

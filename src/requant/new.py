@@ -1,7 +1,8 @@
 """`new SOURCE --name NAME`: a recipe for a base, with everything that a build of it needs.
 
 What is written stands in a project: a folder with `builds/` and `lockfiles/`, such as a clone of requant or one's own.
-The base is read by its headers, config.json and digests; AutoRound is asked what it would pack (`build.survey`).
+The base is a folder or a repository on the Hub. It is read by its headers, config.json and digests; AutoRound is asked
+what it would pack (`build.survey`).
 """
 
 import json
@@ -15,14 +16,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from requant.build.inputs import LOCAL
+from requant.build.inputs import LOCAL, cost
 from requant.build.survey import SHRUNK, ask
-from requant.checkpoint.checkpoint import open_checkpoint
-from requant.checkpoint.files import list_files
+from requant.checkpoint.files import is_companion, is_opaque, list_files
+from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
-from requant.digest import canonical_json, sha256, strict_json
+from requant.digest import canonical_json, sha256
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.model.plan import BASE, FILE, write_plans
+from requant.hub import web
+from requant.hub.pinned import PinnedFile, Pins
+from requant.hub.repository import listing, named
+from requant.hub.stated import stated_pins
+from requant.inspect.headers import Headers, read_headers
+from requant.inspect.remote import headers_at
+from requant.model.plan import BASE, FILE, Specs, write_plans
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
@@ -30,7 +37,9 @@ from requant.model.target import question
 from requant.progress import Progress, Tell, silent
 from requant.recipe import FILE as RECIPE
 from requant.recipe import Recipe, read_recipe
+from requant.sandbox.preflight import Cost
 
+SchemeName = Literal["W4A16"]
 Preset = Literal["default", "best", "light"]
 Environment = Literal["cpu", "cu124", "gb10"]
 
@@ -42,6 +51,8 @@ PRESETS: Mapping[Preset, tuple[int, int, str]] = {
 """Iterations, samples and learning rate of AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2)."""
 
 ACCELERATORS: Mapping[Environment, str] = {"cpu": "", "cu124": "NVIDIA H200", "gb10": "NVIDIA GB10"}
+NEWEST = "main"
+"""The revision of a repository that is meant where none is named; what it stands for now is pinned."""
 TEXT = "pile-10k.json"
 GIB = 1 << 30
 SHARD = 5 << 30
@@ -57,86 +68,109 @@ class New:
     recipe: Recipe
     files: tuple[Path, ...]
     summary: Summary
-    hours: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What is known of a base: its files by digest, its config.json and those of its tiny models, and its tensors."""
+
+    pins: Pins
+    configs: Mapping[str, Mapping[str, Any]]
+    specs: Specs
+
+    @property
+    def bytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs.values())
 
 
 def new(
-    source: Path,
+    source: str,
     name: str,
     project: Path,
     *,
     preset: Preset = "default",
     environment: Environment = "cu124",
+    scheme: SchemeName = "W4A16",
     sandbox: str = "venv",
     tell: Tell = silent,
+    endpoint: str | None = None,
 ) -> New:
-    """Write `builds/NAME/` of a project for the base in the folder `source`.
+    """Write `builds/NAME/` of a project for a base: the folder `source`, or else `owner/name[@revision]` on the Hub.
 
-    Raises UsageError for a name that is taken or cannot be one, CheckpointError for a base that cannot be read,
-    RecipeError for a config.json that no rule shrinks, BuildError where AutoRound does not take the model.
+    Of a repository headers and small files are fetched, and no weight; `endpoint` overrides the library's.
+
+    Raises UsageError for a name that is taken or cannot be one, CheckpointError for a base that cannot be read or is
+    not what the hub states, NotAvailableError for the network and refusals, RecipeError for a config.json that no rule
+    shrinks, BuildError where AutoRound does not take the model.
     """
     builds = project / "builds"
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name}: expected lower-case letters, digits and hyphens, at most 40")
     if (builds / name).exists():
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
-    config = _config(source)
-    specs = {key: tensor.spec for key, tensor in open_checkpoint(source).tensors.items()}
-    tiny = {size: shrink(config, size) for size in SHRUNK}
-    pins = _pins(source, tell)
+    base = _folder(Path(source), tell) if Path(source).exists() else _repository(source, endpoint, tell)
     written = [*_brought_along(project, environment)]
     builds.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=builds) as folder:
         place = Path(folder)
-        bytes_of_base = sum(spec.nbytes for spec in specs.values())
-        hours = _hours(bytes_of_base, preset)
-        text = _recipe(name, pins, config, specs, preset, environment, hours, bytes_of_base)
-        (place / RECIPE).write_text(text)
+        (place / RECIPE).write_text(_recipe(name, base, preset, environment, scheme))
         asked = read_recipe(place)
-        plans = ask(asked, {BASE: config, **tiny}, specs, sandbox=sandbox, tell=tell)
+        plans = ask(asked, base.configs, base.specs, sandbox=sandbox, tell=tell)
         write_plans(place / FILE, question(asked), plans)
         bases = builds / "bases"
         bases.mkdir(exist_ok=True)
-        for file, value in ((bases / f"{name}.json", pins), (bases / f"{name}.config.json", config)):
-            file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        config = json.dumps(base.configs[BASE], indent=1, ensure_ascii=False) + "\n"
+        for file, text in ((bases / f"{name}.json", base.pins.to_json()), (bases / f"{name}.config.json", config)):
+            file.write_text(text)
             written.append(file)
         place.chmod(0o755)
         place.rename(builds / name)
         place.mkdir()  # for the context manager to remove
     recipe = read_recipe(builds / name)
     written += [recipe.path, recipe.beside(FILE)]
-    return New(recipe, tuple(written), summarize(recipe), hours)
+    return New(recipe, tuple(written), summarize(recipe), cost(recipe, project))
 
 
-def _config(source: Path) -> dict[str, Any]:
-    file = source / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{source}: no folder of a model: it has no config.json")
-    try:
-        config = strict_json(file.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON as requant reads it: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return config
-
-
-def _pins(source: Path, tell: Tell) -> dict[str, Any]:
-    """Return the pins of a folder's files; a folder has no revision, so its files' digests stand for one."""
-    files: dict[str, dict[str, Any]] = {}
-    for path, file in sorted(list_files(source).items()):
+def _folder(folder: Path, tell: Tell) -> _Base:
+    """Return the base in a folder, which has no revision, so its files' digests stand for one."""
+    configs, specs, _ = _read(read_headers(folder))
+    files = {}
+    for path, file in list_files(folder).items():
         tell(Progress("hashing", note=path))
         record, _ = read_file(file, path)
-        files[path] = {"bytes": record.bytes, "sha256": record.sha256}
-    label = re.sub(r"[^A-Za-z0-9]+", "-", source.resolve().name).strip("-") or "base"
-    return {
-        "schema": 1,
-        "kind": "model",
-        "repository": f"{LOCAL}{label}",
-        "revision": sha256(canonical_json(files))[:40],
-        "provenance": "Read by requant new from a folder; the revision is the beginning of the digest of all of these.",
-        "files": files,
-    }
+        files[path] = PinnedFile(record.bytes, record.sha256)
+    label = re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-") or "base"
+    said = "Read by requant new from a folder; the revision is the beginning of the digest of all of these."
+    revision = sha256(canonical_json({path: vars(file) for path, file in files.items()}))[:40]
+    return _Base(Pins("model", f"{LOCAL}{label}", revision, said, files), configs, specs)
+
+
+def _repository(text: str, endpoint: str | None, tell: Tell) -> _Base:
+    """Return the base in a repository, at the commit that its revision stands for now.
+
+    Pinned is what counts in a folder too, but for code and weights that are not these: no build downloads them.
+    """
+    patience = web.Patience()
+    found = listing(*named(text, NEWEST), patience, endpoint, stated=True)
+    headers = headers_at(found, patience, tell)
+    configs, specs, weights = _read(headers)
+    beside = [path for path in headers.paths if not (is_companion(path) or is_opaque(path))]
+    pins = stated_pins(found, [*weights, *beside], patience, had=headers.sides, tell=tell)
+    return _Base(pins, configs, specs)
+
+
+def _read(headers: Headers) -> tuple[dict[str, Mapping[str, Any]], Specs, list[str]]:
+    """Return the config.json of a base and those of its tiny models, its tensors, and the files that hold them."""
+    config = headers.object("config.json")
+    if config is None:
+        raise CheckpointError(f"{headers.name}: no model that transformers knows: it has no config.json")
+    if not headers.shards:
+        advice = "Convert it first: weights in another format are not opened."
+        raise CheckpointError(f"{headers.name}: no base: it has no safetensors files", advice)
+    weights = opened([*headers.shards, *headers.paths], headers.sides)
+    specs = {name: spec for file in weights for name, spec in headers.shards[file].items()}
+    return {BASE: config, **{size: shrink(config, size) for size in SHRUNK}}, specs, weights
 
 
 def _brought_along(project: Path, environment: str) -> list[Path]:
@@ -170,40 +204,32 @@ def _hours(size: int, preset: Preset) -> float:
     return max(0.1, round(9.0 * size / 71.9e9 * iterations / 400 * 2048 / 4096, 1))
 
 
-def _recipe(
-    name: str,
-    pins: Mapping[str, Any],
-    config: Mapping[str, Any],
-    specs: Mapping[str, Any],
-    preset: Preset,
-    environment: Environment,
-    hours: float,
-    size: int,
-) -> str:
+def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, scheme: SchemeName) -> str:
     iterations, samples, rate = PRESETS[preset]
-    table = table_of(str(config.get("model_type")))
+    table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
-    has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in specs)
+    has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
     gpu = environment != "cpu"
-    memory = math.ceil(1.2 * size / GIB)
+    memory = math.ceil(1.2 * base.bytes / GIB)
     text = resources.files("requant").joinpath("recipe.toml.template").read_text()
     values = {
         "environment": environment,
-        "repository": pins["repository"],
-        "revision": pins["revision"],
+        "repository": base.pins.repository,
+        "revision": base.pins.revision,
         "base": f"../bases/{name}.json",
+        "scheme": scheme,
         "iterations": iterations,
         "samples": samples,
         "rate": rate,
         "precision": "bfloat16" if gpu else "float32",
         "ignore": json.dumps(list(table.mtp_float) if has_mtp else []),
         "mtp": "rtn" if has_mtp else "none",
-        "shards": max(1, math.ceil(_PACKED_SHARE * size / SHARD)),
+        "shards": max(1, math.ceil(_PACKED_SHARE * base.bytes / SHARD)),
         "device": "cuda" if gpu else "cpu",
         "accelerator": ACCELERATORS[environment],
         "memory": memory if gpu else 0,
         "host_memory": 2 * memory + 4,
-        "hours": f"{hours:.1f}",
+        "hours": f"{_hours(base.bytes, preset):.1f}",
     }
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))

@@ -90,7 +90,7 @@ def pinned_given(recipe: Recipe, base: Path, endpoint: str | None, tell: Tell) -
 
     Raises CheckpointError where a file is not as pinned, or there is one more.
     """
-    pins = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
+    pins, _ = _base(recipe)
     if lacking := missing(pins, base).files:
         raise CheckpointError(f"{base}: lacks {lacking[0]}", "Without --base it is fetched.")
     return _confirmed(recipe, pins, base, endpoint, tell)
@@ -106,16 +106,23 @@ def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell, i
 
     Raises NotAvailableError where this machine cannot do the build, CheckpointError where bytes are not as pinned.
     """
-    if recipe.base.repository.startswith(LOCAL):
+    if _is_local(recipe):
         raise UsageError(f"{recipe.path}: its base is a folder of yours", "Name it: --base FOLDER.")
-    base = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
-    folder = cache() / "bases" / base.repository / base.revision
-    data, data_folder = _data(recipe)
-    downloads = ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file]))
-    found = preflight.cost(recipe, downloads, out)
+    found = cost(recipe, out)
     preflight.require(found, instead or _tiny_instead(recipe))
     tell(Progress("full build", note=found.text()))
-    return _confirmed(recipe, base, folder, endpoint, tell)
+    return _confirmed(recipe, *_base(recipe), endpoint, tell)
+
+
+def cost(recipe: Recipe, out: Path) -> preflight.Cost:
+    """Return what the full build of a recipe takes here; a base that is a folder is not downloaded."""
+    (base, folder), (data, data_folder) = _base(recipe), _data(recipe)
+    fetched = [] if _is_local(recipe) else _digested(base)
+    return preflight.cost(recipe, ((base, folder, fetched), (data, data_folder, [recipe.calibration.file])), out)
+
+
+def _is_local(recipe: Recipe) -> bool:
+    return recipe.base.repository.startswith(LOCAL)
 
 
 def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, tell: Tell) -> Inputs:
@@ -133,6 +140,11 @@ def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, t
     digests = {f"base/{path}": str(file.sha256) for path, file in base.files.items() if file.sha256}
     digests["calibration"] = str(data.files[recipe.calibration.file].sha256)
     return Inputs(folder, data_folder / recipe.calibration.file, digests, ())
+
+
+def _base(recipe: Recipe) -> tuple[Pins, Path]:
+    base = _pins(recipe, recipe.base.files, recipe.base.repository, recipe.base.revision)
+    return base, cache() / "bases" / base.repository / base.revision
 
 
 def _data(recipe: Recipe) -> tuple[Pins, Path]:

@@ -10,30 +10,51 @@ import requant.new
 from requant.cli.options import MAKE, AsJson, SandboxOption, app
 from requant.cli.plan import plan_table
 from requant.cli.terminal import out, print_json, progress, say
-from requant.new import Environment, Preset
+from requant.new import Environment, Preset, SchemeName
 
 
-@app.command(rich_help_panel=MAKE, epilog="Example: requant new ~/models/llama --name llama --environment cpu")
+@app.command(
+    rich_help_panel=MAKE,
+    epilog="Examples: requant new Qwen/Qwen3-8B --name qwen3, or requant new ~/models/llama --name llama",
+)
 def new(
-    source: Annotated[Path, typer.Argument(help="The folder of the unquantized model.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="The unquantized model: a folder, or owner/name[@revision] on the Hub; without a revision, main.",
+            show_default=False,
+        ),
+    ],
     name: Annotated[str, typer.Option(help="The name of the build: its folder is builds/NAME.", show_default=False)],
     preset: Annotated[Preset, typer.Option(help="How much is tuned, as AutoRound's own recipes say.")] = "default",
     environment: Annotated[Environment, typer.Option(help="The environment of the full build.")] = "cu124",
+    scheme: Annotated[SchemeName, typer.Option(help="How a weight is stored, by AutoRound's name.")] = "W4A16",
     project: Annotated[Path, typer.Option(help="The folder that holds builds/ and lockfiles/.")] = Path(),
     sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write a recipe for a base: pins, plan and every value; AutoRound is asked, no weight is tuned."""
+    """Write a recipe for a base: pins, plan and every value; AutoRound is asked, no weight is downloaded or tuned."""
     with progress() as tell:
         made = requant.new.new(
-            source, name, project, preset=preset, environment=environment, sandbox=sandbox, tell=tell
+            source,
+            name,
+            project,
+            preset=preset,
+            environment=environment,
+            scheme=scheme,
+            sandbox=sandbox,
+            tell=tell,
         )
-    folder = made.recipe.path.parent
+    folder, cost, hardware = made.recipe.path.parent, made.cost, made.recipe.hardware
     if as_json:
-        files = [str(each) for each in made.files]
-        print_json("requant.new/1", {"recipe": str(folder), "files": files, "hours": made.hours})
+        document = {"recipe": str(folder), "files": [str(each) for each in made.files], "hours": cost.hours}
+        print_json("requant.new/1", document | {"download_bytes": cost.download_bytes, "disk_bytes": cost.disk_bytes})
         return
     out.lines([plan_table(made.summary)])
     for file in made.files:
         say(f"wrote {escape(str(file))}")
-    say(f"A full build takes about {made.hours:g} hours, an estimate. Next: requant build {escape(str(folder))} --tiny")
+    memory = f"{hardware.host_memory_gib} GiB of memory"
+    if hardware.memory_gib:
+        memory += f" and {hardware.memory_gib} GiB of an {escape(hardware.accelerator)}'s"
+    say(f"A full build takes {cost.text()}, in {memory}; hours and memory are estimates.")
+    say(f"Next: requant build {escape(str(folder))} --tiny")

@@ -78,7 +78,7 @@ def _transfer(
     start = file.tell()
 
     def read(answer: Any) -> str:
-        web.refuse(url, answer.status_code)
+        web.refuse(url, answer)
         status, place, length = answer.status_code, *_place(answer)
         if status == 416 and length == start:
             return ""

@@ -5,6 +5,7 @@ the bytes come from. A digest of null says that the file exists and that nobody 
 no build may read such a file (`fetch`).
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -44,6 +45,12 @@ class Pins:
     revision: str
     provenance: str
     files: Mapping[str, PinnedFile]
+
+    def to_json(self) -> str:
+        """Return the text of a file of pins; `read_pins` reads it back."""
+        files = {path: {"bytes": file.bytes, "sha256": file.sha256} for path, file in self.files.items()}
+        value = {"schema": SCHEMA} | {each.name: getattr(self, each.name) for each in fields(self)} | {"files": files}
+        return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_pins(path: Path) -> Pins:

@@ -8,8 +8,9 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +19,8 @@ from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.hub import web
 from requant.hub.pinned import path_fault
 
-NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w./-]+)", re.ASCII)
-COMMIT = re.compile("[0-9a-f]{40}")
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+SHA1, SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 MAX_FILES = 10_000
 MAX_HEADERS = 1 << 26
 """Bytes of all headers of a repository: those of 100,000 tensors have 12 MB."""
@@ -36,45 +37,72 @@ BLOCKS = 24
 """Blocks kept in memory."""
 
 
-def named(text: str) -> tuple[str, str]:
+def named(text: str, newest: str = "") -> tuple[str, str]:
     """Return the repository and the revision of `owner/name@revision`, where `text` names no folder.
 
-    Raises UsageError for anything else: without a revision, it may as well be a path that was mistyped.
+    Raises UsageError for anything else: without a revision, it may as well be a path that was mistyped, unless a verb
+    says that it means `newest` then.
     """
-    if match := NAME.fullmatch(text):
-        return match[1], match[2]
-    raise UsageError(f"{text}: no such folder", "A repository is written owner/name@revision.")
+    if (match := NAME.fullmatch(text)) and (revision := match[2] or newest):
+        return match[1], revision
+    written = "owner/name@revision, or owner/name for the newest" if newest else "owner/name@revision"
+    raise UsageError(f"{text}: no such folder", f"A repository is written {written}.")
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a hub states of a file: its size, and its SHA-256 where it is stored as LFS.
+
+    `git` is git's name for it, a SHA-1; of a file that is stored as LFS, the name of what git has in its place.
+    """
+
+    bytes: int
+    git: str
+    sha256: str | None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository has at a commit, sorted, hidden names too. `bytes`: what the list took."""
+    """What a repository has at a commit, sorted, hidden names too. `bytes`: what the list took.
+
+    `stated` has every path where that was asked for, and none otherwise.
+    """
 
     endpoint: str
     repository: str
     commit: str
     paths: tuple[str, ...]
     bytes: int
+    stated: Mapping[str, Stated] = field(default_factory=dict)
+
+    def address(self, path: str) -> str:
+        """Return where a file of this commit is served."""
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repository, path, revision=self.commit, endpoint=self.endpoint)
 
 
-def listing(repository: str, revision: str, patience: web.Patience, endpoint: str | None = None) -> Listing:
+def listing(
+    repository: str, revision: str, patience: web.Patience, endpoint: str | None = None, *, stated: bool = False
+) -> Listing:
     """Ask which files a repository has, and at which commit; the only list that any verb asks for.
 
-    Raises NotAvailableError for the network and for what is no list, CheckpointError for one that is too long or
-    has names that are none.
+    With `stated`, also what the hub knows of each of them. Raises NotAvailableError for the network and for what is
+    no list, CheckpointError for one that is too long or has names that are none.
     """
     from urllib.parse import quote
 
     from huggingface_hub import constants
 
     base = (endpoint or constants.ENDPOINT).rstrip("/")
-    url = f"{base}/api/models/{repository}/revision/{quote(revision, safe='')}"
+    url = f"{base}/api/models/{repository}/revision/{quote(revision, safe='')}{'?blobs=true' if stated else ''}"
     _, data = web.whole(url, "", patience, MAX_LISTING)
     try:
         value = strict_json(data)
         paths = sorted(entry["rfilename"] for entry in value["siblings"])
-        if not COMMIT.fullmatch(value["sha"]):
+        if not SHA1.fullmatch(value["sha"]):
             raise ValueError("its sha is no commit")
+        facts = {entry["rfilename"]: _stated(entry) for entry in value["siblings"]} if stated else {}
         faults = [fault for path in paths if (fault := path_fault(path))]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         advice = "look at HF_ENDPOINT"
@@ -82,7 +110,18 @@ def listing(repository: str, revision: str, patience: web.Patience, endpoint: st
     if len(paths) > MAX_FILES or len({*paths}) < len(paths) or faults:
         told = f"{len(paths):,} names, {len({*paths}):,} different; {(*faults, 'no fault')[0]}"
         raise CheckpointError(f"{repository}@{revision}: not the files of a checkpoint: {told}")
-    return Listing(base, repository, value["sha"], tuple(paths), len(data))
+    return Listing(base, repository, value["sha"], tuple(paths), len(data), facts)
+
+
+def _stated(entry: Mapping[str, Any]) -> Stated:
+    """Read an entry of a list; raise KeyError, TypeError or ValueError where it does not say what it should."""
+    lfs = entry.get("lfs")
+    found = Stated(lfs["size"] if lfs else entry["size"], entry["blobId"], lfs["sha256"] if lfs else None)
+    if type(found.bytes) is not int or found.bytes < 0 or not SHA1.fullmatch(found.git):
+        raise ValueError(f"{entry['rfilename']}: no size, or no name that git gives")
+    if found.sha256 is not None and not SHA256.fullmatch(found.sha256):
+        raise ValueError(f"{entry['rfilename']}: its sha256 is none")
+    return found
 
 
 def confirm_headers(name: str, size: int) -> None:
@@ -196,7 +235,6 @@ class Repository:
             if total is not None and len(data) == min(BLOCK, total - start):
                 self._sizes[name] = total
                 return data
-            web.refuse(url, status)
             trouble = f"status {status}, {len(data)} bytes for the range from {start:,}"
         raise NotAvailableError(
             f"{web.address(url)}: {trouble}", "look at the network, at HF_ENDPOINT and at proxies; run it again"
@@ -207,6 +245,7 @@ def _get(url: str, start: int, patience: web.Patience) -> tuple[int, int | None,
     """Ask for one block; return the status, the length of the whole file where the answer tells it, and the bytes."""
 
     def read(answer: Any) -> tuple[int, int | None, bytes]:
+        web.refuse(url, answer)
         status, place = answer.status_code, answer.headers.get("content-range", "")
         if status == 416 and place == "bytes */0":
             return status, 0, b""

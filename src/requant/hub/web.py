@@ -19,6 +19,18 @@ TIMEOUT = 300.0
 SLOWEST = 1 << 14
 """Bytes that must come in a second, on average and after `TIMEOUT`."""
 REDIRECTS = 5
+REFUSALS = {
+    "GatedRepo": (
+        "the repository is gated",
+        "accept its conditions on its page, and set HF_TOKEN to a token of the account that accepted them",
+    ),
+    "RepoNotFound": (
+        "no such repository",
+        "look at its name, or at the path if a folder was meant; a private one wants HF_TOKEN",
+    ),
+    "RevisionNotFound": ("no such revision", "name a branch, a tag or a commit of this repository"),
+}
+"""What the Hub means by `X-Error-Code`: to who has no token it says 401 of a repository that does not exist."""
 T = TypeVar("T")
 
 
@@ -124,7 +136,7 @@ def whole(url: str, part: str, patience: Patience, limit: int) -> tuple[Any, byt
     """Return an answer, for its headers, and its bytes; raise where it is refused, not the `part`, or over `limit`."""
 
     def read(answer: Any) -> tuple[Any, bytes]:
-        refuse(url, answer.status_code)
+        refuse(url, answer)
         if answer.status_code not in (200, 206):
             raise NotAvailableError(f"{address(url)}: status {answer.status_code}", "try again later")
         if part and answer.status_code != 206:
@@ -146,8 +158,12 @@ def whole(url: str, part: str, patience: Patience, limit: int) -> tuple[Any, byt
         raise unreachable(url, error) from None
 
 
-def refuse(url: str, status: int) -> None:
+def refuse(url: str, answer: Any) -> None:
     """Raise for an answer that trying again does not change."""
+    status, code = answer.status_code, answer.headers.get("x-error-code", "")
+    if status in (401, 403, 404) and code in REFUSALS:
+        told, advice = REFUSALS[code]
+        raise NotAvailableError(f"{address(url)}: {told}, status {status}", advice)
     if status in (401, 403):
         advice = "set HF_TOKEN to a token that may read this repository, and accept its conditions"
         raise NotAvailableError(f"{address(url)}: refused, status {status}", advice)

@@ -13,6 +13,7 @@ from requant.errors import CheckpointError, NotAvailableError
 from requant.hub import web
 from requant.hub.repository import Listing, confirm_headers, listing, named
 from requant.inspect.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
+from requant.progress import Progress, Tell, silent
 
 
 @dataclass
@@ -25,10 +26,7 @@ class _Hub:
 
     def get(self, path: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, int]:
         """Return a file's bytes `start` to `stop`, or all of them, and the size of the whole file."""
-        from huggingface_hub import hf_hub_url
-
-        found = self.found
-        url = hf_hub_url(found.repository, path, revision=found.commit, endpoint=found.endpoint)
+        url = self.found.address(path)
         if start is None or stop is None:
             _, data = web.whole(url, "", self.patience, side_limit(path))
             size = len(data)
@@ -54,22 +52,27 @@ def remote_headers(text: str, endpoint: str | None = None) -> Headers:
     Raises NotAvailableError, CheckpointError, or UsageError for another name.
     """
     patience = web.Patience()
-    found = listing(*named(text), patience, endpoint)
+    return headers_at(listing(*named(text), patience, endpoint), patience)
+
+
+def headers_at(found: Listing, patience: web.Patience, tell: Tell = silent) -> Headers:
+    """Read the headers and side files of a repository at a commit."""
     name = f"{found.repository}@{found.commit}"
     hub, paths = _Hub(found, patience, found.bytes), found.paths
     shards, data_bytes, headers_bytes = {}, 0, 0
+    files = [path for path in paths if path.endswith(SUFFIX)]
     with without_collector():
-        for path in paths:
-            if path.endswith(SUFFIX):
-                where = Path(found.repository, path)
-                first, size = hub.get(path, 0, 8)
-                length = header_length(where, first, size)
-                headers_bytes += length
-                confirm_headers(name, headers_bytes)
-                header, _ = hub.get(path, 8, 8 + length) if length else (b"", size)
-                if len(header) != length:
-                    raise CheckpointError(f"{where}: only {len(header):,} of {length:,} bytes of its header arrived")
-                shards[path] = specs(where, header, size)
-                data_bytes += size - 8 - length
+        for number, path in enumerate(files):
+            tell(Progress("reading headers", number, len(files), part=path))
+            where = Path(found.repository, path)
+            first, size = hub.get(path, 0, 8)
+            length = header_length(where, first, size)
+            headers_bytes += length
+            confirm_headers(name, headers_bytes)
+            header, _ = hub.get(path, 8, 8 + length) if length else (b"", size)
+            if len(header) != length:
+                raise CheckpointError(f"{where}: only {len(header):,} of {length:,} bytes of its header arrived")
+            shards[path] = specs(where, header, size)
+            data_bytes += size - 8 - length
     sides = {path: hub.get(path)[0] for path in SIDES if path in paths}
     return Headers(name, shards, data_bytes, sides, tuple(p for p in paths if p not in shards), None, hub.fetched)
