@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT
 
+from requant.checkpoint.checkpoint import Checkpoint, Held
+from requant.checkpoint.safetensors import Spec
 from requant.errors import RecipeError
 from requant.inspect.loaders import LOADERS
 from requant.inspect.loaders.modules import modules
 from requant.model.base_config import base_config
 from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
+from requant.model.plan import Layer, Plan
 from requant.model.summary import summarize
 from requant.model.tables import Table, confirm_layers, table_of
+from requant.model.target import Target
+from requant.passes.context import Mending
+from requant.passes.overrides import quantization_config
 from requant.recipe import Layers, Mtp, Recipe, read_recipe
 
 EC = read_recipe(ROOT / "builds" / "ec")
@@ -125,6 +131,26 @@ def test_dense_layers_are_ignored_together(model_type: str) -> None:
         assert "D06" in refused(asking("none", *patterns), table, DENSE)
     for patterns in ([], ["self_attn"], ["layers.1.mlp", "down_proj"]):
         confirm_layers(asking("none", *patterns), table, DENSE)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "router", "declared"),
+    [
+        ("qwen3_moe", "model.layers.0.mlp.gate", True),
+        ("qwen3_5_moe", "model.language_model.layers.0.mlp.gate", False),
+    ],
+)
+def test_a_router_that_a_loader_makes_a_linear_layer_is_declared(model_type: str, router: str, declared: bool) -> None:
+    """A router of EC's main blocks stays what it is in every loader, and its manifests state the declaration."""
+    block = router[: router.index(".0.") + 2]
+    layer = Layer((128, 256), "", None)
+    tensors = {f"{router}.weight": Spec("BF16", (8, 256)), f"{block}.self_attn.q_proj.weight": Spec("BF16", (128, 256))}
+    plan = Plan({}, tensors, (block,), {f"{block}.self_attn.q_proj": layer})
+    base = Checkpoint({}, {"config.json": Held(b"{}")})
+    aim = Mending(base, Target(plan, table_of(model_type), (), "none", 128), 1, {})
+    made = json.loads(quantization_config(base, aim).file("config.json"))["quantization_config"]
+    assert made["block_name_to_quantize"] == [block.removesuffix(".0")]
+    assert made["extra_config"] == ({router: {"bits": 16, "data_type": "fp"}} if declared else {})
 
 
 def test_a_plan_is_of_a_recipe_that_fits(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ class Table:
     `fused` are ends of layers' names: each set of layers that loaders make one module of. `experts` is the part of a
     name that layers of fused experts share, "" where there are none. `extras` are the prefixes of what AutoRound does
     not tune: `visual`, `mtp`. `mtp_float` are layers of the MTP block that loaders read as float only,
-    `routers` ends of tensors that a loader takes for layers, `aliases` a layer's part and the name under which a loader
-    asks for the layer that it makes of it. `processor` is the class that reads the base's two preprocessor files,
-    `zero_centred` says that the class stores the scale of a norm less one.
+    `routers` are patterns of tensors that a loader takes for layers, `aliases` a layer's part and the name under which
+    a loader asks for the layer that it makes of it. `processor` is the class that reads the base's two preprocessor
+    files, `zero_centred` says that the class stores the scale of a norm less one.
     """
 
     model_type: str

@@ -1,5 +1,7 @@
 """One `quantization_config`, in `config.json` and in the side file alike (defect D04)."""
 
+from fnmatch import fnmatchcase
+
 from requant.checkpoint.checkpoint import Checkpoint, json_file
 from requant.passes.context import Aim
 
@@ -36,8 +38,14 @@ def _float_layers(context: Aim) -> list[str]:
     names = {name for name, layer in target.plan.layers.items() if name.startswith(inside) and not layer.packed}
     if target.policy == "rtn":
         names |= {name for name, layer in target.mtp.items() if not layer.packed}
-        # The router is no linear layer, but a loader that goes by prefix takes it for one; AutoRound declares it too.
-        names |= {name.removesuffix(".weight") for name in target.extras if name.endswith(target.table.routers)}
+    # A router is no linear layer, but a loader that goes by prefix, or makes it one, expects it packed. AutoRound
+    # declares that of an MTP block, and not that of Qwen3-MoE, which its own loader then leaves uninitialised.
+    declared = tuple(f"{block}." for block in _blocks(context))
+    names |= {
+        name.removesuffix(".weight")
+        for name in (*target.main, *target.extras)
+        if name.startswith(declared) and any(fnmatchcase(name, each) for each in target.table.routers)
+    }
     fused = {
         f"{name.removesuffix(part)}{whole}"
         for part, whole in target.table.aliases.items()
