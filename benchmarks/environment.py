@@ -31,7 +31,7 @@ def seconds(work: Callable[[], object]) -> float:
 def main(name: str) -> None:
     """Install the environment if need be, and print the medians in seconds."""
     lock = read_lock(LOCKFILES, name)
-    virtual_environment(LOCKFILES / f"{name}.txt", lock)
+    virtual_environment(lock)
     place = cache() / "packages" / lock.digest
     files = parse_list((place / "files").read_text())
     size = sum((place / "tree" / path).stat().st_size for path in files)

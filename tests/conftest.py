@@ -96,7 +96,7 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 @pytest.fixture(scope="session")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of the tiny model's environment, installed from its lock; it writes no bytecode into the cache."""
-    python = installation.virtual_environment(ROOT / "lockfiles" / "cpu.txt", read_lock(ROOT / "lockfiles", "cpu"))
+    python = installation.virtual_environment(read_lock(ROOT / "lockfiles", "cpu"))
     script = tmp_path_factory.mktemp("worker") / "python"
     script.write_text(f'#!/bin/sh\nPYTHONPYCACHEPREFIX="{installation.bytecode(python)}" exec "{python}" "$@"\n')
     script.chmod(0o755)

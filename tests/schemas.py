@@ -136,10 +136,10 @@ AS_PRINTED: Mapping[Any, Any] = {
 }
 """What `as_json` makes of a dataclass inside of another one, wherever it stands."""
 PRINTED: Mapping[str, Any] = {
-    "requant.audit/1": AUDITED,
+    "requant.audit/2": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
     "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
-    "requant.coverage/1": Coverage,
+    "requant.coverage/2": Coverage,
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(
@@ -153,7 +153,7 @@ PRINTED: Mapping[str, Any] = {
     "requant.identify/2": Fingerprint,
     "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
     "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
-    "requant.journal/1": printed(
+    "requant.journal/2": printed(
         Journal,
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
     ),
@@ -194,7 +194,7 @@ WRITTEN: Mapping[str, Any] = {
     f"journal-line/{journal.SCHEMA}": printed(Header, schema=OneOf((journal.SCHEMA,))) | printed(Block, previous=str),
     f"manifest/{manifest.SCHEMA}": printed(Manifest, schema=OneOf((manifest.SCHEMA,))),
     f"pins-file/{pinned.SCHEMA}": printed(pinned.Pins, schema=OneOf((pinned.SCHEMA,))),
-    "recipe/1": printed(Recipe, without=("path", "digest")),
+    "recipe/2": printed(Recipe, without=("path", "digest")),
 }
 """What stands in files, by a name of its own: exactly these keys and no other, as their readers want it."""
 

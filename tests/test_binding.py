@@ -49,7 +49,7 @@ class Overlay:
     def whole(self, name: str) -> bytes:
         return self.files.whole(name) if name not in self.content else self.content[name] or b""
 
-    def header(self, name: str) -> Path:
+    def header(self, name: str) -> tuple[bytes, int]:
         return self.files.header(name)
 
     def read(self, name: str, start: int, into: memoryview) -> None:

@@ -24,9 +24,8 @@ from requant.build import Built, _watching, beside, build, compare, record, reco
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.checkpoint.manifest import read_manifest
 from requant.digest import sha256_file
+from requant.environment import Environment
 from requant.environment import install as installation
-from requant.environment.identity import environment_digest
-from requant.environment.lock import read_lock
 from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
 from requant.evidence.journal import Block, Header, Loss, Writer, read_journal
 from requant.evidence.statements import hardware_of
@@ -57,9 +56,7 @@ def test_records_are_of_this_recipe_and_this_environment(name: str, size: str) -
     recipe = read_recipe(ROOT / "builds" / name)
     header = read_journal(recorded(recipe, size, "journal.jsonl")).header
     assert header.recipe == recipe.digest
-    assert header.environment == environment_digest(
-        ROOT / "lockfiles", read_lock(ROOT / "lockfiles", recipe.tiny.environment)
-    )
+    assert header.environment == Environment.load(recipe.lockfiles, recipe.tiny.environment).digest
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,6 @@
 changes."""
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from requant.build.inputs import tiny_inputs
 from requant.environment.install import cache
 from requant.errors import BuildError, NotAvailableError, RecipeError, UsageError
 from requant.progress import Progress, silent
+from requant.protocol import REPORT, Report, write
 from requant.recipe import read_recipe
 
 Nodes = Any
@@ -225,7 +225,7 @@ def test_what_a_killed_worker_left_is_removed_by_the_next_one(setting: Setting) 
 def test_an_error_of_a_node_that_prepares_itself_is_raised_at_once(
     nodes: Nodes, setting: Setting, tmp_path: Path
 ) -> None:
-    other = replace(setting, environment="0" * 64)
+    other = replace(setting, environment=replace(setting.environment, digest="0" * 64))
     with (
         make_pool(nodes.address, 1, None)(other, tmp_path / "pool") as pool,
         pytest.raises(NotAvailableError, match="makes another environment here"),
@@ -282,7 +282,7 @@ def test_a_worker_takes_a_gpu_where_the_recipe_does(nodes: Nodes, setting: Setti
 def test_an_audit_speaks_of_one_hardware_class(tmp_path: Path) -> None:
     for name, model in (("chain", "one"), ("answer", "other")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "worker.json").write_text(json.dumps({"hardware": {"model": model}}))
+        write(tmp_path / name / REPORT, Report({"model": model}, {}, (), ""))
     assert same_hardware(tmp_path / "chain", tmp_path / "chain") == {"model": "one"}
     with pytest.raises(BuildError, match=r"another hardware class .* model is 'other', here 'one'"):
         same_hardware(tmp_path / "chain", tmp_path / "answer")

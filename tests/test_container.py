@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 
 LIMITS = Limits(memory=1, temporary=1, shared=1)
 
-Furnish = Callable[..., Path]
+SetUp = Callable[..., Path]
 WAIT = """
 def looked_at():
     while not (folder / 'looked').exists():
@@ -54,7 +54,7 @@ def worker(engine: Engine, tmp_path: Path) -> Iterator[Container]:
 
 
 @pytest.fixture
-def set_up(tmp_path: Path) -> Furnish:
+def set_up(tmp_path: Path) -> SetUp:
     """Make a folder whose worker is a program of one's own, which ends when it was looked at, and not before.
 
     The engine says how a container runs while it runs: a program that ends at once may be gone before.
@@ -74,7 +74,7 @@ def looked(folder: Path) -> Callable[[], None]:
     return (folder / "looked").touch
 
 
-def test_it_is_shut_in(worker: Container, set_up: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_shut_in(worker: Container, set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AR_SEARCH_SCALE_RATIO", "0.5")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     readable = tmp_path / "a base, with: 'odd' letters"
@@ -131,14 +131,14 @@ shared = os.statvfs("/dev/shm")
     assert len(calls) >= 3
 
 
-def test_what_it_reads_inside_its_folder_stays_as_it_is(worker: Container, set_up: Furnish) -> None:
+def test_what_it_reads_inside_its_folder_stays_as_it_is(worker: Container, set_up: SetUp) -> None:
     folder = set_up("looked_at(); (folder / 'base' / 'weights').write_text('8')")
     (folder / "base").mkdir()
     with pytest.raises(BuildError, match="Read-only file system"):
         run_worker(worker, folder, (folder / "base",), looked(folder))
 
 
-def test_its_failure_is_told(worker: Container, set_up: Furnish) -> None:
+def test_its_failure_is_told(worker: Container, set_up: SetUp) -> None:
     folder = set_up("looked_at(); sys.exit('out of luck')")
     with pytest.raises(BuildError, match=r"ended with status 1; the last it said:\nout of luck"):
         run_worker(worker, folder, (), looked(folder))
@@ -148,13 +148,13 @@ def test_its_failure_is_told(worker: Container, set_up: Furnish) -> None:
         run_worker(worker, folder, (), looked(folder))
 
 
-def test_more_memory_than_its_limit(worker: Container, set_up: Furnish) -> None:
+def test_more_memory_than_its_limit(worker: Container, set_up: SetUp) -> None:
     folder = set_up("looked_at()\nkept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)) * 64)")
     with pytest.raises(NotAvailableError, match="more than its 1 GiB of memory"):
         run_worker(worker, folder, (), looked(folder))
 
 
-def test_workers_run_side_by_side_and_end_when_left(worker: Container, set_up: Furnish) -> None:
+def test_workers_run_side_by_side_and_end_when_left(worker: Container, set_up: SetUp) -> None:
     folders = [set_up("(folder / 'here').touch(); time.sleep(3600)", name) for name in ("one", "two")]
     with ExitStack() as stack:
         workers = [stack.enter_context(worker.start(folder, ())) for folder in folders]
@@ -192,7 +192,7 @@ run_worker(worker, Path(sys.argv[3]), (), lambda: None)
 
 @pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("early", [False, True])
-def test_it_ends_with_its_host(worker: Container, set_up: Furnish, signalled: int, early: bool) -> None:
+def test_it_ends_with_its_host(worker: Container, set_up: SetUp, signalled: int, early: bool) -> None:
     """Early: while the engine is about to make the container."""
     folder = set_up("(folder / 'here').touch(); time.sleep(3600)")
     with started([sys.executable, "-c", HOST, worker.engine.words[0], STAND_IN, folder]) as host:
@@ -204,7 +204,7 @@ def test_it_ends_with_its_host(worker: Container, set_up: Furnish, signalled: in
     assert not left(worker.engine, folder)
 
 
-def test_it_ends_with_the_engines_client(worker: Container, set_up: Furnish) -> None:
+def test_it_ends_with_the_engines_client(worker: Container, set_up: SetUp) -> None:
     """The client alone is killed: the container's standard input ends, and with it the worker."""
     folder = set_up("(folder / 'here').touch(); time.sleep(3600)")
     with pytest.raises(BuildError, match="status -9"), worker.start(folder, ()) as running:
@@ -214,24 +214,24 @@ def test_it_ends_with_the_engines_client(worker: Container, set_up: Furnish) -> 
         running.confirm()
 
 
-def test_an_image_that_is_not_there(engine: Engine, set_up: Furnish) -> None:
+def test_an_image_that_is_not_there(engine: Engine, set_up: SetUp) -> None:
     with pytest.raises(NotAvailableError, match="not in the engine's store") as error:
         Container(engine, "requant-nobody-made-this:1", (), LIMITS).start(set_up(""), ())
     assert "requant image" in error.value.advice
 
 
-def test_another_image_of_this_name(worker: Container, set_up: Furnish) -> None:
+def test_another_image_of_this_name(worker: Container, set_up: SetUp) -> None:
     other = "sha256:" + "0" * 64
     with pytest.raises(LockError, match=f"expected {other}"):
         replace(worker, digests=(other,)).start(set_up(""), ())
 
 
-def test_a_folder_that_the_engine_does_not_see(worker: Container, set_up: Furnish, tmp_path: Path) -> None:
+def test_a_folder_that_the_engine_does_not_see(worker: Container, set_up: SetUp, tmp_path: Path) -> None:
     with pytest.raises(NotAvailableError, match="does not see a folder"):
         worker.start(set_up(""), (tmp_path / "absent",))
 
 
-def test_a_gpu_that_is_not_there(worker: Container, set_up: Furnish) -> None:
+def test_a_gpu_that_is_not_there(worker: Container, set_up: SetUp) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     with pytest.raises(NotAvailableError, match="cannot give a container the GPU") as error:
@@ -248,7 +248,7 @@ def test_a_gpu_that_is_not_there(worker: Container, set_up: Furnish) -> None:
     ],
 )
 def test_an_engine_that_does_something_else_is_refused(
-    engine: Engine, set_up: Furnish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, done: str, named: str
+    engine: Engine, set_up: SetUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, done: str, named: str
 ) -> None:
     """A wrapper that weakens the worker on its way to the engine: the engine's own account of it is what counts."""
     wrapper = tmp_path / "bin" / engine.words[0]

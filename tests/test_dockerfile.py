@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_cli import requant
 
-from requant.environment.identity import environment_digest
+from requant.environment import Environment
 from requant.environment.image.dockerfile import Base, dockerfile, platform_of, read_bases
 from requant.environment.lock import format_lock, read_intent, read_lock
 from requant.errors import LockError
@@ -78,7 +78,7 @@ def flip(file: Path, pattern: str) -> None:
 )
 def test_an_environment_is_its_dockerfile_too(project: Path, change: Callable[[Path], object]) -> None:
     def digest(folder: Path) -> str:
-        return environment_digest(folder, read_lock(folder, "cpu"))
+        return Environment.load(folder, "cpu").digest
 
     before = digest(project / "lockfiles")
     assert before == digest(LOCKFILES)
@@ -89,7 +89,7 @@ def test_an_environment_is_its_dockerfile_too(project: Path, change: Callable[[P
 def test_an_environment_without_a_dockerfile(project: Path) -> None:
     (project / "Dockerfile.cpu").unlink()
     with pytest.raises(LockError, match=r"Dockerfile\.cpu: No such file"):
-        environment_digest(project / "lockfiles", read_lock(LOCKFILES, "cpu"))
+        Environment.load(project / "lockfiles", "cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)

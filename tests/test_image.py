@@ -15,7 +15,8 @@ from tests.test_running import line
 
 import requant.environment.image as imaging
 from requant.digest import sha256
-from requant.environment.identity import environment_digest, worker_sources
+from requant.environment import Environment
+from requant.environment.identity import worker_sources
 from requant.environment.image import build_image, debian_base, ensure_image, epoch_of, repeat_image, set_up
 from requant.environment.image import engine as engine_module
 from requant.environment.image.dockerfile import write_dockerfiles
@@ -75,7 +76,7 @@ def test_built_twice_it_is_one_image(project: Project, builder: Engine, debian: 
     assert re.fullmatch(rf"base image: {debian}@sha256:[0-9a-f]{{64}}, instead of the pinned one", taint)
     assert any("pip" in each or "packages" in each for each in told)
     evidence = built.image.evidence
-    assert evidence.environment == environment_digest(folder, read_lock(folder, "tiny"))
+    assert evidence.environment == Environment.load(folder, "tiny").digest
     assert evidence.platform == "linux/amd64"
     assert evidence.overridden
     with pytest.raises(UsageError, match="cannot be recorded: base image"):
@@ -202,7 +203,7 @@ def test_what_is_loaded_is_what_was_built(
     if builder.kind != "docker":
         pytest.skip("Podman builds into its store")
     folder = project()
-    reference = image_name(environment_digest(folder, read_lock(folder, "tiny")), "tiny")
+    reference = image_name(Environment.load(folder, "tiny"))
 
     def exchanged(command: Sequence[str], tell: Callable[[str], None]) -> None:
         follow(command, tell)
@@ -230,31 +231,31 @@ def test_an_image_is_found_again_and_never_mistaken(
     monkeypatch.setattr(Engine, "build", counted)
     made = build_image(folder, "tiny", builder, base=debian)
     assert len(builds) == 1
-    assert ensure_image(folder, "tiny", builder) == made
-    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert ensure_image(Environment.load(folder, "tiny"), builder) == made
+    assert ensure_image(Environment.load(folder, "tiny"), builder, base=debian) == made
     assert len(builds) == 1
 
     builder.ask("tag", debian, "requant/tiny:other-base")
-    other = ensure_image(folder, "tiny", builder, base="requant/tiny:other-base")
+    other = ensure_image(Environment.load(folder, "tiny"), builder, base="requant/tiny:other-base")
     assert (other.reference, other.taints) != (made.reference, made.taints)
-    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert ensure_image(Environment.load(folder, "tiny"), builder, base=debian) == made
     assert len(builds) == 3
     builds.clear()
 
     builder.ask("tag", debian, made.reference)  # another image under its name
-    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert ensure_image(Environment.load(folder, "tiny"), builder, base=debian) == made
     assert len(builds) == 1
 
     kept = evidence_path(made.evidence.environment, builder)
     kept.write_text(kept.read_text()[:-9])
-    assert ensure_image(folder, "tiny", builder, base=debian) == made
+    assert ensure_image(Environment.load(folder, "tiny"), builder, base=debian) == made
     assert len(builds) == 2
 
     def renamed(text: str) -> str:
         (folder / "tiny.in").write_text(text)
         intent = read_intent(folder, "tiny")
         (folder / "tiny.txt").write_text(format_lock(intent, intent.given))
-        return image_name(environment_digest(folder, read_lock(folder, "tiny")), "tiny")
+        return image_name(Environment.load(folder, "tiny"))
 
     asked = (folder / "tiny.in").read_text()
     assert renamed(f"{asked}\n# Another line: the same environment.\n") == made.reference
@@ -346,11 +347,10 @@ def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
 
 
 def test_another_worker_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = read_lock(ROOT / "lockfiles", "cpu")
-    before = environment_digest(ROOT / "lockfiles", lock)
+    before = Environment.load(ROOT / "lockfiles", "cpu").digest
     altered = {path: data + b"EXTRA = 1\n" * path.endswith("tuning.py") for path, data in worker_sources().items()}
     monkeypatch.setattr("requant.environment.identity.worker_sources", lambda: altered)
-    assert environment_digest(ROOT / "lockfiles", lock) != before
+    assert Environment.load(ROOT / "lockfiles", "cpu").digest != before
 
 
 @pytest.mark.full
@@ -382,7 +382,7 @@ def test_the_tiny_models_image_says_what_it_is(image: Image, builder: Engine) ->
     assert stored is not None
     labels = stored.configuration["Config"]["Labels"]
     assert labels["requant.environment.resolve"] == lock.digest
-    assert labels["requant.environment.lock"] == environment_digest(ROOT / "lockfiles", lock)
+    assert labels["requant.environment.lock"] == Environment.load(ROOT / "lockfiles", "cpu").digest
     config = json.loads(builder.ask("image", "inspect", "--format", "{{json .Config}}", image.reference))
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["/opt/environment/bin/python", "-s", "-P", "-m", "requant.worker"]

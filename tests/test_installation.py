@@ -39,13 +39,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = {f"body/part{number}.py": f"PART = {number}\n".encode() for number in range(300)}
     lines = make_wheel(folder / "wheels", "body", body, "heart"), make_wheel(folder / "wheels", "heart", HEART)
     with pytest.MonkeyPatch.context() as patch:
-        surround(folder, patch)
-        installation.record_files(folder / "tiny.txt", locks(folder, *lines))
-        installation.virtual_environment(folder / "tiny.txt", read_lock(folder, "tiny"))
+        offline(folder, patch)
+        installation.record_files(locks(folder, *lines))
+        installation.virtual_environment(read_lock(folder, "tiny"))
     return folder
 
 
-def surround(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def offline(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Let the cache and all that pip finds be in a folder."""
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setenv("PIP_NO_INDEX", "1")
@@ -56,14 +56,14 @@ def surround(folder: Path, patch: pytest.MonkeyPatch) -> None:
 def lock(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
     """The lock `tiny` in a copy of the project that is this test's own."""
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
-    surround(tmp_path, monkeypatch)
+    offline(tmp_path, monkeypatch)
     return read_lock(tmp_path, "tiny")
 
 
 @pytest.fixture
 def install(tmp_path: Path, lock: Lock) -> Callable[[], Path]:
     """Return the environment's Python, as every verb asks for it."""
-    return lambda: installation.virtual_environment(tmp_path / "tiny.txt", lock)
+    return lambda: installation.virtual_environment(lock)
 
 
 def place(lock: Lock) -> Path:
@@ -79,7 +79,7 @@ def asked(python: Path, script: str) -> str:
 def test_it_holds_what_the_wheels_hold_and_nothing_else(tmp_path: Path, lock: Lock) -> None:
     told: list[Progress] = []
     shutil.rmtree(place(lock))
-    python = installation.virtual_environment(tmp_path / "tiny.txt", lock, told.append)
+    python = installation.virtual_environment(lock, told.append)
     assert [each.part for each in told] == ["1 of 2: body", "2 of 2: heart"]
     assert asked(python, "import heart, body.part7; print(heart.BEATS, body.part7.PART)") == "60 7"
     assert asked(python, "import sys; print((sys.prefix != sys.base_prefix, sys.flags.no_user_site))") == "(True, 1)"
@@ -94,7 +94,7 @@ def test_it_holds_what_the_wheels_hold_and_nothing_else(tmp_path: Path, lock: Lo
         *(f"{PACKAGES}/heart-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL")),
     }
     again: list[Progress] = []
-    assert installation.virtual_environment(tmp_path / "tiny.txt", lock, again.append) == python
+    assert installation.virtual_environment(lock, again.append) == python
     assert again == []
     assert sha256_file(place(lock) / "files") == read_files_digest(tmp_path / "tiny.txt")
     run(["sha256sum", "--check", "--quiet", "--strict", str(place(lock) / "files")], cwd=place(lock) / "tree")
@@ -232,7 +232,7 @@ from pathlib import Path
 from requant.environment import install as installation
 from requant.environment.lock import read_lock
 folder = Path({folder!r})
-print(installation.virtual_environment(folder / "tiny.txt", read_lock(folder, "tiny")))
+print(installation.virtual_environment(read_lock(folder, "tiny")))
 """
 
 
@@ -310,7 +310,7 @@ def test_one_flipped_hash_stops_the_install(tmp_path: Path, lock: Lock) -> None:
     flipped = good[:-1] + ("0" if good[-1] != "0" else "1")
     other = locks(tmp_path, flipped)
     with pytest.raises(LockError, match="does not have the hash that the lock states") as error:
-        installation.virtual_environment(tmp_path / "tiny.txt", other)
+        installation.virtual_environment(other)
     assert "heart" in str(error.value)
     assert error.value.exit_status == 5
     assert not place(other).exists()
@@ -320,15 +320,15 @@ def test_a_lock_that_lacks_a_requirement_is_found(tmp_path: Path, lock: Lock) ->
     """The body needs a heart, which this lock does not hold: `pip check` says so."""
     (tmp_path / "tiny.files").unlink()
     with pytest.raises(NotAvailableError, match=r"body 1\.0 requires heart"):
-        installation.virtual_environment(tmp_path / "tiny.txt", locks(tmp_path, str(lock.pins[0])))
+        installation.virtual_environment(locks(tmp_path, str(lock.pins[0])))
 
 
 def test_another_platform_or_python_is_refused(tmp_path: Path, lock: Lock) -> None:
     with pytest.raises(NotAvailableError, match="is for aarch64"):
         other = locks(tmp_path, str(lock.pins[1]), platform="aarch64-manylinux_2_36")
-        installation.virtual_environment(tmp_path / "tiny.txt", other)
+        installation.virtual_environment(other)
     with pytest.raises(NotAvailableError, match=r"Python 3\.99"):
-        installation.virtual_environment(tmp_path / "tiny.txt", locks(tmp_path, str(lock.pins[1]), python="3.99"))
+        installation.virtual_environment(locks(tmp_path, str(lock.pins[1]), python="3.99"))
 
 
 def test_an_interpreter_is_what_it_says_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

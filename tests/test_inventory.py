@@ -23,9 +23,10 @@ from requant.model.inventory import (
     plan,
     quantized,
 )
-from requant.model.plan import Source, Specs
+from requant.model.plan import Specs
 from requant.model.tables import ignored
 from requant.model.tiny import SIZES, config, tiny, write_tiny
+from requant.protocol import Source
 from requant.recipe import read_recipe
 
 BUILDS = Path(__file__).parent.parent / "builds"
@@ -180,7 +181,7 @@ def test_where_a_layers_weight_lies_in_the_base() -> None:
     assert made.layers[f"{experts}7.up_proj"].source == Source(f"{experts}gate_up_proj", (7,), 1, 2)
     assert made.layers[f"{experts}7.down_proj"].source == Source(f"{experts}down_proj", (7,))
     spec = made.tensors[f"{experts}gate_up_proj"]
-    assert Source(f"{experts}gate_up_proj", (7,), 1, 2).rows(spec, 512) == (7 * 1024 + 512, 8 * 1024)
+    assert Source(f"{experts}gate_up_proj", (7,), 1, 2).flat_rows(spec.shape, 512) == (7 * 1024 + 512, 8 * 1024)
     assert {layer.source.tensor for layer in made.layers.values() if layer.source} <= made.tensors.keys()
 
 

@@ -11,7 +11,7 @@ from tests.checkpoints import nobody, on_a_disk, on_disk
 
 from requant.digest import strict_json
 from requant.errors import CheckpointError
-from requant.evidence.journal import READS_1, Block, Follower, Header, Journal, Loss, Writer, read_journal
+from requant.evidence.journal import READERS, Block, Follower, Header, Journal, Loss, Writer, read_journal
 
 text = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
 strings = st.dictionaries(text, text, max_size=2)
@@ -190,9 +190,9 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (with_header(schema=3), "line 1: not the header of a journal of schema 2"),
-        (with_header(schema=True), "line 1: not the header of a journal of schema 2"),
-        (canonical([]), "line 1: not the header of a journal of schema 2"),
+        (with_header(schema=4), "line 1: not the header of a journal of schema 3"),
+        (with_header(schema=True), "line 1: not the header of a journal of schema 3"),
+        (canonical([]), "line 1: not the header of a journal of schema 3"),
         (with_header(host="here"), "line 1: unknown key 'host'"),
         (with_header(recipe=None), "line 1: recipe: found None"),
         (with_header(tiny=["mini"]), "line 1: tiny: found ['mini']"),
@@ -215,19 +215,19 @@ def nested(depth: int) -> list[Any]:
         (with_block(block="x\nlayer 7 loss"), "line 4: block: found 'x\\nlayer 7 loss', expected"),
         (with_block(block="x" * 1025), "line 4: block: found 'xxx"),
         (with_header(recipe="\x1b[2J"), "line 1: recipe: found '\\x1b[2J', expected"),
-        (with_block(loss=None), "line 4: found None"),
-        (with_block(loss={}), "line 4: no 'best'"),
-        (with_loss(worst=(1.5).hex()), "line 4: unknown key 'worst'"),
-        (with_loss(best_iteration=3.0), "line 4: best_iteration: found 3.0"),
-        (with_loss(best_iteration=False), "line 4: best_iteration: found False"),
-        (with_loss(initial=1), "line 4: initial: found 1"),
+        (with_block(loss=None), "line 4: loss: found None"),
+        (with_block(loss={}), "line 4: loss: no 'best'"),
+        (with_loss(worst=(1.5).hex()), "line 4: loss: unknown key 'worst'"),
+        (with_loss(best_iteration=3.0), "line 4: loss.best_iteration: found 3.0"),
+        (with_loss(best_iteration=False), "line 4: loss.best_iteration: found False"),
+        (with_loss(initial=1), "line 4: loss.initial: found 1"),
         (with_loss(initial="nan"), "line 4: loss: found 'nan'"),
         (with_loss(best="inf"), "line 4: loss: found 'inf'"),
         (with_loss(best="-inf"), "line 4: loss: found '-inf'"),
         (with_loss(best="1.5"), "line 4: loss: found '1.5'"),
         (with_loss(best="0x1.80p+0"), "line 4: loss: found '0x1.80p+0'"),
         (with_loss(best="0x1.0p+99999"), "line 4: loss: found '0x1.0p+99999'"),
-        (with_loss(best="9" * 10**6), "line 4: best: found"),
+        (with_loss(best="9" * 10**6), "line 4: loss: found"),
         (with_loss(best=""), "line 4: loss: found ''"),
         (with_block()[:-2] + b',"previous":""}\n', "line 4: the key 'previous' stands twice"),
         (LINES[0] + b"NaN\n", "line 2: NaN"),
@@ -271,10 +271,12 @@ def test_a_file_without_end_is_refused() -> None:
         read_journal(Path("/dev/zero"))
 
 
-def test_the_schema_before_is_refused_by_name() -> None:
-    """It lacks a part of what a block was given, so a comparison with it would say more than it knows."""
-    old = json.loads(LINES[0]) | {"schema": 1}
-    with pytest.raises(CheckpointError, match=f"line 1: a journal of schema 1, expected 2: {READS_1} is the last"):
+@pytest.mark.parametrize("schema", READERS)
+def test_a_schema_before_is_refused_by_name(schema: int) -> None:
+    """The first lacks a part of what a block was given, so a comparison with it would say more than it knows."""
+    old = json.loads(LINES[0]) | {"schema": schema}
+    last = f"requant at commit {READERS[schema]} is the last"
+    with pytest.raises(CheckpointError, match=f"line 1: a journal of schema {schema}, expected 3: {last}"):
         read(b"".join([canonical(old), *LINES[1:]]))
 
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from requant.build.render import _image, _product, kubernetes, render, slurm
 from requant.cli.options import app
-from requant.environment.identity import environment_digest
+from requant.environment import Environment
 from requant.environment.image.evidence import Evidence, image_name
 from requant.environment.lock import read_lock
 from requant.errors import LockError, RecipeError
@@ -112,8 +112,7 @@ def test_the_pod_may_do_as_little_as_it_can(name: str) -> None:
 def test_the_values_are_the_recipes() -> None:
     made = recipe("gb10", host_memory_gib=31, hours=2.25, accelerator="NVIDIA Some GPU")
     (container,) = pod(made)["containers"]
-    environment = environment_digest(LOCKFILES, read_lock(LOCKFILES, "gb10"))
-    assert container["image"] == image_name(environment, "gb10")
+    assert container["image"] == image_name(Environment.load(LOCKFILES, "gb10"))
     assert container["args"][:4] == ["build", "builds/gb10", "--sandbox", "in-place"]
     assert container["resources"]["limits"]["memory"] == "31Gi"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -143,17 +142,16 @@ def test_a_pod_needs_nothing_that_its_image_lacks() -> None:
 def test_an_image_is_named_by_its_recorded_digest(tmp_path: Path) -> None:
     lockfiles = shutil.copytree(LOCKFILES, tmp_path / "lockfiles")
     shutil.copy(ROOT / "Dockerfile.cu124", tmp_path)
-    lock = read_lock(lockfiles, "cu124")
-    environment, digest = environment_digest(lockfiles, lock), f"sha256:{'3' * 64}"
+    environment, digest = Environment.load(lockfiles, "cu124"), f"sha256:{'3' * 64}"
     other, none = "0" * 64, None
     for recorded, manifest, image in (
-        (environment, digest, f"requant/cu124@{digest}"),
-        (other, digest, image_name(environment, "cu124")),
-        (environment, none, image_name(environment, "cu124")),
+        (environment.digest, digest, f"requant/cu124@{digest}"),
+        (other, digest, image_name(environment)),
+        (environment.digest, none, image_name(environment)),
     ):
         kept = Evidence(recorded, "cu124", "", "", False, "", "", manifest, "", "")
         (lockfiles / "cu124.image.json").write_text(json.dumps(asdict(kept)))
-        assert _image(lockfiles, lock) == image
+        assert _image(environment) == image
 
 
 def test_a_recorded_digest_breaks_out_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

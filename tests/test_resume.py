@@ -21,10 +21,11 @@ from tests.processes import LIMIT, all_ended, awaited, signalled, started
 from tests.test_build import project
 
 from requant.build import Built, beside, build
-from requant.build.workplace import JOURNAL, kept, scratch, workplace
+from requant.build.workplace import kept, scratch, workplace
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.evidence.journal import Block, Header, Loss, Writer, read_journal
 from requant.progress import Progress
+from requant.protocol import JOURNAL
 from requant.recipe import read_recipe
 
 KILLS = 10

@@ -1,4 +1,4 @@
-"""The worker's surroundings: installed by hash, cut off from the network, ended with its host."""
+"""The worker's environment: installed by hash, cut off from the network, ended with its host."""
 
 import os
 import subprocess
@@ -16,6 +16,7 @@ from tests.processes import LIMIT
 from requant.environment.lock import Lock, read_lock
 from requant.errors import BuildError, NotAvailableError
 from requant.programs import run
+from requant.protocol import LEASH
 from requant.sandbox import running as sandbox
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -103,7 +104,7 @@ def test_a_worker_that_fails_leaves_its_last_words(set_up: Callable[[str], Path]
 
 def test_what_an_earlier_worker_left_is_not_this_ones(set_up: Callable[[str], Path]) -> None:
     folder = set_up("Path(os.environ['HOME'], 'kept').touch(exist_ok=False)")
-    (folder / "error.json").write_text('{"message": "of an earlier worker"}')
+    (folder / "error.json").write_text('{"message": "of an earlier worker", "advice": ""}')
     for _ in range(2):
         sandbox.run_worker(IN_PLACE, folder, (), lambda: None)
 
@@ -128,7 +129,7 @@ def test_a_worker_on_a_leash_ends_with_its_host(worker: Path, tmp_path: Path, le
     """A container is no child of this process: that its standard input ends is all that it sees of its host's end."""
     request = tmp_path / "request.json"
     os.mkfifo(request)  # the worker opens it, and waits for words that never come
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src"), sandbox.LEASH: leash}
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src"), LEASH: leash}
     command = [str(worker), "-s", "-m", sandbox.MODULE, str(tmp_path)]
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE) as process, request.open("w"):
         assert process.stdin is not None

@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import ROOT
 
 from requant.build import Built, beside, build
+from requant.environment import Environment
 from requant.environment.identity import worker_sources
 from requant.environment.image.engine import CHOSEN, Engine
 from requant.environment.image.evidence import Image
 from requant.environment.image.refusals import explained
-from requant.environment.lock import read_lock
 from requant.errors import LockError, NotAvailableError, UsageError
 from requant.programs import Accelerator
 from requant.progress import Progress, silent
@@ -28,7 +28,8 @@ from requant.sandbox.running import VirtualEnvironment
 from requant.verdict import Outcome
 
 EC = read_recipe(ROOT / "builds" / "ec")
-LOCK = read_lock(ROOT / "lockfiles", "cpu")
+CPU, GPU = (Environment.load(EC.lockfiles, name) for name in ("cpu", "cu124"))
+LOCK = CPU.lock
 PYTHON = Path("environment", "bin", "python")
 
 
@@ -44,14 +45,14 @@ def no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_engine")
 def test_without_an_engine_it_is_a_virtual_environment() -> None:
     told: list[Progress] = []
-    chosen = choose(EC, "mini", "auto", told.append)
-    assert chosen == choose(EC, "mini", "venv", told.append)
+    chosen = choose(EC, "mini", CPU, "auto", told.append)
+    assert chosen == choose(EC, "mini", CPU, "venv", told.append)
     worker = VirtualEnvironment(PYTHON, ("unshare",), bytecode=PYTHON.parents[1] / "bytecode")
     assert chosen == Chosen(worker, {"kind": "venv"})
     assert [each.stage for each in told] == [
-        "worker: a virtual environment, because no container is available: docker: no such program, so there "
+        "sandbox: a virtual environment, because no container is available: docker: no such program, so there "
         "is no container engine to run the worker",
-        "worker: a virtual environment",
+        "sandbox: a virtual environment",
     ]
 
 
@@ -59,23 +60,23 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
 def test_the_worker_is_given_the_gpu_that_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model needs none, and nobody looks for one."""
     monkeypatch.setattr(preflight, "accelerators", lambda: [Accelerator("NVIDIA H200", "GPU-7f", 143771, 143000)])
-    worker = choose(EC, None, "venv", silent).sandbox
+    worker = choose(EC, None, GPU, "venv", silent).sandbox
     assert worker == VirtualEnvironment(PYTHON, ("unshare",), "GPU-7f", PYTHON.parents[1] / "bytecode")
     monkeypatch.setattr(preflight, "accelerators", list)
     with pytest.raises(NotAvailableError, match="NVIDIA H200 with 80 GiB free; found none"):
-        choose(EC, None, "venv", silent)
-    assert choose(EC, "mini", "venv", silent).sandbox.accelerator == ""
+        choose(EC, None, GPU, "venv", silent)
+    assert choose(EC, "mini", CPU, "venv", silent).sandbox.accelerator == ""
 
 
 @pytest.mark.usefixtures("no_engine")
 def test_what_is_asked_for_and_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="--sandbox cloud: there are auto, docker, podman, venv, in-place"):
-        choose(EC, "mini", "cloud", silent)
+        choose(EC, "mini", CPU, "cloud", silent)
     with pytest.raises(NotAvailableError, match="podman: no such program"):
-        choose(EC, "mini", "podman", silent)
+        choose(EC, "mini", CPU, "podman", silent)
     if not (in_place.PLACE / "environment").exists():
         with pytest.raises(NotAvailableError, match="does not run in an environment's image"):
-            choose(EC, "mini", "in-place", silent)
+            choose(EC, "mini", CPU, "in-place", silent)
 
 
 @pytest.mark.parametrize("sandbox", ["auto", "docker", "venv", "in-place"])
@@ -84,7 +85,7 @@ def test_another_machines_lock_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.setattr("requant.environment.install.platform", SimpleNamespace(machine=lambda: "riscv64"))
     with pytest.raises(NotAvailableError, match="is for x86_64, this machine is riscv64"):
-        choose(EC, "mini", sandbox, silent)
+        choose(EC, "mini", CPU, sandbox, silent)
 
 
 def test_an_engine_does_not_excuse_a_stale_lock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_an_engine_does_not_excuse_a_stale_lock(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(workers, "ensure_image", altered)
         with pytest.raises(LockError, match="six"):
-            choose(EC, "mini", "auto", silent)
+            choose(EC, "mini", CPU, "auto", silent)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from requant.diff.divergence import Divergence
 from requant.environment.image.evidence import Evidence, Image
 from requant.environment.update import Change, Update
 from requant.model.tiny import write_tiny
+from requant.protocol import Seconds, Spent
 from requant.recipe import read_recipe
 from requant.verdict import Difference, Outcome, Verdict
 
@@ -108,7 +109,10 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
 
 
 def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    built = Built(folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("tiny model: mini",), {"worker": 1.0}, {})
+    spent = Spent(Seconds(total=1.0, preparing=0.5), 1, 0)
+    built = Built(
+        folder, read_manifest(EC / "mini.manifest.json"), VERDICT, ("tiny model: mini",), {"worker": 1.0}, spent
+    )
     effort = read_recipe(EC).effort(tiny=True)
     tried = Trial("mini", effort, VERDICT, 1, 0.5, 2.0, 1, 0, (9.0, 9.5), Projection(7.5, None))
     divergence = Divergence(3, "layers.1", "loss", "best", "0x1p-3", "0x1p-4")

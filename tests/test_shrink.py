@@ -17,7 +17,7 @@ from requant.errors import RecipeError, UsageError
 from requant.model.inventory import base_tensors
 from requant.model.rules import SIZES
 from requant.model.shrink import shrink
-from requant.model.tiny import SIZES as TWINS
+from requant.model.tiny import SIZES as TINY
 from requant.model.tiny import SPECIALS, config
 
 RECORDED = Path(__file__).parent.parent / "builds" / "bases" / "qwen3.6-35b-a3b.config.json"
@@ -50,14 +50,14 @@ def mini(**changes: Any) -> dict[str, Any]:
     return shrink(PLAIN | changes, "mini")
 
 
-@pytest.mark.parametrize("size", TWINS)
+@pytest.mark.parametrize("size", TINY)
 def test_the_tiny_model_is_its_base_shrunk(size: str) -> None:
     shrunk, tiny = dict(leaves(shrink(QWEN, size))), dict(leaves(config(size)))
     assert set(shrunk) == set(tiny)
     assert {key for key, value in tiny.items() if shrunk[key] != value} == {key for at, key in DIFFERENT if at == size}
 
 
-@pytest.mark.parametrize("size", TWINS)
+@pytest.mark.parametrize("size", TINY)
 def test_the_recorded_base_shrinks_to_the_tiny_models_tensors(size: str) -> None:
     recorded = strict_json(RECORDED.read_bytes())
     assert isinstance(recorded, dict)

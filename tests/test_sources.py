@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from requant.errors import BuildError
-from requant.worker.autoround.names import arranged, named, numbered
-from requant.worker.autoround.scaling import _unloaded
-from requant.worker.autoround.sources import Source, confirm, general
-from requant.worker.autoround.tensors import Base, Table
+from requant.names import named, numbered
+from requant.protocol import Source, Tensors
+from requant.worker.autoround.scaling import _unloaded, arranged
+from requant.worker.autoround.sources import confirm, general
+from requant.worker.autoround.tensors import Base
 
 
 @pytest.mark.parametrize("name", ["a.0.b1.12.c", "norm1.weight", "x", "layers.3"])
@@ -76,7 +77,7 @@ def test_where_a_small_model_leaves_it_open_there_is_no_source(small: dict[str, 
         general({"l.3.e.3.up": (1, 1)}, small)
 
 
-TABLE: Table = {"l.0.up": ("BF16", (2, 8, 6)), "w": ("BF16", (4, 6)), "norm": ("BF16", (6,))}
+TABLE: Tensors = {"l.0.up": ("BF16", (2, 8, 6)), "w": ("BF16", (4, 6)), "norm": ("BF16", (6,))}
 EXPERTS = {f"e.{i}.{part}": half(i, part) for i in range(2) for part in range(2)}
 SHAPES = dict.fromkeys([*EXPERTS, "w", "v"], (4, 6))
 
@@ -111,7 +112,7 @@ def test_a_source_that_does_not_fit_is_refused(changes: dict[str, Source | None]
 
 def unloaded(tensors: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
     """Scale what begins with `mtp` or is in block 9 from hidden size 64 to 16."""
-    table: Table = {name: ("BF16", shape) for name, shape in tensors.items()}
+    table: Tensors = {name: ("BF16", shape) for name, shape in tensors.items()}
     apart = tuple(name for name in tensors if name.startswith(("mtp", "l.9.")))
     return _unloaded(shapes, Base("", table, apart, {}, (), 64), 16)
 

@@ -17,11 +17,14 @@ from tests.corpus import BASES, headers
 from requant.errors import CheckpointError, RecipeError
 from requant.model import inventory
 from requant.model.base_config import base_config
-from requant.model.plan import Layer, Plan, Question, Source, differences, read_plan, read_tensors, write_plans
+from requant.model.plan import Plan, Question, differences, read_plan, read_tensors, write_plans
 from requant.model.target import question
 from requant.model.templates import MAX_NAMES, MAX_PLACES, Template, fold, parse, unfold
 from requant.model.tiny import config
+from requant.protocol import Layer, Model, Source, Survey
+from requant.protocol import ask as ask_worker
 from requant.recipe import read_recipe
+from requant.records import record
 
 EC = read_recipe(ROOT / "builds" / "ec")
 ASKED = question(EC)
@@ -252,6 +255,10 @@ def test_any_text_is_a_template_or_said_to_be_none(text: str) -> None:
 Tensors = dict[str, list[Any]]
 
 
+def typed(tensors: Tensors) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()}
+
+
 def config_in(folder: Path, config: Mapping[str, Any]) -> str:
     """Write a `config.json`, and say where: all that is read of a base."""
     folder.mkdir(parents=True)
@@ -280,11 +287,11 @@ def answers(ask: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("asked")
 
     def request(name: str, **targets: tuple[Mapping[str, Any], Tensors | None]) -> Path:
-        asked = {
-            target: {"config": config_in(folder / name / target, given), "tensors": tensors}
+        models = {
+            target: Model(config_in(folder / name / target, given), None if tensors is None else typed(tensors))
             for target, (given, tensors) in targets.items()
         }
-        (folder / name / "request.json").write_text(json.dumps({"survey": asked}))
+        ask_worker(folder / name, Survey(models))
         return folder / name
 
     requests = []
@@ -345,8 +352,7 @@ def test_of_other_architectures_it_says_what_their_checkpoints_hold(base: str, a
     made = {name for specs in headers(PACKED[base]).shards.values() for name in specs}
     packed = {name.removesuffix(".qweight") for name in made if name.endswith(".qweight")}
     layers = answers[base]["base"]["layers"]
-    assert {name for name, layer in layers.items() if layer["bits"] == 4} == packed
-    assert all((layer["reason"] == "") == (name in packed) for name, layer in layers.items())
+    assert {name for name, layer in layers.items() if layer["reason"] == ""} == packed
     assert layers["lm_head"]["reason"] == "outside the blocks"
 
 
@@ -390,9 +396,8 @@ def is_the_plan(found: dict[str, Any], config: Mapping[str, Any]) -> None:
     assert set(found["unloaded"]) == expected.unloaded
     assert list(found["layers"]) == list(expected.layers)
     for name, layer in found["layers"].items():
-        assert layer["bits"] == (4 if expected.layers[name].packed else 16)
-        source = Source(**layer["source"] | {"index": tuple(layer["source"]["index"])})
-        assert (tuple(layer["shape"]), source) == (expected.layers[name].shape, expected.layers[name].source)
+        told, planned_ = record(Layer, layer), expected.layers[name]
+        assert (told.packed, told.shape, told.source) == (planned_.packed, planned_.shape, planned_.source)
 
 
 @pytest.mark.worker
@@ -400,14 +405,14 @@ def is_the_plan(found: dict[str, Any], config: Mapping[str, Any]) -> None:
 def test_the_plan_of_the_whole_base(ask: Callable[..., Any], tmp_path: Path) -> None:
     whole = base_config(EC)
     del whole["generator"]
-    asked = {
-        "base": {"config": config_in(tmp_path / "base", whole), "tensors": planned(whole)},
-        "mini": {"config": config_in(tmp_path / "mini", config("mini")), "tensors": None},
+    models = {
+        "base": Model(config_in(tmp_path / "base", whole), typed(planned(whole))),
+        "mini": Model(config_in(tmp_path / "mini", config("mini")), None),
     }
-    (tmp_path / "request.json").write_text(json.dumps({"survey": asked}))
+    ask_worker(tmp_path, Survey(models))
     found = ask("survey", tmp_path)[tmp_path.name]["base"]
     is_the_plan(found, whole)
-    assert sum(layer["bits"] == 4 for layer in found["layers"].values()) == 31_030
+    assert sum(layer["reason"] == "" for layer in found["layers"].values()) == 31_030
 
 
 @pytest.mark.worker

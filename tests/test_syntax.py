@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
-from requant.environment import identity
-from requant.environment.identity import environment_digest, instructions, worker_sources
-from requant.environment.lock import read_lock
+from requant.environment import Environment, identity
+from requant.environment.identity import instructions, worker_sources
 from requant.environment.syntax import meaning
 from requant.programs import run
 
@@ -107,12 +106,11 @@ def edited(data: bytes) -> bytes:
 
 
 def test_an_edit_of_comments_and_docstrings_renews_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = read_lock(ROOT / "lockfiles", "cpu")
-    before, sources = environment_digest(ROOT / "lockfiles", lock), worker_sources()
+    before, sources = Environment.load(ROOT / "lockfiles", "cpu").digest, worker_sources()
     told = {path: re.sub(rb'(?m)^( *)"""(?=\S)', rb'\1"""Besides: ', edited(data)) for path, data in sources.items()}
     assert all(told[path] != sources[path] for path in sources)
     monkeypatch.setattr(identity, "worker_sources", lambda: told)
-    assert environment_digest(ROOT / "lockfiles", lock) == before
+    assert Environment.load(ROOT / "lockfiles", "cpu").digest == before
 
 
 def edits(tree: ast.AST) -> Iterator[tuple[ast.AST, str, Any]]:

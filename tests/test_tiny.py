@@ -58,7 +58,7 @@ def test_the_calibration_text_is_frozen() -> None:
     assert sha256(calibration_text()) == CALIBRATION_SHA256
 
 
-def test_the_surroundings_change_nothing(mini: Path, tmp_path: Path) -> None:
+def test_where_it_is_made_changes_nothing(mini: Path, tmp_path: Path) -> None:
     code = (
         "import os, pathlib; os.umask(0o077); import requant.model.tiny as t; t.write_tiny('mini', pathlib.Path('t'))"
     )

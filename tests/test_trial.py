@@ -16,6 +16,7 @@ from requant.build.trial import long_texts, project, stand_in, trial
 from requant.checkpoint.manifest import Manifest
 from requant.errors import NotAvailableError, UsageError
 from requant.progress import Progress, Tell
+from requant.protocol import Seconds, Spent
 from requant.recipe import read_recipe
 from requant.verdict import Outcome, Verdict
 
@@ -113,9 +114,8 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_trial_that_could_not_be_stopped_is_inconclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_quick(_: object, *, out: Path, tell: Tell, **__: object) -> Built:
         tell(Progress("tuning", 2, 2))
-        seconds = {"tuning": [2.0, 3.0], "iterations": [0.5, 0.6], "total": 9.0}
-        memory = {"peak_memory_bytes": 1, "peak_device_memory_bytes": 0}
-        return Built(out, Manifest({}, {}), Verdict(Outcome.INCONCLUSIVE), (), {}, {"seconds": seconds, **memory})
+        seconds = Seconds(total=9.0, preparing=1.0, tuning=(2.0, 3.0), iterations=(0.5, 0.6))
+        return Built(out, Manifest({}, {}), Verdict(Outcome.INCONCLUSIVE), (), {}, Spent(seconds, 1, 0))
 
     monkeypatch.setattr(trying, "build", too_quick)
     monkeypatch.setattr(trying, "compare", lambda *_: None)

@@ -27,6 +27,7 @@ from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, heade
 from requant.checkpoint.manifest import Manifest, make_manifest, read_manifest
 from requant.checkpoint.safetensors import Spec
 from requant.digest import sha256_chunks
+from requant.environment import Environment
 from requant.errors import CheckpointError
 from requant.model.target import target_of
 from requant.model.tiny import tiny
@@ -280,7 +281,8 @@ def test_any_text_is_made_fit_for_a_statement(text: str) -> None:
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """What an audit of the tiny model mini of ec is given; nobody enters its worker."""
     inputs = tiny_inputs(read_recipe(ROOT / "builds" / "ec"), "mini", tmp_path_factory.mktemp("inputs"), silent)
-    return Setting(read_recipe(ROOT / "builds" / "ec"), "mini", inputs, "ab" * 32, cast(Sandbox, None))
+    environment = replace(Environment.load(ROOT / "lockfiles", "cpu"), digest="ab" * 32)
+    return Setting(read_recipe(ROOT / "builds" / "ec"), "mini", inputs, environment, cast(Sandbox, None))
 
 
 def stated(environment: str | None) -> auditing.Reference:
@@ -302,7 +304,7 @@ def test_the_version_that_autoround_states_is_its_environment_s(
     manifest = audited.manifest(silent)
     assert audited.untuned(manifest, VERSION) == Untuned()
     other = audited.untuned(manifest, "0.14.0")
-    if environment == setting.environment:
+    if environment == setting.environment.digest:
         assert other.outcome is Outcome.DIFFERENT
         assert [each.detail for each in other.deviations] == [
             'quantization_config.autoround_version: "0.14.0" -> "0.12.2"',
@@ -366,7 +368,7 @@ def test_what_is_recorded_decides_and_no_journal_of_the_publisher(tmp_path: Path
     found = auditing.known(recipe, "mini", checkpoint)
     assert found == as_recorded
     assert found.stated and found.lines
-    here = replace(setting, environment=found.lines.header.environment)
+    here = replace(setting, environment=replace(setting.environment, digest=found.lines.header.environment))
     assert found.unlike(here, found.stated[1]) == ""
     own["intoto.jsonl"].unlink()
     assert auditing.known(recipe, "mini", checkpoint) == as_recorded

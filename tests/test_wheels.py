@@ -21,49 +21,49 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def wheels(file: Path, lock: Lock, without: tuple[str, ...] = (), tell: Tell = silent) -> dict[Pin, Path]:
-    return fetched(file.parent / "store", file, lock, without=without, tell=tell)
+def wheels(lock: Lock, without: tuple[str, ...] = (), tell: Tell = silent) -> dict[Pin, Path]:
+    return fetched(lock.file.parent / "store", lock, without=without, tell=tell)
 
 
-def tiny(folder: Path) -> tuple[Path, Lock]:
-    return folder / "tiny.txt", locks(folder, line("six=="), line("idna=="))
+def tiny(folder: Path) -> Lock:
+    return locks(folder, line("six=="), line("idna=="))
 
 
 def test_fetched_once_and_confirmed(folder: Path) -> None:
-    file, lock = tiny(folder)
+    lock = tiny(folder)
     told: list[Progress] = []
-    found = wheels(file, lock, tell=told.append)
+    found = wheels(lock, tell=told.append)
     assert {pin.name: path.name.partition("-")[0] for pin, path in found.items()} == {"idna": "idna", "six": "six"}
     assert all(sha256_file(path) == pin.sha256 for pin, path in found.items())
     assert {(each.stage, each.total) for each in told} == {("wheels tiny: 2 to fetch, each by its hash", 2)}
     begun = [(each.done, each.part[:11]) for each in told if "MB" not in each.part]
     assert begun == [(0, "1 of 2: idn"), (1, "2 of 2: six")]
     before = [path.stat() for path in found.values()]
-    assert wheels(file, lock) == found
+    assert wheels(lock) == found
     assert [path.stat().st_mtime_ns for path in found.values()] == [each.st_mtime_ns for each in before]
     assert list((folder / "store").glob(".*")) == []
-    assert [pin.name for pin in wheels(file, lock, without=("six",))] == ["idna"]
+    assert [pin.name for pin in wheels(lock, without=("six",))] == ["idna"]
     lay_out(found.values(), folder / "house")
     lay_out(found.values(), folder / "house")
     assert sorted(path.name for path in (folder / "house").iterdir()) == sorted(path.name for path in found.values())
 
 
 def test_an_altered_wheel_is_refused_by_name(folder: Path) -> None:
-    file, lock = tiny(folder)
-    six = next(path for pin, path in wheels(file, lock).items() if pin.name == "six")
+    lock = tiny(folder)
+    six = next(path for pin, path in wheels(lock).items() if pin.name == "six")
     with zipfile.ZipFile(six, "a") as wheel:
         wheel.writestr("six_more.py", "")
     with pytest.raises(LockError, match=r"six-.*\.whl: altered: .* for six") as refused:
-        wheels(file, lock)
+        wheels(lock)
     assert "fetched anew" in refused.value.advice
     six.unlink()
-    assert wheels(file, lock)
+    assert wheels(lock)
 
 
 def test_another_file_than_the_lock_states(folder: Path) -> None:
     flipped = line("six==")[:-1] + ("0" if line("six==")[-1] != "0" else "1")
     with pytest.raises(LockError, match="does not have the hash that the lock states"):
-        wheels(folder / "tiny.txt", locks(folder, flipped))
+        wheels(locks(folder, flipped))
 
 
 def test_another_machines_wheels(folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_another_machines_wheels(folder: Path) -> None:
     text = (ROOT / "lockfiles" / "gb10.txt").read_text().splitlines()
     pin = next(each for each in text if each.startswith("markupsafe=="))
     lock = locks(folder, pin, python="3.12", platform="aarch64-manylinux_2_36")
-    ((_, path),) = wheels(folder / "tiny.txt", lock).items()
+    ((_, path),) = wheels(lock).items()
     assert "cp312" in path.name
     assert "aarch64" in path.name
 
@@ -97,7 +97,7 @@ def test_what_pip_says_is_progress() -> None:
 
 
 def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
-    file, lock = tiny(folder)
+    lock = tiny(folder)
     (folder / "store" / ".left" / "0").mkdir(parents=True)
-    wheels(file, lock)
+    wheels(lock)
     assert list((folder / "store").glob(".*")) == []

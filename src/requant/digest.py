@@ -27,7 +27,6 @@ MAX_JOURNAL = 3 << 23
 """Of a journal: one of 40 blocks, each of 771 packed layers, has 13 MB."""
 MAX_STATEMENT = 1 << 22
 """Of a statement or an audit: a thousand blocks, all different, take less."""
-MAX_CARD = 1 << 20  # unused; kept until the worker's sources change anyway, since without it every record is renewed
 MAX_TOML = 1 << 14
 """Of a recipe: the reader's time and memory grow with the square of the longest dotted key."""
 MAX_VALUES = 2_000_000

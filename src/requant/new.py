@@ -29,12 +29,13 @@ from requant.hub.repository import listing, named
 from requant.hub.stated import stated_pins
 from requant.inspect.headers import Headers, read_headers
 from requant.inspect.remote import headers_at
-from requant.model.plan import BASE, FILE, Specs, write_plans
+from requant.model.plan import FILE, Specs, write_plans
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
 from requant.model.target import question
 from requant.progress import Progress, Tell, silent
+from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
 from requant.recipe import Recipe, read_recipe
 from requant.sandbox.preflight import Cost

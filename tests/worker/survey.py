@@ -1,12 +1,13 @@
-"""Answer what `request.json` asks of each folder: `survey FOLDER...`; in the place of an answer, why there is none."""
+"""Answer what is asked in each folder: `survey FOLDER...`; in the place of an answer, why there is none."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.worker.prepared import ROOT, answer
 
 from requant.errors import BuildError
+from requant.protocol import Survey, asked
 from requant.recipe import read_recipe
 from requant.worker.autoround import survey
 
@@ -16,9 +17,11 @@ def main(*folders: str) -> dict[str, Any]:
     recipe = read_recipe(ROOT / "builds" / "ec")
     found: dict[str, Any] = {}
     for folder in map(Path, folders):
+        task = asked(folder)
+        assert isinstance(task, Survey)
         try:
-            survey.ask(folder, recipe)
-            found[folder.name] = json.loads((folder / "survey.json").read_text())
+            answers = survey.ask(task, recipe, folder / "counted")
+            found[folder.name] = {name: asdict(each) for name, each in answers.items()}
         except BuildError as error:
             found[folder.name] = str(error)
     return found

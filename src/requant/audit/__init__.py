@@ -5,7 +5,6 @@ block is given is handed to a worker pool, which tunes it. No worker judges itse
 is all that is not tuned, whatever blocks were chosen, and that needs no worker (`audit.untuned`).
 """
 
-import json
 import re
 import reprlib
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 
 from requant.audit.challenge import Challenge
 from requant.audit.distance import distance
-from requant.audit.pool import REPORT, Local, Setting, WorkerPool, passed
+from requant.audit.pool import Local, Setting, WorkerPool
 from requant.audit.retuned import Audit, Judgement, Retuned, judge, settle
 from requant.audit.untuned import NAMED, Untuned, compare, derive, short, tuned
 from requant.build import beside, recorded, words
@@ -38,6 +37,7 @@ from requant.model.target import Target, target_of
 from requant.model.tiny import SIZES
 from requant.passes import Context
 from requant.progress import Progress, Tell, counted, silent
+from requant.protocol import BLOCK, INPUTS, REPORT, Passed, Replay, Report, label, passed, read
 from requant.recipe import Recipe
 
 GLANCE = 0.1
@@ -81,7 +81,7 @@ class Reference:
 
     def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
         """Say why other bits would prove nothing here; the empty text where they would."""
-        if self.environment not in (None, setting.environment):
+        if self.environment not in (None, setting.environment.digest):
             return "another environment than the build's"
         theirs = self.stated[1] if self.stated else None
         if theirs is None:
@@ -228,16 +228,16 @@ def audit(
     return Audit(
         recipe=setting.recipe.digest,
         tiny=setting.tiny,
-        environment=setting.environment,
+        environment=setting.environment.digest,
         base=setting.inputs.base_digest,
         journal=sha256_file(reference.journal) if reference.journal else None,
         files={path: record.sha256 for path, record in manifest.files.items()},
         companions=companions,
-        hardware=worker["hardware"],
+        hardware=worker.hardware,
         challenge=challenge,
         count=len(audited.names),
         blocks=found,
-        untuned=audited.untuned(manifest, worker["autoround_version"]),
+        untuned=audited.untuned(manifest, worker.autoround_version),
         auditor=auditor,
         finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         requant=version("requant"),
@@ -246,29 +246,25 @@ def audit(
 
 def _tune(
     audited: "_Audited", chosen: tuple[int, ...], make_pool: MakePool, work: Path, tell: Tell
-) -> tuple[tuple[Retuned, ...], dict[str, Any]]:
+) -> tuple[tuple[Retuned, ...], Report]:
     found: dict[int, Retuned] = {}
     left = set(chosen)
     given: set[int] = set()
     with make_pool(audited.setting, work / "pool") as pool:
-        task = {
-            "task": "replay",
-            "checkpoint": [str(path.resolve()) for path in audited.files],
-            "blocks": sorted(chosen),
-            "waiting": WAITING,
-        }
+        files = tuple(str(path.resolve()) for path in audited.files)
+        task = Replay(audited.setting.tuning, files, tuple(sorted(chosen)), WAITING)
         readable = sorted({path.resolve().parent for path in audited.files})  # in the Hub's cache, the blobs
         with audited.setting.start(work / "replay", task, *readable) as chain:
             while left:
                 running = chain.poll()
                 lines = passed(chain.folder)
                 if (astray := audited.astray(lines)) is not None:
-                    hardware = _report(chain.folder)["hardware"]
+                    hardware = read(chain.folder / REPORT, Report).hardware
                     for each in audited.unjudged(astray, lines[astray], left, hardware):
                         found.setdefault(each.index, each)
                     left = {number for number in left if number < astray}
                 for number in sorted(number for number in left - given if number < len(lines)):
-                    block_inputs = chain.folder / "inputs" / f"{number:05d}"
+                    block_inputs = chain.folder / INPUTS / label(number)
                     if not pool.free() or not block_inputs.exists():
                         break
                     pool.give(number, block_inputs)
@@ -282,31 +278,24 @@ def _tune(
                 tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen)))
                 if not running:
                     chain.confirm()
-                    if not all((chain.folder / "inputs" / f"{number:05d}").exists() for number in left - given):
+                    if not all((chain.folder / INPUTS / label(number)).exists() for number in left - given):
                         raise BuildError("the replaying worker has ended before all chosen blocks", "Report this.")
                 time.sleep(GLANCE)
-            report = _report(chain.folder)
+            report = read(chain.folder / REPORT, Report)
     judged = tuple(found[number] for number in sorted(found))
     return (judged if audited.lines else settle(judged)), report
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """Return what a worker has said of itself."""
-    report: dict[str, Any] = json.loads((folder / REPORT).read_text())
-    return report
-
-
-def _same_hardware(chain: Path, answer: Path) -> dict[str, Any]:
+def _same_hardware(chain: Path, answer: Path) -> Mapping[str, Any]:
     """Return the hardware class of both; an audit speaks of one, so another one is a BuildError, and no verdict."""
-    expected, found = (_report(folder)["hardware"] for folder in (chain, answer))
+    expected, found = (read(folder / REPORT, Report).hardware for folder in (chain, answer))
     for key in differing(expected, found):
         raise BuildError(
             f"a block was tuned on another hardware class than its inputs were made on: {key} is "
             f"{found.get(key)!r}, here {expected.get(key)!r}",
             "Audit on machines of one class.",
         )
-    hardware: dict[str, Any] = expected
-    return hardware
+    return expected
 
 
 class _Audited:
@@ -346,7 +335,7 @@ class _Audited:
         be judged: then it stays open.
         """
         stated, unsure = self._stated(), ""
-        if self.reference.environment != self.setting.environment and stated not in (None, autoround):
+        if self.reference.environment != self.setting.environment.digest and stated not in (None, autoround):
             unsure = f"it states AutoRound {stated}, here it is {autoround}: only the build's environment can tell"
             autoround = str(stated)
         recipe = self.setting.recipe
@@ -362,16 +351,14 @@ class _Audited:
             return None  # and whatever stands there instead is a deviation
         return version if isinstance(version, str) and _VERSION.fullmatch(version) else None
 
-    def astray(self, lines: Sequence[Mapping[str, Any]]) -> int | None:
+    def astray(self, lines: Sequence[Passed]) -> int | None:
         """Return the first block whose inputs, as they were replayed, are not the journal's."""
-        for line, expected in zip(lines, self.lines, strict=False):
-            if line["inputs"] != expected.inputs or line["random_state"] != expected.random_state:
-                return int(line["index"])
+        for number, (line, expected) in enumerate(zip(lines, self.lines, strict=False)):
+            if line.inputs != expected.inputs or line.random_state != expected.random_state:
+                return number
         return None
 
-    def unjudged(
-        self, number: int, line: Mapping[str, Any], left: set[int], hardware: Mapping[str, Any]
-    ) -> list[Retuned]:
+    def unjudged(self, number: int, line: Passed, left: set[int], hardware: Mapping[str, Any]) -> list[Retuned]:
         """Judge what block `number` leaves open: nothing of the blocks from it on, and of the one before it this much.
 
         Where of all that it is given the quantized stream alone is not the journal's, the published codes of the block
@@ -380,7 +367,7 @@ class _Audited:
         unlike = self.reference.unlike(self.setting, hardware)
         expected = self.lines[number].inputs
         found = []
-        ours = line["inputs"]
+        ours = line.inputs
         unequal = {key for key in ours.keys() | expected.keys() if ours.get(key) != expected.get(key)}
         if number and number - 1 not in left and unequal == {"quantized"}:
             judgement = Judgement.INCONCLUSIVE if unlike else Judgement.DIFFERENT
@@ -396,13 +383,13 @@ class _Audited:
     def judged(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
         """Compare a block's packed tensors, tuned again, with the published ones, and its record with the journal's."""
         name = self.names[number]
-        record = json.loads((answer / "block.json").read_text())
+        record = read(answer / BLOCK, Block)
         inputs_agree = outputs_agree = None
         if self.lines:
             line = self.lines[number]
-            inputs_agree = record["inputs"] == line.inputs and record["random_state"] == line.random_state
-            ours = record["outputs"], record["loss"], record["tensors"]
-            outputs_agree = ours == (line.outputs, vars(line.loss), line.tensors)
+            inputs_agree = record.inputs == line.inputs and record.random_state == line.random_state
+            ours = record.outputs, record.loss, record.tensors
+            outputs_agree = ours == (line.outputs, line.loss, line.tensors)
         mine = [each for each in self.packed if each.startswith(f"{name}.")]
         again = _packed(answer)
         return judge(

@@ -26,7 +26,7 @@ from requant.recipe import Recipe
 
 FOLDER = "audits"
 SUFFIX = ".intoto.jsonl"
-PREDICATE_TYPE = "urn:requant:audit:2"
+PREDICATE_TYPE = "urn:requant:audit:3"
 MOST = 2**53
 """The first whole number that JSON readers take for another one."""
 

@@ -21,6 +21,7 @@ import numpy as np
 from requant.audit.pool import Setting
 from requant.audit.ray_worker import GRACE, Worker, order
 from requant.errors import BuildError, NotAvailableError, RequantError, UsageError
+from requant.protocol import label
 
 ATTEMPTS = 3
 """Workers that are given one block, and lives that each of the worker pool's places has."""
@@ -219,7 +220,7 @@ class Cluster:
                 yield self._ray.put(chunk)
 
     def _written(self, number: int, answer: Mapping[str, Any]) -> Path:
-        folder = self._folder / f"{number:05d}"
+        folder = self._folder / label(number)
         folder.mkdir()
         for name, data in answer.items():
             data.tofile(folder / name)

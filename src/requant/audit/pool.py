@@ -1,27 +1,23 @@
 """Who tunes an audit's blocks: workers that are given the inputs of one block after the other, here or elsewhere."""
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from requant.build.inputs import Inputs
 from requant.build.workplace import set_up
-from requant.environment.identity import environment_digest
-from requant.environment.lock import read_lock
+from requant.environment import Environment
 from requant.errors import BuildError
 from requant.model.target import Target, target_of
 from requant.progress import Tell
+from requant.protocol import ANSWERS, JOBS, REPORT, Task, Tune, Tuning, label
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
 from requant.sandbox.running import Running, Sandbox
-
-REPORT = "worker.json"
-"""What a worker says of itself: its hardware class, among others."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Setting:
     recipe: Recipe
     tiny: str | None
     inputs: Inputs
-    environment: str
+    environment: Environment
     sandbox: Sandbox
 
     @property
@@ -44,11 +40,15 @@ class Setting:
         """What the recipe makes of the base."""
         return target_of(self.recipe, self.tiny)
 
-    def start(self, folder: Path, task: Mapping[str, Any], *readable: Path) -> Running:
+    @property
+    def tuning(self) -> Tuning:
+        """What every task begins with."""
+        return self.inputs.tuning(self.tiny, self.environment, self.sandbox.accelerator, self.target.plan)
+
+    def start(self, folder: Path, task: Task, *readable: Path) -> Running:
         """Start a worker on a new folder; `readable` is what it reads beside base and text."""
         folder.mkdir(parents=True)
-        task = {**task, "accelerator": self.sandbox.accelerator, "plan": self.target.plan.tuning}
-        set_up(folder, self.recipe, self.tiny, self.inputs, self.environment, task)
+        set_up(folder, self.recipe, task)
         return self.sandbox.start(folder, (self.inputs.base, self.inputs.text, *readable))
 
 
@@ -59,9 +59,8 @@ def prepare(recipe: Recipe, tiny: str | None, inputs: Inputs, tell: Tell, sandbo
 
     Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
     """
-    lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
-    worker = choose(recipe, tiny, sandbox, tell).sandbox
-    return Setting(recipe, tiny, inputs, environment_digest(recipe.lockfiles, lock), worker)
+    environment = Environment.load(recipe.lockfiles, recipe.effort(tiny is not None).environment)
+    return Setting(recipe, tiny, inputs, environment, choose(recipe, tiny, environment, sandbox, tell).sandbox)
 
 
 class WorkerPool(Protocol):
@@ -99,8 +98,8 @@ class Local:
         self._jobs: dict[int, int] = {}
         with ExitStack() as stack:
             for number in range(size):
-                self._workers.append(stack.enter_context(setting.start(folder / f"{number}", {"task": "tune"})))
-                (self._workers[-1].folder / "jobs").mkdir(exist_ok=True)
+                self._workers.append(stack.enter_context(setting.start(folder / f"{number}", Tune(setting.tuning))))
+                (self._workers[-1].folder / JOBS).mkdir(exist_ok=True)
             self._stack = stack.pop_all()
 
     def free(self) -> bool:
@@ -110,7 +109,7 @@ class Local:
     def give(self, number: int, block_inputs: Path) -> None:
         """Give a block to a worker that has nothing to do."""
         worker = next(each for each in range(self.size) if each not in self._jobs.values())
-        block_inputs.rename(self._workers[worker].folder / "jobs" / block_inputs.name)
+        block_inputs.rename(self._workers[worker].folder / JOBS / block_inputs.name)
         self._jobs[number] = worker
 
     def take(self) -> Iterator[tuple[int, Path]]:
@@ -118,10 +117,10 @@ class Local:
         for number, each in list(self._jobs.items()):
             worker = self._workers[each]
             alive = worker.poll()
-            answer = worker.folder / "answers" / f"{number:05d}"
+            answer = worker.folder / ANSWERS / label(number)
             if answer.exists():
                 del self._jobs[number]
-                shutil.rmtree(worker.folder / "jobs" / answer.name)
+                shutil.rmtree(worker.folder / JOBS / answer.name)
                 shutil.copyfile(worker.folder / REPORT, answer / REPORT)
                 yield number, answer
             elif not alive:
@@ -133,11 +132,3 @@ class Local:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-
-def passed(folder: Path) -> Sequence[dict[str, Any]]:
-    """Return what a replaying worker has said by now of the blocks that it came to, in order."""
-    path = folder / "passed.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from requant.audit.pool import Local, Setting, prepare
 from requant.build.inputs import inputs_for
 from requant.build.workplace import alone, scratch
-from requant.environment.identity import dockerfile_path
 from requant.environment.install import cache
 from requant.errors import BuildError, NotAvailableError, RecipeError
 from requant.progress import silent
+from requant.protocol import label
 from requant.recipe import read_recipe
 
 GLANCE = 0.1
@@ -58,11 +58,7 @@ def order(setting: Setting, base: Path | None) -> Order:
     recipe = setting.recipe
     path = recipe.path.resolve()
     root = recipe.lockfiles.parent
-    environment = recipe.effort(setting.tiny is not None).environment
-    wanted = [path, *(recipe.lockfiles / f"{environment}.{suffix}" for suffix in ("in", "txt"))]
-    wanted.append(dockerfile_path(recipe.lockfiles, environment))
-    if (files := recipe.lockfiles / f"{environment}.files").exists():
-        wanted.append(files)
+    wanted = [path, *setting.environment.paths]
     if setting.tiny is None:
         wanted += [recipe.beside(name).resolve() for name in (recipe.base.files, recipe.calibration.files)]
     for each in wanted:
@@ -73,7 +69,7 @@ def order(setting: Setting, base: Path | None) -> Order:
         recipe=str(path.relative_to(root)),
         tiny=setting.tiny,
         base=base and base.resolve(),
-        environment=setting.environment,
+        environment=setting.environment.digest,
         base_digest=setting.inputs.base_digest,
     )
 
@@ -108,7 +104,7 @@ class Worker:
                 inputs = inputs_for(recipe, self._order.tiny, self._order.base, self._folder, silent)
             setting = prepare(recipe, self._order.tiny, inputs, silent)
             for what, found, expected in (
-                ("environment", setting.environment, self._order.environment),
+                ("environment", setting.environment.digest, self._order.environment),
                 ("base", setting.inputs.base_digest, self._order.base_digest),
             ):
                 if found != expected:
@@ -126,7 +122,7 @@ class Worker:
         Raises BuildError with the worker's own words; the worker is of no use after that.
         """
         with self._working:
-            block_inputs = self._folder / f"{number:05d}"
+            block_inputs = self._folder / label(number)
             block_inputs.mkdir()
             for name, tickets in files.items():
                 with (block_inputs / name).open("wb") as file:

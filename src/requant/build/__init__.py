@@ -8,28 +8,27 @@ that anybody runs who verifies the result.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from requant import passes
 from requant.build.inputs import inputs_for
 from requant.build.log import publish
-from requant.build.workplace import JOURNAL, RESUME, kept, set_up, workplace
+from requant.build.workplace import kept, set_up, workplace
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.manifest import Manifest, make_manifest, read_manifest
 from requant.digest import sha256_file
-from requant.environment.identity import environment_digest
+from requant.environment import Environment
 from requant.environment.install import cache
-from requant.environment.lock import read_lock
-from requant.errors import CheckpointError, UsageError
+from requant.errors import BuildError, CheckpointError, UsageError
 from requant.evidence.journal import Follower
 from requant.evidence.statements import Provenance, differing, hardware_of, statement
 from requant.model.target import target_of
 from requant.model.tiny import SIZES
 from requant.progress import Progress, Tell, counted, silent
+from requant.protocol import JOURNAL, RAW, REPORT, RESUME, Build, Report, Spent, read
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
 from requant.sandbox.running import run_worker
@@ -49,8 +48,8 @@ class Built:
     verdict: Verdict
     taints: tuple[str, ...]
     seconds: dict[str, float]
-    worker: dict[str, Any]
-    """What the worker reported: seconds, and memory in bytes."""
+    worker: Spent
+    """What the worker took."""
 
 
 def beside(folder: Path, name: str) -> Path:
@@ -109,16 +108,14 @@ def build(
     target = target_of(recipe, tiny)
     started = datetime.now(UTC)
     effort = recipe.effort(tiny is not None)
-    lock = read_lock(recipe.lockfiles, effort.environment)
+    environment = Environment.load(recipe.lockfiles, effort.environment)
     with workplace(out, fresh=fresh) as work:
         inputs = inputs_for(recipe, tiny, base, work, tell, instead, text=text, endpoint=endpoint)
-        chosen = choose(recipe, tiny, sandbox, tell)
+        chosen = choose(recipe, tiny, environment, sandbox, tell)
         unused = recipe.unused() if tiny else ""
         replaced = (f"not used by the tiny model: {unused}",) if unused else ()
         taints = kept(work, (*inputs.taints, *replaced, *chosen.sandbox.taints))
-        environment = environment_digest(recipe.lockfiles, lock)
-        task = {"task": "build", "accelerator": chosen.sandbox.accelerator, "plan": target.plan.tuning}
-        set_up(work, recipe, tiny, inputs, environment, task)
+        set_up(work, recipe, Build(inputs.tuning(tiny, environment, chosen.sandbox.accelerator, target.plan)))
         tuning = _timed()
         try:
             run_worker(chosen.sandbox, work, (inputs.base, inputs.text), _watching(work / JOURNAL, tell))
@@ -126,11 +123,13 @@ def build(
             if (work / "log").exists():
                 folders = {"work": work, "out": out.resolve().parent, "base": inputs.base, "cache": cache()}
                 publish(work / "log", beside(out, "log"), folders)
-        reported: dict[str, Any] = json.loads((work / "worker.json").read_text())
+        report = read(work / REPORT, Report)
+        if report.spent is None:
+            raise BuildError(f"{work / REPORT}: the worker has ended without saying what it took", "Report this.")
         seconds = {"worker": tuning()}
 
         finishing = _timed()
-        raw = open_checkpoint(work / "raw")
+        raw = open_checkpoint(work / RAW)
         version_of_autoround = json.loads(raw.file("quantization_config.json"))["autoround_version"]
         context = passes.Context(open_checkpoint(inputs.base), target, recipe, effort, version_of_autoround)
         finished = passes.apply(raw, context)
@@ -141,28 +140,27 @@ def build(
         manifest = make_manifest(work / "checkpoint", counted(tell, "manifest", total))
         seconds["manifest"] = hashing()
 
-        worker = {key: reported[key] for key in ("absent", "seconds", "peak_memory_bytes", "peak_device_memory_bytes")}
         built = Provenance(
             recipe=recipe.digest,
             tiny=tiny,
-            environment=environment,
-            lock=lock.digest,
-            hardware=reported["hardware"],
-            versions=reported["versions"],
+            environment=environment.digest,
+            lock=environment.lock.digest,
+            hardware=report.hardware,
+            versions=report.versions,
             taints=taints,
             dependencies=inputs.digests,
             journal=sha256_file(work / JOURNAL),
             log=sha256_file(beside(out, "log")),
             started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            worker=worker,
+            worker={"absent": report.absent, **asdict(report.spent)},
             sandbox=chosen.evidence,
             requant=version("requant"),
         )
         subjects = {path: record.sha256 for path, record in manifest.files.items()}
         if keep_raw:
             shutil.rmtree(beside(out, "raw"), ignore_errors=True)
-            (work / "raw").rename(beside(out, "raw"))
+            (work / RAW).rename(beside(out, "raw"))
         if out.exists():
             shutil.rmtree(out)
         beside(out, "manifest.json").write_bytes(manifest.to_json())
@@ -170,7 +168,7 @@ def build(
         shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
         (work / "checkpoint").rename(out)  # last: what stands under the final name has all its records
         shutil.rmtree(work / RESUME)
-    return Built(out, manifest, compare(recipe, tiny, out), taints, seconds, worker)
+    return Built(out, manifest, compare(recipe, tiny, out), taints, seconds, report.spent)
 
 
 def compare(recipe: Recipe, tiny: str | None, folder: Path, against: Path | None = None) -> Verdict:

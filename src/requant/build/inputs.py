@@ -7,13 +7,16 @@ from requant.checkpoint.checkpoint import write_checkpoint
 from requant.checkpoint.files import is_companion, list_files, listing
 from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json, sha256, sha256_file
+from requant.environment import Environment
 from requant.environment.install import cache
 from requant.errors import CheckpointError, UsageError
 from requant.hub.fetch import fetch, missing
 from requant.hub.pinned import Pins, pins_for
+from requant.model.plan import Plan
 from requant.model.target import tiny_model
 from requant.model.tiny import CALIBRATION, calibration_text
 from requant.progress import Progress, Tell, silent
+from requant.protocol import Tuning
 from requant.recipe import Recipe
 from requant.sandbox import preflight
 
@@ -29,6 +32,19 @@ class Inputs:
     text: Path
     digests: dict[str, str]
     taints: tuple[str, ...]
+
+    def tuning(self, tiny: str | None, environment: Environment, accelerator: str, plan: Plan) -> Tuning:
+        """Return what a worker that runs the model is told."""
+        return Tuning(
+            tiny=tiny,
+            base=str(self.base.resolve()),
+            text=str(self.text.resolve()),
+            environment=environment.digest,
+            base_digest=self.base_digest,
+            accelerator=accelerator,
+            blocks=plan.blocks,
+            packed=tuple(plan.packed),
+        )
 
     @property
     def base_digest(self) -> str:

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.build.inputs import Inputs
 from requant.build.workplace import set_up
 from requant.checkpoint.safetensors import Spec
-from requant.environment.identity import environment_digest
-from requant.environment.lock import read_lock
+from requant.environment import Environment
 from requant.errors import BuildError, UsageError
 from requant.model.base_config import base_config
-from requant.model.plan import BASE, FILE, Layer, Plan, Source, Specs, differences, read_tensors, write_plans
+from requant.model.plan import FILE, Plan, Specs, differences, read_tensors, write_plans
 from requant.model.shrink import shrink
 from requant.model.target import config_of, question, target_of
 from requant.progress import Progress, Tell, silent
+from requant.protocol import BASE, SURVEY, Answer, Answers, Model, Survey, read
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
 from requant.sandbox.running import run_worker
@@ -58,26 +57,23 @@ def ask(
     is read of the base but this. Raises what `sandbox.choice.choose` raises, and BuildError where the quantizer does
     not take the model.
     """
-    lock = read_lock(recipe.lockfiles, recipe.effort(tiny=True).environment)
+    environment = Environment.load(recipe.lockfiles, recipe.tiny.environment)
     with tempfile.TemporaryDirectory(prefix="requant-survey-") as folder:
         work = Path(folder)
-        asked: dict[str, Any] = {}
+        models: dict[str, Model] = {}
         for target, config in configs.items():
             place = work / "configs" / target
             place.mkdir(parents=True)
             said = {key: value for key, value in config.items() if key != "generator"}
             (place / "config.json").write_text(json.dumps(said))
-            table = {name: [spec.dtype, list(spec.shape)] for name, spec in tensors.items()}
-            asked[target] = {"config": str(place), "tensors": table if target == BASE else None}
-        inputs = Inputs(work / "configs", work / "configs", {}, ())
-        chosen = choose(recipe, MINI, sandbox, tell)
-        task = {"task": "survey", "accelerator": chosen.sandbox.accelerator, "survey": asked}
-        set_up(work, recipe, MINI, inputs, environment_digest(recipe.lockfiles, lock), task)
+            table = {name: (spec.dtype, spec.shape) for name, spec in tensors.items()}
+            models[target] = Model(str(place), table if target == BASE else None)
+        chosen = choose(recipe, MINI, environment, sandbox, tell)
+        set_up(work, recipe, Survey(models))
         tell(Progress("asking AutoRound"))
-        run_worker(chosen.sandbox, work, (inputs.base,), lambda: None)
-        answers = json.loads((work / "survey.json").read_bytes())
-        versions = json.loads((work / "worker.json").read_bytes())["versions"]
-        return {target: _plan(answers[target], versions) for target in configs}
+        run_worker(chosen.sandbox, work, (work / "configs",), lambda: None)
+        answers = read(work / SURVEY, Answers)
+        return {target: _plan(answers.models[target], answers.versions) for target in configs}
 
 
 def record(recipe: Recipe, *, sandbox: str = "venv", tell: Tell = silent) -> None:
@@ -99,18 +95,14 @@ def ask_again(recipe: Recipe, tiny: str | None, *, sandbox: str = "venv", tell: 
     return Asked(found.versions, len(found.blocks), len(found.packed), tuple(differences(planned, found)))
 
 
-def _plan(answer: Mapping[str, Any], versions: Mapping[str, str]) -> Plan:
-    def layer(value: Mapping[str, Any]) -> Layer:
-        source, (rows, columns) = value["source"], value["shape"]
-        if not value["reason"] and source is None:
-            raise BuildError("a packed layer whose weight is no part of one tensor of the base", "Report this model.")
-        return Layer((rows, columns), value["reason"], source and Source(**{**source, "index": tuple(source["index"])}))
-
+def _plan(answer: Answer, versions: Mapping[str, str]) -> Plan:
+    if lost := [name for name, layer in answer.layers.items() if layer.packed and layer.source is None]:
+        raise BuildError(f"{lost[0]}: a packed layer whose weight is no part of one tensor", "Report this model.")
     return Plan(
         versions=versions,
-        tensors={name: Spec(dtype, tuple(shape)) for name, (dtype, shape) in answer["tensors"].items()},
-        blocks=tuple(answer["blocks"]),
-        layers={name: layer(value) for name, value in answer["layers"].items()},
-        unloaded=frozenset(answer["unloaded"]),
-        tied=answer["tied"],
+        tensors={name: Spec(*spec) for name, spec in answer.tensors.items()},
+        blocks=answer.blocks,
+        layers=answer.layers,
+        unloaded=frozenset(answer.unloaded),
+        tied=answer.tied,
     )

@@ -21,6 +21,7 @@ from requant.model.base_config import base_config
 from requant.model.target import config_of, target_of
 from requant.model.tiny import SIZES, calibration_text
 from requant.progress import Progress, Tell, silent
+from requant.protocol import Spent
 from requant.recipe import FILE, Effort, Recipe, read_recipe
 from requant.sandbox.preflight import require_for_trial
 from requant.verdict import Outcome, Verdict
@@ -98,7 +99,7 @@ def trial(
     tried = stand_in(recipe, effort, folder)
     text = long_texts(effort.samples, effort.sequence_length)
 
-    def once(name: str, hear: Tell) -> Mapping[str, Any]:
+    def once(name: str, hear: Tell) -> Spent:
         return build(tried, tiny=size, out=folder / name, text=text, sandbox=sandbox, tell=hear).worker
 
     first = once("first", tell)
@@ -168,12 +169,12 @@ def _measured(
     effort: Effort,
     verdict: Verdict,
     stopped: int,
-    workers: tuple[Mapping[str, Any], Mapping[str, Any]],
+    workers: tuple[Spent, Spent],
     price_per_hour: float | None,
 ) -> Trial:
-    """Sum up what both workers reported; times are the first one's, which tuned all blocks in one go."""
+    """Sum up what both workers took; times are the first one's, which tuned all blocks in one go."""
     first, second = workers
-    iteration, block = median(first["seconds"]["iterations"]), median(first["seconds"]["tuning"])
+    iteration, block = median(first.seconds.iterations), median(first.seconds.tuning)
     fits = _is_full_work(recipe, size, effort)
     return Trial(
         size=size,
@@ -182,9 +183,9 @@ def _measured(
         stopped=stopped,
         iteration=iteration,
         block=block,
-        peak_memory_bytes=max(each["peak_memory_bytes"] for each in workers),
-        peak_device_memory_bytes=max(each["peak_device_memory_bytes"] for each in workers),
-        seconds=(first["seconds"]["total"], second["seconds"]["total"]),
+        peak_memory_bytes=max(each.peak_memory_bytes for each in workers),
+        peak_device_memory_bytes=max(each.peak_device_memory_bytes for each in workers),
+        seconds=(first.seconds.total, second.seconds.total),
         projection=project(recipe, effort, iteration, block, price_per_hour) if fits else None,
     )
 

@@ -5,18 +5,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from requant.build.inputs import Inputs
 from requant.environment.identity import worker_sources
 from requant.errors import BuildError, UsageError
+from requant.protocol import RESUME, Task, ask
 from requant.recipe import FILE, Recipe
-
-RESUME = "resume"
-JOURNAL = f"{RESUME}/journal.jsonl"
 
 
 @contextmanager
@@ -111,28 +108,14 @@ def kept(work: Path, taints: tuple[str, ...]) -> tuple[str, ...]:
     return everything
 
 
-def set_up(
-    work: Path, recipe: Recipe, tiny: str | None, inputs: Inputs, environment: str, task: Mapping[str, Any]
-) -> None:
-    """Lay out in `work` what the worker finds there: its sources, the recipe, and what is asked of it.
-
-    `task` names the `task`, what belongs to it, and for a GPU its UUID as `accelerator`, which the worker compares.
-    """
+def set_up(work: Path, recipe: Recipe, task: Task) -> None:
+    """Lay out in `work` what the worker finds there: its sources, the recipe, and what is asked of it."""
     for name, data in worker_sources().items():
         path = work / "sources" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     shutil.copyfile(recipe.path, work / FILE)
-    request = {
-        "tiny": tiny,
-        "base": str(inputs.base.resolve()),
-        "text": str(inputs.text.resolve()),
-        "environment": environment,
-        "base_digest": inputs.base_digest,
-        "accelerator": "",
-        **task,
-    }
-    (work / "request.json").write_text(json.dumps(request))
+    ask(work, task)
 
 
 def _clear(work: Path, keep: str) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol, Self, TypeVar
 
 from requant.checkpoint.files import SUFFIX, is_companion, list_files
 from requant.checkpoint.loadable import Loadable, deciding, findings, opened
-from requant.checkpoint.safetensors import Spec, read_header
+from requant.checkpoint.safetensors import Spec, header_text, parse_header
 from requant.digest import canonical_json, read_whole, sha256, side_limit
 from requant.errors import CheckpointError
 from requant.hub.repository import Repository, named
@@ -41,8 +41,8 @@ class Files(Protocol):
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""
 
-    def header(self, name: str) -> Path:
-        """Return a local file with the safetensors header of `name`, as long as `name` is."""
+    def header(self, name: str) -> tuple[bytes, int]:
+        """Return the safetensors header of a file, as it stands there, and the size of the file."""
 
     def whole(self, name: str) -> bytes:
         """Return the bytes of a small file."""
@@ -93,7 +93,7 @@ def open_source(name: str, endpoint: str | None = None) -> Source:
         twice = []
         names = [each for each in files.names() if not (remote and is_companion(each))]
         texts = {each: files.whole(each) for each in deciding(names)}
-        held = {file: read_header(files.header(file))[0] for file in opened(names, texts)}
+        held = {file: parse_header(Path(name, file), *files.header(file))[0] for file in opened(names, texts)}
         for file, inside in held.items():
             for key, (spec, stretch) in inside.items():
                 if key in tensors:
@@ -127,9 +127,9 @@ class Folder:
         """Return the names of all files, sorted."""
         return list(self._paths)
 
-    def header(self, name: str) -> Path:
-        """Return the file itself."""
-        return self._paths[name]
+    def header(self, name: str) -> tuple[bytes, int]:
+        """Return the safetensors header of a file, as it stands there, and the size of the file."""
+        return header_text(self._paths[name])
 
     def whole(self, name: str) -> bytes:
         """Return the bytes of a small file; raise CheckpointError where it is not there."""

@@ -7,7 +7,6 @@ without hole or overlap, so that every byte of the file belongs to the header or
 
 import math
 import reprlib
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,54 +72,68 @@ class Stretch:
             raise CheckpointError(f"{self.path}: {left} bytes fewer than its header promised a moment ago")
 
 
-def read_header(path: Path) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
-    """Return a file's tensors, ordered by offset, and its metadata.
+Header = tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]
+"""A file's tensors, ordered by offset, and its metadata."""
 
-    Raises CheckpointError for anything that is not a complete safetensors file.
-    """
+
+def read_header(path: Path) -> Header:
+    """Return what the header of a file on disk says. Raises CheckpointError for anything but a complete file."""
+    return parse_header(path, *header_text(path))
+
+
+def header_text(path: Path) -> tuple[bytes, int]:
+    """Return the header of a file on disk as it stands there, and the size of the file."""
     try:
         with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
             size = path.stat().st_size
-            if length > size - 8:
-                raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
-            if length > MAX_HEADER_BYTES:
-                raise _TooLargeError(f"its header claims {length:,} bytes, requant reads {MAX_HEADER_BYTES:,} at most")
-            return parse_header(path, file.read(length), size)
-    except _TooLargeError as error:
-        raise CheckpointError(f"{path}: {error}", TOO_LARGE) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable safetensors file: {error}", "Download or build this file again."
-        ) from None
+            return file.read(header_length(path, file.read(8), size)), size
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
-def parse_header(path: Path, text: bytes, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
-    """Return what the header `text` of a file of `size` bytes says, as `read_header` does; raises ValueError."""
-    require_plausible(text)
-    return _entries(path, strict_json(text), 8 + len(text), size)
+def header_length(path: Path, first: bytes, size: int) -> int:
+    """Return the length of a header from the first eight bytes of a file of `size` bytes.
+
+    `path` only names the file in errors. Raises CheckpointError where the file is shorter, or more than is read.
+    """
+    length = int.from_bytes(first.ljust(8, b"\xff"), "little")
+    if length > size - 8:
+        raise _unreadable(path, f"its header claims {length:,} bytes, the file has {size:,}")
+    if length > MAX_HEADER_BYTES:
+        told = f"{path}: its header claims {length:,} bytes, requant reads {MAX_HEADER_BYTES:,} at most"
+        raise CheckpointError(told, TOO_LARGE)
+    return length
 
 
-def require_plausible(text: bytes) -> None:
-    """Raise ValueError for a header of more than `MAX_TENSORS`, or of so many other things, before it is parsed.
+def parse_header(path: Path, text: bytes, size: int) -> Header:
+    """Return what the header `text` of a file of `size` bytes says, as `read_header` does."""
+    require_plausible(path, text)
+    try:
+        return _entries(path, strict_json(text), 8 + len(text), size)
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+
+
+def require_plausible(path: Path, text: bytes) -> None:
+    """Raise CheckpointError for a header of more than `MAX_TENSORS`, or of so many other things, before it is parsed.
 
     Parsed JSON takes up to thirty times the memory of its text; what is counted here bounds it.
     """
     brackets, quotes = text.count(b"{") + text.count(b"["), text.count(b'"')
     if (count := max(brackets // BRACKETS, quotes // QUOTES)) > MAX_TENSORS:
-        raise _TooLargeError(
-            f"its header is as long as one of {count:,} tensors, requant reads {MAX_TENSORS:,} at most"
-        )
-
-
-class _TooLargeError(ValueError):
-    """A file that may be as the format wants it, and is larger than requant reads."""
+        told = f"{path}: its header is as long as one of {count:,} tensors, requant reads {MAX_TENSORS:,} at most"
+        raise CheckpointError(told, TOO_LARGE)
 
 
 TOO_LARGE = "No checkpoint that is known has so many tensors in one file: split it, or look at who made it."
 
 
-def _entries(path: Path, header: Any, offset: int, size: int) -> tuple[dict[str, tuple[Spec, Stretch]], dict[str, str]]:
+def _unreadable(path: Path, fault: object) -> CheckpointError:
+    told = f"{path}: not a readable safetensors file: {fault}"
+    return CheckpointError(told, "Download or build this file again.")
+
+
+def _entries(path: Path, header: Any, offset: int, size: int) -> Header:
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})

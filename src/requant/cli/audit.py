@@ -130,7 +130,7 @@ def audit(
             tell=tell,
         )
     if as_json:
-        print_json("requant.audit/1", done.as_json())
+        print_json("requant.audit/2", done.as_json())
     else:
         for line in done.text():
             out.print(escape(line))

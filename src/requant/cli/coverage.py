@@ -27,7 +27,7 @@ def coverage(
     """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
     covered = requant.audit.coverage.coverage(read_recipe(recipe), tiny_size(tiny, size))
     if as_json:
-        print_json("requant.coverage/1", covered.as_json())
+        print_json("requant.coverage/2", covered.as_json())
     else:
         out.lines(coverage_table(covered))
     raise typer.Exit(covered.exit_status)

@@ -31,10 +31,10 @@ def lock(
     if files:
         if check or not names:
             raise typer.BadParameter("--files needs the names of environments, and cannot be used with --check")
-        locks = {folder / f"{name}.txt": read_lock(folder, name) for name in names}  # all, before any is fetched
+        locks = [read_lock(folder, name) for name in names]  # all, before any is fetched
         with progress() as tell:
-            for file, read in locks.items():
-                say(f"wrote {escape(str(record_files(file, read, tell)))}")
+            for each in locks:
+                say(f"wrote {escape(str(record_files(each, tell)))}")
         return
     chosen = names or sorted(path.stem for path in folder.glob("*.in"))
     if not check:

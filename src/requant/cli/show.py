@@ -38,6 +38,6 @@ def journal(
         raise UsageError(f"{path}: a manifest, not a journal", "The journal beside it ends in journal.jsonl.")
     read = read_journal(path)
     if as_json:
-        print_json("requant.journal/1", journal_json(read))
+        print_json("requant.journal/2", journal_json(read))
         return
     out.lines(map(escape, journal_lines(read)))

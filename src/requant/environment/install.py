@@ -30,7 +30,7 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requant"
 
 
-def virtual_environment(lock_file: Path, lock: Lock, tell: Tell = silent) -> Path:
+def virtual_environment(lock: Lock, tell: Tell = silent) -> Path:
     """Return the Python of a virtual environment with exactly the packages of `lock`, installed now if they are not.
 
     The environment is this process's own and ends with it; what it holds is in the cache, and is confirmed byte by
@@ -39,7 +39,7 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Tell = silent) -> Pat
     Raises NotAvailableError where this machine is none of the lock's, or lacks its Python, or a package cannot
     be had; LockError where a file is not what the lock states, in the cache or anywhere else.
     """
-    require_machine(lock_file, lock)
+    require_machine(lock)
     python = interpreter(lock.python)
     place = cache() / "packages" / lock.digest
     if not place.exists():
@@ -47,17 +47,17 @@ def virtual_environment(lock_file: Path, lock: Lock, tell: Tell = silent) -> Pat
         with place.with_suffix(".lock").open("w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)  # another process may be installing them
             if not place.exists():
-                _install(place, lock_file, lock, python, tell)
-    _confirm(place, lock_file)
+                _install(place, lock, python, tell)
+    _confirm(place, lock.file)
     return _entrance(place / "tree", python)
 
 
-def require_machine(lock_file: Path, lock: Lock) -> None:
+def require_machine(lock: Lock) -> None:
     """Raise NotAvailableError where this machine is none of the lock's: neither its wheels nor its image run here."""
     machine = lock.platform.partition("-")[0]
     if platform.machine() != machine:
         raise NotAvailableError(
-            f"{lock_file}: is for {machine}, this machine is {platform.machine()}",
+            f"{lock.file}: is for {machine}, this machine is {platform.machine()}",
             "A lock is for one platform.",
         )
 
@@ -91,31 +91,31 @@ def bytecode(python: Path) -> Path:
     return python.parent.parent / "bytecode"
 
 
-def record_files(lock_file: Path, lock: Lock, tell: Tell = silent) -> Path:
+def record_files(lock: Lock, tell: Tell = silent) -> Path:
     """Write the digest of all files that a lock's wheels hold beside it, for any machine; return the file's path."""
     found: dict[str, str] = {}
-    for file in wheels(cache() / "wheels", lock_file, lock, tell=tell).values():
+    for file in wheels(cache() / "wheels", lock, tell=tell).values():
         for path, digest in contents(file, lock.python).items():
             if found.setdefault(path, digest) != digest:
-                raise LockError(f"{file}: {path}: another wheel of {lock_file} has other bytes there")
-    return write_files_digest(lock_file, sha256(format_list(found).encode()))
+                raise LockError(f"{file}: {path}: another wheel of {lock.file} has other bytes there")
+    return write_files_digest(lock.file, sha256(format_list(found).encode()))
 
 
-def _install(place: Path, lock_file: Path, lock: Lock, python: Path, tell: Tell) -> None:
+def _install(place: Path, lock: Lock, python: Path, tell: Tell) -> None:
     """Unpack a lock's wheels beside `place`, confirm them, and give them that name at the end."""
     partial = place.with_name(f".{place.name}")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: nobody else is here
     found: dict[str, str] = {}
-    files = wheels(cache() / "wheels", lock_file, lock, tell=tell)
+    files = wheels(cache() / "wheels", lock, tell=tell)
     stage = f"packages {lock.name}: Python {lock.python}, {len(files)} wheels"
     for done, (pin, file) in enumerate(files.items()):
         tell(Progress(stage, done, len(files), part=f"{done + 1} of {len(files)}: {pin.name}"))
         found |= unpack(file, partial / "tree", lock.python)
     text = format_list(found)
-    recorded, seen = read_files_digest(lock_file), sha256(text.encode())
+    recorded, seen = read_files_digest(lock.file), sha256(text.encode())
     if recorded not in ("", seen):
         raise LockError(
-            f"{lock_file.with_suffix('.files')}: states {recorded}, and the files in the wheels of {lock_file.name} "
+            f"{lock.file.with_suffix('.files')}: states {recorded}, and the files in the wheels of {lock.file.name} "
             f"are {seen}",
             files_advice(lock.name),
         )
@@ -125,7 +125,7 @@ def _install(place: Path, lock_file: Path, lock: Lock, python: Path, tell: Tell)
         run([*mortal(), *PIP, "--python", str(_entrance(partial / "tree", python)), "check"], env=env)
     except BuildError as error:
         raise NotAvailableError(
-            f"{lock_file}: its packages do not go together\n{error}",
+            f"{lock.file}: its packages do not go together\n{error}",
             f"Ask for what is missing in {lock.name}.in, and run `nox -s lock`.",
         ) from None
     partial.rename(place)

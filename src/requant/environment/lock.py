@@ -7,7 +7,7 @@ the `.in` that it was resolved from, so that an edited `.in` makes it stale. Sta
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -72,7 +72,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Lock:
-    """A resolved environment. `given` names what the `.in` gave; `digest` is the SHA-256 of the file."""
+    """A resolved environment, from `file`. `given` names what the `.in` gave; `digest` is the SHA-256 of the file."""
 
     name: str
     python: str
@@ -81,6 +81,7 @@ class Lock:
     given: tuple[str, ...]
     digest: str
     pins: tuple[Pin, ...]
+    file: Path = field(compare=False)
 
 
 def read_intent(folder: Path, name: str) -> Intent:
@@ -178,7 +179,7 @@ def parse_lock(file: Path, data: bytes, intent: Intent) -> Lock:
         if given not in pins:
             raise LockError(f"{file}: lacks {given}, which {file.with_suffix('.in')} gives", ADVICE)
     names = tuple(given.name for given in intent.given)
-    return Lock(intent.name, intent.python, intent.platform, intent.cutoff, names, sha256(data), tuple(pins))
+    return Lock(intent.name, intent.python, intent.platform, intent.cutoff, names, sha256(data), tuple(pins), file)
 
 
 def platform_tags(platform: str) -> list[str]:

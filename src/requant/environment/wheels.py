@@ -30,9 +30,7 @@ _BEGUN = re.compile(r"(?:Collecting|Processing) (?:\S*/)?([^/ ]+)")
 _BYTES = re.compile(r"Progress (\d+) of (\d+)")
 
 
-def wheels(
-    store: Path, lock_file: Path, lock: Lock, *, without: Collection[str] = (), tell: Tell = silent
-) -> dict[Pin, Path]:
+def wheels(store: Path, lock: Lock, *, without: Collection[str] = (), tell: Tell = silent) -> dict[Pin, Path]:
     """Return a confirmed file for each pin of a lock but those of the packages `without`; fetch what is not here.
 
     The lock may be for another machine than this one. Raises LockError for a file that has another hash than the
@@ -45,11 +43,11 @@ def wheels(
             fcntl.flock(guard, fcntl.LOCK_EX)  # another process may be fetching the same ones
             for left in store.glob(".*"):  # by one that was killed
                 shutil.rmtree(left)
-            _fetch_all(store, lock_file, lock, [pin for pin in pins if not _kept(store, pin)], tell)
-    return {pin: _confirmed(store, pin, lock_file) for pin in pins}
+            _fetch_all(store, lock, [pin for pin in pins if not _kept(store, pin)], tell)
+    return {pin: _confirmed(store, pin, lock.file) for pin in pins}
 
 
-def _fetch_all(store: Path, lock_file: Path, lock: Lock, missing: Sequence[Pin], tell: Tell) -> None:
+def _fetch_all(store: Path, lock: Lock, missing: Sequence[Pin], tell: Tell) -> None:
     stage = f"wheels {lock.name}: {len(missing)} to fetch, each by its hash"
     with tempfile.TemporaryDirectory(prefix=".", dir=store) as scratch:
         for start in range(0, len(missing), BATCH):
@@ -57,8 +55,8 @@ def _fetch_all(store: Path, lock_file: Path, lock: Lock, missing: Sequence[Pin],
             folder = Path(scratch, str(start))
             folder.mkdir()
             hear = _Heard(tell, stage, start, len(missing))
-            _fetch(lock_file, lock, batch, ["--dest", str(folder), *_target(lock)], hear)
-            _keep(store, folder, {pin.sha256: pin for pin in batch}, lock_file)
+            _fetch(lock, batch, ["--dest", str(folder), *_target(lock)], hear)
+            _keep(store, folder, {pin.sha256: pin for pin in batch}, lock.file)
 
 
 class _Heard:
@@ -80,7 +78,7 @@ class _Heard:
         self._tell(Progress(self._stage, self._begun - 1, self._total, part=done))
 
 
-def _fetch(lock_file: Path, lock: Lock, pins: Sequence[Pin], words: Sequence[str], hear: _Heard) -> None:
+def _fetch(lock: Lock, pins: Sequence[Pin], words: Sequence[str], hear: _Heard) -> None:
     """Let pip fetch pins; those with a label, which stand on no main index, from PyTorch's own where pip has none."""
     labelled = [pin for pin in pins if pin.name in lock.given and "+" in pin.version]
     try:
@@ -96,11 +94,11 @@ def _fetch(lock_file: Path, lock: Lock, pins: Sequence[Pin], words: Sequence[str
     except BuildError as error:
         if "HASH" in str(error):
             raise LockError(
-                f"{lock_file}: a package does not have the hash that the lock states\n{error}",
+                f"{lock.file}: a package does not have the hash that the lock states\n{error}",
                 "If you trust the package rather than the lock: nox -s lock, and say in the commit why it changed.",
             ) from None
         raise NotAvailableError(
-            f"{lock_file}: its wheels cannot be had\n{error}",
+            f"{lock.file}: its wheels cannot be had\n{error}",
             "Check the network, and what pip is told to use: pip config list.",
         ) from None
 

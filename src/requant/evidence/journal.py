@@ -3,27 +3,26 @@
 The first line is the header. Every line is canonical JSON; `previous` is the SHA-256 of the line before it,
 without its line end, so no line can be changed, dropped or added without changing every later one.
 
-Schema 2 holds a digest of everything that a block is given: `others` in `inputs`. Schema 1 had the two streams only.
+Schema 3 says `tiny` where schema 2 said `twin`. Schema 1 had the two streams in `inputs` only, and no `others`.
 """
 
 import math
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar, get_args, get_type_hints
+from typing import IO, Any, Self
 
 from requant.digest import MAX_JOURNAL, canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
+from requant.records import Record, record
 
-SCHEMA = 2
-READS_1 = "requant at commit 0a9db6d"
-"""The last one that reads schema 1."""
+SCHEMA = 3
+READERS = {1: "0a9db6d", 2: "917aec0"}
+"""The last commit of requant that reads each schema before."""
 MAX_TEXT = 1024
 """Characters of the longest name: journals come from strangers, and are shown on terminals."""
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,12 @@ class _Chain:
 
 def _header(value: Any) -> Header:
     schema = value.pop("schema", None) if isinstance(value, dict) else None
-    if type(schema) is int and schema == 1:
-        raise ValueError(f"a journal of schema 1, expected {SCHEMA}: {READS_1} is the last that reads it")
+    if type(schema) is int and schema in READERS:
+        last = f"requant at commit {READERS[schema]} is the last that reads it"
+        raise ValueError(f"a journal of schema {schema}, expected {SCHEMA}: {last}")
     if type(schema) is not int or schema != SCHEMA:
         raise ValueError(f"not the header of a journal of schema {SCHEMA}")
-    header = _record(Header, value)
+    header = _printable(Header, value)
     if not 0 < header.blocks < 10**6:
         raise ValueError(f"blocks: found {reprlib.repr(header.blocks)}, expected a count")
     return header
@@ -215,7 +215,7 @@ def _header(value: Any) -> Header:
 def _block(value: Any, previous: str) -> Block:
     if not isinstance(value, dict) or value.pop("previous", None) != previous:
         raise ValueError("does not follow from the line before it: a line was changed, dropped or added")
-    block = _record(Block, value)
+    block = _printable(Block, value)
     for loss in (block.loss.initial, block.loss.best):
         if not _finite(loss):
             raise ValueError(f"loss: found {reprlib.repr(loss)}, expected a finite number as float.hex writes it")
@@ -230,28 +230,21 @@ def _finite(text: str) -> bool:
     return math.isfinite(number) and number.hex() == text
 
 
-def _record(kind: type[Record], value: Any) -> Record:
-    """Return a dataclass from an object that has exactly its fields, each of exactly its type."""
-    hints = get_type_hints(kind)
-    if not isinstance(value, dict):
-        raise ValueError(f"found {reprlib.repr(value)}, expected an object with {', '.join(hints)}")
-    for key in sorted(value.keys() ^ hints.keys()):
-        raise ValueError(f"unknown key {key!r}" if key in value else f"no {key!r}")
-    return kind(**{key: _field(key, hint, value[key]) for key, hint in hints.items()})
+def _printable(kind: type[Record], value: Any) -> Record:
+    """Return a record of a line; raise ValueError where that is none, or has a text that is not to be shown."""
+    found = record(kind, value)
+    for key, each in value.items():
+        for text in _texts(each):
+            if not text.isprintable() or len(text) > MAX_TEXT:
+                expected = f"at most {MAX_TEXT} printable characters"
+                raise ValueError(f"{key}: found {reprlib.repr(text)}, expected {expected}")
+    return found
 
 
-def _field(key: str, hint: Any, value: Any) -> Any:
-    if hint is Loss:
-        return _record(Loss, value)
-    if hint == Mapping[str, str]:
-        fits = isinstance(value, dict) and all(map(isinstance, value.values(), repeat(str)))
-        texts = [text for pair in value.items() for text in pair] if fits else []
-    else:
-        fits = type(value) in (get_args(hint) or (hint,))
-        texts = [value] if isinstance(value, str) else []
-    if not fits:
-        raise ValueError(f"{key}: found {reprlib.repr(value)}, of another type")
-    for text in texts:
-        if not text.isprintable() or len(text) > MAX_TEXT:
-            raise ValueError(f"{key}: found {reprlib.repr(text)}, expected at most {MAX_TEXT} printable characters")
-    return value
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield key
+            yield from _texts(each)

@@ -13,7 +13,7 @@ from typing import Any
 from requant.digest import MAX_STATEMENT, canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
-BUILD_TYPE = "urn:requant:build:1"
+BUILD_TYPE = "urn:requant:build:2"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Addresses, token, proxies and the offline switch are huggingface_hub's, as in do
 """
 
 import re
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from requant.checkpoint.safetensors import header_length
 from requant.digest import side_limit, strict_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.hub import web
@@ -31,8 +31,6 @@ PAUSE = 1.0
 """Seconds before a second attempt, doubled with every further one."""
 BLOCK = 1 << 23
 """Bytes asked for at a time: neighbouring tensors come in one answer."""
-MAX_HEADER_BYTES = 1 << 25
-"""Bytes of a header that are brought: no more than `safetensors` reads."""
 BLOCKS = 24
 """Blocks kept in memory."""
 
@@ -140,7 +138,6 @@ class Repository:
         self._header_bytes = 0
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
-        self._headers = tempfile.TemporaryDirectory(prefix="requant-headers-")
 
     @classmethod
     def open(cls, repository: str, revision: str, endpoint: str | None = None) -> Self:
@@ -153,19 +150,14 @@ class Repository:
         """Return the names of all files, sorted."""
         return self._names
 
-    def header(self, name: str) -> Path:
-        """Return a file that has the header of `name`, and its length, but holes for data."""
-        start = self._block(name, 0)[:8]
-        length = min(int.from_bytes(start.ljust(8, b"\xff"), "little"), max(0, self._sizes[name] - 8), MAX_HEADER_BYTES)
-        self._header_bytes += length
+    def header(self, name: str) -> tuple[bytes, int]:
+        """Return the safetensors header of a file as it stands there, and the size of the file."""
+        first, size = self._block(name, 0)[:8], self._sizes[name]
+        text = bytearray(header_length(Path(self.identity, name), first, size))
+        self._header_bytes += len(text)
         confirm_headers(self.identity, self._header_bytes)
-        text = bytearray(8 + length)
-        self.read(name, 0, memoryview(text)[: min(len(text), self._sizes[name])])
-        path = Path(self._headers.name, str(self._names.index(name)))
-        with path.open("wb") as file:
-            file.write(text)
-            file.truncate(self._sizes[name])
-        return path
+        self.read(name, 8, memoryview(text))
+        return bytes(text), size
 
     def whole(self, name: str) -> bytes:
         """Return the bytes of a small file."""
@@ -193,8 +185,8 @@ class Repository:
             done += len(some)
 
     def close(self) -> None:
-        """Remove the headers."""
-        self._headers.cleanup()
+        """Let go of the blocks."""
+        self._blocks.clear()
 
     def _block(self, name: str, number: int) -> bytes:
         """Return one block; of several threads that want it, one asks."""

@@ -6,7 +6,6 @@ not once for each tensor. Whatever looks unusual is left to `safetensors.parse_h
 
 import gc
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,21 +17,12 @@ from typing import Any
 from requant.checkpoint.checkpoint import INDEX
 from requant.checkpoint.files import SUFFIX, list_files
 from requant.checkpoint.loadable import CONFIGS
-from requant.checkpoint.safetensors import (
-    ITEM_BITS,
-    MAX_HEADER_BYTES,
-    QUOTES,
-    TOO_LARGE,
-    Spec,
-    parse_header,
-    require_plausible,
-)
+from requant.checkpoint.safetensors import ITEM_BITS, QUOTES, Spec, header_text, parse_header, require_plausible
 from requant.digest import count_values, read_whole, shallow, side_limit, strict_json
 from requant.errors import CheckpointError
 
 SIDES = (INDEX, "quantization_config.json", *CONFIGS)
 """The side files that are read; of all others it matters only that they are there."""
-LENGTH = struct.Struct("<Q")
 
 Specs = dict[str, Spec]
 
@@ -122,28 +112,8 @@ def _side(path: Path) -> bytes:
 
 
 def _read(path: Path) -> tuple[Specs, int]:
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            length = header_length(path, file.read(8), size)
-            return specs(path, file.read(length), size), size - length - 8
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-
-
-def header_length(path: Path, first: bytes, size: int) -> int:
-    """Return the length of a header from a file's first eight bytes; raise CheckpointError where it cannot be."""
-    length: int = LENGTH.unpack(first.ljust(8, b"\xff"))[0]
-    if size - 8 >= length > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{path}: its header claims {length:,} bytes, requant reads {MAX_HEADER_BYTES:,} at most", TOO_LARGE
-        )
-    if length > size - 8:
-        raise CheckpointError(
-            f"{path}: not a readable safetensors file: its header claims {length:,} bytes, the file has {size:,}",
-            "Download or build this file again.",
-        )
-    return length
+    text, size = header_text(path)
+    return specs(path, text, size), size - len(text) - 8
 
 
 def specs(path: Path, text: bytes, size: int) -> Specs:
@@ -151,20 +121,13 @@ def specs(path: Path, text: bytes, size: int) -> Specs:
 
     Raises CheckpointError for anything that is not a complete safetensors header of this file.
     """
-    try:
-        require_plausible(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}", TOO_LARGE) from None
+    require_plausible(path, text)
     try:
         found = _fast(text, size, text.count(b'"'))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         found = None
     if found is None:
-        try:
-            found = {name: spec for name, (spec, _) in parse_header(path, text, size)[0].items()}
-        except ValueError as error:
-            advice = "Download or build this file again."
-            raise CheckpointError(f"{path}: not a readable safetensors file: {error}", advice) from None
+        found = {name: spec for name, (spec, _) in parse_header(path, text, size)[0].items()}
     return found
 
 

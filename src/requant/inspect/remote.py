@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.checkpoint.files import SUFFIX
+from requant.checkpoint.safetensors import header_length
 from requant.digest import side_limit
 from requant.errors import CheckpointError, NotAvailableError
 from requant.hub import web
 from requant.hub.repository import Listing, confirm_headers, listing, named
-from requant.inspect.headers import SIDES, Headers, header_length, read_headers, specs, without_collector
+from requant.inspect.headers import SIDES, Headers, read_headers, specs, without_collector
 from requant.progress import Progress, Tell, silent
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from requant.checkpoint.safetensors import Spec
 from requant.errors import CheckpointError
 from requant.formats.gptq import specs as packed_specs
-from requant.model.plan import Layer, Plan, Source, Specs, float_reason
+from requant.model.plan import Plan, Specs, float_reason
 from requant.model.tables import ignored
+from requant.protocol import Layer, Source
 
 ARCHITECTURE = "qwen3_5_moe"
 """The `model_type` that is modelled."""

@@ -10,7 +10,6 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,13 @@ from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.digest import MAX_INDEX, read_whole, strict_json
 from requant.errors import CheckpointError, RecipeError
 from requant.formats import gptq
-from requant.model.templates import NUMBER, fold, parse, unfold
+from requant.model.templates import fold, parse, unfold
+from requant.names import NUMBER
+from requant.protocol import BASE, Layer, Source
 
 FILE = "plan.json"
-BASE = "base"
-"""The target that is no tiny model."""
-
 Specs = dict[str, Spec]
 _PLACE = re.compile(r"\{(\d{1,3})\}")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where in the base a layer's weight [out, in] lies.
-
-    `index` picks a matrix of `tensor`: the expert, in a fused one. Of that matrix, seen in `parts` equal ones of its
-    rows, the weight is the one numbered `part`; `interleaved` parts take every n-th row, and of a `transposed` matrix
-    columns are meant.
-    """
-
-    tensor: str
-    index: tuple[int, ...] = ()
-    part: int = 0
-    parts: int = 1
-    interleaved: bool = False
-    transposed: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """Whether the weight is rows of the tensor, one after the other."""
-        return not (self.interleaved or self.transposed)
-
-    def rows(self, spec: Spec, out_features: int) -> tuple[int, int]:
-        """Return the first row and the one after the last, of the tensor seen as [rows, in]; of a plain source."""
-        first = 0
-        for place, size in zip(self.index, spec.shape, strict=False):
-            first = first * size + place
-        first = first * prod(spec.shape[len(self.index) : -1]) + self.part * out_features
-        return first, first + out_features
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer as the quantizer sees it; `reason` says why it is not packed, "" where it is."""
-
-    shape: tuple[int, int]
-    reason: str
-    source: Source | None
-
-    @property
-    def packed(self) -> bool:
-        """Whether its weight becomes codes."""
-        return not self.reason
 
 
 @dataclass(frozen=True)
@@ -91,11 +45,6 @@ class Plan:
     def packed(self) -> dict[str, Layer]:
         """The layers that become codes."""
         return {name: layer for name, layer in self.layers.items() if layer.packed}
-
-    @property
-    def tuning(self) -> dict[str, list[str]]:
-        """What a worker holds AutoRound against, before it tunes."""
-        return {"blocks": list(self.blocks), "packed": list(self.packed)}
 
     @cached_property
     def by_tensor(self) -> dict[str, list[str]]:

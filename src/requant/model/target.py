@@ -9,11 +9,12 @@ from requant.checkpoint.checkpoint import Checkpoint
 from requant.errors import RecipeError
 from requant.model import inventory
 from requant.model.base_config import base_config
-from requant.model.plan import BASE, FILE, Layer, NotPlannedError, Plan, Question, Specs, read_plan
+from requant.model.plan import FILE, NotPlannedError, Plan, Question, Specs, read_plan
 from requant.model.shrink import shrink
 from requant.model.tables import Table, confirm_layers, table_of
 from requant.model.tiny import SIZES, stand_in
 from requant.model.tiny import config as tiny_config
+from requant.protocol import BASE, Layer
 from requant.recipe import Recipe
 
 

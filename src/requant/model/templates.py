@@ -11,6 +11,7 @@ from math import prod
 from typing import Generic, TypeVar
 
 from requant.errors import CheckpointError
+from requant.names import NUMBER
 
 MAX_NAMES = 1 << 20
 """More than any model has: a stranger's template must not fill the memory."""
@@ -18,7 +19,6 @@ MAX_PLACES = 8
 """Numbers in one name, at most: each is a level of recursion."""
 SHOWN = 200
 """Letters of a stranger's template that an error shows."""
-NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,6})(?=\.|$)")
 _BRACE = re.compile(r"\{([0-9.,]*)\}")
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError, NotModelledError
-from requant.model.plan import Layer
 from requant.model.target import Target
+from requant.protocol import Layer
 from requant.recipe import Effort, Recipe
 
 MAIN = "main.safetensors"
@@ -64,7 +64,7 @@ class Aim(ABC):
         spec = Spec(tensor.spec.dtype, layer.shape)
         if spec.nbytes == tensor.spec.nbytes:
             return Tensor(spec, tensor.content)
-        first, last = source.rows(tensor.spec, layer.shape[0])
+        first, last = source.flat_rows(tensor.spec.shape, layer.shape[0])
         row = Spec(spec.dtype, spec.shape[1:]).nbytes
         return Tensor(spec, tensor.part(first * row, last * row))
 

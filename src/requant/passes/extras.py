@@ -6,8 +6,8 @@ from functools import lru_cache, partial
 from requant.checkpoint.checkpoint import Checkpoint, Content, Made, Tensor
 from requant.formats import gptq
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, zeros
-from requant.model.plan import Layer
 from requant.passes.context import EXTRAS, Aim
+from requant.protocol import Layer
 
 
 def visual(checkpoint: Checkpoint, context: Aim) -> Checkpoint:

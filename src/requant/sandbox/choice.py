@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from requant.environment import Environment
 from requant.environment.image import ensure_image
 from requant.environment.image.engine import DIALECTS, Engine, Limits, find
 from requant.environment.install import bytecode, require_machine, virtual_environment
-from requant.environment.lock import read_files_digest, read_lock
 from requant.errors import BuildError, NotAvailableError, UsageError
 from requant.progress import Progress, Tell
 from requant.recipe import Recipe
@@ -34,7 +34,7 @@ class Chosen:
     evidence: Mapping[str, Any]
 
 
-def choose(recipe: Recipe, tiny: str | None, sandbox: str, tell: Tell) -> Chosen:
+def choose(recipe: Recipe, tiny: str | None, environment: Environment, sandbox: str, tell: Tell) -> Chosen:
     """Return the sandbox of a recipe, or of its tiny model, one of `SANDBOXES`; what it needs is made.
 
     `tell` hears which it is, and for `auto` why. Raises UsageError for another word, LockError where something is not
@@ -42,37 +42,37 @@ def choose(recipe: Recipe, tiny: str | None, sandbox: str, tell: Tell) -> Chosen
     """
     if sandbox not in SANDBOXES:
         raise UsageError(f"--sandbox {sandbox}: there are {', '.join(SANDBOXES)}")
-    lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
-    lock_file = recipe.lockfiles / f"{lock.name}.txt"
-    require_machine(lock_file, lock)
+    require_machine(environment.lock)
     why = ""
     on_gpu = recipe.effort(tiny is not None).device == "cuda"
     accelerator = preflight.accelerator(recipe.hardware).uuid if on_gpu else ""
     if sandbox in DIALECTS:
-        return _container(recipe, tiny, find(sandbox), accelerator, tell)
+        return _container(recipe, tiny, environment, find(sandbox), accelerator, tell)
     if sandbox == "in-place":
-        tell(Progress("worker: in place"))
-        return Chosen(this_image(lock, accelerator=accelerator), {"kind": "in-place"})
+        tell(Progress("sandbox: in place"))
+        return Chosen(this_image(environment.lock, accelerator=accelerator), {"kind": "in-place"})
     if sandbox == "auto":
         try:
-            return _container(recipe, tiny, find(), accelerator, tell)
+            return _container(recipe, tiny, environment, find(), accelerator, tell)
         except (BuildError, NotAvailableError) as error:
             why = f", because no container is available: {str(error).splitlines()[0]}"
-    tell(Progress(f"worker: a virtual environment{why}"))
-    python = virtual_environment(lock_file, lock, tell)
-    unconfirmed = () if read_files_digest(lock_file) else (f"packages: no {lock.name}.files says what their files are",)
+    tell(Progress(f"sandbox: a virtual environment{why}"))
+    python = virtual_environment(environment.lock, tell)
+    unlisted = f"packages: no {environment.name}.files says what their files are"
+    unconfirmed = () if environment.files else (unlisted,)
     return Chosen(VirtualEnvironment(python, isolation(), accelerator, bytecode(python), unconfirmed), {"kind": "venv"})
 
 
-def _container(recipe: Recipe, tiny: str | None, engine: Engine, accelerator: str, tell: Tell) -> Chosen:
-    effort = recipe.effort(tiny is not None)
+def _container(
+    recipe: Recipe, tiny: str | None, environment: Environment, engine: Engine, accelerator: str, tell: Tell
+) -> Chosen:
     limits = (
         TINY
-        if tiny and effort.device == "cpu"
+        if tiny and recipe.tiny.device == "cpu"
         else Limits(memory=recipe.hardware.host_memory_gib, temporary=8, shared=8)
     )
-    image = ensure_image(recipe.lockfiles, effort.environment, engine, tell=tell)
-    tell(Progress(f"worker: a container of {image.reference}, {engine}"))
+    image = ensure_image(environment, engine, tell=tell)
+    tell(Progress(f"sandbox: a container of {image.reference}, {engine}"))
     digests = (image.evidence.config, *filter(None, (image.evidence.manifest,)))
     sandbox = Container(engine, image.reference, digests, limits, accelerator, image.taints)
     evidence = {"kind": engine.kind, "version": engine.version, "limits": asdict(limits)}

@@ -13,7 +13,8 @@ from typing import Any
 from requant.environment.image.engine import Engine, Limits, Stored, unique
 from requant.environment.image.refusals import explained, refusal
 from requant.errors import BuildError, LockError, NotAvailableError, RequantError
-from requant.sandbox.running import LEASH, Running, started, variables
+from requant.protocol import LEASH
+from requant.sandbox.running import Running, started, variables
 
 NOT_STARTED = (125, 126, 127)
 """Exit status of an engine's client that could not start the container: Podman has the second for a missing GPU."""

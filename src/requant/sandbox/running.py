@@ -1,11 +1,9 @@
 """Workers: how the quantizer is started, watched and ended. Several may run at once, each on a folder of its own.
 
-A worker speaks through files in its folder and through nothing else: it finds `request.json`, `recipe.toml` and
-its sources there, and leaves its journal, what it made, `worker.json`, or `error.json` with the reason. What it
-says while it works goes to `log`.
+A worker speaks through files in its folder and through nothing else: see `requant.protocol`. What it says while it
+works goes to `log`.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,15 +14,13 @@ from typing import Protocol, Self
 
 from requant.errors import BuildError, RequantError
 from requant.programs import TAIL, mortal, works
+from requant.protocol import ERROR, Ended, read
 
 MODULE = "requant.worker"
 """What every worker runs, with its folder as the only argument."""
 
 KEPT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """What a worker may see of the host's environment variables; AutoRound, torch and the Hub's library read dozens."""
-
-LEASH = "REQUANT_LEASH"
-"""Environment variable that tells a worker to end when its standard input ends."""
 
 
 class Sandbox(Protocol):
@@ -91,8 +87,9 @@ class Running:
 
     def confirm(self) -> None:
         """Raise the ended worker's failure: what it says itself, what is known of its end, or else its last words."""
-        if (self.folder / "error.json").exists():
-            raise BuildError(**json.loads((self.folder / "error.json").read_text()))
+        if (self.folder / ERROR).exists():
+            said = read(self.folder / ERROR, Ended)
+            raise BuildError(said.message, said.advice)
         if status := self._process.poll():
             words = (self.folder / "log").read_text(errors="replace")[-TAIL:].strip()
             unknown = BuildError(f"the worker ended with status {status}; the last it said:\n{words}")
@@ -180,7 +177,7 @@ def variables(folder: Path, accelerator: str = "") -> dict[str, str]:
 
 def started(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the program that is the worker, or stands for it, in a process group of its own: Ctrl-C is the host's."""
-    (folder / "error.json").unlink(missing_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
             command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0

@@ -1,52 +1,49 @@
-"""`python -m requant.worker FOLDER`: do what `FOLDER/request.json` asks for, write the answer beside it.
+"""`python -m requant.worker FOLDER`: do what `FOLDER/request.json` asks for, and answer there: `requant.protocol`."""
 
-The request's `task` is `build` (tune all blocks; what was begun in `resume/` is gone on with), `replay`, `tune`, or
-`survey` (say what would be tuned).
-"""
-
-import json
 import os
 import resource
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from requant import protocol
 from requant.errors import BuildError, RequantError
 from requant.evidence.journal import Header
-from requant.recipe import Effort, Recipe, read_recipe
+from requant.protocol import Answers, Build, Ended, Replay, Report, Seconds, Spent, Survey, Tune
+from requant.recipe import FILE, Recipe, read_recipe
 from requant.worker import determinism
 from requant.worker.autoround import caching, calibration, hooks, retune, survey, tuning
 from requant.worker.resume import ResumeState
 
 
 def main(folder: Path) -> None:
-    """Do the task; report in `worker.json`."""
-    request = json.loads((folder / "request.json").read_text())
-    recipe = read_recipe(folder / "recipe.toml")
-    effort = recipe.effort(tiny=request["tiny"] is not None)
-    determinism.prepare(effort.device)
-    if request["task"] == "survey":
-        started = time.monotonic()
-        survey.ask(folder, recipe)
-        seconds = {"total": round(time.monotonic() - started, 3)}
-        _report(folder, {"versions": _versions(), "seconds": seconds, "peak_memory_bytes": _peak_memory()})
+    """Do the task."""
+    task = protocol.asked(folder)
+    recipe = read_recipe(folder / FILE)
+    if isinstance(task, Survey):
+        determinism.prepare("cpu")
+        protocol.write(folder / protocol.SURVEY, Answers(_versions(), survey.ask(task, recipe, folder / "counted")))
     else:
-        tune(folder, request, recipe, effort)
+        tune(folder, task, recipe)
 
 
-def tune(folder: Path, request: dict[str, Any], recipe: Recipe, effort: Effort) -> None:
-    """Prepare AutoRound as the recipe says and do a task that tunes or replays."""
-    determinism.confirm_accelerator(effort.device, request["accelerator"])
+def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
+    """Prepare AutoRound as the recipe says and do a task that runs the model."""
+    given = task.tuning
+    effort = recipe.effort(tiny=given.tiny is not None)
+    determinism.prepare(effort.device)
+    determinism.confirm_accelerator(effort.device, given.accelerator)
     determinism.enforce()
 
     started = time.monotonic()
-    model, tokenizer = tuning.load(Path(request["base"]))
+    model, tokenizer = tuning.load(Path(given.base))
     tokens = calibration.choose(
         tokenizer,
-        Path(request["text"]),
+        Path(given.text),
         samples=effort.samples,
         length=effort.sequence_length,
         seed=recipe.tuning.seed,
@@ -60,58 +57,54 @@ def tune(folder: Path, request: dict[str, Any], recipe: Recipe, effort: Effort) 
     confirm()
     header = Header(
         recipe=recipe.digest,
-        tiny=request["tiny"],
-        environment=request["environment"],
-        base=request["base_digest"],
+        tiny=given.tiny,
+        environment=given.environment,
+        base=given.base_digest,
         calibration=tokens.digest,
         blocks=sum(len(names) for names in autoround.quant_block_list),
     )
-    report: dict[str, Any] = {
-        "hardware": determinism.hardware_class(effort.device, effort.precision),
-        "versions": _versions(),
-        "absent": list(determinism.AUTOTUNED),
-        "autoround_version": tuning.stated_version(),
-    }
-    _report(folder, report)
-    prepared = time.monotonic()
-    seconds: dict[str, Any] = {"preparing": round(prepared - started, 3)}
-    plan = request["plan"]
-    with caching.confirmed(autoround), hooks.planned(autoround, plan["blocks"], plan["packed"]):
-        if request["task"] == "build":
-            seconds |= build(autoround, ResumeState(folder / "resume", header, report["hardware"]), folder)
-        elif request["task"] == "replay":
-            retune.replay(autoround, recipe, request, folder)
-        else:
-            retune.tune(autoround, confirm, folder)
+    report = Report(
+        hardware=determinism.hardware_class(effort.device, effort.precision),
+        versions=_versions(),
+        absent=determinism.AUTOTUNED,
+        autoround_version=tuning.stated_version(),
+    )
+    protocol.write(folder / protocol.REPORT, report)
+    seconds = Seconds(preparing=_since(started), total=0.0)
+    with caching.confirmed(autoround), hooks.planned(autoround, given.blocks, given.packed):
+        match task:
+            case Build():
+                resume_state = ResumeState(folder / protocol.RESUME, header, report.hardware)
+                seconds = build(autoround, resume_state, folder, seconds)
+            case Replay():
+                retune.replay(autoround, recipe, task, folder)
+            case Tune():
+                retune.tune(autoround, confirm, folder)
     confirm()
-    seconds["total"] = round(time.monotonic() - started, 3)
-    report["seconds"] = seconds
-    report["peak_memory_bytes"] = _peak_memory()
-    report["peak_device_memory_bytes"] = _peak_device_memory(effort.device)
-    _report(folder, report)
+    spent = Spent(replace(seconds, total=_since(started)), _peak_memory(), _peak_device_memory(effort.device))
+    protocol.write(folder / protocol.REPORT, replace(report, spent=spent))
 
 
-def build(autoround: Any, resume_state: ResumeState, folder: Path) -> dict[str, Any]:
+def build(autoround: Any, resume_state: ResumeState, folder: Path, seconds: Seconds) -> Seconds:
     """Tune all blocks that the resume state has not; `raw/` gets AutoRound's output. Return seconds spent."""
     resumed = len(resume_state.done)
     with hooks.listening(autoround, resume_state) as heard, hooks.resuming(autoround, resume_state):
-        autoround.quantize_and_save(str(folder / "raw"), format="auto_round")
+        autoround.quantize_and_save(str(folder / protocol.RAW), format="auto_round")
     resume_state.close()
     blocks = sum(len(names) for names in autoround.quant_block_list)
     if len(resume_state.done) != blocks:
         raise BuildError(f"AutoRound tuned {len(resume_state.done)} of {blocks} blocks", "Report this with the log.")
-    return {
-        "resumed": resumed,
-        "tuning": [round(seconds, 3) for seconds in heard.tuning],
-        "iterations": [round(seconds, 3) for seconds in heard.iterations],
-        "listening": round(heard.listening, 3),
-    }
+    return replace(
+        seconds,
+        resumed=resumed,
+        tuning=tuple(round(each, 3) for each in heard.tuning),
+        iterations=tuple(round(each, 3) for each in heard.iterations),
+        listening=round(heard.listening, 3),
+    )
 
 
-def _report(folder: Path, report: dict[str, Any]) -> None:
-    part = folder / ".worker.json"
-    part.write_text(json.dumps(report))
-    part.rename(folder / "worker.json")
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
 
 
 def _versions() -> dict[str, str]:
@@ -138,10 +131,10 @@ def _end_with_host() -> None:
 
 
 if __name__ == "__main__":
-    if os.environ.get("REQUANT_LEASH") == "1":
+    if os.environ.get(protocol.LEASH) == "1":
         threading.Thread(target=_end_with_host, daemon=True).start()
     try:
         main(Path(sys.argv[1]))
     except RequantError as error:
-        Path(sys.argv[1], "error.json").write_text(json.dumps({"message": str(error), "advice": error.advice}))
+        protocol.write(Path(sys.argv[1], protocol.ERROR), Ended(str(error), error.advice))
         raise SystemExit(error.exit_status) from None

@@ -22,6 +22,7 @@ from typing import Any, Self
 from requant.digest import canonical_json, sha256, sha256_chunks
 from requant.errors import BuildError
 from requant.evidence.journal import Block, Header, Writer
+from requant.protocol import label
 
 FRESH = "Start anew: --fresh."
 
@@ -161,10 +162,10 @@ class ResumeState:
         self._writer.__exit__()
 
     def _block(self, number: int) -> Path:
-        return self._folder / "blocks" / f"{number:05d}.safetensors"
+        return self._folder / "blocks" / f"{label(number)}.safetensors"
 
     def _block_inputs(self, number: int) -> Path:
-        return self._folder / "inputs" / f"{number:05d}"
+        return self._folder / "inputs" / label(number)
 
 
 def digest(tensors: Any) -> str:

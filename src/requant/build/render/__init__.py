@@ -12,10 +12,9 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from requant.environment.identity import environment_digest
+from requant.environment import Environment
 from requant.environment.image.dockerfile import pinned_base
 from requant.environment.image.evidence import image_name, read_evidence
-from requant.environment.lock import Lock, read_lock
 from requant.errors import RecipeError
 from requant.hub.pinned import read_pins
 from requant.recipe import Recipe
@@ -54,9 +53,9 @@ def render(recipe: Recipe) -> dict[Path, str]:
 def kubernetes(recipe: Recipe) -> str:
     """Return the Job and the two volumes that it needs, as documents of YAML. Raises as `render` does."""
     name, product = _name(recipe), _product(recipe) if recipe.hardware.device == "cuda" else ""
-    lock = read_lock(recipe.lockfiles, recipe.environment)
-    image = json.dumps(_image(recipe.lockfiles, lock))  # a recorded digest is whatever its file says
-    arch = MACHINES[lock.platform.partition("-")[0]]
+    environment = Environment.load(recipe.lockfiles, recipe.environment)
+    image = json.dumps(_image(environment))  # a recorded digest is whatever its file says
+    arch = MACHINES[environment.lock.platform.partition("-")[0]]
     size = stored(read_pins(recipe.beside(file)) for file in (recipe.base.files, recipe.calibration.files))
     cache, build = (math.ceil(each * HEADROOM / GIB) for each in (size, size + resume_bytes(recipe)))
     return _filled(KUBERNETES, recipe, name=name, product=product, image=image, arch=arch, cache=cache, build=build)
@@ -78,14 +77,14 @@ def _filled(file: str, recipe: Recipe, **values: str | int) -> str:
     return _Template(text).substitute(taken, if_gpu="", **values)
 
 
-def _image(lockfiles: Path, lock: Lock) -> str:
+def _image(environment: Environment) -> str:
     """Return the environment's image: by its recorded digest, or where none is recorded by the environment's."""
-    environment = environment_digest(lockfiles, lock)
-    pinned_base(lockfiles, lock.name)  # an image on a base that nobody has pinned cannot be built, so it is not named
-    recorded = read_evidence(lockfiles / f"{lock.name}.image.json")
-    if recorded and recorded.manifest and recorded.environment == environment:
-        return f"requant/{lock.name}@{recorded.manifest}"
-    return image_name(environment, lock.name)
+    name, folder = environment.name, environment.lock.file.parent
+    pinned_base(folder, name)  # an image on a base that nobody has pinned cannot be built, so it is not named
+    recorded = read_evidence(folder / f"{name}.image.json")
+    if recorded and recorded.manifest and recorded.environment == environment.digest:
+        return f"requant/{name}@{recorded.manifest}"
+    return image_name(environment)
 
 
 def _name(recipe: Recipe) -> str:

@@ -16,7 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from requant.digest import sha256, sha256_file
-from requant.environment.identity import dockerfile_path, environment_digest, worker_digest, worker_sources
+from requant.environment import Environment
+from requant.environment.identity import worker_digest, worker_sources
 from requant.environment.image import debian
 from requant.environment.image.dockerfile import INSTALLER, SOURCE, built_package, pinned_base, platform_of, read_bases
 from requant.environment.image.engine import Built, Engine
@@ -47,15 +48,15 @@ class Repetition:
     differences: tuple[str, ...]
 
 
-def ensure_image(lockfiles: Path, name: str, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
+def ensure_image(environment: Environment, engine: Engine, *, base: str | None = None, tell: Tell = silent) -> Image:
     """Return the environment's image, built now if the engine has it not, or not the one that was built here.
 
     Without a `base`, an image on any base will do, and one on the pinned base is built. Raises as `build_image`.
     """
-    found = find_image(environment_digest(lockfiles, read_lock(lockfiles, name)), name, engine)
+    found = find_image(environment, engine)
     if found and (base is None or _stands_on(found, base, engine)):
         return found
-    return build_image(lockfiles, name, engine, base=base, tell=tell)
+    return build_image(environment.lock.file.parent, environment.name, engine, base=base, tell=tell)
 
 
 def require(
@@ -70,8 +71,7 @@ def require(
     bases = read_bases(lockfiles)
     if name not in bases:
         raise UsageError(f"{name}: has no image; there are {', '.join(bases)}")
-    pinned, lock = str(pinned_base(lockfiles, name)), read_lock(lockfiles, name)
-    environment_digest(lockfiles, lock)
+    pinned, lock = str(pinned_base(lockfiles, name)), Environment.load(lockfiles, name).lock
     if base not in (None, DEBIAN) and not _REFERENCE.fullmatch(str(base)):
         advice = f"Name one as your engine does (python:{lock.python}-slim-bookworm), or {DEBIAN}, which makes one."
         raise UsageError(f"--base {base!r}: not the name of an image", advice)
@@ -142,10 +142,8 @@ def _differences(engine: Engine, first: Built, second: Built) -> tuple[str, ...]
 class _Workshop:
     """All that two builds of one image share."""
 
-    lockfiles: Path
-    lock: Lock
+    environment: Environment
     engine: Engine
-    environment: str
     base: str
     overridden: bool
     context: Path
@@ -154,22 +152,23 @@ class _Workshop:
 
     @property
     def reference(self) -> str:
-        return image_name(self.environment, self.lock.name)
+        return image_name(self.environment)
 
     def build(self, reference: str, *, cached: bool) -> Built:
-        labels = {"environment": self.environment, "lock": self.lock.digest, "worker": worker_digest()}
-        options = ["--platform", platform_of(self.lock)]
+        lock = self.environment.lock
+        labels = {"environment": self.environment.digest, "lock": lock.digest, "worker": worker_digest()}
+        options = ["--platform", platform_of(lock)]
         options += [word for key, value in labels.items() for word in ("--label", f"requant.{key}={value}")]
         options += ["--build-context", f"{SOURCE}={self.source.resolve()}"] if self.source else []
         return self.engine.build(
             self.context,
-            dockerfile_path(self.lockfiles, self.lock.name),
+            self.environment.dockerfile,
             name=reference,
-            epoch=epoch_of(self.lock),
+            epoch=epoch_of(lock),
             arguments={"BASE": self.base} if self.overridden else {},
             options=options,
             cached=cached,
-            tell=lambda line: self.tell(Progress(f"image {self.lock.name}", note=line)),
+            tell=lambda line: self.tell(Progress(f"image {lock.name}", note=line)),
         )
 
     def describe(self, built: Built) -> Image:
@@ -178,11 +177,12 @@ class _Workshop:
         with self.engine.export(self.reference) as stream:
             files = read_rootfs(stream, self.reference, keep=(debian.STATUS,))
         installed = debian.packages(files.kept.get(debian.STATUS, b""))
-        materials = sbom(self.lock, self.environment, worker_digest(), installed)
+        lock = self.environment.lock
+        materials = sbom(lock, self.environment.digest, worker_digest(), installed)
         evidence = Evidence(
-            environment=self.environment,
-            name=self.lock.name,
-            platform=platform_of(self.lock),
+            environment=self.environment.digest,
+            name=lock.name,
+            platform=platform_of(lock),
             base=_described(self.base, self.engine) if self.overridden else self.base,
             overridden=self.overridden,
             rootfs=f"sha256:{files.digest}",
@@ -202,8 +202,8 @@ def _workshop(
 ) -> Iterator[_Workshop]:
     require(lockfiles, name, base=base, source=source)
     engine.builder()
-    lock = read_lock(lockfiles, name)
-    environment = environment_digest(lockfiles, lock)
+    environment = Environment.load(lockfiles, name)
+    lock = environment.lock
     pinned = str(pinned_base(lockfiles, name))
     if base is None and engine.image(pinned) is None:
         tell(Progress(f"base {pinned}"))
@@ -215,10 +215,8 @@ def _workshop(
         set_up(lockfiles, name, context, tell)
         stands_on = debian_base(lock, engine, Path(scratch), tell) if base == DEBIAN else base
         yield _Workshop(
-            lockfiles=lockfiles,
-            lock=lock,
-            engine=engine,
             environment=environment,
+            engine=engine,
             base=stands_on or pinned,
             overridden=stands_on not in (None, pinned),
             context=context,
@@ -243,10 +241,10 @@ def set_up(lockfiles: Path, name: str, context: Path, tell: Tell = silent) -> No
     package = built_package(read_intent(lockfiles, name))
     locks = [name, INSTALLER, *([f"build-{package}"] if package else [])]
     for each in locks:
-        file = lockfiles / f"{each}.txt"
-        found = wheels(cache() / "wheels", file, read_lock(lockfiles, each), without=(package,), tell=tell)
+        lock = read_lock(lockfiles, each)
+        found = wheels(cache() / "wheels", lock, without=(package,), tell=tell)
         lay_out(found.values(), context / "wheelhouse")
-        _place(context / "lockfiles" / file.name, file.read_bytes())
+        _place(context / "lockfiles" / lock.file.name, lock.file.read_bytes())
     for path, data in worker_sources().items():
         _place(context / "worker" / path, data)
 

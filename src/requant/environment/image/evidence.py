@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from requant.digest import canonical_json, read_whole, sha256, strict_json
+from requant.environment import Environment
 from requant.environment.image.engine import Engine
 from requant.environment.install import cache
 from requant.errors import BuildError, NotAvailableError, UsageError
@@ -46,9 +47,9 @@ class Image:
         return (f"base image: {self.evidence.base}, instead of the pinned one",) if self.evidence.overridden else ()
 
 
-def image_name(environment: str, name: str) -> str:
-    """Return the name under which an environment's image is stored, by the environment's digest."""
-    return f"requant/{name}:{environment[:16]}"
+def image_name(environment: Environment) -> str:
+    """Return the name under which an environment's image is stored."""
+    return f"requant/{environment.name}:{environment.digest[:16]}"
 
 
 def evidence_path(environment: str, engine: Engine) -> Path:
@@ -63,10 +64,10 @@ def keep(image: Image, engine: Engine, materials: bytes) -> None:
     path.write_bytes(image.evidence.to_json())
 
 
-def find_image(environment: str, name: str, engine: Engine) -> Image | None:
+def find_image(environment: Environment, engine: Engine) -> Image | None:
     """Return the image that was kept last, if the engine still has it; None where it has none, or another."""
-    evidence = read_evidence(evidence_path(environment, engine))
-    reference = image_name(environment, name)
+    evidence = read_evidence(evidence_path(environment.digest, engine))
+    reference = image_name(environment)
     stored = engine.image(reference)
     if evidence is None or stored is None or stored.id not in (evidence.config, evidence.manifest):
         return None

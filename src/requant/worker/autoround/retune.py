@@ -5,17 +5,16 @@ and no tuning (`replay`); a block is then tuned alone, in any order and in any w
 own functions inside its own `quantize_and_save`, up to the point where it would begin with the first block.
 """
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
 from requant.evidence.journal import Block
+from requant.protocol import ANSWERS, BLOCK, INPUTS, JOBS, RAW, Passed, Replay, label, say_passed, write
 from requant.recipe import Recipe
 from requant.worker import determinism
 from requant.worker.autoround import hooks
@@ -31,15 +30,11 @@ class _DoneError(Exception):
     """All blocks asked for are through: AutoRound need not go on."""
 
 
-def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path) -> None:
-    """Go through the blocks up to the last of `request["blocks"]`, with the codes of the files `request["checkpoint"]`.
-
-    Writes what each chosen block is given to `inputs/`, at most `request["waiting"]` of them at a time, and
-    for every block that is passed a line of digests to `passed.jsonl`.
-    """
-    chosen = sorted(request["blocks"])
-    published = _Published([Path(path) for path in request["checkpoint"]])
-    block_inputs = folder / "inputs"
+def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
+    """Go through the blocks up to the last one chosen, with published codes; say of each what it is given."""
+    chosen = sorted(task.blocks)
+    published = _Published([Path(path) for path in task.checkpoint])
+    block_inputs = folder / INPUTS
     block_inputs.mkdir()
 
     def blocks(self: Any, model: Any, inputs: Any, names: list[str], *_: Any, device: Any = "cpu", **__: Any) -> None:
@@ -48,14 +43,11 @@ def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path
         for number, name in enumerate(names[: chosen[-1] + 1]):
             given = BlockInputs.of(full, quantized, random.getstate())
             inputs = {**given.digests, "others": digest_of_nest(others)}
-            with (folder / "passed.jsonl").open("a") as file:
-                state = determinism.random_state()
-                line = {"index": number, "block": name, "inputs": inputs, "random_state": state}
-                file.write(json.dumps(line) + "\n")
+            say_passed(folder, Passed(inputs, determinism.random_state()))
             if number in chosen:
-                while sum(1 for _ in block_inputs.iterdir()) >= request["waiting"]:
+                while sum(1 for _ in block_inputs.iterdir()) >= task.waiting:
                     time.sleep(GLANCE)
-                given.write(block_inputs / f"{number:05d}")
+                given.write(block_inputs / label(number))
             if number == chosen[-1]:
                 break
             block = model.get_submodule(name)
@@ -80,12 +72,12 @@ def replay(autoround: Any, recipe: Recipe, request: dict[str, Any], folder: Path
 
 
 def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
-    """Tune each block whose block inputs appears in `jobs/`, for as long as the host lets it; answer in `answers/`.
+    """Tune each block whose inputs appear in `jobs/`, for as long as the host lets it; answer in `answers/`.
 
     `confirm` raises BuildError where the worker is no longer deterministic; without it there is no answer.
     An answer is the block's record as a journal has it, and what it was packed to; it appears when it is whole.
     """
-    jobs, answers = folder / "jobs", folder / "answers"
+    jobs, answers = folder / JOBS, folder / ANSWERS
     jobs.mkdir(exist_ok=True)
     answers.mkdir()
 
@@ -96,11 +88,11 @@ def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
             from safetensors.torch import save_file
 
             confirm()
-            part = answers / f".{self.number:05d}"
+            part = answers / f".{label(self.number)}"
             part.mkdir()
             save_file(packed, part / "packed.safetensors")
-            (part / "block.json").write_text(json.dumps(asdict(block)))
-            part.rename(answers / f"{self.number:05d}")
+            write(part / BLOCK, block)
+            part.rename(answers / label(self.number))
 
     keeper = Answers()
     with hooks.listening(autoround, keeper, save=False):
@@ -123,7 +115,7 @@ def through(autoround: Any, blocks: Loop, folder: Path) -> None:
     """Run AutoRound with `blocks` in the place of its loop over blocks, and no further."""
     with _in_place_of_the_loop(autoround, blocks):
         try:
-            autoround.quantize_and_save(str(folder / "raw"), format="auto_round")
+            autoround.quantize_and_save(str(folder / RAW), format="auto_round")
         except _DoneError:
             return
     raise BuildError("AutoRound tuned no block", "Report this with the log.")

@@ -4,31 +4,31 @@ What its class has is known from its configuration. What no class loads, such as
 predict more tokens, is scaled by its likeness to a tensor that is loaded, or by the hidden size.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from requant.errors import BuildError
-from requant.worker.autoround.names import arranged, numbered
-from requant.worker.autoround.tensors import Base, Table, hidden_size, saved
+from requant.names import NUMBER, numbered
+from requant.protocol import Tensors
+from requant.worker.autoround.tensors import Base, hidden_size, saved
 
 MULTIPLES = range(1, 9)
 """What may stand before the hidden size in a shape without likeness: an `fc` of two streams is [hidden, 2 hidden]."""
 
 
-def scaled(model: Any, base: Base) -> tuple[Table, tuple[str, ...]]:
+def scaled(model: Any, base: Base) -> tuple[Tensors, tuple[str, ...]]:
     """Return the tensors that files of this model would hold, and which of them transformers would not load.
 
     They stand in the order of the base's, and have its dtypes. Raises BuildError where the base's names, or a shape,
     say nothing about this model.
     """
     shapes = saved(model, base)
-    known = {numbered(name)[0]: dtype for name, (dtype, _) in reversed(base.tensors.items())}
+    known = {numbered(name)[0]: dtype for name, (dtype, _) in reversed([*base.tensors.items()])}
     if strange := [name for name in shapes if numbered(name)[0] not in known]:
         raise BuildError(f"{strange[0]}: a model of this class has it, and no tensor of the base has such a name")
     unloaded = _unloaded(shapes, base, hidden_size(model))
     everything = shapes | unloaded
-    table: Table = {}
+    table: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in arranged(everything, base.tensors):
         dtype = base.tensors[name][0] if name in base.tensors else known[numbered(name)[0]]
         table[name] = (dtype, everything[name])
@@ -65,7 +65,7 @@ def _unloaded(shapes: Mapping[str, tuple[int, ...]], base: Base, hidden: int) ->
 
 def _within(name: str) -> str:
     """Return what is behind the first number of a name: its place in a block."""
-    return re.split(r"\.\d+\.", name, maxsplit=1)[1] if re.search(r"\.\d+\.", name) else ""
+    return NUMBER.split(name, maxsplit=1)[-1].removeprefix(".") if NUMBER.search(name) else ""
 
 
 def _group(name: str) -> tuple[str, int]:
@@ -78,3 +78,39 @@ def _multiple(name: str, size: int, hidden: int) -> int:
     if size % hidden or size // hidden not in MULTIPLES:
         raise BuildError(f"{name}: nothing says what size {size} would be in a smaller model")
     return size // hidden
+
+
+def arranged(names: Iterable[str], like: Iterable[str]) -> list[str]:
+    """Return names in the order that others of their kind have in `like`; numbers ascend.
+
+    Names that agree up to a number are a group, such as a block. A group is ordered as the one of its own number, or as
+    the first that has all its members: blocks differ in kind, and not every number of one is in the other.
+    """
+    return list(_walk(_tree(names), [_tree(like)]))
+
+
+def _tree(names: Iterable[str]) -> dict[Any, Any]:
+    """Return nested groups: the text up to a number, the number, the text behind it; `None` holds the whole name."""
+    root: dict[Any, Any] = {}
+    for name in names:
+        node = root
+        *parts, rest = NUMBER.split(name)
+        for text, number in zip(parts[::2], parts[1::2], strict=True):
+            node = node.setdefault(text, {}).setdefault(int(number), {})
+        node.setdefault(rest, {})[None] = name
+    return root
+
+
+def _walk(node: dict[Any, Any], likes: list[dict[Any, Any]]) -> Iterator[str]:
+    """Walk over texts in an order that the first fitting group of `likes` has, else all of them together."""
+    every = {text: None for like in likes for text in like}
+    order = next((list(like) for like in likes if node.keys() <= like.keys()), [*every, *node])
+    for text in dict.fromkeys(text for text in order if text in node):
+        group = node[text]
+        same = [like[text] for like in likes if text in like]
+        if None in group:
+            yield group[None]
+        for number in sorted(each for each in group if each is not None):
+            own = [each[number] for each in same if number in each]
+            others = [each[other] for each in same for other in each if other is not None and other != number]
+            yield from _walk(group[number], [*own, *others])

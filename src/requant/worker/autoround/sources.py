@@ -7,39 +7,18 @@ has the sources of a small one of its class, by the numbers in its names, held a
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
+from requant.names import named, numbered
+from requant.protocol import Source, Tensors
 from requant.worker.autoround import tuning
-from requant.worker.autoround.names import named, numbered
-from requant.worker.autoround.tensors import Table
 
 MAX_NUMBERS = 1 << 27
 """Numbers of the largest base that is counted through, 1 GiB: a tiny model has its architecture."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows of a matrix of a tensor: `tensor[index]`, or its transpose where it is `transposed`, cut into `parts`.
-
-    A layer [out, in] is rows part * out to (part + 1) * out, or rows part, part + parts, ... where it is `interleaved`.
-    """
-
-    tensor: str
-    index: tuple[int, ...]
-    part: int
-    parts: int
-    interleaved: bool
-    transposed: bool
-
-    def rows(self, out: int) -> slice:
-        """Return which rows of the matrix a layer of `out` rows is."""
-        if self.interleaved:
-            return slice(self.part, None, self.parts)
-        return slice(self.part * out, (self.part + 1) * out)
 
 
 Sources = Mapping[str, Source | None]
@@ -51,7 +30,7 @@ def weight(module: Any) -> Any:
     return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
 
 
-def counted(config: Path, tensors: Table, layers: Shapes, folder: Path) -> dict[str, Source | None]:
+def counted(config: Path, tensors: Tensors, layers: Shapes, folder: Path) -> dict[str, Source | None]:
     """Return the sources of layers [out, in] in a base of these tensors; `folder` is made for it.
 
     A source is None where the weight is no such part of one tensor. Raises BuildError for more than `MAX_NUMBERS`.
@@ -94,13 +73,13 @@ def general(layers: Shapes, small: Sources) -> dict[str, Source | None]:
             tensor, inside = numbered(like.tensor)
             many = len(inside)
             index = tuple(slots[many:])
-            found[name] = Source(**asdict(like) | {"tensor": named(tensor, slots[:many]), "index": index})
+            found[name] = replace(like, tensor=named(tensor, slots[:many]), index=index)
         else:
             found[name] = None
     return found
 
 
-def confirm(layers: Shapes, sources: Sources, tensors: Table) -> None:
+def confirm(layers: Shapes, sources: Sources, tensors: Tensors) -> None:
     """Raise BuildError unless each source is there, and layers take each tensor whole and once, or not at all."""
     taken: dict[str, dict[tuple[int, ...], bytearray]] = {}
     sides: dict[str, bool] = {}
@@ -124,7 +103,7 @@ def confirm(layers: Shapes, sources: Sources, tensors: Table) -> None:
             raise BuildError(f"{tensor}: is in part layers, and in part none")
 
 
-def _write_counted(config: Path, tensors: Table, folder: Path) -> list[tuple[int, str]]:
+def _write_counted(config: Path, tensors: Tensors, folder: Path) -> list[tuple[int, str]]:
     """Write a base of these tensors whose numbers count on from tensor to tensor; return where each begins."""
     import torch
     from safetensors.torch import save_file

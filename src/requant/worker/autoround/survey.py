@@ -4,20 +4,17 @@ No weight is loaded and nothing is guessed from names. The model of `config.json
 for a tuning and stopped where it has decided about layers, before it would run the model.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
+from requant.protocol import BASE, Answer, Layer, Model, Survey
 from requant.recipe import Recipe
 from requant.worker.autoround import scaling, sources, tensors, tuning
 from requant.worker.autoround.calibration import Tokens
-
-BASE = "base"
-"""The target whose files are there; what others would hold is told by it."""
 
 
 class _DecidedError(Exception):
@@ -25,61 +22,54 @@ class _DecidedError(Exception):
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What is said of a target."""
+class _Asked:
+    """A model, and what is to be said of it; the layers' sources are not known yet."""
 
     architecture: str
     config: Path
-    tensors: tensors.Table
-    unloaded: tuple[str, ...]
-    tied: Mapping[str, str]
-    blocks: list[str]
-    layers: dict[str, dict[str, Any]]
+    answer: Answer
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(layer["shape"]) for name, layer in self.layers.items()}
+        return {name: layer.shape for name, layer in self.answer.layers.items()}
 
     @property
     def numbers(self) -> int:
-        return sum(prod(shape) for _, shape in self.tensors.values())
+        return sum(prod(shape) for _, shape in self.answer.tensors.values())
 
 
-def ask(folder: Path, recipe: Recipe) -> None:
-    """Answer what `survey` of `request.json` asks in `survey.json`.
+def ask(task: Survey, recipe: Recipe, folder: Path) -> dict[str, Answer]:
+    """Return what would be done to each model that is asked about; `folder` is made for small ones with weights.
 
-    Asked is, by target, `config`, a folder with a `config.json`, and `tensors`: name to dtype and shape of the base's
-    files, or null for a model that has none yet. Answered is, by target, `tensors`; `blocks` in the order of tuning;
-    `layers`, as they lie in the base: name to `shape` [out, in], `bits`, `reason` for what is not packed, and `source`
-    (`sources.Source`, or null); `unloaded`, tensors that transformers does not load; and `tied`, those that others
-    stand for.
+    Raises BuildError for a model that transformers or AutoRound does not take, or of which too little is known.
     """
-    asked = json.loads((folder / "request.json").read_text())["survey"]
     base: tensors.Base | None = None
-    answers: dict[str, _Answer] = {}
-    for name in sorted(asked, key=lambda name: (name != BASE, asked[name]["tensors"] is None)):
-        config, given = Path(asked[name]["config"]), asked[name]["tensors"]
-        model = tensors.instantiate(config)
-        if given is not None:
-            table = {tensor: (dtype, tuple(shape)) for tensor, (dtype, shape) in given.items()}
-            there = tensors.read(model, table)
+    found: dict[str, _Asked] = {}
+
+    def last(model: tuple[str, Model]) -> tuple[bool, bool]:
+        return model[0] != BASE, model[1].tensors is None
+
+    for name, asked in sorted(task.models.items(), key=last):
+        model = tensors.instantiate(Path(asked.config))
+        architecture = type(model).__name__
+        if asked.tensors is not None:
+            there, table = tensors.read(model, asked.tensors), asked.tensors
             unloaded = there.unloaded
             base = there if name == BASE else base
-        elif base is None or base.architecture != type(model).__name__:
+        elif base is None or base.architecture != architecture:
             raise BuildError(f"{name}: has no tensors, and there is no base of its class to tell which it would have")
         else:
             there = base
             table, unloaded = scaling.scaled(model, base)
         tied = tensors.tied(model, there)
         blocks, layers = _decided(model, recipe)
-        answers[name] = _Answer(type(model).__name__, config, table, unloaded, tied, blocks, layers)
-    found = _sources(answers, folder / "counted")
-    said = {name: _told(answers[name], found[name]) for name in asked}
-    (folder / "survey.json").write_text(json.dumps(said))
+        found[name] = _Asked(architecture, Path(asked.config), Answer(table, blocks, layers, unloaded, tied))
+    placed = _sources(found, folder)
+    return {name: replace(found[name].answer, layers=_placed(found[name].answer, placed[name])) for name in task.models}
 
 
-def _decided(model: Any, recipe: Recipe) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Return the blocks in the order of tuning, and all linear layers: shape, bits and, of 16 bits, the reason.
+def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Layer]]:
+    """Return the blocks in the order of tuning, and all linear layers, without their sources.
 
     `configure_layer_config` is where AutoRound 0.12.2 decides, after its replacements of modules and before it runs
     the model; asked earlier it does not know the experts of Qwen3-MoE.
@@ -98,20 +88,20 @@ def _decided(model: Any, recipe: Recipe) -> tuple[list[str], dict[str, dict[str,
     try:
         autoround.quantize_and_save("", format="auto_round")
     except _DecidedError:
-        blocks = [name for names in autoround.quant_block_list for name in names]
+        blocks = tuple(name for names in autoround.quant_block_list for name in names)
         kinds, schemes = autoround.supported_types, autoround.layer_config
         layers = {}
         for name, module in autoround.model.named_modules():
             if type(module) in kinds:
-                shape, scheme = list(sources.weight(module).shape), schemes.get(name, {})
-                bits = int(scheme.get("bits") or 16)
-                reason = "" if bits <= 8 else _reason(name, shape, scheme, recipe.layers.ignore)
-                layers[name] = {"shape": shape, "bits": bits, "reason": reason}
+                (rows, columns), scheme = sources.weight(module).shape, schemes.get(name, {})
+                packed = int(scheme.get("bits") or 16) <= 8
+                reason = "" if packed else _reason(name, (rows, columns), scheme, recipe.layers.ignore)
+                layers[name] = Layer((rows, columns), reason, None)
         return blocks, layers
     raise BuildError("AutoRound decided about no layer", "Report this with the log.")
 
 
-def _reason(name: str, shape: list[int], scheme: Mapping[str, Any], ignore: tuple[str, ...]) -> str:
+def _reason(name: str, shape: tuple[int, int], scheme: Mapping[str, Any], ignore: tuple[str, ...]) -> str:
     if not scheme.get("in_blocks"):
         return "outside the blocks"
     if matching := [pattern for pattern in ignore if pattern in name]:
@@ -121,41 +111,32 @@ def _reason(name: str, shape: list[int], scheme: Mapping[str, Any], ignore: tupl
     return "left alone by AutoRound's own rules"
 
 
-def _sources(answers: Mapping[str, _Answer], folder: Path) -> dict[str, sources.Sources]:
-    """Return the sources of all targets: small ones are counted through, large ones follow a small one."""
-    small = {name: answer for name, answer in answers.items() if answer.numbers <= sources.MAX_NUMBERS}
+def _sources(asked: Mapping[str, _Asked], folder: Path) -> dict[str, sources.Sources]:
+    """Return the sources of all models: small ones are counted through, large ones follow a small one."""
+    small = {name: each for name, each in asked.items() if each.numbers <= sources.MAX_NUMBERS}
     found: dict[str, sources.Sources] = {
-        name: sources.counted(answer.config, answer.tensors, answer.shapes, folder / name)
-        for name, answer in small.items()
+        name: sources.counted(each.config, each.answer.tensors, each.shapes, folder / name)
+        for name, each in small.items()
     }
-    for name, answer in answers.items():
+    for name, each in asked.items():
         if name not in found:
-            like = [each for each in small if small[each].architecture == answer.architecture]
+            like = [other for other in small if small[other].architecture == each.architecture]
             if not like:
                 raise BuildError(
-                    f"{name}: has {answer.numbers:,} numbers, and there is no smaller model of its class",
+                    f"{name}: has {each.numbers:,} numbers, and there is no smaller model of its class",
                     f"Ask with one of {sources.MAX_NUMBERS:,} numbers at most.",
                 )
-            found[name] = sources.general(answer.shapes, found[like[0]])
-        sources.confirm(answer.shapes, found[name], answer.tensors)
+            found[name] = sources.general(each.shapes, found[like[0]])
+        sources.confirm(each.shapes, found[name], each.answer.tensors)
     return found
 
 
-def _told(answer: _Answer, found: sources.Sources) -> dict[str, Any]:
-    places = {name: place for place, name in enumerate(answer.tensors)}
+def _placed(answer: Answer, found: sources.Sources) -> dict[str, Layer]:
+    """Return the layers with their sources, as they lie in the base."""
+    places = {name: number for number, name in enumerate(answer.tensors)}
 
     def place(name: str) -> tuple[Any, ...]:
         source = found[name]
         return (places[source.tensor], source.index, source.part) if source else (len(places),)
 
-    layers = {
-        name: {**answer.layers[name], "source": asdict(source) if (source := found[name]) else None}
-        for name in sorted(found, key=place)
-    }
-    return {
-        "tensors": answer.tensors,
-        "blocks": answer.blocks,
-        "layers": layers,
-        "unloaded": answer.unloaded,
-        "tied": answer.tied,
-    }
+    return {name: replace(answer.layers[name], source=found[name]) for name in sorted(found, key=place)}

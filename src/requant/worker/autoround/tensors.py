@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
-from requant.worker.autoround.names import named, numbered
-
-Table = dict[str, tuple[str, tuple[int, ...]]]
-"""Of each tensor, by name, its safetensors dtype and its shape."""
+from requant.names import named, numbered
+from requant.protocol import Tensors
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Base:
     """
 
     architecture: str
-    tensors: Table
+    tensors: Tensors
     unloaded: tuple[str, ...]
     names: Mapping[str, str]
     conversions: tuple[Any, ...]
@@ -51,7 +49,7 @@ def instantiate(folder: Path) -> Any:
         raise BuildError(f"{folder}/config.json: no configuration of {names[0]}: {error}") from None
 
 
-def read(model: Any, tensors: Table) -> Base:
+def read(model: Any, tensors: Tensors) -> Base:
     """Return what transformers does with a base of these tensors.
 
     Raises BuildError where the model has a tensor that is not among them, or has another shape there.
