@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,14 +18,15 @@ from tests.conftest import ROOT
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
-from requant.check.findings import FAITHFUL, TUNED, Kind
+from requant.check.findings import CONVERTED, EXTENDED, FAITHFUL, NEAR, TUNED, Kind
 from requant.check.reader import Files, Source, open_source
 from requant.check.side_files import Side, bind, canonical, compare
-from requant.check.spans import Packing, packing_of
 from requant.checkpoint.checkpoint import write_checkpoint
 from requant.digest import MAX_VALUES
-from requant.formats.gptq import bfloat16_to_float32, pack
+from requant.formats import Packing, awq, gptq, packing_of
+from requant.formats.gptq import bfloat16_to_float32
 from requant.model.tiny import write_tiny
+from requant.rounding import ways as rounding
 
 Edit = Callable[[dict[str, Any]], Any]
 BLOCKS = ["model.language_model.layers", "mtp.layers"]
@@ -673,17 +674,29 @@ ROWS, COLUMNS = 64, 256
 BITS = (np.random.default_rng(5).normal(0, 0.02, (ROWS, COLUMNS)).astype("<f4").view("<u4") >> 16).astype("<u2")
 
 
-def layer(stretch: float = 1.0) -> tuple[dict[str, Any], dict[str, Any]]:
+def layer(
+    stretch: float = 1.0, bits: int = 4, symmetric: bool = True, layout: str = "gptq"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A layer rounded to nearest in groups of 128, its scales `stretch` times the widest, and the base's."""
     weights = bfloat16_to_float32(BITS.tobytes()).reshape(ROWS, COLUMNS)
-    grouped = weights.reshape(ROWS, -1, 128)
+    grouped, middle, top = weights.reshape(ROWS, -1, 128), 1 << (bits - 1), (1 << bits) - 1
     low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
-    scales = (-np.where(-low > high, low, high) / np.float32(8) * np.float32(stretch)).astype("<f2")
-    codes = np.clip(np.rint(grouped / scales.astype("<f4")[..., None]), -8, 7) + 8
-    words = pack(codes.astype(np.uint8).reshape(ROWS, COLUMNS))
+    points = np.full(low.shape, middle)
+    if symmetric:
+        scales = (-np.where(-low > high, low, high) / np.float32(middle) * np.float32(stretch)).astype("<f2")
+    else:
+        scales = ((high - low) / np.float32(top)).astype("<f2")
+        points = np.rint(-low / scales.astype("<f4")).astype(int)
+    steps = grouped / scales.astype("<f4")[..., None]
+    codes = np.clip(np.rint(steps) + points[..., None], 0, top).astype(np.uint8).reshape(ROWS, COLUMNS)
+    stored = points.astype(np.uint8)  # [out, groups]
+    if layout == "awq":
+        words, zeros = awq.pack(codes), awq.pack(stored)
+    else:
+        words, zeros = gptq.pack(codes, bits), gptq.pack((stored - 1).T, bits).T
     made = {
-        "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], words.tobytes()),
-        "x.0.p.qzeros": ("I32", [2, ROWS // 8], np.full((2, ROWS // 8), 0x77777777, "<i4").tobytes()),
+        "x.0.p.qweight": ("I32", [*words.shape], words.tobytes()),
+        "x.0.p.qzeros": ("I32", [*zeros.shape], np.ascontiguousarray(zeros).tobytes()),
         "x.0.p.scales": ("F16", [2, ROWS], np.ascontiguousarray(scales.T).tobytes()),
     }
     return made, {"x.0.p.weight": ("BF16", [ROWS, COLUMNS], BITS.tobytes())}
@@ -700,42 +713,10 @@ NAMED = {
     for suffix, tensor in zip(("qweight", "qzeros", "scales"), layer()[0].values(), strict=True)
 }
 ELSEWHERE: dict[str, tuple[Tensors, dict[str, Any], str]] = {
-    "eight bits": (
-        {
-            "x.0.p.qweight": zeros("I32", COLUMNS // 4, ROWS),
-            "x.0.p.qzeros": zeros("I32", 2, ROWS // 4),
-            "x.0.p.scales": zeros("F16", 2, ROWS),
-        },
-        {**AUTOROUND, "bits": 8},
-        "codes of 8 bits",
-    ),
-    "one layer of eight bits": (
-        {
-            "x.0.p.qweight": zeros("I32", COLUMNS // 4, ROWS),
-            "x.0.p.qzeros": zeros("I32", 2, ROWS // 4),
-            "x.0.p.scales": zeros("F16", 2, ROWS),
-        },
-        {**AUTOROUND, "extra_config": {"x.0.p": {"bits": 8}}},
-        "codes of 8 bits",
-    ),
-    "the order of AWQ": (
-        {
-            "x.0.p.qweight": zeros("I32", COLUMNS, ROWS // 8),
-            "x.0.p.qzeros": zeros("I32", 2, ROWS // 8),
-            "x.0.p.scales": zeros("F16", 2, ROWS),
-        },
-        {**AUTOROUND, "packing_format": "auto_round:auto_awq"},
-        "codes in the order of awq",
-    ),
-    "asymmetric": (
-        {**layer()[0], "x.0.p.qzeros": zeros("I32", 2, ROWS // 8)},
-        {**AUTOROUND, "sym": False},
-        "asymmetric codes",
-    ),
     "GPTQ with g_idx": (
         {**layer()[0], "x.0.p.g_idx": zeros("I32", COLUMNS)},
         {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": True},
-        "quant_method 'gptq'",
+        "inputs in the order of g_idx",
     ),
     "compressed-tensors": (
         {"x.0.p.weight_packed": zeros("I32", ROWS, COLUMNS // 8), "x.0.p.weight_scale": zeros("BF16", ROWS, 2)},
@@ -774,6 +755,50 @@ def test_other_tools_are_not_modelled_and_not_accused(
     assert ("not in the checkpoint", "x.0.p.weight") in found(gone)
 
 
+MODELLED: dict[str, tuple[Tensors, dict[str, Any]]] = {
+    "eight bits": (layer(bits=8)[0], {**AUTOROUND, "bits": 8}),
+    "three bits": (layer(bits=3)[0], {**AUTOROUND, "bits": 3}),
+    "two bits": (layer(bits=2)[0], {**AUTOROUND, "bits": 2}),
+    "one layer of eight bits": (layer(bits=8)[0], {**AUTOROUND, "extra_config": {"x.0.p": {"bits": 8}}}),
+    "the order of AWQ": (layer(layout="awq")[0], {**AUTOROUND, "packing_format": "auto_round:auto_awq"}),
+    "asymmetric": (layer(symmetric=False)[0], {**AUTOROUND, "sym": False}),
+    "asymmetric, two bits": (layer(bits=2, symmetric=False)[0], {**AUTOROUND, "sym": False, "bits": 2}),
+    "asymmetric AWQ": (
+        layer(symmetric=False, layout="awq")[0],
+        {**AUTOROUND, "sym": False, "packing_format": "auto_round:auto_awq"},
+    ),
+    "an export to GPTQ": (
+        {**layer()[0], "x.0.p.g_idx": ("I32", [COLUMNS], (np.arange(COLUMNS, dtype="<i4") // 128).tobytes())},
+        {**AUTOROUND, "quant_method": "gptq", "provider": "auto-round", "desc_act": False},
+    ),
+    "an export to AWQ": (
+        layer(layout="awq")[0],
+        {**AUTOROUND, "quant_method": "awq", "provider": "auto-round", "version": "gemm"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("tensors", "config"), MODELLED.values(), ids=MODELLED)
+def test_whatever_autoround_writes_is_recomputed_and_one_code_that_moved_is_found(
+    tensors: Tensors, config: dict[str, Any], tmp_path: Path
+) -> None:
+    base = layer()[1]
+    result = single(tmp_path, tensors, base, config)
+    assert (result.findings, result.outcome, result.layers) == ((), Outcome.CLEAN, {"x.0.p": rounding.FULL})
+    for suffix, word in (("qweight", 37), ("qzeros", 3)):
+        dtype, shape, data = tensors[f"x.0.p.{suffix}"]
+        words = np.frombuffer(data, "<u4").copy()
+        for bit in (1, 31):
+            words[word] ^= 1 << bit
+            moved = {**tensors, f"x.0.p.{suffix}": (dtype, shape, words.tobytes())}
+            spoilt = single(tmp_path, moved, base, config)
+            # A code may move by one and stay within what tuning reaches: then nothing says "rounded" any more.
+            assert spoilt.layers != result.layers
+            if suffix == "qzeros":
+                assert {each.tensor for each in spoilt.findings} & {f"x.0.p.{each}" for each in ("qzeros", "scales")}
+            words[word] ^= 1 << bit
+
+
 BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
     "one layer of eight bits": ("one layer of eight bits", {"bits": 4}, "x.0.p.qweight"),
     "asymmetric": ("asymmetric", {"sym": True}, "x.0.p.qzeros"),
@@ -781,16 +806,16 @@ BESIDE: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("name", "entry", "tensor"), BESIDE.values(), ids=BESIDE)
-def test_a_side_file_is_held_against_codes_that_are_not_modelled_too(
+def test_a_side_file_is_held_against_every_kind_of_codes(
     name: str, entry: dict[str, Any], tensor: str, tmp_path: Path
 ) -> None:
-    tensors, config, _ = ELSEWHERE[name]
+    tensors, config = MODELLED[name]
     less = {key: each for key, each in config.items() if key != "extra_config"}
     (tmp_path / "made").mkdir()
     for said in ({}, less, config):
         (tmp_path / "made" / SIDE).write_text(json.dumps(said))
         result = single(tmp_path, tensors, layer()[1], config)
-        assert (result.findings, result.exit_status) == ((), 3), said
+        assert result.clean, said
     (tmp_path / "made" / SIDE).write_text(json.dumps({**less, "extra_config": {".*x.*": entry}}))
     result = single(tmp_path, tensors, layer()[1], config)
     assert found(result) == {("declared otherwise", tensor)}
@@ -798,18 +823,41 @@ def test_a_side_file_is_held_against_codes_that_are_not_modelled_too(
 
 
 @pytest.mark.parametrize("name", ["eight bits", "the order of AWQ", "asymmetric"])
-def test_what_is_not_modelled_is_declared_as_it_is(name: str, tmp_path: Path) -> None:
-    tensors, _, _ = ELSEWHERE[name]
-    assert single(tmp_path, tensors, layer()[1], AUTOROUND).exit_status == 1
+def test_codes_are_declared_as_they_are(name: str, tmp_path: Path) -> None:
+    assert single(tmp_path, MODELLED[name][0], layer()[1], AUTOROUND).exit_status == 1
+
+
+def test_codes_of_a_tool_whose_rounding_is_not_known_are_nearer_to_the_base_than_zeros(tmp_path: Path) -> None:
+    """As GPTQModel's are: the error of one code moves the next, and no formula gives them."""
+    tensors, base = layer()
+    words = np.frombuffer(tensors["x.0.p.qweight"][2], "<u4").copy()
+    words ^= np.random.default_rng(0).integers(0, 2, words.shape, np.uint32) << 1  # an eighth of them by two steps
+    gptq_tool = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    made = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], words.tobytes())}
+    result = single(tmp_path, made, base, gptq_tool)
+    assert (result.findings, result.exit_status, result.layers) == ((), 3, {"x.0.p": NEAR})
+    assert any(line.startswith("weights near the base: relative error 0.") for line in result.text(9))
+    assert single(tmp_path, made, base, AUTOROUND).exit_status == 1
+    strange = np.random.default_rng(1).integers(0, 2**32, words.shape, np.uint32)
+    other = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], strange.tobytes())}
+    assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, other, base, gptq_tool))
+
+
+def test_one_scale_beyond_tuning_is_no_extended_algorithm(tmp_path: Path) -> None:
+    tensors, base = layer()
+    assert single(tmp_path, layer(1.3)[0], base, AUTOROUND).layers == {"x.0.p": EXTENDED}
+    scales = np.frombuffer(tensors["x.0.p.scales"][2], "<f2").copy()
+    scales[7] *= np.float16(1.05)
+    one = {**tensors, "x.0.p.scales": ("F16", [2, ROWS], scales.tobytes())}
+    assert {each.tensor for each in single(tmp_path, one, base, AUTOROUND).findings} == {"x.0.p.scales"}
 
 
 def test_a_searched_scale_is_not_modelled_where_nothing_was_tuned(tmp_path: Path) -> None:
-    """AutoRound searches scales at iterations 0; elsewhere, and farther than it goes, such a scale is a violation."""
+    """AutoRound searches scales at iterations 0; farther than it goes, such a scale is a violation."""
     rounds = {**AUTOROUND, "iters": 0}
     tensors, base = layer(1.12)
     result = single(tmp_path, tensors, base, rounds)
     assert (result.outcome, result.layers) == (Outcome.NOT_MODELLED, {"x.0.p": FAITHFUL})
-    assert single(tmp_path, tensors, base, AUTOROUND).exit_status == 1
     assert single(tmp_path, layer(1.5)[0], base, rounds).exit_status == 1
     words = np.frombuffer(tensors["x.0.p.qweight"][2], "<u4").copy()
     words[5] ^= 4  # a code moved by four
@@ -834,14 +882,46 @@ def test_tuned_codes_that_are_said_to_be_rounded_are_never_clean(tmp_path: Path)
     assert {each.tensor for each in rounded.unmodelled} == {"quantization_config: iters"}
 
 
-def test_a_bias_in_float16_is_not_modelled(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("held", "wanted"), [("BF16", "F16"), ("BF16", "F32"), ("F32", "BF16"), ("F16", "F32")])
+def test_floats_in_another_dtype_are_the_bases_rounded(held: str, wanted: str, tmp_path: Path) -> None:
+    def stored(dtype: str) -> tuple[str, list[int], bytes]:
+        values = np.random.default_rng(2).normal(0, 0.02, ROWS).astype("<f4")
+        values = values.astype("<f2").astype("<f4") if held == "F16" else values
+        if held == "BF16":
+            values = (values.view("<u4") & np.uint32(0xFFFF0000)).view("<f4")
+        if dtype != "BF16":
+            return dtype, [ROWS], values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
+        bits = values.view("<u4").astype(np.uint64)
+        return dtype, [ROWS], ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+
     tensors, base = layer()
-    result = single(
-        tmp_path, {**tensors, "x.0.p.bias": zeros("F16", ROWS)}, {**base, "x.0.p.bias": zeros("BF16", ROWS)}, AUTOROUND
-    )
-    assert [(each.tensor, each.detail) for each in result.unmodelled] == [
-        ("x.0.p.bias", "a packed layer's bias, in F16")
+    base = {**base, "x.0.p.bias": stored(held)}
+    result = single(tmp_path, {**tensors, "x.0.p.bias": stored(wanted)}, base, AUTOROUND)
+    assert (result.outcome, result.layers["x.0.p.bias"]) == (Outcome.CLEAN, CONVERTED)
+    data = bytearray(stored(wanted)[2])
+    data[len(data) // 2] ^= 1
+    spoilt = single(tmp_path, {**tensors, "x.0.p.bias": (wanted, [ROWS], bytes(data))}, base, AUTOROUND)
+    assert [(each.kind, each.tensor, each.index) for each in spoilt.findings] == [
+        ("not the base's bytes", "x.0.p.bias", (ROWS // 2,))
     ]
+
+
+def test_transposed_experts_are_halves_for_autoround_of_one_series(tmp_path: Path) -> None:
+    """gpt-oss stores experts [experts, in, 2 * out]; AutoRound 0.12 calls the first half of the columns gate."""
+    weight = np.frombuffer(layer()[1]["x.0.p.weight"][2], "<u2").reshape(ROWS, COLUMNS)
+    both = np.concatenate([weight.T, weight[::-1].T], axis=1)
+    experts = "x.0.mlp.experts"
+    base = {
+        f"{experts}.gate_up_proj": ("BF16", [1, COLUMNS, 2 * ROWS], np.ascontiguousarray(both).tobytes()),
+        f"{experts}.down_proj": zeros("BF16", 1, ROWS, COLUMNS),
+    }
+    made = {key.replace("x.0.p", f"{experts}.0.gate_proj"): tensor for key, tensor in layer()[0].items()}
+    told = {**AUTOROUND, "autoround_version": "0.12.2"}
+    result = single(tmp_path, made, base, told)
+    assert result.layers == {f"{experts}.0.gate_proj": rounding.FULL}
+    up = {key.replace("gate_proj", "up_proj"): tensor for key, tensor in made.items()}
+    assert f"{experts}.0.up_proj.scales" in {each.tensor for each in single(tmp_path, up, base, told).findings}
+    assert single(tmp_path, made, base, {**told, "autoround_version": "0.16.1"}).layers == {}
 
 
 def test_interleaved_experts_are_not_modelled_and_mixtral_names_are(tmp_path: Path) -> None:
@@ -880,7 +960,11 @@ def test_nothing_quantized_is_nothing_to_check(tmp_path: Path) -> None:
     bits=st.sampled_from([2, 3, 4, 8]),
     layout=st.sampled_from(["gptq", "awq"]),
 )
-def test_shapes_tell_the_packing(rows: int, columns: int, groups: int, bits: int, layout: str) -> None:
+def test_shapes_tell_the_packing(
+    rows: int, columns: int, groups: int, bits: int, layout: Literal["gptq", "awq"]
+) -> None:
+    if layout == "awq":
+        bits = 4
     from requant.checkpoint.safetensors import Spec
 
     words = {"gptq": (columns * bits // 32, rows), "awq": (columns, rows * bits // 32)}

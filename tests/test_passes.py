@@ -24,7 +24,8 @@ from requant.checkpoint.safetensors import Spec, read_header
 from requant.digest import sha256
 from requant.errors import BuildError, CheckpointError
 from requant.evidence.journal import Journal, read_journal
-from requant.formats.gptq import PACKED, bfloat16_to_float32, pack, round_to_nearest
+from requant.formats import PACKED
+from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
 from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
 from requant.model.target import target_of
 from requant.model.tiny import tiny, write_tiny

@@ -11,11 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
 
-from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, unpack
+from requant.formats import Packing, awq, gptq
+from requant.formats.gptq import bfloat16_to_float32, round_to_nearest
 from requant.recipe import read_recipe
-from requant.rounding.kernels import ERROR, distances, extremes, halves, steps, unlike
-from requant.rounding.reach import Array, Reach, codes_within, half, loosest, reach, reach_of, scale_possible, tightest
-from requant.rounding.ways import ABSMAX, FULL, divisors
+from requant.rounding.kernels import along_inputs, along_outputs, distances, error, extremes, halves, steps, unlike
+from requant.rounding.reach import (
+    Array,
+    Reach,
+    codes_within,
+    half,
+    loosest,
+    range_possible,
+    reach,
+    reach_of,
+    scale_possible,
+    tightest,
+)
+from requant.rounding.ways import ABSMAX, FULL, bfloat16, rounded
 
 F32 = np.float32
 
@@ -170,6 +182,71 @@ def test_autoround_itself_reaches_exactly_these_ends(worker: Path) -> None:
             assert (np.array(codes) == (least if side < 0 else greatest)).all()
 
 
+SCHEMES = """
+import json, sys, torch
+from auto_round.data_type.int import quant_tensor_asym, quant_tensor_sym
+offset, factor = float(sys.argv[2]), torch.tensor(float(sys.argv[3]))
+weights = torch.frombuffer(bytearray.fromhex(sys.argv[1]), dtype=torch.bfloat16).reshape(-1, 256)
+told = []
+for bits in (2, 3, 4, 8):
+    for make in (quant_tensor_sym, quant_tensor_asym):
+        for side in (-1, 1):
+            for low, high in ((1, 1), (1, factor), (factor, 1), (factor, factor)):
+                groups = weights.numel() // 64
+                v = torch.full((groups, 64), side * offset)
+                ends = (torch.ones(groups) * each for each in (low, high))
+                # In float32: of BF16 numbers, a product of 255 steps is rounded by half a step, before it is asked for.
+                qdq, scale, zero = make(weights.float(), bits, 64, v, *ends)
+                zero = torch.as_tensor(zero).expand(groups, 1)
+                codes = torch.round(qdq.float().reshape(-1, 64) / scale)
+                told.append([bits, make is quant_tensor_sym, side, scale.view(torch.int16).flatten().tolist(),
+                             zero.flatten().int().tolist(), codes.int().tolist()])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.worker
+def test_autoround_itself_stays_within_reach_in_every_scheme(worker: Path) -> None:
+    """`quant_tensor_sym` and `quant_tensor_asym` at the ends of the reach, which they reach exactly."""
+    values, bound = weights(9), reach(6, 1 / 6, 1 / 6)
+    stored = (values.view(np.uint32) >> 16).astype("<u2").tobytes().hex()
+    ends = str(bound.offset), str(bound.factor)
+    done = subprocess.run([worker, "-c", SCHEMES, stored, *ends], capture_output=True, text=True, check=True)
+    grouped = values.reshape(-1, 64)
+    low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+    tighter = Reach(bound.offset, bound.factor + 0.02)
+    seen = []
+    for bits, symmetric, side, scales, zeros, codes in json.loads(done.stdout.splitlines()[-1]):
+        stored_scales, points = np.array(scales, np.int16).view(np.uint16), np.array(zeros, np.int32)
+        middle, top = 1 << (bits - 1), (1 << bits) - 1
+
+        for within in (bound, tighter):
+            if symmetric:
+                possible = scale_possible(stored_scales, low, high, within, middle)
+            else:
+                possible = range_possible(stored_scales, points, low, high, within, top)
+            seen.append((within is bound, bool(possible.all())))
+        signed = -points[:, None].astype(F32), top - points[:, None].astype(F32)
+        steps = stored_scales.view(np.float16).astype(F32)[:, None]
+        least, greatest = codes_within(grouped, steps, bound, *signed)
+        assert (np.array(codes) == (least if side < 0 else greatest)).all()
+    assert set(seen) == {(True, True), (False, True), (False, False)}
+
+
+@given(st.integers(0, 2**32), st.sampled_from([2, 3, 4, 8]), st.floats(0.4375, 1), st.floats(0.4375, 1))
+def test_a_zero_point_or_a_scale_beyond_is_out_of_reach(seed: int, bits: int, down: float, up: float) -> None:
+    values, top, bound = weights(seed % 1000).reshape(8, 128)[4:], (1 << bits) - 1, loosest()
+    low, high = np.minimum(values.min(-1), 0), np.maximum(values.max(-1), 0)
+    ends = low * F32(down), high * F32(up)
+    scales = np.maximum(((ends[1] - ends[0]) / F32(top)).astype(np.float16), np.float16(1e-5))
+    zeros = np.rint(-ends[0] / scales.astype(F32)).astype(np.int32)
+    assert range_possible(scales.view(np.uint16), zeros, low, high, bound, top).all()
+    wide = (F32(1.01) * (high - low) / F32(top)).astype(np.float16).view(np.uint16)
+    assert not range_possible(wide, zeros, low, high, bound, top).any()
+    for beyond in (-1, top + 2):
+        assert not range_possible(scales.view(np.uint16), np.full(4, beyond), low, high, bound, top).any()
+
+
 def test_float16_is_rounded_as_numpy_rounds_it() -> None:
     exact = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(F32)
     between = (exact[:-1] + exact[1:]) / 2
@@ -180,32 +257,57 @@ def test_float16_is_rounded_as_numpy_rounds_it() -> None:
         assert (halves(values) == values.astype(np.float16).view(np.uint16)).all()
 
 
-@given(st.integers(0, 2**32), st.sampled_from([(8, 128, 128), (16, 256, 128), (8, 192, 128), (24, 64, 32)]))
-def test_the_kernels_do_what_numpy_does(seed: int, shape: tuple[int, int, int]) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([(8, 128, 128), (16, 256, 128), (8, 192, 128), (24, 64, 32)]),
+    st.sampled_from([2, 3, 4, 8]),
+    st.booleans(),
+)
+def test_the_kernels_do_what_numpy_does(seed: int, shape: tuple[int, int, int], bits: int, narrow: bool) -> None:
     rows, columns, group = shape
     random = np.random.default_rng(seed)
     values = (random.normal(0, 0.02, (rows, columns)).astype(F32).view(np.uint32) >> 16 << 16).view(F32)
-    codes = random.integers(0, 16, (rows, columns)).astype(np.uint8)
-    words = pack(codes).view(np.uint32)
-    assert (unpack(words.view(np.int32)) == codes).all()
+    top = (1 << bits) - 1
+    codes = random.integers(0, top + 1, (rows, columns)).astype(np.uint8)
     stored, groups = (values.view(np.uint32) >> 16).astype(np.uint16), -(-columns // group)
     scales = random.choice(f32([0.003, -0.002, 0.01]), (groups, rows))
+    zeros = random.integers(0, top + 1, (groups, rows)).astype(np.int32)
     low, high, far, moved, wrong = (np.empty((groups, rows), np.int32) for _ in range(5))
     extremes(stored, group, low, high)
-    distances(stored, words, scales, group, far, moved)
-    unlike(stored, words, scales, group, wrong)
+    distances(stored, codes, zeros, top, scales, group, far, moved)
+    unlike(stored, codes, zeros, top, scales, narrow, group, wrong)
     for g in range(groups):
         part = slice(g * group, min(columns, (g + 1) * group))
-        some, signed = values[:, part], codes[:, part].astype(F32) - 8
+        zero = zeros[g][:, None].astype(F32)
+        some, signed = values[:, part], codes[:, part].astype(F32) - zero
         assert (low.view(F32)[g] == np.minimum(some.min(1), 0)).all()
         assert (high.view(F32)[g] == np.maximum(some.max(1), 0)).all()
         ratio = some / scales[g][:, None]
         assert np.abs(ratio).max() < 128
-        away = np.where((signed == 7) & (ratio > 7) | (signed == -8) & (ratio < -8), 0, np.abs(signed - ratio))
-        assert (np.abs(far.view(F32)[g] - away.max(1)) < ERROR * np.maximum(1, away.max(1) / 16)).all()
-        assert (moved[g] >= (away > 0.5 + ERROR).sum(1)).all()
-        assert (moved[g] <= (away > 0.5 - ERROR).sum(1)).all()
-        assert (wrong[g] == (signed != np.clip(np.rint(ratio), -8, 7)).sum(1)).all()
+        clamped = (signed == top - zero) & (ratio > signed) | (signed == -zero) & (ratio < signed)
+        away = np.where(clamped, 0, np.abs(signed - ratio))
+        assert (np.abs(far.view(F32)[g] - away.max(1)) < error(bits) * np.maximum(1, away.max(1) / 2**bits)).all()
+        near = error(8)  # of the widest ratio here
+        assert (moved[g] >= (away > 0.5 + near).sum(1)).all()
+        assert (moved[g] <= (away > 0.5 - near).sum(1)).all()
+        nearest = np.rint(bfloat16(ratio) if narrow else ratio)
+        assert (wrong[g] == (signed != np.clip(nearest, -zero, top - zero)).sum(1)).all()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([2, 3, 4, 8]), st.integers(1, 3), st.integers(1, 5))
+def test_words_are_decoded_as_the_formats_say(seed: int, bits: int, rows: int, columns: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, (32 * rows, 32 * columns)).astype(np.uint8)
+    words = gptq.pack(codes, bits)
+    assert words.shape == (columns * bits, 32 * rows)
+    assert (gptq.unpack(words, bits) == codes).all()
+    found = np.empty_like(codes)
+    along_inputs(words.view(np.uint32), bits, found)
+    assert (found == codes).all()
+    codes &= 15
+    words = awq.pack(codes)
+    assert (awq.unpack(words) == codes).all()
+    along_outputs(words.view(np.uint32), awq.ORDER, found)
+    assert (found == codes).all()
 
 
 @given(st.integers(0, 2**32), st.integers(1, 50))
@@ -226,7 +328,8 @@ def test_rounding_to_nearest_is_that_of_the_passes(seed: int) -> None:
     _, scales = round_to_nearest(values, 128)
     grouped = values.reshape(4, 2, 128)
     low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
-    assert (divisors(ABSMAX, low, high, scales.T)[1] == scales.T.view(np.uint16)).all()
+    packing = Packing("gptq", 4, 2)
+    assert (rounded(ABSMAX, low, high, scales.T, packing, True).scales == scales.T.view(np.uint16)).all()
     expected, _ = tuned(grouped, F32(0), F32(1), F32(1))
-    assert (divisors(FULL, low, high, scales.T)[1] == expected.view(np.uint16)).all()
+    assert (rounded(FULL, low, high, scales.T, packing, True).scales == expected.view(np.uint16)).all()
     assert (half(-low) == np.abs(low).astype(np.float16).view(np.uint16)).all()

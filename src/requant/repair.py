@@ -13,7 +13,7 @@ from typing import Any
 from requant.checkpoint.checkpoint import Checkpoint, Content, Tensor, open_checkpoint, write_checkpoint
 from requant.digest import canonical_json, sha256, sha256_chunks
 from requant.errors import BuildError, CheckpointError, UsageError
-from requant.formats.gptq import PACKED
+from requant.formats import PACKED
 from requant.inspect import inspect
 from requant.inspect.headers import SIDES, Headers
 from requant.inspect.mending import CHOSEN, aim, one_copy

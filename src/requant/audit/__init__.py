@@ -32,7 +32,7 @@ from requant.digest import sha256_file, strict_json
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.evidence.journal import Block, Journal, read_journal
 from requant.evidence.statements import differing, environment_of, hardware_of
-from requant.formats.gptq import PACKED
+from requant.formats import PACKED
 from requant.model.target import Target, target_of
 from requant.model.tiny import SIZES
 from requant.passes import Context

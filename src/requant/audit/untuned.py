@@ -22,7 +22,8 @@ from requant.checkpoint.safetensors import Spec
 from requant.diff.side_files import json_differences
 from requant.digest import read_whole, sha256_chunks, side_limit
 from requant.errors import CheckpointError
-from requant.formats.gptq import PACKED, ZERO_WORD
+from requant.formats import PACKED
+from requant.formats.gptq import ZERO_WORD
 from requant.passes.context import MAIN
 from requant.verdict import Outcome
 

@@ -6,7 +6,7 @@ No GPU, no torch and no trust in the publisher. What each answer proves, and wha
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from itertools import islice
@@ -15,8 +15,8 @@ from typing import Any
 
 from requant.check.checked import Checked, judge
 from requant.check.declared import Scheme, contradictions, presence, read_scheme, unknown, unmodelled, zero_points
-from requant.check.examine import Window, examine, symmetric
-from requant.check.findings import COPIED, FAITHFUL, TUNED, Finding, Measured
+from requant.check.examine import Window, examine, in_order, symmetric
+from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
 from requant.check.reader import Source
 from requant.check.side_files import Side, bind
@@ -35,7 +35,9 @@ WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
-SCHEMA = 2
+SCHEMA = 3
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""What `config.json` calls the dtypes of tensors."""
 
 
 def confirm_share(sample: float) -> None:
@@ -69,7 +71,9 @@ def check(
     theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
     scheme, findings = read_scheme(theirs)
     spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours)
-    findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "")]
+    converted = {checkpoint.tensors[span.name].spec.dtype for span in spans if span.converted}
+    dtypes = {DTYPES[each] for each in converted} | ({scheme.dtype} if scheme else set())
+    findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "", dtypes)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, ours, base) if recipe else None
@@ -106,6 +110,8 @@ def check(
         by_piece.setdefault(windows[number].span.name, []).append(results[number])
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
     judged, layers, statistics = judge(by_piece)
+    if recipe:  # nothing is left to a tool
+        judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
     if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
         judged.append(Finding("not modelled", "quantization_config: iters", tuned, detail="0, and layers were tuned"))
     return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
@@ -115,7 +121,8 @@ def _traced(
     scheme: Scheme | None, checkpoint: Source, base: Source, theirs: Side, ours: Side
 ) -> tuple[list[Span], list[Finding], int]:
     """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
-    spans, traced = trace(_specs(checkpoint), _specs(base), scheme.foreign if scheme else "")
+    foreign, transposed = (scheme.foreign, scheme.transposes) if scheme else ("", False)
+    spans, traced = trace(_specs(checkpoint), _specs(base), foreign, transposed=transposed)
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
     packed = sum(bool(span.packing or span.unmodelled) for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
@@ -128,15 +135,21 @@ def _as_declared(
     """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
     if scheme is None or scheme.foreign:
         return spans, unmodelled(spans)
-    found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme)]
+    packed = [span.name for span in spans if span.packing]
+    found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme, packed)]
     made = []
     for span in spans:
-        said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
-        if span.group and False in said:
-            middle = symmetric(checkpoint, span)
-            found += zero_points(scheme, span.name, middle)
-            if not (middle or scheme.symmetric(span.name)):
-                span = replace(span, group=0, unmodelled="asymmetric codes")
+        if span.group and (packing := span.packing):
+            if scheme.format and scheme.format.layout == packing.layout:
+                span = replace(span, less=scheme.format.less)
+            span = replace(span, foreign=scheme.strange_tool)
+            said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
+            if False in said:
+                middle = symmetric(checkpoint, span, packing)
+                found += zero_points(scheme, span.name, middle)
+                span = replace(span, symmetric=middle or scheme.symmetric(span.name))
+            if not in_order(checkpoint, span, scheme.value.get("desc_act") is True):
+                span = replace(span, group=0, unmodelled="inputs in the order of g_idx")
         made.append(span)
     return made, [*found, *unmodelled(made)]
 
@@ -170,15 +183,13 @@ def _examined(
 
 
 def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Source, rounds: bool) -> Iterator[Window]:
-    every = (rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, *([FAITHFUL] if rounds else []))
     for span in spans:
         if span.unmodelled:
             continue
         rows, dtype = span.last - span.first, base.tensors[span.base].spec.dtype
         if span.group:
-            kind = None if expected is None else expected.get(span.name)
-            ways = {"tuned": (TUNED,), "rtn": rounding.WAYS}.get(kind or "", every)
-            step = rows if rows * span.columns <= WEIGHTS else max(8, WEIGHTS // span.columns // 8 * 8)
+            ways = _ways(span, expected.get(span.name) if expected else None, rounds)
+            step = rows if rows * span.columns <= WEIGHTS else max(32, WEIGHTS // span.columns // 32 * 32)
             for first in range(0, rows, step):
                 last = min(rows, first + step)
                 yield Window(span, first, last, (last - first) * span.columns * 5 // 2, ways)
@@ -187,6 +198,18 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: So
             for first in range(0, max(size, 1), BYTES):
                 last = min(size, first + BYTES)
                 yield Window(span, first, last, 2 * (last - first), (COPIED,))
+
+
+def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
+    """Return the ways in which a layer can have been made: as the recipe says, or any, the dear ones last."""
+    made = rounding.SYMMETRIC if span.symmetric else rounding.ASYMMETRIC
+    if kind:
+        return (TUNED,) if kind == "tuned" else made
+    exact = (way for way in made if way in rounding.EXACT)
+    searched = (way for way in made if way in rounding.CHOSEN)
+    beyond = [FAITHFUL if rounds else EXTENDED] if span.symmetric else []
+    beyond += [NEAR] if span.foreign else []
+    return (*exact, TUNED, *searched, *beyond)
 
 
 def _expected(recipe: Recipe, side: Side, base: Source) -> dict[str, str]:
@@ -201,7 +224,7 @@ def _expected(recipe: Recipe, side: Side, base: Source) -> dict[str, str]:
     return packed
 
 
-def _unlike(recipe: Recipe, expected: Mapping[str, str], spans: Iterable[Span]) -> Iterator[Finding]:
+def _unlike(recipe: Recipe, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
     packed = {span.name: span for span in spans if span.packing or span.unmodelled}
     for name, span in packed.items():
         group = span.group
@@ -212,6 +235,9 @@ def _unlike(recipe: Recipe, expected: Mapping[str, str], spans: Iterable[Span]) 
         elif group != recipe.scheme.group_size:
             detail = f"groups of {group}, the recipe says {recipe.scheme.group_size}"
             yield Finding("not as the recipe says", f"{name}.scales", detail=detail)
+    for span in spans:
+        if span.converted:
+            yield Finding("not as the recipe says", span.name, detail="not in the base's dtype")
     for name in expected.keys() - packed.keys():
         yield Finding(
             "not as the recipe says", f"{name}.qweight", detail=f"not packed; the recipe says {expected[name]}"

@@ -4,14 +4,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from math import sqrt
 from typing import Any, Self
 
-from requant.check.findings import COPIED, FAITHFUL, TUNED, Counts, Finding, Kind, Measured, merge
+from requant.check.findings import (
+    CONVERTED,
+    COPIED,
+    EXTENDED,
+    FAITHFUL,
+    NEAR,
+    NOTES,
+    TUNED,
+    Counts,
+    Finding,
+    Measured,
+    accuses,
+    merge,
+)
 from requant.rounding import ways as rounding
 from requant.rounding.reach import Reach, tightest
 
-NOTES: tuple[Kind, ...] = ("rewritten by a tool", "stated by the checkpoint alone", "stated by the base alone")
-"""Kinds that are named and accuse nobody."""
 SHOWN = 6
 """Names that a line of notes has."""
 
@@ -61,7 +73,7 @@ class Checked:
     def of(cls, found: Iterable[Finding], bound: Reach, packed: int, layers: Mapping[str, str], *rest: Any) -> Self:
         """Return a check, its findings sorted into violations, what is not modelled, and notes."""
         told = sorted(found, key=lambda each: (each.tensor, each.kind))
-        told += [Finding("not modelled", name, detail=way) for name, way in layers.items() if way == FAITHFUL]
+        told += [Finding("not modelled", name, detail=way) for name, way in layers.items() if way in (FAITHFUL, NEAR)]
         unmodelled = tuple(each for each in told if each.kind == "not modelled")
         notes = tuple(each for each in told if each.kind in NOTES)
         violations = tuple(each for each in told if each not in {*unmodelled, *notes})
@@ -120,6 +132,10 @@ class Checked:
                 f"farthest offset {tuned.farthest:.6f} of {self.bound.offset:.6f}, smallest factor {tuned.least:.6f} "
                 f"of {self.bound.factor:.6f}: what {most} at AutoRound's default rate can reach"
             )
+        near = sum((each["near"] for each in self.statistics.values() if "near" in each), Counts())
+        if near.whole:
+            error = sqrt(near.missed / near.whole)
+            lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square")
         if self.read < self.total:
             lines.append(
                 f"a sample: {self.total - self.read:,} of {self.total:,} bytes were not read, among them all of "
@@ -150,13 +166,15 @@ def judge(
     statistics: dict[str, dict[str, Counts]] = {}
     for name, some in by_piece.items():
         whole = merge(some)
-        order = ("", COPIED, rounding.ABSMAX, rounding.FULL, TUNED, rounding.SEARCHED, FAITHFUL)
+        order = ("", COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
         way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
+        if NEAR in whole.findings and any(map(accuses, whole.findings[way])):
+            way = NEAR  # what AutoRound's ways make of another tool's codes accuses nobody
         findings += whole.findings[way]
-        layers[name] = way if not whole.findings[way] else "in no known way"
+        layers[name] = "in no known way" if any(map(accuses, whole.findings[way])) else way
         if whole.counts.codes:
             block, projection = _position(name)
-            kind = "tuned" if way == TUNED else "rounded"
+            kind = {TUNED: "tuned", NEAR: "near"}.get(way, "rounded")
             for key in (kind, projection):
                 of_block = statistics.setdefault(block, {})
                 of_block[key] = of_block.get(key, Counts()) + whole.counts
@@ -185,7 +203,8 @@ def _where(finding: Finding) -> str:
 
 def _weight(findings: Sequence[Finding]) -> tuple[bool, int]:
     """Return how ill a way fits: where scales are not its own, codes were not even counted."""
-    return any(each.tensor.endswith(".scales") for each in findings), sum(max(1, each.count) for each in findings)
+    serious = [*filter(accuses, findings)]
+    return any(each.tensor.endswith(".scales") for each in serious), sum(max(1, each.count) for each in serious)
 
 
 def _position(layer: str) -> tuple[str, str]:

@@ -15,18 +15,13 @@ from requant.check.findings import Finding, Kind
 from requant.check.side_files import CONFIG, SIDE_FILES, Side
 from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
+from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
-"""Values of `quant_method` whose codes `check` models."""
-FORMATS = {
-    "auto_round:auto_gptq": "gptq",
-    "auto_round:gptq": "gptq",
-    "auto_round": "gptq",
-    "auto_round:auto_awq": "awq",
-    "auto_round:awq": "awq",
-}
-"""Values of `packing_format`, and the layout that they mean."""
+"""AutoRound's own values of `quant_method`."""
+TOOLS = {"gptq": GPTQ, "awq": AWQ}
+"""Values of `quant_method` that AutoRound's exports to other tools have, and their formats."""
 REWRITTEN = ("block_name_to_quantize", "extra_config", "to_quant_block_names")
 """Keys that AutoRound 0.12.2 adds to in `config.json` for the MTP block, and not in the side file (defect D04)."""
 KNOWN = {"autoround_version", "batch_size", "bits", "block_name_to_quantize", "data_type", "desc_act", "extra_config"}
@@ -34,7 +29,10 @@ KNOWN |= {"group_size", "iters", "modules_in_block_to_quantize", "nsamples", "pa
 KNOWN |= {"sym", "to_quant_block_names", "low_gpu_mem_usage", "enable_quanted_input", "enable_minmax_tuning", "lr"}
 KNOWN |= {"minmax_lr", "gradient_accumulate_steps", "dataset", "amp", "enable_norm_bias_tuning", "scale_dtype"}
 """Keys that are held against the tensors, or that say how the tuning went, which changes nothing of what codes mean."""
-HARMLESS = {"act_bits": 16, "backend": "auto"}
+KNOWN |= {"provider", "damp_percent", "true_sequential"}
+KNOWN |= {"meta", "zero_point"}
+HARMLESS = {"act_bits": 16, "backend": "auto", "version": "gemm", "format": "gptq", "method": "gptq"}
+HARMLESS |= {"pack_dtype": "int32", "checkpoint_format": "gptq"}
 """Keys, each with the one value that changes nothing of what codes mean."""
 FLOAT = 16
 """`bits` from here on mean a float layer."""
@@ -64,18 +62,52 @@ class Scheme:
     def foreign(self) -> str:
         """Why none of its codes are modelled; "" where they may be."""
         method = self.value.get("quant_method")
-        if method not in METHODS:
-            return f"quant_method {_said(method)}"
-        if self.layout is None:
-            return f"packing_format {_said(self.value['packing_format'])}"
+        if self.format is None:
+            named = "packing_format" if method in METHODS else "quant_method"
+            return f"{named} {_said(self.value.get(named))}"
         many = len(self.expressions) > MAX_EXPRESSIONS
         return f"extra_config with {len(self.expressions):,} regular expressions" if many else ""
 
+    @cached_property
+    def format(self) -> Format | None:
+        """How codes lie in words; None where it is not known. What is not stated is AutoRound's default.
+
+        Of AWQ's checkpoints only AutoRound's own are known: other tools scale the weights before they round them.
+        """
+        method = self.value.get("quant_method")
+        if method in METHODS:
+            stated = self.value.get("packing_format", "auto_round:auto_gptq")
+            return FORMATS.get(stated) if isinstance(stated, str) else None
+        if not isinstance(method, str) or (method == "awq" and self.strange_tool):
+            return None
+        if method == "gptq" and self.value.get("checkpoint_format", "gptq") == "gptq_v2":
+            return GPTQ_V2
+        return TOOLS.get(method)
+
+    @property
+    def strange_tool(self) -> bool:
+        """Whether another tool than AutoRound made it, whose ways of rounding are not all known."""
+        stated = self.value.get("quant_method") in METHODS or self.value.get("provider") == "auto-round"
+        return not (stated or "autoround_version" in self.value)
+
+    @property
+    def transposes(self) -> bool:
+        """Whether it is AutoRound 0.12's, which names the halves of transposed, interleaved experts gate and up.
+
+        Later ones mean every second column by the same names, and have not been looked at.
+        """
+        return str(self.value.get("autoround_version", "")).startswith("0.12.")
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that AutoRound's exports to GPTQ and AWQ state, as kernels want it; tensors are untouched."""
+        exported = self.layout == "awq" or self.value.get("quant_method") in TOOLS
+        return "float16" if exported and not self.strange_tool else ""
+
     @property
     def layout(self) -> str | None:
-        """The order of codes that `packing_format` means, AutoRound's own where it is not stated; None: unknown."""
-        stated = self.value.get("packing_format", "auto_round:auto_gptq")
-        return FORMATS.get(stated) if isinstance(stated, str) else None
+        """The order of codes in words; None: unknown."""
+        return self.format.layout if self.format else None
 
     @cached_property
     def blocks(self) -> tuple[str, ...] | None:
@@ -170,8 +202,11 @@ def _beside(read: Mapping[str, Mapping[str, Any]]) -> tuple[Scheme, list[Finding
     return replace(declared, asides=asides), faults
 
 
-def unknown(scheme: Scheme) -> Iterator[Finding]:
-    """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing."""
+def unknown(scheme: Scheme, packed: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield the keys that may change what codes mean, and that are not modelled; an empty value says nothing.
+
+    `packed` names the packed layers: what a configuration leaves out may be anything else.
+    """
     stated = [("quantization_config", scheme.value), *(("extra_config", each) for each in scheme.overrides.values())]
     found = Counter(_strange(scheme.value))
     for file, aside in scheme.asides.items():
@@ -180,7 +215,7 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
         found.update(f"{file}: {each}" for each in _strange(aside.own))
     for where, value in stated:
         for key, said in value.items():
-            if key not in KNOWN and said and said != HARMLESS.get(key):
+            if key not in KNOWN and said and said != HARMLESS.get(key) and not _is_idle(key, value, packed):
                 found[f"{where}: {key}"] += 1
         if str(value.get("data_type", "int")).startswith("int") and value.get("data_type", "int") != "int":
             found[f"{where}: data_type {_said(value['data_type'])}"] += 1
@@ -191,6 +226,16 @@ def unknown(scheme: Scheme) -> Iterator[Finding]:
         if untried := [key for key, _ in each.expressions if not is_tried(key)]:
             detail = f"expressions that are not tried, such as {_said(untried[0])}"
             yield Finding("not modelled", f"{where}extra_config", len(untried), detail=detail)
+
+
+def _is_idle(key: str, value: Mapping[str, Any], packed: Collection[str]) -> bool:
+    """Say whether what is said under a key is of no consequence beside the rest."""
+    if key.startswith("act_"):
+        return bool(value.get("act_bits", FLOAT) == FLOAT)
+    if key == "checkpoint_format":
+        return value.get("quant_method") == "gptq" and value[key] == "gptq_v2"
+    named = value[key] if key == "modules_to_not_convert" and isinstance(value[key], list) else [""]
+    return not any(str(part) in layer for part in named for layer in packed)
 
 
 def _strange(value: Mapping[str, Any]) -> Iterator[str]:
@@ -274,7 +319,7 @@ def _unlike(scheme: Scheme, span: Span) -> Iterator[tuple[str, str, str]]:
     if scheme.layout != packing.layout:
         stated = scheme.value.get("packing_format", UNSTATED)
         yield "packing_format", _said(stated), f"words in the order of {packing.layout}"
-    if scheme.value.get("desc_act") is True:
+    if scheme.value.get("desc_act") is True and scheme.value.get("quant_method") in METHODS:
         yield "desc_act", "true", "inputs in order, without g_idx"
     modules = scheme.value.get("modules_in_block_to_quantize")
     if isinstance(modules, list) and not layer.endswith(tuple(f".{name}" for name in _flat(modules))):

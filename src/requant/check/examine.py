@@ -4,22 +4,52 @@ A packed layer is tried in each way that it could have been made in; the first w
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from requant.check.findings import BINS, COPIED, FAITHFUL, TUNED, Counts, Finding, Kind, Measured
+from requant.check.findings import (
+    BINS,
+    CONVERTED,
+    COPIED,
+    EXTENDED,
+    FAITHFUL,
+    NEAR,
+    TUNED,
+    Counts,
+    Finding,
+    Kind,
+    Measured,
+    accuses,
+)
 from requant.check.packed import Packed
-from requant.check.reader import Place, Source
+from requant.check.reader import Source
 from requant.check.spans import Span
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats.gptq import PER_WORD, ZERO_WORD
+from requant.formats import ORDER as INDEX
+from requant.formats import PACKED, Packing, gptq
+from requant.formats.awq import ORDER
+from requant.formats.gptq import bfloat16_to_float32
 from requant.rounding import ways as rounding
-from requant.rounding.kernels import ERROR, distances, extremes, shares, unlike
-from requant.rounding.reach import SIGN, SMALLEST, Array, Reach, codes_within, half, scale_possible
+from requant.rounding.kernels import along_inputs, along_outputs, distances, error, extremes, shares, unlike
+from requant.rounding.reach import (
+    SIGN,
+    SMALLEST,
+    Array,
+    Reach,
+    codes_within,
+    half,
+    range_possible,
+    scale_possible,
+)
 
 ROUNDED: Kind = "not rounded to nearest"
+CHUNK = 3 << 20
+"""Bytes of zero points read at once: whole words of any width of codes."""
+LAST = {*rounding.CHOSEN, EXTENDED}
+"""Ways that are tried only where no other fits: they cost much, or allow more."""
+SHARE = 1 / 16
 STRETCH = 1.25
 """A searched scale is at most so many times the widest: 8/(8 - 0.9) in 0.13.0, 1.21 where it was measured in 0.12.2."""
 
@@ -55,131 +85,282 @@ _scratch = _Scratch()
 
 def examine(window: Window, checkpoint: Source, base: Source, bound: Reach) -> Measured:
     """Read a window of both sides and compare them."""
-    if window.span.group:
-        return _packed(window, checkpoint, base, bound)
+    if packing := window.span.packing:
+        return _packed(window, packing, checkpoint, base, bound)
     return _copied(window, checkpoint, base)
 
 
 def _copied(window: Window, checkpoint: Source, base: Source) -> Measured:
     span, start, size = window.span, window.first, window.last - window.first
-    theirs, ours = _scratch.take("theirs", np.uint8, size), _scratch.take("ours", np.uint8, size)
     place, origin = checkpoint.tensors[span.name], base.tensors[span.base]
-    bits = ITEM_BITS[place.spec.dtype]
-    checkpoint.read(place, start, theirs.data)
-    base.read(origin, Spec(place.spec.dtype, (span.first, span.columns)).nbytes + start, ours.data)
-    wide = np.uint64 if size % 8 == 0 else np.uint8
+    bits, held = ITEM_BITS[place.spec.dtype], ITEM_BITS[origin.spec.dtype]
+    theirs, ours = (
+        _scratch.take(name, np.uint8, size * wide // held) for name, wide in (("theirs", bits), ("ours", held))
+    )
+    checkpoint.read(place, start * bits // held, theirs.data)
+    base.read(origin, Spec(origin.spec.dtype, (span.first, span.columns)).nbytes + start, ours.data)
+    way = COPIED
+    if span.converted:
+        way, ours = CONVERTED, _as_dtype(ours, origin.spec.dtype, place.spec.dtype)
+    wide = np.uint64 if size % 8 == 0 and bits == held else np.uint8
     if np.array_equal(theirs.view(wide), ours.view(wide)):
-        return Measured({COPIED: ()})
+        return Measured({way: ()})
     apart: Array = np.bitwise_xor(theirs, ours)
     each = np.unpackbits(apart, bitorder="little").reshape(-1, bits) if bits % 8 else apart.reshape(-1, bits // 8)
     differ = np.flatnonzero(each.any(axis=1))
-    index = np.unravel_index(8 * start // bits + int(differ[0]), place.spec.shape) if place.spec.shape else ()
+    index = np.unravel_index(8 * start // held + int(differ[0]), place.spec.shape) if place.spec.shape else ()
     finding = Finding("not the base's bytes", span.name, len(differ), tuple(int(each) for each in index))
-    return Measured({COPIED: (finding,)})
+    return Measured({way: (finding,)})
 
 
-def _packed(window: Window, checkpoint: Source, base: Source, bound: Reach) -> Measured:
-    span, first, rows = window.span, window.first, window.last - window.first
-    columns, groups = span.columns, -(-span.columns // span.group)
-    tensors = {suffix: checkpoint.tensors[f"{span.name}.{suffix}"] for suffix in ("qweight", "qzeros", "scales")}
-    weights = _scratch.take("weights", np.uint16, rows, columns)
-    base.read(base.tensors[span.base], 2 * columns * (span.first + first), weights.reshape(-1).view(np.uint8).data)
-    words = _columns(checkpoint, tensors["qweight"], "<u4", first, rows)
-    scales = _columns(checkpoint, tensors["scales"], "<f2", first, rows)
-    zeros = _columns(checkpoint, tensors["qzeros"], "<u4", first // PER_WORD, rows // PER_WORD)
+def _as_dtype(data: Array, found: str, wanted: str) -> Array:
+    """Return the bytes of floats in another dtype, rounded to nearest, ties to even; infinite where too large."""
+    values = bfloat16_to_float32(data.tobytes()) if found == "BF16" else data.view({"F16": "<f2", "F32": "<f4"}[found])
+    with np.errstate(over="ignore"):
+        if wanted == "BF16":
+            return (rounding.bfloat16(values.astype(np.float32)).view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+        return values.astype({"F16": "<f2", "F32": "<f4"}[wanted]).view(np.uint8)
 
-    low, high, far, moved = (_scratch.take(name, np.int32, groups, rows) for name in ("low", "high", "far", "moved"))
-    extremes(weights, span.group, low, high)
-    steps = scales.astype(np.float32)
-    distances(weights, words, steps, span.group, far, moved)
-    seen = Packed(span, first, weights, words, scales, low.view(np.float32), high.view(np.float32))
-    common = seen.zeros(zeros)
+
+def _packed(window: Window, packing: Packing, checkpoint: Source, base: Source, bound: Reach) -> Measured:
+    seen = _read(window, packing, checkpoint, base)
+    steps = seen.scales.astype(np.float32)
+    far, moved = (_scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
+    distances(seen.weights, seen.codes, seen.zeros, packing.top, steps, window.span.group, far, moved)
+    sums = _missed(seen) if NEAR in window.ways else ()
     findings: dict[str, tuple[Finding, ...]] = {}
     for way in window.ways:
-        if way == TUNED:
-            findings[way] = (*common, *_reach(seen, far, bound))
-        elif way == FAITHFUL:
-            findings[way] = (*common, *_faithful(seen, far))
-        elif way != rounding.SEARCHED or all(findings.values()):  # the dear one, where no other way fits
-            findings[way] = (*common, *_rounded(seen, way))
-    return Measured(findings, _counts(seen, steps, far, moved, rows * columns))
+        if way in LAST and not all(any(map(accuses, each)) for each in findings.values()):
+            continue
+        found = tuple(_findings(seen, way, far, bound, sums))
+        if way != EXTENDED or not any(map(accuses, found)):  # it would blame codes for a scale that is wrong
+            findings[way] = found
+    counts = _counts(seen, steps, far, moved)
+    if sums:
+        missed, whole = (float(each.sum(dtype=np.float64)) for each in sums)
+        counts = replace(counts, missed=missed, whole=whole)
+    return Measured(findings, counts)
+
+
+def _read(window: Window, packing: Packing, checkpoint: Source, base: Source) -> Packed:
+    """Read a window of a packed layer, and decode it."""
+    span, first, rows = window.span, window.first, window.last - window.first
+    words, points, scale = (f"{span.name}.{suffix}" for suffix in PACKED)
+    weights = _weights(base, span, first, rows)
+    codes, zeros = _scratch.take("codes", np.uint8, *weights.shape), np.empty((packing.groups, rows), np.uint8)
+    packed = first * packing.bits // 32, rows * packing.bits // 32
+    stored = _columns(checkpoint, points, "<u4", *packed)
+    if packing.layout == "awq":
+        along_outputs(_columns(checkpoint, words, "<u4", *packed), ORDER, codes)
+        along_outputs(stored, ORDER, zeros.T)
+    else:
+        along_inputs(_columns(checkpoint, words, "<u4", first, rows), packing.bits, codes)
+        along_inputs(np.ascontiguousarray(stored.T), packing.bits, zeros)
+    low, high = (_scratch.take(name, np.int32, packing.groups, rows) for name in ("low", "high"))
+    extremes(weights, span.group, low, high)
+    ends = low.view(np.float32), high.view(np.float32)
+    scales = _columns(checkpoint, scale, "<f2", first, rows)
+    return Packed(span, packing, first, weights, codes, np.add(zeros, span.less, dtype=np.int32), scales, *ends)
+
+
+def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Array, ...]) -> list[Finding]:
+    """Return what speaks against a way in which a layer could have been made."""
+    common = seen.zero(np.full(seen.zeros.shape, seen.packing.middle)) if seen.span.symmetric else []
+    if way == TUNED:
+        return common + _reach(seen, far, bound)
+    if way == EXTENDED:
+        return common + _extended(seen, far, bound)
+    if way == FAITHFUL:
+        return common + _faithful(seen, far)
+    if way == NEAR:
+        return common + _near(seen, *sums)
+    return _zero_points(seen, way, common) + _rounded(seen, way)
+
+
+def _weights(base: Source, span: Span, first: int, rows: int) -> Array:
+    """Return rows of the base's weight, BF16 as uint16 [rows, columns], from a span's row `first` on."""
+    place = base.tensors[span.base]
+    weights = _scratch.take("weights", np.uint16, rows, span.columns)
+    if not span.transposed:
+        base.read(place, 2 * span.columns * (span.first + first), weights.reshape(-1).view(np.uint8).data)
+        return weights
+    outputs = place.spec.shape[-1]
+    expert, begin = divmod(span.first + first, outputs)
+    matrix = _scratch.take("matrix", np.uint16, span.columns, outputs)
+    base.read(place, 2 * expert * span.columns * outputs, matrix.reshape(-1).view(np.uint8).data)
+    weights[:] = matrix[:, begin : begin + rows].T
+    return weights
+
+
+def _zero_points(seen: Packed, way: str, common: list[Finding]) -> list[Finding]:
+    """Return what zero points of a symmetric layer are named for.
+
+    The rounding of tensors that AutoRound did not tune stores them as they are, whatever the format is (defect D10).
+    """
+    if common and way == rounding.ABSMAX and seen.span.less:
+        other = np.full(seen.zeros.shape, seen.packing.middle + seen.span.less)
+        return seen.zero(other) or seen.zero(np.full(other.shape, seen.packing.middle), "zero points off by one")
+    return common
 
 
 def _reach(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
-    possible = scale_possible(seen.scales.view(np.uint16), seen.low, seen.high, bound)
-    found = [] if possible.all() else seen.scale("scale out of reach", ~possible)
-    limit = np.float32(0.5 + bound.offset - ERROR).view(np.int32)  # from here on, weight by weight
+    packing, bits = seen.packing, seen.scales.view(np.uint16)
+    if seen.span.symmetric:
+        possible = scale_possible(bits, seen.low, seen.high, bound, packing.middle)
+    else:
+        possible = range_possible(bits, seen.zeros, seen.low, seen.high, bound, packing.top)
+    found = seen.scale("scale out of reach", ~possible)
+    limit = np.float32(0.5 + bound.offset - error(packing.bits)).view(np.int32)  # from here on, weight by weight
     if far.max(initial=0) <= limit and far.min(initial=0) >= 0:
         return found
     groups, rows = np.nonzero((far > limit) | (far < 0))
     inputs, values, codes = seen.values(groups, rows)
-    least, greatest = codes_within(values, seen.scales[groups, rows].astype(np.float32)[:, None], bound)
+    steps = seen.scales[groups, rows].astype(np.float32)[:, None]
+    least, greatest = codes_within(values, steps, bound, *seen.clamped(groups, rows))
     bad = ~((least <= codes) & (codes <= greatest))
-    return found + seen.codes("code out of reach", rows, inputs, bad, (codes, least, greatest))
+    return found + seen.reported("code out of reach", rows, inputs, bad, (codes, least, greatest))
 
 
 def _rounded(seen: Packed, way: str) -> list[Finding]:
+    span, packing = seen.span, seen.packing
     some = seen.scales[:1]
-    _, expected = rounding.divisors(way, seen.low[:1], seen.high[:1], some)
-    if 2 * np.count_nonzero(differ := expected != some.view(np.uint16)) > some.size:
+    made = rounding.rounded(way, seen.low[:1], seen.high[:1], some, packing, span.symmetric)
+    if 2 * np.count_nonzero(differ := made.scales != some.view(np.uint16)) > some.size:
         return seen.scale(ROUNDED, differ, f", {way}")  # made in another way altogether: the rest says no more
-    divisors, expected = rounding.divisors(way, seen.low, seen.high, seen.scales)
-    differ = expected != seen.scales.view(np.uint16)
-    found = seen.scale(ROUNDED, differ, f", {way}") if differ.any() else []
+    made = rounding.rounded(way, seen.low, seen.high, seen.scales, packing, span.symmetric)
+    found = seen.scale(ROUNDED, made.scales != seen.scales.view(np.uint16), f", {way}")
+    if not span.symmetric:
+        found += seen.zero(made.zeros)
     if way == rounding.SEARCHED:
-        worse = rounding.worse(seen.weights, divisors, seen.span.group, seen.low, seen.high)
-        found += seen.scale(ROUNDED, worse, f", {way}: another candidate errs less") if worse.any() else []
-    wrong = np.empty(expected.shape, np.int32)
-    unlike(seen.weights, seen.words, np.ascontiguousarray(divisors), seen.span.group, wrong)
+        worse = rounding.worse(seen.weights, made.divisors, span.group, seen.low, seen.high, packing.middle)
+        found += seen.scale(ROUNDED, worse, f", {way}: another candidate errs less")
+    wrong = np.empty(made.scales.shape, np.int32)
+    # A zero point that is off was named, and its codes are held against the one that they were made with.
+    seen = replace(seen, zeros=made.zeros)
+    divisors = np.ascontiguousarray(made.divisors)
+    unlike(seen.weights, seen.codes, made.zeros, packing.top, divisors, made.narrow, span.group, wrong)
     groups, rows = np.nonzero(wrong)
     inputs, values, codes = seen.values(groups, rows)
     with np.errstate(all="ignore"):
-        nearest = np.clip(np.rint(values / divisors[groups, rows][:, None]), -8, 7)
-    return found + seen.codes(ROUNDED, rows, inputs, nearest != codes, (codes, nearest, nearest))
+        quotients = values / divisors[groups, rows][:, None]
+        nearest = np.rint(rounding.bfloat16(quotients) if made.narrow else quotients)
+        nearest = np.clip(nearest, *seen.clamped(groups, rows))
+    return found + seen.reported(ROUNDED, rows, inputs, nearest != codes, (codes, nearest, nearest))
+
+
+def _extended(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
+    """Say what is out of reach of AutoRound's extended algorithm, for symmetric codes (`alg_ext.py` of 0.12.2).
+
+    It searches a scale first, as at 0 iterations, and tunes a factor of it, up and down; codes are divided by their
+    product before that is rounded to float16. Nothing declares it, so a layer counts as made so only where `SHARE` of
+    its scales are beyond plain tuning: of those that AutoRound makes a third is.
+    """
+    beyond = ~scale_possible(seen.scales.view(np.uint16), seen.low, seen.high, bound, seen.packing.middle)
+    if np.count_nonzero(beyond) < SHARE * beyond.size:
+        return [Finding("scale out of reach", f"{seen.span.name}.scales", detail="plain tuning reaches most")]
+    middle = seen.packing.middle
+    widest = np.maximum(-seen.low, seen.high)
+    slack = 2.0**-10  # of roundings to BF16 and float16 on the way
+    least = half(widest * np.float32((1 - slack) * bound.factor / (middle + 0.9)))
+    most = half(widest * np.float32((1 + slack) * (2 - bound.factor) / (middle - 0.9)))
+    bits = seen.scales.view(np.uint16)
+    magnitude, negative = bits & ~SIGN, bits >= SIGN
+    strange = (magnitude > np.maximum(most, SMALLEST)) | (magnitude < least)
+    strange |= np.where(negative, seen.high < -seen.low, -seen.low < seen.high)
+    limit = 0.5 + bound.offset + middle * slack
+    return seen.scale("scale out of reach", strange) + _farther(seen, far, "code out of reach", limit)
 
 
 def _faithful(seen: Packed, far: Array) -> list[Finding]:
     """Say whether codes are the nearest to weight/scale, whatever made the scale: half to `STRETCH` of the widest.
 
-    The scale that codes were divided by may have passed through bfloat16, which errs by 1/256 of up to eight steps.
+    The scale that codes were divided by may have passed through bfloat16, which errs by 1/256 of a code.
     """
-    limit = np.float32(0.5 + 8 / 256)
+    middle = seen.packing.middle
     magnitude, widest = seen.scales.view(np.uint16) & ~SIGN, np.maximum(-seen.low, seen.high)
-    most, least = (half(widest * np.float32(share / 8)) for share in (STRETCH, 0.5))
-    strange = (magnitude > np.maximum(most, SMALLEST)) | (magnitude < least)
-    found = seen.scale("scale out of reach", strange) if strange.any() else []
+    most, least = (half(widest * np.float32(share / middle)) for share in (STRETCH, 0.5))
+    found = seen.scale("scale out of reach", (magnitude > np.maximum(most, SMALLEST)) | (magnitude < least))
+    return found + _farther(seen, far, ROUNDED, 0.5 + middle / 256)
+
+
+def _farther(seen: Packed, far: Array, kind: Kind, steps: float) -> list[Finding]:
+    """Return a finding about codes that are farther than so many steps from weight/scale, clamping considered."""
+    limit = np.float32(steps)
     groups, rows = np.nonzero((far > limit.view(np.int32)) | (far < 0))
     inputs, values, codes = seen.values(groups, rows)
     with np.errstate(all="ignore"):
-        steps = np.clip(values / seen.scales[groups, rows].astype(np.float32)[:, None], -8, 7)
-    bad = ~(np.abs(steps - codes) <= limit)
-    return found + seen.codes(ROUNDED, rows, inputs, bad, (codes, steps, steps))
+        exact = values / seen.scales[groups, rows].astype(np.float32)[:, None]
+        exact = np.clip(exact, *seen.clamped(groups, rows))
+    bad = ~(np.abs(exact - codes) <= limit)
+    return seen.reported(kind, rows, inputs, bad, (codes, exact, exact))
 
 
-def symmetric(checkpoint: Source, span: Span) -> bool:
+def _near(seen: Packed, missed: Array, whole: Array) -> list[Finding]:
+    """Say whether each group's decoded weights are nearer to the base's than zeros are.
+
+    Tools that move the error of one code into those that follow, as GPTQ does, leave no bound for a single code.
+    """
+    return seen.scale("not the base's weights", ~(missed <= whole), ": decoded, farther from them than zeros are")
+
+
+def _missed(seen: Packed) -> tuple[Array, Array]:
+    """Return the sums of squares of decoded weights less the base's, and of the base's, float32 [groups, rows]."""
+    span = seen.span
+    wide = (seen.weights.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    starts = np.arange(0, span.columns, span.group)
+    places = np.arange(span.columns) // span.group
+    decoded = (seen.codes - seen.zeros.T[:, places].astype(np.float32)) * seen.scales.T[:, places].astype(np.float32)
+    missed = np.add.reduceat((decoded - wide) ** 2, starts, axis=1).T
+    return missed, np.add.reduceat(wide**2, starts, axis=1).T
+
+
+def symmetric(checkpoint: Source, span: Span, packing: Packing) -> bool:
     """Say whether every zero point of a packed layer is in the middle; reads until one is not."""
     place = checkpoint.tensors[f"{span.name}.qzeros"]
+    middle = np.full((1, 32), packing.middle - span.less, np.uint8)
+    word = gptq.pack(middle, packing.bits).view(np.uint32).reshape(-1)
     size = place.stop - place.start
-    for start in range(0, size, 1 << 20):
-        words = np.empty(min(1 << 20, size - start) // 4, "<u4")
+    for start in range(0, size, CHUNK):
+        words = np.empty(min(CHUNK, size - start) // 4, "<u4")
         checkpoint.read(place, start, words.view(np.uint8).data)
-        if (words != ZERO_WORD).any():
+        if (words.reshape(-1, len(word)) != word).any():
             return False
     return True
 
 
-def _counts(seen: Packed, steps: Array, far: Array, moved: Array, codes: int) -> Counts:
-    shrunk = np.zeros(BINS + 1, np.int64)
-    least = shares(steps, seen.low, seen.high, shrunk)
+def in_order(checkpoint: Source, span: Span, moved: bool) -> bool:
+    """Say whether a layer's inputs are in order: each in the group that its place gives, if any tensor says so.
+
+    Without one, they are unless the configuration says that they were `moved`.
+    """
+    name = f"{span.name}.{INDEX}"
+    place = checkpoint.tensors.get(name)
+    if place is None:
+        return not moved
+    if place.spec != Spec("I32", (span.columns,)):
+        return False
+    stated = np.empty(span.columns, "<i4")
+    checkpoint.read(place, 0, stated.view(np.uint8).data)
+    return bool((stated == np.arange(span.columns) // span.group).all())
+
+
+def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:
+    shrunk, span = np.zeros(BINS + 1, np.int64), seen.span
+    if span.symmetric:
+        widest = np.where(steps < 0, seen.high, -seen.low) / np.float32(seen.packing.middle)
+    else:
+        widest = (seen.high - seen.low) / np.float32(seen.packing.top)
+    least = shares(steps, widest, shrunk)
     farthest = max(0.0, float(far.max(initial=0).view(np.float32)) - 0.5)
-    return Counts(codes, int(moved.sum()), farthest, float(least), tuple(shrunk.tolist()))
+    return Counts(seen.codes.size, int(moved.sum()), farthest, float(least), tuple(shrunk.tolist()))
 
 
-def _columns(source: Source, place: Place, dtype: str, first: int, count: int) -> Array:
+def _columns(source: Source, name: str, dtype: str, first: int, count: int) -> Array:
     """Return columns of a two-dimensional tensor, [rows, count]; in one read where they are all of them."""
+    place = source.tensors[name]
     rows, columns = place.spec.shape
     item = np.dtype(dtype).itemsize
-    into = _scratch.take(place.spec.dtype + str(rows > 4096) + dtype + str(item * rows), dtype, rows, count)
+    into = _scratch.take(name.rpartition(".")[2], dtype, rows, count)
     if count == columns:
         source.read(place, 0, into.reshape(-1).view(np.uint8).data)
         return into

@@ -18,16 +18,26 @@ Kind = Literal[
     "scale out of reach",
     "not rounded to nearest",
     "wrong zero point",
+    "not the base's weights",
     "declared otherwise",
     "differs from the base",
     "not modelled",
+    "zero points off by one",
     "rewritten by a tool",
     "stated by the checkpoint alone",
     "stated by the base alone",
 ]
-COPIED, TUNED = "the base's bytes", "within reach"
-FAITHFUL = "nearest to a scale that is not modelled"
-"""Three of the ways in which a tensor can have been made; `rounding` has the others."""
+NOTES: tuple[Kind, ...] = (
+    "zero points off by one",
+    "rewritten by a tool",
+    "stated by the checkpoint alone",
+    "stated by the base alone",
+)
+"""Kinds that are named and accuse nobody."""
+COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
+EXTENDED = "within reach of a scale that was searched"
+FAITHFUL, NEAR = "nearest to a scale that is not modelled", "near the base, by a rounding that is not modelled"
+"""Ways in which a tensor can have been made; `rounding` has the others."""
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""
 
@@ -47,13 +57,19 @@ class Finding:
     detail: str = ""
 
 
+def accuses(finding: Finding) -> bool:
+    """Say whether a finding is more than a note."""
+    return finding.kind not in NOTES
+
+
 @dataclass(frozen=True)
 class Counts:
     """What was measured on codes and scales; counts of the same layer, block or projection add up.
 
     `moved` codes are not nearest to weight/scale, `farthest` is the largest |v| that any code needs, in steps;
     `shrunk` counts groups by |scale| / (largest |weight| on its side / 8), in `BINS` bins and one for more than 1;
-    `least` is the smallest such share.
+    `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
+    of the base's, where the way of rounding is not modelled.
     """
 
     codes: int = 0
@@ -61,6 +77,8 @@ class Counts:
     farthest: float = 0.0
     least: float = 1.0
     shrunk: tuple[int, ...] = (0,) * (BINS + 1)
+    missed: float = 0.0
+    whole: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -69,6 +87,8 @@ class Counts:
             max(self.farthest, other.farthest),
             min(self.least, other.least),
             tuple(a + b for a, b in zip(self.shrunk, other.shrunk, strict=True)),
+            self.missed + other.missed,
+            self.whole + other.whole,
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from requant.check.findings import Finding, Kind
 from requant.check.spans import Span
-from requant.formats.gptq import PER_WORD, ZERO_WORD
+from requant.formats import Packing
 from requant.rounding.reach import Array
 
 _TOLD = ("found", "least", "greatest")
@@ -15,29 +15,35 @@ _TOLD = ("found", "least", "greatest")
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows from `first` on: weights uint16 [rows, columns], words uint32 [columns/8, rows], scales float16.
+    """Rows from `first` on: weights uint16, codes uint8 [rows, columns], scales float16, zero points int32.
 
-    Scales and the ends of each group, `low` <= 0 <= `high` in float32, are [groups, rows].
+    Scales, zero points and the ends of each group, `low` <= 0 <= `high` in float32, are [groups, rows].
     """
 
     span: Span
+    packing: Packing
     first: int
     weights: Array
-    words: Array
+    codes: Array
+    zeros: Array
     scales: Array
     low: Array
     high: Array
 
     def values(self, groups: Array, rows: Array) -> tuple[Array, Array, Array]:
-        """Return columns [n, group], their weights and their codes as float32; what a last group lacks repeats."""
+        """Return columns [n, group], their weights, and codes less zero points; what a last group lacks repeats."""
         inputs = groups[:, None] * self.span.group + np.arange(self.span.group)
         inputs = np.minimum(inputs, self.span.columns - 1)
         weights = (self.weights[rows[:, None], inputs].astype(np.uint32) << np.uint32(16)).view(np.float32)
-        shifts = (4 * (inputs % PER_WORD)).astype(np.uint32)
-        codes = (self.words[inputs // PER_WORD, rows[:, None]] >> shifts) & np.uint32(15)
-        return inputs, weights, codes.astype(np.float32) - np.float32(8)
+        codes = self.codes[rows[:, None], inputs].astype(np.float32)
+        return inputs, weights, codes - self.zeros[groups, rows][:, None].astype(np.float32)
 
-    def codes(self, kind: Kind, rows: Array, inputs: Array, bad: Array, detail: Sequence[Array]) -> list[Finding]:
+    def clamped(self, groups: Array, rows: Array) -> tuple[Array, Array]:
+        """Return what codes of some groups, less their zero points, are clamped to: arrays [n, 1]."""
+        zeros = self.zeros[groups, rows][:, None].astype(np.float32)
+        return -zeros, np.float32(self.packing.top) - zeros
+
+    def reported(self, kind: Kind, rows: Array, inputs: Array, bad: Array, detail: Sequence[Array]) -> list[Finding]:
         """Return a finding about the codes that are `bad`, [n, group]: their number, and the first by row."""
         if not bad.any():
             return []
@@ -49,19 +55,21 @@ class Packed:
         return [Finding(kind, f"{self.span.name}.qweight", count, (self.first + output, column), told)]
 
     def scale(self, kind: Kind, bad: Array, detail: str = "") -> list[Finding]:
-        """Return a finding about the scales that are `bad`, [groups, rows], of which there are some."""
+        """Return a finding about the scales that are `bad`, [groups, rows]; none where none is."""
+        if not bad.any():
+            return []
         group, row = np.unravel_index(int(bad.argmax()), bad.shape)
         ends = f"for weights from {self.low[group, row]:g} to {self.high[group, row]:g}"
         told = f"{float(self.scales[group, row]):g} {ends}{detail}"
         index = (int(group), self.first + int(row))
         return [Finding(kind, f"{self.span.name}.scales", int(np.count_nonzero(bad)), index, told)]
 
-    def zeros(self, zeros: Array) -> list[Finding]:
-        """Return a finding about zero points [groups, rows/8] that are not 8, stored less one."""
-        bad = zeros != np.uint32(ZERO_WORD)
+    def zero(self, expected: Array, kind: Kind = "wrong zero point") -> list[Finding]:
+        """Return a finding about zero points that are not the `expected` ones, [groups, rows]."""
+        bad = self.zeros != expected
         if not bad.any():
             return []
-        group, word = np.unravel_index(int(bad.argmax()), bad.shape)
-        told = f"{int(zeros[group, word]):#010x}, expected {ZERO_WORD:#010x}"
-        index = (int(group), self.first // PER_WORD + int(word))
-        return [Finding("wrong zero point", f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]
+        group, row = np.unravel_index(int(bad.argmax()), bad.shape)
+        told = f"{int(self.zeros[group, row])}, expected {int(expected[group, row])}"
+        index = (int(group), self.first + int(row))
+        return [Finding(kind, f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]

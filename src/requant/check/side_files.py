@@ -6,7 +6,7 @@ values in, findings out.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -87,13 +87,14 @@ class Side:
         return value
 
 
-def bind(checkpoint: Side, base: Side, foreign: str = "") -> list[Finding]:
+def bind(checkpoint: Side, base: Side, foreign: str = "", dtypes: Collection[str] = ()) -> list[Finding]:
     """Compare all files that loaders read, and that are no weights: by value where they are JSON, else by bytes.
 
     `foreign` says why the checkpoint's packing is not modelled, where it is not: another dtype may belong to it.
+    `dtypes` are those that its tensors were converted to, or that its exporter states whatever they are.
     Raises CheckpointError where a `config.json` is not a JSON object.
     """
-    found = [*_configs(checkpoint, base, foreign), *_templates(checkpoint, base)]
+    found = [*_configs(checkpoint, base, foreign, dtypes), *_templates(checkpoint, base)]
     for file in sorted(filter(_is_read, checkpoint.names | base.names)):
         if file not in base.names:
             found.append(_added(file, checkpoint, base))
@@ -200,7 +201,7 @@ def _kind(file: str, path: Path) -> Kind:
     return "rewritten by a tool" if rewritten else "differs from the base"
 
 
-def _configs(checkpoint: Side, base: Side, foreign: str) -> Iterator[Finding]:
+def _configs(checkpoint: Side, base: Side, foreign: str, dtypes: Collection[str]) -> Iterator[Finding]:
     theirs, ours = checkpoint.config(), base.config()
     if theirs is None and ours is not None:
         yield Finding("differs from the base", CONFIG, detail="there is none, so nothing says how to read the weights")
@@ -212,8 +213,13 @@ def _configs(checkpoint: Side, base: Side, foreign: str) -> Iterator[Finding]:
         if expected and not stated.keys() & expected.keys():
             yield Finding("differs from the base", CONFIG, detail="states nothing of what the base's states")
         for each in compare(CONFIG, stated, expected):
-            converted = foreign and each.kind == "differs from the base" and each.tensor.endswith("dtype")
-            yield replace(each, kind="not modelled", detail=f"{foreign}, {each.detail}") if converted else each
+            converted = each.kind == "differs from the base" and each.tensor.endswith("dtype")
+            if converted and foreign:
+                yield replace(each, kind="not modelled", detail=f"{foreign}, {each.detail}")
+            elif converted and each.detail.startswith(tuple(f"{dtype!r}," for dtype in dtypes)):
+                yield replace(each, kind="rewritten by a tool")
+            else:
+                yield each
 
 
 def _templates(checkpoint: Side, base: Side) -> Iterator[Finding]:

@@ -12,32 +12,25 @@ from itertools import pairwise
 
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
-from requant.formats.gptq import PACKED, PER_WORD
+from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
+FLOATS = {"BF16", "F16", "F32"}
+"""Dtypes in which a tool may store the base's numbers."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
-BITS, LAYOUT = 4, "gptq"
-"""What is modelled of packed layers."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How a layer's codes lie, as shapes tell: `gptq` packs them along the inputs, `awq` along the outputs."""
-
-    layout: str
-    bits: int
-    groups: int
 
 
 @dataclass(frozen=True)
 class Span:
-    """Rows `first` to `last` of a base tensor seen as [rows, columns], and what the checkpoint has of them.
+    """Rows `first` to `last` of a base tensor seen as [rows, columns], as `Rows` says, and what the checkpoint has.
 
     `group` inputs share a scale; 0 where the rows are copied. `name` is the layer's, or the copied tensor's.
     `unmodelled` says why its values cannot be held against the base; "" where they can. `packing` is that of a layer
-    with qweight, qzeros and scales.
+    with qweight, qzeros and scales; `less` is how much less than they are its zero points are stored, and `symmetric`
+    says that all are in the middle. `foreign` says that not every way in which its tool rounds is known; `converted`,
+    that the checkpoint has the base's numbers in another dtype.
     """
 
     name: str
@@ -48,28 +41,35 @@ class Span:
     group: int
     packing: Packing | None = None
     unmodelled: str = ""
+    less: int = 1
+    symmetric: bool = True
+    foreign: bool = False
+    converted: bool = False
+    transposed: bool = False
 
 
-def trace(found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str = "") -> tuple[list[Span], list[Finding]]:
+def trace(
+    found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str = "", *, transposed: bool = False
+) -> tuple[list[Span], list[Finding]]:
     """Trace every tensor of a checkpoint to the base; return the pieces in the base's order, and what does not fit.
 
     `foreign` says why the checkpoint's packing is not modelled, where it is not: then a layer of the base may be stored
-    under any suffix, and a float tensor in another precision.
+    under any suffix, and a float tensor in another precision. `transposed` is what `source_rows` takes.
     """
     traced: list[Span | Finding] = []
     layers = {name.rpartition(".")[0] for name in found if name.rpartition(".")[2] in PACKED}
     strange = _strange(found, base) if foreign else {}
     for layer in sorted(layers | strange.keys()):
         if layer in strange:
-            rows = source_rows(layer, base) or ("", 0, 0)
-            traced.append(Span(layer, *rows, base[rows[0]].shape[-1], 0, unmodelled=foreign))
+            traced.append(Span(layer, *strange[layer], 0, unmodelled=foreign))
         else:
-            traced.append(_packed(layer, found, base, foreign))
+            traced.append(_packed(layer, found, base, foreign, transposed))
     for name, spec in found.items():
         layer, _, suffix = name.rpartition(".")
+        if suffix == ORDER and layer in layers:
+            continue
         if suffix not in PACKED and not (layer in strange and (suffix == "weight" or name not in base)):
-            reason = foreign or ("a packed layer's bias" if _is_bias_of_packed(name, spec, found) else "")
-            traced.append(_copied(name, spec, base, reason))
+            traced.append(_copied(name, spec, base, foreign, transposed))
     spans = [each for each in traced if isinstance(each, Span)]
     faults = list(dict.fromkeys(each for each in traced if isinstance(each, Finding)))
     order = {name: number for number, name in enumerate(base)}
@@ -79,65 +79,45 @@ def trace(found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str = ""
     return spans, faults + list(_coverage(spans, base, known))
 
 
-def _strange(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, None]:
-    """Return the layers of the base that tensors of other names belong to: `weight_packed`, `weight_scale`, `g_idx`."""
+def _strange(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, tuple[str, int, int, int]]:
+    """Return the layers of the base that tensors of other names belong to, such as `weight_packed`, and their rows."""
     names = (name.rpartition(".") for name in found if name not in base)
-    return {layer: None for layer, _, suffix in names if suffix not in ("weight", *PACKED) and source_rows(layer, base)}
+    layers = {layer: source_rows(layer, base) for layer, _, suffix in names if suffix not in ("weight", *PACKED)}
+    return {layer: (rows.tensor, rows.first, rows.last, rows.columns) for layer, rows in layers.items() if rows}
 
 
-def _packed(layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str) -> Span | Finding:
+def _packed(
+    layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str, transposed: bool
+) -> Span | Finding:
     for suffix in PACKED:
         if f"{layer}.{suffix}" not in found:
             return Finding("missing tensor", f"{layer}.{suffix}", detail="the layer's other packed tensors are there")
-    where = source_rows(layer, base)
+    where = source_rows(layer, base, transposed=transposed)
     if where is None:
         return _nowhere(f"{layer}.qweight", base, "the base has no such layer")
-    tensor, first, last = where
-    rows, columns = last - first, base[tensor].shape[-1]
+    rows, columns = where.last - where.first, where.columns
     specs = {suffix: found[f"{layer}.{suffix}"] for suffix in PACKED}
     packing = packing_of(specs, rows, columns)
-    group = next((each for each in GROUPS if packing and -(-columns // each) == packing.groups), 0)
-    if packing and foreign:
-        return Span(layer, tensor, first, last, columns, 0, packing, foreign)
-    if packing and packing.layout != LAYOUT:
-        return Span(layer, tensor, first, last, columns, 0, packing, f"codes in the order of {packing.layout}")
-    if packing and packing.bits != BITS:
-        return Span(layer, tensor, first, last, columns, 0, packing, f"codes of {packing.bits} bits")
-    if packing and group and base[tensor].dtype != "BF16":
-        reason = f"a base in {base[tensor].dtype}"
-        return Span(layer, tensor, first, last, columns, 0, packing, reason)
-    if packing and group:
-        return Span(layer, tensor, first, last, columns, group, packing)
-    return _misshapen(layer, specs, rows, columns)
-
-
-def packing_of(specs: Mapping[str, Spec], rows: int, columns: int) -> Packing | None:
-    """Return how the tensors of a layer of `rows` outputs and `columns` inputs are packed; None where no way fits.
-
-    For b bits, GPTQ's qweight is [columns * b / 32, rows], AWQ's [columns, rows * b / 32]; qzeros are
-    [groups, rows * b / 32] and scales [groups, rows] in both.
-    """
-    words, zeros, scales = (specs[suffix].shape for suffix in PACKED)
-    groups = scales[0] if scales else 0
-    dtypes = tuple(specs[suffix].dtype for suffix in PACKED)
-    if not (rows and columns and groups) or scales != (groups, rows) or dtypes != ("I32", "I32", "F16"):
-        return None
-    for bits in (4, 8, 2, 3):
-        if zeros == (groups, rows * bits // 32) and columns * bits % 32 == 0:
-            if words == (columns * bits // 32, rows):
-                return Packing("gptq", bits, groups)
-            if words == (columns, rows * bits // 32):
-                return Packing("awq", bits, groups)
-    return None
+    if packing is None:
+        return _misshapen(layer, specs, rows, columns)
+    sizes = (*GROUPS, columns)  # one group of all inputs, whatever its size is called
+    group = next((each for each in sizes if -(-columns // each) == packing.groups), 0)
+    place = (layer, where.tensor, where.first, where.last, columns)
+    if foreign:
+        return Span(*place, 0, packing, foreign)
+    if not group:
+        return Span(*place, 0, packing, f"{packing.groups} groups of {columns} inputs")
+    if base[where.tensor].dtype != "BF16":
+        return Span(*place, 0, packing, f"a base in {base[where.tensor].dtype}")
+    less = (GPTQ if packing.layout == "gptq" else AWQ).less
+    return Span(*place, group, packing, less=less, transposed=where.transposed)
 
 
 def _misshapen(layer: str, found: Mapping[str, Spec], rows: int, columns: int) -> Finding:
     groups = found["scales"].shape[0] if found["scales"].shape else 0
-    expected = {
-        "qweight": Spec("I32", (columns // PER_WORD, rows)),
-        "qzeros": Spec("I32", (groups, rows // PER_WORD)),
-        "scales": Spec("F16", (groups, rows)),
-    }
+    bits = next((each for each in BITS if found["qweight"].shape == (columns * each // 32, rows)), gptq.BITS)
+    expected = {**gptq.specs((rows, columns), columns, bits), "scales": Spec("F16", (groups, rows))}
+    expected["qzeros"] = Spec("I32", (groups, expected["qzeros"].shape[1]))
     suffix = next((each for each, spec in expected.items() if found[each] != spec), "scales")
     detail = f"found {_text(found[suffix])}, the base's {rows} x {columns} gives {_text(expected[suffix])}"
     return Finding("wrong shape", f"{layer}.{suffix}", detail=detail)
@@ -151,58 +131,99 @@ def _nowhere(name: str, base: Mapping[str, Spec], detail: str) -> Finding:
     return Finding("no origin", name, detail=detail)
 
 
-def _is_bias_of_packed(name: str, spec: Spec, found: Mapping[str, Spec]) -> bool:
-    """Say whether AutoRound has converted a bias: it keeps those of packed layers in float16, as it does scales."""
-    layer, _, suffix = name.rpartition(".")
-    return suffix == "bias" and spec.dtype == "F16" and f"{layer}.qweight" in found
-
-
-def _copied(name: str, spec: Spec, base: Mapping[str, Spec], converted: str) -> Span | Finding:
+def _copied(name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, transposed: bool) -> Span | Finding:
     if name in base:
-        columns = spec.shape[-1] if len(spec.shape) > 1 else spec.size
-        if converted and spec.shape == base[name].shape and spec.dtype != base[name].dtype:
-            return Span(name, name, 0, _rows(spec), columns, 0, unmodelled=f"{converted}, in {spec.dtype}")
-        if spec != base[name]:
-            return Finding("wrong shape", name, detail=f"found {_text(spec)}, the base has {_text(base[name])}")
-        return Span(name, name, 0, _rows(spec), columns, 0)
-    where = source_rows(name.removesuffix(".weight"), base) if name.endswith(".weight") else None
+        where: Rows | None = Rows(name, 0, _rows(spec), _columns(spec))
+    elif name.endswith(".weight"):
+        where = source_rows(name.removesuffix(".weight"), base)
+    else:
+        where = _source_bias(name, base, transposed=transposed)
     if where is None:
         return _nowhere(name, base, "the base has no tensor of this name")
-    tensor, first, last = where
-    columns = base[tensor].shape[-1]
-    if spec != Spec(base[tensor].dtype, (last - first, columns)):
-        return Finding("wrong shape", name, detail=f"found {_text(spec)}, {tensor} gives {last - first} x {columns}")
-    return Span(name, tensor, first, last, columns, 0)
+    ours, rows = base[where.tensor], where.last - where.first
+    shape = ours.shape if name in base else (rows, where.columns) if where.columns > 1 else (rows,)
+    place = (name, where.tensor, where.first, where.last, where.columns, 0)
+    if spec.shape == shape and spec.dtype == ours.dtype:
+        return Span(*place)
+    if spec.shape == shape and {spec.dtype, ours.dtype} <= FLOATS:
+        return Span(*place, converted=True)
+    if spec.shape == shape and foreign:
+        return Span(*place, unmodelled=f"{foreign}, in {spec.dtype}")
+    gives = f"the base has {_text(ours)}" if name in base else f"{where.tensor} gives {rows} x {where.columns}"
+    return Finding("wrong shape", name, detail=f"found {_text(spec)}, {gives}")
 
 
-def source_rows(layer: str, base: Mapping[str, Spec]) -> tuple[str, int, int] | None:
-    """Return the base tensor that a linear layer's weight lies in, and its rows there."""
+@dataclass(frozen=True)
+class Rows:
+    """Where a weight [last - first, columns] lies in a base tensor seen as [rows, columns].
+
+    A `transposed` tensor [experts, columns, outputs] is seen as [experts * outputs, columns].
+    """
+
+    tensor: str
+    first: int
+    last: int
+    columns: int
+    transposed: bool = False
+
+
+def source_rows(layer: str, base: Mapping[str, Spec], *, transposed: bool = False) -> Rows | None:
+    """Return the base tensor that a linear layer's weight lies in, and its rows there.
+
+    `transposed` says that halves of transposed experts have the names that others have, as AutoRound 0.12 means them.
+    """
     whole = base.get(f"{layer}.weight")
     if whole is not None:
-        return (f"{layer}.weight", 0, whole.shape[0]) if len(whole.shape) == 2 else None
+        return Rows(f"{layer}.weight", 0, *whole.shape) if len(whole.shape) == 2 else None
     if not (match := _EXPERT.fullmatch(layer)):
         return None
     prefix, expert, projection = match[1], int(match[2]), match[3]
     named = base.get(other := f"{prefix}.{expert}.{_MIXTRAL[projection]}.weight")
     if named is not None and len(named.shape) == 2:
-        return other, 0, named.shape[0]
+        return Rows(other, 0, *named.shape)
     tensor = f"{prefix}.{'down' if projection == 'down' else 'gate_up'}_proj"
     fused = base.get(tensor)
-    if fused is None or len(fused.shape) != 3 or expert >= fused.shape[0] or not _halves(prefix, base):
+    if fused is None or len(fused.shape) != 3 or expert >= fused.shape[0]:
         return None
-    rows = fused.shape[1]
+    lies = not _halves(prefix, base)
+    if lies and not (transposed and _halves(prefix, base, 2, 1)):
+        return None
+    rows, columns = fused.shape[:0:-1] if lies else fused.shape[1:]
+    first, rows = _part(projection, expert, rows)
+    return Rows(tensor, first, first + rows, columns, lies)
+
+
+def _part(projection: str, expert: int, rows: int) -> tuple[int, int]:
+    """Return the first row of an expert's projection in a fused tensor of `rows` per expert, and how many it has."""
     if projection == "down":
-        return tensor, expert * rows, (expert + 1) * rows
-    first = expert * rows + (rows // 2 if projection == "up" else 0)
-    return tensor, first, first + rows // 2
+        return expert * rows, rows
+    return expert * rows + (rows // 2 if projection == "up" else 0), rows // 2
 
 
-def _halves(experts: str, base: Mapping[str, Spec]) -> bool:
-    """Say whether fused experts are gate above up, [experts, 2 * inner, hidden], and down [experts, hidden, inner]."""
+def _source_bias(name: str, base: Mapping[str, Spec], *, transposed: bool) -> Rows | None:
+    """Return where the bias of an expert's layer lies in fused ones, [experts, outputs], seen as a column."""
+    match = _EXPERT.fullmatch(name.removesuffix(".bias"))
+    if not (transposed and match and name.endswith(".bias")):
+        return None
+    tensor = f"{match[1]}.{'down' if match[3] == 'down' else 'gate_up'}_proj_bias"
+    fused = base.get(tensor)
+    if fused is None or len(fused.shape) != 2 or int(match[2]) >= fused.shape[0]:
+        return None
+    first, rows = _part(match[3], int(match[2]), fused.shape[1])
+    return Rows(tensor, first, first + rows, 1)
+
+
+def _halves(experts: str, base: Mapping[str, Spec], rows: int = 1, columns: int = 2) -> bool:
+    """Say whether fused experts are gate above up, [experts, 2 * inner, hidden], and down [experts, hidden, inner].
+
+    `rows` and `columns` are the axes that these are in.
+    """
     both, down = (base.get(f"{experts}.{name}_proj") for name in ("gate_up", "down"))
     if both is None or down is None:
-        return True
-    return len(both.shape) == len(down.shape) == 3 and both.shape[1:] == (2 * down.shape[2], down.shape[1])
+        return rows < columns
+    if not len(both.shape) == len(down.shape) == 3:
+        return False
+    return (both.shape[rows], both.shape[columns]) == (2 * down.shape[columns], down.shape[rows])
 
 
 def _coverage(spans: list[Span], base: Mapping[str, Spec], known: set[str]) -> Iterator[Finding]:
@@ -210,23 +231,29 @@ def _coverage(spans: list[Span], base: Mapping[str, Spec], known: set[str]) -> I
     for span in spans:
         used[span.base].append(span)
     for name, spec in base.items():
-        rows = _rows(spec)
+        columns = used[name][0].columns if used[name] else _columns(spec)
+        rows = spec.size // columns if columns else _rows(spec)
         ends = [(0, 0, ""), *((span.first, span.last, span.name) for span in used[name]), (rows, rows, "")]
         for (_, last, before), (first, _, after) in pairwise(ends):
             if first < last:
                 yield Finding("used twice", after, detail=f"{name}, rows {first} to {last}, is also in {before}")
             elif first > last and name not in known:
-                yield Finding("not in the checkpoint", name, detail=_gap(spec, last, first))
+                yield Finding("not in the checkpoint", name, detail=_gap(spec, rows, last, first))
 
 
-def _gap(spec: Spec, first: int, last: int) -> str:
-    if len(spec.shape) != 3 or (first, last) == (0, _rows(spec)):
-        return f"rows {first} to {last} of {_rows(spec)}"
-    return f"rows {first} to {last}: experts {first // spec.shape[1]} to {(last - 1) // spec.shape[1]}"
+def _gap(spec: Spec, rows: int, first: int, last: int) -> str:
+    if len(spec.shape) != 3 or (first, last) == (0, rows):
+        return f"rows {first} to {last} of {rows}"
+    each = rows // spec.shape[0]
+    return f"rows {first} to {last}: experts {first // each} to {(last - 1) // each}"
 
 
 def _rows(spec: Spec) -> int:
     return math.prod(spec.shape[:-1]) if len(spec.shape) > 1 else 1
+
+
+def _columns(spec: Spec) -> int:
+    return spec.shape[-1] if len(spec.shape) > 1 else spec.size
 
 
 def _text(spec: Spec) -> str:

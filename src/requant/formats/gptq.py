@@ -1,10 +1,13 @@
-"""The INT4 layout `auto_round:auto_gptq`, and rounding to nearest, in numpy.
+"""The layout `auto_round:auto_gptq`, and rounding to nearest, in numpy.
 
-Layout (auto_round/export/export_to_autoround, GPTQ version 1): a weight [out, in] becomes `qweight` int32
-[in/8, out], where code k of eight along `in` takes the bits 4k to 4k+3; `scales` float16 [groups, out]; and
-`qzeros` int32 [groups, out/8], eight zero points of 8, each stored less one. The value is scale * (code - 8).
+Layout (auto_round/export/export_to_autoround, GPTQ version 1): the codes of b bits of a weight [out, in] are one
+stream of bits along `in`, the lowest bits of each int32 word first: `qweight` int32 [in*b/32, out], where with 4 bits
+code k of eight takes the bits 4k to 4k+3, and with 3 bits 32 codes share three words. `scales` is float16
+[groups, out], and `qzeros` int32 [groups, out*b/32] packs zero points along `out` alike, each stored less one. The
+value is scale * (code - zero point); of symmetric codes the zero point is 2^(b-1).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,19 +21,16 @@ ZERO_POINT = 8
 ZERO_WORD = 0x77777777
 """Eight stored zero points of symmetric INT4. AutoRound's own RTN path writes 0x88888888 (defect D10)."""
 
-PACKED = ("qweight", "qzeros", "scales")
-"""What a packed layer is in files, by suffix."""
-
 Array = npt.NDArray[Any]
 
 
-def specs(shape: tuple[int, int], group_size: int) -> dict[str, Spec]:
-    """Return the three tensors of a packed weight [out, in], by suffix; eight codes share a 32-bit word."""
+def specs(shape: tuple[int, int], group_size: int, bits: int = BITS) -> dict[str, Spec]:
+    """Return the three tensors of a packed weight [out, in], by suffix; a group size of -1 is one group."""
     out_features, in_features = shape
-    groups = -(-in_features // group_size)
+    groups = 1 if group_size == -1 else -(-in_features // group_size)
     return {
-        "qweight": Spec("I32", (in_features // PER_WORD, out_features)),
-        "qzeros": Spec("I32", (groups, out_features // PER_WORD)),
+        "qweight": Spec("I32", (in_features * bits // 32, out_features)),
+        "qzeros": Spec("I32", (groups, out_features * bits // 32)),
         "scales": Spec("F16", (groups, out_features)),
     }
 
@@ -40,25 +40,34 @@ def bfloat16_to_float32(data: bytes) -> npt.NDArray[np.float32]:
     return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def pack(codes: Array) -> npt.NDArray[np.int32]:
-    """Pack codes uint8 [out, in], 0 to 15, into words int32 [in/8, out]."""
+def pack(codes: Array, bits: int = BITS) -> npt.NDArray[np.int32]:
+    """Pack codes uint8 [out, in], 0 to 2^bits - 1, into words int32 [in * bits / 32, out]."""
     out_features, in_features = codes.shape
-    if in_features % PER_WORD:
-        raise ValueError(f"{in_features} columns are no multiple of {PER_WORD}")
-    grouped = codes.T.reshape(in_features // PER_WORD, PER_WORD, out_features)
-    words = np.zeros((in_features // PER_WORD, out_features), np.uint32)
-    for k in range(PER_WORD):
-        words |= grouped[:, k].astype(np.uint32) << np.uint32(BITS * k)
-    return words.view(np.int32)
+    several = math.lcm(bits, 32) // bits
+    if in_features % several:
+        raise ValueError(f"{in_features} columns are no multiple of {several}")
+    grouped = codes.T.reshape(-1, several, out_features).astype(np.uint32)
+    words = np.zeros((len(grouped), several * bits // 32, out_features), np.uint32)
+    for k in range(several):
+        word, shift = divmod(k * bits, 32)
+        words[:, word] |= grouped[:, k] << np.uint32(shift)
+        if shift + bits > 32:
+            words[:, word + 1] |= grouped[:, k] >> np.uint32(32 - shift)
+    return words.reshape(-1, out_features).view(np.int32)
 
 
-def unpack(words: Array) -> npt.NDArray[np.uint8]:
-    """Unpack words int32 [in/8, out] into codes uint8 [out, in]."""
-    rows, out_features = words.shape
-    codes = np.empty((rows, PER_WORD, out_features), np.uint8)
-    for k in range(PER_WORD):
-        codes[:, k] = (words.view(np.uint32) >> np.uint32(BITS * k)) & 15
-    return codes.reshape(rows * PER_WORD, out_features).T
+def unpack(words: Array, bits: int = BITS) -> npt.NDArray[np.uint8]:
+    """Unpack words int32 [in * bits / 32, out] into codes uint8 [out, in]."""
+    several = math.lcm(bits, 32) // bits
+    grouped = words.view(np.uint32).reshape(-1, several * bits // 32, words.shape[1])
+    codes = np.empty((len(grouped), several, words.shape[1]), np.uint8)
+    for k in range(several):
+        word, shift = divmod(k * bits, 32)
+        found = grouped[:, word] >> np.uint32(shift)
+        if shift + bits > 32:
+            found |= grouped[:, word + 1] << np.uint32(32 - shift)
+        codes[:, k] = found & np.uint32((1 << bits) - 1)
+    return codes.reshape(-1, words.shape[1]).T
 
 
 def zeros(groups: int, out_features: int) -> npt.NDArray[np.int32]:

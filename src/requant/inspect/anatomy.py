@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from requant.checkpoint.checkpoint import INDEX
 from requant.checkpoint.safetensors import Spec
-from requant.formats.gptq import PACKED
+from requant.formats import PACKED
 from requant.inspect.headers import Headers
 from requant.model.inventory import FLOAT, LM, MTP, VISUAL, Linear, base_tensors, linears, mtp_linears
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.errors import BuildError
-from requant.formats.gptq import PACKED, ZERO_WORD, bfloat16_to_float32
+from requant.formats import PACKED
+from requant.formats.gptq import ZERO_WORD, bfloat16_to_float32
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 

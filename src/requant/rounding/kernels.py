@@ -2,8 +2,8 @@
 
 Written for LLVM's vectorizer: indices that start at 0, integers where a largest value is sought (positive floats
 order as their bits do), and no operation that could be reordered. Each kernel releases the interpreter's lock, so
-threads run side by side. Weights are BF16 bits uint16 [rows, columns], words are `qweight` as uint32
-[columns/8, rows]; a group is `group` columns of a row; what is known of a group stands in arrays [groups, rows].
+threads run side by side. Weights are BF16 bits uint16 [rows, columns], codes uint8 [rows, columns], words those of
+`qweight` as uint32; a group is `group` columns of a row; what is known of a group stands in arrays [groups, rows].
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-SHIFT, NIBBLE, EIGHT = np.uint32(16), np.uint32(15), np.int32(8)
+SHIFT, NIBBLE, UPPER = np.uint32(16), np.uint32(15), np.uint32(0xFFFF0000)
+TILE = 64
+"""Rows or columns that are transposed at once, so that both sides stay in the cache."""
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
-LEAST, MOST, NONE, HALF = np.float32(-8), np.float32(7), np.float32(0), np.float32(0.5)
+NONE, HALF = np.float32(0), np.float32(0.5)
 HALF_BITS = np.int32(0x3F000000)
 """0.5, as bits of float32."""
-ERROR = 2.0**-18
-"""More than five roundings of float32 between 8 and 16 steps, which is farther than any reach."""
 MAGIC = np.float32(12582912)
 """1.5 * 2**23: added and taken away, it rounds a small float32 to a whole number, ties to even."""
 
@@ -26,6 +26,14 @@ REBIAS = np.uint32(((127 - 15) << 23) - 0xFFF)
 """From float32's exponent to float16's, less what rounds to nearest where 13 places are cut off."""
 
 _OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+def error(bits: int) -> float:
+    """Return more than a distance can err by, in steps: five roundings of float32 between 2^(bits-1) and 2^bits.
+
+    No reach is farther than 2^bits steps.
+    """
+    return 2.0 ** (bits - 22)
 
 
 @njit(**_OPTIONS)
@@ -51,26 +59,66 @@ def extremes(weights, group, low, high):
 
 
 @njit(**_OPTIONS)
-def distances(weights, words, scales, group, far, moved):
+def along_inputs(words, bits, codes):
+    """Write the codes uint8 [rows, columns] of words uint32 [columns * bits / 32, rows]: one stream of bits per row."""
+    rows, columns = codes.shape
+    mask, per_word = np.uint32((1 << bits) - 1), 32 // bits
+    for start in range(0, rows, TILE):
+        stop = min(rows, start + TILE)
+        if 32 % bits == 0:
+            for w in range(words.shape[0]):
+                for r in range(start, stop):
+                    word = words[w, r]
+                    for k in range(per_word):
+                        codes[r, w * per_word + k] = (word >> np.uint32(bits * k)) & mask
+        else:
+            for c in range(columns):
+                w, shift = c * bits // 32, c * bits % 32
+                for r in range(start, stop):
+                    found = words[w, r] >> np.uint32(shift)
+                    if shift + bits > 32:
+                        found |= words[w + 1, r] << np.uint32(32 - shift)
+                    codes[r, c] = found & mask
+
+
+@njit(**_OPTIONS)
+def along_outputs(words, order, codes):
+    """Write the 4-bit codes uint8 [rows, columns] of words uint32 [columns, rows / 8]; row k of 8 is at order[k]."""
+    columns = codes.shape[1]
+    for start in range(0, columns, TILE):
+        for w in range(words.shape[1]):
+            for k in range(8):
+                shift = np.uint32(4 * order[k])
+                for c in range(start, min(columns, start + TILE)):
+                    codes[8 * w + k, c] = (words[c, w] >> shift) & NIBBLE
+
+
+@njit(**_OPTIONS)
+def distances(weights, codes, zeros, top, scales, group, far, moved):
     """Measure how far codes are from weights, in steps of `scales`, float32 [groups, rows], signed.
 
-    Writes, per group, into `far` int32 the bits of the largest float32 distance of a code from weight/scale, not
-    counting what clamping explains, and into `moved` int32 how many are more than half a step away. It multiplies by
-    the reciprocal, which is faster than to divide and errs by less than `ERROR` steps.
+    `codes` uint8 [rows, columns] run from 0 to `top`, and mean 0 at `zeros`, int32 [groups, rows]. Writes, per group,
+    into `far` int32 the bits of the largest float32 distance of a code from weight/scale, not counting what clamping
+    explains, and into `moved` int32 how many are more than half a step away. It multiplies by the reciprocal, which is
+    faster than to divide and errs by less than `error` says.
     """
     columns = weights.shape[1]
-    values, bits, eights, codes = _buffers(group)
+    values, bits = _buffers(group)
     away = np.empty(group, np.float32)
     ordered = away.view(np.int32)
     for r in range(weights.shape[0]):
         for g in range(far.shape[0]):
-            count = _load(weights[r, g * group : min((g + 1) * group, columns)], words, r, g * group // 8, bits, eights)
+            first, last = g * group, min((g + 1) * group, columns)
+            count = _load(weights[r, first:last], bits)
+            some = codes[r, first:last]
             reciprocal = np.float32(1) / scales[g, r]
+            zero = np.int32(zeros[g, r])
+            least, most = np.float32(-zero), np.float32(top - zero)
             for i in range(count):
-                code = np.float32(codes[i])
+                code = np.float32(np.int32(some[i]) - zero)
                 distance = code - values[i] * reciprocal
-                up = distance if code > LEAST else NONE
-                down = -distance if code < MOST else NONE
+                up = distance if code > least else NONE
+                down = -distance if code < most else NONE
                 away[i] = up if up > down else down
             farthest = total = np.int32(0)
             for i in range(count):
@@ -81,55 +129,63 @@ def distances(weights, words, scales, group, far, moved):
 
 
 @njit(**_OPTIONS)
-def unlike(weights, words, divisors, group, wrong):
-    """Write into `wrong` int32 [groups, rows] how many codes are not round(weight / divisor), ties to even, clamped."""
+def unlike(weights, codes, zeros, top, divisors, narrow, group, wrong):
+    """Write into `wrong` int32 [groups, rows] how many codes are not round(weight / divisor) + zero, ties to even.
+
+    They are clamped from 0 to `top`. Where it is `narrow`, the quotient is rounded to bfloat16 first.
+    """
     columns = weights.shape[1]
-    values, bits, eights, codes = _buffers(group)
+    values, bits = _buffers(group)
+    quotients = np.empty(group, np.float32)
+    near_bits = quotients.view(np.uint32)
     for r in range(weights.shape[0]):
         for g in range(wrong.shape[0]):
-            count = _load(weights[r, g * group : min((g + 1) * group, columns)], words, r, g * group // 8, bits, eights)
-            divisor = divisors[g, r]
+            first, last = g * group, min((g + 1) * group, columns)
+            count = _load(weights[r, first:last], bits)
+            some = codes[r, first:last]
+            divisor, zero = divisors[g, r], np.int32(zeros[g, r])
+            least, most = np.float32(-zero), np.float32(top - zero)
+            for i in range(count):
+                quotients[i] = values[i] / divisor
+            if narrow:
+                for i in range(count):
+                    odd = (near_bits[i] >> SHIFT) & np.uint32(1)
+                    near_bits[i] = (near_bits[i] + np.uint32(0x7FFF) + odd) & UPPER
             total = np.int32(0)
             for i in range(count):
-                near = values[i] / divisor
-                near = near if near > LEAST else LEAST
-                near = near if near < MOST else MOST
-                total += np.int32((near + MAGIC) - MAGIC != np.float32(codes[i]))
+                near = quotients[i]
+                near = near if near > least else least
+                near = near if near < most else most
+                total += np.int32((near + MAGIC) - MAGIC != np.float32(np.int32(some[i]) - zero))
             wrong[g, r] = total
 
 
 @njit(**_OPTIONS)
 def _buffers(group):
-    values, eights = np.empty(group, np.float32), np.empty((group // 8, 8), np.int32)
-    return values, values.view(np.uint32), eights, eights.reshape(group)
+    values = np.empty(group, np.float32)
+    return values, values.view(np.uint32)
 
 
 @njit(inline="always")
-def _load(some, words, row, first, bits, eights):
-    """Fill the buffers with weights and codes of one group; return how many."""
+def _load(some, bits):
+    """Fill a buffer with the weights of one group, as bits of float32; return how many."""
     for i in range(some.shape[0]):
         bits[i] = np.uint32(some[i]) << SHIFT
-    some_words = words[first : first + some.shape[0] // 8, row]
-    for k in range(some_words.shape[0]):
-        word = some_words[k]
-        for j in range(8):
-            eights[k, j] = np.int32((word >> np.uint32(4 * j)) & NIBBLE) - EIGHT
     return some.shape[0]
 
 
 @njit(**_OPTIONS)
-def shares(scales, low, high, counts):
-    """Count groups by |scale| / (end of its side / 8), into `counts` int64 [bins + 1], the last for more than 1.
+def shares(scales, widest, counts):
+    """Count groups by |scale| / widest, into `counts` int64 [bins + 1], the last for more than 1.
 
-    All are float32 [groups, rows]. float16's rounding counts as nothing. Returns the least share.
+    Both are float32 [groups, rows]. float16's rounding counts as nothing. Returns the least share.
     """
     bins = counts.shape[0] - 1
     least = np.float32(1)
     for g in range(scales.shape[0]):
         for r in range(scales.shape[1]):
-            scale = scales[g, r]
-            end = high[g, r] if scale < 0 else -low[g, r]
-            share = np.abs(scale) * np.float32(8) / end if end > 0 else np.float32(1)
+            end = widest[g, r]
+            share = np.abs(scales[g, r]) / end if end > 0 else np.float32(1)
             if not share < np.float32(2):
                 share = np.float32(2)
             least = share if share < least else least
@@ -154,13 +210,15 @@ def halves(values):
 
 
 @njit(fastmath={"reassoc", "contract"}, **_OPTIONS)
-def errors(weights, scales, group, widest, ratio):
+def errors(weights, scales, group, widest, half, ratio):
     """Write by how much each group's error exceeds that of the best of AutoRound 0.13.0's candidates, as a ratio.
 
-    `scales` float32 [groups, rows] were chosen, `widest` float32 [groups, rows] is the weight of greatest magnitude.
-    `search_scales` (data_type/int.py) tries 1/scale = -(8 - i/100) / widest for i from -90 to 90. torch's order of
-    summation is not known, so errors are compared, not sums reproduced.
+    `scales` float32 [groups, rows] were chosen, `widest` float32 [groups, rows] is the weight of greatest magnitude,
+    `half` the number of codes below the zero point: 8 of 4 bits. `search_scales` (data_type/int.py) tries
+    1/scale = -(half - i/100) / widest for i from -90 to 90. torch's order of summation is not known, so errors are
+    compared, not sums reproduced.
     """
+    least, most = np.float32(-half), np.float32(half - 1)
     columns = weights.shape[1]
     values = np.empty(group, np.float32)
     bits = values.view(np.uint32)
@@ -173,7 +231,7 @@ def errors(weights, scales, group, widest, ratio):
             inverse = np.float32(1) / widest[g, r]
             for candidate in range(182):
                 if candidate < 181:
-                    factor = np.float32(-(8 - 0.01 * (candidate - 90))) * inverse
+                    factor = np.float32(-(half - 0.01 * (candidate - 90))) * inverse
                     scale = np.float32(1) / factor
                 else:
                     scale = scales[g, r]
@@ -181,8 +239,8 @@ def errors(weights, scales, group, widest, ratio):
                 error = NONE
                 for i in range(some.shape[0]):
                     near = values[i] * factor
-                    near = near if near > LEAST else LEAST
-                    near = near if near < MOST else MOST
+                    near = near if near > least else least
+                    near = near if near < most else most
                     miss = scale * np.float32(np.rint(near)) - values[i]
                     error += miss * miss
                 if candidate == 181:

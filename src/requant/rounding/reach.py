@@ -7,15 +7,22 @@ collect the best parameters *before* an iteration's step (compressors/base.py), 
 
     |v| <= V = lr * (I - 1)(I + 2) / 2I        A = max(0, 1 - minmax_lr * (I - 1)(I + 2) / 2I) <= factor <= 1
 
-and `quant_tensor_sym` (data_type/int.py) makes of a group, with `low` <= 0 <= `high` the ends of its range,
+and `quant_tensor_sym` (data_type/int.py) makes of a group, for b bits, H = 2^(b-1) and `low` <= 0 <= `high` the ends
+of its range,
 
-    scale = float16(f * -low / 8), or float16(-f' * high / 8) where f' * high >= f * -low;  |scale| >= float16(1e-5)
-    code  = clamp(round(float32(float32(w / scale) + v)), -8, 7)
+    scale = float16(f * -low / H), or float16(-f' * high / H) where f' * high >= f * -low;  |scale| >= float16(1e-5)
+    code  = clamp(round(float32(float32(w / scale) + v)), -H, H - 1)
+
+`quant_tensor_asym` makes of it, for T = 2^b - 1,
+
+    scale = max(float16(float32(f' * high - f * low) / T), float16(1e-5));  zero = round(float32(f * -low / scale))
+    code  = clamp(round(float32(float32(w / scale) + v)) + zero, 0, T)
 
 The error budget is nothing: weights are BF16 or float32 and scales float16, which torch divides in float32; v, the
 factors and the rates are float32; division, addition, rounding to even and clamping are monotone, so the extremes of
 the exact values lead to the extremes of the rounded ones, and V and A are summed here in float32 as torch sums them.
-The codes survive the export, which rounds scale * code to BF16 and divides it again: that errs by 8/512 of a step.
+The codes survive the export, which rounds scale * code to BF16 and divides it again: that errs by one 512th of a code,
+which is less than half a step even for 255 of them.
 """
 
 from dataclasses import dataclass
@@ -25,12 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.recipe import Recipe
-from requant.rounding.kernels import ERROR, halves
+from requant.rounding.kernels import error, halves
 
 F32 = np.float32
 Array = npt.NDArray[Any]
 
-LOWEST, HIGHEST = -8, 7
 SMALLEST = np.uint16(np.float16(1e-5).view(np.uint16))
 """`q_scale_thresh` (wrapper.py) as float16, in bits."""
 SIGN, INFINITE = np.uint16(0x8000), np.uint16(0x7C00)
@@ -87,15 +93,18 @@ def tightest(offset: float, factor: float) -> int | None:
 def _fits(iterations: int, offset: float, factor: float) -> bool:
     far = (iterations - 1) * (iterations + 2) / (2 * iterations * iterations)
     # What was seen is measured back from rounded codes' quotients, and from scales rounded to float16.
-    return offset <= far + ERROR and factor >= (1 - far) * (1 - 2**-11)
+    return offset <= far + error(4) and factor >= (1 - far) * (1 - 2**-11)
 
 
-def codes_within(values: Array, scales: Array, bound: Reach) -> tuple[Array, Array]:
-    """Return the least and the greatest reachable code for float32 weights under float32 scales (broadcast)."""
+def codes_within(values: Array, scales: Array, bound: Reach, lowest: Any = -8, highest: Any = 7) -> tuple[Array, Array]:
+    """Return the least and greatest reachable codes, less zero points, for float32 weights and scales (broadcast).
+
+    `lowest` and `highest` are what codes, less their zero points, are clamped to: -8 and 7 of 4 symmetric bits.
+    """
     with np.errstate(all="ignore"):
         steps = values / scales
     ends = [np.rint(steps + F32(side * bound.offset)) for side in (-1, 1)]
-    return np.clip(ends[0], LOWEST, HIGHEST), np.clip(ends[1], LOWEST, HIGHEST)
+    return np.clip(ends[0], lowest, highest), np.clip(ends[1], lowest, highest)
 
 
 def half(ends: Array) -> Array:
@@ -103,18 +112,44 @@ def half(ends: Array) -> Array:
     return np.asarray(halves(np.ascontiguousarray(ends).reshape(-1)).reshape(ends.shape))
 
 
-def scale_possible(scales: Array, low: Array, high: Array, bound: Reach) -> npt.NDArray[np.bool_]:
+def scale_possible(scales: Array, low: Array, high: Array, bound: Reach, middle: int = 8) -> npt.NDArray[np.bool_]:
     """Say of each scale, float16 bits uint16, whether tuning can reach it from a range [low, high], low <= 0 <= high.
 
-    A positive scale comes from the low end, where that end can be the wider one; a negative from the high end.
+    `middle` is the zero point of symmetric codes. A positive scale comes from the low end, where that end can be the
+    wider one; a negative from the high end.
     """
     below, negative, magnitude = -low, scales >= SIGN, scales & ~SIGN
     widest = np.maximum(below, high)
     own, across = np.where(negative, high, below), np.where(negative, below, high) * F32(bound.factor)
     wins = (own > across) | (negative & (own == across))
-    most, least = half(own / F32(8)), half(widest * F32(bound.factor) / F32(8))
+    most, least = half(own / F32(middle)), half(widest * F32(bound.factor) / F32(middle))
     within = (magnitude <= np.maximum(most, SMALLEST)) & (magnitude >= np.maximum(least, SMALLEST))
     possible = wins & within & ~(negative & (most == 0))
     # What underflows to zero becomes the smallest positive scale, whatever its sign was.
     possible |= (scales == SMALLEST) & (least == 0)
     return np.asarray(possible & np.isfinite(widest) & (magnitude < INFINITE))
+
+
+def range_possible(
+    scales: Array, zeros: Array, low: Array, high: Array, bound: Reach, top: int
+) -> npt.NDArray[np.bool_]:
+    """Say of each scale, float16 bits uint16, and its zero point, whether tuning can reach both from [low, high].
+
+    `top` is the greatest asymmetric code. The two ends that tuning leaves are sought: f * -low has to round to the zero
+    point, and both together to the scale. Each rounding of float32 on the way is allowed for, twofold.
+    """
+    steps = scales.view(np.float16).astype(np.float64)
+    below, above = -low.astype(np.float64), high.astype(np.float64)
+    least, most = below * bound.factor, below
+    with np.errstate(invalid="ignore"):
+        least, most = np.maximum(least, (zeros - 0.5) * steps), np.minimum(most, (zeros + 0.5) * steps)
+        magnitude = scales.astype(np.int64)
+        # Half-way to the neighbours in float16, whose positive numbers order as their bits do.
+        under, over = (np.clip(magnitude + side, 0, 0x7BFF).astype(np.uint16) for side in (-1, 1))
+        narrow, wide = ((steps + each.view(np.float16)) / 2 * top for each in (under, over))
+        narrow = np.where(scales == SMALLEST, 0, narrow)
+        slack = (wide + below) * 2.0**-20
+        fits = least <= most + slack
+        fits &= most + above >= narrow - slack
+        fits &= np.maximum(least, 0) + above * bound.factor <= wide + slack
+    return np.asarray(fits & (scales >= SMALLEST) & (scales < INFINITE) & np.isfinite(below + above))

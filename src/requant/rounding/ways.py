@@ -1,57 +1,115 @@
-"""Rounding to nearest, in each formula that is known to have been published.
+"""Rounding to nearest, in each formula that is known to have been published: by name, for any width of codes.
 
-`ABSMAX`: `quantize_weight_rtn` of auto_round/utils/missing_tensors.py at 0.12.2 and 2dda035. The scale is
-float32 max|w|/7, which the codes are divided by; float16 of it is stored. `FULL`: `quant_tensor_sym` without tuning
-(data_type/int.py): float16(-low/8), or -float16(high/8) where high >= -low, and the codes are divided by float16.
-`SEARCHED`: `quantize_weight_rtn` at 0.13.0, where `search_scales` tries 181 scales around the full range and keeps
-the one of least squared error; codes are divided by it in float32. torch sums that error in an order that depends on
-the machine, so of the 181 the stored one must be recognised, and be no worse than the best by more than `TOLERANCE`.
+For b bits, H = 2^(b-1) and T = 2^b - 1. `ABSMAX`: `quantize_weight_rtn` of auto_round/utils/missing_tensors.py at
+0.12.2 and 2dda035. Of symmetric codes the scale is float32 max|w|/(H - 1), of asymmetric ones (max - min)/T with a
+zero point of round(-min/scale); codes are divided by it, and float16 of it is stored. `FULL`: `quant_tensor_sym` and
+`quant_tensor_asym` (data_type/int.py) without tuning: float16(-low/H), or -float16(high/H) where high >= -low; or
+float16((high - low)/T); codes are divided by float16. `NARROW`: `quant_tensor_asym` on BF16 weights whose factors are
+one number, as at 0 iterations: the range and its T-th part are BF16. `SEARCHED`: `quantize_weight_rtn` at 0.13.0,
+where `search_scales` tries 181 scales around the full range and keeps the one of least squared error; codes are
+divided by it in float32. torch sums that error in an order that depends on the machine, so of the 181 the stored one
+must be recognised, and be no worse than the best by more than `TOLERANCE`. `WEIGHTED`, `WIDE`: the same search, each
+squared error weighted by what was calibrated (`quant_tensor_rtn_sym`, 0.12.2 at 0 iterations): which of the 181 won
+nobody can know without the calibration. On BF16 weights, `WEIGHTED`, every operation rounds to BF16.
 """
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from requant.formats import Packing
 from requant.rounding.kernels import errors
 from requant.rounding.reach import F32, SIGN, SMALLEST, Array, half
 
-ABSMAX, FULL, SEARCHED = "rounded, absmax/7", "rounded, full range", "rounded, full range, searched"
-WAYS = (ABSMAX, FULL, SEARCHED)
+ABSMAX, FULL, NARROW = "rounded, absmax", "rounded, full range", "rounded, full range in BF16"
+SEARCHED, WEIGHTED = "rounded, full range, searched", "rounded, full range, searched by calibrated weights"
+WIDE = "rounded, full range, searched by calibrated weights in float32"
+EXACT, CHOSEN = (ABSMAX, FULL, NARROW), (SEARCHED, WEIGHTED, WIDE)
+SYMMETRIC, ASYMMETRIC = (ABSMAX, FULL, *CHOSEN), EXACT
 TOLERANCE = 1e-4
+_ZERO = F32(1e-30)
+"""What `get_reciprocal` takes for zero."""
 
 
-def divisors(way: str, low: Array, high: Array, stored: Array) -> tuple[Array, Array]:
-    """Return what codes are divided by, float32, and the scales to be stored, float16 bits, of any one shape.
+@dataclass(frozen=True)
+class Rounded:
+    """What a way makes of groups: float32 `divisors` of codes, `scales` as float16 bits, zero points int32.
+
+    All are [groups, rows]. `narrow` says that quotients are rounded to BF16.
+    """
+
+    divisors: Array
+    scales: Array
+    zeros: Array
+    narrow: bool = False
+
+
+def rounded(way: str, low: Array, high: Array, stored: Array, packing: Packing, symmetric: bool) -> Rounded:
+    """Return what codes are divided by, and the scales and zero points to be stored, arrays of any one shape.
 
     `low` <= 0 <= `high` are the ends of each group, `stored` the float16 scales that were found.
     """
+    if not symmetric:
+        return _asymmetric(way, low, high, packing)
+    middle = np.full(low.shape, packing.middle, np.int32)
     widest = np.maximum(-low, high)
     if way == ABSMAX:
-        exact = np.maximum(widest, F32(1e-10)) / F32(7)
-        return exact, half(exact)
+        exact = np.maximum(widest, F32(1e-10)) / F32(packing.middle - 1)
+        return Rounded(exact, half(exact), middle)
     if way == FULL:
-        bits = half(widest / F32(8))
+        bits = half(widest / F32(packing.middle))
         negative = (high >= -low) & (bits > 0)
         bits = np.where(negative, SIGN, np.uint16(0)) | np.maximum(bits, SMALLEST)
-        return bits.view(np.float16).astype(np.float32), bits
-    exact = _searched(np.where(-low > high, low, high), stored.astype(np.float32))
-    return exact, half(np.abs(exact)) | np.where(exact < 0, SIGN, np.uint16(0))
+        return Rounded(bits.view(np.float16).astype(np.float32), bits, middle)
+    narrow = way == WEIGHTED
+    exact = _searched(_widest(low, high, stored), stored.astype(np.float32), packing.middle, narrow)
+    return Rounded(exact, half(np.abs(exact)) | np.where(exact < 0, SIGN, np.uint16(0)), middle, narrow)
 
 
-def worse(weights: Array, chosen: Array, group: int, low: Array, high: Array) -> Array:
+def _asymmetric(way: str, low: Array, high: Array, packing: Packing) -> Rounded:
+    top = F32(packing.top)
+    if way == ABSMAX:
+        divisors = np.maximum(high - low, F32(1e-10)) / top
+        bits = half(divisors)
+    else:
+        step = bfloat16(bfloat16(high - low) / top) if way == NARROW else (high - low) / top
+        bits = np.maximum(half(step), SMALLEST)
+        divisors = bits.view(np.float16).astype(np.float32)
+    with np.errstate(all="ignore"):
+        zeros = np.rint(-low / divisors)
+    return Rounded(divisors, bits, np.nan_to_num(np.clip(zeros, -1, packing.top + 1)).astype(np.int32))
+
+
+def worse(weights: Array, chosen: Array, group: int, low: Array, high: Array, middle: int) -> Array:
     """Say of each group whether another candidate would have erred less than the `chosen` float32 scale."""
     ratio = np.empty(chosen.shape, np.float32)
-    errors(weights, np.ascontiguousarray(chosen), group, np.where(-low > high, low, high), ratio)
+    errors(weights, np.ascontiguousarray(chosen), group, _widest(low, high, chosen), middle, ratio)
     return np.asarray(ratio > 1 + TOLERANCE)
 
 
-def _searched(widest: Array, stored: Array) -> Array:
-    """Return the candidate nearest to what is stored, in the float32 arithmetic of `search_scales`."""
+def _widest(low: Array, high: Array, scales: Array) -> Array:
+    """Return the weight of greatest magnitude; of two, the one that gives a scale its sign: the first in the group."""
+    return np.where(-low > high, low, np.where((high > -low) | (scales < 0), high, low))
+
+
+def bfloat16(values: Array) -> npt.NDArray[np.float32]:
+    """Return float32 numbers rounded to bfloat16, ties to even, as float32."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _searched(widest: Array, stored: Array, middle: int, narrow: bool) -> Array:
+    """Return the candidate nearest to what is stored, in the arithmetic of `search_scales`: float32, or BF16."""
+    each = bfloat16 if narrow else np.asarray
     exact, best = np.full(widest.shape, F32(1e-5)), np.full(widest.shape, F32(np.inf))
+    limit = each(np.full(1, 1e-5, np.float32))
     with np.errstate(all="ignore"):
-        inverse = np.where(np.abs(widest) >= F32(1e-30), F32(1) / widest, F32(0))
+        inverse = np.where(np.abs(widest) >= _ZERO, each(F32(1) / widest), F32(0))
         for step in range(-90, 91):
-            factor = F32(-(8 - 0.01 * step)) * inverse
-            scale = np.where(np.abs(factor) >= F32(1e-30), F32(1) / factor, F32(0))
-            scale = np.where(scale < 0, np.minimum(scale, -F32(1e-5)), np.maximum(scale, F32(1e-5)))
+            factor = each(F32(-(middle - 0.01 * step)) * inverse)
+            scale = np.where(np.abs(factor) >= _ZERO, each(F32(1) / factor), F32(0))
+            scale = np.where(scale < 0, np.minimum(scale, -limit), np.maximum(scale, limit))
             off = np.abs(scale - stored)
             exact, best = np.where(off < best, scale, exact), np.minimum(off, best)
     return exact

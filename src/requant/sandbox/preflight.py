@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from requant.errors import NotAvailableError
-from requant.formats.gptq import PACKED
+from requant.formats import PACKED
 from requant.hub.fetch import missing
 from requant.hub.pinned import Pins
 from requant.model.base_config import base_config

@@ -6,7 +6,7 @@ They hold for any architecture, and need neither the modules of a model nor a by
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from requant.formats.gptq import PACKED
+from requant.formats import PACKED
 from requant.inspect.anatomy import Packing, packing
 from requant.inspect.findings import Finding, Severity, Target
 from requant.inspect.loaders import LOADERS, Loader

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.gptq import PACKED
+from requant.formats import PACKED
 from requant.inspect.anatomy import EXPERTS, GATES, Fault, outside
 from requant.inspect.findings import Finding
 from requant.inspect.rules.files import second_names
