@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 from tests.checkpoints import SMALL, write
 from tests.conftest import ROOT
+from tests.processes import requant
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -28,12 +29,8 @@ from requant.recipe import read_recipe
 from requant.sandbox.choice import SANDBOXES
 
 
-def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "requant", *arguments], cwd=cwd, capture_output=True, text=True)
-
-
 def test_help_lists_the_verbs() -> None:
-    done = requant("--help")
+    done = subprocess.run([sys.executable, "-m", "requant", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     for verb in ("build", "rebuild", "coverage", "show", "verify", "manifest", "tiny", "lock"):
         assert verb in done.stdout

@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.processes import signalled
 from tests.test_schemas import held
 from typer.testing import CliRunner
 
@@ -25,7 +22,7 @@ from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.model.target import target_of, tiny_model
 from requant.model.tiny import stand_in
 from requant.new import new
-from requant.progress import silent
+from requant.progress import Progress, silent
 from requant.recipe import Recipe, read_recipe
 from requant.verdict import Outcome
 
@@ -66,20 +63,11 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_path: Path) -> None:
     first = build(own, tiny="mini", out=tmp_path / "first")
     record(own, "mini", first.folder)
-    words: list[str | Path] = [
-        "build",
-        own.path.parent,
-        "--tiny",
-        "--size",
-        "mini",
-        "--sandbox",
-        "venv",
-        "--out",
-        tmp_path / "second",
-    ]
-    stopped = subprocess.run(signalled(signal.SIGKILL, "tuning", 1, *words), capture_output=True, check=False)
-    assert stopped.returncode == -signal.SIGKILL
-    assert build(own, tiny="mini", out=tmp_path / "second").verdict.outcome is Outcome.IDENTICAL
+    with pytest.raises(KeyboardInterrupt):
+        build(own, tiny="mini", out=tmp_path / "second", tell=_stopping)
+    told = list[Progress]()
+    assert build(own, tiny="mini", out=tmp_path / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
+    assert any(each.stage.startswith("resuming after block") for each in told)
 
     write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
     with open_source(str(first.folder)) as theirs, open_source(str(tmp_path / "base")) as ours:
@@ -105,6 +93,12 @@ def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(own: Rec
     with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
+
+
+def _stopping(now: Progress) -> None:
+    """Stop a build that has tuned a block."""
+    if now.stage == "tuning" and now.done:
+        raise KeyboardInterrupt
 
 
 def _flip(folder: Path, name: str) -> None:

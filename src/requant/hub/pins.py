@@ -113,7 +113,7 @@ def _environment(file: Path) -> Iterator[Pinned]:
             fault = f"its environment is held only since it was installed: {files_advice(name)}"
             yield Pinned("files in wheels", name, "", 1, f"the wheels of {lock.name}", fault, place.name)
         place, made = file, file.parent.with_name(f"Dockerfile.{name}")
-        if made.exists() and made.read_bytes() != dockerfile(file.parent, name).encode():
+        if made.exists() and _text(made) != dockerfile(file.parent, name):
             yield Pinned("Dockerfile", name, "", 1, "", f"{made.name} is not what {BASES} and the lock make: {ADVICE}")
     except LockError as error:
         yield Pinned("lock", name, "", 1, file.name, str(error), place.name)
