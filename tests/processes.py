@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -126,13 +127,18 @@ def _forking() -> subprocess.Popen[str]:
     return process
 
 
-def requant(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run `requant` in a process of its own, forked from one that has imported all: that takes a second each time."""
+def requant(
+    *words: str, cwd: Path = ROOT, env: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run `requant` in a process of its own, with `env` besides this one's variables.
+
+    It is forked from one that has imported all, which takes a second each time.
+    """
     process = _forking()
     assert process.stdin and process.stdout
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process.stdin.write(json.dumps([words, str(cwd), dict(os.environ), str(out), str(err)]) + "\n")
+        process.stdin.write(json.dumps([words, str(cwd), {**os.environ, **env}, str(out), str(err)]) + "\n")
         process.stdin.flush()
         status = int(process.stdout.readline())
         return subprocess.CompletedProcess(words, status, out.read_text(), err.read_text())

@@ -128,8 +128,7 @@ def test_arguments_are_looked_at_before_the_world(
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "HF_ENDPOINT": "http://[::1]:9",
     }
-    command = [sys.executable, "-m", "requant", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True)
+    done = requant(*arguments, env=given)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     assert done.stderr.startswith("error ")
     assert says in done.stderr
@@ -205,11 +204,8 @@ def test_sizes_and_sandboxes_are_those_that_exist() -> None:
 
 
 def completed(*words: str, cwd: Path = ROOT) -> list[str]:
-    env = {**os.environ, "COMP_WORDS": " ".join(("requant", *words)), "COMP_CWORD": str(len(words))}
-    command = [sys.executable, "-m", "requant"]
-    env["_REQUANT_COMPLETE"] = "complete_bash"
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    env = {"COMP_WORDS": " ".join(("requant", *words)), "COMP_CWORD": str(len(words))}
+    return requant(cwd=cwd, env={**env, "_REQUANT_COMPLETE": "complete_bash"}).stdout.split()
 
 
 def test_a_shell_completes_verbs_recipes_and_choices(tmp_path: Path) -> None:
@@ -224,9 +220,8 @@ def test_a_shell_completes_verbs_recipes_and_choices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_usual_shell_has_its_completion(shell: str) -> None:
-    command = [sys.executable, "-m", "requant"]
-    env = {**os.environ, "_REQUANT_COMPLETE": f"source_{shell}"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = requant(env={"_REQUANT_COMPLETE": f"source_{shell}"})
+    assert done.returncode == 0, done.stderr
     assert f"complete_{shell}" in done.stdout
 
 
