@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 from tests.checkpoints import SMALL, write
 from tests.conftest import ROOT
+from tests.processes import requant
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -28,12 +29,8 @@ from requant.recipe import read_recipe
 from requant.sandbox.choice import SANDBOXES
 
 
-def requant(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "requant", *arguments], cwd=cwd, capture_output=True, text=True)
-
-
 def test_help_lists_the_verbs() -> None:
-    done = requant("--help")
+    done = subprocess.run([sys.executable, "-m", "requant", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     for verb in ("build", "rebuild", "coverage", "show", "verify", "manifest", "tiny", "lock"):
         assert verb in done.stdout
@@ -131,8 +128,7 @@ def test_arguments_are_looked_at_before_the_world(
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "HF_ENDPOINT": "http://[::1]:9",
     }
-    command = [sys.executable, "-m", "requant", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True)
+    done = requant(*arguments, env=given)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     assert done.stderr.startswith("error ")
     assert says in done.stderr
@@ -208,11 +204,8 @@ def test_sizes_and_sandboxes_are_those_that_exist() -> None:
 
 
 def completed(*words: str, cwd: Path = ROOT) -> list[str]:
-    env = {**os.environ, "COMP_WORDS": " ".join(("requant", *words)), "COMP_CWORD": str(len(words))}
-    command = [sys.executable, "-m", "requant"]
-    env["_REQUANT_COMPLETE"] = "complete_bash"
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    env = {"COMP_WORDS": " ".join(("requant", *words)), "COMP_CWORD": str(len(words))}
+    return requant(cwd=cwd, env={**env, "_REQUANT_COMPLETE": "complete_bash"}).stdout.split()
 
 
 def test_a_shell_completes_verbs_recipes_and_choices(tmp_path: Path) -> None:
@@ -227,9 +220,8 @@ def test_a_shell_completes_verbs_recipes_and_choices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_usual_shell_has_its_completion(shell: str) -> None:
-    command = [sys.executable, "-m", "requant"]
-    env = {**os.environ, "_REQUANT_COMPLETE": f"source_{shell}"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = requant(env={"_REQUANT_COMPLETE": f"source_{shell}"})
+    assert done.returncode == 0, done.stderr
     assert f"complete_{shell}" in done.stdout
 
 

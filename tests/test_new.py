@@ -2,20 +2,18 @@
 
 import json
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import ROOT
-from tests.processes import signalled
 from tests.test_schemas import held
 from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
 
 import requant.audit
+import requant.build.survey
 from requant.audit.pool import prepare
 from requant.build import build, record
 from requant.build.inputs import tiny_inputs
@@ -25,10 +23,11 @@ from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import Spec
 from requant.cli.options import app
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
+from requant.model.plan import Plan
 from requant.model.target import target_of, tiny_model
 from requant.model.tiny import stand_in
 from requant.new import new
-from requant.progress import silent
+from requant.progress import Progress, silent
 from requant.recipe import Recipe, read_recipe
 from requant.verdict import Outcome
 
@@ -81,20 +80,11 @@ def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
     own: Recipe, first: Path, tmp_path: Path
 ) -> None:
-    words: list[str | Path] = [
-        "build",
-        own.path.parent,
-        "--tiny",
-        "--size",
-        "mini",
-        "--sandbox",
-        "venv",
-        "--out",
-        tmp_path / "second",
-    ]
-    stopped = subprocess.run(signalled(signal.SIGKILL, "tuning", 1, *words), capture_output=True, check=False)
-    assert stopped.returncode == -signal.SIGKILL
-    assert build(own, tiny="mini", out=tmp_path / "second").verdict.outcome is Outcome.IDENTICAL
+    with pytest.raises(KeyboardInterrupt):
+        build(own, tiny="mini", out=tmp_path / "second", tell=_stopping)
+    told = list[Progress]()
+    assert build(own, tiny="mini", out=tmp_path / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
+    assert any(each.stage.startswith("resuming after block") for each in told)
 
     write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
     with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
@@ -119,6 +109,12 @@ def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
     with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
+
+
+def _stopping(now: Progress) -> None:
+    """Stop a build that has tuned a block."""
+    if now.stage == "tuning" and now.done:
+        raise KeyboardInterrupt
 
 
 def _alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
@@ -213,7 +209,10 @@ def test_the_base_of_a_full_build_has_to_be_named_where_it_is_a_folder(own: Reci
 
 
 @pytest.mark.worker
-def test_a_recipe_that_was_edited_is_asked_about_again(own: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_that_was_edited_is_asked_about_again(
+    own: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoRound is asked once, by `--record`; `--ask` is given the same answer again, for it asks for less."""
     project = tmp_path / "project"
     shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))
     folder = project / "builds" / "mine"
@@ -221,6 +220,30 @@ def test_a_recipe_that_was_edited_is_asked_about_again(own: Recipe, tmp_path: Pa
     (folder / "recipe.toml").write_text(text.replace("group_size = 128", "group_size = 64"))
     with pytest.raises(RecipeError, match="was asked for with"):
         target_of(read_recipe(folder), "mini")
-    shown = CliRunner().invoke(app, ["plan", str(folder), "--record", "--sandbox", "venv"])
+    answers: list[dict[str, Plan]] = []
+    real = requant.build.survey.ask
+
+    def once(*given: Any, **options: Any) -> dict[str, Plan]:
+        answers.extend(() if answers else [real(*given, **options)])
+        return answers[0]
+
+    monkeypatch.setattr(requant.build.survey, "ask", once)
+    words = ["plan", str(folder), "--sandbox", "venv"]
+    shown = CliRunner().invoke(app, [*words, "--record"])
     assert shown.exit_code == 0, shown.output
     assert target_of(read_recipe(folder), "mini").group_size == 64
+
+    shown = CliRunner().invoke(app, [*words, "--ask"])
+    assert shown.exit_code == 0, shown.output
+    layers = target_of(read_recipe(folder), None).plan.packed
+    assert f"itself packs these {len(layers)} layers, from these places in the base" in shown.output
+
+    plan = json.loads((folder / "plan.json").read_text())
+    template = next(each for each in plan["base"]["layers"] if not each[2])
+    template[2] = "left alone"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (name, *_) = sorted(layers.keys() - target_of(read_recipe(folder), None).plan.packed.keys())
+    shown = CliRunner().invoke(app, [*words, "--ask"])
+    assert shown.exit_code == 1, shown.output
+    assert "and not as planned" in shown.output
+    assert f"{name}: packed, and not planned" in shown.output

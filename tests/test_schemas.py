@@ -15,8 +15,8 @@ from tests.cases.audits import AUDIT
 from tests.cases.mutations import CASES
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
+from tests.processes import requant
 from tests.schemas import FOLDER, PRINTED, WRITTEN, schema, schemas, text
-from tests.test_cli import requant
 from tests.test_coverage import audit, copied
 from typer.testing import CliRunner
 

@@ -23,6 +23,7 @@ from requant.verdict import Outcome, Verdict
 EC = read_recipe(ROOT / "builds" / "ec")
 
 
+@pytest.mark.full  # three builds; below is a trial of a real one, in test_resume one that is stopped and resumed
 @pytest.mark.worker
 def test_a_rehearsal_builds_twice_and_resumes(worker: Path, tmp_path: Path) -> None:
     tried = trial(EC, tmp_path, rehearsal=True, size="mini", iterations=3)
@@ -54,6 +55,9 @@ def test_one_flipped_bit_in_the_second_build_is_different(
     monkeypatch.setattr(trying, "build", copied)
     tried = trial(EC, tmp_path, rehearsal=True, size="mini")
     assert tried.stopped == 1
+    assert 0 < tried.iteration < tried.block < min(tried.seconds)
+    assert tried.peak_memory_bytes > 1 << 27
+    assert tried.projection is None
     assert tried.verdict.outcome is (Outcome.DIFFERENT if spoiled else Outcome.IDENTICAL)
 
 
