@@ -56,7 +56,7 @@ def test_the_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
     words = re.findall(r"^\| ([a-zA-Z ]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.M)[1:]
     assert words == sorted(words, key=str.casefold)
     assert {"tiny model", "worker", "sandbox", "worker pool", "block inputs", "resume state", "span"} <= {*words}
-    assert {"lineage", "taint", "pass", "party", "reach"} <= {*words}
+    assert {"taint", "pass", "party", "reach"} <= {*words}
 
 
 def test_tests_that_the_claims_name_exist() -> None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from requant.build.inputs import LOCAL
-from requant.build.survey import SHRUNK, ask
+from requant.build.survey import ask
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.checkpoint.files import list_files
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256, strict_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.model.plan import BASE, FILE, write_plans
+from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
@@ -82,7 +83,7 @@ def new(
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
     config = _config(source)
     specs = {key: tensor.spec for key, tensor in open_checkpoint(source).tensors.items()}
-    tiny = {size: shrink(config, size) for size in SHRUNK}
+    tiny = {size: shrink(config, size) for size in SIZES}
     pins = _pins(source, tell)
     written = [*_brought_along(project, environment)]
     builds.mkdir(parents=True, exist_ok=True)

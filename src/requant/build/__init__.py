@@ -27,8 +27,8 @@ from requant.environment.lock import read_lock
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.journal import Follower
 from requant.evidence.statements import Provenance, differing, hardware_of, statement
+from requant.model.rules import SIZES
 from requant.model.target import target_of
-from requant.model.tiny import SIZES
 from requant.progress import Progress, Tell, counted, silent
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
