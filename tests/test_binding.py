@@ -843,6 +843,16 @@ def test_codes_of_a_tool_whose_rounding_is_not_known_are_nearer_to_the_base_than
     assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, other, base, gptq_tool))
 
 
+def test_where_one_layer_says_the_order_of_its_inputs_every_layer_does(tmp_path: Path) -> None:
+    tensors, config = MODELLED["an export to GPTQ"]
+    second = {key.replace("x.0", "x.1"): tensor for key, tensor in tensors.items()}
+    weight = layer()[1]["x.0.p.weight"]
+    base = {"x.0.p.weight": weight, "x.1.p.weight": weight}
+    assert single(tmp_path, {**tensors, **second}, base, config).clean
+    second.pop("x.1.p.g_idx")
+    assert found(single(tmp_path, {**tensors, **second}, base, config)) == {("missing tensor", "x.1.p.g_idx")}
+
+
 def test_one_scale_beyond_tuning_is_no_extended_algorithm(tmp_path: Path) -> None:
     tensors, base = layer()
     assert single(tmp_path, layer(1.3)[0], base, AUTOROUND).layers == {"x.0.p": EXTENDED}
