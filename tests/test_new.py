@@ -105,7 +105,7 @@ def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
 
     flipped, name = tmp_path / "flipped", next(iter(target_of(own, "mini").plan.packed))
     shutil.copytree(first, flipped)
-    _alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
+    alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
     with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
@@ -117,7 +117,7 @@ def _stopping(now: Progress) -> None:
         raise KeyboardInterrupt
 
 
-def _alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
+def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
     """Change the bytes of a tensor."""
     checkpoint = open_checkpoint(folder)
     file = next(file for file, held in checkpoint.shards.items() if name in held)
@@ -135,8 +135,8 @@ def test_transformers_computes_with_the_weights_that_the_files_decode_to(
     one, other = packed[0], packed[-1]
     altered = tmp_path / "altered"
     shutil.copytree(first, altered)
-    _alter(altered, f"{one}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    _alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
+    alter(altered, f"{one}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
+    alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
     found = ask("logits", first, first, altered, tmp_path / "unpacked")
     for report in (found["unpacked"], *(each["report"] for each in found["loaded"])):
         assert [name for names in report.values() for name in names if not name.startswith("mtp")] == []
@@ -231,7 +231,7 @@ def test_a_recipe_that_was_edited_is_asked_about_again(
     words = ["plan", str(folder), "--sandbox", "venv"]
     shown = CliRunner().invoke(app, [*words, "--record"])
     assert shown.exit_code == 0, shown.output
-    assert target_of(read_recipe(folder), "mini").group_size == 64
+    assert target_of(read_recipe(folder), "mini").form.group_size == 64
 
     shown = CliRunner().invoke(app, [*words, "--ask"])
     assert shown.exit_code == 0, shown.output

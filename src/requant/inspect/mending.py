@@ -6,6 +6,7 @@ from typing import Any
 from requant.checkpoint.checkpoint import INDEX, Checkpoint, Tensor
 from requant.digest import strict_json
 from requant.errors import CheckpointError, NotModelledError
+from requant.formats.form import Form
 from requant.inspect.anatomy import canonical
 from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.modules import modules
@@ -62,9 +63,10 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     found = policy or ("rtn" if _packs_mtp(weights) else "bf16")
     main = [file for file, held in checkpoint.shards.items() if file != EXTRAS and any(map(canonical, held))]
     ignore = ("mtp.fc", *_float_layers(config, weights))
+    form = Form("auto_round:auto_gptq", declared["bits"], declared["group_size"], declared["sym"])
     return Mending(
         base=base,
-        target=Target(plan(config, ignore), table_of(ARCHITECTURE), ignore, found, declared["group_size"]),
+        target=Target(plan(config, ignore), table_of(ARCHITECTURE), ignore, found, form),
         shards=max(1, len(main)),
         declared=declared,
     )
