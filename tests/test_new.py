@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT
+from tests.bases import alter, base
 from tests.test_schemas import held
 from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
@@ -19,13 +19,11 @@ from requant.build import build, record
 from requant.build.inputs import tiny_inputs
 from requant.check import check
 from requant.check.reader import open_source
-from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
-from requant.checkpoint.safetensors import Spec
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import app
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.model.plan import Plan
 from requant.model.target import target_of, tiny_model
-from requant.model.tiny import stand_in
 from requant.new import new
 from requant.progress import Progress, silent
 from requant.recipe import Recipe, read_recipe
@@ -38,18 +36,6 @@ ARCHITECTURES = (
 )
 PROJECTIONS = 4
 """The longest path through a block has as many packed weights: in and out of the attention, up and down."""
-
-
-def base(name: str, folder: Path) -> Path:
-    """Write a base with configuration and tensors of one of the corpus; its weights are the stream's."""
-    value = json.loads((ROOT / "tests" / "corpus" / f"base-{name}.json").read_text())
-    specs: dict[str, Spec] = {}
-    for inside in value["tensors"].values():
-        for tensor, text in inside.items():
-            dtype, *shape = text.split()
-            specs[tensor] = Spec(dtype, tuple(map(int, shape)))
-    write_checkpoint(stand_in("mini", value["sides"]["config.json"], specs, zero_centred=False), folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -115,15 +101,6 @@ def _stopping(now: Progress) -> None:
     """Stop a build that has tuned a block."""
     if now.stage == "tuning" and now.done:
         raise KeyboardInterrupt
-
-
-def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
-    """Change the bytes of a tensor."""
-    checkpoint = open_checkpoint(folder)
-    file = next(file for file, held in checkpoint.shards.items() if name in held)
-    before, data = checkpoint.shards[file][name].read(), (folder / file).read_bytes()
-    assert data.count(before) == 1
-    (folder / file).write_bytes(data.replace(before, edit(before)))
 
 
 @pytest.mark.worker

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.bases import alter, base
 from tests.processes import signalled
-from tests.test_new import FULL, alter, base
 from typer.testing import CliRunner
 
 import requant.audit
@@ -31,7 +31,7 @@ GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
 SCHEMES = (
     ("W4A16", "asymmetric", 32, AWQ),
     *(
-        pytest.param(each, marks=FULL)
+        pytest.param(each, marks=pytest.mark.full)
         for each in (
             ("W2A16", "symmetric", 64, GPTQ),
             ("W3A16", "symmetric", 128, GPTQ),
@@ -85,27 +85,22 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
             checked = check(theirs, ours, recipe=recipe, tiny=recipe is not None)
         assert checked.outcome == "clean", checked.findings
 
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
+    audited = requant.audit.audit(
+        first,
+        setting,
+        requant.audit.known(own, "mini", first),
+        chosen=tuple(range(len(setting.names))),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=tmp_path / "work",
+    )
+    assert audited.outcome is Outcome.IDENTICAL
+
     flipped, layer_name = tmp_path / "flipped", next(iter(target.plan.packed))
     shutil.copytree(first, flipped)
     alter(flipped, f"{layer_name}.qweight", lambda data: bytes([data[0] ^ (1 << own.scheme.bits - 1), *data[1:]]))
-    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
-    numbers = tuple(range(len(setting.names)))
-    for folder, outcome in ((first, Outcome.IDENTICAL), (flipped, Outcome.DIFFERENT)):
-        audited = requant.audit.audit(
-            folder,
-            setting,
-            requant.audit.known(own, "mini", first),
-            chosen=numbers if folder == first else numbers[:1],
-            challenge=None,
-            auditor="tests",
-            make_pool=requant.audit.local(1),
-            work=tmp_path / "work",
-        )
-        assert audited.outcome is outcome
-    distance = audited.blocks[0].distance
-    assert distance is not None and {abs(step) for step in distance.steps} == {1 << own.scheme.bits - 1}
-    assert (distance.codes, distance.tensors) == (1, 1)
-
     with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings} == {f"{layer_name}.qweight"}

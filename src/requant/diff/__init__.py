@@ -133,7 +133,7 @@ def _added(tensor: Tensor, windows: list[tuple[int, Any]]) -> Steps | Numbers:
         counts = sum(histogram for _, (histogram, _) in windows)
         top = len(counts) // 2
         histogram = {step - top: int(count) for step, count in enumerate(counts) if count and step != top}
-        return Steps(sum(histogram.values()), int(counts.sum()), histogram, index)
+        return Steps(sum(histogram.values()), tensor.spec.size * 32 // top.bit_length(), histogram, index)
     largest, ulp = max(found[1] for _, found in windows), max(int(found[2]) for _, found in windows)
     return Numbers(sum(found[0] for _, found in windows), tensor.spec.size, largest, ulp, index)
 
