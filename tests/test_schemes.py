@@ -16,6 +16,7 @@ from requant.audit.pool import prepare
 from requant.build import build, record
 from requant.build.inputs import tiny_inputs
 from requant.check import check
+from requant.check.findings import TUNED
 from requant.check.reader import open_source
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.cli.options import app
@@ -56,7 +57,9 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     words += ["--format", packing_format] if (kind, packing_format) == ("symmetric", AWQ) else []
     shown = CliRunner().invoke(app, [*map(str, words), "--environment", "cpu", "--sandbox", "venv", "--json"])
     assert shown.exit_code == 0, shown.output
-    recipe = read_recipe(Path(json.loads(shown.stdout)["recipe"]))
+    path = Path(json.loads(shown.stdout)["recipe"]) / "recipe.toml"
+    path.write_text(path.read_text().replace("keep_best = true", "keep_best = false"))  # often it is the untuned one
+    recipe = read_recipe(path)
     scheme = recipe.scheme
     assert (scheme.name, scheme.symmetric, scheme.group_size) == (name, kind == "symmetric", group_size)
     assert scheme.format == packing_format
@@ -84,6 +87,7 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
         with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
             checked = check(theirs, ours, recipe=recipe, tiny=recipe is not None)
         assert checked.outcome == "clean", checked.findings
+        assert TUNED in checked.ways
 
     setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
     audited = requant.audit.audit(

@@ -1,5 +1,6 @@
 """How the tensors of one block differ, tuned again and published: codes by steps, scales by ULP, all by number."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -7,13 +8,17 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import Tensor
 
+FARTHEST = 15
+"""The most steps that are told apart, which bounds a statement."""
+
 
 @dataclass(frozen=True)
 class Distance:
     """How a block's tensors differ, tuned again and published; `first` is the first of them in order of name.
 
-    `codes` packed codes differ by the `steps` (published - tuned again, to how many), `scales` scales by
-    `ulp` places among all numbers of their type at most. `tensors` counts all that differ, whatever they hold.
+    `codes` packed codes differ by the `steps` (published - tuned again, -15 to 15, to how many), `scales` scales by
+    `ulp` places among all numbers of their type at most. Codes of 8 bits that differ by more count as 15 steps away.
+    `tensors` counts all that differ, whatever they hold.
     """
 
     first: str
@@ -64,5 +69,8 @@ def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor], bits:
             scales, farthest = scales + differ, max(farthest, int(ulp))
     if not different:
         return None
-    counted = {step - top: int(count) for step, count in enumerate(steps) if count and step != top}
-    return Distance(different[0], len(different), sum(counted.values()), counted, scales, farthest)
+    counted: Counter[int] = Counter()
+    for place in np.flatnonzero(steps):
+        counted[max(-FARTHEST, min(int(place) - top, FARTHEST))] += int(steps[place])
+    del counted[0]
+    return Distance(different[0], len(different), counted.total(), dict(counted), scales, farthest)

@@ -16,9 +16,10 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import Tensor, open_checkpoint
 from requant.checkpoint.safetensors import ITEM_BITS, Stretch
-from requant.diff.difference import Numbers, Steps, bits_of, elements, numbers, step_counts
+from requant.diff.difference import Numbers, Steps, bits_of, elements, numbers, rows_of, step_counts
 from requant.diff.side_files import arrangement, side_files
 from requant.errors import CheckpointError
+from requant.formats import PACKED
 from requant.formats.gptq import BITS
 from requant.progress import Progress, Tell, silent
 from requant.verdict import Outcome
@@ -92,23 +93,22 @@ def _window(window: tuple[str, int, int], one: Mapping[str, Tensor], two: Mappin
         return None
     if name.endswith(".qweight") and spec.dtype == "I32":
         words = np.frombuffer(first, "<u4"), np.frombuffer(second, "<u4")
-        return step_counts(*words, _bits(name, one), spec.shape[-1])
+        return step_counts(*words, _bits(name, one), spec.shape[-1] if spec.shape else 1)
     return numbers(elements(first, spec.dtype), elements(second, spec.dtype), spec.dtype)
 
 
 def _bits(name: str, tensors: Mapping[str, Tensor]) -> int:
     layer = name.removesuffix("qweight")
-    others = [tensors[f"{layer}{each}"].spec for each in ("qzeros", "scales") if f"{layer}{each}" in tensors]
-    return bits_of(*others) if len(others) == 2 else BITS
+    specs = [tensors[f"{layer}{each}"].spec for each in PACKED if f"{layer}{each}" in tensors]
+    return bits_of(*specs) if len(specs) == len(PACKED) else BITS
 
 
 def _step(name: str, tensors: Mapping[str, Tensor]) -> int:
     """Return the bytes of a tensor in one window: where codes straddle words, whole ones."""
     spec = tensors[name].spec
-    if not name.endswith(".qweight") or spec.dtype != "I32" or len(spec.shape) != 2 or _bits(name, tensors) != 3:
+    if not name.endswith(".qweight") or spec.dtype != "I32" or (rows := rows_of(_bits(name, tensors))) == 1:
         return BYTES
-    rows = 3 * 4 * spec.shape[1]
-    return max(1, BYTES // rows) * rows
+    return max(1, BYTES // (4 * rows * spec.shape[1])) * 4 * rows * spec.shape[1]
 
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:

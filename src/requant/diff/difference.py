@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats import BITS
-from requant.formats.gptq import several, unpack
+from requant.formats import BITS, gptq
 
 Array = npt.NDArray[Any]
 
@@ -41,18 +40,24 @@ class Numbers:
     index: tuple[int, ...]
 
 
-def bits_of(qzeros: Spec, scales: Spec) -> int:
+def bits_of(qweight: Spec, qzeros: Spec, scales: Spec) -> int:
     """Return the bits of a packed layer's codes, as its other tensors tell; 4 where they tell none that exist.
 
     For b bits they are [groups, out * b / 32] and [groups, out], in whatever order codes lie.
     """
-    if len(qzeros.shape) != 2 or len(scales.shape) != 2 or not scales.shape[1]:
-        return 4
+    if any(len(each.shape) != 2 for each in (qweight, qzeros, scales)) or not scales.shape[1]:
+        return gptq.BITS
     bits, rest = divmod(32 * qzeros.shape[1], scales.shape[1])
-    return bits if bits in BITS and not rest else 4
+    whole = bits in BITS and not rest and not qweight.shape[0] % rows_of(bits)
+    return bits if whole else gptq.BITS
 
 
-def step_counts(first: Array, second: Array, bits: int = 4, columns: int = 1) -> tuple[Array, int]:
+def rows_of(bits: int) -> int:
+    """Return how many rows of words hold whole codes: of 3 bits three."""
+    return gptq.several(bits) * bits // 32
+
+
+def step_counts(first: Array, second: Array, bits: int = gptq.BITS, columns: int = 1) -> tuple[Array, int]:
     """Return by how many steps codes differ, and the first word that does, or -1.
 
     `first` and `second` are words uint32, rows of `columns`, of codes of `bits`; of 3 bits 32 lie in three rows, all of
@@ -65,13 +70,13 @@ def step_counts(first: Array, second: Array, bits: int = 4, columns: int = 1) ->
         apart = np.zeros((8, 2 * top + 1), np.int64)
         found = int(steps(first, second, apart))
         return apart.sum(axis=0), found
-    rows = several(bits) * bits // 32
+    rows = rows_of(bits)
     width = columns if rows > 1 else 1
     one, two = (words.reshape(-1, rows, width).transpose(0, 2, 1).reshape(-1, rows) for words in (first, second))
     differ = (one != two).any(axis=1)
-    codes = [unpack(np.ascontiguousarray(words[differ].T), bits).astype(np.int64) for words in (one, two)]
+    codes = [gptq.unpack(np.ascontiguousarray(words[differ].T), bits).astype(np.int64) for words in (one, two)]
     histogram = np.bincount((codes[1] - codes[0]).ravel() + top, minlength=2 * top + 1)
-    histogram[top] += int(np.count_nonzero(~differ)) * several(bits)
+    histogram[top] += int(np.count_nonzero(~differ)) * gptq.several(bits)
     where = np.flatnonzero(first != second)
     return histogram, int(where[0]) if len(where) else -1
 

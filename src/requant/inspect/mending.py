@@ -6,6 +6,7 @@ from typing import Any
 from requant.checkpoint.checkpoint import INDEX, Checkpoint, Tensor
 from requant.digest import strict_json
 from requant.errors import CheckpointError, NotModelledError
+from requant.formats import FORMATS, GPTQ
 from requant.formats.form import Form
 from requant.inspect.anatomy import canonical
 from requant.inspect.loaders import DEFAULT
@@ -99,6 +100,9 @@ def _declared(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def refusal(declared: Mapping[str, Any]) -> str:
     """Return why a checkpoint that declares this is none that can be repaired; "" where it can."""
+    name = declared.get("packing_format")
+    if isinstance(name, str) and FORMATS.get(name, GPTQ) != GPTQ:
+        return f"quantization_config.packing_format: found {name!r}, expected {PLAIN['packing_format']!r}"
     for key, expected in KINDS.items():
         found = declared.get(key, PLAIN[key])
         if found not in expected:
