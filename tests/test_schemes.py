@@ -4,10 +4,12 @@ import json
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.bases import alter, base
+from tests.conftest import ROOT
 from tests.processes import signalled
 from typer.testing import CliRunner
 
@@ -20,12 +22,16 @@ from requant.check.findings import TUNED
 from requant.check.reader import open_source
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.cli.options import app
-from requant.errors import UsageError
+from requant.errors import RecipeError, UsageError
 from requant.formats import packing_of
-from requant.model.target import target_of, tiny_model
+from requant.formats.form import Form
+from requant.model.plan import Plan
+from requant.model.tables import table_of
+from requant.model.target import Target, confirm_groups, target_of, tiny_model
 from requant.new import new
 from requant.progress import silent
-from requant.recipe import Recipe, read_recipe
+from requant.protocol import Layer
+from requant.recipe import Format, Recipe, read_recipe
 from requant.verdict import Outcome
 
 GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
@@ -88,6 +94,13 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
             checked = check(theirs, ours, recipe=recipe, tiny=recipe is not None)
         assert checked.outcome == "clean", checked.findings
         assert TUNED in checked.ways
+    another: Format = "auto_round" if own.scheme.format == GPTQ else "auto_round:auto_gptq"
+    other = replace(own, scheme=replace(own.scheme, format=another))
+    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
+        checked = check(theirs, ours, recipe=other, tiny=True)
+    assert {each.tensor.rpartition(".")[0] for each in checked.findings if each.kind == "not as the recipe says"} == {
+        *target.plan.packed
+    }
 
     setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
     audited = requant.audit.audit(
@@ -108,6 +121,17 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
     with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings} == {f"{layer_name}.qweight"}
+
+
+def test_awq_has_whole_groups_only() -> None:
+    recipe = read_recipe(ROOT / "builds" / "ec")
+    plan = Plan({}, {}, (), {"a.b": Layer((64, 192), "", None), "a.c": Layer((64, 100), "odd", None)})
+    for packing_format, group_size in ((GPTQ, 128), (AWQ, 64), (AWQ, -1)):
+        form = Form(packing_format, 4, group_size, symmetric=True)
+        confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
+    form = Form(AWQ, 4, 128, symmetric=True)
+    with pytest.raises(RecipeError, match=r"group_size: found 128, allowed: a divisor of the 192 inputs of a\.b"):
+        confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
 
 
 def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def target_for(recipe: Recipe, tiny: str | None, config: Mapping[str, Any]) -> T
         plan = inventory.plan(config, ignore)
     target = Target(plan, table, ignore, recipe.mtp.policy, form_of(recipe))
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
-    _confirm_groups(recipe, target)
+    confirm_groups(recipe, target)
     return target
 
 
@@ -87,7 +87,7 @@ def form_of(recipe: Recipe) -> Form:
     return Form(scheme.format, scheme.bits, scheme.group_size, scheme.symmetric)
 
 
-def _confirm_groups(recipe: Recipe, target: Target) -> None:
+def confirm_groups(recipe: Recipe, target: Target) -> None:
     """Raise RecipeError for groups that AutoRound cannot pack: `WQLinear_GEMM` of 0.12.2 stops at them."""
     size = target.form.group_size
     if target.form.format.layout != "awq" or size == -1:
