@@ -16,6 +16,7 @@ from requant.checkpoint.safetensors import ITEM_BITS
 from requant.diff import diff
 from requant.diff.difference import Numbers, Steps
 from requant.errors import CheckpointError
+from requant.formats import gptq
 from requant.verdict import Outcome
 
 WORDS = np.arange(24, dtype="<u4").reshape(3, 8)
@@ -101,6 +102,26 @@ def test_steps_of_codes_are_counted_and_placed(tmp_path: Path) -> None:
     assert result.outcome is Outcome.DIFFERENT
     assert result.tensors == {"p.qweight": Steps(3, 192, {-1: 1, 1: 1, 13: 1}, (1, 2))}
     assert any("concentrated or large" in line for line in result.text(9))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_steps_of_codes_of_any_width_are_counted(bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are so small here that codes of 3 bits would lie in two of them."""
+    monkeypatch.setattr("requant.diff.BYTES", 64)
+    random = np.random.default_rng(bits)
+    first, second = (random.integers(0, 1 << bits, (64, 96), dtype=np.uint8) for _ in range(2))
+    second[:, :32] = first[:, :32]
+    specs = gptq.specs((64, 96), 32, bits)
+    for folder, codes in (("a", first), ("b", second)):
+        held = {f"p.{name}": (spec.dtype, list(spec.shape), bytes(spec.nbytes)) for name, spec in specs.items()}
+        held["p.qweight"] = ("I32", list(specs["qweight"].shape), gptq.pack(codes, bits).tobytes())
+        write(tmp_path / folder, {"model.safetensors": shard(held)})
+    apart = second.astype(int) - first
+    steps = {int(step): int((apart == step).sum()) for step in np.unique(apart) if step}
+    words = gptq.pack(first, bits) != gptq.pack(second, bits)
+    at = tuple(int(each) for each in np.argwhere(words)[0])
+    found = diff(tmp_path / "a", tmp_path / "b").tensors
+    assert found == {"p.qweight": Steps(sum(steps.values()), first.size, steps, at)}
 
 
 def test_scales_differ_in_ulp_across_zero(tmp_path: Path) -> None:

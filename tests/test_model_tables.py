@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 from requant.checkpoint.checkpoint import Checkpoint, Held
 from requant.checkpoint.safetensors import Spec
 from requant.errors import RecipeError
+from requant.formats.form import Form
 from requant.inspect.anatomy import LM, MTP, VISUAL
 from requant.inspect.loaders import LOADERS
 from requant.inspect.loaders.modules import modules
@@ -149,7 +150,12 @@ def test_a_router_that_a_loader_makes_a_linear_layer_is_declared(model_type: str
     tensors = {f"{router}.weight": Spec("BF16", (8, 256)), f"{block}.self_attn.q_proj.weight": Spec("BF16", (128, 256))}
     plan = Plan({}, tensors, (block,), {f"{block}.self_attn.q_proj": layer})
     base = Checkpoint({}, {"config.json": Held(b"{}")})
-    aim = Mending(base, Target(plan, table_of(model_type), (), "none", 128), 1, {})
+    aim = Mending(
+        base,
+        Target(plan, table_of(model_type), (), "none", Form("auto_round:auto_gptq", 4, 128, symmetric=True)),
+        1,
+        {},
+    )
     made = json.loads(quantization_config(base, aim).file("config.json"))["quantization_config"]
     assert made["block_name_to_quantize"] == [block.removesuffix(".0")]
     assert made["extra_config"] == ({router: {"bits": 16, "data_type": "fp"}} if declared else {})

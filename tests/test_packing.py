@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tests.tiny import tiny
 
-from requant.formats.gptq import ZERO_POINT, ZERO_WORD, bfloat16_to_float32, pack, round_to_nearest, unpack, zeros
+from requant.formats import Packing, packing_of
+from requant.formats.form import Form
+from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, unpack
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5).map(lambda words: 8 * words))
 CODES = arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 15))
@@ -55,11 +57,36 @@ def test_what_does_not_fill_words_is_refused() -> None:
         pack(np.zeros((2, 12), np.uint8))
 
 
-def test_zero_points_are_stored_less_one() -> None:
-    assert zeros(2, 32).shape == (2, 4)
-    assert zeros(2, 32).dtype == np.int32
-    assert {word & 0xFFFFFFFF for word in zeros(2, 32).ravel().tolist()} == {ZERO_WORD}
-    assert [(ZERO_WORD >> 4 * k & 15) + 1 for k in range(8)] == [ZERO_POINT] * 8
+@pytest.mark.parametrize(
+    ("packing_format", "bits", "words"),
+    [
+        ("auto_round:auto_gptq", 4, [0x77777777]),
+        ("auto_round:auto_awq", 4, [0x88888888]),
+        ("auto_round:auto_gptq", 2, [0x55555555]),
+        ("auto_round:auto_gptq", 8, [0x7F7F7F7F]),
+        ("auto_round:auto_gptq", 3, [0xDB6DB6DB, 0xB6DB6DB6, 0x6DB6DB6D]),
+    ],
+)
+def test_zero_points_of_symmetric_codes(packing_format: str, bits: int, words: list[int]) -> None:
+    """The middle, 2^(b-1): GPTQ's first version stores it less one, AWQ as it is."""
+    form = Form(packing_format, bits, 128, symmetric=True)
+    spec = form.specs((32, 256))["qzeros"]
+    assert spec.shape == (2, bits)
+    assert np.frombuffer(form.zeros(spec), "<u4").tolist() == words * (spec.size // len(words))
+    less = 1 if "gptq" in packing_format else 0
+    number = int.from_bytes(form.zeros(spec)[: 4 * bits], "little")
+    assert {number >> bits * k & (1 << bits) - 1 for k in range(32)} == {(1 << bits - 1) - less}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_three_tensors_hold_a_layer_in_groups_or_in_one(bits: int) -> None:
+    for size, groups in ((128, 3), (-1, 1), (512, 1)):
+        form = Form("auto_round", bits, size, symmetric=False)
+        specs = form.specs((64, 320))
+        assert packing_of(specs, 64, 320) == Packing("gptq", bits, groups)
+    assert packing_of(Form("auto_round:auto_awq", 4, 32, symmetric=False).specs((64, 320)), 64, 320) == Packing(
+        "awq", 4, 10
+    )
 
 
 # bfloat16.
@@ -140,7 +167,7 @@ def test_codes_come_from_the_scale_before_it_is_float16() -> None:
 def test_a_group_of_zeros() -> None:
     """Its scale is too small for float16 and becomes 0; its codes mean 0 with any scale."""
     codes, scales = round_to_nearest(np.zeros((2, 16), np.float32), 8)
-    assert (codes == ZERO_POINT).all()
+    assert (codes == 8).all()
     assert (scales == 0).all()
 
 

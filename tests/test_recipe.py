@@ -1,6 +1,7 @@
 import json
 import tomllib
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import RecipeError
-from requant.recipe import ESTIMATES, SCHEMES, Effort, Numbers, Recipe, Scheme, read_recipe
+from requant.recipe import ESTIMATES, SCHEMES, Effort, Recipe, Scheme, read_recipe
 
 BUILDS = Path(__file__).parent.parent / "builds"
 NAMES = ("ec", "gb10", "intel")
@@ -73,6 +74,7 @@ def refused(folder: Path, document: dict[str, Any] | str) -> str:
 
 SCHEME = {
     "scheme.name": "W4A16",
+    "scheme.symmetric": True,
     "scheme.group_size": 128,
     "scheme.format": "auto_round:auto_gptq",
 }
@@ -194,7 +196,7 @@ def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("scheme.name", "W8A16"),
+        ("scheme.name", "W5A16"),
         ("scheme.group_size", 16),
         ("scheme.format", "auto_round:gptqmodel"),
         ("tuning.learning_rate", "2/iterations"),
@@ -263,9 +265,50 @@ def test_patience_needs_the_best_to_be_kept(tmp_path: Path) -> None:
 
 def test_a_scheme_is_found_by_its_name() -> None:
     assert {*SCHEMES} == {*get_args(get_type_hints(Scheme)["name"])}
-    assert read_recipe(BUILDS / "ec").scheme.numbers == Numbers(
-        4, symmetric=True, data_type="int", scale_dtype="float16"
-    )
+    assert read_recipe(BUILDS / "ec").scheme.bits == 4
+
+
+def test_a_scheme_has_formats_that_autoround_can_write(tmp_path: Path) -> None:
+    document, written = deepcopy(EC), set()
+    document["mtp"]["policy"] = "bf16"
+    choices = (get_args(get_type_hints(Scheme)[key]) for key in ("name", "format"))
+    for name, packing_format, symmetric in product(*choices, (True, False)):
+        document["scheme"] |= {"name": name, "symmetric": symmetric, "format": packing_format}
+        scheme = Scheme(name, symmetric, 128, packing_format)
+        if packing_format in scheme.formats:
+            assert read(tmp_path, document).scheme == scheme
+            written.add((scheme.bits, symmetric, packing_format))
+        else:
+            message = refused(tmp_path, document)
+            assert message.startswith(f"scheme.format: found {packing_format!r}, allowed: {scheme.formats[0]!r}")
+            assert message.endswith(scheme.fault)
+    gptq, awq, own = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
+    assert written == {
+        *((bits, True, gptq) for bits in (2, 3, 4, 8)),
+        *((bits, False, own) for bits in (2, 3, 8)),
+        (4, True, awq),
+        (4, False, awq),
+    }
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rounds"),
+    [
+        ({"name": "W8A16"}, True),
+        ({"group_size": -1}, True),
+        ({"name": "W2A16"}, False),
+        ({"name": "W3A16"}, False),
+        ({"format": "auto_round:auto_awq"}, False),
+        ({"symmetric": False, "format": "auto_round:auto_awq"}, False),
+    ],
+)
+def test_an_mtp_block_is_rounded_only_where_autoround_can(scheme: dict[str, Any], rounds: bool, tmp_path: Path) -> None:
+    document = deepcopy(EC)
+    document["scheme"] |= scheme
+    if rounds:
+        assert read(tmp_path, document).mtp.policy == "rtn"
+    else:
+        assert refused(tmp_path, document).startswith("mtp.policy: found 'rtn', allowed: 'bf16'")
 
 
 @pytest.mark.parametrize(
@@ -326,8 +369,10 @@ def test_comments_order_and_spelling_do_not_change_the_digest(tmp_path: Path) ->
     assert read(tmp_path, "# A comment.\n\n" + toml(backwards)).digest == expected
 
 
-FIXED = {"scheme.name", "scheme.format"}
+FIXED = {"scheme.symmetric", "scheme.format"}
+"""Of these one decides about the other."""
 OTHERS = {
+    "scheme.name": "W8A16",
     "scheme.group_size": 64,
     "tuning.learning_rate": 0.5,
     "tuning.minmax_learning_rate": 0.5,

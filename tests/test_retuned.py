@@ -15,6 +15,7 @@ from requant.audit.untuned import Deviation, Untuned
 from requant.checkpoint.checkpoint import Held, Tensor
 from requant.checkpoint.manifest import FileRecord, Manifest, TensorRecord
 from requant.checkpoint.safetensors import Spec
+from requant.formats import gptq
 from requant.verdict import Outcome
 
 WORDS = np.arange(24, dtype="<u4").reshape(3, 8)
@@ -44,6 +45,16 @@ def test_one_step_of_one_code_is_found_with_its_sign() -> None:
     published = {**TUNED, "b.q.qweight": tensor("I32", words)}
     assert distance(TUNED, published) == Distance("b.q.qweight", 1, 1, {1: 1})
     assert distance(published, TUNED) == Distance("b.q.qweight", 1, 1, {-1: 1})
+
+
+@pytest.mark.parametrize(("bits", "step"), [(2, 3), (3, -7), (8, 200)])
+def test_steps_of_codes_of_another_width(bits: int, step: int) -> None:
+    """Of 8 bits, steps of more than 15 are counted as 15."""
+    codes = np.full((4, 64), max(0, -step), np.uint8)
+    other = codes.copy()
+    other[3, 10] = max(0, -step) + step
+    ours, theirs = ({"q.qweight": tensor("I32", gptq.pack(each, bits))} for each in (codes, other))
+    assert distance(ours, theirs, bits) == Distance("q.qweight", 1, 1, {max(-15, min(step, 15)): 1})
 
 
 def test_scales_differ_in_ulp() -> None:

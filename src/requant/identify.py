@@ -13,6 +13,7 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.errors import NotModelledError
+from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32
 from requant.inspect import look
 from requant.inspect.anatomy import EXPERTS, MTP, VISUAL, canonical
@@ -183,8 +184,9 @@ def _values(seen: Seen) -> tuple[dict[str, dict[str, int]], float | None, float 
 def _policies(seen: Seen, main: int, extra: int) -> Iterator[str]:
     group_size = seen.declared.group_size if seen.declared and seen.declared.group_size > 0 else 128
     visual = sum(spec.nbytes for name, spec in seen.expected.items() if name.startswith(VISUAL))
+    form, table = Form("auto_round:auto_gptq", 4, group_size, symmetric=True), table_of(seen.config["model_type"])
     for text, ignore in IGNORED.items():
-        target = Target(plan(seen.config, ignore), table_of(seen.config["model_type"]), ignore[:1], "rtn", group_size)
+        target = Target(plan(seen.config, ignore), table, ignore[:1], "rtn", form)
         weight = sum(spec.nbytes for spec in target.main.values())
         for shown, beside in _extras(target):
             more = sum(spec.nbytes for spec in beside.values())

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +38,9 @@ from requant.model.target import question
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
-from requant.recipe import Recipe, read_recipe
+from requant.recipe import Format, GroupSize, Recipe, Scheme, SchemeName, read_recipe, rounds_mtp
 from requant.sandbox.preflight import Cost
 
-SchemeName = Literal["W4A16"]
 Preset = Literal["default", "best", "light"]
 Environment = Literal["cpu", "cu124", "gb10"]
 
@@ -59,8 +58,6 @@ TEXT = "pile-10k.json"
 GIB = 1 << 30
 SHARD = 5 << 30
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-_PACKED_SHARE = 0.3
-"""Of a base's bytes in BF16, what a checkpoint of 4 bits has, roughly: it decides about the number of files only."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +91,20 @@ def new(
     preset: Preset = "default",
     environment: Environment = "cu124",
     scheme: SchemeName = "W4A16",
+    symmetric: bool = True,
+    group_size: GroupSize = 128,
+    packing_format: Format | None = None,
     sandbox: str = "venv",
     tell: Tell = silent,
     endpoint: str | None = None,
 ) -> New:
     """Write `builds/NAME/` of a project for a base: the folder `source`, or else `owner/name[@revision]` on the Hub.
 
-    Of a repository headers and small files are fetched, and no weight; `endpoint` overrides the library's.
+    Of a repository headers and small files are fetched, and no weight; `endpoint` overrides the library's. Without a
+    `packing_format` it is the one that AutoRound chooses for the scheme.
 
-    Raises UsageError for a name that is taken or cannot be one, CheckpointError for a base that cannot be read or is
+    Raises UsageError for a name that is taken or cannot be one and for a scheme that AutoRound cannot write in this
+    format, CheckpointError for a base that cannot be read or is
     not what the hub states, NotAvailableError for the network and refusals, RecipeError for a config.json that no rule
     shrinks, BuildError where AutoRound does not take the model.
     """
@@ -111,12 +113,13 @@ def new(
         raise UsageError(f"--name {name}: expected lower-case letters, digits and hyphens, at most 40")
     if (builds / name).exists():
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
+    stored = _scheme(scheme, symmetric, group_size, packing_format)
     base = _folder(Path(source), tell) if Path(source).exists() else _repository(source, endpoint, tell)
     written = [*_brought_along(project, environment)]
     builds.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=builds) as folder:
         place = Path(folder)
-        (place / RECIPE).write_text(_recipe(name, base, preset, environment, scheme))
+        (place / RECIPE).write_text(_recipe(name, base, preset, environment, stored))
         asked = read_recipe(place)
         plans = ask(asked, base.configs, base.specs, sandbox=sandbox, tell=tell)
         write_plans(place / FILE, question(asked), plans)
@@ -200,13 +203,26 @@ def _shipped() -> Path:
     raise NotAvailableError("this installation of requant has no lockfiles", "Install it again: pipx install requant.")
 
 
+def _scheme(name: SchemeName, symmetric: bool, group_size: GroupSize, packing_format: Format | None) -> Scheme:
+    chosen = Scheme(name, symmetric, group_size, "auto_round:auto_gptq")
+    chosen = replace(chosen, format=packing_format or chosen.formats[0])
+    if chosen.fault:
+        raise UsageError(f"--format {chosen.format}: {chosen.fault}", f"Choose {' or '.join(chosen.formats)}.")
+    return chosen
+
+
+def _packed_share(scheme: Scheme) -> float:
+    """Return what a checkpoint has of a base's bytes in BF16, roughly: it decides about the number of files only."""
+    return scheme.bits / 16 + 0.05
+
+
 def _hours(size: int, preset: Preset) -> float:
     """Estimate a build on an H200: that of EC, 9 hours for 72 GB, 400 iterations of 8 x 4,096 tokens, scaled."""
     iterations, _, _ = PRESETS[preset]
     return max(0.1, round(9.0 * size / 71.9e9 * iterations / 400 * 2048 / 4096, 1))
 
 
-def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, scheme: SchemeName) -> str:
+def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, scheme: Scheme) -> str:
     iterations, samples, rate = PRESETS[preset]
     table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
@@ -219,14 +235,17 @@ def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, sc
         "repository": base.pins.repository,
         "revision": base.pins.revision,
         "base": f"../bases/{name}.json",
-        "scheme": scheme,
+        "scheme": scheme.name,
+        "symmetric": json.dumps(scheme.symmetric),
+        "group_size": scheme.group_size,
+        "format": scheme.format,
         "iterations": iterations,
         "samples": samples,
         "rate": rate,
         "precision": "bfloat16" if gpu else "float32",
         "ignore": json.dumps(list(table.mtp_float) if has_mtp else []),
-        "mtp": "rtn" if has_mtp else "none",
-        "shards": max(1, math.ceil(_PACKED_SHARE * base.bytes / SHARD)),
+        "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
+        "shards": max(1, math.ceil(_packed_share(scheme) * base.bytes / SHARD)),
         "device": "cuda" if gpu else "cpu",
         "accelerator": ACCELERATORS[environment],
         "memory": memory if gpu else 0,

@@ -28,32 +28,55 @@ class Base:
     files: str
 
 
+SchemeName = Literal["W2A16", "W3A16", "W4A16", "W8A16"]
+GroupSize = Literal[-1, 32, 64, 128]
+Format = Literal["auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"]
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """How a weight is stored: AutoRound's name for its numbers, groups along the inputs, the format of the files."""
+    """How a weight is stored: AutoRound's name for its bits, groups along the inputs, the format of the files.
 
-    name: Literal["W4A16"]
-    group_size: Literal[32, 64, 128]
-    format: Literal["auto_round:auto_gptq"]
+    A `group_size` of -1 is one group per output. Asymmetric codes have a zero point per group.
+    """
+
+    name: SchemeName
+    symmetric: bool
+    group_size: GroupSize
+    format: Format
 
     @property
-    def numbers(self) -> "Numbers":
-        """What the name says."""
+    def bits(self) -> int:
+        """Of a code."""
         return SCHEMES[self.name]
 
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The formats in which such codes can be written, first the one that AutoRound chooses by itself."""
+        if self.symmetric:
+            return ("auto_round:auto_gptq", "auto_round:auto_awq") if self.bits == 4 else ("auto_round:auto_gptq",)
+        return ("auto_round:auto_awq",) if self.bits == 4 else ("auto_round",)
 
-@dataclass(frozen=True)
-class Numbers:
-    """What the name of a scheme says: how a weight and its scale are written as numbers."""
+    @property
+    def fault(self) -> str:
+        """Say why AutoRound 0.12.2 cannot write this, "" where it can.
 
-    bits: int
-    symmetric: bool
-    data_type: str
-    scale_dtype: str
+        Source: `AutoRoundFormat` of auto_round/formats.py, and auto_round_extension/torch/qlinear_torch_zp.py.
+        """
+        if self.format in self.formats:
+            return ""
+        kind = f"{'symmetric' if self.symmetric else 'asymmetric'} codes of {self.bits} bits"
+        if self.format == "auto_round":
+            return f"AutoRound writes {kind} as {self.formats[0]} under this name"
+        if self.format == "auto_round:auto_awq":
+            return "AWQ's layout has 4 bits only"
+        return "AutoRound stores an asymmetric zero point of 0 as -1 there, which changes the ones beside it"
 
 
-SCHEMES = {"W4A16": Numbers(bits=4, symmetric=True, data_type="int", scale_dtype="float16")}
-"""The schemes that exist, by AutoRound's name (auto_round/schemes.py, 0.12.2), which says nothing of the scales."""
+SCHEMES: Mapping[SchemeName, int] = {"W2A16": 2, "W3A16": 3, "W4A16": 4, "W8A16": 8}
+"""The schemes that exist, by AutoRound's name (auto_round/schemes.py, 0.12.2), and their bits."""
+DATA_TYPE, SCALE_DTYPE = "int", "float16"
+"""What codes and scales of all of them are."""
 
 
 @dataclass(frozen=True)
@@ -282,11 +305,24 @@ def _allowed(kind: Any) -> str:
     return {int: "a whole number", float: "a finite number with a point", bool: "true or false", str: "a string"}[kind]
 
 
+def rounds_mtp(scheme: Scheme) -> bool:
+    """Say whether an MTP block can be rounded to nearest in a scheme, as AutoRound does.
+
+    Source: `_woq_quantize_missing_tensors`, auto_round/utils/missing_tensors.py of 0.12.2. Of 2 or 3 bits it makes 4,
+    and declares them as what they are not.
+    """
+    return scheme.format == "auto_round:auto_gptq" and scheme.bits in (4, 8)
+
+
 def _check(recipe: Recipe) -> None:
     def refuse(key: str, found: object, allowed: str) -> None:
         raise recipe.refusal(key, found, allowed)
 
-    tuning = recipe.tuning
+    tuning, scheme = recipe.tuning, recipe.scheme
+    if scheme.fault:
+        refuse("scheme.format", scheme.format, f"{' or '.join(map(repr, scheme.formats))}: {scheme.fault}")
+    if recipe.mtp.policy == "rtn" and not rounds_mtp(scheme):
+        refuse("mtp.policy", "rtn", "'bf16': AutoRound rounds MTP as 'auto_round:auto_gptq' only, and to 4 or 8 bits")
     for table in ("tuning", "calibration", "layout", "hardware", "tiny"):
         value = getattr(recipe, table)
         for field in fields(value):

@@ -24,6 +24,6 @@ def healthy(name: str, size: str = "mini") -> Checkpoint:
     base = context.base.tensors
     packed: dict[str, Tensor] = {}
     for key, layer in context.target.plan.packed.items():
-        packed |= rounded(key, layer, context.weight(layer).content, recipe.scheme.group_size)
+        packed |= rounded(key, layer, context.weight(layer).content, context.target.form)
     main = {key: packed[key] if key in packed else base[key] for key in context.target.main}
     return passes.apply(Checkpoint({MAIN: main}, {}), context, AFTER_TUNING)

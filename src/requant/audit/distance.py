@@ -1,5 +1,6 @@
 """How the tensors of one block differ, tuned again and published: codes by steps, scales by ULP, all by number."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -7,13 +8,17 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import Tensor
 
+FARTHEST = 15
+"""The most steps that are told apart, which bounds a statement."""
+
 
 @dataclass(frozen=True)
 class Distance:
     """How a block's tensors differ, tuned again and published; `first` is the first of them in order of name.
 
     `codes` packed codes differ by the `steps` (published - tuned again, -15 to 15, to how many), `scales` scales by
-    `ulp` places among all numbers of their type at most. `tensors` counts all that differ, whatever they hold.
+    `ulp` places among all numbers of their type at most. Codes of 8 bits that differ by more count as 15 steps away.
+    `tensors` counts all that differ, whatever they hold.
     """
 
     first: str
@@ -33,8 +38,8 @@ class Distance:
         return some
 
 
-def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Distance | None:
-    """Hold a block's tensors, tuned again, against the published ones; None where every byte agrees.
+def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor], bits: int = 4) -> Distance | None:
+    """Hold a block's tensors, codes of `bits`, tuned again, against the published ones; None where every byte agrees.
 
     One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
     """
@@ -45,7 +50,8 @@ def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Di
     )  # numba, which a pod in the worker's image has not
 
     different: list[str] = []
-    steps = np.zeros(31, np.int64)
+    top = (1 << bits) - 1
+    steps = np.zeros(2 * top + 1, np.int64)
     scales = farthest = 0
     for name in sorted(tuned.keys() | published.keys()):
         if name not in tuned or name not in published or tuned[name].spec != published[name].spec:
@@ -56,11 +62,15 @@ def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> Di
             continue
         different.append(name)
         if name.endswith(".qweight") and dtype == "I32":
-            steps += step_counts(np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4"))[0]
+            words = np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4")
+            steps += step_counts(*words, bits, published[name].spec.shape[-1])[0]
         elif name.endswith(".scales"):
             differ, _, ulp, _ = numbers(elements(ours, dtype), elements(theirs, dtype), dtype)
             scales, farthest = scales + differ, max(farthest, int(ulp))
     if not different:
         return None
-    counted = {step - 15: int(count) for step, count in enumerate(steps) if count and step != 15}
-    return Distance(different[0], len(different), sum(counted.values()), counted, scales, farthest)
+    counted: Counter[int] = Counter()
+    for place in np.flatnonzero(steps):
+        counted[max(-FARTHEST, min(int(place) - top, FARTHEST))] += int(steps[place])
+    del counted[0]
+    return Distance(different[0], len(different), counted.total(), dict(counted), scales, farthest)

@@ -23,12 +23,10 @@ from requant.diff.side_files import json_differences
 from requant.digest import read_whole, sha256_chunks, side_limit
 from requant.errors import CheckpointError
 from requant.formats import PACKED
-from requant.formats.gptq import ZERO_WORD
+from requant.formats.form import Form
 from requant.passes.context import MAIN
 from requant.verdict import Outcome
 
-TUNED = (".qweight", ".scales")
-"""What tuning decides of a packed layer; its zero points are one constant."""
 NAMED = 100
 """Deviations that are named at most; a statement is read in one piece."""
 KINDS = (
@@ -88,21 +86,25 @@ def derive(context: passes.Context) -> Checkpoint:
 
     Raises BuildError where the base is not what its config.json means.
     """
+    form = context.target.form
     main = {
-        name: Tensor(spec, Made(partial(_stand_in, name, spec))) if name.endswith(PACKED) else context.tensors[name]
+        name: Tensor(spec, Made(partial(_stand_in, name, spec, form)))
+        if name.endswith(PACKED)
+        else context.tensors[name]
         for name, spec in context.target.main.items()
     }
     return passes.apply(Checkpoint({MAIN: main}, {}), context)
 
 
 def tuned(context: passes.Context) -> AbstractSet[str]:
-    """Return the names of the tensors that tuning decides."""
-    return {name for name in context.target.main if name.endswith(TUNED)}
+    """Return the names of the tensors that tuning decides; the zero points of symmetric codes are one constant."""
+    decided = ("qweight", "scales") if context.target.form.symmetric else PACKED
+    return {name for name in context.target.main if name.endswith(decided)}
 
 
-def _stand_in(name: str, spec: Spec) -> bytes:
-    if name.endswith(".qzeros"):
-        return ZERO_WORD.to_bytes(4, "little") * spec.size
+def _stand_in(name: str, spec: Spec, form: Form) -> bytes:
+    if name.endswith(".qzeros") and form.symmetric:
+        return form.zeros(spec)
     return np.ones(spec.size, "<f2").tobytes() if name.endswith(".scales") else bytes(spec.nbytes)
 
 

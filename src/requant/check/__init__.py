@@ -24,8 +24,10 @@ from requant.check.spans import Span, trace
 from requant.checkpoint.safetensors import Spec
 from requant.digest import canonical_json, sha256
 from requant.errors import UsageError
+from requant.formats import Packing, packing_of
+from requant.formats.form import Form
 from requant.model.skeleton import is_modelled, skeleton
-from requant.model.target import target_like
+from requant.model.target import form_of, target_like
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.rounding import ways as rounding
@@ -78,7 +80,8 @@ def check(
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, base) if recipe else None
     if expected is not None and recipe:
-        findings += _unlike(recipe, expected, spans)
+        spans = [replace(span, symmetric=recipe.scheme.symmetric) if span.packing else span for span in spans]
+        findings += _unlike(form_of(recipe), expected, spans)
     rounds = scheme is not None and scheme.rounds
     windows = list(_windows(spans, expected, base, rounds))
     some = min(len(windows), max(1, round(sample * len(windows))))
@@ -222,17 +225,19 @@ def _expected(recipe: Recipe, base: Source) -> dict[str, str]:
     return packed
 
 
-def _unlike(recipe: Recipe, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
+def _unlike(form: Form, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
     packed = {span.name: span for span in spans if span.packing or span.unmodelled}
     for name, span in packed.items():
-        group = span.group
         if name not in expected:
             yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
         elif span.unmodelled:
             yield Finding("not as the recipe says", f"{name}.qweight", detail=span.unmodelled)
-        elif group != recipe.scheme.group_size:
-            detail = f"groups of {group}, the recipe says {recipe.scheme.group_size}"
+        elif span.packing != (wanted := _wanted(form, span)):
+            detail = f"{_packed(span.packing)}, the recipe says {_packed(wanted)}"
             yield Finding("not as the recipe says", f"{name}.scales", detail=detail)
+        elif span.less != form.format.less:
+            detail = f"declared as stored less {span.less}, the recipe says less {form.format.less}"
+            yield Finding("not as the recipe says", f"{name}.qzeros", detail=detail)
     for span in spans:
         if span.converted:
             yield Finding("not as the recipe says", span.name, detail="not in the base's dtype")
@@ -240,6 +245,15 @@ def _unlike(recipe: Recipe, expected: Mapping[str, str], spans: Sequence[Span]) 
         yield Finding(
             "not as the recipe says", f"{name}.qweight", detail=f"not packed; the recipe says {expected[name]}"
         )
+
+
+def _wanted(form: Form, span: Span) -> Packing | None:
+    rows, columns = span.last - span.first, span.columns
+    return packing_of(form.specs((rows, columns)), rows, columns)
+
+
+def _packed(packing: Packing | None) -> str:
+    return f"{packing.bits} bits, {packing.groups} groups, {packing.layout}'s order" if packing else "no packing"
 
 
 def _specs(source: Source) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import requant.new
 from requant.cli.options import MAKE, AsJson, SandboxOption, app
 from requant.cli.plan import plan_table
 from requant.cli.terminal import out, print_json, progress, say
-from requant.new import Environment, Preset, SchemeName
+from requant.new import Environment, Preset
+from requant.recipe import Format, GroupSize, SchemeName
 
 
 @app.command(
@@ -28,7 +29,15 @@ def new(
     name: Annotated[str, typer.Option(help="The name of the build: its folder is builds/NAME.", show_default=False)],
     preset: Annotated[Preset, typer.Option(help="How much is tuned, as AutoRound's own recipes say.")] = "default",
     environment: Annotated[Environment, typer.Option(help="The environment of the full build.")] = "cu124",
-    scheme: Annotated[SchemeName, typer.Option(help="How a weight is stored, by AutoRound's name.")] = "W4A16",
+    scheme: Annotated[SchemeName, typer.Option(help="The bits of a weight, by AutoRound's name.")] = "W4A16",
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--asymmetric", help="Codes around 0, or a zero point for each group.")
+    ] = True,
+    group_size: Annotated[GroupSize, typer.Option(help="Inputs that share a scale; -1: all.")] = 128,
+    packing_format: Annotated[
+        Format | None,
+        typer.Option("--format", help="How codes lie in files; AutoRound's choice without it.", show_default=False),
+    ] = None,
     project: Annotated[Path, typer.Option(help="The folder that holds builds/ and lockfiles/.")] = Path(),
     sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
@@ -42,6 +51,9 @@ def new(
             preset=preset,
             environment=environment,
             scheme=scheme,
+            symmetric=symmetric,
+            group_size=group_size,
+            packing_format=packing_format,
             sandbox=sandbox,
             tell=tell,
         )

@@ -16,9 +16,11 @@ import numpy as np
 
 from requant.checkpoint.checkpoint import Tensor, open_checkpoint
 from requant.checkpoint.safetensors import ITEM_BITS, Stretch
-from requant.diff.difference import Numbers, Steps, elements, numbers, step_counts
+from requant.diff.difference import Numbers, Steps, bits_of, elements, numbers, rows_of, step_counts
 from requant.diff.side_files import arrangement, side_files
 from requant.errors import CheckpointError
+from requant.formats import PACKED
+from requant.formats.gptq import BITS
 from requant.progress import Progress, Tell, silent
 from requant.verdict import Outcome
 
@@ -64,8 +66,8 @@ def diff(first: Path, second: Path, *, threads: int = os.cpu_count() or 1, tell:
         if one[name].spec != two[name].spec:
             tensors[name] = f"{_spec(one[name])} in the first, {_spec(two[name])} in the second"
             continue
-        size = one[name].spec.nbytes
-        windows += [(name, start, min(size, start + BYTES)) for start in range(0, size, BYTES)]
+        size, step = one[name].spec.nbytes, _step(name, one)
+        windows += [(name, start, min(size, start + step)) for start in range(0, size, step)]
     total, done = sum(stop - start for _, start, stop in windows), 0
     counted: dict[str, list[tuple[int, Any]]] = {}
     with ThreadPoolExecutor(threads) as pool:
@@ -90,8 +92,23 @@ def _window(window: tuple[str, int, int], one: Mapping[str, Tensor], two: Mappin
     if first == second:
         return None
     if name.endswith(".qweight") and spec.dtype == "I32":
-        return step_counts(np.frombuffer(first, "<u4"), np.frombuffer(second, "<u4"))
+        words = np.frombuffer(first, "<u4"), np.frombuffer(second, "<u4")
+        return step_counts(*words, _bits(name, one), spec.shape[-1] if spec.shape else 1)
     return numbers(elements(first, spec.dtype), elements(second, spec.dtype), spec.dtype)
+
+
+def _bits(name: str, tensors: Mapping[str, Tensor]) -> int:
+    layer = name.removesuffix("qweight")
+    specs = [tensors[f"{layer}{each}"].spec for each in PACKED if f"{layer}{each}" in tensors]
+    return bits_of(*specs) if len(specs) == len(PACKED) else BITS
+
+
+def _step(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of a tensor in one window: where codes straddle words, whole ones."""
+    spec = tensors[name].spec
+    if not name.endswith(".qweight") or spec.dtype != "I32" or (rows := rows_of(_bits(name, tensors))) == 1:
+        return BYTES
+    return max(1, BYTES // (4 * rows * spec.shape[1])) * 4 * rows * spec.shape[1]
 
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
@@ -114,8 +131,9 @@ def _added(tensor: Tensor, windows: list[tuple[int, Any]]) -> Steps | Numbers:
     index = tuple(int(each) for each in np.unravel_index(at, tensor.spec.shape)) if tensor.spec.shape else ()
     if len(windows[0][1]) == 2:
         counts = sum(histogram for _, (histogram, _) in windows)
-        histogram = {step - 15: int(count) for step, count in enumerate(counts) if count and step != 15}
-        return Steps(sum(histogram.values()), tensor.spec.size * 8, histogram, index)
+        top = len(counts) // 2
+        histogram = {step - top: int(count) for step, count in enumerate(counts) if count and step != top}
+        return Steps(sum(histogram.values()), tensor.spec.size * 32 // top.bit_length(), histogram, index)
     largest, ulp = max(found[1] for _, found in windows), max(int(found[2]) for _, found in windows)
     return Numbers(sum(found[0] for _, found in windows), tensor.spec.size, largest, ulp, index)
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from requant.checkpoint.safetensors import ITEM_BITS
+from requant.checkpoint.safetensors import ITEM_BITS, Spec
+from requant.formats import BITS, gptq
 
 Array = npt.NDArray[Any]
 
@@ -17,7 +18,7 @@ _SMALL |= {"F8_E4M3FNUZ": (4, 3), "F8_E5M2FNUZ": (5, 2)}
 
 @dataclass(frozen=True)
 class Steps:
-    """Codes that differ, of how many; `histogram` counts second - first, -15 to 15, without 0.
+    """Codes that differ, of how many; `histogram` counts second - first, without 0: of 4 bits from -15 to 15.
 
     `index` is the first differing word's place in `qweight`.
     """
@@ -39,13 +40,45 @@ class Numbers:
     index: tuple[int, ...]
 
 
-def step_counts(first: Array, second: Array) -> tuple[Array, int]:
-    """Return how many codes differ by -15 to 15 steps, int64 [31], in words uint32, and the first word, or -1."""
-    from requant.rounding.kernels import steps  # numba, which a pod in the worker's image has not
+def bits_of(qweight: Spec, qzeros: Spec, scales: Spec) -> int:
+    """Return the bits of a packed layer's codes, as its other tensors tell; 4 where they tell none that exist.
 
-    histogram = np.zeros((8, 31), np.int64)
-    found = int(steps(first, second, histogram))
-    return histogram.sum(axis=0), found
+    For b bits they are [groups, out * b / 32] and [groups, out], in whatever order codes lie.
+    """
+    if any(len(each.shape) != 2 for each in (qweight, qzeros, scales)) or not scales.shape[1]:
+        return gptq.BITS
+    bits, rest = divmod(32 * qzeros.shape[1], scales.shape[1])
+    whole = bits in BITS and not rest and not qweight.shape[0] % rows_of(bits)
+    return bits if whole else gptq.BITS
+
+
+def rows_of(bits: int) -> int:
+    """Return how many rows of words hold whole codes: of 3 bits three."""
+    return gptq.several(bits) * bits // 32
+
+
+def step_counts(first: Array, second: Array, bits: int = gptq.BITS, columns: int = 1) -> tuple[Array, int]:
+    """Return by how many steps codes differ, and the first word that does, or -1.
+
+    `first` and `second` are words uint32, rows of `columns`, of codes of `bits`; of 3 bits 32 lie in three rows, all of
+    which are needed. The histogram, int64 [2^(bits + 1) - 1], counts second - first from 1 - 2^bits.
+    """
+    top = (1 << bits) - 1
+    if bits == 4:
+        from requant.rounding.kernels import steps  # numba, which a pod in the worker's image has not
+
+        apart = np.zeros((8, 2 * top + 1), np.int64)
+        found = int(steps(first, second, apart))
+        return apart.sum(axis=0), found
+    rows = rows_of(bits)
+    width = columns if rows > 1 else 1
+    one, two = (words.reshape(-1, rows, width).transpose(0, 2, 1).reshape(-1, rows) for words in (first, second))
+    differ = (one != two).any(axis=1)
+    codes = [gptq.unpack(np.ascontiguousarray(words[differ].T), bits).astype(np.int64) for words in (one, two)]
+    histogram = np.bincount((codes[1] - codes[0]).ravel() + top, minlength=2 * top + 1)
+    histogram[top] += int(np.count_nonzero(~differ)) * gptq.several(bits)
+    where = np.flatnonzero(first != second)
+    return histogram, int(where[0]) if len(where) else -1
 
 
 def elements(data: bytes, dtype: str) -> Array:

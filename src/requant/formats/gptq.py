@@ -16,10 +16,6 @@ import numpy.typing as npt
 from requant.checkpoint.safetensors import Spec
 
 BITS = 4
-PER_WORD = 8
-ZERO_POINT = 8
-ZERO_WORD = 0x77777777
-"""Eight stored zero points of symmetric INT4. AutoRound's own RTN path writes 0x88888888 (defect D10)."""
 
 Array = npt.NDArray[Any]
 
@@ -40,15 +36,20 @@ def bfloat16_to_float32(data: bytes) -> npt.NDArray[np.float32]:
     return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
+def several(bits: int) -> int:
+    """Return how many codes fill whole words: 8 of 4 bits fill one, 32 of 3 bits three."""
+    return math.lcm(bits, 32) // bits
+
+
 def pack(codes: Array, bits: int = BITS) -> npt.NDArray[np.int32]:
     """Pack codes uint8 [out, in], 0 to 2^bits - 1, into words int32 [in * bits / 32, out]."""
     out_features, in_features = codes.shape
-    several = math.lcm(bits, 32) // bits
-    if in_features % several:
-        raise ValueError(f"{in_features} columns are no multiple of {several}")
-    grouped = codes.T.reshape(-1, several, out_features).astype(np.uint32)
-    words = np.zeros((len(grouped), several * bits // 32, out_features), np.uint32)
-    for k in range(several):
+    count = several(bits)
+    if in_features % count:
+        raise ValueError(f"{in_features} columns are no multiple of {count}")
+    grouped = codes.T.reshape(-1, count, out_features).astype(np.uint32)
+    words = np.zeros((len(grouped), count * bits // 32, out_features), np.uint32)
+    for k in range(count):
         word, shift = divmod(k * bits, 32)
         words[:, word] |= grouped[:, k] << np.uint32(shift)
         if shift + bits > 32:
@@ -58,10 +59,10 @@ def pack(codes: Array, bits: int = BITS) -> npt.NDArray[np.int32]:
 
 def unpack(words: Array, bits: int = BITS) -> npt.NDArray[np.uint8]:
     """Unpack words int32 [in * bits / 32, out] into codes uint8 [out, in]."""
-    several = math.lcm(bits, 32) // bits
-    grouped = words.view(np.uint32).reshape(-1, several * bits // 32, words.shape[1])
-    codes = np.empty((len(grouped), several, words.shape[1]), np.uint8)
-    for k in range(several):
+    count = several(bits)
+    grouped = words.view(np.uint32).reshape(-1, count * bits // 32, words.shape[1])
+    codes = np.empty((len(grouped), count, words.shape[1]), np.uint8)
+    for k in range(count):
         word, shift = divmod(k * bits, 32)
         found = grouped[:, word] >> np.uint32(shift)
         if shift + bits > 32:
@@ -70,21 +71,21 @@ def unpack(words: Array, bits: int = BITS) -> npt.NDArray[np.uint8]:
     return codes.reshape(-1, words.shape[1]).T
 
 
-def zeros(groups: int, out_features: int) -> npt.NDArray[np.int32]:
-    """Return the constant `qzeros` int32 [groups, out/8] of symmetric quantization."""
-    return np.full((groups, out_features // PER_WORD), ZERO_WORD, np.int32)
+def round_to_nearest(
+    weight: Array, group_size: int, bits: int = BITS
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+    """Quantize float32 [out, in] to symmetric codes [out, in] and scales float16 [groups, out], without calibration.
 
-
-def round_to_nearest(weight: Array, group_size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
-    """Quantize float32 [out, in] to codes [out, in] and scales float16 [groups, out], without calibration.
-
-    The scale is max|w|/7 per group of `group_size` inputs; codes are divided by it in float32, before it is
-    rounded to float16. Source: `quantize_weight_rtn`, auto_round/utils/missing_tensors.py at 2dda035 and 0.12.2.
+    The scale is max|w|/(2^(b-1) - 1) per group of `group_size` inputs, all of them where it is -1; codes are divided by
+    it in float32, before it is rounded to float16. Source: `quantize_weight_rtn`, auto_round/utils/missing_tensors.py
+    at 2dda035 and 0.12.2.
     """
     out_features, in_features = weight.shape
-    if in_features % group_size:
+    group = in_features if group_size == -1 else group_size
+    if in_features % group:
         raise ValueError(f"{in_features} columns are no multiple of the group size {group_size}")
-    grouped = weight.reshape(out_features, -1, group_size)
-    scales = np.maximum(np.abs(grouped).max(axis=-1), np.float32(1e-10)) / np.float32(7)
-    codes = np.clip(np.rint(grouped / scales[..., None]), -8, 7) + ZERO_POINT
+    middle = 1 << bits - 1
+    grouped = weight.reshape(out_features, -1, group)
+    scales = np.maximum(np.abs(grouped).max(axis=-1), np.float32(1e-10)) / np.float32(middle - 1)
+    codes = np.clip(np.rint(grouped / scales[..., None]), -middle, middle - 1) + middle
     return codes.astype(np.uint8).reshape(out_features, in_features), scales.T.astype(np.float16)

@@ -6,6 +6,8 @@ from typing import Any
 from requant.checkpoint.checkpoint import INDEX, Checkpoint, Tensor
 from requant.digest import strict_json
 from requant.errors import CheckpointError, NotModelledError
+from requant.formats import FORMATS, GPTQ
+from requant.formats.form import Form
 from requant.inspect.anatomy import LM, MTP, canonical
 from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.modules import modules
@@ -62,9 +64,10 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     found = policy or ("rtn" if _packs_mtp(weights) else "bf16")
     main = [file for file, held in checkpoint.shards.items() if file != EXTRAS and any(map(canonical, held))]
     ignore = ("mtp.fc", *_float_layers(config, weights))
+    form = Form("auto_round:auto_gptq", declared["bits"], declared["group_size"], declared["sym"])
     return Mending(
         base=base,
-        target=Target(plan(config, ignore), table_of(config["model_type"]), ignore, found, declared["group_size"]),
+        target=Target(plan(config, ignore), table_of(config["model_type"]), ignore, found, form),
         shards=max(1, len(main)),
         declared=declared,
     )
@@ -98,6 +101,9 @@ def _declared(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def refusal(declared: Mapping[str, Any]) -> str:
     """Return why a checkpoint that declares this is none that can be repaired; "" where it can."""
+    name = declared.get("packing_format")
+    if isinstance(name, str) and FORMATS.get(name, GPTQ) != GPTQ:
+        return f"quantization_config.packing_format: found {name!r}, expected {PLAIN['packing_format']!r}"
     for key, expected in KINDS.items():
         found = declared.get(key, PLAIN[key])
         if found not in expected:

@@ -16,7 +16,7 @@ from typing import Any
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.digest import MAX_INDEX, read_whole, strict_json
 from requant.errors import CheckpointError, RecipeError
-from requant.formats import gptq
+from requant.formats.form import Form
 from requant.model.templates import fold, parse, unfold
 from requant.names import NUMBER
 from requant.protocol import BASE, Layer, Source
@@ -51,7 +51,7 @@ class Plan:
         """The layers whose weights lie in each tensor of the base, in the order in which they lie there."""
         return _by_tensor(self.layers)
 
-    def written(self, names: Iterable[str], layers: Mapping[str, Layer], group_size: int) -> Specs:
+    def written(self, names: Iterable[str], layers: Mapping[str, Layer], form: Form) -> Specs:
         """Return what a checkpoint has of the tensors `names` of the base, in their order, where `layers` are packed.
 
         A tensor none of whose layers is packed stays whole. Where one is, all that lie in it are named apart.
@@ -64,7 +64,7 @@ class Plan:
                 continue
             for each in inside[name]:
                 if layers[each].packed:
-                    packed = gptq.specs(layers[each].shape, group_size)
+                    packed = form.specs(layers[each].shape)
                     result |= {f"{each}.{suffix}": spec for suffix, spec in packed.items()}
                 else:
                     result[f"{each}.weight"] = Spec(self.tensors[name].dtype, layers[each].shape)

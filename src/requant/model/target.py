@@ -6,6 +6,7 @@ from typing import Any
 
 from requant.checkpoint.checkpoint import Checkpoint
 from requant.errors import RecipeError
+from requant.formats.form import Form
 from requant.model.base_config import base_config
 from requant.model.plan import FILE, NotPlannedError, Plan, Question, Specs, read_plan
 from requant.model.rules import SIZES
@@ -30,7 +31,7 @@ class Target:
     table: Table
     ignore: tuple[str, ...]
     policy: str
-    group_size: int
+    form: Form
 
     @cached_property
     def mtp(self) -> dict[str, Layer]:
@@ -41,13 +42,13 @@ class Target:
     @cached_property
     def main(self) -> Specs:
         """What the main shards hold in the end, in order."""
-        return self.plan.written(filter(self.is_main, self.plan.tensors), self.plan.layers, self.group_size)
+        return self.plan.written(filter(self.is_main, self.plan.tensors), self.plan.layers, self.form)
 
     @cached_property
     def extras(self) -> Specs:
         """What `model_extra_tensors.safetensors` holds in the end, in order."""
         names = (name for name in self.plan.tensors if not self.is_main(name))
-        return self.plan.written(names, self.mtp if self.policy == "rtn" else {}, self.group_size)
+        return self.plan.written(names, self.mtp if self.policy == "rtn" else {}, self.form)
 
     def is_main(self, name: str) -> bool:
         """Say whether a tensor belongs to what is tuned: neither to a visual tower nor to an MTP block."""
@@ -61,9 +62,27 @@ def target_of(recipe: Recipe, tiny: str | None) -> Target:
     """
     table = table_of(str(base_config(recipe).get("model_type")))
     plan = read_plan(recipe.beside(FILE), tiny or BASE, question(recipe))
-    target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, recipe.scheme.group_size)
+    target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, form_of(recipe))
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
+    confirm_groups(recipe, target)
     return target
+
+
+def form_of(recipe: Recipe) -> Form:
+    """Return how a recipe's packed layers are stored."""
+    scheme = recipe.scheme
+    return Form(scheme.format, scheme.bits, scheme.group_size, scheme.symmetric)
+
+
+def confirm_groups(recipe: Recipe, target: Target) -> None:
+    """Raise RecipeError for groups that AutoRound cannot pack: `WQLinear_GEMM` of 0.12.2 stops at them."""
+    size = target.form.group_size
+    if target.form.format.layout != "awq" or size == -1:
+        return
+    for name, layer in target.plan.packed.items():
+        if layer.shape[1] % size:
+            allowed = f"a divisor of the {layer.shape[1]:,} inputs of {name}: AWQ's layout has whole groups only"
+            raise recipe.refusal("scheme.group_size", size, allowed)
 
 
 def question(recipe: Recipe) -> Question:

@@ -11,7 +11,7 @@ from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError, NotModelledError
 from requant.model.target import Target
 from requant.protocol import Layer
-from requant.recipe import Effort, Recipe
+from requant.recipe import DATA_TYPE, Effort, Recipe
 
 MAIN = "main.safetensors"
 """The file of the main tensors, until the pass `shards` spreads them."""
@@ -97,15 +97,15 @@ class Context(Aim):
     @property
     def declared(self) -> dict[str, Any]:
         """The scheme and the effort, under AutoRound's names."""
-        scheme, numbers, effort = self.recipe.scheme, self.recipe.scheme.numbers, self.effort
+        scheme, effort = self.recipe.scheme, self.effort
         return {
             "quant_method": "auto-round",
             "packing_format": scheme.format,
             "autoround_version": self.autoround,
-            "bits": numbers.bits,
+            "bits": scheme.bits,
             "group_size": scheme.group_size,
-            "sym": numbers.symmetric,
-            "data_type": numbers.data_type,
+            "sym": scheme.symmetric,
+            "data_type": DATA_TYPE,
             "iters": effort.iterations,
             "nsamples": effort.samples,
             "seqlen": effort.sequence_length,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 
 from requant.checkpoint.checkpoint import Checkpoint, Content, Made, Tensor
-from requant.formats import gptq
-from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, zeros
+from requant.formats.form import Form
+from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
 from requant.passes.context import EXTRAS, Aim
 from requant.protocol import Layer
 
@@ -27,31 +27,31 @@ def mtp(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     if context.target.policy == "rtn":
         for name, layer in context.target.mtp.items():
             if layer.packed:
-                packed |= rounded(name, layer, context.weight(layer).content, context.target.group_size)
+                packed |= rounded(name, layer, context.weight(layer).content, context.target.form)
     prefix = context.target.table.extras.get("mtp")
     names = [name for name in context.target.extras if prefix and name.startswith(prefix)]
     return _with_extras(checkpoint, {name: packed.get(name) or context.untuned(name) for name in names})
 
 
-def rounded(name: str, layer: Layer, weight: Content, group_size: int) -> dict[str, Tensor]:
-    """Return the three tensors of a layer rounded to nearest, computed when they are read."""
-    specs = gptq.specs(layer.shape, group_size)
+def rounded(name: str, layer: Layer, weight: Content, form: Form) -> dict[str, Tensor]:
+    """Return the three tensors of a layer rounded to nearest, computed when they are read, in a symmetric GPTQ form."""
+    specs = form.specs(layer.shape)
     return {
-        f"{name}.{suffix}": Tensor(spec, Made(partial(_round, layer, weight, group_size, number)))
+        f"{name}.{suffix}": Tensor(spec, Made(partial(_round, layer, weight, form, number)))
         for number, (suffix, spec) in enumerate(specs.items())
     }
 
 
-def _round(layer: Layer, weight: Content, group_size: int, number: int) -> bytes:
-    return _rounded_bytes(layer, weight, group_size)[number]
+def _round(layer: Layer, weight: Content, form: Form, number: int) -> bytes:
+    return _rounded_bytes(layer, weight, form)[number]
 
 
 @lru_cache(maxsize=1)  # the three tensors of a layer are written one after the other
-def _rounded_bytes(layer: Layer, weight: Content, group_size: int) -> tuple[bytes, bytes, bytes]:
+def _rounded_bytes(layer: Layer, weight: Content, form: Form) -> tuple[bytes, bytes, bytes]:
     values = bfloat16_to_float32(b"".join(weight.chunks())).reshape(layer.shape)
-    codes, scales = round_to_nearest(values, group_size)
-    words = (pack(codes).astype("<i4"), zeros(*scales.shape).astype("<i4"), scales.astype("<f2"))
-    return words[0].tobytes(), words[1].tobytes(), words[2].tobytes()
+    codes, scales = round_to_nearest(values, form.group_size, form.bits)
+    words = pack(codes, form.bits).astype("<i4").tobytes()
+    return words, form.zeros(form.specs(layer.shape)["qzeros"]), scales.astype("<f2").tobytes()
 
 
 def _with_extras(checkpoint: Checkpoint, added: Mapping[str, Tensor]) -> Checkpoint:

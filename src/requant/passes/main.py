@@ -5,7 +5,7 @@ import numpy as np
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.errors import BuildError
 from requant.formats import PACKED
-from requant.formats.gptq import ZERO_WORD, bfloat16_to_float32
+from requant.formats.gptq import bfloat16_to_float32
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 
@@ -61,9 +61,11 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
 def _examined(name: str, tensor: Tensor, context: Aim) -> Tensor:
     if name.endswith(".qzeros"):
-        if (np.frombuffer(tensor.read(), "<u4") != ZERO_WORD).any():
-            context.refuse(f"{name}: not {ZERO_WORD:#010x} throughout, which the packing format means (defect D10)")
-            return Tensor(tensor.spec, Held(ZERO_WORD.to_bytes(4, "little") * tensor.spec.size))
+        form = context.target.form
+        if form.symmetric and tensor.read() != (zeros := form.zeros(tensor.spec)):
+            word = f"{int.from_bytes(zeros[:4], 'little'):#010x}"
+            context.refuse(f"{name}: not {word} throughout, which the packing format means (defect D10)")
+            return Tensor(tensor.spec, Held(zeros))
     elif name.endswith(".scales"):
         scales = np.frombuffer(tensor.read(), "<f2")
         if not np.isfinite(scales).all() or (scales == 0).any():

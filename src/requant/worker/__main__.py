@@ -75,21 +75,21 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
         match task:
             case Build():
                 resume_state = ResumeState(folder / protocol.RESUME, header, report.hardware)
-                seconds = build(autoround, resume_state, folder, seconds)
+                seconds = build(autoround, recipe, resume_state, folder, seconds)
             case Replay():
                 retune.replay(autoround, recipe, task, folder)
             case Tune():
-                retune.tune(autoround, confirm, folder)
+                retune.tune(autoround, recipe, confirm, folder)
     confirm()
     spent = Spent(replace(seconds, total=_since(started)), _peak_memory(), _peak_device_memory(effort.device))
     protocol.write(folder / protocol.REPORT, replace(report, spent=spent))
 
 
-def build(autoround: Any, resume_state: ResumeState, folder: Path, seconds: Seconds) -> Seconds:
+def build(autoround: Any, recipe: Recipe, resume_state: ResumeState, folder: Path, seconds: Seconds) -> Seconds:
     """Tune all blocks that the resume state has not; `raw/` gets AutoRound's output. Return seconds spent."""
     resumed = len(resume_state.done)
     with hooks.listening(autoround, resume_state) as heard, hooks.resuming(autoround, resume_state):
-        autoround.quantize_and_save(str(folder / protocol.RAW), format="auto_round")
+        autoround.quantize_and_save(str(folder / protocol.RAW), format=recipe.scheme.format)
     resume_state.close()
     blocks = sum(len(names) for names in autoround.quant_block_list)
     if len(resume_state.done) != blocks:

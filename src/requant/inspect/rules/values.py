@@ -15,12 +15,14 @@ SMALLEST = 2.0**-24
 """The smallest number that float16 tells from zero."""
 
 
-def zero_word(packing_format: str, bits: int = 4) -> int:
+def zero_word(packing_format: str, bits: int, order: str = "gptq") -> int:
     """Return the word of zero points that a packing format means for symmetric codes of 2, 4 or 8 bits.
 
-    The zero is half of the codes; version 1 of GPTQ stores it less one, version 2 as it is.
+    The zero is half of the codes; version 1 of GPTQ stores it less one, version 2 as it is, and so do tensors that have
+    AWQ's order of codes.
     """
-    zero = (1 << bits - 1) - (0 if "v2" in packing_format or "gptqmodel" in packing_format else 1)
+    kept = order == "awq" or "v2" in packing_format or "gptqmodel" in packing_format
+    zero = (1 << bits - 1) - (0 if kept else 1)
     return zero * (0xFFFFFFFF // ((1 << bits) - 1))
 
 
@@ -40,7 +42,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             said = layers.get(name.removesuffix(".qzeros"))
             if said is None or 32 % said.bits:  # no layer, which has a finding of its own; or codes that straddle words
                 continue
-            wanted = zero_word(seen.declared.packing_format, said.bits)
+            wanted = zero_word(seen.declared.packing_format, said.bits, said.layout)
             words = np.frombuffer(tensor.read(), "<u4")
             if (wrong := words[words != wanted]).size:
                 other.setdefault((int(wrong[0]), wanted), []).append(name)

@@ -5,6 +5,7 @@ and no tuning (`replay`); a block is then tuned alone, in any order and in any w
 own functions inside its own `quantize_and_save`, up to the point where it would begin with the first block.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,16 @@ from typing import Any
 from requant.errors import BuildError
 from requant.evidence.journal import Block
 from requant.protocol import ANSWERS, BLOCK, INPUTS, JOBS, RAW, Passed, Replay, label, say_passed, write
-from requant.recipe import Recipe
+from requant.recipe import Recipe, Scheme
 from requant.worker import determinism
 from requant.worker.autoround import hooks
 from requant.worker.resume import BlockInputs, digest_of_nest
 
 GLANCE = 0.02
 """Seconds between two looks at a folder."""
+
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where each of eight outputs lies in a word, as in `requant.formats.awq`, which is not in the environment."""
 
 Loop = Callable[..., None]
 
@@ -59,7 +63,7 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
                 return self._get_block_outputs(block, stream, others, size, device, self.cache_device)
 
             after = run(full)
-            published.load(block, name, recipe.scheme.group_size)
+            published.load(block, name, recipe.scheme)
             full, quantized = after, run(full if quantized is None else quantized)
             if not all(bool(each.isfinite().all()) for each in quantized):
                 raise BuildError(
@@ -68,10 +72,10 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
             block.to("meta")
             _draw(self)
 
-    through(autoround, blocks, folder)
+    through(autoround, recipe, blocks, folder)
 
 
-def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
+def tune(autoround: Any, recipe: Recipe, confirm: Callable[[], None], folder: Path) -> None:
     """Tune each block whose inputs appear in `jobs/`, for as long as the host lets it; answer in `answers/`.
 
     `confirm` raises BuildError where the worker is no longer deterministic; without it there is no answer.
@@ -108,14 +112,14 @@ def tune(autoround: Any, confirm: Callable[[], None], folder: Path) -> None:
                 loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
                 model.get_submodule(name).to("meta")
 
-        through(autoround, blocks, folder)
+        through(autoround, recipe, blocks, folder)
 
 
-def through(autoround: Any, blocks: Loop, folder: Path) -> None:
+def through(autoround: Any, recipe: Recipe, blocks: Loop, folder: Path) -> None:
     """Run AutoRound with `blocks` in the place of its loop over blocks, and no further."""
     with _in_place_of_the_loop(autoround, blocks):
         try:
-            autoround.quantize_and_save(str(folder / RAW), format="auto_round")
+            autoround.quantize_and_save(str(folder / RAW), format=recipe.scheme.format)
         except _DoneError:
             return
     raise BuildError("AutoRound tuned no block", "Report this with the log.")
@@ -169,15 +173,24 @@ class _Published:
             with safe_open(path, "pt") as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
 
-    def load(self, block: Any, name: str, group: int) -> None:
+    def load(self, block: Any, name: str, scheme: Scheme) -> None:
         """Give a block's layers the weights that their codes mean: a product in float32, as it was tuned."""
         for child, module in block.named_modules():
             layer = f"{name}.{child}"
             if f"{layer}.qweight" in self._files:
-                codes = _codes(self._tensor(f"{layer}.qweight"))
-                scales = self._tensor(f"{layer}.scales").float().T.repeat_interleave(group, dim=1)
-                weight = (scales[:, : codes.shape[1]] * (codes - 8).float()).to(module.weight.dtype)
-                module.weight.data.copy_(weight)
+                awq, columns = scheme.format == "auto_round:auto_awq", module.weight.shape[1]
+                size = columns if scheme.group_size == -1 else scheme.group_size
+
+                def each(groups: Any, size: int = size, columns: int = columns) -> Any:
+                    return groups.T.repeat_interleave(size, dim=1)[:, :columns]
+
+                words, scales = self._tensor(f"{layer}.qweight"), each(self._tensor(f"{layer}.scales").float())
+                codes = _codes_awq(words) if awq else _codes(words, scheme.bits)
+                zeros: Any = float(1 << scheme.bits - 1)
+                if not scheme.symmetric:  # none of the formats of asymmetric codes stores its zero points less one
+                    stored = self._tensor(f"{layer}.qzeros")
+                    zeros = each((_codes_awq(stored).T if awq else _codes(stored.T, scheme.bits)).float())
+                module.weight.data.copy_((scales * (codes.float() - zeros)).to(module.weight.dtype))
 
     def _tensor(self, name: str) -> Any:
         from safetensors import safe_open
@@ -186,9 +199,25 @@ class _Published:
             return file.get_tensor(name)
 
 
-def _codes(words: Any) -> Any:
-    """Return the codes [out, in] of words [in/8, out], eight to a word, the lowest bits first."""
+def _codes(words: Any, bits: int) -> Any:
+    """Return the codes [out, in] of words [in * bits / 32, out]: one stream of bits per output, the lowest first."""
     import torch
 
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    return ((words[:, None, :] >> shifts[None, :, None]) & 15).reshape(-1, words.shape[1]).T
+    count = math.lcm(bits, 32) // bits
+    grouped = (words.T.to(torch.int64) & 0xFFFFFFFF).reshape(words.shape[1], -1, count * bits // 32)
+    codes = torch.empty((*grouped.shape[:2], count), dtype=torch.uint8)
+    for k in range(count):
+        word, shift = divmod(k * bits, 32)
+        found = grouped[..., word] >> shift
+        if shift + bits > 32:
+            found |= grouped[..., word + 1] << (32 - shift)
+        codes[..., k] = found & ((1 << bits) - 1)
+    return codes.reshape(words.shape[1], -1)
+
+
+def _codes_awq(words: Any) -> Any:
+    """Return the codes [out, in] of words [in, out / 8], where output k of eight has the bits from 4 * ORDER[k] on."""
+    import torch
+
+    shifts = 4 * torch.tensor(AWQ_ORDER, dtype=torch.int32)
+    return ((words[:, :, None] >> shifts) & 15).reshape(len(words), -1).T.to(torch.uint8)

@@ -86,7 +86,7 @@ def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Lay
 
     compressor.configure_layer_config = configure
     try:
-        autoround.quantize_and_save("", format="auto_round")
+        autoround.quantize_and_save("", format=recipe.scheme.format)
     except _DecidedError:
         blocks = tuple(name for names in autoround.quant_block_list for name in names)
         kinds, schemes = autoround.supported_types, autoround.layer_config

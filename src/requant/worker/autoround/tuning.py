@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
-from requant.recipe import Effort, Recipe
+from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, Recipe
 from requant.worker.autoround.calibration import PILE
 
 
@@ -41,7 +41,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     from auto_round.compressors import base
     from auto_round.compressors.base import LLMCompressor
 
-    tuning, scheme, numbers = recipe.tuning, recipe.scheme, recipe.scheme.numbers
+    tuning, scheme = recipe.tuning, recipe.scheme
     half = effort.precision == "bfloat16"
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
     base.CpuInfo.bf16 = property(lambda _: half)
@@ -69,12 +69,12 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         extra_config=None,
         enable_alg_ext=False,
         low_cpu_mem_usage=True,
-        bits=numbers.bits,
+        bits=scheme.bits,
         group_size=scheme.group_size,
-        sym=numbers.symmetric,
-        data_type=numbers.data_type,
+        sym=scheme.symmetric,
+        data_type=DATA_TYPE,
         act_bits=16,
-        scale_dtype={"float16": "fp16"}[numbers.scale_dtype],
+        scale_dtype={"float16": "fp16"}[SCALE_DTYPE],
         amp=half,
         lr=rate(tuning.learning_rate),
         minmax_lr=rate(tuning.minmax_learning_rate),

@@ -1,0 +1,143 @@
+"""Schemes other than EC's, from `new` to `audit`: each is built twice, stopped in between, checked and tuned again."""
+
+import json
+import shutil
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.bases import alter, base
+from tests.conftest import ROOT
+from tests.processes import signalled
+from typer.testing import CliRunner
+
+import requant.audit
+from requant.audit.pool import prepare
+from requant.build import build, record
+from requant.build.inputs import tiny_inputs
+from requant.check import check
+from requant.check.findings import TUNED
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
+from requant.cli.options import app
+from requant.errors import RecipeError, UsageError
+from requant.formats import packing_of
+from requant.formats.form import Form
+from requant.model.plan import Plan
+from requant.model.tables import table_of
+from requant.model.target import Target, confirm_groups, target_of, tiny_model
+from requant.new import new
+from requant.progress import silent
+from requant.protocol import Layer
+from requant.recipe import Format, Recipe, read_recipe
+from requant.verdict import Outcome
+
+GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
+SCHEMES = (
+    ("W4A16", "asymmetric", 32, AWQ),
+    *(
+        pytest.param(each, marks=pytest.mark.full)
+        for each in (
+            ("W2A16", "symmetric", 64, GPTQ),
+            ("W3A16", "symmetric", 128, GPTQ),
+            ("W4A16", "symmetric", 128, AWQ),
+            ("W8A16", "symmetric", -1, GPTQ),
+            ("W2A16", "asymmetric", 32, OWN),
+            ("W3A16", "asymmetric", -1, OWN),
+            ("W8A16", "asymmetric", 64, OWN),
+        )
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=SCHEMES, ids=lambda each: "-".join(map(str, each)).replace(":", "-"))
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker: Path) -> Recipe:
+    """A recipe of the Llama base in a scheme; its format is AutoRound's choice, or named where it is another."""
+    del worker
+    name, kind, group_size, packing_format = request.param
+    folder = tmp_path_factory.mktemp("own")
+    words = ["new", base("llama", folder / "model"), "--name", "mine", "--project", folder / "project"]
+    words += ["--scheme", name, f"--{kind}", "--group-size", group_size]
+    words += ["--format", packing_format] if (kind, packing_format) == ("symmetric", AWQ) else []
+    shown = CliRunner().invoke(app, [*map(str, words), "--environment", "cpu", "--sandbox", "venv", "--json"])
+    assert shown.exit_code == 0, shown.output
+    path = Path(json.loads(shown.stdout)["recipe"]) / "recipe.toml"
+    path.write_text(path.read_text().replace("keep_best = true", "keep_best = false"))  # often it is the untuned one
+    recipe = read_recipe(path)
+    scheme = recipe.scheme
+    assert (scheme.name, scheme.symmetric, scheme.group_size) == (name, kind == "symmetric", group_size)
+    assert scheme.format == packing_format
+    return recipe
+
+
+@pytest.mark.worker
+def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_path: Path) -> None:
+    first, target = build(own, tiny="mini", out=tmp_path / "first").folder, target_of(own, "mini")
+    record(own, "mini", first)
+    tensors = open_checkpoint(first).tensors
+    for name, layer in target.plan.packed.items():
+        specs = {each: tensors[f"{name}.{each}"].spec for each in target.form.specs(layer.shape)}
+        packing = packing_of(specs, *layer.shape)
+        assert packing is not None and packing.bits == own.scheme.bits
+
+    out = tmp_path / "second"
+    words: list[str | Path] = ["build", own.path.parent, "--tiny", "--size", "mini", "--sandbox", "venv", "--out", out]
+    stopped = subprocess.run(signalled(signal.SIGKILL, "tuning", 1, *words), capture_output=True, check=False)
+    assert stopped.returncode == -signal.SIGKILL
+    assert build(own, tiny="mini", out=out).verdict.outcome is Outcome.IDENTICAL
+
+    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
+    for recipe in (own, None):
+        with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
+            checked = check(theirs, ours, recipe=recipe, tiny=recipe is not None)
+        assert checked.outcome == "clean", checked.findings
+        assert TUNED in checked.ways
+    another: Format = "auto_round" if own.scheme.format == GPTQ else "auto_round:auto_gptq"
+    other = replace(own, scheme=replace(own.scheme, format=another))
+    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
+        checked = check(theirs, ours, recipe=other, tiny=True)
+    assert {each.tensor.rpartition(".")[0] for each in checked.findings if each.kind == "not as the recipe says"} == {
+        *target.plan.packed
+    }
+
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
+    audited = requant.audit.audit(
+        first,
+        setting,
+        requant.audit.known(own, "mini", first),
+        chosen=tuple(range(len(setting.names))),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=tmp_path / "work",
+    )
+    assert audited.outcome is Outcome.IDENTICAL
+
+    flipped, layer_name = tmp_path / "flipped", next(iter(target.plan.packed))
+    shutil.copytree(first, flipped)
+    alter(flipped, f"{layer_name}.qweight", lambda data: bytes([data[0] ^ (1 << own.scheme.bits - 1), *data[1:]]))
+    with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
+        checked = check(theirs, ours, recipe=own, tiny=True)
+    assert {each.tensor for each in checked.findings} == {f"{layer_name}.qweight"}
+
+
+def test_awq_has_whole_groups_only() -> None:
+    recipe = read_recipe(ROOT / "builds" / "ec")
+    plan = Plan({}, {}, (), {"a.b": Layer((64, 192), "", None), "a.c": Layer((64, 100), "odd", None)})
+    for packing_format, group_size in ((GPTQ, 128), (AWQ, 64), (AWQ, -1)):
+        form = Form(packing_format, 4, group_size, symmetric=True)
+        confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
+    form = Form(AWQ, 4, 128, symmetric=True)
+    with pytest.raises(RecipeError, match=r"group_size: found 128, allowed: a divisor of the 192 inputs of a\.b"):
+        confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
+
+
+def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model, project = base("llama", tmp_path / "model"), tmp_path / "project"
+    with pytest.raises(UsageError, match="4 bits only"):
+        new(str(model), "mine", project, scheme="W8A16", packing_format="auto_round:auto_awq")
+    with pytest.raises(UsageError, match="zero point of 0 as -1"):
+        new(str(model), "mine", project, symmetric=False, packing_format="auto_round:auto_gptq")
+    assert not project.exists()
