@@ -89,7 +89,7 @@ def derive(context: passes.Context) -> Checkpoint:
     Raises BuildError where the base is not what its config.json means.
     """
     main = {
-        name: Tensor(spec, Made(partial(_stand_in, name, spec))) if name.endswith(PACKED) else context.tensors[name]
+        name: Tensor(spec, Made(partial(_stand_in, name, spec))) if name.endswith(PACKED) else context.untuned(name)
         for name, spec in context.target.main.items()
     }
     return passes.apply(Checkpoint({MAIN: main}, {}), context)
