@@ -2,35 +2,22 @@
 
 import json
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT
-from tests.processes import signalled
+from tests.owned import alter, base, hold
 from tests.test_schemas import held
 from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
 
-import requant.audit
-from requant.audit.pool import prepare
 from requant.build import build, record
-from requant.build.inputs import tiny_inputs
-from requant.check import check
-from requant.check.reader import open_source
-from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
-from requant.checkpoint.safetensors import Spec
 from requant.cli.options import app
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
-from requant.model.target import target_of, tiny_model
-from requant.model.tiny import stand_in
+from requant.model.target import target_of
 from requant.new import new
-from requant.progress import silent
 from requant.recipe import Recipe, read_recipe
-from requant.verdict import Outcome
 
 FULL = pytest.mark.full
 ARCHITECTURES = (
@@ -39,18 +26,6 @@ ARCHITECTURES = (
 )
 PROJECTIONS = 4
 """The longest path through a block has as many packed weights: in and out of the attention, up and down."""
-
-
-def base(name: str, folder: Path) -> Path:
-    """Write a base with configuration and tensors of one of the corpus; its weights are the stream's."""
-    value = json.loads((ROOT / "tests" / "corpus" / f"base-{name}.json").read_text())
-    specs: dict[str, Spec] = {}
-    for inside in value["tensors"].values():
-        for tensor, text in inside.items():
-            dtype, *shape = text.split()
-            specs[tensor] = Spec(dtype, tuple(map(int, shape)))
-    write_checkpoint(stand_in("mini", value["sides"]["config.json"], specs, zero_centred=False), folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -81,53 +56,7 @@ def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
     own: Recipe, first: Path, tmp_path: Path
 ) -> None:
-    words: list[str | Path] = [
-        "build",
-        own.path.parent,
-        "--tiny",
-        "--size",
-        "mini",
-        "--sandbox",
-        "venv",
-        "--out",
-        tmp_path / "second",
-    ]
-    stopped = subprocess.run(signalled(signal.SIGKILL, "tuning", 1, *words), capture_output=True, check=False)
-    assert stopped.returncode == -signal.SIGKILL
-    assert build(own, tiny="mini", out=tmp_path / "second").verdict.outcome is Outcome.IDENTICAL
-
-    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
-    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
-        assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
-
-    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
-    audited = requant.audit.audit(
-        first,
-        setting,
-        requant.audit.known(own, "mini", first),
-        chosen=tuple(range(len(setting.names))),
-        challenge=None,
-        auditor="tests",
-        make_pool=requant.audit.local(1),
-        work=tmp_path / "work",
-    )
-    assert audited.outcome is Outcome.IDENTICAL
-
-    flipped, name = tmp_path / "flipped", next(iter(target_of(own, "mini").plan.packed))
-    shutil.copytree(first, flipped)
-    _alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
-        checked = check(theirs, ours, recipe=own, tiny=True)
-    assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
-
-
-def _alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
-    """Change the bytes of a tensor."""
-    checkpoint = open_checkpoint(folder)
-    file = next(file for file, held in checkpoint.shards.items() if name in held)
-    before, data = checkpoint.shards[file][name].read(), (folder / file).read_bytes()
-    assert data.count(before) == 1
-    (folder / file).write_bytes(data.replace(before, edit(before)))
+    hold(own, first, tmp_path)
 
 
 @pytest.mark.worker
@@ -139,8 +68,8 @@ def test_transformers_computes_with_the_weights_that_the_files_decode_to(
     one, other = packed[0], packed[-1]
     altered = tmp_path / "altered"
     shutil.copytree(first, altered)
-    _alter(altered, f"{one}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    _alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
+    alter(altered, f"{one}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
+    alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
     found = ask("logits", first, first, altered, tmp_path / "unpacked")
     for report in (found["unpacked"], *(each["report"] for each in found["loaded"])):
         assert [name for names in report.values() for name in names if not name.startswith("mtp")] == []

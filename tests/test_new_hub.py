@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from tests.hub import Hub, running
-from tests.test_new import base
+from tests.owned import base
 from tests.test_remote import header_bytes
 from typer.testing import CliRunner
 
