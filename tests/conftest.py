@@ -38,13 +38,14 @@ ENGINE = ("test_image", "test_sandbox", "test_container", "test_engine")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: engines, then files that run workers.
+    """Begin with what takes longest: engines, then files that run workers, those first that wait for no build of all.
 
     The tiny model's image of 3 GB, which takes minutes, and `intel`, which is `ec` with other numbers, are made in the
     full tier only; small images and workers in containers are tested in both.
     """
     workers = {item.path for item in items if item.get_closest_marker("worker")}
-    items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in workers))
+    waiting = {item.path for item in items if "built" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in workers, item.path in waiting))
     for item in items:
         parameters, fixtures = getattr(item, "callspec", None), getattr(item, "fixturenames", ())
         if "image" in fixtures or (parameters and "intel" in parameters.params.values() and "built" in fixtures):

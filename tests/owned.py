@@ -1,14 +1,12 @@
-"""What holds for every base of one's own: built twice, once killed on the way, checked, audited, and not believed."""
+"""What holds for every base of one's own: built twice, once stopped on the way, checked, audited, and not believed."""
 
 import json
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.conftest import ROOT
-from tests.processes import signalled
 
 import requant.audit
 from requant.audit.pool import prepare
@@ -20,7 +18,7 @@ from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import Spec
 from requant.model.target import target_of, tiny_model
 from requant.model.tiny import stand_in
-from requant.progress import silent
+from requant.progress import Progress, silent
 from requant.recipe import Recipe
 from requant.verdict import Outcome
 
@@ -47,12 +45,12 @@ def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
 
 
 def hold(own: Recipe, first: Path, folder: Path) -> None:
-    """Build the tiny model mini again, killed and resumed; check it, audit it, and find one code that is another."""
-    second = folder / "second"
-    words: list[str | Path] = ["build", own.path.parent, "--tiny", "--size", "mini", "--sandbox", "venv"]
-    command = signalled(signal.SIGKILL, "tuning", 1, *words, "--out", second)
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert build(own, tiny="mini", out=second).verdict.outcome is Outcome.IDENTICAL
+    """Build the tiny model mini again, stopped and resumed; check it, audit it, and find one code that is another."""
+    with pytest.raises(KeyboardInterrupt):
+        build(own, tiny="mini", out=folder / "second", tell=_stopping)
+    told = list[Progress]()
+    assert build(own, tiny="mini", out=folder / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
+    assert any(each.stage.startswith("resuming after block") for each in told)
 
     write_checkpoint(tiny_model(own, "mini"), folder / "base")
     with open_source(str(first)) as theirs, open_source(str(folder / "base")) as ours:
@@ -77,3 +75,9 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     with open_source(str(flipped)) as theirs, open_source(str(folder / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
+
+
+def _stopping(now: Progress) -> None:
+    """Stop a build that has tuned a block."""
+    if now.stage == "tuning" and now.done:
+        raise KeyboardInterrupt

@@ -3,16 +3,22 @@
 `LIMIT` is where a test gives up on something that hangs. No healthy run comes near it, on however busy a machine.
 """
 
+import atexit
+import json
 import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
 LIMIT = 900.0
 """Seconds."""
 
@@ -89,3 +95,50 @@ def awaited(holds: Callable[[], object]) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+FORKING = """
+import json, os, sys
+from requant import cli
+from requant.__main__ import main
+
+for line in sys.stdin:
+    words, cwd, env, *streams = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, path in enumerate(streams, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["requant", *words]
+        main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@cache
+def _forking() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(process.communicate)
+    return process
+
+
+def requant(
+    *words: str, cwd: Path = ROOT, env: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run `requant` in a process of its own, with `env` besides this one's variables.
+
+    It is forked from one that has imported all, which takes a second each time.
+    """
+    process = _forking()
+    assert process.stdin and process.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process.stdin.write(json.dumps([words, str(cwd), {**os.environ, **env}, str(out), str(err)]) + "\n")
+        process.stdin.flush()
+        status = int(process.stdout.readline())
+        return subprocess.CompletedProcess(words, status, out.read_text(), err.read_text())

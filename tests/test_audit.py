@@ -83,10 +83,13 @@ def test_all_blocks_are_identical(name: str, built: Callable[[str], Built], judg
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_ruined_around_healthy_blocks_it_is_different(
+def test_ruined_around_a_healthy_block_it_is_different(
     built: Callable[[str], Built], judged: Judged, tmp_path: Path
 ) -> None:
-    """All that tuning decides is the honest build's; what it does not decide is ruined in every way at once."""
+    """All that tuning decides is the honest build's; what it does not decide is ruined in every way at once.
+
+    The journal's second block was given other position embeddings: they are no stream, and yet decide its bits.
+    """
     copy = tmp_path / "ruined"
     shutil.copytree(built("ec").folder, copy)
     zeroed = {"lm_head.weight", "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"}
@@ -101,8 +104,14 @@ def test_ruined_around_healthy_blocks_it_is_different(
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["rms_norm_eps"] = 0.1
     (copy / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    audit = judged("ec", copy, 0, 1, journal=beside(built("ec").folder, "journal.jsonl"))
-    assert judgements(audit) == {0: "identical", 1: "identical"}
+    journal = read_journal(beside(built("ec").folder, "journal.jsonl"))
+    with Writer(tmp_path / "ec.journal.jsonl", journal.header) as writer:
+        for number, block in enumerate(journal.blocks):
+            others = "0" * 64 if number == 1 else block.inputs["others"]
+            writer.append(replace(block, inputs={**block.inputs, "others": others}))
+    shutil.copyfile(beside(built("ec").folder, "intoto.jsonl"), tmp_path / "ec.intoto.jsonl")
+    audit = judged("ec", copy, 0, 1, journal=tmp_path / "ec.journal.jsonl")
+    assert judgements(audit) == {0: "identical", 1: "unjudged"}
     assert (audit.outcome, audit.first_divergence) == (Outcome.DIFFERENT, None)
     assert {(each.kind, each.name) for each in audit.untuned.deviations} == {
         *(("changed tensor", name) for name in zeroed),
@@ -345,17 +354,3 @@ def test_other_numbers_are_refused(text: str) -> None:
 
 def test_judgements_are_words() -> None:
     assert [str(each) for each in Judgement] == ["identical", "different", "inconclusive", "unjudged"]
-
-
-def test_a_block_that_was_given_other_position_embeddings_is_not_judged(
-    built: Callable[[str], Built], judged: Judged, tmp_path: Path
-) -> None:
-    """They are no stream, and yet decide a block's bits."""
-    journal = read_journal(beside(built("ec").folder, "journal.jsonl"))
-    with Writer(tmp_path / "ec.journal.jsonl", journal.header) as writer:
-        for number, block in enumerate(journal.blocks):
-            others = "0" * 64 if number == 1 else block.inputs["others"]
-            writer.append(replace(block, inputs={**block.inputs, "others": others}))
-    shutil.copyfile(beside(built("ec").folder, "intoto.jsonl"), tmp_path / "ec.intoto.jsonl")
-    audit = judged("ec", built("ec").folder, 0, 1, journal=tmp_path / "ec.journal.jsonl")
-    assert judgements(audit) == {0: "identical", 1: "unjudged"}

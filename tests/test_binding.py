@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.cases.tiny_models import healthy
 from tests.checkpoints import Tensors, on_a_disk, on_disk, shard, write
 from tests.conftest import ROOT
+from tests.tiny import write_tiny
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
@@ -25,7 +26,6 @@ from requant.checkpoint.checkpoint import write_checkpoint
 from requant.digest import MAX_VALUES
 from requant.formats import Packing, awq, gptq, packing_of
 from requant.formats.gptq import bfloat16_to_float32
-from requant.model.tiny import write_tiny
 from requant.rounding import ways as rounding
 
 Edit = Callable[[dict[str, Any]], Any]

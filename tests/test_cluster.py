@@ -55,11 +55,11 @@ def _started(tries: int) -> Nodes:
     return started
 
 
-@pytest.fixture
-def setting(worker: Path, tmp_path: Path) -> Setting:
+@pytest.fixture(scope="module")
+def setting(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """What a worker of the tiny model mini of EC is given."""
     recipe = read_recipe(ROOT / "builds" / "ec")
-    return prepare(recipe, "mini", tiny_inputs(recipe, "mini", tmp_path, silent), silent)
+    return prepare(recipe, "mini", tiny_inputs(recipe, "mini", tmp_path_factory.mktemp("given"), silent), silent)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT
-from tests.test_cli import requant
+from tests.processes import requant
 
 from requant.audit.audits import write_audit
 from requant.audit.challenge import Challenge, draw

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.test_cli import requant
+from tests.processes import requant
 
 from requant.environment import Environment
 from requant.environment.image.dockerfile import Base, dockerfile, platform_of, read_bases

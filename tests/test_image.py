@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from tests.conftest import ROOT
 from tests.engines import answering
-from tests.test_cli import requant
+from tests.processes import requant
 from tests.test_running import line
 
 import requant.environment.image as imaging

@@ -12,9 +12,11 @@ from tests.test_schemas import held
 from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
 
+import requant.build.survey
 from requant.build import build, record
 from requant.cli.options import app
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
+from requant.model.plan import Plan
 from requant.model.target import target_of
 from requant.new import new
 from requant.recipe import Recipe, read_recipe
@@ -142,7 +144,10 @@ def test_the_base_of_a_full_build_has_to_be_named_where_it_is_a_folder(own: Reci
 
 
 @pytest.mark.worker
-def test_a_recipe_that_was_edited_is_asked_about_again(own: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_that_was_edited_is_asked_about_again(
+    own: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoRound is asked once, by `--record`; `--ask` is given the same answer again, for it asks for less."""
     project = tmp_path / "project"
     shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))
     folder = project / "builds" / "mine"
@@ -150,6 +155,30 @@ def test_a_recipe_that_was_edited_is_asked_about_again(own: Recipe, tmp_path: Pa
     (folder / "recipe.toml").write_text(text.replace("group_size = 128", "group_size = 64"))
     with pytest.raises(RecipeError, match="was asked for with"):
         target_of(read_recipe(folder), "mini")
-    shown = CliRunner().invoke(app, ["plan", str(folder), "--record", "--sandbox", "venv"])
+    answers: list[dict[str, Plan]] = []
+    real = requant.build.survey.ask
+
+    def once(*given: Any, **options: Any) -> dict[str, Plan]:
+        answers.extend(() if answers else [real(*given, **options)])
+        return answers[0]
+
+    monkeypatch.setattr(requant.build.survey, "ask", once)
+    words = ["plan", str(folder), "--sandbox", "venv"]
+    shown = CliRunner().invoke(app, [*words, "--record"])
     assert shown.exit_code == 0, shown.output
     assert target_of(read_recipe(folder), "mini").group_size == 64
+
+    shown = CliRunner().invoke(app, [*words, "--ask"])
+    assert shown.exit_code == 0, shown.output
+    layers = target_of(read_recipe(folder), None).plan.packed
+    assert f"itself packs these {len(layers)} layers, from these places in the base" in shown.output
+
+    plan = json.loads((folder / "plan.json").read_text())
+    template = next(each for each in plan["base"]["layers"] if not each[2])
+    template[2] = "left alone"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (name, *_) = sorted(layers.keys() - target_of(read_recipe(folder), None).plan.packed.keys())
+    shown = CliRunner().invoke(app, [*words, "--ask"])
+    assert shown.exit_code == 1, shown.output
+    assert "and not as planned" in shown.output
+    assert f"{name}: packed, and not planned" in shown.output

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tests.tiny import tiny
 
 from requant.formats.gptq import ZERO_POINT, ZERO_WORD, bfloat16_to_float32, pack, round_to_nearest, unpack, zeros
-from requant.model.tiny import tiny
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5).map(lambda words: 8 * words))
 CODES = arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 15))

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from tests.conftest import ROOT
-from tests.test_cli import requant
+from tests.processes import requant
+from typer.testing import CliRunner
 
 from requant.build import RECORDED, Built, beside, compare
 from requant.build.rebuild import find, judge, rebuild
 from requant.checkpoint.manifest import read_manifest
+from requant.cli.options import app
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence.journal import Journal, Writer, read_journal
 from requant.recipe import read_recipe
@@ -201,8 +203,8 @@ def test_rebuild_repeats_a_build(built: Callable[[str], Built], theirs: Path, tm
         shutil.copyfile(theirs / f"mini.{name}", beside(tmp_path / "published", name))
     command = ("rebuild", str(EC), "--against", str(tmp_path / "published"), "--tiny", "--size", "mini", "--json")
     write(tmp_path / "published.journal.jsonl", with_tensor(read_journal(theirs / "mini.journal.jsonl")))
-    done = requant(*command, "--out", str(tmp_path / "again"))
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(app, [*command, "--sandbox", "venv", "--out", str(tmp_path / "again")])
+    assert done.exit_code == 1, done.output
     value = json.loads(done.stdout)
     assert value["outcome"] == "equivalent"
     assert [(each["line"], each["field"]) for each in value["divergences"]] == [(4, "tensors")]

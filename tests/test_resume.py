@@ -35,7 +35,11 @@ PHASES = (("tiny model mini", 0), ("tuning", 0), ("tuning", 1), ("tuning", 3), (
 
 
 def command(name: str, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "requant", "build", str(ROOT / "builds" / name), "--tiny", "--size", "mini"]
+    return [sys.executable, "-m", "requant", *words(name, out)]
+
+
+def words(name: str, out: Path) -> list[str]:
+    words = ["build", str(ROOT / "builds" / name), "--tiny", "--size", "mini"]
     return [*words, "--out", str(out), "--keep-raw", "--sandbox", "venv"]
 
 
@@ -89,16 +93,67 @@ def equal(ours: Path, theirs: Path) -> None:
     assert not ours.with_name(f".{ours.name}.unfinished").exists()
 
 
+def end(number: int, stage: str, done: int, out: Path) -> str:
+    """Begin a build, or go on with one, that gets a signal when it is so far; return what it said."""
+    command = signalled(number, stage, done, *words("ec", out))
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        _, said = process.communicate(timeout=LIMIT)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), said
+    assert not out.exists()
+    assert all_ended(out)
+    assert max(tuned(out), 0) >= done, stage
+    return said
+
+
+@pytest.mark.worker
+def test_stopped_by_one_thing_after_the_other_it_ends_in_the_same_bytes(
+    built: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, refused, interrupted, stopped at its very end, refused again: its blocks outlive all of it."""
+    recipe, out = read_recipe(ROOT / "builds" / "ec"), tmp_path / "ec"
+    end(signal.SIGKILL, "tuning", 1, out)
+
+    # Another recipe does not go on with the blocks of this one.
+    other = read_recipe(project(tmp_path / "other", iterations=("iterations = 6\n", "iterations = 5\n")))
+    with pytest.raises(BuildError, match="was begun with another recipe") as error:
+        build(other, tiny="mini", out=out)
+    assert "--fresh" in error.value.advice
+    assert (before := tuned(out)) >= 1
+
+    said = end(signal.SIGINT, "tuning", 3, out)
+    assert f"resuming after block {before} of 4" in said
+    assert "resumes after its last completed block" in said
+    assert {path.name for path in tmp_path.iterdir()} == {".ec.unfinished", "ec.log", "other"}
+
+    # What stands under the final name has its records beside it, so its renaming is what a build ends with.
+    before, told = tuned(out), list[Progress]()
+    with monkeypatch.context() as patched:
+        patched.setattr("requant.build.shutil.copyfile", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, tiny="mini", out=out, tell=told.append)
+    assert Progress(f"resuming after block {before} of 4") in told
+    noted = [each.done for each in told if each.stage == "tuning" and each.note]
+    assert not noted or min(noted) > before
+    assert not out.exists()
+    assert tuned(out) == 4
+
+    journal = (kept := out.with_name(f".{out.name}.unfinished") / JOURNAL).read_bytes()
+    with_other_others(kept)
+    with pytest.raises(BuildError, match=r"layers\.2: was given other position embeddings or masks than now") as error:
+        build(recipe, tiny="mini", out=out)
+    assert "--fresh" in error.value.advice
+    kept.write_bytes(journal)
+
+    assert build(recipe, tiny="mini", out=out, keep_raw=True).verdict.outcome == "identical"
+    equal(out, built("ec").folder)
+
+
+@pytest.mark.full  # in each phase; the test above is killed in one, and stopped in two others
 @pytest.mark.worker
 def test_killed_in_each_phase_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
     out = tmp_path / "ec"
     for stage, done in PHASES:
-        killer = signalled(signal.SIGKILL, stage, done, *command("ec", out)[3:])
-        with started(killer, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            assert process.wait(LIMIT) == -signal.SIGKILL, stage
-        assert not out.exists()
-        assert all_ended(out)
-        assert max(tuned(out), 0) >= done, stage
+        end(signal.SIGKILL, stage, done, out)
     assert tuned(out) == 4
     finish("ec", out)
     equal(out, built("ec").folder)
@@ -115,49 +170,6 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(built: Callable[[str], B
     assert all(any(blocks > 0 for blocks in found) for found in stops), "no build was stopped behind a block"
     for name in names:
         equal(tmp_path / name, built(name).folder)
-
-
-@pytest.mark.worker
-def test_an_unfinished_build_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    """An interrupt leaves the blocks; another recipe does not go on with them, a fresh build does not need them."""
-    out = tmp_path / "out"
-    interrupted = signalled(signal.SIGINT, "tuning", 1, *command("ec", out)[3:])
-    with started(interrupted, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        _, said = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130
-    assert "resumes after its last completed block" in said
-    assert {path.name for path in tmp_path.iterdir()} == {".out.unfinished", "out.log"}
-    other = read_recipe(project(tmp_path, iterations=("iterations = 6\n", "iterations = 5\n")))
-    with pytest.raises(BuildError, match="was begun with another recipe") as error:
-        build(other, tiny="mini", out=out)
-    assert "--fresh" in error.value.advice
-    assert (before := tuned(out)) >= 1
-    told = list[Progress]()
-    again = build(read_recipe(ROOT / "builds" / "ec"), tiny="mini", out=out, tell=told.append)
-    assert again.verdict.outcome == "identical"
-    assert Progress(f"resuming after block {before} of 4") in told
-    noted = [each.done for each in told if each.stage == "tuning" and each.note]
-    assert not noted or min(noted) > before
-
-
-@pytest.mark.worker
-def test_stopped_at_its_very_end_a_build_has_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands under the final name has its records beside it, so its renaming is what a build ends with."""
-    recipe, out = read_recipe(ROOT / "builds" / "ec"), tmp_path / "out"
-    with monkeypatch.context() as patched:
-        patched.setattr("requant.build.shutil.copyfile", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            build(recipe, tiny="mini", out=out)
-    assert not out.exists()
-    assert tuned(out) == 4
-    kept = out.with_name(f".{out.name}.unfinished") / JOURNAL
-    journal = kept.read_bytes()
-    with_other_others(kept)
-    with pytest.raises(BuildError, match=r"layers\.2: was given other position embeddings or masks than now") as error:
-        build(recipe, tiny="mini", out=out)
-    assert "--fresh" in error.value.advice
-    kept.write_bytes(journal)
-    assert build(recipe, tiny="mini", out=out).verdict.outcome == "identical"
 
 
 def with_other_others(path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.test_cli import requant
+from tests.processes import requant
 from tests.test_divergence import JOURNAL
 
 from requant.errors import UsageError

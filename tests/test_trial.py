@@ -15,6 +15,7 @@ from requant.build import RECORDED, Built, beside
 from requant.build.trial import long_texts, project, stand_in, trial
 from requant.checkpoint.manifest import Manifest
 from requant.errors import NotAvailableError, UsageError
+from requant.model.target import config_of, target_of
 from requant.progress import Progress, Tell
 from requant.protocol import Seconds, Spent
 from requant.recipe import read_recipe
@@ -23,6 +24,7 @@ from requant.verdict import Outcome, Verdict
 EC = read_recipe(ROOT / "builds" / "ec")
 
 
+@pytest.mark.full  # three builds; below is a trial of a real one, in test_resume one that is stopped and resumed
 @pytest.mark.worker
 def test_a_rehearsal_builds_twice_and_resumes(worker: Path, tmp_path: Path) -> None:
     tried = trial(EC, tmp_path, rehearsal=True, size="mini", iterations=3)
@@ -54,6 +56,9 @@ def test_one_flipped_bit_in_the_second_build_is_different(
     monkeypatch.setattr(trying, "build", copied)
     tried = trial(EC, tmp_path, rehearsal=True, size="mini")
     assert tried.stopped == 1
+    assert 0 < tried.iteration < tried.block < min(tried.seconds)
+    assert tried.peak_memory_bytes > 1 << 27
+    assert tried.projection is None
     assert tried.verdict.outcome is (Outcome.DIFFERENT if spoiled else Outcome.IDENTICAL)
 
 
@@ -68,8 +73,11 @@ def test_the_recipe_tried_differs_in_its_tiny_model_alone(tmp_path: Path) -> Non
     tried = stand_in(EC, effort, tmp_path)
     assert tried.effort(tiny=True) == effort
     assert tried.lockfiles.resolve() == EC.lockfiles.resolve()
-    same = {field: getattr(EC, field) for field in ("base", "scheme", "tuning", "calibration", "layers", "mtp")}
+    same = {field: getattr(EC, field) for field in ("scheme", "tuning", "calibration", "layers", "mtp")}
     assert {field: getattr(tried, field) for field in same} == same
+    assert replace(tried.base, files=EC.base.files) == EC.base
+    assert target_of(tried, "wide") == target_of(EC, "wide")
+    assert config_of(tried, "wide") == config_of(EC, "wide")
 
 
 def test_hours_grow_with_iterations_and_samples() -> None:

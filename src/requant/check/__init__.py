@@ -23,8 +23,8 @@ from requant.check.side_files import Side, bind
 from requant.check.spans import Span, trace
 from requant.checkpoint.safetensors import Spec
 from requant.digest import canonical_json, sha256
-from requant.errors import CheckpointError, UsageError
-from requant.model.inventory import ARCHITECTURE, linears, mtp_linears
+from requant.errors import UsageError
+from requant.model.skeleton import is_modelled, skeleton
 from requant.model.target import Target, target_like
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
@@ -70,7 +70,7 @@ def check(
     bound = reach_of(recipe, tiny) if recipe else loosest()
     theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
     scheme, findings = read_scheme(theirs)
-    target = _target(recipe, ours, base) if recipe else None
+    target = target_like(recipe, _specs(base)) if recipe else None
     spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours, target)
     converted = {checkpoint.tensors[span.name].spec.dtype for span in spans if span.converted}
     dtypes = {DTYPES[each] for each in converted} | ({scheme.dtype} if scheme else set())
@@ -159,9 +159,10 @@ def _as_declared(
 def _linears(base: Side) -> set[str]:
     """Return the linear layers of a base whose architecture is modelled; of others, none are known."""
     config = base.config()
-    if config is None or config.get("model_type") != ARCHITECTURE:
+    if config is None or not is_modelled(config):
         return set()
-    return {*linears(config), *mtp_linears(config)}
+    model = skeleton(config)
+    return {*model.layers(model.tensors)}
 
 
 def _examined(
@@ -212,14 +213,6 @@ def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     beyond = [FAITHFUL if rounds else EXTENDED] if span.symmetric else []
     beyond += [NEAR] if span.foreign else []
     return (*exact, TUNED, *searched, *beyond)
-
-
-def _target(recipe: Recipe, side: Side, base: Source) -> Target:
-    """Return what a recipe makes of the base."""
-    config = side.config()
-    if config is None:
-        raise CheckpointError(f"{base.name}: no config.json")
-    return target_like(recipe, config, _specs(base))
 
 
 def _expected(target: Target) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """`update`: what newer locks and newer base images would bring, pin by pin; written only when asked.
 
-Nothing here decides that newer is better: an update changes the environment's digest, so everything recorded in
-it is stale afterwards (CONTRIBUTING.md).
+Newer is not better: what was recorded in an environment is stale once its lock or image changes (CONTRIBUTING.md).
 """
 
 import re
@@ -58,18 +57,18 @@ def update_locks(folder: Path, names: Iterable[str], cutoff: str) -> Update:
     """
     names = [read_intent(folder, name).name for name in names]
     with tempfile.TemporaryDirectory() as scratch:
-        copies = [Path(scratch, f"{name}.in") for name in names]
-        for copy in copies:
-            asked = (folder / copy.name).read_text()
-            copy.write_text(re.sub(r"^# cutoff = \S+$", f"# cutoff = {cutoff}", asked, count=1, flags=re.M))
+        copy = Path(shutil.copytree(folder, Path(scratch, folder.resolve().name)))
+        for asked in (copy / f"{name}.in" for name in names):
+            asked.write_text(re.sub(r"(?m)^# cutoff = \S+$", f"# cutoff = {cutoff}", asked.read_text(), count=1))
             try:
-                read_intent(copy.parent, copy.stem)
+                read_intent(copy, asked.stem)
             except LockError:
                 raise UsageError(f"--cutoff {cutoff}: expected an instant such as 2026-06-01T00:00:00Z") from None
         if cutoff > f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}":
             raise UsageError(f"--cutoff {cutoff}: lies ahead, and what is published until then is not known")
-        texts = {copy.name: copy.read_text() for copy in copies}
-        return _update(folder, texts | {f"{name}.txt": resolve(Path(scratch), name) for name in names})
+        for name in names:
+            (copy / f"{name}.txt").write_text(resolve(copy, name))
+        return _update(folder, copy, [f"{name}{suffix}" for name in names for suffix in (".in", ".txt")])
 
 
 def update_images(folder: Path, names: Iterable[str] = ()) -> Update:
@@ -83,9 +82,8 @@ def update_images(folder: Path, names: Iterable[str] = ()) -> Update:
     asked = list(names) or list(bases)
     if unknown := [name for name in asked if name not in bases]:
         raise UsageError(f"{unknown[0]}: {file} has no such image", f"There are {', '.join(bases)}.")
-    platforms = {name: platform_of(read_lock(folder, name)) for name in asked}
     text = file.read_text()
-    for name, platform in platforms.items():
+    for name, platform in {name: platform_of(read_lock(folder, name)) for name in asked}.items():
         base = bases[name]
         index = _described(base.image)
         images = [(each["digest"], each.get("platform", {})) for each in index.get("manifests", ())]
@@ -95,41 +93,30 @@ def update_images(folder: Path, names: Iterable[str] = ()) -> Update:
             raise LockError(f"{file}: {name}: {found}", "name a tag that is there for this platform")
         bases[name] = replace(base, digest=fitting[0], index=index["digest"])
         if bases[name] != base:
-            nvidia = str(base.nvidia).lower()
-            table = _TABLE.format(name=name, base=bases[name], nvidia=nvidia, today=datetime.now(UTC))
-            parts = [part.split("\n") for part in text.rstrip().split("\n\n")]
-            for part in parts:
-                if f"[{name}]" in part:
-                    said = [line for line in part if line.startswith("#") and "`requant update images" not in line]
-                    part[:] = [*said, table]
-            text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+            table = _TABLE.format(name=name, base=bases[name], nvidia=str(base.nvidia).lower(), today=datetime.now(UTC))
+            text = re.sub(rf"(^# From a registry.*\n)?^\[{name}\](\n\w+ = .*)+", table, text, flags=re.M)
     if tomllib.loads(text) != {name: asdict(base) for name, base in bases.items()}:
-        raise LockError(f"{file}: cannot be edited", "Part its tables by an empty line each, and write [NAME] plainly.")
-    return _update(folder, {BASES: text}, asked)
-
-
-def _update(folder: Path, texts: Mapping[str, str], images: Iterable[str] = ()) -> Update:
-    """Return what differs once `texts` are in the folder of locks, and the Dockerfiles of `images` that follow.
-
-    Without `images`, of all but those that are not pinned yet: there is nothing to write of them.
-    """
+        raise LockError(f"{file}: cannot be edited", "Write each table as [NAME] and four lines below it, key = value.")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(folder, Path(scratch, folder.resolve().name)))
-        for name, text in texts.items():
-            (copy / name).write_text(text)
-        made = {folder / name: text for name, text in texts.items()}
-        if (copy / BASES).exists():
-            chosen = list(images) or [name for name, base in read_bases(copy).items() if not base.placeholder]
-            made |= {dockerfile_path(folder, name): dockerfile(copy, name) for name in chosen}
-        changes = []
-        for name in texts:
-            old, new = _held(folder / name), _held(copy / name)
-            for key in sorted(old.keys() | new.keys()):
-                before, after = old.get(key, ""), new.get(key, "")
-                versions = before.split(" ")[0], after.split(" ")[0]
-                if before != after:  # a wheel alone is told where its version is the same
-                    told = versions if versions[0] != versions[1] else (before, after)
-                    changes.append(Change(str(folder / name), key, *told))
+        (copy / BASES).write_text(text)
+        return _update(folder, copy, [BASES], asked)
+
+
+def _update(folder: Path, copy: Path, names: Iterable[str], images: Iterable[str] = ()) -> Update:
+    """Return what these files of `copy` change, and the Dockerfiles of `images`, or else of all that are pinned."""
+    made = {folder / name: (copy / name).read_text() for name in names}
+    if (copy / BASES).exists():
+        chosen = list(images) or [name for name, base in read_bases(copy).items() if not base.placeholder]
+        made |= {dockerfile_path(folder, name): dockerfile(copy, name) for name in chosen}
+    changes = []
+    for name in names:
+        old, new = _held(folder / name), _held(copy / name)
+        for key in sorted(old.keys() | new.keys()):
+            told = old.get(key, ""), new.get(key, "")
+            versions = [each.split(" ")[0] for each in told]
+            if told[0] != told[1]:  # a wheel alone is told where its version is the same
+                changes.append(Change(str(folder / name), key, *(told if versions[0] == versions[1] else versions)))
     stale = {path: text for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()}
     return Update(tuple(changes), stale)
 
@@ -139,9 +126,8 @@ def _held(file: Path) -> dict[str, str]:
     if file.name == BASES:
         bases = read_bases(file.parent).items()
         return {f"{name} {base.image} {key}": getattr(base, key) for name, base in bases for key in ("digest", "index")}
-    lines = file.read_text().split("\n") if file.exists() and file.suffix == ".txt" else []
-    pins = (line.partition("==") for line in lines if not line.startswith("#"))
-    return {name: pinned.replace("--hash=", "") for name, _, pinned in pins if name}
+    text = file.read_text() if file.exists() and file.suffix == ".txt" else ""
+    return dict(re.findall("^([^#=\n]+)==(.+)", text.replace("--hash=", ""), re.M))
 
 
 def _described(image: str) -> dict[str, Any]:
@@ -149,10 +135,8 @@ def _described(image: str) -> dict[str, Any]:
     try:
         answer = run(["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Manifest}}", image])
         described = dict(strict_json(answer.encode()))
-        if re.fullmatch("sha256:[0-9a-f]{64}", described["digest"]):
-            return described
-    except (BuildError, NotAvailableError) as error:
-        raise NotAvailableError(f"{image}: no registry answers: {error}", _NEEDED) from None
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise NotAvailableError(f"{image}: docker's answer holds no digest: {answer[:200]!r}", _NEEDED)
+        if not re.fullmatch("sha256:[0-9a-f]{64}", described["digest"]):
+            raise ValueError(f"found {described['digest']!r:.200} for its digest")
+    except (BuildError, NotAvailableError, ValueError, TypeError, KeyError) as error:
+        raise NotAvailableError(f"{image}: no registry answers with a digest: {error}", _NEEDED) from None
+    return described

@@ -212,7 +212,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
         "layers": [[str(each), *each.value] for each in fold(layers)],
         "unloaded": [str(each) for each in fold(dict.fromkeys(sorted(plan.unloaded), None))],
         "tied": dict(plan.tied),
-        "elsewhere": [[str(each), *(each.value or ())] for each in fold(elsewhere)],
+        **({"elsewhere": [[str(each), *(each.value or ())] for each in fold(elsewhere)]} if elsewhere else {}),
     }
 
 
@@ -298,7 +298,7 @@ def _from_json(value: Mapping[str, Any]) -> Plan:
         layers={name: _layer(name, *rest) for name, rest in layers.items()},
         unloaded=frozenset(unfold(parse(name, None) for name in value["unloaded"])),
         tied=_texts(value["tied"]),
-        elsewhere=_elsewhere(value["elsewhere"]),
+        elsewhere=_elsewhere(value.get("elsewhere", [])),
     )
 
 
