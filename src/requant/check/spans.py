@@ -19,6 +19,8 @@ from requant.protocol import Source
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
+_RENAMED = (".mlp.", ".block_sparse_moe.")
+"""What transformers 5 calls Mixtral's block of experts, and what its files do."""
 FLOATS = {"BF16", "F16", "F32"}
 """Dtypes in which a tool may store the base's numbers."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -79,7 +81,7 @@ def trace(
             continue
         if suffix not in PACKED and not (layer in strange and (suffix == "weight" or name not in base)):
             source = planned.get(name) or planned.get(name.removesuffix(".weight"))
-            traced.append(_copied(name, spec, base, foreign, transposed, _as_planned(source, base)))
+            traced.append(_copied(name, spec, base, foreign, transposed, source))
     spans = [each for each in traced if isinstance(each, Span)]
     faults = list(dict.fromkeys(each for each in traced if isinstance(each, Finding)))
     order = {name: number for number, name in enumerate(base)}
@@ -141,10 +143,15 @@ def _nowhere(name: str, base: Mapping[str, Spec], detail: str) -> Finding:
 
 
 def _copied(
-    name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, transposed: bool, where: "Rows | None"
+    name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, transposed: bool, source: Source | None
 ) -> Span | Finding:
-    if name in base:
-        where = Rows(name, 0, _rows(spec), _columns(spec))
+    where, own = _as_planned(source, base), name
+    if source and source.whole:
+        own = source.tensor
+    elif name not in base:
+        own = name.replace(*_RENAMED)
+    if own in base:
+        where = Rows(own, 0, _rows(spec), _columns(spec))
     elif name.endswith(".weight"):
         where = where or source_rows(name.removesuffix(".weight"), base)
     else:
@@ -152,7 +159,7 @@ def _copied(
     if where is None:
         return _nowhere(name, base, "the base has no tensor of this name")
     ours, rows = base[where.tensor], where.last - where.first
-    shape = ours.shape if name in base else (rows, where.columns) if where.columns > 1 else (rows,)
+    shape = ours.shape if own in base else (rows, where.columns) if where.columns > 1 else (rows,)
     place = (name, where.tensor, where.first, where.last, where.columns, 0)
     if spec.shape == shape and spec.dtype == ours.dtype:
         return Span(*place)
@@ -160,7 +167,7 @@ def _copied(
         return Span(*place, converted=True)
     if spec.shape == shape and foreign:
         return Span(*place, unmodelled=f"{foreign}, in {spec.dtype}")
-    gives = f"the base has {_text(ours)}" if name in base else f"{where.tensor} gives {rows} x {where.columns}"
+    gives = f"the base has {_text(ours)}" if own in base else f"{where.tensor} gives {rows} x {where.columns}"
     return Finding("wrong shape", name, detail=f"found {_text(spec)}, {gives}")
 
 
@@ -203,8 +210,7 @@ def source_rows(layer: str, base: Mapping[str, Spec], *, transposed: bool = Fals
     if not (match := _EXPERT.fullmatch(layer)):
         return None
     prefix, expert, projection = match[1], int(match[2]), match[3]
-    block = prefix.replace(".mlp.", ".block_sparse_moe.")  # as transformers 5 has renamed it
-    named = base.get(other := f"{block}.{expert}.{_MIXTRAL[projection]}.weight")
+    named = base.get(other := f"{prefix.replace(*_RENAMED)}.{expert}.{_MIXTRAL[projection]}.weight")
     if named is not None and len(named.shape) == 2:
         return Rows(other, 0, *named.shape)
     tensor = f"{prefix}.{'down' if projection == 'down' else 'gate_up'}_proj"

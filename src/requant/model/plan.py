@@ -50,11 +50,6 @@ class Plan:
         return {name: layer for name, layer in self.layers.items() if layer.packed}
 
     @cached_property
-    def renamed(self) -> dict[str, str]:
-        """The base's tensors that the model has under another name, by that name."""
-        return {name: source.tensor for name, source in self.elsewhere.items() if source.whole}
-
-    @cached_property
     def by_tensor(self) -> dict[str, list[str]]:
         """The layers whose weights lie in each tensor of the base, in the order in which they lie there."""
         return _by_tensor({name: layer.source for name, layer in self.layers.items()})
@@ -62,11 +57,13 @@ class Plan:
     def written(self, names: Iterable[str], layers: Mapping[str, Layer], group_size: int) -> Specs:
         """Return what a checkpoint has of the tensors `names` of the base, in their order, where `layers` are packed.
 
-        A tensor none of whose layers is packed stays whole, under its name. Where one is, all that lie in it are named
-        apart, and so are the biases of packed layers that lie in one tensor.
+        A tensor none of whose layers is packed stays whole. Where one is, all that lie in it are named apart, and so
+        are the biases of packed layers that lie in one tensor. What the model has under another name gets that one, as the
+        packed layers do: transformers 5.5.1 casts only what it need not rename to the dtype that it is asked for.
         """
         result: Specs = {}
         inside = _by_tensor({name: layer.source for name, layer in layers.items()})
+        renamed = {source.tensor: name for name, source in self.elsewhere.items() if source.whole}
         biases = {name: source for name, source in self.elsewhere.items() if not source.whole}
         apart = _by_tensor({name: each for name, each in biases.items() if is_packed_bias(name, layers)})
         for name in names:
@@ -75,7 +72,7 @@ class Plan:
                 result |= {each: Spec(dtype, (layers[each.removesuffix(BIAS)].shape[0],)) for each in apart[name]}
                 continue
             if not any(layers[each].packed for each in inside.get(name, ())):
-                result[name] = self.tensors[name]
+                result[renamed.get(name, name)] = self.tensors[name]
                 continue
             for each in inside[name]:
                 if layers[each].packed:

@@ -22,8 +22,7 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
     """
     found: dict[str, Tensor] = {}
     for file, tensors in raw.shards.items():
-        for own, tensor in tensors.items():
-            name = context.target.plan.renamed.get(own, own)
+        for name, tensor in tensors.items():
             if file == EXTRAS or not context.target.is_main(name):
                 continue
             if name in found:
