@@ -58,8 +58,8 @@ class Plan:
         """Return what a checkpoint has of the tensors `names` of the base, in their order, where `layers` are packed.
 
         A tensor none of whose layers is packed stays whole. Where one is, all that lie in it are named apart, and so
-        are the biases of packed layers that lie in one tensor. What the model has under another name gets that one, as the
-        packed layers do: transformers 5.5.1 casts only what it need not rename to the dtype that it is asked for.
+        are the biases of packed layers that lie in one tensor. What the model has under another name gets that one, as
+        packed layers do: transformers 5.5.1 casts to the dtype that it is asked for only what it need not rename.
         """
         result: Specs = {}
         inside = _by_tensor({name: layer.source for name, layer in layers.items()})
