@@ -63,7 +63,7 @@ def raw(**changed: bytes) -> Checkpoint:
         for suffix, spec in gptq.specs(layer.shape, 32).items():
             whole = {
                 "qzeros": ZERO_WORD.to_bytes(4, "little") * spec.size,
-                "scales": np.ones(spec.size, "<f2").tobytes(),
+                "scales": bytes.fromhex("003c") * spec.size,
             }
             tensors[f"{name}.{suffix}"] = Tensor(spec, Held(whole.get(suffix, bytes(spec.nbytes))))
     for name, data in BIASES.items():
