@@ -7,27 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.bases import alter, base
+from tests.owned import alter, base, hold
 from tests.test_schemas import held
 from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
 
-import requant.audit
 import requant.build.survey
-from requant.audit.pool import prepare
 from requant.build import build, record
-from requant.build.inputs import tiny_inputs
-from requant.check import check
-from requant.check.reader import open_source
-from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import app
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.model.plan import Plan
-from requant.model.target import target_of, tiny_model
+from requant.model.target import target_of
 from requant.new import new
-from requant.progress import Progress, silent
 from requant.recipe import Recipe, read_recipe
-from requant.verdict import Outcome
 
 FULL = pytest.mark.full
 ARCHITECTURES = (
@@ -66,41 +58,7 @@ def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
     own: Recipe, first: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        build(own, tiny="mini", out=tmp_path / "second", tell=_stopping)
-    told = list[Progress]()
-    assert build(own, tiny="mini", out=tmp_path / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
-    assert any(each.stage.startswith("resuming after block") for each in told)
-
-    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
-    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
-        assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
-
-    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
-    audited = requant.audit.audit(
-        first,
-        setting,
-        requant.audit.known(own, "mini", first),
-        chosen=tuple(range(len(setting.names))),
-        challenge=None,
-        auditor="tests",
-        make_pool=requant.audit.local(1),
-        work=tmp_path / "work",
-    )
-    assert audited.outcome is Outcome.IDENTICAL
-
-    flipped, name = tmp_path / "flipped", next(iter(target_of(own, "mini").plan.packed))
-    shutil.copytree(first, flipped)
-    alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
-        checked = check(theirs, ours, recipe=own, tiny=True)
-    assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
-
-
-def _stopping(now: Progress) -> None:
-    """Stop a build that has tuned a block."""
-    if now.stage == "tuning" and now.done:
-        raise KeyboardInterrupt
+    hold(own, first, tmp_path)
 
 
 @pytest.mark.worker

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tests.bases import base
 from tests.hub import Hub, running
+from tests.owned import base
 from tests.test_remote import header_bytes
 from typer.testing import CliRunner
 

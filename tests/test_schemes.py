@@ -1,38 +1,29 @@
 """Schemes other than EC's, from `new` to `audit`: each is built twice, stopped in between, checked and tuned again."""
 
 import json
-import shutil
-import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.bases import alter, base
 from tests.conftest import ROOT
-from tests.processes import signalled
+from tests.owned import base, hold
 from typer.testing import CliRunner
 
-import requant.audit
-from requant.audit.pool import prepare
 from requant.build import build, record
-from requant.build.inputs import tiny_inputs
 from requant.check import check
 from requant.check.findings import TUNED
 from requant.check.reader import open_source
-from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
+from requant.checkpoint.checkpoint import open_checkpoint
 from requant.cli.options import app
 from requant.errors import RecipeError, UsageError
 from requant.formats import packing_of
 from requant.formats.form import Form
 from requant.model.plan import Plan
 from requant.model.tables import table_of
-from requant.model.target import Target, confirm_groups, target_of, tiny_model
+from requant.model.target import Target, confirm_groups, target_of
 from requant.new import new
-from requant.progress import silent
 from requant.protocol import Layer
 from requant.recipe import Format, Recipe, read_recipe
-from requant.verdict import Outcome
 
 GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
 SCHEMES = (
@@ -82,18 +73,11 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
         packing = packing_of(specs, *layer.shape)
         assert packing is not None and packing.bits == own.scheme.bits
 
-    out = tmp_path / "second"
-    words: list[str | Path] = ["build", own.path.parent, "--tiny", "--size", "mini", "--sandbox", "venv", "--out", out]
-    stopped = subprocess.run(signalled(signal.SIGKILL, "tuning", 1, *words), capture_output=True, check=False)
-    assert stopped.returncode == -signal.SIGKILL
-    assert build(own, tiny="mini", out=out).verdict.outcome is Outcome.IDENTICAL
-
-    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
-    for recipe in (own, None):
-        with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
-            checked = check(theirs, ours, recipe=recipe, tiny=recipe is not None)
-        assert checked.outcome == "clean", checked.findings
-        assert TUNED in checked.ways
+    hold(own, first, tmp_path)
+    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
+        checked = check(theirs, ours)
+    assert checked.outcome == "clean", checked.findings
+    assert TUNED in checked.ways
     another: Format = "auto_round" if own.scheme.format == GPTQ else "auto_round:auto_gptq"
     other = replace(own, scheme=replace(own.scheme, format=another))
     with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
@@ -101,26 +85,6 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
     assert {each.tensor.rpartition(".")[0] for each in checked.findings if each.kind == "not as the recipe says"} == {
         *target.plan.packed
     }
-
-    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
-    audited = requant.audit.audit(
-        first,
-        setting,
-        requant.audit.known(own, "mini", first),
-        chosen=tuple(range(len(setting.names))),
-        challenge=None,
-        auditor="tests",
-        make_pool=requant.audit.local(1),
-        work=tmp_path / "work",
-    )
-    assert audited.outcome is Outcome.IDENTICAL
-
-    flipped, layer_name = tmp_path / "flipped", next(iter(target.plan.packed))
-    shutil.copytree(first, flipped)
-    alter(flipped, f"{layer_name}.qweight", lambda data: bytes([data[0] ^ (1 << own.scheme.bits - 1), *data[1:]]))
-    with open_source(str(flipped)) as theirs, open_source(str(tmp_path / "base")) as ours:
-        checked = check(theirs, ours, recipe=own, tiny=True)
-    assert {each.tensor for each in checked.findings} == {f"{layer_name}.qweight"}
 
 
 def test_awq_has_whole_groups_only() -> None:

@@ -248,6 +248,13 @@ def test_any_text_is_a_template_or_said_to_be_none(text: str) -> None:
 
 
 Tensors = dict[str, list[Any]]
+BESIDE = {
+    "embed_tokens.weight": [320, 256],
+    "enorm.weight": [256],
+    "eh_proj.weight": [256, 512],
+    "self_attn.k_proj.weight": [128, 256],
+}
+"""What a block holds that transformers does not load, numbered on from two that it does."""
 
 
 def typed(tensors: Tensors) -> Mapping[str, tuple[str, tuple[int, ...]]]:
@@ -298,9 +305,11 @@ def answers(ask: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
     tied = corpus("base-llama_tied")
     stored = tied[1] | {"lm_head.weight": tied[1]["model.embed_tokens.weight"]}
     bare = {name.removeprefix("model."): spec for name, spec in llama[1].items()}
+    numbered = llama[1] | {f"model.layers.2.{each}": ["BF16", shape] for each, shape in BESIDE.items()}
     requests += [
         request("stored", base=(tied[0], stored), mini=(tied[0], None)),
         request("bare", base=(llama[0], bare), mini=(llama[0], None)),
+        request("numbered", base=(llama[0], numbered), mini=(llama[0] | {"num_hidden_layers": 1}, None)),
         request("wide", base=(wide, planned("wide")), mini=(mini, None), demo=(config("demo"), None)),
         request("lone", base=(wide, planned("wide"))),
         request("lacking", base=(llama[0], without_last(llama[1]))),
@@ -374,6 +383,31 @@ def test_experts_of_gpt_oss_are_read_as_halves_and_transposed(answers: dict[str,
     for part, half in enumerate(("gate_proj", "up_proj")):
         source = layers[f"model.layers.0.mlp.experts.1.{half}"]["source"]
         assert source == place | {"part": part, "parts": 2, "transposed": True}
+
+
+@pytest.mark.worker
+def test_what_stays_float_may_lie_under_another_name_or_in_part_of_a_tensor(answers: dict[str, Any]) -> None:
+    assert answers["base-llama"]["base"]["elsewhere"] == {}
+    renamed = {
+        f"model.layers.{i}.mlp.gate.weight": Source(f"model.layers.{i}.block_sparse_moe.gate.weight") for i in (0, 1)
+    }
+    found = answers["base-mixtral"]["base"]["elsewhere"]
+    assert {name: record(Source, source) for name, source in found.items()} == renamed
+    biases = answers["base-gptoss"]["base"]["elsewhere"]
+    experts = "model.layers.1.mlp.experts"
+    assert record(Source, biases[f"{experts}.3.up_proj.bias"]) == Source(f"{experts}.gate_up_proj_bias", (3,), 1, 2)
+    assert record(Source, biases[f"{experts}.3.down_proj.bias"]) == Source(f"{experts}.down_proj_bias", (3,))
+    assert len(biases) == 2 * 4 * 3
+
+
+@pytest.mark.worker
+def test_a_block_that_is_numbered_on_from_the_others_is_so_in_a_smaller_model(answers: dict[str, Any]) -> None:
+    """Such as the one that predicts more tokens in DeepSeek-V3 and GLM-4.5, with a copy of the embedding."""
+    found = answers["numbered"]
+    assert found["base"]["unloaded"] == [f"model.layers.2.{each}" for each in BESIDE]
+    assert found["mini"]["unloaded"] == [f"model.layers.1.{each}" for each in BESIDE]
+    for each in BESIDE:
+        assert found["mini"]["tensors"][f"model.layers.1.{each}"] == found["base"]["tensors"][f"model.layers.2.{each}"]
 
 
 @pytest.mark.worker

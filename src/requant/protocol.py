@@ -164,7 +164,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Source:
-    """Where in the base a layer's weight [out, in] lies.
+    """Where in the base a layer's weight [out, in] lies, or a bias [out], seen as [out, 1].
 
     `index` picks a matrix of `tensor`: the expert, in a fused one. Of that matrix, seen in `parts` equal ones of its
     rows, the weight is the one numbered `part`; `interleaved` parts take every n-th row, and of a `transposed` matrix
@@ -177,6 +177,11 @@ class Source:
     parts: int = 1
     interleaved: bool = False
     transposed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the tensor, as it stands."""
+        return not self.index and self.parts == 1 and not self.transposed
 
     @property
     def plain(self) -> bool:
@@ -219,7 +224,9 @@ class Layer:
 class Answer:
     """What would be done to a model: its `layers` as they lie in its files, `blocks` in the order of tuning.
 
-    `unloaded` are tensors that transformers does not load; `tied` are parameters that others stand for.
+    `unloaded` are tensors that transformers does not load; `tied` are parameters that others stand for. `elsewhere`
+    are tensors of the model that stay float and lie in its files under another name, or in part of one: the bias of an
+    expert's layer.
     """
 
     tensors: Tensors
@@ -227,6 +234,7 @@ class Answer:
     layers: Mapping[str, Layer]
     unloaded: tuple[str, ...]
     tied: Mapping[str, str]
+    elsewhere: Mapping[str, Source]
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def derive(context: passes.Context) -> Checkpoint:
     main = {
         name: Tensor(spec, Made(partial(_stand_in, name, spec, form)))
         if name.endswith(PACKED)
-        else context.tensors[name]
+        else context.untuned(name)
         for name, spec in context.target.main.items()
     }
     return passes.apply(Checkpoint({MAIN: main}, {}), context)

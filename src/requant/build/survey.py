@@ -101,4 +101,5 @@ def _plan(answer: Answer, versions: Mapping[str, str]) -> Plan:
         layers=answer.layers,
         unloaded=frozenset(answer.unloaded),
         tied=answer.tied,
+        elsewhere=answer.elsewhere,
     )

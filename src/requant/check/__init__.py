@@ -27,7 +27,7 @@ from requant.errors import UsageError
 from requant.formats import Packing, packing_of
 from requant.formats.form import Form
 from requant.model.skeleton import is_modelled, skeleton
-from requant.model.target import form_of, target_like
+from requant.model.target import Target, form_of, target_like
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.rounding import ways as rounding
@@ -72,13 +72,14 @@ def check(
     bound = reach_of(recipe, tiny) if recipe else loosest()
     theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
     scheme, findings = read_scheme(theirs)
-    spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours)
+    target = target_like(recipe, _specs(base)) if recipe else None
+    spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours, target)
     converted = {checkpoint.tensors[span.name].spec.dtype for span in spans if span.converted}
     dtypes = {DTYPES[each] for each in converted} | ({scheme.dtype} if scheme else set())
     findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "", dtypes)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
-    expected = _expected(recipe, base) if recipe else None
+    expected = _expected(target) if target else None
     if expected is not None and recipe:
         spans = [replace(span, symmetric=recipe.scheme.symmetric) if span.packing else span for span in spans]
         findings += _unlike(form_of(recipe), expected, spans)
@@ -121,11 +122,12 @@ def check(
 
 
 def _traced(
-    scheme: Scheme | None, checkpoint: Source, base: Source, theirs: Side, ours: Side
+    scheme: Scheme | None, checkpoint: Source, base: Source, theirs: Side, ours: Side, target: Target | None
 ) -> tuple[list[Span], list[Finding], int]:
     """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
     foreign, transposed = (scheme.foreign, scheme.transposes) if scheme else ("", False)
-    spans, traced = trace(_specs(checkpoint), _specs(base), foreign, transposed=transposed)
+    planned = target.places if target else {}
+    spans, traced = trace(_specs(checkpoint), _specs(base), foreign, transposed=transposed, planned=planned)
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
     packed = sum(bool(span.packing or span.unmodelled) for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
@@ -216,9 +218,8 @@ def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     return (*exact, TUNED, *searched, *beyond)
 
 
-def _expected(recipe: Recipe, base: Source) -> dict[str, str]:
+def _expected(target: Target) -> dict[str, str]:
     """Return how the recipe makes each packed layer: `tuned`, or `rtn`."""
-    target = target_like(recipe, _specs(base))
     packed = dict.fromkeys(target.plan.packed, "tuned")
     if target.policy == "rtn":
         packed |= {name: "rtn" for name, layer in target.mtp.items() if layer.packed}

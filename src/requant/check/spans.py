@@ -9,14 +9,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
+from requant.protocol import Source
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
+_RENAMED = (".mlp.", ".block_sparse_moe.")
+"""What transformers 5 calls Mixtral's block of experts, and what its files do."""
 FLOATS = {"BF16", "F16", "F32"}
 """Dtypes in which a tool may store the base's numbers."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -49,12 +53,18 @@ class Span:
 
 
 def trace(
-    found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str = "", *, transposed: bool = False
+    found: Mapping[str, Spec],
+    base: Mapping[str, Spec],
+    foreign: str = "",
+    *,
+    transposed: bool = False,
+    planned: Mapping[str, Source] = MappingProxyType({}),
 ) -> tuple[list[Span], list[Finding]]:
     """Trace every tensor of a checkpoint to the base; return the pieces in the base's order, and what does not fit.
 
     `foreign` says why the checkpoint's packing is not modelled, where it is not: then a layer of the base may be stored
-    under any suffix, and a float tensor in another precision. `transposed` is what `source_rows` takes.
+    under any suffix, and a float tensor in another precision. `transposed` is what `source_rows` takes. `planned` says
+    where layers and biases lie, by their names, where that is known of the base; of others, names say it.
     """
     traced: list[Span | Finding] = []
     layers = {name.rpartition(".")[0] for name in found if name.rpartition(".")[2] in PACKED}
@@ -63,13 +73,15 @@ def trace(
         if layer in strange:
             traced.append(Span(layer, *strange[layer], 0, unmodelled=foreign))
         else:
-            traced.append(_packed(layer, found, base, foreign, transposed))
+            where = _as_planned(planned.get(layer), base) or source_rows(layer, base, transposed=transposed)
+            traced.append(_packed(layer, found, base, foreign, where))
     for name, spec in found.items():
         layer, _, suffix = name.rpartition(".")
         if suffix == ORDER and layer in layers:
             continue
         if suffix not in PACKED and not (layer in strange and (suffix == "weight" or name not in base)):
-            traced.append(_copied(name, spec, base, foreign, transposed))
+            source = planned.get(name) or planned.get(name.removesuffix(".weight"))
+            traced.append(_copied(name, spec, base, foreign, transposed, source))
     if any(f"{layer}.{ORDER}" in found for layer in layers):
         alone = sorted(layer for layer in layers if f"{layer}.{ORDER}" not in found)
         traced += [Finding("missing tensor", f"{layer}.{ORDER}", detail="other layers have one") for layer in alone]
@@ -90,12 +102,11 @@ def _strange(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, t
 
 
 def _packed(
-    layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str, transposed: bool
+    layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str, where: "Rows | None"
 ) -> Span | Finding:
     for suffix in PACKED:
         if f"{layer}.{suffix}" not in found:
             return Finding("missing tensor", f"{layer}.{suffix}", detail="the layer's other packed tensors are there")
-    where = source_rows(layer, base, transposed=transposed)
     if where is None:
         return _nowhere(f"{layer}.qweight", base, "the base has no such layer")
     rows, columns = where.last - where.first, where.columns
@@ -134,17 +145,24 @@ def _nowhere(name: str, base: Mapping[str, Spec], detail: str) -> Finding:
     return Finding("no origin", name, detail=detail)
 
 
-def _copied(name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, transposed: bool) -> Span | Finding:
-    if name in base:
-        where: Rows | None = Rows(name, 0, _rows(spec), _columns(spec))
+def _copied(
+    name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, transposed: bool, source: Source | None
+) -> Span | Finding:
+    where, own = _as_planned(source, base), name
+    if source and source.whole:
+        own = source.tensor
+    elif name not in base:
+        own = name.replace(*_RENAMED)
+    if own in base:
+        where = Rows(own, 0, _rows(spec), _columns(spec))
     elif name.endswith(".weight"):
-        where = source_rows(name.removesuffix(".weight"), base)
+        where = where or source_rows(name.removesuffix(".weight"), base)
     else:
-        where = _source_bias(name, base, transposed=transposed)
+        where = where or _source_bias(name, base, transposed=transposed)
     if where is None:
         return _nowhere(name, base, "the base has no tensor of this name")
     ours, rows = base[where.tensor], where.last - where.first
-    shape = ours.shape if name in base else (rows, where.columns) if where.columns > 1 else (rows,)
+    shape = ours.shape if own in base else (rows, where.columns) if where.columns > 1 else (rows,)
     place = (name, where.tensor, where.first, where.last, where.columns, 0)
     if spec.shape == shape and spec.dtype == ours.dtype:
         return Span(*place)
@@ -152,7 +170,7 @@ def _copied(name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, trans
         return Span(*place, converted=True)
     if spec.shape == shape and foreign:
         return Span(*place, unmodelled=f"{foreign}, in {spec.dtype}")
-    gives = f"the base has {_text(ours)}" if name in base else f"{where.tensor} gives {rows} x {where.columns}"
+    gives = f"the base has {_text(ours)}" if own in base else f"{where.tensor} gives {rows} x {where.columns}"
     return Finding("wrong shape", name, detail=f"found {_text(spec)}, {gives}")
 
 
@@ -170,6 +188,20 @@ class Rows:
     transposed: bool = False
 
 
+def _as_planned(source: Source | None, base: Mapping[str, Spec]) -> Rows | None:
+    """Return the rows that a source is, where it is rows of a tensor of the base or of its transposed matrices."""
+    if source is None or source.interleaved or source.tensor not in base:
+        return None
+    shape = base[source.tensor].shape
+    shape = (*shape, 1) if len(shape) == len(source.index) + 1 else shape  # a bias is a column
+    rows, columns = shape[:-3:-1] if source.transposed else shape[-2:]
+    place = 0
+    for number, size in zip(source.index, shape, strict=False):
+        place = place * size + number
+    first, out = place * rows + source.part * (rows // source.parts), rows // source.parts
+    return Rows(source.tensor, first, first + out, columns, source.transposed)
+
+
 def source_rows(layer: str, base: Mapping[str, Spec], *, transposed: bool = False) -> Rows | None:
     """Return the base tensor that a linear layer's weight lies in, and its rows there.
 
@@ -181,7 +213,7 @@ def source_rows(layer: str, base: Mapping[str, Spec], *, transposed: bool = Fals
     if not (match := _EXPERT.fullmatch(layer)):
         return None
     prefix, expert, projection = match[1], int(match[2]), match[3]
-    named = base.get(other := f"{prefix}.{expert}.{_MIXTRAL[projection]}.weight")
+    named = base.get(other := f"{prefix.replace(*_RENAMED)}.{expert}.{_MIXTRAL[projection]}.weight")
     if named is not None and len(named.shape) == 2:
         return Rows(other, 0, *named.shape)
     tensor = f"{prefix}.{'down' if projection == 'down' else 'gate_up'}_proj"

@@ -22,6 +22,7 @@ from requant.names import NUMBER
 from requant.protocol import BASE, Layer, Source
 
 FILE = "plan.json"
+BIAS = ".bias"
 Specs = dict[str, Spec]
 _PLACE = re.compile(r"\{(\d{1,3})\}")
 
@@ -31,7 +32,8 @@ class Plan:
     """What becomes of a base's `tensors`: `layers` by name, `blocks` in the order of tuning.
 
     `unloaded` are tensors of the base that the model's class does not load; `tied` are parameters that are other ones,
-    and stand in no file.
+    and stand in no file. `elsewhere` are tensors that stay float and lie in the base under another name, or in part of
+    a tensor.
     """
 
     versions: Mapping[str, str]
@@ -40,6 +42,7 @@ class Plan:
     layers: Mapping[str, Layer]
     unloaded: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, Source] = field(default_factory=dict)
 
     @cached_property
     def packed(self) -> dict[str, Layer]:
@@ -49,18 +52,27 @@ class Plan:
     @cached_property
     def by_tensor(self) -> dict[str, list[str]]:
         """The layers whose weights lie in each tensor of the base, in the order in which they lie there."""
-        return _by_tensor(self.layers)
+        return _by_tensor({name: layer.source for name, layer in self.layers.items()})
 
     def written(self, names: Iterable[str], layers: Mapping[str, Layer], form: Form) -> Specs:
         """Return what a checkpoint has of the tensors `names` of the base, in their order, where `layers` are packed.
 
-        A tensor none of whose layers is packed stays whole. Where one is, all that lie in it are named apart.
+        A tensor none of whose layers is packed stays whole. Where one is, all that lie in it are named apart, and so
+        are the biases of packed layers that lie in one tensor. What the model has under another name gets that one, as
+        packed layers do: transformers 5.5.1 casts to the dtype that it is asked for only what it need not rename.
         """
         result: Specs = {}
-        inside = _by_tensor(layers)
+        inside = _by_tensor({name: layer.source for name, layer in layers.items()})
+        renamed = {source.tensor: name for name, source in self.elsewhere.items() if source.whole}
+        biases = {name: source for name, source in self.elsewhere.items() if not source.whole}
+        apart = _by_tensor({name: each for name, each in biases.items() if is_packed_bias(name, layers)})
         for name in names:
+            if name in apart:
+                dtype = self.tensors[name].dtype
+                result |= {each: Spec(dtype, (layers[each.removesuffix(BIAS)].shape[0],)) for each in apart[name]}
+                continue
             if not any(layers[each].packed for each in inside.get(name, ())):
-                result[name] = self.tensors[name]
+                result[renamed.get(name, name)] = self.tensors[name]
                 continue
             for each in inside[name]:
                 if layers[each].packed:
@@ -79,13 +91,14 @@ class Plan:
         found: dict[str, Layer] = {}
         for name, spec in self.tensors.items():
             if name.startswith(prefix):
-                for layer, source in self._layers_in(name, spec):
+                for layer, source in self.layers_in(name, spec):
                     rows = spec.shape[-2] // source.parts
                     shape = (spec.shape[-1], rows) if source.transposed else (rows, spec.shape[-1])
                     found[layer] = Layer(shape, float_reason(layer, shape, ignore), source)
         return found
 
-    def _layers_in(self, name: str, spec: Spec) -> Iterator[tuple[str, Source]]:
+    def layers_in(self, name: str, spec: Spec) -> Iterator[tuple[str, Source]]:
+        """Yield the linear layers that lie in a tensor of a block that the quantizer does not see."""
         match = re.fullmatch(r"(.+\.layers\.\d+)\.(.+)", name)
         alike = [f"{block}.{match[2]}" for block in self.blocks] if match else []
         like = next((each for each in alike if each in self.tensors), "")
@@ -98,11 +111,17 @@ class Plan:
             yield name.removesuffix(".weight"), Source(name)
 
 
-def _by_tensor(layers: Mapping[str, Layer]) -> dict[str, list[str]]:
+def is_packed_bias(name: str, layers: Mapping[str, Layer]) -> bool:
+    """Say whether a tensor is the bias of one of `layers` that is packed."""
+    layer = layers.get(name.removesuffix(BIAS)) if name.endswith(BIAS) else None
+    return layer is not None and layer.packed
+
+
+def _by_tensor(sources: Mapping[str, Source | None]) -> dict[str, list[str]]:
     found: dict[str, list[tuple[tuple[int, ...], int, str]]] = {}
-    for name, layer in layers.items():
-        if layer.source:
-            found.setdefault(layer.source.tensor, []).append((layer.source.index, layer.source.part, name))
+    for name, source in sources.items():
+        if source:
+            found.setdefault(source.tensor, []).append((source.index, source.part, name))
     return {tensor: [name for *_, name in sorted(places)] for tensor, places in found.items()}
 
 
@@ -182,6 +201,7 @@ def _unlike(name: str, planned: object, found: object) -> list[str]:
 
 def _as_json(plan: Plan) -> dict[str, Any]:
     layers = {name: (layer.shape, layer.reason, _relative(name, layer.source)) for name, layer in plan.layers.items()}
+    elsewhere = {name: _relative(name, source) for name, source in plan.elsewhere.items()}
     return {
         "versions": dict(plan.versions),
         "blocks": [str(each) for each in fold(dict.fromkeys(plan.blocks, None))],
@@ -189,6 +209,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
         "layers": [[str(each), *each.value] for each in fold(layers)],
         "unloaded": [str(each) for each in fold(dict.fromkeys(sorted(plan.unloaded), None))],
         "tied": dict(plan.tied),
+        **({"elsewhere": [[str(each), *(each.value or ())] for each in fold(elsewhere)]} if elsewhere else {}),
     }
 
 
@@ -260,6 +281,11 @@ def _tensors(value: Mapping[str, Any]) -> Specs:
     return unfold(parse(name, _spec(dtype, shape)) for name, dtype, shape in value["tensors"])
 
 
+def _elsewhere(value: Any) -> dict[str, Source]:
+    found = unfold(parse(name, rest) for name, *rest in value).items()
+    return {name: source for name, relative in found if (source := _absolute(name, relative))}
+
+
 def _from_json(value: Mapping[str, Any]) -> Plan:
     layers = unfold(parse(name, rest) for name, *rest in value["layers"])
     return Plan(
@@ -269,6 +295,7 @@ def _from_json(value: Mapping[str, Any]) -> Plan:
         layers={name: _layer(name, *rest) for name, rest in layers.items()},
         unloaded=frozenset(unfold(parse(name, None) for name in value["unloaded"])),
         tied=_texts(value["tied"]),
+        elsewhere=_elsewhere(value.get("elsewhere", [])),
     )
 
 

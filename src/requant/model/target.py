@@ -13,7 +13,7 @@ from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.tables import Table, confirm_layers, table_of
 from requant.model.tiny import stand_in
-from requant.protocol import BASE, Layer
+from requant.protocol import BASE, Layer, Source
 from requant.recipe import Recipe
 
 
@@ -38,6 +38,12 @@ class Target:
         """The linear layers of the MTP block, which the quantizer does not see; packed where the policy is `rtn`."""
         prefix = self.table.extras.get("mtp")
         return self.plan.beside_blocks(prefix, self.ignore) if prefix else {}
+
+    @cached_property
+    def places(self) -> dict[str, Source]:
+        """Where in the base layers lie, and what stays float under a name that is not the base's."""
+        layers = {**self.plan.layers, **self.mtp}
+        return {name: layer.source for name, layer in layers.items() if layer.source} | {**self.plan.elsewhere}
 
     @cached_property
     def main(self) -> Specs:

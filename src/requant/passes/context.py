@@ -10,7 +10,7 @@ from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError, NotModelledError
 from requant.model.target import Target
-from requant.protocol import Layer
+from requant.protocol import Layer, Source
 from requant.recipe import DATA_TYPE, Effort, Recipe
 
 MAIN = "main.safetensors"
@@ -57,21 +57,27 @@ class Aim(ABC):
 
     def weight(self, layer: Layer) -> Tensor:
         """Return a linear layer's weight [out, in] as the base has it, in the dtype of its tensor."""
-        source = layer.source
+        return self._part(layer.source, layer.shape)
+
+    def _part(self, source: Source | None, shape: tuple[int, ...]) -> Tensor:
+        """Return a weight [out, in] or a bias [out]."""
         if source is None or not source.plain:
-            raise NotModelledError(f"{source}: the weight of a layer is no rows of one tensor")
+            raise NotModelledError(f"{source}: what a layer has is no rows of one tensor")
         tensor = self.tensors[source.tensor]
-        spec = Spec(tensor.spec.dtype, layer.shape)
+        spec = Spec(tensor.spec.dtype, shape)
         if spec.nbytes == tensor.spec.nbytes:
             return Tensor(spec, tensor.content)
-        first, last = source.flat_rows(tensor.spec.shape, layer.shape[0])
+        seen = tensor.spec.shape if len(shape) > 1 else (*tensor.spec.shape, 1)
+        first, last = source.flat_rows(seen, shape[0])
         row = Spec(spec.dtype, spec.shape[1:]).nbytes
         return Tensor(spec, tensor.part(first * row, last * row))
 
     def untuned(self, name: str) -> Tensor:
-        """Return a tensor that is not packed as the base has it; `x.weight` may be a part of a fused one."""
+        """Return a tensor that is not packed as the base has it; `x.weight` or `x.bias` may be part of a fused one."""
         if name in self.tensors:
             return self.tensors[name]
+        if source := self.target.plan.elsewhere.get(name):
+            return self._part(source, self.target.main[name].shape)
         key = name.removesuffix(".weight")
         return self.weight(self.target.plan.layers.get(key) or self.target.mtp[key])
 

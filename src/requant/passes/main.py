@@ -3,10 +3,14 @@
 import numpy as np
 
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
+from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError
 from requant.formats import PACKED
 from requant.formats.gptq import bfloat16_to_float32
+from requant.model.plan import is_packed_bias
 from requant.passes.context import EXTRAS, MAIN, Aim
+
+_FLOAT = {"F16": "<f2", "F32": "<f4"}
 
 
 def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
@@ -44,14 +48,16 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
 def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Replace every main tensor that is not packed by the base's bytes, after confirming that it has its values.
 
-    AutoRound writes them in the precision of the tuning (defect D13).
+    AutoRound writes them in the precision of the tuning (defect D13), and the bias of a packed layer in F16. Its loader
+    has a bias in F16 too and converts what it reads to that, vLLM to the precision of the computation: the base's bytes
+    are what both take, and lose nothing.
     """
 
     def from_base(name: str, tensor: Tensor) -> Tensor:
         if name.endswith(PACKED):
             return tensor
         base = context.untuned(name)
-        if not _equal(tensor, base):
+        if not _equal(tensor, base, half=is_packed_bias(name, context.target.plan.layers)):
             context.refuse(f"{name}: the tuning has changed it, the recipe leaves it alone")
         return base
 
@@ -73,10 +79,14 @@ def _examined(name: str, tensor: Tensor, context: Aim) -> Tensor:
     return tensor
 
 
-def _equal(tensor: Tensor, base: Tensor) -> bool:
-    """Say whether a tensor in BF16 or F32 has the bits of the base's BF16 one."""
-    if tensor.spec.shape != base.spec.shape or base.spec.dtype != "BF16":
-        return tensor.spec == base.spec and tensor.read() == base.read()
-    if tensor.spec.dtype == "F32":
-        return tensor.read() == bfloat16_to_float32(base.read()).astype("<f4").tobytes()
-    return tensor.spec.dtype == "BF16" and tensor.read() == base.read()
+def _equal(tensor: Tensor, base: Tensor, *, half: bool) -> bool:
+    """Say whether a tensor has the base's bits, or its numbers in F32, or `half`, rounded to F16."""
+    if tensor.spec == base.spec:
+        return tensor.read() == base.read()
+    dtype = "F16" if half else "F32"
+    if tensor.spec != Spec(dtype, base.spec.shape) or base.spec.dtype not in ("BF16", *_FLOAT):
+        return False
+    data = base.read()
+    values = bfloat16_to_float32(data) if base.spec.dtype == "BF16" else np.frombuffer(data, _FLOAT[base.spec.dtype])
+    with np.errstate(over="ignore"):  # it is compared with, and not written
+        return tensor.read() == values.astype(_FLOAT[dtype]).tobytes()

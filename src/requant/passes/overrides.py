@@ -46,6 +46,10 @@ def _float_layers(context: Aim) -> list[str]:
         for name in (*target.main, *target.extras)
         if name.startswith(declared) and any(fnmatchcase(name, each) for each in target.table.routers)
     }
+    # Where transformers drops a block that is numbered on from those it has, it is declared packed with them.
+    for name in context.target.plan.unloaded:
+        if name.startswith(declared) and context.target.is_main(name):
+            names |= {layer for layer, _ in context.target.plan.layers_in(name, context.target.plan.tensors[name])}
     fused = {
         f"{name.removesuffix(part)}{whole}"
         for part, whole in target.table.aliases.items()

@@ -173,10 +173,12 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
         bare(block, self.amp_dtype, device)
         for name, tensors in _layers(resume_state.packed(number)).items():
             parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
-            layer = torch.nn.Module()
+            holder, layer = block.get_submodule(parent), torch.nn.Module()
             for part in PACKED:
                 layer.register_buffer(part, tensors[part])
-            setattr(block.get_submodule(parent), child, layer)
+            if (bias := getattr(holder, child).bias) is not None:
+                layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
+            setattr(holder, child, layer)
         found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
         if found != done[number].tensors:
             raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)

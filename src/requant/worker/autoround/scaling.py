@@ -1,7 +1,8 @@
 """What a model of a base's class, and of other sizes, would hold in files: the same kinds of tensors, in their order.
 
 What its class has is known from its configuration. What no class loads, such as a block that other engines use to
-predict more tokens, is scaled by its likeness to a tensor that is loaded, or by the hidden size.
+predict more tokens, is scaled by its likeness to a tensor that is loaded, or by the hidden size; where it is numbered
+on from the blocks, it is so here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,15 +43,19 @@ def _unloaded(shapes: Mapping[str, tuple[int, ...]], base: Base, hidden: int) ->
     for name, (_, shape) in base.tensors.items():
         if name not in apart:
             likeness.setdefault((_within(name), shape), set()).add(numbered(name)[0])
+    loaded = {_group(name) for name in base.tensors if name not in apart}
     here: dict[tuple[str, str], set[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         here.setdefault((numbered(name)[0], _within(name)), set()).add(shape)
     groups = {_group(name) for name in shapes}
-    stems = {stem for stem, _ in groups}
+    before, after = _last(loaded), _last(groups)
     found: dict[str, tuple[int, ...]] = {}
-    for name in base.unloaded:
-        shape, within = base.tensors[name][1], _within(name)
-        if _group(name)[0] in stems and _group(name) not in groups:
+    for stored in base.unloaded:
+        shape, within, (stem, number) = base.tensors[stored][1], _within(stored), _group(stored)
+        name = stored
+        if stem in after and number > before.get(stem, number):
+            name = f"{stem}{number - before[stem] + after[stem]}{stored.removeprefix(f'{stem}{number}')}"
+        elif stem in after and (stem, number) not in groups:
             continue  # of a block that this model is too short for
         if within and (alike := likeness.get((within, shape))):
             sizes = {size for pattern in alike for size in here.get((pattern, within), ())}
@@ -58,9 +63,18 @@ def _unloaded(shapes: Mapping[str, tuple[int, ...]], base: Base, hidden: int) ->
                 raise BuildError(f"{name}: is like tensors of the shapes {sorted(map(list, sizes))} in this model")
             if sizes:  # else its number, of an expert, is beyond this model's
                 found[name] = sizes.pop()
-        else:
-            found[name] = tuple(_multiple(name, size, base.hidden) * hidden for size in shape)
+            continue
+        # Such as a copy of the embedding.
+        sizes = {size for pattern in likeness.get(("", shape), ()) for size in here.get((pattern, ""), ())}
+        found[name] = (
+            sizes.pop() if len(sizes) == 1 else tuple(_multiple(name, size, base.hidden) * hidden for size in shape)
+        )
     return found
+
+
+def _last(groups: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the greatest number of each kind of group."""
+    return {stem: number for stem, number in sorted(groups) if stem}
 
 
 def _within(name: str) -> str:

@@ -6,7 +6,7 @@ has the sources of a small one of its class, by the numbers in its names, held a
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -22,7 +22,6 @@ MAX_NUMBERS = 1 << 27
 
 
 Sources = Mapping[str, Source | None]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def weight(module: Any) -> Any:
@@ -30,10 +29,10 @@ def weight(module: Any) -> Any:
     return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
 
 
-def counted(config: Path, tensors: Tensors, layers: Shapes, folder: Path) -> dict[str, Source | None]:
-    """Return the sources of layers [out, in] in a base of these tensors; `folder` is made for it.
+def counted(config: Path, tensors: Tensors, names: Iterable[str], folder: Path) -> dict[str, Source | None]:
+    """Return the sources of layers [out, in], and of other tensors, in a base of `tensors`; `folder` is made for it.
 
-    A source is None where the weight is no such part of one tensor. Raises BuildError for more than `MAX_NUMBERS`.
+    A source is None where what is named is no such part of one tensor. Raises BuildError for more than `MAX_NUMBERS`.
     """
     from auto_round.modeling.fused_moe.replace_modules import apply_replacements, materialize_model_
 
@@ -43,17 +42,17 @@ def counted(config: Path, tensors: Tensors, layers: Shapes, folder: Path) -> dic
     model = tuning.load_model(folder, "float64")
     apply_replacements(model)
     materialize_model_(model)
-    found = {}
-    for name in layers:
-        values = weight(model.get_submodule(name)).detach()
-        first = int(values[0, 0])
+    state, found = model.state_dict(), {}
+    for name in names:
+        values = state[name] if name in state else weight(model.get_submodule(name)).detach()
+        first = int(values.flatten()[0])
         start, tensor = begins[bisect_right(begins, first, key=lambda each: each[0]) - 1]
         found[name] = _part(values, first - start, tensor, tensors[tensor][1])
     return found
 
 
-def general(layers: Shapes, small: Sources) -> dict[str, Source | None]:
-    """Return the sources of layers from those of a smaller model: their names agree but for numbers.
+def general(names: Iterable[str], small: Sources) -> dict[str, Source | None]:
+    """Return the sources of layers and tensors from those of a smaller model: their names agree but for numbers.
 
     Raises BuildError where the smaller model has no such layer, or leaves open which number of a layer's name is meant.
     """
@@ -63,7 +62,7 @@ def general(layers: Shapes, small: Sources) -> dict[str, Source | None]:
         kinds.setdefault(pattern, {})[numbers] = source
     rules = {pattern: _rule(pattern, instances) for pattern, instances in kinds.items()}
     found: dict[str, Source | None] = {}
-    for name in layers:
+    for name in names:
         pattern, numbers = numbered(name)
         if pattern not in rules:
             raise BuildError(f"{name}: the smaller model has no such layer, so nothing says where it lies")
@@ -79,14 +78,13 @@ def general(layers: Shapes, small: Sources) -> dict[str, Source | None]:
     return found
 
 
-def confirm(layers: Shapes, sources: Sources, tensors: Tensors) -> None:
+def confirm(layers: Mapping[str, tuple[int, int]], sources: Sources, tensors: Tensors) -> None:
     """Raise BuildError unless each source is there, and layers take each tensor whole and once, or not at all."""
     taken: dict[str, dict[tuple[int, ...], bytearray]] = {}
     sides: dict[str, bool] = {}
-    for name, source in sources.items():
-        if source is None:
+    for name, (out, columns) in layers.items():
+        if (source := sources[name]) is None:
             continue
-        out, columns = layers[name]
         _, shape = tensors.get(source.tensor, ("", ()))
         matrix = shape[-2:][::-1] if source.transposed else shape[-2:]
         numbers = (*source.index, source.part)
@@ -119,12 +117,18 @@ def _write_counted(config: Path, tensors: Tensors, folder: Path) -> list[tuple[i
 
 
 def _part(values: Any, first: int, tensor: str, shape: tuple[int, ...]) -> Source | None:
-    """Return which part of a tensor a weight [out, in] of counted numbers is, the first being its `first`."""
+    """Return which part of a tensor a counted weight [out, in] or bias [out] is, whose first number is its `first`."""
     import torch
 
-    out, columns = values.shape
-    if len(shape) < 2:
+    if values.shape == shape:
+        flat = values.flatten()
+        if first == 0 and torch.equal(flat, flat[0] + torch.arange(len(flat), dtype=flat.dtype)):
+            return Source(tensor)
+    if values.dim() == 1:
+        values, shape = values[:, None], (*shape, 1)
+    if values.dim() != 2 or len(shape) < 2:
         return None
+    out, columns = values.shape
     rows, width = shape[-2:]
     place, inside = divmod(first, rows * width)
     index: list[int] = []

@@ -28,9 +28,10 @@ class _Asked:
     architecture: str
     config: Path
     answer: Answer
+    floats: Mapping[str, tuple[int, ...]]
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, int]]:
         return {name: layer.shape for name, layer in self.answer.layers.items()}
 
     @property
@@ -62,14 +63,17 @@ def ask(task: Survey, recipe: Recipe, folder: Path) -> dict[str, Answer]:
             there = base
             table, unloaded = scaling.scaled(model, base)
         tied = tensors.tied(model, there)
-        blocks, layers = _decided(model, recipe)
-        found[name] = _Asked(architecture, Path(asked.config), Answer(table, blocks, layers, unloaded, tied))
+        blocks, layers, floats = _decided(model, recipe)
+        # What a file has under the model's own name is loaded as it stands: `tensors.read` held their shapes.
+        strange = {each: shape for each, shape in floats.items() if each not in table and each not in tied}
+        answer = Answer(table, blocks, layers, unloaded, tied, {})
+        found[name] = _Asked(architecture, Path(asked.config), answer, strange)
     placed = _sources(found, folder)
-    return {name: replace(found[name].answer, layers=_placed(found[name].answer, placed[name])) for name in task.models}
+    return {name: _placed(found[name], placed[name]) for name in task.models}
 
 
-def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Layer]]:
-    """Return the blocks in the order of tuning, and all linear layers, without their sources.
+def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Layer], dict[str, tuple[int, ...]]]:
+    """Return the blocks in the order of tuning, all linear layers without their sources, and shapes of float tensors.
 
     `configure_layer_config` is where AutoRound 0.12.2 decides, after its replacements of modules and before it runs
     the model; asked earlier it does not know the experts of Qwen3-MoE.
@@ -97,7 +101,9 @@ def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Lay
                 packed = int(scheme.get("bits") or 16) <= 8
                 reason = "" if packed else _reason(name, (rows, columns), scheme, recipe.layers.ignore)
                 layers[name] = Layer((rows, columns), reason, None)
-        return blocks, layers
+        codes = {f"{name}.weight" for name, layer in layers.items() if layer.packed}
+        state = autoround.model.state_dict()
+        return blocks, layers, {name: tuple(each.shape) for name, each in state.items() if name not in codes}
     raise BuildError("AutoRound decided about no layer", "Report this with the log.")
 
 
@@ -115,7 +121,7 @@ def _sources(asked: Mapping[str, _Asked], folder: Path) -> dict[str, sources.Sou
     """Return the sources of all models: small ones are counted through, large ones follow a small one."""
     small = {name: each for name, each in asked.items() if each.numbers <= sources.MAX_NUMBERS}
     found: dict[str, sources.Sources] = {
-        name: sources.counted(each.config, each.answer.tensors, each.shapes, folder / name)
+        name: sources.counted(each.config, each.answer.tensors, [*each.shapes, *each.floats], folder / name)
         for name, each in small.items()
     }
     for name, each in asked.items():
@@ -126,17 +132,20 @@ def _sources(asked: Mapping[str, _Asked], folder: Path) -> dict[str, sources.Sou
                     f"{name}: has {each.numbers:,} numbers, and there is no smaller model of its class",
                     f"Ask with one of {sources.MAX_NUMBERS:,} numbers at most.",
                 )
-            found[name] = sources.general(each.shapes, found[like[0]])
+            found[name] = sources.general([*each.shapes, *each.floats], found[like[0]])
         sources.confirm(each.shapes, found[name], each.answer.tensors)
     return found
 
 
-def _placed(answer: Answer, found: sources.Sources) -> dict[str, Layer]:
-    """Return the layers with their sources, as they lie in the base."""
+def _placed(asked: _Asked, found: sources.Sources) -> Answer:
+    """Return the answer with all sources, layers in the order in which they lie in the base."""
+    answer = asked.answer
     places = {name: number for number, name in enumerate(answer.tensors)}
 
     def place(name: str) -> tuple[Any, ...]:
         source = found[name]
         return (places[source.tensor], source.index, source.part) if source else (len(places),)
 
-    return {name: replace(answer.layers[name], source=found[name]) for name in sorted(found, key=place)}
+    layers = {name: replace(answer.layers[name], source=found[name]) for name in sorted(answer.layers, key=place)}
+    elsewhere = {name: source for name in asked.floats if (source := found[name])}
+    return replace(answer, layers=layers, elsewhere=elsewhere)

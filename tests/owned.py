@@ -1,0 +1,83 @@
+"""What holds for every base of one's own: built twice, once stopped on the way, checked, audited, and not believed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+
+import requant.audit
+from requant.audit.pool import prepare
+from requant.build import build
+from requant.build.inputs import tiny_inputs
+from requant.check import check
+from requant.check.reader import open_source
+from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
+from requant.checkpoint.safetensors import Spec
+from requant.model.target import target_of, tiny_model
+from requant.model.tiny import stand_in
+from requant.progress import Progress, silent
+from requant.recipe import Recipe
+from requant.verdict import Outcome
+
+
+def base(name: str, folder: Path) -> Path:
+    """Write a base with configuration and tensors of one of the corpus; its weights are the stream's."""
+    value = json.loads((ROOT / "tests" / "corpus" / f"base-{name}.json").read_text())
+    specs: dict[str, Spec] = {}
+    for inside in value["tensors"].values():
+        for tensor, text in inside.items():
+            dtype, *shape = text.split()
+            specs[tensor] = Spec(dtype, tuple(map(int, shape)))
+    write_checkpoint(stand_in("mini", value["sides"]["config.json"], specs, zero_centred=False), folder)
+    return folder
+
+
+def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
+    """Change the bytes of a tensor."""
+    checkpoint = open_checkpoint(folder)
+    file = next(file for file, held in checkpoint.shards.items() if name in held)
+    before, data = checkpoint.shards[file][name].read(), (folder / file).read_bytes()
+    assert data.count(before) == 1
+    (folder / file).write_bytes(data.replace(before, edit(before)))
+
+
+def hold(own: Recipe, first: Path, folder: Path) -> None:
+    """Build the tiny model mini again, stopped and resumed; check it, audit it, and find one code that is another."""
+    with pytest.raises(KeyboardInterrupt):
+        build(own, tiny="mini", out=folder / "second", tell=_stopping)
+    told = list[Progress]()
+    assert build(own, tiny="mini", out=folder / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
+    assert any(each.stage.startswith("resuming after block") for each in told)
+
+    write_checkpoint(tiny_model(own, "mini"), folder / "base")
+    with open_source(str(first)) as theirs, open_source(str(folder / "base")) as ours:
+        assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
+
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", folder / "inputs", silent), silent, "venv")
+    audited = requant.audit.audit(
+        first,
+        setting,
+        requant.audit.known(own, "mini", first),
+        chosen=tuple(range(len(setting.names))),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=folder / "work",
+    )
+    assert audited.outcome is Outcome.IDENTICAL
+
+    flipped, name = folder / "flipped", next(iter(target_of(own, "mini").plan.packed))
+    shutil.copytree(first, flipped)
+    alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
+    with open_source(str(flipped)) as theirs, open_source(str(folder / "base")) as ours:
+        checked = check(theirs, ours, recipe=own, tiny=True)
+    assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
+
+
+def _stopping(now: Progress) -> None:
+    """Stop a build that has tuned a block."""
+    if now.stage == "tuning" and now.done:
+        raise KeyboardInterrupt
