@@ -55,7 +55,7 @@ def run(
     recipe = read_recipe(asked_for(folder, iterations))
     out = folder / "out"
     times.setdefault("build", []).append(measured(lambda: build(recipe, tiny=size, out=out)))
-    setting = prepare(recipe, size, tiny_inputs(size, folder / "inputs", silent), silent)
+    setting = prepare(recipe, size, tiny_inputs(recipe, size, folder / "inputs", silent), silent)
     for workers in WORKERS:
         times.setdefault(f"audit, workers: {workers}", []).append(measured(lambda: audited(out, setting, workers)))  # noqa: B023
     statement = json.loads(beside(out, "intoto.jsonl").read_text())
@@ -82,6 +82,8 @@ def asked_for(folder: Path, iterations: str) -> Path:
     shutil.copyfile(ROOT / "Dockerfile.cpu", folder / "Dockerfile.cpu")
     path = folder / "builds" / "ec" / "recipe.toml"
     path.parent.mkdir(parents=True)
+    shutil.copyfile(ROOT / "builds" / "ec" / "plan.json", path.with_name("plan.json"))
+    shutil.copytree(ROOT / "builds" / "bases", path.parent.parent / "bases")
     head, name, tiny = (ROOT / "builds" / "ec" / "recipe.toml").read_text().partition("[tiny]")
     path.write_text(
         head + name + (re.sub("iterations = .*", f"iterations = {iterations}", tiny) if iterations else tiny)

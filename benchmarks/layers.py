@@ -11,13 +11,11 @@ import sys
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from requant.check.spans import source_rows
 from requant.checkpoint.checkpoint import (
     INDEX,
     Checkpoint,
@@ -31,10 +29,14 @@ from requant.checkpoint.checkpoint import (
 )
 from requant.formats.gptq import bfloat16_to_float32, pack, zeros
 from requant.formats.gptq import specs as packed_specs
-from requant.model.inventory import Linear, base_tensors, quantized
-from requant.model.tiny import SIZES, config, stream
+from requant.model.plan import Layer, Plan
+from requant.model.skeleton import plan
+from requant.model.target import config_of
+from requant.model.tiny import stream
+from requant.recipe import read_recipe
 from requant.rounding.reach import reach
 
+RECIPE = read_recipe(Path(__file__).parent.parent / "builds" / "ec")
 GROUP = 128
 REACH = reach(400, 1 / 400, 1 / 400)
 DECLARED = {
@@ -51,10 +53,15 @@ DECLARED = {
 
 def configuration(layers: int) -> dict[str, Any]:
     """Return the configuration of so many blocks of linear attention."""
-    SIZES["layer"] = replace(SIZES["wide"], layers=layers)
-    made = config("layer")
-    made["text_config"] |= {"mtp_num_hidden_layers": 0, "layer_types": ["linear_attention"] * layers}
+    made = config_of(RECIPE, "wide")
+    made["text_config"] |= {"num_hidden_layers": layers, "mtp_num_hidden_layers": 0}
+    made["text_config"]["layer_types"] = ["linear_attention"] * layers
     return made
+
+
+def planned(layers: int) -> Plan:
+    """Return the plan of so many blocks."""
+    return plan(configuration(layers), RECIPE.layers.ignore)
 
 
 def sides(layers: int, shards: Mapping[str, Mapping[str, Tensor]], is_quantized: bool) -> dict[str, Content]:
@@ -75,27 +82,24 @@ def write_pair(folder: Path, layers: int) -> tuple[Path, Path]:
                 _repeat(one, path, layers, path == tuned)
         return base, tuned
     if not (base / "config.json").exists():
-        specs = base_tensors(configuration(layers))
         shards: dict[str, dict[str, Tensor]] = {}
-        for name, spec in specs.items():
+        for name, spec in planned(layers).tensors.items():
             file = _file(name).replace("model", "experts" if name.endswith("gate_up_proj") else "model")
             shards.setdefault(file, {})[name] = Tensor(spec, stream("wide", _first(name), spec))
         write_checkpoint(Checkpoint(shards, sides(layers, shards, False)), base)
     if not (tuned / "config.json").exists():
         opened = open_checkpoint(base).tensors
-        packed = quantized(configuration(layers), ("mtp.fc",))
-        specs = {name: tensor.spec for name, tensor in opened.items()}
-        rows = {layer: source_rows(layer, specs) for layer in packed}
-        split = {where[0] for where in rows.values() if where}
+        packed = planned(layers).packed
+        split = {layer.source.tensor for layer in packed.values() if layer.source}
         shards = {}
         for name, tensor in opened.items():
             if name not in split:
                 shards.setdefault(_file(name), {})[name] = tensor
         first = [layer for layer in packed if layer == _first(layer)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = dict(zip(first, pool.map(lambda each: _tuned(packed[each], opened, rows[each]), first), strict=True))
+            made = dict(zip(first, pool.map(lambda each: _tuned(each, packed[each], opened), first), strict=True))
         for layer in packed:
-            for suffix, spec in packed_specs(packed[layer], GROUP).items():
+            for suffix, spec in packed_specs(packed[layer].shape, GROUP).items():
                 tensor = Tensor(spec, Held(made[_first(layer)][suffix]))
                 shards.setdefault(_file(layer), {})[f"{layer}.{suffix}"] = tensor
         write_checkpoint(Checkpoint(shards, sides(layers, shards, True)), tuned)
@@ -120,12 +124,13 @@ def _first(name: str) -> str:
     return f"{head}.layers.0.{rest.split('.', 1)[1]}" if found and "visual" not in name else name
 
 
-def _tuned(layer: Linear, opened: dict[str, Tensor], where: Any) -> dict[str, bytes]:
-    tensor, first, last = where
-    columns = layer.in_features
-    part = opened[tensor].part(2 * first * columns, 2 * last * columns)
+def _tuned(name: str, layer: Layer, opened: dict[str, Tensor]) -> dict[str, bytes]:
+    assert layer.source
+    tensor, columns = opened[layer.source.tensor], layer.shape[1]
+    first, last = layer.source.rows(tensor.spec, layer.shape[0])
+    part = tensor.part(2 * first * columns, 2 * last * columns)
     weights = bfloat16_to_float32(b"".join(part.chunks())).reshape(last - first, -1, GROUP)
-    random = np.random.default_rng(zlib.crc32(layer.name.encode()))
+    random = np.random.default_rng(zlib.crc32(name.encode()))
     low, high = weights.min(axis=2), weights.max(axis=2)
     wide = np.where(-low > high, -low, -high) * random.uniform(REACH.factor, 1, low.shape).astype(np.float32)
     scales = (wide / np.float32(8)).astype(np.float16)
@@ -133,11 +138,7 @@ def _tuned(layer: Linear, opened: dict[str, Tensor], where: Any) -> dict[str, by
     codes = np.clip(np.rint(weights / scales.astype(np.float32)[..., None] + offsets), -8, 7) + 8
     words = pack(codes.astype(np.uint8).reshape(last - first, columns))
     data = (words, zeros(scales.shape[1], len(scales)), np.ascontiguousarray(scales.T))
-    return dict(
-        zip(
-            packed_specs((layer.out_features, layer.in_features), GROUP), (each.tobytes() for each in data), strict=True
-        )
-    )
+    return dict(zip(packed_specs(layer.shape, GROUP), (each.tobytes() for each in data), strict=True))
 
 
 if __name__ == "__main__":

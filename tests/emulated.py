@@ -37,6 +37,8 @@ def small_recipe(folder: Path) -> Path:
     recipe = folder / "builds" / "small"
     recipe.mkdir(parents=True)
     (recipe / "recipe.toml").write_text(text)
+    (recipe / "plan.json").symlink_to(ROOT / "builds" / "ec" / "plan.json")
+    (recipe.parent / "bases").symlink_to(ROOT / "builds" / "bases")
     return recipe
 
 

@@ -2,6 +2,11 @@
 
 from typing import Any
 
+from tests.conftest import ROOT
+
+from requant.model.base_config import base_config
+from requant.recipe import read_recipe
+
 _SAMPLING = {"vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu"}
 _QWEN3 = {
     **_SAMPLING,
@@ -285,67 +290,5 @@ BASES: dict[str, dict[str, Any]] = {
         "vision_end_token_id": 151653,
         "vision_start_token_id": 151652,
     },
-    # The class's defaults complete the recorded file of this base, which holds what decides about tensors only.
-    "Qwen3.6-35B-A3B": {
-        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
-        "dtype": "bfloat16",
-        "image_token_id": 248056,
-        "model_type": "qwen3_5_moe",
-        "text_config": {
-            "attention_bias": False,
-            "attn_output_gate": True,
-            "dtype": "bfloat16",
-            "eos_token_id": 248044,
-            "full_attention_interval": 4,
-            "head_dim": 256,
-            "hidden_act": "silu",
-            "hidden_size": 2048,
-            "layer_types": [*["linear_attention"] * 3, "full_attention"] * 10,
-            "linear_conv_kernel_dim": 4,
-            "linear_key_head_dim": 128,
-            "linear_num_key_heads": 16,
-            "linear_num_value_heads": 32,
-            "linear_value_head_dim": 128,
-            "max_position_embeddings": 262144,
-            "model_type": "qwen3_5_moe_text",
-            "moe_intermediate_size": 512,
-            "mtp_num_hidden_layers": 1,
-            "mtp_use_dedicated_embeddings": False,
-            "num_attention_heads": 16,
-            "num_experts": 256,
-            "num_experts_per_tok": 8,
-            "num_hidden_layers": 40,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-06,
-            "rope_parameters": {
-                "mrope_interleaved": True,
-                "mrope_section": [11, 11, 10],
-                "partial_rotary_factor": 0.25,
-                "rope_theta": 10000000,
-                "rope_type": "default",
-            },
-            "shared_expert_intermediate_size": 512,
-            "tie_word_embeddings": False,
-            "vocab_size": 248320,
-        },
-        "tie_word_embeddings": False,
-        "transformers_version": "5.5.1",
-        "video_token_id": 248057,
-        "vision_config": {
-            "depth": 27,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": 1152,
-            "in_channels": 3,
-            "intermediate_size": 4304,
-            "model_type": "qwen3_5_moe",
-            "num_heads": 16,
-            "num_position_embeddings": 2304,
-            "out_hidden_size": 2048,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-        "vision_end_token_id": 248054,
-        "vision_start_token_id": 248053,
-    },
+    "Qwen3.6-35B-A3B": base_config(read_recipe(ROOT / "builds" / "ec")),
 }

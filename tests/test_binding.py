@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.cases.tiny_models import healthy
 from tests.checkpoints import Tensors, on_a_disk, on_disk, shard, write
 from tests.conftest import ROOT
+from tests.tiny import write_tiny
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
@@ -25,7 +26,6 @@ from requant.checkpoint.checkpoint import write_checkpoint
 from requant.digest import MAX_VALUES
 from requant.formats import Packing, awq, gptq, packing_of
 from requant.formats.gptq import bfloat16_to_float32
-from requant.model.tiny import write_tiny
 from requant.rounding import ways as rounding
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -841,6 +841,16 @@ def test_codes_of_a_tool_whose_rounding_is_not_known_are_nearer_to_the_base_than
     strange = np.random.default_rng(1).integers(0, 2**32, words.shape, np.uint32)
     other = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], strange.tobytes())}
     assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, other, base, gptq_tool))
+
+
+def test_where_one_layer_says_the_order_of_its_inputs_every_layer_does(tmp_path: Path) -> None:
+    tensors, config = MODELLED["an export to GPTQ"]
+    second = {key.replace("x.0", "x.1"): tensor for key, tensor in tensors.items()}
+    weight = layer()[1]["x.0.p.weight"]
+    base = {"x.0.p.weight": weight, "x.1.p.weight": weight}
+    assert single(tmp_path, {**tensors, **second}, base, config).clean
+    second.pop("x.1.p.g_idx")
+    assert found(single(tmp_path, {**tensors, **second}, base, config)) == {("missing tensor", "x.1.p.g_idx")}
 
 
 def test_one_scale_beyond_tuning_is_no_extended_algorithm(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub import running
 from tests.processes import LIMIT, all_ended, signalled, started
+from tests.tiny import write_tiny
 
 from requant import programs
 from requant.build import Built, _watching, beside, build, compare, record, recorded
@@ -30,7 +31,7 @@ from requant.errors import BuildError, CheckpointError, LockError, NotAvailableE
 from requant.evidence.journal import Block, Header, Loss, Writer, read_journal
 from requant.evidence.statements import hardware_of
 from requant.hub.pinned import read_pins
-from requant.model.tiny import CALIBRATION, calibration_text, write_tiny
+from requant.model.tiny import CALIBRATION, calibration_text
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.sandbox.preflight import resume_bytes
@@ -207,6 +208,8 @@ def project(tmp_path: Path, name: str = "ec", **replaced: tuple[str, str]) -> Pa
         shutil.copyfile(file, tmp_path / file.name)
     folder = tmp_path / "builds" / name
     folder.mkdir(parents=True)
+    (folder.parent / "bases").symlink_to(ROOT / "builds" / "bases")
+    shutil.copyfile(ROOT / "builds" / name / "plan.json", folder / "plan.json")
     text = (ROOT / "builds" / name / "recipe.toml").read_text()
     for old, new in replaced.values():
         assert old in text
@@ -371,5 +374,10 @@ def test_progress_follows_the_journal(tmp_path: Path) -> None:
 
 def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     recipe = read_recipe(project(tmp_path, ignore=('"mtp.fc"]', '"mtp.fc", "shared_expret"]')))
-    with pytest.raises(RecipeError, match="shared_expret"):
+    with pytest.raises(RecipeError, match="was asked for with"):
+        build(recipe, tiny="mini", out=tmp_path / "out")
+    plan = json.loads(recipe.beside("plan.json").read_text())
+    plan["asked"]["ignore"].append("shared_expret")
+    recipe.beside("plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RecipeError, match="'shared_expret' is part of no layer's name"):
         build(recipe, tiny="mini", out=tmp_path / "out")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.checkpoints import shard, write
 from tests.conftest import ROOT
 from tests.hub import running
+from tests.tiny import write_tiny
 
 from requant import check as checking
 from requant.build import Built
@@ -30,7 +31,6 @@ from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, open_
 from requant.checkpoint.safetensors import ITEM_BITS
 from requant.errors import NotAvailableError, UsageError
 from requant.formats.gptq import bfloat16_to_float32, pack, unpack
-from requant.model.tiny import write_tiny
 from requant.progress import Progress
 from requant.recipe import read_recipe
 from requant.rounding import ways as rounding

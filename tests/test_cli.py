@@ -23,8 +23,8 @@ from requant.cli.inspect import findings_table
 from requant.cli.options import SandboxName, SizeName, app
 from requant.cli.terminal import fail, print_json
 from requant.inspect import Inspection
-from requant.model.inventory import main_tensors
-from requant.model.tiny import SIZES, config
+from requant.model.rules import SIZES
+from requant.model.target import target_of
 from requant.recipe import read_recipe
 from requant.sandbox.choice import SANDBOXES
 
@@ -59,7 +59,7 @@ def test_help_lists_the_verbs() -> None:
         (("plan", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
         (("coverage", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
         (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size needs --tiny"),
-        (("tiny", "--out", "docs"), 2, "docs: already exists"),
+        (("tiny", "builds/ec", "--out", "docs"), 2, "docs: already exists"),
         (("buidl",), 2, "Did you mean 'build'"),
         (("build", "builds/ec", "--twn"), 2, "--tiny"),
         (("build", "builds/ec", "--nope"), 2, "See requant build --help"),
@@ -149,7 +149,7 @@ def test_a_debian_base_of_another_python_is_refused_before_an_engine_is_asked(tm
 
 def test_an_audit_without_its_tiny_model_is_told_which_it_is(tmp_path: Path) -> None:
     """A checkpoint says by its form what it is a build of."""
-    specs = main_tensors(config("mini"), read_recipe(ROOT / "builds" / "ec").layers.ignore, 128)
+    specs = target_of(read_recipe(ROOT / "builds" / "ec"), "mini").main
     write_file(tmp_path / "model.safetensors", {name: (spec, [bytes(spec.nbytes)]) for name, spec in specs.items()})
     for size in ((), ("--tiny",)):
         done = requant("audit", str(tmp_path), "--recipe", "builds/ec", "--all", *size)
@@ -290,7 +290,7 @@ def test_a_verdict_names_a_file_once_and_counts_what_is_identical(tmp_path: Path
 
 
 def test_a_tiny_model_is_written_and_its_manifest_verifies_it(tmp_path: Path) -> None:
-    assert requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny")).returncode == 0
+    assert requant("tiny", "builds/ec", "--size", "mini", "--out", str(tmp_path / "tiny")).returncode == 0
     done = requant("manifest", str(tmp_path / "tiny"))
     (tmp_path / "manifest.json").write_text(done.stdout)
     done = requant("verify", str(tmp_path / "tiny"), str(tmp_path / "manifest.json"))
@@ -302,11 +302,11 @@ def test_a_tiny_model_is_written_and_its_manifest_verifies_it(tmp_path: Path) ->
     assert done.returncode == 1
     assert json.loads(done.stdout)["outcome"] == "equivalent"
     assert requant("verify", str(tmp_path / "tiny"), str(tmp_path / "manifest.json"), "--tensors").returncode == 0
-    assert requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny")).returncode == 2
+    assert requant("tiny", "builds/ec", "--size", "mini", "--out", str(tmp_path / "tiny")).returncode == 2
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
-    requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny"))
+    requant("tiny", "builds/ec", "--size", "mini", "--out", str(tmp_path / "tiny"))
     command = f"{sys.executable} -m requant manifest {tmp_path / 'tiny'} | head -c 10"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
@@ -314,7 +314,7 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_nobody_reads_is_not_a_verdict(tmp_path: Path) -> None:
-    requant("tiny", "--size", "mini", "--out", str(tmp_path / "tiny"))
+    requant("tiny", "builds/ec", "--size", "mini", "--out", str(tmp_path / "tiny"))
     (tmp_path / "manifest.json").write_text(requant("manifest", str(tmp_path / "tiny")).stdout)
     for module in ("requant verify", "requant.verify"):
         words = f"{tmp_path / 'tiny'} {tmp_path / 'manifest.json'}"
@@ -361,7 +361,7 @@ def test_only_a_build_is_said_to_resume(words: tuple[str, ...], resumes: bool) -
 def test_a_tiny_model_that_was_interrupted_is_written_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["tiny", "--size", "mini", "--out", str(tmp_path / "new" / "tiny")]
+    words = ["tiny", str(ROOT / "builds" / "ec"), "--size", "mini", "--out", str(tmp_path / "new" / "tiny")]
 
     def half(_made: object, folder: Path, _tell: object) -> None:
         folder.mkdir(parents=True)

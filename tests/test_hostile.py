@@ -20,6 +20,7 @@ from rich.color import ColorSystem
 from rich.text import Text
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
+from tests.tiny import write_tiny
 
 from requant import cli
 from requant.checkpoint.checkpoint import write_checkpoint
@@ -27,7 +28,6 @@ from requant.checkpoint.manifest import make_manifest
 from requant.cli import terminal
 from requant.cli.terminal import Terminal
 from requant.digest import canonical_json
-from requant.model.tiny import write_tiny
 from requant.verdict import visible
 
 TRICK = "\x1b[2J\x1b]0;t\x07\x9b31m\r\b\x7f\u202e\u200b\u2028\ufeff\u3164[bold red]OWNED[/][/x]\nFORGED\x1b[0m"

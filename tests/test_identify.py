@@ -18,7 +18,6 @@ from requant.cli.options import app
 from requant.identify import Fingerprint, identify
 from requant.inspect.headers import Headers, read_headers
 from requant.model.base_config import base_config
-from requant.model.inventory import base_tensors, extra_tensors, main_tensors
 from requant.model.target import target_of
 from requant.passes import PASSES, Context
 from requant.recipe import read_recipe
@@ -78,17 +77,14 @@ def full(mtp: str) -> Headers:
     """The EC checkpoint at full scale, by headers: as the card describes it, or as its command leaves MTP."""
     recipe = read_recipe(ROOT / "builds" / "ec")
     config = base_config(recipe)
-    base = Checkpoint({}, {"config.json": json_file(config)})
+    base, target = Checkpoint({}, {"config.json": json_file(config)}), target_of(recipe, None)
     files = PASSES["quantization_config"](
-        Checkpoint({}, {}), Context(base, target_of(recipe, None), recipe, recipe.effort(False), "0.13.0")
+        Checkpoint({}, {}), Context(base, target, recipe, recipe.effort(False), "0.13.0")
     ).files
-    main, extras = (
-        main_tensors(config, recipe.layers.ignore, 128),
-        extra_tensors(config, recipe.layers.ignore, 128, "rtn"),
-    )
+    main, extras = target.main, target.extras
     if mtp == "raw":
         fused = {
-            name: spec for name, spec in base_tensors(config).items() if name.startswith("mtp.layers.0.mlp.experts.")
+            name: spec for name, spec in target.plan.tensors.items() if name.startswith("mtp.layers.0.mlp.experts.")
         }
         extras = {name: spec for name, spec in extras.items() if ".mlp.experts." not in name} | fused
     shards = {name: dict(islice(main.items(), n, None, 10)) for n, name in enumerate(shard_names(10))} | {

@@ -1,20 +1,19 @@
 """Which degrees of parallelism serve the real EC checkpoint, release by release: the table that is published facts."""
 
 import pytest
-from tests.conftest import ROOT
+from tests.tiny import config
 
 from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL
 from requant.inspect.loaders.modules import Module, modules
 from requant.inspect.rules.kernels import verdict
-from requant.model.base_config import base_config
-from requant.recipe import read_recipe
+from requant.model.skeleton import skeleton
 
-CONFIG = base_config(read_recipe(ROOT / "builds" / "ec"))
+MODEL = skeleton(config(None))
 VLLM = [loader for loader in LOADERS if loader.program == "vllm"]
 
 
 def module(end: str) -> Module:
-    return next(each for each in modules(CONFIG, VLLM[0].names) if each.name.endswith(end))
+    return next(each for each in modules(MODEL, VLLM[0].names) if each.name.endswith(end))
 
 
 @pytest.mark.parametrize("loader", VLLM, ids=lambda loader: loader.name)

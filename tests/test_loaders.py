@@ -8,16 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.releases import Ask, oracle
+from tests.tiny import config
 
 from requant.errors import CheckpointError, UsageError
 from requant.inspect.loaders import LOADERS, Loader, named
 from requant.inspect.loaders.declared import read_declared
 from requant.inspect.loaders.modules import modules
 from requant.inspect.loaders.resolver import Conflict, is_harmless, renamed, resolve
-from requant.model.tiny import config
+from requant.model.skeleton import skeleton
 
 MODELLED = [loader for loader in LOADERS if loader.dialect]
-CONFIG = config("mini")
+MODEL = skeleton(config("mini"))
 LM = "model.language_model.layers."
 FLOAT = {"bits": 16, "data_type": "fp"}
 BLOCKS = [LM.rstrip("."), "mtp.layers", "model.visual.blocks", "model.layers", f"{LM}1", "mtp", "language_model.model"]
@@ -70,7 +71,7 @@ def compare(loader: Loader, ask: Ask, declared: dict[str, Any]) -> int:
     """Hold both against each other for every module; returns how many pairs that were."""
     assert loader.dialect
     ours = renamed(read_declared(GLOBAL | declared), loader.dialect)  # type: ignore[arg-type]
-    built = [m for m in modules(CONFIG, loader.names) if m.kind != "head" or loader.head_has_precision]
+    built = [m for m in modules(MODEL, loader.names) if m.kind != "head" or loader.head_has_precision]
     theirs = ask(
         GLOBAL | declared, [(m.name, m.kind, m.packed == loader.names.drafter and "mtp" in m.name) for m in built]
     )
@@ -91,11 +92,11 @@ def test_agreement_by_hand(released: tuple[Loader, Ask]) -> None:
 
 
 def parts() -> list[str]:
-    return sorted({part for module in modules(CONFIG, MODELLED[0].names) for part in module.parts})
+    return sorted({part for module in modules(MODEL, MODELLED[0].names) for part in module.parts})
 
 
 def keys() -> st.SearchStrategy[str]:
-    names = st.sampled_from([*parts(), *(m.name for m in modules(CONFIG, MODELLED[0].names)), "lm_head", "mtp.fc"])
+    names = st.sampled_from([*parts(), *(m.name for m in modules(MODEL, MODELLED[0].names)), "lm_head", "mtp.fc"])
     below = st.builds(
         "{}.{}.{}".format,
         st.sampled_from([p for p in parts() if "experts" in p]),

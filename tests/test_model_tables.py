@@ -12,22 +12,23 @@ from requant.checkpoint.checkpoint import Checkpoint, Held
 from requant.checkpoint.safetensors import Spec
 from requant.errors import RecipeError
 from requant.formats.form import Form
+from requant.inspect.anatomy import LM, MTP, VISUAL
 from requant.inspect.loaders import LOADERS
 from requant.inspect.loaders.modules import modules
 from requant.model.base_config import base_config
-from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
 from requant.model.plan import Plan
+from requant.model.skeleton import skeleton
 from requant.model.summary import summarize
 from requant.model.tables import Table, confirm_layers, table_of
-from requant.model.target import Target
+from requant.model.target import Target, target_of
 from requant.passes.context import Mending
 from requant.passes.overrides import quantization_config
 from requant.protocol import Layer
 from requant.recipe import Layers, Mtp, Recipe, read_recipe
 
 EC = read_recipe(ROOT / "builds" / "ec")
-CONFIG = base_config(EC)
-LAYERS = (*linears(CONFIG), *mtp_linears(CONFIG))
+BASE = target_of(EC, None)
+LAYERS = (*BASE.plan.layers, *BASE.mtp)
 QWEN = table_of("qwen3_5_moe")
 DENSE = [f"model.layers.{i}.{each}_proj" for i in (0, 1) for each in ("self_attn.q", "self_attn.k", "self_attn.v")]
 DENSE += [f"model.layers.{i}.mlp.{each}_proj" for i in (0, 1) for each in ("gate", "up", "down")]
@@ -64,7 +65,7 @@ def test_the_table_is_what_the_modelled_loaders_fuse() -> None:
     for loader in LOADERS:
         fused = {
             frozenset(part.removeprefix(LM).removeprefix(MTP).split(".", 2)[2] for part in module.parts)
-            for module in modules(CONFIG, loader.names)
+            for module in modules(skeleton(base_config(EC)), loader.names)
             if len(module.parts) > 1
         }
         assert fused == {*map(frozenset, QWEN.fused)}
@@ -118,7 +119,7 @@ def test_rtn_needs_mtp_fc_as_float() -> None:
 
 def test_the_policy_of_mtp_is_none_where_there_is_none_and_nowhere_else() -> None:
     assert refused(asking("none")) == "mtp.policy: found 'none', allowed: bf16 or rtn: the base has an MTP block, mtp.*"
-    without = [*linears(CONFIG)]
+    without = [*BASE.plan.layers]
     for policy in ("bf16", "rtn"):
         message = refused(asking(policy, "self_attn"), QWEN, without)
         assert message == f"mtp.policy: found '{policy}', allowed: none: no MTP block is known of the base"
@@ -163,8 +164,11 @@ def test_a_router_that_a_loader_makes_a_linear_layer_is_declared(model_type: str
 def test_a_plan_is_of_a_recipe_that_fits(tmp_path: Path) -> None:
     path = tmp_path / "builds" / "ec" / "recipe.toml"
     path.parent.mkdir(parents=True)
-    text = EC.path.read_text()
+    (path.parent.parent / "bases").symlink_to(ROOT / "builds" / "bases")
+    text, plan = EC.path.read_text(), json.loads(EC.beside("plan.json").read_text())
     for old, new in (('"rtn"', '"none"'), ('["mtp.fc"]', json.dumps(["mtp.fc", "q_proj"]))):
         path.write_text(text.replace(old, new))
+        plan["asked"]["ignore"] = [*read_recipe(path).layers.ignore]
+        path.with_name("plan.json").write_text(json.dumps(plan))
         with pytest.raises(RecipeError, match=r"recipe\.toml: (mtp\.policy|layers\.ignore): found"):
             summarize(read_recipe(path), "mini")

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tests.tiny import tiny
 
 from requant.formats import Packing, packing_of
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, unpack
-from requant.model.tiny import tiny
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5).map(lambda words: 8 * words))
 CODES = arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 15))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.tiny import tiny, write_tiny
 
 from requant.build import Built, beside
 from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
@@ -26,9 +27,8 @@ from requant.errors import BuildError, CheckpointError
 from requant.evidence.journal import Journal, read_journal
 from requant.formats import PACKED
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
-from requant.model.inventory import LM, MTP, VISUAL, linears, mtp_linears
+from requant.inspect.anatomy import LM, MTP, VISUAL
 from requant.model.target import target_of
-from requant.model.tiny import tiny, write_tiny
 from requant.passes import PASSES, Context, apply
 from requant.passes.context import EXTRAS, MAIN
 from requant.recipe import read_recipe
@@ -276,7 +276,7 @@ GROUPS = {
 
 def test_d06_what_is_fused_has_one_form(pair: Pair) -> None:
     """In our raw output too, apart from MTP's experts, which stay fused and float (D08)."""
-    layers = linears(pair.context.config) | mtp_linears(pair.context.config)
+    layers = {**pair.context.target.plan.layers, **pair.context.target.mtp}
     for checkpoint in (pair.raw, pair.final):
         config = quantization(checkpoint)[0]
         for group in GROUPS:
@@ -309,7 +309,7 @@ def test_d08_autoround_leaves_experts_fused_in_a_packed_block(pair: Pair) -> Non
 
 
 def test_d08_every_layer_is_what_it_is_declared_to_be(pair: Pair) -> None:
-    layers = linears(pair.context.config) | mtp_linears(pair.context.config)
+    layers = {**pair.context.target.plan.layers, **pair.context.target.mtp}
     config = quantization(pair.final)[0]
     assert {name for name in layers if is_declared_packed(name, config)} == {
         name for name in layers if is_packed(name, pair.final)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
+from tests.tiny import write_tiny
 from typer.testing import CliRunner
 
 from requant.checkpoint.checkpoint import open_checkpoint
@@ -16,7 +17,6 @@ from requant.errors import RecipeError
 from requant.model.base_config import base_config
 from requant.model.summary import Size, summarize
 from requant.model.templates import fold
-from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
 
 BUILDS = ROOT / "builds"
@@ -112,6 +112,7 @@ def test_another_base_than_is_pinned_is_refused(key: str, value: str, tmp_path: 
     recipe.parent.mkdir(parents=True)
     (recipe.parent.parent / "bases").symlink_to(BUILDS / "bases")
     made = read_recipe(BUILDS / "ec")
+    (recipe.parent / "plan.json").symlink_to(BUILDS / "ec" / "plan.json")
     text = (BUILDS / "ec" / "recipe.toml").read_text()
     recipe.write_text(text)
     assert summarize(read_recipe(recipe)).quantized == 31_030

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
+from tests.tiny import write_tiny
 
 import requant
 from requant.checkpoint.checkpoint import write_checkpoint
 from requant.checkpoint.manifest import make_manifest
 from requant.checkpoint.safetensors import read_header
-from requant.model.tiny import write_tiny
 
 VERBS = ("audit", "build", "check", "diff", "identify", "inspect", "verify")
 EXAMPLE = ROOT / "examples" / "verify_and_check.py"

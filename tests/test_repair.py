@@ -9,6 +9,7 @@ from tests.cases.mutations import CASES, Case, indexed, second_copy
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
 from tests.test_inspect import unknown
+from tests.tiny import write_tiny
 from typer.testing import CliRunner
 
 from requant.build import Built
@@ -20,7 +21,6 @@ from requant.inspect import inspect
 from requant.inspect.baseline import expected as baseline
 from requant.inspect.baseline import read_baseline
 from requant.inspect.headers import read_headers
-from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
 from requant.repair import repair
 

@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.processes import requant
 from tests.schemas import FOLDER, PRINTED, WRITTEN, schema, schemas, text
 from tests.test_coverage import audit, copied
+from tests.tiny import write_tiny
 from typer.testing import CliRunner
 
 from requant.audit.audits import statement, write_audit
@@ -30,7 +31,6 @@ from requant.cli.options import app
 from requant.diff.divergence import Divergence
 from requant.environment.image.evidence import Evidence, Image
 from requant.environment.update import Change, Update
-from requant.model.tiny import write_tiny
 from requant.protocol import Seconds, Spent
 from requant.recipe import read_recipe
 from requant.verdict import Difference, Outcome, Verdict

@@ -11,22 +11,17 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import ROOT
 from tests.corpus import BASES, headers
+from tests.tiny import EC, config
 
 from requant.errors import CheckpointError, RecipeError
-from requant.model import inventory
-from requant.model.base_config import base_config
 from requant.model.plan import Plan, Question, differences, read_plan, read_tensors, write_plans
-from requant.model.target import question
+from requant.model.target import question, target_of
 from requant.model.templates import MAX_NAMES, MAX_PLACES, Template, fold, parse, unfold
-from requant.model.tiny import config
 from requant.protocol import Layer, Model, Source, Survey
 from requant.protocol import ask as ask_worker
-from requant.recipe import read_recipe
 from requant.records import record
 
-EC = read_recipe(ROOT / "builds" / "ec")
 ASKED = question(EC)
 PACKED = {
     "base-llama": "a12-llama-w4-ar-tuned",
@@ -44,8 +39,8 @@ QUICK = 5
 
 @cache
 def plan(target: str) -> Plan:
-    """The inventory's plan of the tiny model mini, or of the whole base."""
-    return inventory.plan(config("mini") if target == "mini" else base_config(EC), EC.layers.ignore)
+    """The recorded plan of a tiny model of this size, or of the whole base."""
+    return target_of(EC, None if target == "base" else target).plan
 
 
 UP = "model.language_model.layers.0.mlp.experts.1.up_proj"
@@ -89,7 +84,7 @@ def test_another_order_of_blocks_and_other_tensors_are_named() -> None:
 
 @pytest.mark.parametrize("target", ["mini", "base"])
 def test_a_plan_is_read_as_it_was_written(target: str, tmp_path: Path) -> None:
-    planned = replace(plan(target), versions={"auto-round": "0.12.2"}, tied={"lm_head.weight": "model.embed.weight"})
+    planned = replace(plan(target), tied={"lm_head.weight": "model.embed.weight"})
     write_plans(tmp_path / "plan.json", ASKED, {target: planned, "other": plan("mini")})
     assert len((tmp_path / "plan.json").read_bytes()) < 50_000
     found = read_plan(tmp_path / "plan.json", target, ASKED)
@@ -273,8 +268,8 @@ def corpus(base: str) -> tuple[dict[str, Any], Tensors]:
     return json.loads(found.sides["config.json"]), tensors
 
 
-def planned(config: Mapping[str, Any]) -> Tensors:
-    return {name: [spec.dtype, list(spec.shape)] for name, spec in inventory.base_tensors(config).items()}
+def planned(target: str) -> Tensors:
+    return {name: [spec.dtype, list(spec.shape)] for name, spec in plan(target).tensors.items()}
 
 
 def without_last(tensors: Tensors) -> Tensors:
@@ -299,15 +294,15 @@ def answers(ask: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
         given = corpus(base)
         requests.append(request(base, base=given, mini=(given[0], None)))
     wide, mini, llama = config("wide"), config("mini"), corpus("base-llama")
-    odd = planned(mini) | {"mtp.odd.weight": ["BF16", [7]]}
+    odd = planned("mini") | {"mtp.odd.weight": ["BF16", [7]]}
     tied = corpus("base-llama_tied")
     stored = tied[1] | {"lm_head.weight": tied[1]["model.embed_tokens.weight"]}
     bare = {name.removeprefix("model."): spec for name, spec in llama[1].items()}
     requests += [
         request("stored", base=(tied[0], stored), mini=(tied[0], None)),
         request("bare", base=(llama[0], bare), mini=(llama[0], None)),
-        request("wide", base=(wide, planned(wide)), mini=(mini, None), demo=(config("demo"), None)),
-        request("lone", base=(wide, planned(wide))),
+        request("wide", base=(wide, planned("wide")), mini=(mini, None), demo=(config("demo"), None)),
+        request("lone", base=(wide, planned("wide"))),
         request("lacking", base=(llama[0], without_last(llama[1]))),
         request("other", base=(llama[0] | {"hidden_size": 128}, llama[1])),
         request("odd", base=(mini, odd), mini=(mini, None)),
@@ -383,18 +378,18 @@ def test_experts_of_gpt_oss_are_read_as_halves_and_transposed(answers: dict[str,
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("target", "size"), [("base", "wide"), ("mini", "mini"), ("demo", "demo")])
-def test_the_plan_at_any_size_is_what_was_written_by_hand(target: str, size: str, answers: dict[str, Any]) -> None:
+def test_the_plan_at_any_size_is_what_is_recorded(target: str, size: str, answers: dict[str, Any]) -> None:
     """The wide one's numbers are too many to count: its sources follow the mini model's."""
-    is_the_plan(answers["wide"][target], config(size))
+    is_the_plan(answers["wide"][target], size)
 
 
-def is_the_plan(found: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Hold an answer against the inventory: the very tensors in their order, layers, shapes and sources."""
-    expected = inventory.plan(config, EC.layers.ignore)
-    assert list(found["tensors"].items()) == list(planned(config).items())
+def is_the_plan(found: dict[str, Any], size: str) -> None:
+    """Hold an answer against what is recorded: the very tensors in their order, layers, shapes and sources."""
+    expected = plan(size)
+    assert list(found["tensors"].items()) == list(planned(size).items())
     assert found["blocks"] == list(expected.blocks)
     assert set(found["unloaded"]) == expected.unloaded
-    assert list(found["layers"]) == list(expected.layers)
+    assert found["layers"].keys() == expected.layers.keys()
     for name, layer in found["layers"].items():
         told, planned_ = record(Layer, layer), expected.layers[name]
         assert (told.packed, told.shape, told.source) == (planned_.packed, planned_.shape, planned_.source)
@@ -403,15 +398,13 @@ def is_the_plan(found: dict[str, Any], config: Mapping[str, Any]) -> None:
 @pytest.mark.worker
 @pytest.mark.full
 def test_the_plan_of_the_whole_base(ask: Callable[..., Any], tmp_path: Path) -> None:
-    whole = base_config(EC)
-    del whole["generator"]
     models = {
-        "base": Model(config_in(tmp_path / "base", whole), typed(planned(whole))),
+        "base": Model(config_in(tmp_path / "base", config(None)), typed(planned("base"))),
         "mini": Model(config_in(tmp_path / "mini", config("mini")), None),
     }
     ask_worker(tmp_path, Survey(models))
     found = ask("survey", tmp_path)[tmp_path.name]["base"]
-    is_the_plan(found, whole)
+    is_the_plan(found, "base")
     assert sum(layer["reason"] == "" for layer in found["layers"].values()) == 31_030
 
 

@@ -15,6 +15,7 @@ from requant.build import RECORDED, Built, beside
 from requant.build.trial import long_texts, project, stand_in, trial
 from requant.checkpoint.manifest import Manifest
 from requant.errors import NotAvailableError, UsageError
+from requant.model.target import config_of, target_of
 from requant.progress import Progress, Tell
 from requant.protocol import Seconds, Spent
 from requant.recipe import read_recipe
@@ -72,8 +73,11 @@ def test_the_recipe_tried_differs_in_its_tiny_model_alone(tmp_path: Path) -> Non
     tried = stand_in(EC, effort, tmp_path)
     assert tried.effort(tiny=True) == effort
     assert tried.lockfiles.resolve() == EC.lockfiles.resolve()
-    same = {field: getattr(EC, field) for field in ("base", "scheme", "tuning", "calibration", "layers", "mtp")}
+    same = {field: getattr(EC, field) for field in ("scheme", "tuning", "calibration", "layers", "mtp")}
     assert {field: getattr(tried, field) for field in same} == same
+    assert replace(tried.base, files=EC.base.files) == EC.base
+    assert target_of(tried, "wide") == target_of(EC, "wide")
+    assert config_of(tried, "wide") == config_of(EC, "wide")
 
 
 def test_hours_grow_with_iterations_and_samples() -> None:

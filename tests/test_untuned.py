@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import ROOT
+from tests.tiny import tiny
 
 from requant import audit as auditing
 from requant.audit import _Audited as Audited
@@ -30,7 +31,6 @@ from requant.digest import sha256_chunks
 from requant.environment import Environment
 from requant.errors import CheckpointError
 from requant.model.target import target_of
-from requant.model.tiny import tiny
 from requant.passes import Context
 from requant.passes.context import EXTRAS
 from requant.progress import silent

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.tiny import write_tiny
 
 from requant.build import Built, beside, build
 from requant.checkpoint.safetensors import read_header
 from requant.errors import BuildError
 from requant.evidence.journal import Block, read_journal
-from requant.model.tiny import write_tiny
 from requant.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -6,23 +6,26 @@ zero points and scales. Each writer below is a list of what it cannot have done 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.errors import NotModelledError
+from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32
 from requant.inspect import look
-from requant.inspect.anatomy import EXPERTS, canonical
+from requant.inspect.anatomy import EXPERTS, MTP, VISUAL, canonical
 from requant.inspect.headers import Headers
 from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.declared import Declared
 from requant.inspect.rules.readings import is_packed
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import MTP, VISUAL, extra_tensors, linears, main_tensors
 from requant.model.plan import Specs
+from requant.model.skeleton import plan
+from requant.model.tables import table_of
+from requant.model.target import Target
 from requant.passes.context import EXTRAS
 
 IGNORED: Mapping[str, tuple[str, ...]] = {
@@ -129,7 +132,7 @@ def identify(headers: Headers) -> Fingerprint:
             "visual .weight": sum(name.startswith(VISUAL) and name.endswith(".weight") for name in names),
         },
         quantized_layers=sum(name.endswith(".qweight") and not name.startswith(MTP) for name in names),
-        linear_layers=len(linears(seen.config)),
+        linear_layers=sum(not name.startswith(MTP) for name in seen.model.layers(seen.model.tensors)),
         writers=tuple(_writers(layout, words, rounded, tokenizer)) if packed and not unmodelled else (),
         unmodelled=unmodelled,
     )
@@ -180,10 +183,12 @@ def _values(seen: Seen) -> tuple[dict[str, dict[str, int]], float | None, float 
 
 def _policies(seen: Seen, main: int, extra: int) -> Iterator[str]:
     group_size = seen.declared.group_size if seen.declared and seen.declared.group_size > 0 else 128
+    form = Form("auto_round:auto_gptq", 4, group_size, symmetric=True)
     visual = sum(spec.nbytes for name, spec in seen.expected.items() if name.startswith(VISUAL))
     for text, ignore in IGNORED.items():
-        weight = sum(spec.nbytes for spec in main_tensors(seen.config, ignore, group_size).values())
-        for shown, beside in _extras(seen, ignore[:1], group_size):
+        target = Target(plan(seen.config, ignore), table_of(seen.config["model_type"]), ignore[:1], "rtn", form)
+        weight = sum(spec.nbytes for spec in target.main.values())
+        for shown, beside in _extras(target):
             more = sum(spec.nbytes for spec in beside.values())
             if (main, extra) == (weight, more):
                 yield f"{text}; {shown}, visual in {EXTRAS}"
@@ -193,10 +198,9 @@ def _policies(seen: Seen, main: int, extra: int) -> Iterator[str]:
                 yield f"{text}; {shown}, spread over files in another way"
 
 
-def _extras(seen: Seen, ignore: tuple[str, ...], group_size: int) -> Iterator[tuple[str, Specs]]:
+def _extras(target: Target) -> Iterator[tuple[str, Specs]]:
     """Yield what stands beside the main part, by what became of MTP; AutoRound's own way leaves its experts fused."""
-    packed = extra_tensors(seen.config, ignore, group_size, "rtn")
-    fused = extra_tensors(seen.config, ignore, group_size, "bf16")
+    packed, fused = target.extras, replace(target, policy="bf16").extras
     yield "MTP packed", packed
     yield "MTP float", fused
     rest = {name: spec for name, spec in packed.items() if f".{EXPERTS}." not in name}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from requant.build.inputs import LOCAL, cost
-from requant.build.survey import SHRUNK, ask
+from requant.build.survey import ask
 from requant.checkpoint.files import is_companion, is_opaque, list_files
 from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
@@ -30,6 +30,7 @@ from requant.hub.stated import stated_pins
 from requant.inspect.headers import Headers, read_headers
 from requant.inspect.remote import headers_at
 from requant.model.plan import FILE, Specs, write_plans
+from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
@@ -174,7 +175,7 @@ def _read(headers: Headers) -> tuple[dict[str, Mapping[str, Any]], Specs, list[s
         raise CheckpointError(f"{headers.name}: no base: it has no safetensors files", advice)
     weights = opened([*headers.shards, *headers.paths], headers.sides)
     specs = {name: spec for file in weights for name, spec in headers.shards[file].items()}
-    return {BASE: config, **{size: shrink(config, size) for size in SHRUNK}}, specs, weights
+    return {BASE: config, **{size: shrink(config, size) for size in SIZES}}, specs, weights
 
 
 def _brought_along(project: Path, environment: str) -> list[Path]:

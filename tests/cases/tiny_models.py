@@ -4,11 +4,11 @@ from functools import cache
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.tiny import tiny
 
 from requant import passes
 from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.model.target import target_of
-from requant.model.tiny import tiny
 from requant.passes.context import MAIN
 from requant.passes.extras import rounded
 from requant.recipe import read_recipe

@@ -33,8 +33,8 @@ from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.evidence.journal import Block, Journal, read_journal
 from requant.evidence.statements import differing, environment_of, hardware_of
 from requant.formats import PACKED
+from requant.model.rules import SIZES
 from requant.model.target import Target, target_of
-from requant.model.tiny import SIZES
 from requant.passes import Context
 from requant.progress import Progress, Tell, counted, silent
 from requant.protocol import BLOCK, INPUTS, REPORT, Passed, Replay, Report, label, passed, read

@@ -23,6 +23,7 @@ from requant.build.inputs import inputs_for
 from requant.build.workplace import alone, scratch
 from requant.environment.install import cache
 from requant.errors import BuildError, NotAvailableError, RecipeError
+from requant.model.plan import FILE as PLAN
 from requant.progress import silent
 from requant.protocol import label
 from requant.recipe import read_recipe
@@ -59,8 +60,10 @@ def order(setting: Setting, base: Path | None) -> Order:
     path = recipe.path.resolve()
     root = recipe.lockfiles.parent
     wanted = [path, *setting.environment.paths]
+    pins = recipe.beside(recipe.base.files).resolve()
+    wanted += [recipe.beside(PLAN).resolve(), pins, pins.with_suffix(".config.json")]
     if setting.tiny is None:
-        wanted += [recipe.beside(name).resolve() for name in (recipe.base.files, recipe.calibration.files)]
+        wanted.append(recipe.beside(recipe.calibration.files).resolve())
     for each in wanted:
         if not each.is_relative_to(root):
             raise RecipeError(f"{recipe.path}: names {each}", f"For a cluster, it must be below {root}.")

@@ -25,8 +25,8 @@ from requant.environment.install import cache
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.evidence.journal import Follower
 from requant.evidence.statements import Provenance, differing, hardware_of, statement
+from requant.model.rules import SIZES
 from requant.model.target import target_of
-from requant.model.tiny import SIZES
 from requant.progress import Progress, Tell, counted, silent
 from requant.protocol import JOURNAL, RAW, REPORT, RESUME, Build, Report, Spent, read
 from requant.recipe import Recipe

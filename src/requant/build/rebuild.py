@@ -14,7 +14,7 @@ from requant.checkpoint.manifest import read_manifest
 from requant.diff.divergence import Divergence, divergence
 from requant.errors import UsageError
 from requant.evidence.journal import read_journal
-from requant.model.tiny import SIZES
+from requant.model.rules import SIZES
 from requant.progress import Tell, silent
 from requant.recipe import Recipe
 from requant.verdict import Outcome, Verdict

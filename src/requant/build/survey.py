@@ -17,6 +17,7 @@ from requant.environment import Environment
 from requant.errors import BuildError, UsageError
 from requant.model.base_config import base_config
 from requant.model.plan import FILE, Plan, Specs, differences, read_tensors, write_plans
+from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.target import config_of, question, target_of
 from requant.progress import Progress, Tell, silent
@@ -27,10 +28,6 @@ from requant.sandbox.running import run_worker
 
 MINI = "mini"
 """The tiny model that is counted through: what is found of it holds for the base by its names' numbers."""
-
-
-SHRUNK = (MINI, "demo")
-"""The tiny models that a plan has."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ def ask(
         for target, config in configs.items():
             place = work / "configs" / target
             place.mkdir(parents=True)
-            said = {key: value for key, value in config.items() if key != "generator"}
-            (place / "config.json").write_text(json.dumps(said))
+            (place / "config.json").write_text(json.dumps(config))
             table = {name: (spec.dtype, spec.shape) for name, spec in tensors.items()}
             models[target] = Model(str(place), table if target == BASE else None)
         chosen = choose(recipe, MINI, environment, sandbox, tell)
@@ -82,7 +78,7 @@ def record(recipe: Recipe, *, sandbox: str = "venv", tell: Tell = silent) -> Non
     if not file.exists():
         raise UsageError(f"{file}: there is none to renew", "requant new writes a recipe with its plan.")
     tensors, config = read_tensors(file), base_config(recipe)
-    configs = {BASE: config, **{size: shrink(config, size) for size in SHRUNK}}
+    configs = {BASE: config, **{size: shrink(config, size) for size in SIZES}}
     write_plans(file, question(recipe), ask(recipe, configs, tensors, sandbox=sandbox, tell=tell))
 
 

@@ -23,10 +23,10 @@ from requant.check.side_files import Side, bind
 from requant.check.spans import Span, trace
 from requant.checkpoint.safetensors import Spec
 from requant.digest import canonical_json, sha256
-from requant.errors import CheckpointError, UsageError
+from requant.errors import UsageError
 from requant.formats import Packing, packing_of
 from requant.formats.form import Form
-from requant.model.inventory import ARCHITECTURE, linears, mtp_linears
+from requant.model.skeleton import is_modelled, skeleton
 from requant.model.target import form_of, target_like
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
@@ -78,7 +78,7 @@ def check(
     findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "", dtypes)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
-    expected = _expected(recipe, ours, base) if recipe else None
+    expected = _expected(recipe, base) if recipe else None
     if expected is not None and recipe:
         spans = [replace(span, symmetric=recipe.scheme.symmetric) if span.packing else span for span in spans]
         findings += _unlike(form_of(recipe), expected, spans)
@@ -160,9 +160,10 @@ def _as_declared(
 def _linears(base: Side) -> set[str]:
     """Return the linear layers of a base whose architecture is modelled; of others, none are known."""
     config = base.config()
-    if config is None or config.get("model_type") != ARCHITECTURE:
+    if config is None or not is_modelled(config):
         return set()
-    return {*linears(config), *mtp_linears(config)}
+    model = skeleton(config)
+    return {*model.layers(model.tensors)}
 
 
 def _examined(
@@ -215,12 +216,9 @@ def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     return (*exact, TUNED, *searched, *beyond)
 
 
-def _expected(recipe: Recipe, side: Side, base: Source) -> dict[str, str]:
+def _expected(recipe: Recipe, base: Source) -> dict[str, str]:
     """Return how the recipe makes each packed layer: `tuned`, or `rtn`."""
-    config = side.config()
-    if config is None:
-        raise CheckpointError(f"{base.name}: no config.json")
-    target = target_like(recipe, config, _specs(base))
+    target = target_like(recipe, _specs(base))
     packed = dict.fromkeys(target.plan.packed, "tuned")
     if target.policy == "rtn":
         packed |= {name: "rtn" for name, layer in target.mtp.items() if layer.packed}

@@ -70,6 +70,9 @@ def trace(
             continue
         if suffix not in PACKED and not (layer in strange and (suffix == "weight" or name not in base)):
             traced.append(_copied(name, spec, base, foreign, transposed))
+    if any(f"{layer}.{ORDER}" in found for layer in layers):
+        alone = sorted(layer for layer in layers if f"{layer}.{ORDER}" not in found)
+        traced += [Finding("missing tensor", f"{layer}.{ORDER}", detail="other layers have one") for layer in alone]
     spans = [each for each in traced if isinstance(each, Span)]
     faults = list(dict.fromkeys(each for each in traced if isinstance(each, Finding)))
     order = {name: number for number, name in enumerate(base)}

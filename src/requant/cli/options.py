@@ -52,7 +52,7 @@ MAKE, VERIFY, PUBLISH, MAINTAIN = "Make", "Verify", "Publish", "Maintain"
 CPUS = os.cpu_count() or 1
 
 SizeName = Literal["mini", "demo", "wide"]
-"""Sizes of the tiny model, as `model.tiny.SIZES` has them."""
+"""Sizes of the tiny model, as `model.rules.SIZES` has them."""
 SandboxName = Literal["auto", "docker", "podman", "venv", "in-place"]
 """How the worker can be shut in, as `sandbox.choice.SANDBOXES` has it."""
 

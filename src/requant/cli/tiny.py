@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-import requant.model.tiny
 from requant.checkpoint.checkpoint import write_checkpoint
-from requant.cli.options import MAKE, SizeName, app
+from requant.cli.options import MAKE, RecipePath, SizeName, app
 from requant.cli.terminal import progress, say
 from requant.errors import UsageError
 from requant.model.target import tiny_model
@@ -20,14 +19,12 @@ from requant.recipe import read_recipe
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant tiny builds/ec --size mini --out out/base")
 def tiny(
+    recipe: RecipePath,
     out_folder: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
-    recipe: Annotated[
-        Path | None, typer.Argument(help="The recipe whose base it stands in for.", show_default="Qwen3.5-MoE's")
-    ] = None,
     size: Annotated[SizeName, typer.Option(help="The size of the tiny model.")] = "demo",
 ) -> None:
     """Write the tiny model: a small stand-in for the base, of the same architecture, with the same bytes everywhere."""
-    made = tiny_model(read_recipe(recipe), size) if recipe else requant.model.tiny.tiny(size)
+    made = tiny_model(read_recipe(recipe), size)
     if out_folder.exists() or out_folder.is_symlink():
         raise UsageError(f"{out_folder}: already exists", "Name another folder with --out, or remove this one.")
     out_folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from requant.checkpoint.safetensors import Spec
 from requant.errors import CheckpointError
-from requant.inspect.anatomy import Anatomy, Build, dissect, examine, template
+from requant.inspect.anatomy import BLOCKS, Anatomy, Build, dissect, examine, template
 from requant.inspect.findings import Expected, Finding, Severity, mark_known, merge
 from requant.inspect.headers import Headers, without_collector
 from requant.inspect.loaders import DEFAULT, Loader
@@ -20,7 +20,7 @@ from requant.inspect.loaders.reading import read
 from requant.inspect.mending import refusal
 from requant.inspect.rules import declarations, files, kernels, readings, tensors, values
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import ARCHITECTURE, LM, MTP, base_tensors, layer_types
+from requant.model.skeleton import Skeleton, is_modelled, skeleton
 
 
 @dataclass(frozen=True)
@@ -116,34 +116,33 @@ def look(headers: Headers, loaders: tuple[Loader, ...], degrees: tuple[int, ...]
     raw = config.get("quantization_config")
     found = {loader.name: read(raw, loader.reader) for loader in loaders}
     declared, malformed = _declared(raw)
-    architecture, modelled = _architecture(headers.name, config)
-    expected = base_tensors(config) if modelled else {}
-    anatomy, builds = _examined(dissect(headers), config) if modelled else (dissect(headers), {})
+    architecture = _architecture(headers.name, config)
+    model = skeleton(config) if is_modelled(config) else None
+    anatomy, builds = _examined(dissect(headers), model) if model else (dissect(headers), {})
     return Seen(
         headers,
         config,
         declared,
-        expected,
+        model or Skeleton(),
         anatomy,
         builds,
         loaders,
         degrees,
         architecture,
-        modelled,
+        model is not None,
         found,
         malformed,
     )
 
 
-def _architecture(name: str, config: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return what a configuration says that the model is, and whether that one is modelled."""
+def _architecture(name: str, config: Mapping[str, Any]) -> str:
+    """Return what a configuration says that the model is."""
     stated = config.get("model_type")
     classes = config.get("architectures")
     if not isinstance(stated, str) or not stated:
         advice = "Without it no loader knows what this is."
         raise CheckpointError(f"{name}/config.json: model_type: found {stated!r:.80}, expected a name", advice)
-    first = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else stated
-    return first, stated == ARCHITECTURE
+    return classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else stated
 
 
 def _declared(raw: Any) -> tuple[Declared | None, str]:
@@ -157,10 +156,10 @@ def _declared(raw: Any) -> tuple[Declared | None, str]:
         return None, f"{str(error)[:1].upper()}{str(error)[1:]}."
 
 
-def _examined(anatomy: Anatomy, config: Mapping[str, Any]) -> tuple[Anatomy, dict[str, Build]]:
+def _examined(anatomy: Anatomy, model: Skeleton) -> tuple[Anatomy, dict[str, Build]]:
     """Examine every block, equal ones once; the tensors of blocks that the model does not have go to the rest."""
-    kinds = block_kinds(config)
-    templates = {kind: template(config, kind) for kind in set(kinds.values())}
+    kinds = {block: kind for block, kind in model.blocks.items() if block.startswith(BLOCKS)}
+    templates = {kind: template(model, kind) for kind in set(kinds.values())}
     examined: list[tuple[str, Mapping[str, Spec], Build]] = []
     builds: dict[str, Build] = {}
     for block, kind in kinds.items():
@@ -176,10 +175,3 @@ def _examined(anatomy: Anatomy, config: Mapping[str, Any]) -> tuple[Anatomy, dic
         for name, spec in anatomy.blocks[block].items()
     }
     return Anatomy(anatomy.blocks, {**anatomy.rest, **stray}, anatomy.copies), builds
-
-
-def block_kinds(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return every block of a configuration by name: `linear_attention`, `full_attention` or `mtp`."""
-    text = config["text_config"]
-    kinds = {f"{LM}layers.{number}": kind for number, kind in enumerate(layer_types(text))}
-    return kinds | {f"{MTP}layers.{number}": "mtp" for number in range(text.get("mtp_num_hidden_layers", 0))}

@@ -5,15 +5,16 @@ Equal blocks are examined once: a checkpoint has 41 of them with 2,300 tensors e
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from requant.checkpoint.checkpoint import INDEX
 from requant.checkpoint.safetensors import Spec
 from requant.formats import PACKED
 from requant.inspect.headers import Headers
-from requant.model.inventory import FLOAT, LM, MTP, VISUAL, Linear, base_tensors, linears, mtp_linears
+from requant.model.skeleton import Skeleton
 
+LM, VISUAL, MTP = "model.language_model.", "model.visual.", "mtp."
 BLOCKS = (f"{LM}layers.", f"{MTP}layers.")
 GATES = ("mlp.gate", "mlp.shared_expert_gate")
 EXPERTS = "mlp.experts"
@@ -68,11 +69,14 @@ class Build:
 
 @dataclass(frozen=True)
 class Template:
-    """What a block of a kind has to hold: float tensors, linear layers, the experts' layers and fused tensors."""
+    """What a block of a kind has to hold: float tensors, linear layers, the experts' layers and fused tensors.
+
+    Of a layer it is what its weight [out, in] is where it is float.
+    """
 
     floats: Mapping[str, Spec]
-    layers: Mapping[str, Linear]
-    experts: Mapping[str, Linear]
+    layers: Mapping[str, Spec]
+    experts: Mapping[str, Spec]
     fused: Mapping[str, Spec]
 
 
@@ -129,21 +133,12 @@ def _copies(headers: Headers, read: list[str]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(found) for name, found in files.items() if len(found) > 1}
 
 
-def template(config: Mapping[str, Any], kind: str) -> Template:
-    """Return what a block of a kind holds: `linear_attention`, `full_attention` or `mtp`."""
-    text = {**config["text_config"], "num_hidden_layers": 1, "layer_types": [kind], "mtp_num_hidden_layers": 1}
-    if kind == "mtp":
-        text["layer_types"] = ["full_attention"]
-    small = {**config, "text_config": text}
-    block = f"{MTP if kind == 'mtp' else LM}layers.0."
-    tensors = {name.removeprefix(block): spec for name, spec in base_tensors(small).items() if name.startswith(block)}
-    found = {
-        name.removeprefix(block): replace(layer, name=name.removeprefix(block))
-        for name, layer in (mtp_linears(small) if kind == "mtp" else linears(small)).items()
-        if name.startswith(block)
-    }
-    layers = {name: each for name, each in found.items() if not name.startswith((EXPERTS, *GATES))}
-    experts = {name: each for name, each in found.items() if name.startswith(EXPERTS)}
+def template(model: Skeleton, kind: str) -> Template:
+    """Return what a block of a kind holds, such as `full_attention`."""
+    tensors = model.inside[kind]
+    found = {name: Spec(model.table["dtype"], layer.shape) for name, layer in model.layers(tensors).items()}
+    layers = {name: spec for name, spec in found.items() if not name.startswith((EXPERTS, *GATES))}
+    experts = {name: spec for name, spec in found.items() if name.startswith(EXPERTS)}
     fused = {name: spec for name, spec in tensors.items() if name.startswith(EXPERTS)}
     floats = {
         name: spec for name, spec in tensors.items() if name not in fused and name.removesuffix(".weight") not in layers
@@ -186,40 +181,40 @@ class _Examiner:
             for name, spec in made.fused.items():
                 self.faults += _float(self.tensors, name, spec)
             return "fused" if fused else "missing"
-        forms = {self.layer(layer, EXPERTS) for layer in made.experts.values()}
+        forms = {self.layer(layer, spec, EXPERTS) for layer, spec in made.experts.items()}
         beside = "fused, although the same experts are also stored one by one"
         self.faults += [Fault("both", name, beside) for name in fused]
         forms.discard("missing")
         return forms.pop() if len(forms) == 1 else "mixed"
 
-    def layer(self, layer: Linear, module: str) -> Form:
-        weight = f"{layer.name}.weight"
-        parts = {suffix: f"{layer.name}.{suffix}" for suffix in PACKED}
-        self.used.update((weight, *parts.values()))
-        found = {suffix: self.tensors[name] for suffix, name in parts.items() if name in self.tensors}
+    def layer(self, name: str, weight: Spec, module: str) -> Form:
+        whole = f"{name}.weight"
+        parts = {suffix: f"{name}.{suffix}" for suffix in PACKED}
+        self.used.update((whole, *parts.values()))
+        found = {suffix: self.tensors[part] for suffix, part in parts.items() if part in self.tensors}
         if not found:
-            self.faults += _float(self.tensors, weight, Spec(FLOAT, (layer.out_features, layer.in_features)))
-            return "float" if weight in self.tensors else "missing"
-        if weight in self.tensors:
-            self.faults.append(Fault("both", weight, "float, although its packed form is there as well"))
-        self.faults += [Fault("missing", name) for suffix, name in parts.items() if suffix not in found]
+            self.faults += _float(self.tensors, whole, weight)
+            return "float" if whole in self.tensors else "missing"
+        if whole in self.tensors:
+            self.faults.append(Fault("both", whole, "float, although its packed form is there as well"))
+        self.faults += [Fault("missing", part) for suffix, part in parts.items() if suffix not in found]
         for suffix, spec in found.items():
             wanted = ("F16", "BF16") if suffix == "scales" else ("I32",)
             if spec.dtype not in wanted:
                 detail = f"found {text(spec)}, expected {' or '.join(wanted)}"
                 self.faults.append(Fault("dtype", parts[suffix], detail))
         if len(found) == len(PACKED):
-            self._shapes(layer, module, found)
+            self._shapes(name, weight, module, found)
         return "packed"
 
-    def _shapes(self, layer: Linear, module: str, found: Mapping[str, Spec]) -> None:
+    def _shapes(self, name: str, weight: Spec, module: str, found: Mapping[str, Spec]) -> None:
         said = packing(found["qweight"], found["qzeros"], found["scales"])
-        if said and (said.inputs, found["scales"].shape[1]) == (layer.in_features, layer.out_features):
+        if said and (found["scales"].shape[1], said.inputs) == weight.shape:
             self.packings.setdefault(module, set()).add(said)
             return
         shapes = ", ".join(f"{suffix} {text(spec)}" for suffix, spec in found.items())
-        detail = f"found {shapes}, which is not a packing of {layer.out_features} x {layer.in_features} weights"
-        self.faults.append(Fault("shape", f"{layer.name}.qweight", detail))
+        detail = f"found {shapes}, which is not a packing of {weight.shape[0]} x {weight.shape[1]} weights"
+        self.faults.append(Fault("shape", f"{name}.qweight", detail))
 
 
 def examine(tensors: Mapping[str, Spec], made: Template) -> Build:
@@ -228,7 +223,7 @@ def examine(tensors: Mapping[str, Spec], made: Template) -> Build:
     Bits and groups are what the tensors themselves say; whether that is what a loader expects is another question.
     """
     examiner = _Examiner(tensors)
-    forms: dict[str, Form] = {name: examiner.layer(layer, name) for name, layer in made.layers.items()}
+    forms: dict[str, Form] = {name: examiner.layer(name, spec, name) for name, spec in made.layers.items()}
     forms[EXPERTS] = examiner.experts(made)
     for name, spec in made.floats.items():
         examiner.used.add(name)

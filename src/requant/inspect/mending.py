@@ -8,10 +8,10 @@ from requant.digest import strict_json
 from requant.errors import CheckpointError, NotModelledError
 from requant.formats import FORMATS, GPTQ
 from requant.formats.form import Form
-from requant.inspect.anatomy import canonical
+from requant.inspect.anatomy import LM, MTP, canonical
 from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.modules import modules
-from requant.model.inventory import ARCHITECTURE, LM, MTP, linears, plan
+from requant.model.skeleton import is_modelled, plan, skeleton, tables
 from requant.model.tables import table_of
 from requant.model.target import Target
 from requant.passes import Mending
@@ -56,10 +56,10 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     Raises CheckpointError where what it declares cannot be read, NotModelledError where it is of another kind.
     """
     config = _object(base, "config.json")
-    if config.get("model_type") != ARCHITECTURE:
+    if not is_modelled(config):
         found_type = f"base/config.json: model_type: found {config.get('model_type')!r:.80}"
         advice = "Only Qwen3.5-MoE can be repaired."
-        raise NotModelledError(f"cannot be repaired: {found_type}, expected {ARCHITECTURE!r}", advice)
+        raise NotModelledError(f"cannot be repaired: {found_type}, expected {' or '.join(map(repr, tables()))}", advice)
     declared = _declared(checkpoint)
     found = policy or ("rtn" if _packs_mtp(weights) else "bf16")
     main = [file for file, held in checkpoint.shards.items() if file != EXTRAS and any(map(canonical, held))]
@@ -67,7 +67,7 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     form = Form("auto_round:auto_gptq", declared["bits"], declared["group_size"], declared["sym"])
     return Mending(
         base=base,
-        target=Target(plan(config, ignore), table_of(ARCHITECTURE), ignore, found, form),
+        target=Target(plan(config, ignore), table_of(config["model_type"]), ignore, found, form),
         shards=max(1, len(main)),
         declared=declared,
     )
@@ -81,9 +81,10 @@ def _float_layers(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> I
     def is_float(name: str) -> bool:
         return f"{name}.weight" in weights and f"{name}.qweight" not in weights
 
-    yield from (name for name in linears(config) if name.startswith(f"{LM}layers.") and is_float(name))
+    model = skeleton(config)
+    yield from (name for name in model.layers(model.tensors) if name.startswith(f"{LM}layers.") and is_float(name))
     if _packs_mtp(weights):  # it is made anew, so that what loaders fuse can be made alike
-        for module in modules(config, DEFAULT.names):
+        for module in modules(model, DEFAULT.names):
             if module.name.startswith(MTP) and all(map(is_float, module.parts)):
                 yield from module.parts
 

@@ -12,13 +12,13 @@ from requant.recipe import Recipe
 def base_config(recipe: Recipe) -> dict[str, Any]:
     """Return the `config.json` of a recipe's base, as it stands beside its pins: `<stem>.config.json`.
 
-    It holds the fields that decide about tensors, and says in `generator` where they come from. Raises RecipeError
-    where it cannot be read, and where the pins beside it are of another repository or revision than the recipe's.
+    Without `generator`, which says there where it comes from and is not the model's. Raises RecipeError where it
+    cannot be read, and where the pins beside it are of another repository or revision than the recipe's.
     """
     pins = recipe.beside(recipe.base.files)
     config = _read(pins.with_suffix(".config.json"))
     pins_for(pins, recipe.base.repository, recipe.base.revision, recipe.path)
-    return config
+    return {key: value for key, value in config.items() if key != "generator"}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is built, audited or checked: a recipe's base, or a tiny model in its place, with all that is known of it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 from requant.checkpoint.checkpoint import Checkpoint
 from requant.errors import RecipeError
 from requant.formats.form import Form
-from requant.model import inventory
 from requant.model.base_config import base_config
 from requant.model.plan import FILE, NotPlannedError, Plan, Question, Specs, read_plan
+from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.tables import Table, confirm_layers, table_of
-from requant.model.tiny import SIZES, stand_in
-from requant.model.tiny import config as tiny_config
+from requant.model.tiny import stand_in
 from requant.protocol import BASE, Layer
 from requant.recipe import Recipe
 
@@ -60,22 +58,11 @@ class Target:
 def target_of(recipe: Recipe, tiny: str | None) -> Target:
     """Return what a recipe makes of its base, or of its tiny model of a size in `SIZES`.
 
-    Raises RecipeError where its plan cannot be read or the recipe does not fit it, CheckpointError where the base is
-    of another kind.
+    Raises RecipeError where its plan cannot be read, or the recipe does not fit it.
     """
-    return target_for(recipe, tiny, config_of(recipe, tiny))
-
-
-def target_for(recipe: Recipe, tiny: str | None, config: Mapping[str, Any]) -> Target:
-    """Return the target of a base with this `config.json`."""
-    model_type = str(config.get("model_type"))
-    table, ignore = table_of(model_type), recipe.layers.ignore
-    file = recipe.beside(FILE)
-    if file.exists() or model_type != inventory.ARCHITECTURE:
-        plan = read_plan(file, tiny or BASE, question(recipe))
-    else:
-        plan = inventory.plan(config, ignore)
-    target = Target(plan, table, ignore, recipe.mtp.policy, form_of(recipe))
+    table = table_of(str(base_config(recipe).get("model_type")))
+    plan = read_plan(recipe.beside(FILE), tiny or BASE, question(recipe))
+    target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, form_of(recipe))
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
     confirm_groups(recipe, target)
     return target
@@ -103,29 +90,22 @@ def question(recipe: Recipe) -> Question:
     return Question(recipe.scheme.name, recipe.scheme.group_size, recipe.layers.ignore)
 
 
-def target_like(recipe: Recipe, config: Mapping[str, Any], tensors: Specs) -> Target:
+def target_like(recipe: Recipe, tensors: Specs) -> Target:
     """Return the target whose base has these `tensors`: the recipe's base, or one of its tiny models.
 
     Raises RecipeError where its plan has no such base.
     """
-    file = recipe.beside(FILE)
-    if not file.exists():
-        return target_for(recipe, None, config)
-    for tiny in (None, *SIZES):
+    for tiny in (*SIZES, None):  # the base's plan is the largest
         try:
-            target = target_for(recipe, tiny, config)
+            target = target_of(recipe, tiny)
         except NotPlannedError:
             continue
         if target.plan.tensors == tensors:
             return target
+    file = recipe.beside(FILE)
     raise RecipeError(f"{file}: plans no base with these tensors", "Name the base, or the tiny model, of this recipe.")
 
 
 def config_of(recipe: Recipe, tiny: str | None) -> dict[str, Any]:
-    """Return the `config.json` of a recipe's base, or of its tiny model.
-
-    Without a recorded plan the tiny model is the one of Qwen3.5-MoE, written by hand before there were plans.
-    """
-    if tiny is None:
-        return base_config(recipe)
-    return shrink(base_config(recipe), tiny) if recipe.beside(FILE).exists() else tiny_config(tiny)
+    """Return the `config.json` of a recipe's base, or of its tiny model."""
+    return base_config(recipe) if tiny is None else shrink(base_config(recipe), tiny)

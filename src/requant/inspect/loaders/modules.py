@@ -1,4 +1,4 @@
-"""The modules with a precision that a loader builds for a Qwen3.5-MoE configuration, some made of several layers.
+"""The modules with a precision that a loader builds for a Qwen3.5-MoE model, some made of several layers.
 
 Sources: vLLM 0.19.1 to 0.33.0, models/qwen3_5.py, qwen3_5_mtp.py and qwen3_next.py; SGLang 0.5.23,
 models/qwen3_5.py. Routers, norms, convolutions and embeddings have no precision: they are float whatever is declared.
@@ -6,9 +6,11 @@ models/qwen3_5.py. Routers, norms, convolutions and embeddings have no precision
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from requant.model.inventory import layer_types
+from requant.inspect.anatomy import EXPERTS, GATES, LM, MTP, VISUAL
+from requant.model.plan import Specs
+from requant.model.skeleton import Skeleton
 
 Packed = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -16,6 +18,9 @@ QKV = ("qkv_proj", ("q_proj", "k_proj", "v_proj"))
 GATE_UP = ("gate_up_proj", ("gate_proj", "up_proj"))
 QKVZ = ("in_proj_qkvz", ("in_proj_qkv", "in_proj_z"))
 BA = ("in_proj_ba", ("in_proj_b", "in_proj_a"))
+HEAD = "lm_head"
+LAST = ("out_proj", "o_proj", "down_proj", EXPERTS, "attn.proj", "linear_fc2")
+"""Ends of layers that tensor parallelism divides by inputs: those that give back to the stream between blocks."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class Module:
     parts: tuple[str, ...]
     kind: Literal["linear", "experts", "head"]
     packed: Packed
-    inputs: int = 0
-    outputs: int = 0
-    split: Literal["inputs", "outputs", ""] = ""
+    inputs: int
+    outputs: int
+    split: Literal["inputs", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -45,85 +50,43 @@ class Names:
     drafter: Packed
 
 
-def modules(config: Mapping[str, Any], names: Names) -> tuple[Module, ...]:
-    """Return the modules of the main model and of the MTP drafter; raises what `inventory.base_tensors` refuses."""
-    text = config["text_config"]
-    found: list[Module] = []
-    for number, kind in enumerate(layer_types(text)):
-        block, theirs = f"model.language_model.layers.{number}", f"{names.language_model}layers.{number}"
-        found += _mixer(text, block, theirs, kind, names.main) + _experts(text, block, theirs, names.main)
-    found.append(Module(names.head, ("lm_head",), "head", names.main, text["hidden_size"], text["vocab_size"]))
-    found += _visual(config["vision_config"], names)
-    for number in range(text.get("mtp_num_hidden_layers", 0)):
-        block = f"mtp.layers.{number}"
-        found += _mixer(text, block, block, "full_attention", names.drafter)
-        found += _experts(text, block, block, names.drafter)
-    if text.get("mtp_num_hidden_layers", 0):
-        hidden = text["hidden_size"]
-        found.append(Module("mtp.fc", ("mtp.fc",), "linear", names.drafter, 2 * hidden, hidden, "outputs"))
-    return tuple(found)
+def modules(model: Skeleton, names: Names) -> tuple[Module, ...]:
+    """Return the modules of the main model and of the MTP drafter."""
+    inside = {kind: _layers(model, specs) for kind, specs in model.inside.items()}
+    layers = {f"{block}.{name}": shape for block, kind in model.blocks.items() for name, shape in inside[kind].items()}
+    beside = {name: spec for name, spec in model.tensors.items() if not name.startswith(tuple(model.blocks))}
+    layers |= _layers(model, beside)
+    return tuple(_module(name, layers, names) for name in layers if name == _fused(name)[1][0])
 
 
-def _mixer(text: Mapping[str, Any], block: str, theirs: str, kind: str, packed: Packed) -> list[Module]:
-    hidden = text["hidden_size"]
-    made: tuple[tuple[str, tuple[str, tuple[str, ...]], int, int, Literal["inputs", "outputs"]], ...]
-    if kind == "linear_attention":
-        heads = text["linear_num_value_heads"]
-        keys, values = text["linear_num_key_heads"] * text["linear_key_head_dim"], heads * text["linear_value_head_dim"]
-        made = (
-            ("linear_attn", QKVZ, hidden, 2 * keys + 2 * values, "outputs"),
-            ("linear_attn", BA, hidden, 2 * heads, "outputs"),
-            ("linear_attn", ("out_proj", ("out_proj",)), values, hidden, "inputs"),
-        )
-    else:
-        width = text["head_dim"]
-        queries, keys = text["num_attention_heads"] * width, text["num_key_value_heads"] * width
-        gated = 2 if text.get("attn_output_gate", True) else 1
-        made = (
-            ("self_attn", QKV, hidden, gated * queries + 2 * keys, "outputs"),
-            ("self_attn", ("o_proj", ("o_proj",)), queries, hidden, "inputs"),
-        )
-    return [_linear(block, theirs, packed, *each) for each in made]
+def _layers(model: Skeleton, tensors: Specs) -> dict[str, tuple[int, int]]:
+    """Return the shape [out, in] of each layer that has a precision; experts are one, of the shape of a last layer."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, layer in model.layers(tensors).items():
+        if f"{EXPERTS}." not in name:
+            found |= {} if name.endswith(GATES) else {name: layer.shape}
+        elif name.endswith(".0.down_proj"):
+            found[name.removesuffix(".0.down_proj")] = layer.shape
+    return found
 
 
-def _experts(text: Mapping[str, Any], block: str, theirs: str, packed: Packed) -> list[Module]:
-    hidden, width = text["hidden_size"], text["shared_expert_intermediate_size"]
-    shared = "mlp.shared_expert"
-    return [
-        _linear(block, theirs, packed, shared, GATE_UP, hidden, 2 * width, "outputs"),
-        _linear(block, theirs, packed, shared, ("down_proj", ("down_proj",)), width, hidden, "inputs"),
-        Module(
-            f"{theirs}.mlp.experts",
-            (f"{block}.mlp.experts",),
-            "experts",
-            packed,
-            text["moe_intermediate_size"],
-            hidden,
-            "inputs",
-        ),
-    ]
+def _fused(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the module of a layer, and the layers that are parts of it."""
+    place, dot, last = name.rpartition(".")
+    module, parts = next((each for each in (QKV, GATE_UP, QKVZ, BA) if last in each[1]), (last, (last,)))
+    return f"{place}{dot}{module}", tuple(f"{place}{dot}{part}" for part in parts)
 
 
-def _linear(
-    block: str,
-    theirs: str,
-    packed: Packed,
-    where: str,
-    fused: tuple[str, tuple[str, ...]],
-    inputs: int,
-    outputs: int,
-    split: Literal["inputs", "outputs"],
-) -> Module:
-    name, parts = fused
-    whole = tuple(f"{block}.{where}.{part}" for part in parts)
-    return Module(f"{theirs}.{where}.{name}", whole, "linear", packed, inputs, outputs, split)
-
-
-def _visual(vision: Mapping[str, Any], names: Names) -> list[Module]:
-    layers = [
-        f"blocks.{i}.{name}"
-        for i in range(vision["depth"])
-        for name in ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
-    ]
-    layers += ["merger.linear_fc1", "merger.linear_fc2"]
-    return [Module(names.visual + each, (f"model.visual.{each}",), "linear", names.main) for each in layers]
+def _module(name: str, layers: Mapping[str, tuple[int, int]], names: Names) -> Module:
+    module, parts = _fused(name)
+    prefixes = {LM: names.language_model, VISUAL: names.visual, HEAD: names.head}
+    prefix = next((each for each in prefixes if name.startswith(each)), "")
+    return Module(
+        prefixes.get(prefix, "") + module.removeprefix(prefix),
+        parts,
+        "experts" if name.endswith(EXPERTS) else "head" if name == HEAD else "linear",
+        names.drafter if name.startswith(MTP) else names.main,
+        inputs=layers[name][1],
+        outputs=sum(layers[part][0] for part in parts),
+        split="inputs" if name.endswith(LAST) else "outputs",
+    )

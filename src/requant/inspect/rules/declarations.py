@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+from requant.inspect.anatomy import VISUAL
 from requant.inspect.findings import Finding, Severity, Target
 from requant.inspect.loaders import Loader
 from requant.inspect.loaders.declared import Declared
@@ -19,7 +20,6 @@ from requant.inspect.loaders.resolver import (
 )
 from requant.inspect.rules.readings import UNDECLARED, kernel, unfit
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import VISUAL
 
 REGEX_PREFIX = ("model\\.language_model", "model.language_model", "model\\.visual", "model.visual")
 
@@ -45,7 +45,7 @@ def disk_forms(seen: Seen) -> dict[str, str]:
 
 
 def _groups(seen: Seen, forms: Mapping[str, str]) -> Iterator[Finding]:
-    for module in modules(seen.config, seen.loaders[0].names):
+    for module in modules(seen.model, seen.loaders[0].names):
         found = {forms.get(part, "float") for part in module.parts} - {"missing"}
         if len(found) > 1 or "mixed" in found:
             rule = "D05" if module.name.endswith("in_proj_ba") else "D06"
@@ -55,11 +55,11 @@ def _groups(seen: Seen, forms: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _keys(seen: Seen, declared: Declared) -> Iterator[Finding]:
-    names = {part for module in modules(seen.config, seen.loaders[0].names) for part in module.parts}
-    fused = {module.name for loader in seen.loaders for module in modules(seen.config, loader.names)}
+    names = {part for module in modules(seen.model, seen.loaders[0].names) for part in module.parts}
+    fused = {module.name for loader in seen.loaders for module in modules(seen.model, loader.names)}
     fused |= {
         f"{module.parts[0].rpartition('.')[0]}.{module.name.rpartition('.')[2]}"
-        for module in modules(seen.config, seen.loaders[0].names)
+        for module in modules(seen.model, seen.loaders[0].names)
     }
     floats = {name.removesuffix(".weight") for name in seen.expected}
     known = names | fused | floats
@@ -103,7 +103,7 @@ def _resolved(
     ours = renamed(declared, dialect)
     targets = tuple(Target(loader.name, degree) for degree in seen.degrees)
     wrong: dict[str, tuple[Module, bool]] = {}
-    for module in modules(seen.config, loader.names):
+    for module in modules(seen.model, loader.names):
         if (module.kind == "head" and not loader.head_has_precision) or _excused(module, declared, dialect):
             continue
         found = resolve(ours, module, dialect)

@@ -43,7 +43,7 @@ def check(seen: Seen) -> Iterator[Finding]:
         if not loader.dialect:
             continue
         packed = [
-            each for each in modules(seen.config, loader.names) if {forms.get(p) for p in each.parts} == {"packed"}
+            each for each in modules(seen.model, loader.names) if {forms.get(p) for p in each.parts} == {"packed"}
         ]
         for module in packed:
             sizes = [each.inputs // each.groups for part in module.parts for each in seen.packings(part)]

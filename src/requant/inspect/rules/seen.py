@@ -11,11 +11,12 @@ from requant.inspect.headers import Headers
 from requant.inspect.loaders import Loader
 from requant.inspect.loaders.declared import Declared
 from requant.inspect.loaders.reading import Reading
+from requant.model.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
 class Seen:
-    """`builds` are the examined blocks; `expected` is the base's inventory after the checkpoint's own config.
+    """`builds` are the examined blocks; `model` is what the checkpoint's own config means.
 
     Both are empty for an `architecture` whose modules are not modelled. `declared` is None where nothing is declared,
     where another tool did, or where AutoRound's fields hold something else: then `malformed` says what. `readings` say
@@ -25,7 +26,7 @@ class Seen:
     headers: Headers
     config: Mapping[str, Any]
     declared: Declared | None
-    expected: Mapping[str, Spec]
+    model: Skeleton
     anatomy: Anatomy
     builds: Mapping[str, Build]
     loaders: tuple[Loader, ...]
@@ -34,6 +35,11 @@ class Seen:
     modelled: bool
     readings: Mapping[str, Reading]
     malformed: str
+
+    @property
+    def expected(self) -> Mapping[str, Spec]:
+        """The tensors that the base has after the checkpoint's own config."""
+        return self.model.tensors
 
     @property
     def another(self) -> bool:

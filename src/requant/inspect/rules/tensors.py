@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats import PACKED
-from requant.inspect.anatomy import EXPERTS, GATES, Fault, outside
+from requant.inspect.anatomy import EXPERTS, GATES, MTP, VISUAL, Fault, outside
 from requant.inspect.findings import Finding
 from requant.inspect.rules.files import second_names
 from requant.inspect.rules.seen import Seen
-from requant.model.inventory import MTP, VISUAL
 
 UNINITIALISED = "No loader notices that it is missing, and uninitialised memory is used in its place."
 UNKNOWN = "No parameter has this name: vLLM up to 0.22.1 skips it, from 0.25.1 on it refuses to load."
@@ -26,8 +25,7 @@ ROUTER = {
 
 def check(seen: Seen) -> Iterator[Finding]:
     """Yield what is wrong with tensors, block by block and beside the blocks."""
-    text = seen.config["text_config"]
-    mtp = [f"{MTP}layers.{i}" for i in range(text.get("mtp_num_hidden_layers", 0))]
+    mtp = [block for block in seen.model.blocks if block.startswith(MTP)]
     absent = mtp and not any(name.startswith(MTP) for name in (*seen.anatomy.blocks, *seen.anatomy.rest))
     if absent:
         yield seen.error("D07", mtp, "The drafter runs on uninitialised memory, and no draft is accepted.")

@@ -8,10 +8,9 @@ library can round it differently. Changing anything here changes the bytes of ev
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,38 +25,14 @@ from requant.checkpoint.checkpoint import (
     json_file,
     shard_names,
     spread,
-    write_checkpoint,
 )
 from requant.checkpoint.safetensors import Spec
 from requant.errors import NotModelledError
-from requant.model.inventory import base_tensors, layer_types
 
 CALIBRATION = "calibration.jsonl"
 SHARDS = 3
 NUMBERS_AT_ONCE = 1 << 20
 """Numbers drawn per SHAKE-256 message; part of the format of the stream."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A tiny model's dimensions; what is not here is the same for all sizes or follows."""
-
-    layers: int
-    hidden: int
-    experts: int
-    experts_per_token: int
-    expert_width: int
-    heads: int
-    key_value_heads: int
-    head_width: int
-    linear_head_width: int
-
-
-SIZES = {
-    "mini": Size(4, 256, 4, 2, 128, 4, 2, 64, 16),
-    "demo": Size(8, 256, 8, 2, 128, 4, 2, 64, 16),
-    "wide": Size(4, 2048, 256, 8, 512, 16, 2, 256, 128),
-}
 
 SPECIALS = (
     "<|endoftext|>",
@@ -68,81 +43,6 @@ SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-
-
-def config(size: str) -> dict[str, Any]:
-    """Return the tiny model's `config.json`, with the base's field names and its dimensions replaced."""
-    dimensions = SIZES[size]
-    rotary = dimensions.head_width // 4
-    text: dict[str, Any] = {
-        "attention_bias": False,
-        "attn_output_gate": True,
-        "dtype": "bfloat16",
-        "eos_token_id": 256,
-        "full_attention_interval": 4,
-        "head_dim": dimensions.head_width,
-        "hidden_act": "silu",
-        "hidden_size": dimensions.hidden,
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": dimensions.linear_head_width,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 32,
-        "linear_value_head_dim": dimensions.linear_head_width,
-        "max_position_embeddings": 4096,
-        "model_type": "qwen3_5_moe_text",
-        "moe_intermediate_size": dimensions.expert_width,
-        "mtp_num_hidden_layers": 1,
-        "mtp_use_dedicated_embeddings": False,
-        "num_attention_heads": dimensions.heads,
-        "num_experts": dimensions.experts,
-        "num_experts_per_tok": dimensions.experts_per_token,
-        "num_hidden_layers": dimensions.layers,
-        "num_key_value_heads": dimensions.key_value_heads,
-        "rms_norm_eps": 1e-06,
-        "rope_parameters": {
-            "mrope_interleaved": True,
-            "mrope_section": [rotary // 2 - 2 * (rotary // 6), rotary // 6, rotary // 6],
-            "partial_rotary_factor": 0.25,
-            "rope_theta": 10000000,
-            "rope_type": "default",
-        },
-        "shared_expert_intermediate_size": dimensions.expert_width,
-        "tie_word_embeddings": False,
-        "vocab_size": 320,
-    }
-    text["layer_types"] = layer_types(text)
-    ids = {name: 256 + SPECIALS.index(name) for name in SPECIALS}
-    return {
-        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
-        "dtype": "bfloat16",
-        "image_token_id": ids["<|image_pad|>"],
-        "model_type": "qwen3_5_moe",
-        "text_config": text,
-        "tie_word_embeddings": False,
-        "transformers_version": "5.5.1",
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_config": {
-            "depth": 2,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": 128,
-            "in_channels": 3,
-            "intermediate_size": 336,
-            "model_type": "qwen3_5_moe",
-            "num_heads": 4,
-            "num_position_embeddings": 64,
-            "out_hidden_size": dimensions.hidden,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-    }
-
-
-def tiny(size: str) -> Checkpoint:
-    """Return the tiny model of a size in `SIZES` as a checkpoint whose weights are computed when they are read."""
-    return stand_in(size, config(size), base_tensors(config(size)), zero_centred=True)
 
 
 def stand_in(size: str, config: Mapping[str, Any], specs: Mapping[str, Spec], *, zero_centred: bool) -> Checkpoint:
@@ -158,11 +58,6 @@ def stand_in(size: str, config: Mapping[str, Any], specs: Mapping[str, Spec], *,
 def stream(size: str, name: str, spec: Spec, *, zero_centred: bool = True) -> Content:
     """Return the weights of one of a tiny model's tensors."""
     return _Stream(f"{size}/{name}", name, spec, zero_centred)
-
-
-def write_tiny(size: str, folder: Path, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Write the tiny model and its calibration text into a new or empty folder."""
-    write_checkpoint(tiny(size), folder, progress)
 
 
 def calibration_text() -> bytes:
