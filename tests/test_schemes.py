@@ -35,7 +35,6 @@ SCHEMES = (
             ("W3A16", "symmetric", 128, GPTQ),
             ("W4A16", "symmetric", 128, AWQ),
             ("W8A16", "symmetric", -1, GPTQ),
-            ("W2A16", "asymmetric", 32, OWN),
             ("W3A16", "asymmetric", -1, OWN),
             ("W8A16", "asymmetric", 64, OWN),
         )
