@@ -297,6 +297,8 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     write_tiny("mini", tmp_path / "served" / "base")
     shutil.copyfile(tmp_path / "served" / "base" / "config.json", folder / "base.config.json")
+    plans = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plans | {"base": plans["mini"]}))
     (tmp_path / "served" / "data").mkdir()
     (tmp_path / "served" / "data" / CALIBRATION).write_bytes(calibration_text())
     (folder / "base.json").write_text(pin("model", BASE.repository, BASE.revision, tmp_path / "served" / "base"))

@@ -62,6 +62,7 @@ def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_transformers_computes_with_the_weights_that_the_files_decode_to(
     own: Recipe, first: Path, ask: Callable[..., Any], tmp_path: Path
 ) -> None:

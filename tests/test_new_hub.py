@@ -227,6 +227,7 @@ def own(hub: Hub, tmp_path: Path, worker: Path) -> Recipe:
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_a_base_on_the_hub_is_planned_fetched_confirmed_and_built(
     own: Recipe, hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_what_was_not_said_is_named(tmp_path: Path) -> None:
 def test_a_layer_in_a_table_is_named() -> None:
     layer = {"shape": [8, 4], "reason": "", "source": {**vars(Source("w")), "index": []}}
     told = {"tensors": {"w": ["BF16", [8, 4]]}, "blocks": [], "layers": {"a": layer}, "unloaded": [], "tied": {}}
+    told["elsewhere"] = {}
     found = record(Answers, {"versions": {}, "models": {"base": told}})
     assert found.models["base"].layers["a"] == Layer((8, 4), "", Source("w"))
     for key, value, said in (

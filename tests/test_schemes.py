@@ -28,18 +28,15 @@ from requant.recipe import Format, Recipe, read_recipe
 GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
 SCHEMES = (
     ("W4A16", "asymmetric", 32, AWQ),
-    *(
-        pytest.param(each, marks=pytest.mark.full)
-        for each in (
-            ("W2A16", "symmetric", 64, GPTQ),
-            ("W3A16", "symmetric", 128, GPTQ),
-            ("W4A16", "symmetric", 128, AWQ),
-            ("W8A16", "symmetric", -1, GPTQ),
-            ("W3A16", "asymmetric", -1, OWN),
-            ("W8A16", "asymmetric", 64, OWN),
-        )
-    ),
+    ("W2A16", "symmetric", 64, GPTQ),
+    ("W3A16", "symmetric", 128, GPTQ),
+    ("W4A16", "symmetric", 128, AWQ),
+    ("W8A16", "symmetric", -1, GPTQ),
+    ("W2A16", "asymmetric", 32, OWN),
+    ("W3A16", "asymmetric", -1, OWN),
+    ("W8A16", "asymmetric", 64, OWN),
 )
+"""Built in the full tier: each takes minutes. What `check` makes of every scheme, tests/test_binding.py tries."""
 
 
 @pytest.fixture(scope="module", params=SCHEMES, ids=lambda each: "-".join(map(str, each)).replace(":", "-"))
@@ -63,6 +60,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_path: Path) -> None:
     first, target = build(own, tiny="mini", out=tmp_path / "first").folder, target_of(own, "mini")
     record(own, "mini", first)

@@ -82,12 +82,15 @@ EXPERTS = {f"e.{i}.{part}": half(i, part) for i in range(2) for part in range(2)
 SHAPES = dict.fromkeys([*EXPERTS, "w", "v"], (4, 6))
 
 
+def every(sources: Mapping[str, Source | None]) -> dict[str, Source | None]:
+    """Sources of all layers: what is not named has none."""
+    return {**dict.fromkeys(SHAPES), **sources}
+
+
 def test_a_tensor_is_layers_whole_and_once_or_none() -> None:
-    confirm(SHAPES, EXPERTS, TABLE)
-    confirm(SHAPES, {"w": whole("w"), "v": None}, TABLE)
-    confirm(
-        SHAPES | {"a": (2, 6), "b": (2, 6)}, {n: Source("w", (), i, 2, True, False) for i, n in enumerate("ab")}, TABLE
-    )
+    confirm(SHAPES, every(EXPERTS), TABLE)
+    confirm(SHAPES, every({"w": whole("w")}), TABLE)
+    confirm({"a": (2, 6), "b": (2, 6)}, {n: Source("w", (), i, 2, True, False) for i, n in enumerate("ab")}, TABLE)
     confirm({"t": (6, 4)}, {"t": Source("w", (), 0, 1, False, True)}, TABLE)
 
 
@@ -107,7 +110,7 @@ def test_a_tensor_is_layers_whole_and_once_or_none() -> None:
 )
 def test_a_source_that_does_not_fit_is_refused(changes: dict[str, Source | None], said: str) -> None:
     with pytest.raises(BuildError, match=said):
-        confirm(SHAPES, EXPERTS | changes, TABLE)
+        confirm(SHAPES, every({**EXPERTS, **changes}), TABLE)
 
 
 def unloaded(tensors: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
@@ -132,7 +135,13 @@ def test_what_nothing_loads_is_scaled_by_its_likeness() -> None:
 
 
 def test_numbers_beyond_a_small_model_are_dropped() -> None:
-    assert unloaded(BLOCKS | {"mtp.l.0.e.2.w": (96, 64), "l.9.q": (96, 64)}, SMALL) == {}
+    assert unloaded(BLOCKS | {"mtp.l.0.e.2.w": (96, 64)}, SMALL) == {}
+
+
+def test_a_block_that_is_numbered_on_from_the_others_follows_those_of_the_small_model() -> None:
+    """As the MTP blocks of DeepSeek-V3 and GLM-4.5 do."""
+    longer = BLOCKS | {f"l.{i}.q": (96, 64) for i in range(2, 9)}
+    assert unloaded(longer | {"l.9.q": (96, 64)}, SMALL) == {"l.2.q": (24, 16)}
 
 
 @pytest.mark.parametrize("name", ["mtp.fc", "mtp.l.0.other", "mtp.l.0.q"])

@@ -211,6 +211,7 @@ def test_losses_are_those_that_autoround_logs(built: Callable[[str], Built]) -> 
     assert logged(folder) == journalled(folder)
 
 
+@pytest.mark.full
 def test_losses_of_accumulated_gradients(tmp_path: Path) -> None:
     text = (ROOT / "builds" / "ec" / "recipe.toml").read_text()
     for key, value in (("batch_size", 4), ("gradient_accumulation", 2)):
@@ -223,6 +224,8 @@ def test_losses_of_accumulated_gradients(tmp_path: Path) -> None:
     recipe = tmp_path / "builds" / "accumulated" / "recipe.toml"
     recipe.parent.mkdir(parents=True)
     recipe.write_text(f"{settings}[tiny]{tiny}")
+    shutil.copyfile(ROOT / "builds" / "ec" / "plan.json", recipe.with_name("plan.json"))
+    (tmp_path / "builds" / "bases").symlink_to(ROOT / "builds" / "bases")
     (tmp_path / "lockfiles").symlink_to(ROOT / "lockfiles")
     folder = build(read_recipe(recipe.parent), tiny="mini", out=tmp_path / "accumulated").folder
     assert len(logged(folder)) == 4

@@ -160,7 +160,9 @@ def _read(window: Window, packing: Packing, checkpoint: Source, base: Source) ->
     extremes(weights, span.group, low, high)
     ends = low.view(np.float32), high.view(np.float32)
     scales = _columns(checkpoint, scale, "<f2", first, rows)
-    return Packed(span, packing, first, weights, codes, np.add(zeros, span.less, dtype=np.int32), scales, *ends)
+    read = np.add(zeros, span.less, dtype=np.int32)
+    used = np.full_like(read, packing.middle) if span.symmetric else read
+    return Packed(span, packing, first, weights, codes, used, read, scales, *ends)
 
 
 def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Array, ...]) -> list[Finding]:
@@ -197,9 +199,9 @@ def _zero_points(seen: Packed, way: str, common: list[Finding]) -> list[Finding]
 
     The rounding of tensors that AutoRound did not tune stores them as they are, whatever the format is (defect D10).
     """
-    if common and way == rounding.ABSMAX and seen.span.less:
-        other = np.full(seen.zeros.shape, seen.packing.middle + seen.span.less)
-        return seen.zero(other) or seen.zero(np.full(other.shape, seen.packing.middle), "zero points off by one")
+    off = seen.packing.middle + seen.span.less
+    if common and way == rounding.ABSMAX and (seen.stored == off).all():
+        return seen.zero(np.full(seen.stored.shape, seen.packing.middle), "zero points off by one")
     return common
 
 
@@ -235,7 +237,7 @@ def _rounded(seen: Packed, way: str) -> list[Finding]:
         worse = rounding.worse(seen.weights, made.divisors, span.group, seen.low, seen.high, packing.middle)
         found += seen.scale(ROUNDED, worse, f", {way}: another candidate errs less")
     wrong = np.empty(made.scales.shape, np.int32)
-    # A zero point that is off was named, and its codes are held against the one that they were made with.
+    # A zero point that is wrong was named, and its codes are held against the one that they were made with.
     seen = replace(seen, zeros=made.zeros)
     divisors = np.ascontiguousarray(made.divisors)
     unlike(seen.weights, seen.codes, made.zeros, packing.top, divisors, made.narrow, span.group, wrong)

@@ -17,7 +17,8 @@ _TOLD = ("found", "least", "greatest")
 class Packed:
     """Rows from `first` on: weights uint16, codes uint8 [rows, columns], scales float16, zero points int32.
 
-    Scales, zero points and the ends of each group, `low` <= 0 <= `high` in float32, are [groups, rows].
+    Scales, zero points and the ends of each group, `low` <= 0 <= `high` in float32, are [groups, rows]. Codes are
+    measured from `zeros`; `stored` are those of the file, which differ where a symmetric layer has wrong ones.
     """
 
     span: Span
@@ -26,6 +27,7 @@ class Packed:
     weights: Array
     codes: Array
     zeros: Array
+    stored: Array
     scales: Array
     low: Array
     high: Array
@@ -66,10 +68,10 @@ class Packed:
 
     def zero(self, expected: Array, kind: Kind = "wrong zero point") -> list[Finding]:
         """Return a finding about zero points that are not the `expected` ones, [groups, rows]."""
-        bad = self.zeros != expected
+        bad = self.stored != expected
         if not bad.any():
             return []
         group, row = np.unravel_index(int(bad.argmax()), bad.shape)
-        told = f"{int(self.zeros[group, row])}, expected {int(expected[group, row])}"
+        told = f"{int(self.stored[group, row])}, expected {int(expected[group, row])}"
         index = (int(group), self.first + int(row))
         return [Finding(kind, f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]
