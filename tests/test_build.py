@@ -75,6 +75,7 @@ def test_chain_of_outputs_and_inputs(built: Callable[[str], Built]) -> None:
         assert {**before.outputs, "others": before.inputs["others"]} == after.inputs
 
 
+@pytest.mark.full
 def test_other_user_host_time_zone_umask_threads(built: Callable[[str], Built], tmp_path: Path) -> None:
     reference = built("ec")  # made with the threads that torch takes by itself
     change_host = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]

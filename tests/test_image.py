@@ -312,6 +312,7 @@ setup(name="auto-round", version=Parser().parsestr(Path("PKG-INFO").read_text())
 }
 
 
+@pytest.mark.full
 def test_a_package_built_from_a_folder_is_the_pinned_one_or_none(
     project: Project, builder: Engine, debian: str, tmp_path: Path
 ) -> None:
