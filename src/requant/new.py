@@ -104,9 +104,9 @@ def new(
     `packing_format` it is the one that AutoRound chooses for the scheme.
 
     Raises UsageError for a name that is taken or cannot be one and for a scheme that AutoRound cannot write in this
-    format, CheckpointError for a base that cannot be read or is
-    not what the hub states, NotAvailableError for the network and refusals, RecipeError for a config.json that no rule
-    shrinks, BuildError where AutoRound does not take the model.
+    format, CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for the
+    network and refusals, RecipeError for a config.json that no rule shrinks, BuildError where AutoRound does not take
+    the model.
     """
     builds = project / "builds"
     if not _NAME.fullmatch(name):

@@ -43,11 +43,8 @@ def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor], bits:
 
     One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
     """
-    from requant.diff.difference import (
-        elements,
-        numbers,
-        step_counts,
-    )  # numba, which a pod in the worker's image has not
+    # Its kernels are numba's, which a pod in the worker's image has not.
+    from requant.diff.difference import elements, numbers, step_counts
 
     different: list[str] = []
     top = (1 << bits) - 1

@@ -234,8 +234,9 @@ def _is_idle(key: str, value: Mapping[str, Any], packed: Collection[str]) -> boo
         return bool(value.get("act_bits", FLOAT) == FLOAT)
     if key == "checkpoint_format":
         return value.get("quant_method") == "gptq" and value[key] == "gptq_v2"
-    named = value[key] if key == "modules_to_not_convert" and isinstance(value[key], list) else [""]
-    return not any(str(part) in layer for part in named for layer in packed)
+    if key == "modules_to_not_convert" and isinstance(value[key], list):
+        return not any(str(part) in layer for part in value[key] for layer in packed)
+    return False
 
 
 def _strange(value: Mapping[str, Any]) -> Iterator[str]:

@@ -50,6 +50,7 @@ CHUNK = 3 << 20
 LAST = {*rounding.CHOSEN, EXTENDED}
 """Ways that are tried only where no other fits: they cost much, or allow more."""
 SHARE = 1 / 16
+"""Of the scales of a layer, what has to be beyond plain tuning before the extended algorithm can have made it."""
 STRETCH = 1.25
 """A searched scale is at most so many times the widest: 8/(8 - 0.9) in 0.13.0, 1.21 where it was measured in 0.12.2."""
 
@@ -127,12 +128,13 @@ def _packed(window: Window, packing: Packing, checkpoint: Source, base: Source, 
     steps = seen.scales.astype(np.float32)
     far, moved = (_scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
     distances(seen.weights, seen.codes, seen.zeros, packing.top, steps, window.span.group, far, moved)
+    zeros = seen.zero(np.full(seen.stored.shape, packing.middle)) if window.span.symmetric else []
     sums = _missed(seen) if NEAR in window.ways else ()
     findings: dict[str, tuple[Finding, ...]] = {}
     for way in window.ways:
         if way in LAST and not all(any(map(accuses, each)) for each in findings.values()):
             continue
-        found = tuple(_findings(seen, way, far, bound, sums))
+        found = (*_zero_points(seen, way, zeros), *_findings(seen, way, far, bound, sums))
         if way != EXTENDED or not any(map(accuses, found)):  # it would blame codes for a scale that is wrong
             findings[way] = found
     counts = _counts(seen, steps, far, moved)
@@ -166,17 +168,14 @@ def _read(window: Window, packing: Packing, checkpoint: Source, base: Source) ->
 
 
 def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Array, ...]) -> list[Finding]:
-    """Return what speaks against a way in which a layer could have been made."""
-    common = seen.zero(np.full(seen.zeros.shape, seen.packing.middle)) if seen.span.symmetric else []
+    """Return what codes and scales say against a way in which a layer could have been made."""
     if way == TUNED:
-        return common + _reach(seen, far, bound)
+        return _reach(seen, far, bound)
     if way == EXTENDED:
-        return common + _extended(seen, far, bound)
+        return _extended(seen, far, bound)
     if way == FAITHFUL:
-        return common + _faithful(seen, far)
-    if way == NEAR:
-        return common + _near(seen, *sums)
-    return _zero_points(seen, way, common) + _rounded(seen, way)
+        return _faithful(seen, far)
+    return _near(seen, *sums) if way == NEAR else _rounded(seen, way)
 
 
 def _weights(base: Source, span: Span, first: int, rows: int) -> Array:
@@ -188,21 +187,22 @@ def _weights(base: Source, span: Span, first: int, rows: int) -> Array:
         return weights
     outputs = place.spec.shape[-1]
     expert, begin = divmod(span.first + first, outputs)
-    matrix = _scratch.take("matrix", np.uint16, span.columns, outputs)
-    base.read(place, 2 * expert * span.columns * outputs, matrix.reshape(-1).view(np.uint8).data)
-    weights[:] = matrix[:, begin : begin + rows].T
+    columns = _scratch.take("columns", np.uint16, span.columns, rows)
+    for column in range(span.columns):
+        start = (expert * span.columns + column) * outputs + begin
+        base.read(place, 2 * start, columns[column].view(np.uint8).data)
+    weights[:] = columns.T
     return weights
 
 
-def _zero_points(seen: Packed, way: str, common: list[Finding]) -> list[Finding]:
-    """Return what zero points of a symmetric layer are named for.
+def _zero_points(seen: Packed, way: str, wrong: list[Finding]) -> list[Finding]:
+    """Return what is said of the `wrong` zero points of a symmetric layer, if this is how it was made.
 
     The rounding of tensors that AutoRound did not tune stores them as they are, whatever the format is (defect D10).
     """
-    off = seen.packing.middle + seen.span.less
-    if common and way == rounding.ABSMAX and (seen.stored == off).all():
-        return seen.zero(np.full(seen.stored.shape, seen.packing.middle), "zero points off by one")
-    return common
+    if way == rounding.ABSMAX and (seen.stored == seen.packing.middle + seen.span.less).all():
+        return [replace(each, kind="zero points off by one") for each in wrong]
+    return wrong
 
 
 def _reach(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
@@ -319,8 +319,7 @@ def _missed(seen: Packed) -> tuple[Array, Array]:
 def symmetric(checkpoint: Source, span: Span, packing: Packing) -> bool:
     """Say whether every zero point of a packed layer is in the middle; reads until one is not."""
     place = checkpoint.tensors[f"{span.name}.qzeros"]
-    middle = np.full((1, 32), packing.middle - span.less, np.uint8)
-    word = gptq.pack(middle, packing.bits).view(np.uint32).reshape(-1)
+    word = gptq.constant(packing.middle - span.less, packing.bits).view(np.uint32)
     size = place.stop - place.start
     for start in range(0, size, CHUNK):
         words = np.empty(min(CHUNK, size - start) // 4, "<u4")

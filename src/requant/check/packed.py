@@ -66,7 +66,7 @@ class Packed:
         index = (int(group), self.first + int(row))
         return [Finding(kind, f"{self.span.name}.scales", int(np.count_nonzero(bad)), index, told)]
 
-    def zero(self, expected: Array, kind: Kind = "wrong zero point") -> list[Finding]:
+    def zero(self, expected: Array) -> list[Finding]:
         """Return a finding about zero points that are not the `expected` ones, [groups, rows]."""
         bad = self.stored != expected
         if not bad.any():
@@ -74,4 +74,4 @@ class Packed:
         group, row = np.unravel_index(int(bad.argmax()), bad.shape)
         told = f"{int(self.stored[group, row])}, expected {int(expected[group, row])}"
         index = (int(group), self.first + int(row))
-        return [Finding(kind, f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]
+        return [Finding("wrong zero point", f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]

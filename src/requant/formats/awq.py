@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
+from requant.formats import gptq
 from requant.formats.gptq import Array
 
 PER_WORD = 8
@@ -19,12 +20,7 @@ ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 def specs(shape: tuple[int, int], group_size: int) -> dict[str, Spec]:
     """Return the three tensors of a packed weight [out, in], by suffix; a group size of -1 is one group."""
     out_features, in_features = shape
-    groups = 1 if group_size == -1 else -(-in_features // group_size)
-    return {
-        "qweight": Spec("I32", (in_features, out_features // PER_WORD)),
-        "qzeros": Spec("I32", (groups, out_features // PER_WORD)),
-        "scales": Spec("F16", (groups, out_features)),
-    }
+    return {**gptq.specs(shape, group_size), "qweight": Spec("I32", (in_features, out_features // PER_WORD))}
 
 
 def pack(codes: Array) -> npt.NDArray[np.int32]:

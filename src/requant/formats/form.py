@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from requant.checkpoint.safetensors import Spec
 from requant.formats import FORMATS, Format, awq, gptq
-from requant.formats.gptq import several
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,5 @@ class Form:
 
     def zeros(self, spec: Spec) -> bytes:
         """Return the bytes of the `qzeros` of symmetric codes; defect D10 is another constant in their place."""
-        stored = (1 << self.bits - 1) - self.format.less
-        words = gptq.pack(np.full((1, several(self.bits)), stored, np.uint8), self.bits).astype("<i4")
+        words = gptq.constant((1 << self.bits - 1) - self.format.less, self.bits).astype("<i4")
         return words.tobytes() * (spec.size // words.size)

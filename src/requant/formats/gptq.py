@@ -57,6 +57,11 @@ def pack(codes: Array, bits: int = BITS) -> npt.NDArray[np.int32]:
     return words.reshape(-1, out_features).view(np.int32)
 
 
+def constant(code: int, bits: int = BITS) -> npt.NDArray[np.int32]:
+    """Return the fewest whole words int32 [n] that hold nothing but one code: 1, and of 3 bits 3."""
+    return pack(np.full((1, several(bits)), code, np.uint8), bits).reshape(-1)
+
+
 def unpack(words: Array, bits: int = BITS) -> npt.NDArray[np.uint8]:
     """Unpack words int32 [in * bits / 32, out] into codes uint8 [out, in]."""
     count = several(bits)
