@@ -843,6 +843,16 @@ def test_codes_of_a_tool_whose_rounding_is_not_known_are_nearer_to_the_base_than
     assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, other, base, gptq_tool))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_an_export_to_awq_states_symmetry_twice_and_alike(symmetric: bool, tmp_path: Path) -> None:
+    """AutoRound writes `zero_point` as the contrary of `sym`."""
+    tensors, base = layer(symmetric=symmetric, layout="awq")
+    told = {**MODELLED["an export to AWQ"][1], "sym": symmetric, "zero_point": not symmetric}
+    assert single(tmp_path, tensors, base, told).clean
+    wrong = single(tmp_path, tensors, base, {**told, "zero_point": symmetric})
+    assert found(wrong) == {("declared otherwise", "quantization_config.zero_point")}
+
+
 def test_where_one_layer_says_the_order_of_its_inputs_every_layer_does(tmp_path: Path) -> None:
     tensors, config = MODELLED["an export to GPTQ"]
     second = {key.replace("x.0", "x.1"): tensor for key, tensor in tensors.items()}

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tests.tiny import tiny
 
-from requant.formats import Packing, packing_of
+from requant.formats import Packing, awq, packing_of
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, unpack
+from requant.worker.autoround import retune
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5).map(lambda words: 8 * words))
 CODES = arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 15))
@@ -174,3 +175,7 @@ def test_a_group_of_zeros() -> None:
 def test_a_group_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no multiple of the group size 128"):
         round_to_nearest(np.zeros((1, 192), np.float32), 128)
+
+
+def test_the_worker_knows_awqs_order_too() -> None:
+    assert retune.AWQ_ORDER == awq.ORDER

@@ -272,6 +272,9 @@ def contradictions(scheme: Scheme, spans: Sequence[Span], linears: Collection[st
     told = dict.fromkeys((*_shapes(scheme, packed), *_floats(scheme, spans, packed, linears)))
     yield from told
     yield from _blocks(scheme, packed)
+    sym, zero_point = scheme.value.get("sym"), scheme.value.get("zero_point")
+    if packed and isinstance(sym, bool) and zero_point is sym:  # AWQ's loaders go by the latter
+        yield Finding("declared otherwise", "quantization_config.zero_point", detail=f"{zero_point}, and sym {sym}")
     for file, aside in scheme.asides.items():
         for each in (*_shapes(aside, packed), *_floats(aside, spans, packed, linears)):
             if each not in told:
