@@ -13,7 +13,7 @@ from requant.audit.pool import prepare
 from requant.build import build
 from requant.build.inputs import tiny_inputs
 from requant.check import check
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import Spec
 from requant.model.target import target_of, tiny_model
@@ -53,7 +53,7 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     assert any(each.stage.startswith("resuming after block") for each in told)
 
     write_checkpoint(tiny_model(own, "mini"), folder / "base")
-    with open_source(str(first)) as theirs, open_source(str(folder / "base")) as ours:
+    with open_reader(str(first)) as theirs, open_reader(str(folder / "base")) as ours:
         assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
 
     setting = prepare(own, "mini", tiny_inputs(own, "mini", folder / "inputs", silent), silent, "venv")
@@ -72,7 +72,7 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     flipped, name = folder / "flipped", next(iter(target_of(own, "mini").plan.packed))
     shutil.copytree(first, flipped)
     alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    with open_source(str(flipped)) as theirs, open_source(str(folder / "base")) as ours:
+    with open_reader(str(flipped)) as theirs, open_reader(str(folder / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
 
