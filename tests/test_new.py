@@ -125,7 +125,7 @@ def test_a_build_stops_where_autoround_packs_something_else(own: Recipe, tmp_pat
 
 def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path) -> None:
     model, project = base("llama", tmp_path / "model"), tmp_path / "project"
-    with pytest.raises(UsageError, match="expected lower-case"):
+    with pytest.raises(UsageError, match="lower-case letters"):
         new(str(model), "../up", project)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         new(str(tmp_path), "mine", project)
