@@ -1,7 +1,7 @@
 """A recipe: everything that a person asks for and that can change a byte of the checkpoint, complete and strict.
 
-Every key must be there and no other may be: nothing is inherited, defaulted or read from the environment.
-The dataclasses below are the whole language.
+Every key must be there and no other may be: nothing is inherited, defaulted or read from the environment. A key whose
+field has a default is there exactly where it says something. The dataclasses below are the whole language.
 """
 
 import math
@@ -9,8 +9,9 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from requant.digest import MAX_TOML, canonical_json, read_whole, sha256
@@ -81,7 +82,11 @@ DATA_TYPE, SCALE_DTYPE = "int", "float16"
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a recipe chooses of AutoRound's arguments; the others are literals in `worker/autoround/tuning.py`."""
+    """What a recipe chooses of AutoRound's arguments; the others are literals in `worker/autoround/tuning.py`.
+
+    At 0 `iterations` nothing is tuned: each weight is rounded to nearest, and `search_scales` says, there alone, whether
+    AutoRound seeks better scales first (`enable_opt_rtn`) or takes the widest weight for one (`disable_opt_rtn`).
+    """
 
     iterations: int
     batch_size: int
@@ -95,6 +100,7 @@ class Tuning:
     keep_best: bool
     patience: int
     low_gpu_memory: bool
+    search_scales: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,11 @@ class Recipe:
     tiny: Tiny
 
     @property
+    def rounds(self) -> bool:
+        """Whether nothing is tuned."""
+        return self.tuning.iterations == 0
+
+    @property
     def name(self) -> str:
         """The name of the build: that of its folder."""
         return self.path.parent.name
@@ -244,7 +255,7 @@ def read_recipe(path: Path) -> Recipe:
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
     tables = {field: kind for field, kind in get_type_hints(Recipe).items() if field not in ("path", "digest")}
-    _same_keys(path, "", document, set(tables))
+    _same_keys(path, "", document, set(tables), set(tables))
     values = {
         key: _table(path, key, kind, document[key])
         if hasattr(kind, "__dataclass_fields__")
@@ -265,15 +276,20 @@ def _table(path: Path, name: str, kind: Any, found: object) -> Any:
     if not isinstance(found, dict):
         raise RecipeError(f"{path}: {name}: found {found!r}, expected a table [{name}]")
     hints = get_type_hints(kind)
-    _same_keys(path, f"{name}.", found, {field.name for field in fields(kind)})
+    needed = {each.name for each in fields(kind) if not _has_default(each)}
+    _same_keys(path, f"{name}.", found, {each.name for each in fields(kind)}, needed)
     return kind(**{key: _value(path, f"{name}.{key}", hints[key], value) for key, value in found.items()})
 
 
-def _same_keys(path: Path, prefix: str, found: dict[str, Any], allowed: set[str]) -> None:
+def _has_default(each: Field[Any]) -> bool:
+    return not (each.default is MISSING and each.default_factory is MISSING)
+
+
+def _same_keys(path: Path, prefix: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:
     for key in found:
         if key not in allowed:
             raise RecipeError(f"{path}: {prefix}{key}: unknown key; allowed here: {', '.join(sorted(allowed))}")
-    for key in sorted(allowed - found.keys()):
+    for key in sorted(needed - found.keys()):
         raise RecipeError(f"{path}: {prefix}{key}: missing", "A recipe states every value; see builds/ec/recipe.toml.")
 
 
@@ -301,7 +317,7 @@ def _allowed(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list of strings"
     if get_args(kind):
-        return " or ".join(_allowed(each) for each in get_args(kind))
+        return " or ".join(_allowed(each) for each in get_args(kind) if each is not NoneType)
     return {int: "a whole number", float: "a finite number with a point", bool: "true or false", str: "a string"}[kind]
 
 
@@ -329,10 +345,17 @@ def _check(recipe: Recipe) -> None:
             number, key = getattr(value, field.name), f"{table}.{field.name}"
             if isinstance(number, int | float) and field.name not in ("seed", "patience") and number < 0:
                 refuse(key, number, "0 or more")
-            if number == 0 and field.name in _AT_LEAST_ONE:
+            if number == 0 and type(number) is int and field.name in _AT_LEAST_ONE:
                 refuse(key, number, "1 or more")
             if number == 0 and field.name.endswith("learning_rate"):
                 refuse(key, number, "more than 0, for which AutoRound takes a rate of its own")
+    if bool(recipe.tiny.iterations) == recipe.rounds:
+        refuse("tiny.iterations", recipe.tiny.iterations, "0" if recipe.rounds else "1 or more, as of tuning.iterations")
+    if recipe.rounds == (tuning.search_scales is None):
+        allowed = "true or false, of 0 iterations" if recipe.rounds else "no such key: scales are searched at 0 iterations"
+        refuse("tuning.search_scales", tuning.search_scales, allowed)
+    if tuning.search_scales and not scheme.symmetric:
+        refuse("tuning.search_scales", True, "false: AutoRound searches the scales of symmetric codes only")
     for effort, key in ((recipe.calibration, "calibration"), (recipe.tiny, "tiny")):
         step = tuning.batch_size * tuning.gradient_accumulation
         if effort.samples % tuning.batch_size or effort.samples < step:
@@ -354,4 +377,4 @@ def _check(recipe: Recipe) -> None:
             )
 
 
-_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
+_AT_LEAST_ONE = ("batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")

@@ -92,7 +92,7 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         tuned = time.monotonic()
         q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
         done = time.monotonic()
-        heard.pending["loss"] = heard.loss(divisor)
+        heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
         heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)

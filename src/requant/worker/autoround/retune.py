@@ -18,7 +18,7 @@ from requant.evidence.journal import Block
 from requant.protocol import ANSWERS, BLOCK, INPUTS, JOBS, RAW, Passed, Replay, label, say_passed, write
 from requant.recipe import Recipe, Scheme
 from requant.worker import determinism
-from requant.worker.autoround import hooks
+from requant.worker.autoround import hooks, rounding
 from requant.worker.resume import BlockInputs, digest_of_nest
 
 GLANCE = 0.02
@@ -62,6 +62,10 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
                 size = self.batch_size * self.infer_bs_coeff
                 return self._get_block_outputs(block, stream, others, size, device, self.cache_device)
 
+            if recipe.rounds:  # no block hears of the codes of another
+                full = run(full) if rounding.runs(block, search=bool(recipe.tuning.search_scales)) else full
+                block.to("meta")
+                continue
             after = run(full)
             published.load(block, name, recipe.scheme)
             full, quantized = after, run(full if quantized is None else quantized)

@@ -6,6 +6,7 @@ from typing import Any
 
 from requant.errors import BuildError
 from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, Recipe
+from requant.worker.autoround import rounding
 from requant.worker.autoround.calibration import PILE
 
 
@@ -46,8 +47,10 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
     base.CpuInfo.bf16 = property(lambda _: half)
 
+    iterations = loops(effort)
+
     def rate(value: float | str) -> float:
-        return 1.0 / effort.iterations if value == "1/iterations" else float(value)
+        return 1.0 / iterations if value == "1/iterations" else float(value)
 
     autoround = AutoRound(
         model,
@@ -56,7 +59,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         scheme=scheme.name,
         layer_config=None,
         dataset=batches,
-        iters=effort.iterations,
+        iters=iterations,
         seqlen=effort.sequence_length,
         nsamples=effort.samples,
         batch_size=tuning.batch_size,
@@ -93,7 +96,14 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     )
     if isinstance(autoround, LLMCompressor):
         _by_name(autoround, batches)
+    if recipe.rounds:
+        rounding.install(autoround, search=bool(tuning.search_scales))
     return autoround
+
+
+def loops(effort: Effort) -> int:
+    """Return how many iterations AutoRound is told: at 0 it would leave its loop over blocks (`rounding`)."""
+    return max(1, effort.iterations)
 
 
 def _by_name(autoround: Any, batches: Any) -> None:
@@ -114,7 +124,7 @@ def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
     It caps the sequence length at what the tokenizer states, and lowers batches that the samples do not fill.
     """
     asked = {
-        "iters": effort.iterations,
+        "iters": loops(effort),
         "nsamples": effort.samples,
         "seqlen": effort.sequence_length,
         "batch_size": recipe.tuning.batch_size,
