@@ -27,7 +27,7 @@ from requant.errors import UsageError
 from requant.formats import Packing, packing_of
 from requant.formats.form import Form
 from requant.model.skeleton import is_modelled, skeleton
-from requant.model.target import Target, form_of, target_like
+from requant.model.target import Target, target_like
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.rounding import ways as rounding
@@ -80,9 +80,9 @@ def check(
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     expected = _expected(recipe, target, tiny) if recipe and target else None
-    if expected is not None and recipe:
-        spans = [replace(span, symmetric=recipe.scheme.symmetric) if span.packing else span for span in spans]
-        findings += _unlike(form_of(recipe), expected, spans)
+    if expected is not None and target:
+        spans = [replace(span, symmetric=_form(target, span).symmetric) if span.packing else span for span in spans]
+        findings += _unlike(target, expected, spans)
     rounds = scheme is not None and scheme.rounds
     windows = list(_windows(spans, expected, base, rounds))
     some = min(len(windows), max(1, round(sample * len(windows))))
@@ -243,9 +243,14 @@ def _expected(recipe: Recipe, target: Target, tiny: bool) -> dict[str, str]:
     return packed
 
 
-def _unlike(form: Form, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
+def _form(target: Target, span: Span) -> Form:
+    return target.form_at(f"{span.name}.qweight")
+
+
+def _unlike(target: Target, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
     packed = {span.name: span for span in spans if span.packing or span.unmodelled}
     for name, span in packed.items():
+        form = _form(target, span)
         if name not in expected:
             yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
         elif span.unmodelled:

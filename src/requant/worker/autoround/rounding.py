@@ -22,7 +22,7 @@ def install(autoround: Any, *, search: bool) -> None:
     autoround.disable_opt_rtn = autoround.orig_disable_opt_rtn = not search
 
     def quantize_block(
-        self: Any, block: Any, input_ids: Any, input_others: Any, q_input: Any = None, device: Any = "cpu", **_: Any
+        self: Any, block: Any, input_ids: Any, input_others: Any, *_: Any, device: Any = "cpu", **__: Any
     ) -> Any:
         hooks.bare(block, self.amp_dtype, device)
         layers = _layers(self, block)

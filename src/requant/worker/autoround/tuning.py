@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
-from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, Recipe
+from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, LayerScheme, Recipe
 from requant.worker.autoround import rounding
 from requant.worker.autoround.calibration import PILE
 
@@ -57,7 +57,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         tokenizer,
         platform="hf",
         scheme=scheme.name,
-        layer_config=None,
+        layer_config={name: _config(each) for name, each in recipe.layers.schemes.items()} or None,
         dataset=batches,
         iters=iterations,
         seqlen=effort.sequence_length,
@@ -96,9 +96,32 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     )
     if isinstance(autoround, LLMCompressor):
         _by_name(autoround, batches)
+    if recipe.layers.schemes:
+        _beside_blocks(autoround)
     if recipe.rounds:
         rounding.install(autoround, search=bool(tuning.search_scales))
     return autoround
+
+
+def _config(scheme: LayerScheme) -> dict[str, Any]:
+    return {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric, "data_type": DATA_TYPE}
+
+
+def _beside_blocks(autoround: Any) -> None:
+    """Let packed layers beside the blocks, such as `lm_head`, be blocks themselves, behind all others.
+
+    Otherwise AutoRound would write nothing before all is tuned.
+    """
+    compressor = type(autoround)
+    decide = compressor.configure_layer_config
+
+    def configure(self: Any, *args: Any, **kwargs: Any) -> None:
+        decide(self, *args, **kwargs)
+        if outside := self._get_quantized_layer_names_outside_blocks():
+            self.quant_block_list = [*self.quant_block_list[:-1], [*self.quant_block_list[-1], *outside]]
+            self.has_qlayer_outside_block = False
+
+    compressor.configure_layer_config = configure
 
 
 def loops(effort: Effort) -> int:
