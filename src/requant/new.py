@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from requant.checkpoint.files import is_companion, is_opaque, list_files
 from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256
-from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
 from requant.hub import web
 from requant.hub.pinned import PinnedFile, Pins
 from requant.hub.repository import listing, named
@@ -34,7 +34,7 @@ from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
-from requant.model.target import question
+from requant.model.target import question, target_of
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
@@ -52,6 +52,8 @@ PRESETS: Mapping[Preset, tuple[int, int, str]] = {
 """Iterations, samples and learning rate of AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2)."""
 
 ACCELERATORS: Mapping[Environment, str] = {"cpu": "", "cu124": "NVIDIA H200", "gb10": "NVIDIA GB10"}
+TINY_ITERATIONS = 6
+"""Iterations of a tiny model, at most."""
 NEWEST = "main"
 """The revision of a repository that is meant where none is named; what it stands for now is pinned."""
 TEXT = "pile-10k.json"
@@ -94,6 +96,9 @@ def new(
     symmetric: bool = True,
     group_size: GroupSize = 128,
     packing_format: Format | None = None,
+    iterations: int | None = None,
+    search_scales: bool = True,
+    ignore: Sequence[str] = (),
     sandbox: str = "venv",
     tell: Tell = silent,
     endpoint: str | None = None,
@@ -101,12 +106,14 @@ def new(
     """Write `builds/NAME/` of a project for a base: the folder `source`, or else `owner/name[@revision]` on the Hub.
 
     Of a repository headers and small files are fetched, and no weight; `endpoint` overrides the library's. Without a
-    `packing_format` it is the one that AutoRound chooses for the scheme.
+    `packing_format` it is the one that AutoRound chooses for the scheme, without `iterations` their number is the
+    preset's. At 0 of them weights are rounded, to scales that are searched where codes are symmetric and
+    `search_scales` is true. `ignore` are parts of names of layers that stay float.
 
     Raises UsageError for a name that is taken or cannot be one and for a scheme that AutoRound cannot write in this
-    format, CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for the
-    network and refusals, RecipeError for a config.json that no rule shrinks, BuildError where AutoRound does not take
-    the model.
+    format, RecipeError for what cannot be asked of this base, and for a config.json that no rule shrinks,
+    CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for the network and
+    refusals, BuildError where AutoRound does not take the model.
     """
     builds = project / "builds"
     if not _NAME.fullmatch(name):
@@ -119,7 +126,8 @@ def new(
     builds.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=builds) as folder:
         place = Path(folder)
-        (place / RECIPE).write_text(_recipe(name, base, preset, environment, stored))
+        effort = (PRESETS[preset][0] if iterations is None else iterations, search_scales and symmetric)
+        (place / RECIPE).write_text(_recipe(name, base, preset, environment, stored, effort, ignore))
         asked = read_recipe(place)
         plans = ask(asked, base.configs, base.specs, sandbox=sandbox, tell=tell)
         write_plans(place / FILE, question(asked), plans)
@@ -129,6 +137,12 @@ def new(
         for file, text in ((bases / f"{name}.json", base.pins.to_json()), (bases / f"{name}.config.json", config)):
             file.write_text(text)
             written.append(file)
+        try:
+            target_of(asked, None)
+        except RecipeError:
+            for file in written[-2:]:
+                file.unlink()
+            raise
         place.chmod(0o755)
         place.rename(builds / name)
         place.mkdir()  # for the context manager to remove
@@ -216,14 +230,22 @@ def _packed_share(scheme: Scheme) -> float:
     return scheme.bits / 16 + 0.05
 
 
-def _hours(size: int, preset: Preset) -> float:
+def _hours(size: int, iterations: int) -> float:
     """Estimate a build on an H200: that of EC, 9 hours for 72 GB, 400 iterations of 8 x 4,096 tokens, scaled."""
-    iterations, _, _ = PRESETS[preset]
     return max(0.1, round(9.0 * size / 71.9e9 * iterations / 400 * 2048 / 4096, 1))
 
 
-def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, scheme: Scheme) -> str:
-    iterations, samples, rate = PRESETS[preset]
+def _recipe(
+    name: str,
+    base: _Base,
+    preset: Preset,
+    environment: Environment,
+    scheme: Scheme,
+    effort: tuple[int, bool],
+    ignore: Sequence[str],
+) -> str:
+    """Return the text of a recipe; `effort` is its iterations, and whether scales are searched where there are none."""
+    (iterations, search), (_, samples, rate) = effort, PRESETS[preset]
     table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
     has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
@@ -243,14 +265,16 @@ def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, sc
         "samples": samples,
         "rate": rate,
         "precision": "bfloat16" if gpu else "float32",
-        "ignore": json.dumps(list(table.mtp_float) if has_mtp else []),
+        "search": "" if iterations else f"\nsearch_scales = {json.dumps(search)}",
+        "tiny_iterations": min(iterations, TINY_ITERATIONS),
+        "ignore": json.dumps([*ignore, *(table.mtp_float if has_mtp else ())]),
         "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
         "shards": max(1, math.ceil(_packed_share(scheme) * base.bytes / SHARD)),
         "device": "cuda" if gpu else "cpu",
         "accelerator": ACCELERATORS[environment],
         "memory": memory if gpu else 0,
         "host_memory": 2 * memory + 4,
-        "hours": f"{_hours(base.bytes, preset):.1f}",
+        "hours": f"{_hours(base.bytes, iterations):.1f}",
     }
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))

@@ -113,11 +113,13 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.after and m.global_name == heard.pending["block"]:
             begun = time.monotonic()
-            m = rounder.model.get_submodule(m.global_name)  # of a layer alone, what it was packed to
-            tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
-            block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
+            block = m.global_name
+            m = rounder.model.get_submodule(block)  # of a layer alone, what it was packed to
+            m.global_name = block
+            tensors = {f"{block}.{name}": value for name, value in m.state_dict().items()}
+            line = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
             packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
-            keeper.keep(block, packed, heard.after)
+            keeper.keep(line, packed, heard.after)
             heard.pending, heard.after = {}, None
             heard.listening += time.monotonic() - begun
         return write(rounder, m, *args, **kwargs) if save else None

@@ -53,6 +53,8 @@ def _layers(autoround: Any, block: Any) -> list[str]:
 
 def _searched(autoround: Any, block: str, layers: list[str], full: list[Any], others: dict[str, Any]) -> list[Any]:
     """Round the layers of one block by AutoRound's loop for all of them; return what the block, unrounded, puts out."""
+    from auto_round.compressors import base
+
     put_out: list[Any] = []
     forward = autoround._get_block_outputs
 
@@ -64,7 +66,9 @@ def _searched(autoround: Any, block: str, layers: list[str], full: list[Any], ot
         put_out.extend(found)  # AutoRound empties the list itself behind the last block
         return found
 
-    with _instead(autoround, quant_block_list=[[block]], cache_inter_data=cached, _get_block_outputs=outputs):
+    alone = {"quant_block_list": [[block]], "cache_inter_data": cached, "_get_block_outputs": outputs}
+    # It would move all of the model, whose finished blocks are nowhere.
+    with _instead(base, safe_to_cpu_=lambda _: None), _instead(autoround, **alone):
         autoround._quant_rtn_with_imatrix(layers)
     return put_out
 
