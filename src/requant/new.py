@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from requant.build.inputs import LOCAL, cost
 from requant.build.survey import ask
@@ -38,18 +38,30 @@ from requant.model.target import question, target_of
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
-from requant.recipe import Format, GroupSize, Recipe, Scheme, SchemeName, read_recipe, rounds_mtp
+from requant.recipe import NAME, NAMES, Format, GroupSize, Recipe, Scheme, SchemeName, read_recipe, rounds_mtp
 from requant.sandbox.preflight import Cost
 
-Preset = Literal["default", "best", "light"]
+Preset = Literal["default", "best", "light", "laptop"]
 Environment = Literal["cpu", "cu124", "gb10"]
 
-PRESETS: Mapping[Preset, tuple[int, int, str]] = {
-    "default": (200, 128, '"1/iterations"'),
-    "best": (1000, 512, '"1/iterations"'),
-    "light": (50, 128, "0.005"),
+
+class Effort(NamedTuple):
+    """How much is tuned: iterations of `batch_size` among `samples` calibration samples, of so many tokens each."""
+
+    iterations: int
+    samples: int
+    learning_rate: str
+    sequence_length: int = 2048
+    batch_size: int = 8
+
+
+PRESETS: Mapping[Preset, Effort] = {
+    "default": Effort(200, 128, '"1/iterations"'),
+    "best": Effort(1000, 512, '"1/iterations"'),
+    "light": Effort(50, 128, "0.005"),
+    "laptop": Effort(50, 64, "0.005", 512, 2),
 }
-"""Iterations, samples and learning rate of AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2)."""
+"""AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2), and one for a machine without a GPU."""
 
 ACCELERATORS: Mapping[Environment, str] = {"cpu": "", "cu124": "NVIDIA H200", "gb10": "NVIDIA GB10"}
 TINY_ITERATIONS = 6
@@ -59,7 +71,6 @@ NEWEST = "main"
 TEXT = "pile-10k.json"
 GIB = 1 << 30
 SHARD = 5 << 30
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,8 @@ def new(
     refusals, BuildError where AutoRound does not take the model.
     """
     builds = project / "builds"
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: expected lower-case letters, digits and hyphens, at most 40")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name {name}: expected {NAMES}")
     if (builds / name).exists():
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
     stored = _scheme(scheme, symmetric, group_size, packing_format)
@@ -126,8 +137,9 @@ def new(
     builds.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=builds) as folder:
         place = Path(folder)
-        effort = (PRESETS[preset][0] if iterations is None else iterations, search_scales and symmetric)
-        (place / RECIPE).write_text(_recipe(name, base, preset, environment, stored, effort, ignore))
+        effort = PRESETS[preset] if iterations is None else PRESETS[preset]._replace(iterations=iterations)
+        search = search_scales and symmetric
+        (place / RECIPE).write_text(_recipe(name, base, effort, environment, stored, ignore, search=search))
         asked = read_recipe(place)
         plans = ask(asked, base.configs, base.specs, sandbox=sandbox, tell=tell)
         write_plans(place / FILE, question(asked), plans)
@@ -230,22 +242,22 @@ def _packed_share(scheme: Scheme) -> float:
     return scheme.bits / 16 + 0.05
 
 
-def _hours(size: int, iterations: int) -> float:
+def _hours(size: int, effort: Effort) -> float:
     """Estimate a build on an H200: that of EC, 9 hours for 72 GB, 400 iterations of 8 x 4,096 tokens, scaled."""
-    return max(0.1, round(9.0 * size / 71.9e9 * iterations / 400 * 2048 / 4096, 1))
+    tokens = effort.iterations * effort.batch_size * effort.sequence_length
+    return max(0.1, round(9.0 * size / 71.9e9 * tokens / (400 * 8 * 4096), 1))
 
 
 def _recipe(
     name: str,
     base: _Base,
-    preset: Preset,
+    effort: Effort,
     environment: Environment,
     scheme: Scheme,
-    effort: tuple[int, bool],
     ignore: Sequence[str],
+    *,
+    search: bool,
 ) -> str:
-    """Return the text of a recipe; `effort` is its iterations, and whether scales are searched where there are none."""
-    (iterations, search), (_, samples, rate) = effort, PRESETS[preset]
     table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
     has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
@@ -261,12 +273,14 @@ def _recipe(
         "symmetric": json.dumps(scheme.symmetric),
         "group_size": scheme.group_size,
         "format": scheme.format,
-        "iterations": iterations,
-        "samples": samples,
-        "rate": rate,
+        "iterations": effort.iterations,
+        "batch_size": effort.batch_size,
+        "rate": effort.learning_rate,
+        "samples": effort.samples,
+        "sequence_length": effort.sequence_length,
         "precision": "bfloat16" if gpu else "float32",
-        "search": "" if iterations else f"\nsearch_scales = {json.dumps(search)}",
-        "tiny_iterations": min(iterations, TINY_ITERATIONS),
+        "search": "" if effort.iterations else f"\nsearch_scales = {json.dumps(search)}",
+        "tiny_iterations": min(effort.iterations, TINY_ITERATIONS),
         "ignore": json.dumps([*ignore, *(table.mtp_float if has_mtp else ())]),
         "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
         "shards": max(1, math.ceil(_packed_share(scheme) * base.bytes / SHARD)),
@@ -274,7 +288,7 @@ def _recipe(
         "accelerator": ACCELERATORS[environment],
         "memory": memory if gpu else 0,
         "host_memory": 2 * memory + 4,
-        "hours": f"{_hours(base.bytes, iterations):.1f}",
+        "hours": f"{_hours(base.bytes, effort):.1f}",
     }
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))
