@@ -32,6 +32,10 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
         scheme=scheme.name,
         sym=scheme.symmetric,
         group_size=scheme.group_size,
+        layer_config={
+            name: {"bits": own.bits, "group_size": own.group_size, "sym": own.symmetric}
+            for name, own in asked.layers.schemes.items()
+        },
         dataset=tokens.batches(chosen.batch_size),
         iters=0,
         disable_opt_rtn=not chosen.search_scales,
