@@ -36,7 +36,7 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
             name: {"bits": own.bits, "group_size": own.group_size, "sym": own.symmetric}
             for name, own in asked.layers.schemes.items()
         },
-        dataset=tokens.batches(chosen.batch_size),
+        dataset=calibration.PILE,
         iters=0,
         disable_opt_rtn=not chosen.search_scales,
         nsamples=effort.samples,
@@ -45,6 +45,7 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
         device_map="cpu",
         enable_deterministic_algorithms=True,
     )
+    tuning._by_name(autoround, tokens.batches(chosen.batch_size))
     autoround.quantize_and_save(folder, format=scheme.format)
     found = {}
     for path in sorted(Path(folder).glob("*.safetensors")):

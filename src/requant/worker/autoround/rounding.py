@@ -24,11 +24,12 @@ def install(autoround: Any, *, search: bool) -> None:
     def quantize_block(
         self: Any, block: Any, input_ids: Any, input_others: Any, *_: Any, device: Any = "cpu", **__: Any
     ) -> Any:
-        hooks.bare(block, self.amp_dtype, device)
         layers = _layers(self, block)
         with _instead(self, is_immediate_packing=False, is_immediate_saving=False, low_cpu_mem_usage=False):
             if runs(block, search=search):
+                # It takes experts apart there, after it has begun to listen to what layers are given.
                 return None, _searched(self, block.global_name, layers, input_ids, input_others)
+            hooks.bare(block, self.amp_dtype, device)
             block.to(device)
             for name in layers:
                 self._quantize_layer_via_rtn(name, to_cpu=self.low_gpu_mem_usage)
