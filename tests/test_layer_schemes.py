@@ -81,6 +81,9 @@ def test_what_cannot_be_asked_is_named() -> None:
     assert told.endswith("a part of a packed layer's name: model.layers.0.mlp.gate_proj stays float, ignored")
     told = refused(asking("layers.0.mlp", mlp=scheme()))
     assert told == "'mlp', allowed: no part of model.layers.0.mlp.gate_proj, which layers.ignore keeps float"
+    recipe, other = asking(mlp=scheme()), asking(mlp=scheme("W2A16"))
+    with pytest.raises(RecipeError, match=r"AutoRound packs it otherwise, \(2, 32, True\) and not \(8, 32, True\)"):
+        confirm_schemes(recipe, target(other))
     told = refused(asking(merger=scheme()), Table("x", extras={"visual": "visual."}), more=("visual.merger",))
     assert told == "'merger', allowed: no part of visual.merger, which is copied from the base"
     experts = "model.layers.0.mlp.experts.0.up", "model.layers.0.mlp.experts.1.up"

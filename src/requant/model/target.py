@@ -132,6 +132,9 @@ def confirm_schemes(recipe: Recipe, target: Target) -> None:
             raise refuse(other, f"no part of {name}, of which {patterns[0]!r} asks something else")
         if ignored(name, recipe.layers.ignore):
             raise refuse(patterns[0], f"no part of {name}, which layers.ignore keeps float")
+        asks = scheme.bits, scheme.group_size, scheme.symmetric
+        if layer.own and (found := (layer.own.bits, layer.own.group_size, layer.own.symmetric)) != asks:
+            raise refuse(patterns[0], f"no part of {name}: AutoRound packs it otherwise, {found} and not {asks}")
         if layer.packed and not target.is_main(f"{name}.weight"):
             raise refuse(patterns[0], f"no part of {name}, which is copied from the base")
         if table.experts and f".{table.experts}." in name:
