@@ -20,6 +20,7 @@ from requant.protocol import (
     Answers,
     Ended,
     Layer,
+    Own,
     Passed,
     Replay,
     Report,
@@ -82,8 +83,9 @@ def test_passed_blocks_are_read_line_by_line(tmp_path: Path) -> None:
         passed(tmp_path)
 
 
-TUNING = Tuning(None, "base", "text", "e", "b", "", ("a.0",), ("a.0.w",))
-GIVEN = {"tuning": {**vars(TUNING), "blocks": ["a.0"], "packed": ["a.0.w"]}}
+OWN = Own(8, 32, True, "why")
+TUNING = Tuning(None, "base", "text", "e", "b", "", ("a.0",), ("a.0.w",), {"a.0.w": OWN})
+GIVEN = {"tuning": {**vars(TUNING), "blocks": ["a.0"], "packed": ["a.0.w"], "own": {"a.0.w": vars(OWN)}}}
 REPLAY = {"task": "replay", **GIVEN, "checkpoint": ["x"], "blocks": [3], "waiting": 2}
 
 
@@ -143,7 +145,7 @@ def test_what_was_not_said_is_named(tmp_path: Path) -> None:
 
 
 def test_a_layer_in_a_table_is_named() -> None:
-    layer = {"shape": [8, 4], "reason": "", "source": {**vars(Source("w")), "index": []}}
+    layer = {"shape": [8, 4], "reason": "", "source": {**vars(Source("w")), "index": []}, "own": None}
     told = {"tensors": {"w": ["BF16", [8, 4]]}, "blocks": [], "layers": {"a": layer}, "unloaded": [], "tied": {}}
     told["elsewhere"] = {}
     found = record(Answers, {"versions": {}, "models": {"base": told}})

@@ -32,7 +32,9 @@ def test_recorded_journals_show(name: str) -> None:
 
 def test_json_leaves_the_journal_as_it_was() -> None:
     assert journal_json(JOURNAL) == journal_json(JOURNAL)
-    assert JOURNAL.blocks[0].loss.best == (0.5).hex()
+    loss = JOURNAL.blocks[0].loss
+    assert loss
+    assert loss.best == (0.5).hex()
 
 
 def test_a_spoilt_journal_is_an_error_in_words(tmp_path: Path) -> None:

@@ -139,3 +139,26 @@ def test_only_the_recipes_own_work_is_projected() -> None:
     assert not trying._is_full_work(EC, "demo", own)
     assert not trying._is_full_work(EC, "wide", replace(own, precision="float32"))
     assert not trying._is_full_work(EC, "wide", replace(own, device="cpu"))
+
+
+def test_where_nothing_is_tuned_there_is_nothing_to_time(tmp_path: Path) -> None:
+    rounds = replace(EC, tuning=replace(EC.tuning, iterations=0, search_scales=False))
+    with pytest.raises(UsageError, match="nothing is tuned, so no iteration can be timed"):
+        trial(rounds, tmp_path)
+
+
+def test_schemes_of_layers_are_tried_too(tmp_path: Path) -> None:
+    scheme = {"name": "W8A16", "symmetric": True, "group_size": 32}
+    for name in ("bases", "datasets"):
+        (tmp_path / "builds" / name).mkdir(parents=True)
+    place = tmp_path / "builds" / "mine" / "recipe.toml"
+    place.parent.mkdir()
+    words = "\n".join(f"{key} = {json.dumps(value)}" for key, value in scheme.items())
+    text = EC.path.read_text().replace('policy = "rtn"', 'policy = "bf16"')
+    place.write_text(f'{text}\n[layers.schemes."self_attn"]\n{words}\n')
+    (place.parent / "plan.json").write_text("{}")
+    (tmp_path / "lockfiles").mkdir()
+    recipe = read_recipe(place)
+    tried = stand_in(recipe, recipe.effort(tiny=True), tmp_path / "trial")
+    assert tried.layers == recipe.layers
+    assert tried.layers.schemes["self_attn"].bits == 8
