@@ -154,7 +154,8 @@ class Layers:
     """
 
     ignore: tuple[str, ...]
-    schemes: Mapping[str, LayerScheme] = field(default_factory=dict)
+    schemes: Mapping[str, LayerScheme] = field(default_factory=dict, hash=False)
+    """Compared, and no part of a hash: a mapping has none."""
 
 
 @dataclass(frozen=True)
