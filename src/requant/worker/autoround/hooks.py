@@ -1,8 +1,8 @@
 """Listens to AutoRound's tuning and keeps what it finds: three of its functions are wrapped, none is changed.
 
-`_quantize_block` sees everything that a block depends on and returns what the next one does; `_get_loss` is
-called once per step; `shard_writer` gets the block when its tensors have their final form. All three are the
-same in 0.12.2 and at 2dda035.
+What tunes a block sees everything that the block depends on and returns what the next one does; what measures the loss
+is called once per step; what writes gets the block when its tensors have their final form. `series` says where they
+are.
 """
 
 import math
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
+from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
 
@@ -38,6 +39,8 @@ class Listener:
     keeper: Keeper
     steps_per_iteration: int
     losses: list[float] = field(default_factory=list)
+    counted: list[int | None] = field(default_factory=list)
+    """Of each loss, how many tokens it is of; None where it is of all."""
     pending: dict[str, Any] = field(default_factory=dict)
     after: BlockInputs | None = None
     """What the next block is given."""
@@ -52,12 +55,15 @@ class Listener:
     """Seconds that hashing and writing took, for all blocks."""
 
     def loss(self, divisor: int) -> Loss:
-        """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts."""
-        steps = self.steps_per_iteration
-        totals = [
-            sum((loss / divisor for loss in self.losses[i : i + steps]), start=0.0)
-            for i in range(0, len(self.losses), steps)
-        ]
+        """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts.
+
+        Each is divided by `divisor`, or where tokens are left out by how many the iteration counts.
+        """
+        steps, totals = self.steps_per_iteration, []
+        for i in range(0, len(self.losses), steps):
+            tokens = [each for each in self.counted[i : i + steps] if each is not None]
+            by = max(sum(tokens), 1) if tokens else divisor
+            totals.append(sum((loss / by for loss in self.losses[i : i + steps]), start=0.0))
         if not all(map(math.isfinite, totals)):
             raise BuildError(f"{self.pending['block']}: a loss that is not finite", "AutoRound would have gone on.")
         best = min(range(len(totals)), key=totals.__getitem__)
@@ -67,63 +73,71 @@ class Listener:
 @contextmanager
 def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[Listener]:
     """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`."""
-    from auto_round.compressors import base
+    series = installed()
+    numbers = series.numbers(autoround)
+    batch, heard = numbers["batch_size"], Listener(keeper, numbers["gradient_accumulate_steps"])
 
-    compressor = type(autoround)
-    tune, measure, write = compressor._quantize_block, compressor._get_loss, base.shard_writer
-    heard = Listener(keeper, autoround.gradient_accumulate_steps)
-
-    def quantize_block(
-        self: Any, block: Any, input_ids: Any, input_others: Any, q_input: Any = None, **rest: Any
-    ) -> Any:
-        if heard.pending:
-            raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
-        heard.losses.clear()
-        heard.steps.clear()
-        begun = time.monotonic()
-        streams = BlockInputs.of(input_ids, q_input, random.getstate(), heard.hashed).digests
-        heard.hashed.forget()
-        inputs = {**streams, "others": digest_of_nest(input_others)}
-        heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
-        divisor = 1
-        if heard.steps_per_iteration > 1:
-            quantized = input_ids if q_input is None else q_input
-            divisor = sum(each.numel() for each in quantized[: self.batch_size * heard.steps_per_iteration])
-        tuned = time.monotonic()
-        q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
-        done = time.monotonic()
-        heard.pending["loss"] = heard.loss(divisor)
-        heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
-        heard.pending["outputs"] = heard.after.digests
-        heard.tuning.append(done - tuned)
-        begins = heard.steps[:: heard.steps_per_iteration]
-        if len(begins) > 1:
-            heard.iterations.append(median(after - before for before, after in pairwise(begins)))
-        heard.listening += tuned - begun + time.monotonic() - done
-        return q_output, output
-
-    def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = measure(self, *args, **kwargs)
-        heard.losses.append(loss.item())
-        heard.steps.append(time.monotonic())
-        return loss
-
-    def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if m is not None and heard.after and m.global_name == heard.pending["block"]:
+    def tuning(tune: Any) -> Any:
+        def quantize_block(self: Any, block: Any, full: Any, others: Any, **rest: Any) -> Any:
+            if heard.pending:
+                raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
+            for each in (heard.losses, heard.counted, heard.steps):
+                each.clear()
+            quantized = rest.get(series.quantized)
             begun = time.monotonic()
-            tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
-            block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
-            packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
-            keeper.keep(block, packed, heard.after)
-            heard.pending, heard.after = {}, None
-            heard.listening += time.monotonic() - begun
-        return write(rounder, m, *args, **kwargs) if save else None
+            streams = BlockInputs.of(full, quantized, random.getstate(), heard.hashed).digests
+            heard.hashed.forget()
+            inputs = {**streams, "others": digest_of_nest(series.others(others, rest))}
+            heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
+            divisor = 1
+            if heard.steps_per_iteration > 1:
+                given = full if quantized is None else quantized
+                divisor = sum(each.numel() for each in given[: batch * heard.steps_per_iteration])
+            tuned = time.monotonic()
+            q_output, output = tune(self, block, full, others, **rest)
+            done = time.monotonic()
+            heard.pending["loss"] = heard.loss(divisor)
+            heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+            heard.pending["outputs"] = heard.after.digests
+            heard.tuning.append(done - tuned)
+            begins = heard.steps[:: heard.steps_per_iteration]
+            if len(begins) > 1:
+                heard.iterations.append(median(after - before for before, after in pairwise(begins)))
+            heard.listening += tuned - begun + time.monotonic() - done
+            return q_output, output
 
-    compressor._quantize_block, compressor._get_loss, base.shard_writer = quantize_block, get_loss, shard_writer
-    try:
+        return quantize_block
+
+    def measuring(measure: Any) -> Any:
+        def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = measure(self, *args, **kwargs)
+            heard.losses.append(loss.item())
+            heard.counted.append(series.counted(*args, **kwargs))
+            heard.steps.append(time.monotonic())
+            return loss
+
+        return get_loss
+
+    def writing(write: Any) -> Any:
+        def shard_writer(self: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if m is not None and heard.after and m.global_name == heard.pending["block"]:
+                begun = time.monotonic()
+                tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
+                block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
+                packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
+                keeper.keep(block, packed, heard.after)
+                heard.pending, heard.after = {}, None
+                heard.listening += time.monotonic() - begun
+            return write(self, m, *args, **kwargs) if save else None
+
+        return shard_writer
+
+    with (
+        series.tuning(autoround).taken(tuning),
+        series.loss(autoround).taken(measuring),
+        series.writing().taken(writing),
+    ):
         yield heard
-    finally:
-        compressor._quantize_block, compressor._get_loss, base.shard_writer = tune, measure, write
 
 
 @contextmanager
@@ -133,7 +147,7 @@ def planned(autoround: Any, blocks: Sequence[str], packed: Collection[str]) -> I
     loop = compressor._quantize_blocks
 
     def quantize_blocks(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        tuned = [name for names in self.quant_block_list for name in names]
+        tuned = installed().blocks(self)
         layers = {name for name, scheme in self.layer_config.items() if int(scheme.get("bits") or 16) <= 8}
         wrong = sorted(layers.symmetric_difference(packed)) or ["the order of blocks"] * (tuned != list(blocks))
         if wrong:
@@ -155,45 +169,41 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
     """Let AutoRound find each block that the resume state has, tuned and packed, to be written as it is."""
     import torch
 
-    compressor = type(autoround)
-    tune = compressor._quantize_block
-    done = resume_state.done
+    series, done = installed(), resume_state.done
     passed: list[str] = []
 
-    def quantize_block(
-        self: Any, block: Any, input_ids: Any, input_others: Any, *args: Any, device: Any = "cpu", **kwargs: Any
-    ) -> Any:
-        number = len(passed)
-        if number >= len(done):
-            return tune(self, block, input_ids, input_others, *args, device=device, **kwargs)
-        if block.global_name != done[number].block:
-            raise BuildError(f"{done[number].block}: is kept, AutoRound tunes {block.global_name}", FRESH)
-        if digest_of_nest(input_others) != done[number].inputs.get("others"):
-            raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
-        bare(block, self.amp_dtype, device)
-        for name, tensors in _layers(resume_state.packed(number)).items():
-            parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
-            holder, layer = block.get_submodule(parent), torch.nn.Module()
-            for part in PACKED:
-                layer.register_buffer(part, tensors[part])
-            if (bias := getattr(holder, child).bias) is not None:
-                layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
-            setattr(holder, child, layer)
-        found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
-        if found != done[number].tensors:
-            raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
-        passed.append(block.global_name)
-        if number + 1 < len(done):
-            return None, None
-        after = resume_state.block_inputs()
-        random.setstate(after.random_state)
-        return after.quantized, after.full
+    def tuning(tune: Any) -> Any:
+        def quantize_block(self: Any, block: Any, full: Any, others: Any, **rest: Any) -> Any:
+            number = len(passed)
+            if number >= len(done):
+                return tune(self, block, full, others, **rest)
+            if block.global_name != done[number].block:
+                raise BuildError(f"{done[number].block}: is kept, AutoRound tunes {block.global_name}", FRESH)
+            if digest_of_nest(series.others(others, rest)) != done[number].inputs.get("others"):
+                raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
+            bare(block, autoround.amp_dtype, autoround.device)
+            for name, tensors in _layers(resume_state.packed(number)).items():
+                parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
+                holder, layer = block.get_submodule(parent), torch.nn.Module()
+                for part in PACKED:
+                    layer.register_buffer(part, tensors[part])
+                if (bias := getattr(holder, child).bias) is not None:
+                    layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
+                setattr(holder, child, layer)
+            found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
+            if found != done[number].tensors:
+                raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
+            passed.append(block.global_name)
+            if number + 1 < len(done):
+                return None, None
+            after = resume_state.block_inputs()
+            random.setstate(after.random_state)
+            return after.quantized, after.full
 
-    compressor._quantize_block = quantize_block
-    try:
+        return quantize_block
+
+    with series.tuning(autoround).taken(tuning):
         yield
-    finally:
-        compressor._quantize_block = tune
 
 
 def bare(block: Any, dtype: Any, device: Any) -> None:
