@@ -47,7 +47,7 @@ def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
 def hold(own: Recipe, first: Path, folder: Path) -> None:
     """Build the tiny model mini again, stopped and resumed; check it, audit it, and find one code that is another."""
     with pytest.raises(KeyboardInterrupt):
-        build(own, tiny="mini", out=folder / "second", tell=_stopping)
+        build(own, tiny="mini", out=folder / "second", tell=stopping)
     told = list[Progress]()
     assert build(own, tiny="mini", out=folder / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
     assert any(each.stage.startswith("resuming after block") for each in told)
@@ -77,7 +77,7 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
 
 
-def _stopping(now: Progress) -> None:
+def stopping(now: Progress) -> None:
     """Stop a build that has tuned a block."""
     if now.stage == "tuning" and now.done:
         raise KeyboardInterrupt
