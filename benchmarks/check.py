@@ -16,14 +16,14 @@ import layers
 import peers
 
 from requant import check as checking
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.rounding.reach import reach
 
 
 def check(count: int, threads: int = peers.THREADS) -> None:
     """Check a pair of so many blocks within the reach of 400 iterations."""
     base, tuned = layers.write_pair(peers.folder(), count)
-    with open_source(str(tuned)) as theirs, open_source(str(base)) as ours:
+    with open_reader(str(tuned)) as theirs, open_reader(str(base)) as ours:
         checked = checking.check(theirs, ours, threads=threads)
     assert checked.clean, checked.findings[:3]
 

@@ -4,16 +4,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import ROOT
+from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 
 import requant.audit
 from requant.audit.pool import prepare
 from requant.build import build
 from requant.build.inputs import tiny_inputs
 from requant.check import check
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import Spec
 from requant.model.target import target_of, tiny_model
@@ -21,6 +23,9 @@ from requant.model.tiny import stand_in
 from requant.progress import Progress, silent
 from requant.recipe import Recipe
 from requant.verdict import Outcome
+
+PROJECTIONS = 5
+"""The longest path through a block has as many packed weights: three of DeepSeek's attention, up and down."""
 
 
 def base(name: str, folder: Path) -> Path:
@@ -53,7 +58,7 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     assert any(each.stage.startswith("resuming after block") for each in told)
 
     write_checkpoint(tiny_model(own, "mini"), folder / "base")
-    with open_source(str(first)) as theirs, open_source(str(folder / "base")) as ours:
+    with open_reader(str(first)) as theirs, open_reader(str(folder / "base")) as ours:
         assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
 
     setting = prepare(own, "mini", tiny_inputs(own, "mini", folder / "inputs", silent), silent, "venv")
@@ -72,9 +77,47 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     flipped, name = folder / "flipped", next(iter(target_of(own, "mini").plan.packed))
     shutil.copytree(first, flipped)
     alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    with open_source(str(flipped)) as theirs, open_source(str(folder / "base")) as ours:
+    with open_reader(str(flipped)) as theirs, open_reader(str(folder / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
+
+
+def computes(own: Recipe, first: Path, ask: Callable[..., Any], folder: Path) -> None:
+    """Hold logits in transformers against the decoded weights', and find one code, and the sign of one scale."""
+    target = target_of(own, "mini")
+    packed, aside = sorted(target.plan.packed), {*target.plan.unloaded, *target.mtp}
+    one, other = packed[0], packed[-1]
+    altered = folder / "altered"
+    shutil.copytree(first, altered)
+    alter(altered, f"{one}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
+    alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
+    found = ask("logits", first, first, altered, folder / "unpacked")
+    for report in (found["unpacked"], *(each["report"] for each in found["loaded"])):
+        assert {name for names in report.values() for name in names} <= target.plan.unloaded
+    for each in found["loaded"]:
+        assert each["kinds"] == ["QuantLinear"]
+        for name in (*each["not packed"], *each["unread"]):
+            assert {name, name.rpartition(".")[0]} & aside
+        assert set(each["unstored"]) <= set(target.plan.tied)
+    honest, changed = found["loaded"]
+    assert honest["altered"] == []
+    assert changed["altered"] == sorted([f"{one}.qweight", f"{other}.scales"])
+    # Both sides are rounded in float32. In float16 a token may take another expert, as in tests/test_worker.py.
+    blocks = len(target.plan.blocks)
+    exact = bound(blocks, FLOAT32, TERMS)
+    rounded = bound(blocks, FLOAT16, 1) + blocks * PROJECTIONS * FLOAT16
+    for precision, limit in (("float16", exact + rounded), ("float32", 2 * exact)):
+        computed = honest[precision]
+        assert computed["decoded otherwise"] == []
+        assert computed["products"].keys() == set(packed)
+        assert max(computed["products"].values()) <= 1
+        assert computed["median"] <= limit
+        assert computed["logits"] <= limit
+        assert changed[precision]["decoded otherwise"] == sorted([one, other])
+    assert honest["float16"]["settled"] > 0.5
+    assert honest["float32"]["settled"] == 1
+    off = {name for name, share in changed["float32"]["products"].items() if share > 1}
+    assert off == {one, other}
 
 
 def stopping(now: Progress) -> None:

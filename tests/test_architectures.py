@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import ROOT
-from tests.owned import base, hold
+from tests.owned import base, computes, hold
 
 from requant.build import build, record
 from requant.checkpoint.checkpoint import write_checkpoint
@@ -56,3 +56,9 @@ def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_built_twice_resumed_checked_and_audited(own: Recipe, first: Path, tmp_path: Path) -> None:
     hold(own, first, tmp_path)
+
+
+def test_transformers_computes_with_the_weights_that_the_files_decode_to(
+    own: Recipe, first: Path, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    computes(own, first, ask, tmp_path)

@@ -22,7 +22,7 @@ from requant.audit.untuned import Untuned
 from requant.build import Built, beside
 from requant.build.inputs import tiny_given, tiny_inputs
 from requant.check import check
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint, write_file
 from requant.checkpoint.safetensors import Spec, read_header
 from requant.cli.audit import numbers
@@ -139,7 +139,7 @@ def altered(
             with stretch.path.open("r+b") as file:
                 file.seek(stretch.start + at)
                 file.write((word + 1).to_bytes(4, "little"))
-            with open_source(str(copy)) as ours, open_source(str(setting("ec").inputs.base)) as base:
+            with open_reader(str(copy)) as ours, open_reader(str(setting("ec").inputs.base)) as base:
                 if check(ours, base, recipe=setting("ec").recipe, tiny=True).clean:
                     return copy
             stretch.path.write_bytes(data)

@@ -20,7 +20,7 @@ from tests.tiny import write_tiny
 from requant.check import check
 from requant.check.checked import Checked, Outcome
 from requant.check.findings import CONVERTED, EXTENDED, FAITHFUL, NEAR, TUNED, Kind
-from requant.check.reader import Files, Source, open_source
+from requant.check.reader import Files, Reader, open_reader
 from requant.check.side_files import Side, bind, canonical, compare
 from requant.checkpoint.checkpoint import write_checkpoint
 from requant.digest import MAX_VALUES
@@ -70,7 +70,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def opened(pair: tuple[Path, Path], content: Mapping[str, bytes | None], base: Mapping[str, bytes]) -> Iterator[Any]:
-    with open_source(str(pair[0])) as theirs, open_source(str(pair[1])) as ours:
+    with open_reader(str(pair[0])) as theirs, open_reader(str(pair[1])) as ours:
         yield replace(theirs, files=Overlay(theirs.files, content)), replace(ours, files=Overlay(ours.files, base))
 
 
@@ -655,8 +655,8 @@ def test_no_configuration_ends_in_a_traceback(value: Any, keys: dict[str, Any]) 
     with (
         on_disk({"model.safetensors": shard(tensors), **side}) as made,
         on_disk({"model.safetensors": shard(base), **side}) as its,
-        open_source(str(made)) as theirs,
-        open_source(str(its)) as ours,
+        open_reader(str(made)) as theirs,
+        open_reader(str(its)) as ours,
     ):
         check(theirs, ours, sample=1e-9).text(9)
 
@@ -736,7 +736,7 @@ def single(tmp_path: Path, tensors: Tensors, base: Tensors, quantization: Any) -
     write(tmp_path / "base", {"model.safetensors": shard(base), "config.json": json.dumps(config).encode()})
     stated = {**config, QUANTIZATION: quantization} if quantization else config
     write(tmp_path / "made", {"model.safetensors": shard(tensors), "config.json": json.dumps(stated).encode()})
-    with open_source(str(tmp_path / "made")) as theirs, open_source(str(tmp_path / "base")) as ours:
+    with open_reader(str(tmp_path / "made")) as theirs, open_reader(str(tmp_path / "base")) as ours:
         return check(theirs, ours)
 
 
@@ -1009,8 +1009,8 @@ def test_a_repository_is_bound_alike(tmp_path: Path) -> None:
     with running() as hub:
         for name, sha in (("made", "a" * 40), ("base", "b" * 40)):
             hub.serve("model", f"o/{name}", sha, tmp_path / name)
-        with open_source("o/made@main", hub.url) as theirs, open_source("o/base@main", hub.url) as ours:
-            assert isinstance(theirs, Source)
+        with open_reader("o/made@main", hub.url) as theirs, open_reader("o/base@main", hub.url) as ours:
+            assert isinstance(theirs, Reader)
             assert found(check(theirs, ours)) == {("differs from the base", "config.json: rms_norm_eps")}
 
 

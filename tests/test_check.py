@@ -26,7 +26,7 @@ from requant.check import check
 from requant.check.checked import Checked
 from requant.check.findings import COPIED, TUNED, Finding, Measured
 from requant.check.finished import Finished
-from requant.check.reader import Place, open_source
+from requant.check.reader import Place, open_reader
 from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import ITEM_BITS
 from requant.errors import NotAvailableError, UsageError
@@ -50,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checked(folder: Path | str, base: Path | str, recipe: str | None = None, **options: Any) -> Checked:
-    with open_source(str(folder)) as theirs, open_source(str(base)) as ours:
+    with open_reader(str(folder)) as theirs, open_reader(str(base)) as ours:
         read = read_recipe(ROOT / "builds" / recipe) if recipe else None
         return check(theirs, ours, recipe=read, tiny=True, **options)
 
@@ -81,9 +81,9 @@ class Spoilable:
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
-        with open_source(str(folder)) as source:
+        with open_reader(str(folder)) as source:
             self.places = dict(source.tensors)
-            result = check(source, open_source(str(base)), recipe=read_recipe(ROOT / "builds" / "ec"), tiny=True)
+            result = check(source, open_reader(str(base)), recipe=read_recipe(ROOT / "builds" / "ec"), tiny=True)
             self.layers = result.layers
         self.weights = open_checkpoint(base).tensors
 
@@ -471,7 +471,7 @@ def test_a_rounded_code_moved_by_three_steps_is_found(way: str, tmp_path: Path) 
 
 
 def opened(folder: Path) -> dict[str, Place]:
-    with open_source(str(folder)) as source:
+    with open_reader(str(folder)) as source:
         return dict(source.tensors)
 
 
@@ -552,11 +552,11 @@ def test_a_file_that_was_changed_and_dated_back_is_another_question(tmp_path: Pa
 
 def test_a_copy_of_equal_size_and_times_is_another_question(tmp_path: Path) -> None:
     made, _ = pair(tmp_path, rounding.FULL)
-    with open_source(str(made)) as source:
+    with open_reader(str(made)) as source:
         before = source.files.identity
     shutil.copy2(made / "model.safetensors", made / "copy")
     (made / "copy").replace(made / "model.safetensors")
-    with open_source(str(made)) as source:
+    with open_reader(str(made)) as source:
         assert source.files.identity != before
 
 
@@ -596,20 +596,20 @@ def test_a_repository_is_read_by_ranges(way: str, tmp_path: Path) -> None:
     with running() as hub:
         hub.serve("model", "o/made", "a" * 40, made)
         hub.serve("model", "o/base", "b" * 40, base)
-        with open_source("o/made@main", hub.url) as theirs, open_source("o/base@main", hub.url) as ours:
+        with open_reader("o/made@main", hub.url) as theirs, open_reader("o/base@main", hub.url) as ours:
             result = check(theirs, ours)
             assert result.clean
             assert result.layers == {"n": COPIED, "x.0.p": way}
             assert theirs.files.identity == f"o/made@{'a' * 40}"
         for name, said in (("o/none@main", "o/none"), ("o/made@gone", "gone")):
             with pytest.raises(NotAvailableError, match=said):
-                open_source(name, hub.url)
+                open_reader(name, hub.url)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "out/nope", "nope", "nope@main"])
 def test_what_is_neither_is_named_and_no_network_is_asked(name: str) -> None:
     with pytest.raises(UsageError, match="no such folder") as error:
-        open_source(name, "http://127.0.0.1:1")
+        open_reader(name, "http://127.0.0.1:1")
     assert "owner/name@revision" in error.value.advice
 
 

@@ -12,7 +12,7 @@ from tests.hub import running
 
 from requant.check import check
 from requant.check.checked import Checked
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import INDEX
 from requant.checkpoint.files import RUNNABLE, is_companion
 from requant.checkpoint.loadable import CONFIGS, deciding, findings, opened
@@ -250,7 +250,7 @@ TENSORS = {SINGLE: list(BASE)}
 
 
 def checked(name: str, base: Path, endpoint: str | None = None) -> Checked:
-    with open_source(name, endpoint) as theirs, open_source(str(base)) as ours:
+    with open_reader(name, endpoint) as theirs, open_reader(str(base)) as ours:
         return check(theirs, ours)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.owned import alter, base, hold
+from tests.owned import base, computes, hold
 from tests.test_schemas import held
-from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 from typer.testing import CliRunner
 
 import requant.build.survey
@@ -26,8 +25,6 @@ ARCHITECTURES = (
     "qwen3",
     *(pytest.param(each, marks=FULL) for each in ("llama", "llama_tied", "qwen3moe", "qwen3_5_moe")),
 )
-PROJECTIONS = 4
-"""The longest path through a block has as many packed weights: in and out of the attention, up and down."""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -66,48 +63,15 @@ def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
 def test_transformers_computes_with_the_weights_that_the_files_decode_to(
     own: Recipe, first: Path, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """And names the layer where one code of it, or the sign of one scale, is another."""
-    packed = sorted(target_of(own, "mini").plan.packed)
-    one, other = packed[0], packed[-1]
-    altered = tmp_path / "altered"
-    shutil.copytree(first, altered)
-    alter(altered, f"{one}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
-    alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
-    found = ask("logits", first, first, altered, tmp_path / "unpacked")
-    for report in (found["unpacked"], *(each["report"] for each in found["loaded"])):
-        assert [name for names in report.values() for name in names if not name.startswith("mtp")] == []
-    for each in found["loaded"]:
-        assert each["kinds"] == ["QuantLinear"]
-        assert all(name.startswith("mtp.") for name in (*each["not packed"], *each["unread"]))
-        assert set(each["unstored"]) <= set(target_of(own, "mini").plan.tied)
-    honest, changed = found["loaded"]
-    assert honest["altered"] == []
-    assert changed["altered"] == sorted([f"{one}.qweight", f"{other}.scales"])
-    # Both sides are rounded in float32. In float16 a token may take another expert, as in tests/test_worker.py.
-    blocks = len(target_of(own, "mini").plan.blocks)
-    exact = bound(blocks, FLOAT32, TERMS)
-    rounded = bound(blocks, FLOAT16, 1) + blocks * PROJECTIONS * FLOAT16
-    for precision, limit in (("float16", exact + rounded), ("float32", 2 * exact)):
-        computed = honest[precision]
-        assert computed["decoded otherwise"] == []
-        assert computed["products"].keys() == set(packed)
-        assert max(computed["products"].values()) <= 1
-        assert computed["median"] <= limit
-        assert computed["logits"] <= limit
-        assert changed[precision]["decoded otherwise"] == sorted([one, other])
-    assert honest["float16"]["settled"] > 0.5
-    assert honest["float32"]["settled"] == 1
-    off = {name for name, share in changed["float32"]["products"].items() if share > 1}
-    assert off == {one, other}
-
+    computes(own, first, ask, tmp_path)
     config = json.loads((first / "config.json").read_text())
     overrides = config["quantization_config"]["extra_config"]
     if any(name.endswith("mlp.gate") for name in overrides if not name.startswith("mtp.")):
         # As AutoRound declares it, its own loader makes a packed layer of each router: of so few experts it cannot.
         overrides.clear()
-        (altered / "config.json").write_text(json.dumps(config))
+        (tmp_path / "altered" / "config.json").write_text(json.dumps(config))
         with pytest.raises(BuildError, match="auto-round-lib"):
-            ask("logits", first, altered, tmp_path / "again")
+            ask("logits", first, tmp_path / "altered", tmp_path / "again")
 
 
 @pytest.mark.worker
@@ -125,7 +89,7 @@ def test_a_build_stops_where_autoround_packs_something_else(own: Recipe, tmp_pat
 
 def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path) -> None:
     model, project = base("llama", tmp_path / "model"), tmp_path / "project"
-    with pytest.raises(UsageError, match="expected lower-case"):
+    with pytest.raises(UsageError, match="lower-case letters"):
         new(str(model), "../up", project)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         new(str(tmp_path), "mine", project)

@@ -21,7 +21,7 @@ import requant.build.inputs
 import requant.new
 from requant.build import build
 from requant.check import check
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.cli.options import app
 from requant.digest import sha256
 from requant.errors import CheckpointError, NotAvailableError, RequantError, UsageError
@@ -247,5 +247,5 @@ def test_a_base_on_the_hub_is_planned_fetched_confirmed_and_built(
     del hub.content[WEIGHT]
     built = build(own, tiny=None, out=tmp_path / "out", endpoint=hub.url)
     assert (built.verdict.outcome, built.taints) == (Outcome.INCONCLUSIVE, ())  # there is no record of it yet
-    with open_source(str(built.folder)) as theirs, open_source(str(folder)) as ours:
+    with open_reader(str(built.folder)) as theirs, open_reader(str(folder)) as ours:
         assert check(theirs, ours, recipe=own).outcome == "clean"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from requant.build import build, record
 from requant.check import check
 from requant.check.findings import TUNED
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.cli.options import app
 from requant.errors import RecipeError, UsageError
@@ -71,13 +71,13 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
         assert packing is not None and packing.bits == own.scheme.bits
 
     hold(own, first, tmp_path)
-    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
+    with open_reader(str(first)) as theirs, open_reader(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours)
     assert checked.outcome == "clean", checked.findings
     assert TUNED in checked.ways
     another: Format = "auto_round" if own.scheme.format == GPTQ else "auto_round:auto_gptq"
     other = replace(own, scheme=replace(own.scheme, format=another))
-    with open_source(str(first)) as theirs, open_source(str(tmp_path / "base")) as ours:
+    with open_reader(str(first)) as theirs, open_reader(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=other, tiny=True)
     assert {each.tensor.rpartition(".")[0] for each in checked.findings if each.kind == "not as the recipe says"} == {
         *target.plan.packed

@@ -14,7 +14,7 @@ from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_a_disk, on_d
 from tests.hub import running
 
 import requant
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.checkpoint.files import listing
 from requant.checkpoint.manifest import FileRecord, Manifest, TensorRecord, make_manifest
@@ -428,7 +428,7 @@ def test_a_snapshot_of_the_hubs_cache_is_read_as_it_stands(snapshot: Path, tmp_p
     assert verify(snapshot, manifest).outcome is Outcome.IDENTICAL
     assert open_checkpoint(snapshot).tensors.keys() == {"a", "b", "c"}
     assert read_headers(snapshot).shards.keys() == {FIRST, SECOND}
-    with open_source(str(snapshot)) as source:
+    with open_reader(str(snapshot)) as source:
         into = bytearray(4)
         source.read(source.tensors["c"], 0, memoryview(into))
     assert into == C[2]

@@ -14,7 +14,7 @@ from huggingface_hub import close_session
 from tests.cases.tiny_models import healthy
 from tests.hub import answering, running
 
-from requant.check.reader import open_source
+from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.hub import download, web
@@ -26,7 +26,7 @@ from requant.inspect.remote import remote_headers
 COMMIT = "c" * 40
 FINE = {"sha": COMMIT, "siblings": [{"rfilename": "model.safetensors"}, {"rfilename": "config.json"}]}
 REFUSED = (CheckpointError, NotAvailableError)
-VERBS: tuple[Callable[[str, str], Any], ...] = (remote_headers, open_source)
+VERBS: tuple[Callable[[str, str], Any], ...] = (remote_headers, open_reader)
 BIG = b"x" * (1 << 16)
 
 
@@ -151,7 +151,7 @@ def test_nothing_is_asked_but_the_list_and_files(tmp_path: Path) -> None:
     with running() as served:
         served.serve("model", "o/n", COMMIT, tmp_path / "ec")
         remote_headers("o/n@main", served.url)
-        with open_source("o/n@main", served.url):
+        with open_reader("o/n@main", served.url):
             pass
         lists = {each.path for each in served.requests if "/resolve/" not in each.path}
         assert lists == {"/api/models/o/n/revision/main"}

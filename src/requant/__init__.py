@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from requant.build import Built
     from requant.check.checked import Checked
-    from requant.check.reader import open_source
+    from requant.check.reader import open_reader
     from requant.checkpoint.manifest import Manifest, make_manifest, read_manifest
     from requant.errors import RequantError
     from requant.inspect.headers import read_headers
@@ -30,7 +30,7 @@ __all__ = [
     "RequantError",
     "Verdict",
     "make_manifest",
-    "open_source",
+    "open_reader",
     "read_headers",
     "read_manifest",
     "read_recipe",
@@ -39,7 +39,7 @@ __all__ = [
 _HOMES = {
     "build": ("Built",),
     "check.checked": ("Checked",),
-    "check.reader": ("open_source",),
+    "check.reader": ("open_reader",),
     "checkpoint.manifest": ("Manifest", "make_manifest", "read_manifest"),
     "errors": ("RequantError",),
     "inspect.headers": ("read_headers",),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from requant.build.inputs import LOCAL, cost
 from requant.build.survey import ask
@@ -38,18 +38,30 @@ from requant.model.target import question
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
-from requant.recipe import Format, GroupSize, Recipe, Scheme, SchemeName, read_recipe, rounds_mtp
+from requant.recipe import NAME, NAMES, Format, GroupSize, Recipe, Scheme, SchemeName, read_recipe, rounds_mtp
 from requant.sandbox.preflight import Cost
 
-Preset = Literal["default", "best", "light"]
+Preset = Literal["default", "best", "light", "laptop"]
 Environment = Literal["cpu", "cu124", "cu130", "current", "gb10"]
 
-PRESETS: Mapping[Preset, tuple[int, int, str]] = {
-    "default": (200, 128, '"1/iterations"'),
-    "best": (1000, 512, '"1/iterations"'),
-    "light": (50, 128, "0.005"),
+
+class Effort(NamedTuple):
+    """How much is tuned: iterations of `batch_size` among `samples` calibration samples, of so many tokens each."""
+
+    iterations: int
+    samples: int
+    learning_rate: str
+    sequence_length: int = 2048
+    batch_size: int = 8
+
+
+PRESETS: Mapping[Preset, Effort] = {
+    "default": Effort(200, 128, '"1/iterations"'),
+    "best": Effort(1000, 512, '"1/iterations"'),
+    "light": Effort(50, 128, "0.005"),
+    "laptop": Effort(50, 64, "0.005", 512, 2),
 }
-"""Iterations, samples and learning rate of AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2)."""
+"""AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2), and one for a machine without a GPU."""
 
 ENVIRONMENTS: Mapping[Environment, tuple[str, Environment]] = {
     "cpu": ("", "cpu"),
@@ -65,7 +77,6 @@ NEWEST = "main"
 TEXT = "pile-10k.json"
 GIB = 1 << 30
 SHARD = 5 << 30
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -117,8 +128,8 @@ def new(
     the model.
     """
     builds = project / "builds"
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: expected lower-case letters, digits and hyphens, at most 40")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name {name}: expected {NAMES}")
     if (builds / name).exists():
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
     stored = _scheme(scheme, symmetric, group_size, packing_format)
@@ -225,14 +236,14 @@ def _packed_share(scheme: Scheme) -> float:
     return scheme.bits / 16 + 0.05
 
 
-def _hours(size: int, preset: Preset) -> float:
+def _hours(size: int, effort: Effort) -> float:
     """Estimate a build on an H200: that of EC, 9 hours for 72 GB, 400 iterations of 8 x 4,096 tokens, scaled."""
-    iterations, _, _ = PRESETS[preset]
-    return max(0.1, round(9.0 * size / 71.9e9 * iterations / 400 * 2048 / 4096, 1))
+    tokens = effort.iterations * effort.batch_size * effort.sequence_length
+    return max(0.1, round(9.0 * size / 71.9e9 * tokens / (400 * 8 * 4096), 1))
 
 
 def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, scheme: Scheme) -> str:
-    iterations, samples, rate = PRESETS[preset]
+    effort = PRESETS[preset]
     table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
     has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
@@ -249,9 +260,11 @@ def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, sc
         "symmetric": json.dumps(scheme.symmetric),
         "group_size": scheme.group_size,
         "format": scheme.format,
-        "iterations": iterations,
-        "samples": samples,
-        "rate": rate,
+        "iterations": effort.iterations,
+        "batch_size": effort.batch_size,
+        "rate": effort.learning_rate,
+        "samples": effort.samples,
+        "sequence_length": effort.sequence_length,
         "precision": "bfloat16" if gpu else "float32",
         "ignore": json.dumps(list(table.mtp_float) if has_mtp else []),
         "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
@@ -260,7 +273,7 @@ def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, sc
         "accelerator": accelerator,
         "memory": memory if gpu else 0,
         "host_memory": 2 * memory + 4,
-        "hours": f"{_hours(base.bytes, preset):.1f}",
+        "hours": f"{_hours(base.bytes, effort):.1f}",
         "tiny": tiny,
     }
     for key, value in values.items():

@@ -17,6 +17,9 @@ from requant.digest import MAX_TOML, canonical_json, read_whole, sha256
 from requant.errors import RecipeError
 
 FILE = "recipe.toml"
+NAME = re.compile(r"(?!.{41})[a-z0-9]+(\.[a-z0-9]+|-+[a-z0-9]+)*")
+"""A build's name that can stand in names of files, of sessions and of a cluster's objects (RFC 1123)."""
+NAMES = "at most 40 lower-case letters and digits, with dots or hyphens between them"
 
 
 @dataclass(frozen=True)

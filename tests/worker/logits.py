@@ -18,9 +18,10 @@ from tests.worker.prepared import answer
 
 TOKENS = (4, 64)
 """Sequences, and tokens in each: as many as the tiny model is tuned on at a time."""
-FUSED = ("qwen3_5_moe",)
-"""Classes whose experts are stacked in files too; of others transformers stacks them as it loads."""
-EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+STACKED = {"qwen3_5_moe": False, "mixtral": False, "gpt_oss": True}
+"""Classes whose experts are stacked in files, or go by other names there, and whether each is transposed."""
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.(weight|bias)")
+PARTS = ("qweight", "qzeros", "scales")
 FLOAT32, FLOAT16 = 2.0**-24, 2.0**-11
 """Unit roundoff: the greatest relative error of one rounding."""
 SUBNORMAL16 = 2.0**-25
@@ -51,26 +52,32 @@ def unpacked(checkpoint: Path, stored: dict[str, Any], weights: dict[str, Any], 
     del config["quantization_config"]
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    plain = {name: value for name, value in stored.items() if name.rpartition(".")[0] not in weights}
-    dense = {f"{name}.weight": value.contiguous() for name, value in weights.items()}
-    plain |= fused(dense) if config["model_type"] in FUSED else dense
+    plain = {name: value for name, value in stored.items() if name.rpartition(".")[2] not in PARTS}
+    plain |= {f"{name}.weight": value.contiguous() for name, value in weights.items()}
+    kind = config["model_type"]
+    plain = stacked(plain, transposed=STACKED[kind]) if kind in STACKED else plain
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     model, report = opened(folder, torch.float32)
     return run(model, report)
 
 
-def fused(weights: dict[str, Any]) -> dict[str, Any]:
-    """Stack the experts' weights [out, in] as a base has them whose experts are one tensor: gate above up."""
-    found, parts = {}, defaultdict[str, dict[tuple[int, str], Any]](dict)
-    for name, value in weights.items():
+def stacked(tensors: dict[str, Any], *, transposed: bool) -> dict[str, Any]:
+    """Stack the experts' weights [out, in] and biases [out] as a base has them: gate above up."""
+    found, parts = {}, defaultdict[tuple[str, str], dict[tuple[int, str], Any]](dict)
+    for name, value in tensors.items():
         if match := EXPERT.fullmatch(name):
-            parts[match[1]][int(match[2]), match[3]] = value
+            parts[match[1], match[4]][int(match[2]), match[3]] = value
         else:
             found[name] = value
-    for experts, of in parts.items():
+    for (experts, what), of in parts.items():
         each = range(len(of) // 3)
-        found[f"{experts}.gate_up_proj"] = torch.stack([torch.cat([of[i, "gate"], of[i, "up"]]) for i in each])
-        found[f"{experts}.down_proj"] = torch.stack([of[i, "down"] for i in each])
+        gate_up = torch.stack([torch.cat([of[i, "gate"], of[i, "up"]]) for i in each])
+        down = torch.stack([of[i, "down"] for i in each])
+        for name, value in ((f"{experts}.gate_up_proj", gate_up), (f"{experts}.down_proj", down)):
+            if what == "bias":
+                found[f"{name}_bias"] = value
+            else:
+                found[name] = value.transpose(1, 2).contiguous() if transposed else value
     return found
 
 
@@ -126,13 +133,13 @@ def computed(
 ) -> dict[str, Any]:
     """Return which layers decode to something else, and how far products and logits are from what they should be."""
     dtype = next(iter(packed.values())).scales.dtype
-    # A layer's own decoding is what it makes of the identity: each sum has one product that is not zero.
-    decoded = {name: layer(torch.eye(layer.infeatures, dtype=dtype)).t() for name, layer in packed.items()}
+    decoded = {name: decoding(layer, dtype) for name, layer in packed.items()}
     products: dict[str, float] = {}
 
     def hold(name: str) -> Any:
         def hook(_module: Any, inputs: Any, output: Any) -> None:
-            products[name] = max(products.get(name, 0), in_bounds(inputs[0], weights[name], output))
+            bias = packed[name].bias
+            products[name] = max(products.get(name, 0), in_bounds(inputs[0], weights[name], bias, output))
 
         return hook
 
@@ -153,22 +160,33 @@ def computed(
     }
 
 
-def in_bounds(inputs: Any, weight: Any, output: Any) -> float:
+def decoding(layer: Any, dtype: Any) -> Any:
+    """Return what a layer makes of the identity, but for its bias: each sum has one product that is not zero."""
+    bias, layer.bias = layer.bias, None
+    found = layer(torch.eye(layer.infeatures, dtype=dtype)).t()
+    layer.bias = bias
+    return found
+
+
+def in_bounds(inputs: Any, weight: Any, bias: Any, output: Any) -> float:
     """Return the greatest error of a product [tokens, out], as a share of what rounding allows each of its elements.
 
     A sum of n products in float32, in any order, is off by at most gamma_n |x| |W|, gamma_n = n u / (1 - n u) (Higham,
     "Accuracy and Stability of Numerical Algorithms", 2002, equation 3.5). In half precision the products are exact in
-    float32, and each weight and each sum is rounded once more. In float32 the weights are exact: 11 bits times 4.
+    float32, and each weight and each sum is rounded once more; where there is a bias, so is what it is added to. In
+    float32 the weights are exact: 11 bits times 4.
     """
-    n = weight.shape[1]
+    n = weight.shape[1] + (bias is not None)
     gamma = n * FLOAT32 / (1 - n * FLOAT32)
     half, lost = (FLOAT16, SUBNORMAL16) if output.dtype == torch.float16 else (0.0, 0.0)
     wide, exact = inputs.double(), weight.double().t()
-    size = wide.abs() @ exact.abs()
+    added = torch.zeros(()) if bias is None else bias.double()
+    size = wide.abs() @ exact.abs() + added.abs()
+    sums = (1 + half) if bias is None else (1 + half) ** 2
     # What a weight that is not normal loses counts once for each input, what a sum loses once.
-    small = lost * (1 + (1 + gamma) * (1 + half) * wide.abs().sum(-1, keepdim=True))
-    bound = ((1 + half) * (1 + gamma) * (1 + half) - 1) * size + small
-    share = (output.double() - wide @ exact).abs() / bound.clamp_min(torch.finfo(torch.float32).tiny)
+    small = lost * (sums + (1 + gamma) * (1 + half) * wide.abs().sum(-1, keepdim=True))
+    bound = ((1 + half) * (1 + gamma) * sums - 1) * size + small
+    share = (output.double() - (wide @ exact + added)).abs() / bound.clamp_min(torch.finfo(torch.float32).tiny)
     return float(share.max())
 
 

@@ -18,7 +18,7 @@ from requant.check.declared import Scheme, contradictions, presence, read_scheme
 from requant.check.examine import Window, examine, in_order, symmetric
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
-from requant.check.reader import Source
+from requant.check.reader import Reader
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, trace
 from requant.checkpoint.safetensors import Spec
@@ -49,8 +49,8 @@ def confirm_share(sample: float) -> None:
 
 
 def check(
-    checkpoint: Source,
-    base: Source,
+    checkpoint: Reader,
+    base: Reader,
     *,
     recipe: Recipe | None = None,
     tiny: bool = False,
@@ -122,7 +122,7 @@ def check(
 
 
 def _traced(
-    scheme: Scheme | None, checkpoint: Source, base: Source, theirs: Side, ours: Side, target: Target | None
+    scheme: Scheme | None, checkpoint: Reader, base: Reader, theirs: Side, ours: Side, target: Target | None
 ) -> tuple[list[Span], list[Finding], int]:
     """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
     foreign, transposed = (scheme.foreign, scheme.transposes) if scheme else ("", False)
@@ -135,7 +135,7 @@ def _traced(
 
 
 def _as_declared(
-    spans: list[Span], scheme: Scheme | None, checkpoint: Source, base: Side
+    spans: list[Span], scheme: Scheme | None, checkpoint: Reader, base: Side
 ) -> tuple[list[Span], list[Finding]]:
     """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
     if scheme is None or scheme.foreign:
@@ -169,7 +169,7 @@ def _linears(base: Side) -> set[str]:
 
 
 def _examined(
-    numbers: list[int], windows: list[Window], checkpoint: Source, base: Source, bound: Reach, threads: int
+    numbers: list[int], windows: list[Window], checkpoint: Reader, base: Reader, bound: Reach, threads: int
 ) -> Iterator[tuple[int, Measured]]:
     """Examine windows in order, a bounded number ahead."""
     queue = iter(numbers)
@@ -188,7 +188,7 @@ def _examined(
             pool.shutdown(cancel_futures=True)
 
 
-def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Source, rounds: bool) -> Iterator[Window]:
+def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Reader, rounds: bool) -> Iterator[Window]:
     for span in spans:
         if span.unmodelled:
             continue
@@ -257,7 +257,7 @@ def _packed(packing: Packing | None) -> str:
     return f"{packing.bits} bits, {packing.groups} groups, {packing.layout}'s order" if packing else "no packing"
 
 
-def _specs(source: Source) -> dict[str, Any]:
+def _specs(source: Reader) -> dict[str, Any]:
     return {name: place.spec for name, place in source.tensors.items()}
 
 

@@ -24,7 +24,7 @@ from requant.check.findings import (
     accuses,
 )
 from requant.check.packed import Packed
-from requant.check.reader import Source
+from requant.check.reader import Reader
 from requant.check.spans import Span
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import ORDER as INDEX
@@ -84,14 +84,14 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def examine(window: Window, checkpoint: Source, base: Source, bound: Reach) -> Measured:
+def examine(window: Window, checkpoint: Reader, base: Reader, bound: Reach) -> Measured:
     """Read a window of both sides and compare them."""
     if packing := window.span.packing:
         return _packed(window, packing, checkpoint, base, bound)
     return _copied(window, checkpoint, base)
 
 
-def _copied(window: Window, checkpoint: Source, base: Source) -> Measured:
+def _copied(window: Window, checkpoint: Reader, base: Reader) -> Measured:
     span, start, size = window.span, window.first, window.last - window.first
     place, origin = checkpoint.tensors[span.name], base.tensors[span.base]
     bits, held = ITEM_BITS[place.spec.dtype], ITEM_BITS[origin.spec.dtype]
@@ -123,7 +123,7 @@ def _as_dtype(data: Array, found: str, wanted: str) -> Array:
         return values.astype({"F16": "<f2", "F32": "<f4"}[wanted]).view(np.uint8)
 
 
-def _packed(window: Window, packing: Packing, checkpoint: Source, base: Source, bound: Reach) -> Measured:
+def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, bound: Reach) -> Measured:
     seen = _read(window, packing, checkpoint, base)
     steps = seen.scales.astype(np.float32)
     far, moved = (_scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
@@ -144,7 +144,7 @@ def _packed(window: Window, packing: Packing, checkpoint: Source, base: Source, 
     return Measured(findings, counts)
 
 
-def _read(window: Window, packing: Packing, checkpoint: Source, base: Source) -> Packed:
+def _read(window: Window, packing: Packing, checkpoint: Reader, base: Reader) -> Packed:
     """Read a window of a packed layer, and decode it."""
     span, first, rows = window.span, window.first, window.last - window.first
     words, points, scale = (f"{span.name}.{suffix}" for suffix in PACKED)
@@ -178,7 +178,7 @@ def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Arra
     return _near(seen, *sums) if way == NEAR else _rounded(seen, way)
 
 
-def _weights(base: Source, span: Span, first: int, rows: int) -> Array:
+def _weights(base: Reader, span: Span, first: int, rows: int) -> Array:
     """Return rows of the base's weight, BF16 as uint16 [rows, columns], from a span's row `first` on."""
     place = base.tensors[span.base]
     weights = _scratch.take("weights", np.uint16, rows, span.columns)
@@ -316,7 +316,7 @@ def _missed(seen: Packed) -> tuple[Array, Array]:
     return missed, np.add.reduceat(wide**2, starts, axis=1).T
 
 
-def symmetric(checkpoint: Source, span: Span, packing: Packing) -> bool:
+def symmetric(checkpoint: Reader, span: Span, packing: Packing) -> bool:
     """Say whether every zero point of a packed layer is in the middle; reads until one is not."""
     place = checkpoint.tensors[f"{span.name}.qzeros"]
     word = gptq.constant(packing.middle - span.less, packing.bits).view(np.uint32)
@@ -329,7 +329,7 @@ def symmetric(checkpoint: Source, span: Span, packing: Packing) -> bool:
     return True
 
 
-def in_order(checkpoint: Source, span: Span, moved: bool) -> bool:
+def in_order(checkpoint: Reader, span: Span, moved: bool) -> bool:
     """Say whether a layer's inputs are in order: each in the group that its place gives, if any tensor says so.
 
     Without one, they are unless the configuration says that they were `moved`.
@@ -356,7 +356,7 @@ def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:
     return Counts(seen.codes.size, int(moved.sum()), farthest, float(least), tuple(shrunk.tolist()))
 
 
-def _columns(source: Source, name: str, dtype: str, first: int, count: int) -> Array:
+def _columns(source: Reader, name: str, dtype: str, first: int, count: int) -> Array:
     """Return columns of a two-dimensional tensor, [rows, count]; in one read where they are all of them."""
     place = source.tensors[name]
     rows, columns = place.spec.shape

@@ -55,7 +55,7 @@ class Files(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class Reader:
     """A checkpoint that is somewhere: its tensors by name, and the names that stand in two files.
 
     Tensors are those of the files that a loader opens; `loadable` is whatever else could be opened or run.
@@ -79,7 +79,7 @@ class Source:
         self.files.close()
 
 
-def open_source(name: str, endpoint: str | None = None) -> Source:
+def open_reader(name: str, endpoint: str | None = None) -> Reader:
     """Open a folder, or `owner/name@revision` on the Hub where there is no such folder.
 
     Raises CheckpointError for what cannot be read, NotAvailableError for the network, UsageError for neither.
@@ -104,7 +104,7 @@ def open_source(name: str, endpoint: str | None = None) -> Source:
     if not tensors:
         files.close()
         raise CheckpointError(f"{name}: has no tensors", "Name a folder or a repository with .safetensors files.")
-    return Source(name, files, tensors, tuple(twice), remote, findings(names, texts, held))
+    return Reader(name, files, tensors, tuple(twice), remote, findings(names, texts, held))
 
 
 class Folder:

@@ -48,7 +48,7 @@ def check(
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
     import requant.check  # numba takes half a second to import
-    from requant.check.reader import open_source
+    from requant.check.reader import open_reader
     from requant.hub.repository import named
 
     read = read_recipe(recipe) if recipe else None
@@ -58,8 +58,8 @@ def check(
             named(each)  # both, before the first one's headers are fetched
     resume = None if fresh else cache() / "check"
     with (
-        open_source(checkpoint) as theirs,
-        open_source(base) as ours,
+        open_reader(checkpoint) as theirs,
+        open_reader(base) as ours,
         progress(rich_progress.DownloadColumn()) as tell,
     ):
         options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}

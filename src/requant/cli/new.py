@@ -27,7 +27,9 @@ def new(
         ),
     ],
     name: Annotated[str, typer.Option(help="The name of the build: its folder is builds/NAME.", show_default=False)],
-    preset: Annotated[Preset, typer.Option(help="How much is tuned, as AutoRound's own recipes say.")] = "default",
+    preset: Annotated[
+        Preset, typer.Option(help="How much is tuned: AutoRound's own recipes, and one for a laptop.")
+    ] = "default",
     environment: Annotated[Environment, typer.Option(help="The environment of the full build.")] = "cu124",
     scheme: Annotated[SchemeName, typer.Option(help="The bits of a weight, by AutoRound's name.")] = "W4A16",
     symmetric: Annotated[

@@ -47,10 +47,15 @@ class Pins:
     files: Mapping[str, PinnedFile]
 
     def to_json(self) -> str:
-        """Return the text of a file of pins; `read_pins` reads it back."""
-        files = {path: {"bytes": file.bytes, "sha256": file.sha256} for path, file in self.files.items()}
-        value = {"schema": SCHEMA} | {each.name: getattr(self, each.name) for each in fields(self)} | {"files": files}
-        return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        """Return the text of a file of pins, a line for each file; `read_pins` reads it back."""
+        value = {"schema": SCHEMA} | {each.name: getattr(self, each.name) for each in fields(self)} | {"files": {}}
+        head = json.dumps(value, indent=1, ensure_ascii=False).removesuffix("{}\n}")
+        lines = (f"  {_json(path)}: {_json(vars(file))}" for path, file in self.files.items())
+        return head + "{\n" + ",\n".join(lines) + "\n }\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_pins(path: Path) -> Pins:

@@ -17,7 +17,7 @@ from requant.environment.image.dockerfile import pinned_base
 from requant.environment.image.evidence import image_name, read_evidence
 from requant.errors import RecipeError
 from requant.hub.pinned import read_pins
-from requant.recipe import Recipe
+from requant.recipe import NAME, NAMES, Recipe
 from requant.sandbox.preflight import GIB, resume_bytes, stored
 
 KUBERNETES, SLURM = "job.yaml", "job.slurm"
@@ -32,7 +32,6 @@ CPUS = 4
 PATIENCE = 2
 """How often the recipe's hours a job may take: they are an estimate."""
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 class _Template(Template):
@@ -88,10 +87,9 @@ def _image(environment: Environment) -> str:
 
 
 def _name(recipe: Recipe) -> str:
-    """Return the build's name, which becomes a part of names in a cluster."""
-    if not _NAME.fullmatch(recipe.name):
-        allowed = "at most 40 of a-z, 0-9 and inner hyphens"
-        raise RecipeError(f"{recipe.path}: the build's name: found {recipe.name!r}, allowed here: {allowed}")
+    """Return the build's name, which stands in paths, in names in a cluster and in a script."""
+    if not NAME.fullmatch(recipe.name):
+        raise RecipeError(f"{recipe.path}: the build's name: found {recipe.name!r}, allowed here: {NAMES}")
     return recipe.name
 
 

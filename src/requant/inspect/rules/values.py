@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from requant.checkpoint.checkpoint import open_checkpoint
+from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2
 from requant.formats.gptq import bfloat16_to_float32
 from requant.inspect.findings import Finding
 from requant.inspect.rules.readings import packed_layers
@@ -19,10 +20,12 @@ def zero_word(packing_format: str, bits: int, order: str = "gptq") -> int:
     """Return the word of zero points that a packing format means for symmetric codes of 2, 4 or 8 bits.
 
     The zero is half of the codes; version 1 of GPTQ stores it less one, version 2 as it is, and so do tensors that have
-    AWQ's order of codes.
+    AWQ's order of codes. A name that AutoRound does not write is one of GPTQModel's.
     """
-    kept = order == "awq" or "v2" in packing_format or "gptqmodel" in packing_format
-    zero = (1 << bits - 1) - (0 if kept else 1)
+    known = FORMATS.get(packing_format, GPTQ_V2 if "v2" in packing_format else GPTQ)
+    if known.layout != order:
+        known = AWQ if order == "awq" else GPTQ
+    zero = (1 << bits - 1) - known.less
     return zero * (0xFFFFFFFF // ((1 << bits) - 1))
 
 

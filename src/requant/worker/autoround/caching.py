@@ -20,33 +20,28 @@ ADVICE = "End what else uses the GPU, and build again: the recipe's hardware.mem
 def confirmed(autoround: Any) -> Iterator[None]:
     """Raise BuildError where AutoRound, as it makes what the first block is given, does so by what memory is free."""
     making, giving_up = installed().caching(autoround)
+    cache = making.function
 
-    def once(_: Any) -> Any:
-        def refuse(*_: Any, **__: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise BuildError(
+            f"AutoRound ran out of memory on {autoround.device} while it made what the first block is given, and would "
+            "do it again on the CPU: other bits",
+            ADVICE,
+        )
+
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        with giving_up.replaced(refuse):
+            made = cache(*args, **kwargs)
+        places = {_device(place) for place in getattr(autoround.model, "hf_device_map", {}).values()}
+        if places - {_device(autoround.device)}:
             raise BuildError(
-                f"AutoRound ran out of memory on {autoround.device} while it made what the first block is given, and "
-                "would do it again on the CPU: other bits",
+                f"AutoRound mapped the model to {', '.join(sorted(places))} while it made what the first block is "
+                f"given, expected {_device(autoround.device)} alone",
                 ADVICE,
             )
+        return made
 
-        return refuse
-
-    def on_one_device(cache: Any) -> Any:
-        def cached(*args: Any, **kwargs: Any) -> Any:
-            with giving_up.taken(once):
-                made = cache(*args, **kwargs)
-            places = {_device(place) for place in getattr(autoround.model, "hf_device_map", {}).values()}
-            if places - {_device(autoround.device)}:
-                raise BuildError(
-                    f"AutoRound mapped the model to {', '.join(sorted(places))} while it made what the first block is "
-                    f"given, expected {_device(autoround.device)} alone",
-                    ADVICE,
-                )
-            return made
-
-        return cached
-
-    with making.taken(on_one_device):
+    with making.replaced(cached):
         yield
 
 

@@ -40,7 +40,7 @@ class Listener:
     steps_per_iteration: int
     losses: list[float] = field(default_factory=list)
     counted: list[int | None] = field(default_factory=list)
-    """Of each loss, how many tokens it is of; None where it is of all."""
+    """Of how many tokens each loss is; None where it is of all."""
     pending: dict[str, Any] = field(default_factory=dict)
     after: BlockInputs | None = None
     """What the next block is given."""
@@ -57,7 +57,7 @@ class Listener:
     def loss(self, divisor: int) -> Loss:
         """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts.
 
-        Each is divided by `divisor`, or where tokens are left out by how many the iteration counts.
+        Each is divided by `divisor`, or where tokens are left out by how many count in the iteration.
         """
         steps, totals = self.steps_per_iteration, []
         for i in range(0, len(self.losses), steps):
@@ -75,68 +75,58 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
     """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`."""
     series = installed()
     numbers = series.numbers(autoround)
-    batch, heard = numbers["batch_size"], Listener(keeper, numbers["gradient_accumulate_steps"])
+    tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()
+    tune, measure, write = tuning.function, loss_of_step.function, writing.function
+    heard = Listener(keeper, numbers["gradient_accumulate_steps"])
 
-    def tuning(tune: Any) -> Any:
-        def quantize_block(self: Any, block: Any, full: Any, others: Any, **rest: Any) -> Any:
-            if heard.pending:
-                raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
-            for each in (heard.losses, heard.counted, heard.steps):
-                each.clear()
-            quantized = rest.get(series.quantized)
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, **rest: Any) -> Any:
+        if heard.pending:
+            raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
+        q_input = rest.get(series.quantized)
+        heard.losses.clear()
+        heard.counted.clear()
+        heard.steps.clear()
+        begun = time.monotonic()
+        streams = BlockInputs.of(input_ids, q_input, random.getstate(), heard.hashed).digests
+        heard.hashed.forget()
+        inputs = {**streams, "others": digest_of_nest(series.others(input_others, rest))}
+        heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
+        divisor = 1
+        if heard.steps_per_iteration > 1:
+            quantized = input_ids if q_input is None else q_input
+            divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * heard.steps_per_iteration])
+        tuned = time.monotonic()
+        q_output, output = tune(self, block, input_ids, input_others, **rest)
+        done = time.monotonic()
+        heard.pending["loss"] = heard.loss(divisor)
+        heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+        heard.pending["outputs"] = heard.after.digests
+        heard.tuning.append(done - tuned)
+        begins = heard.steps[:: heard.steps_per_iteration]
+        if len(begins) > 1:
+            heard.iterations.append(median(after - before for before, after in pairwise(begins)))
+        heard.listening += tuned - begun + time.monotonic() - done
+        return q_output, output
+
+    def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = measure(self, *args, **kwargs)
+        heard.losses.append(loss.item())
+        heard.counted.append(series.counted(*args, **kwargs))
+        heard.steps.append(time.monotonic())
+        return loss
+
+    def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if m is not None and heard.after and m.global_name == heard.pending["block"]:
             begun = time.monotonic()
-            streams = BlockInputs.of(full, quantized, random.getstate(), heard.hashed).digests
-            heard.hashed.forget()
-            inputs = {**streams, "others": digest_of_nest(series.others(others, rest))}
-            heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
-            divisor = 1
-            if heard.steps_per_iteration > 1:
-                given = full if quantized is None else quantized
-                divisor = sum(each.numel() for each in given[: batch * heard.steps_per_iteration])
-            tuned = time.monotonic()
-            q_output, output = tune(self, block, full, others, **rest)
-            done = time.monotonic()
-            heard.pending["loss"] = heard.loss(divisor)
-            heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
-            heard.pending["outputs"] = heard.after.digests
-            heard.tuning.append(done - tuned)
-            begins = heard.steps[:: heard.steps_per_iteration]
-            if len(begins) > 1:
-                heard.iterations.append(median(after - before for before, after in pairwise(begins)))
-            heard.listening += tuned - begun + time.monotonic() - done
-            return q_output, output
+            tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
+            block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
+            packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
+            keeper.keep(block, packed, heard.after)
+            heard.pending, heard.after = {}, None
+            heard.listening += time.monotonic() - begun
+        return write(rounder, m, *args, **kwargs) if save else None
 
-        return quantize_block
-
-    def measuring(measure: Any) -> Any:
-        def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = measure(self, *args, **kwargs)
-            heard.losses.append(loss.item())
-            heard.counted.append(series.counted(*args, **kwargs))
-            heard.steps.append(time.monotonic())
-            return loss
-
-        return get_loss
-
-    def writing(write: Any) -> Any:
-        def shard_writer(self: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
-            if m is not None and heard.after and m.global_name == heard.pending["block"]:
-                begun = time.monotonic()
-                tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
-                block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
-                packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
-                keeper.keep(block, packed, heard.after)
-                heard.pending, heard.after = {}, None
-                heard.listening += time.monotonic() - begun
-            return write(self, m, *args, **kwargs) if save else None
-
-        return shard_writer
-
-    with (
-        series.tuning(autoround).taken(tuning),
-        series.loss(autoround).taken(measuring),
-        series.writing().taken(writing),
-    ):
+    with tuning.replaced(quantize_block), loss_of_step.replaced(get_loss), writing.replaced(shard_writer):
         yield heard
 
 
@@ -169,40 +159,40 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
     """Let AutoRound find each block that the resume state has, tuned and packed, to be written as it is."""
     import torch
 
-    series, done = installed(), resume_state.done
+    series = installed()
+    tuning = series.tuning(autoround)
+    tune = tuning.function
+    done = resume_state.done
     passed: list[str] = []
 
-    def tuning(tune: Any) -> Any:
-        def quantize_block(self: Any, block: Any, full: Any, others: Any, **rest: Any) -> Any:
-            number = len(passed)
-            if number >= len(done):
-                return tune(self, block, full, others, **rest)
-            if block.global_name != done[number].block:
-                raise BuildError(f"{done[number].block}: is kept, AutoRound tunes {block.global_name}", FRESH)
-            if digest_of_nest(series.others(others, rest)) != done[number].inputs.get("others"):
-                raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
-            bare(block, autoround.amp_dtype, autoround.device)
-            for name, tensors in _layers(resume_state.packed(number)).items():
-                parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
-                holder, layer = block.get_submodule(parent), torch.nn.Module()
-                for part in PACKED:
-                    layer.register_buffer(part, tensors[part])
-                if (bias := getattr(holder, child).bias) is not None:
-                    layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
-                setattr(holder, child, layer)
-            found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
-            if found != done[number].tensors:
-                raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
-            passed.append(block.global_name)
-            if number + 1 < len(done):
-                return None, None
-            after = resume_state.block_inputs()
-            random.setstate(after.random_state)
-            return after.quantized, after.full
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, **rest: Any) -> Any:
+        number = len(passed)
+        if number >= len(done):
+            return tune(self, block, input_ids, input_others, **rest)
+        if block.global_name != done[number].block:
+            raise BuildError(f"{done[number].block}: is kept, AutoRound tunes {block.global_name}", FRESH)
+        if digest_of_nest(series.others(input_others, rest)) != done[number].inputs.get("others"):
+            raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
+        bare(block, autoround.amp_dtype, autoround.device)
+        for name, tensors in _layers(resume_state.packed(number)).items():
+            parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
+            holder, layer = block.get_submodule(parent), torch.nn.Module()
+            for part in PACKED:
+                layer.register_buffer(part, tensors[part])
+            if (bias := getattr(holder, child).bias) is not None:
+                layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
+            setattr(holder, child, layer)
+        found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
+        if found != done[number].tensors:
+            raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
+        passed.append(block.global_name)
+        if number + 1 < len(done):
+            return None, None
+        after = resume_state.block_inputs()
+        random.setstate(after.random_state)
+        return after.quantized, after.full
 
-        return quantize_block
-
-    with series.tuning(autoround).taken(tuning):
+    with tuning.replaced(quantize_block):
         yield
 
 

@@ -22,11 +22,16 @@ class Place:
     owner: Any
     name: str
 
+    @property
+    def function(self) -> Any:
+        """The function that stands there now."""
+        return getattr(self.owner, self.name)
+
     @contextmanager
-    def taken(self, make: Callable[[Any], Any]) -> Iterator[None]:
-        """Let what `make` returns for the function stand in its place."""
-        found = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, make(found))
+    def replaced(self, by: Callable[..., Any]) -> Iterator[None]:
+        """Let another function stand in its place."""
+        found = self.function
+        setattr(self.owner, self.name, by)
         try:
             yield
         finally:
