@@ -79,7 +79,7 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
     tune, measure, write = tuning.function, loss_of_step.function, writing.function
     heard = Listener(keeper, numbers["gradient_accumulate_steps"])
 
-    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, **rest: Any) -> Any:
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
         if heard.pending:
             raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
         q_input = rest.get(series.quantized)
@@ -165,7 +165,7 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
     done = resume_state.done
     passed: list[str] = []
 
-    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, **rest: Any) -> Any:
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
         number = len(passed)
         if number >= len(done):
             return tune(self, block, input_ids, input_others, **rest)
