@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import ROOT
 from tests.owned import base, hold, stopping
+from tests.tiny import write_tiny
 
 from requant.build import beside, build, record
 from requant.checkpoint.checkpoint import open_checkpoint
@@ -103,3 +105,19 @@ def test_environments_of_a_cpu_are_those_without_cuda() -> None:
     assert sorted(ENVIRONMENTS) == sorted(locks)
     plain = [name for name, lock in locks.items() if not any(pin.name.startswith("nvidia-") for pin in lock.pins)]
     assert sorted(plain) == sorted(CPU)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("environment", CPU)
+def test_an_adapter_stops_where_autoround_would_go_on(
+    ask: Callable[..., Any], environment: str, tmp_path: Path
+) -> None:
+    """Where memory ends it would go on with the CPU, and where the model fails, with fewer samples."""
+    write_tiny("mini", tmp_path / "base")
+    found = ask("endings", tmp_path / "base", "ec", tmp_path / "out", environment=environment)
+    assert found["another"].startswith("AutoRound 0.14.2: this worker knows 0.12, 0.13.0+g2dda035b275a, 0.16 | ")
+    assert found["healthy"] == "tuned"
+    assert "ran out of memory on cpu while it made what the first block is given" in found["out of memory"]
+    # 0.12 hands the model's own error on; 0.16 logs it.
+    assert found["a failed pass"] == "no room" or "gives it 8, expected 16 samples" in found["a failed pass"]
+    assert all(module.startswith("auto_round.") for module in found["restored"])

@@ -54,7 +54,10 @@ def project(tmp_path: Path) -> Path:
 def test_they_are_written_beside_the_locks(project: Path) -> None:
     (project / "Dockerfile.cpu").write_text("FROM scratch\n")
     done = requant("dockerfiles", "--folder", str(project / "lockfiles"))
-    assert (done.returncode, done.stderr) == (0, "wrote Dockerfile.cpu, Dockerfile.cu124, Dockerfile.cu130, Dockerfile.current, Dockerfile.gb10\n")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "wrote Dockerfile.cpu, Dockerfile.cu124, Dockerfile.cu130, Dockerfile.current, Dockerfile.gb10\n",
+    )
     assert (project / "Dockerfile.cpu").read_text() == (ROOT / "Dockerfile.cpu").read_text()
 
 

@@ -82,6 +82,12 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
     def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
         if heard.pending:
             raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
+        found = len(input_ids) if isinstance(input_ids, list) else type(input_ids).__name__
+        if found != numbers["nsamples"]:  # 0.16 warns of a forward pass that failed, and goes on without its samples
+            raise BuildError(
+                f"{block.global_name}: AutoRound gives it {found}, expected {numbers['nsamples']} samples",
+                "Report this with the log.",
+            )
         q_input = rest.get(series.quantized)
         heard.losses.clear()
         heard.counted.clear()
