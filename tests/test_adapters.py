@@ -79,7 +79,7 @@ def heard(folder: Path, recipe: Recipe) -> tuple[Block, ...]:
 
 
 def test_a_build_with_the_newest_autoround_is_stopped_and_ends_as_it_was_recorded(tmp_path: Path) -> None:
-    recipe, out = read_recipe(ROOT / "builds" / "qwen3-0.6b-current"), tmp_path / "out"
+    recipe, out = read_recipe(ROOT / "builds" / "llama-current"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         build(recipe, tiny="mini", out=out, tell=stopping)
     assert build(recipe, tiny="mini", out=out, keep_raw=True).verdict.outcome is Outcome.IDENTICAL
