@@ -52,7 +52,7 @@ def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
 def hold(own: Recipe, first: Path, folder: Path) -> None:
     """Build the tiny model mini again, stopped and resumed; check it, audit it, and find one code that is another."""
     with pytest.raises(KeyboardInterrupt):
-        build(own, tiny="mini", out=folder / "second", tell=stopping)
+        build(own, tiny="mini", out=folder / "second", tell=_stopping)
     told = list[Progress]()
     assert build(own, tiny="mini", out=folder / "second", tell=told.append).verdict.outcome is Outcome.IDENTICAL
     assert any(each.stage.startswith("resuming after block") for each in told)
@@ -120,7 +120,7 @@ def computes(own: Recipe, first: Path, ask: Callable[..., Any], folder: Path) ->
     assert off == {one, other}
 
 
-def stopping(now: Progress) -> None:
+def _stopping(now: Progress) -> None:
     """Stop a build that has tuned a block."""
     if now.stage == "tuning" and now.done:
         raise KeyboardInterrupt
