@@ -85,6 +85,14 @@ def run_tests(session: nox.Session, *words: str) -> None:
 
 
 @nox.session
+def reword(session: nox.Session) -> None:
+    """Write what tests hear said anew into tests/__snapshots__; `-- tests/test_<module>.py` for some."""
+    needs(session, "lock", "tests")
+    words = session.posargs or ("--numprocesses=2", "--no-loadscope-reorder", "-m", "not full")
+    session.run("pytest", "--snapshot-update", *words)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, and that imports go down."""
     needs(session, "lint")

@@ -4,14 +4,21 @@ import fcntl
 import json
 import os
 import pickle
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from syrupy.assertion import SnapshotAssertion
+from syrupy.extensions.amber import AmberSnapshotExtension
+from syrupy.location import PyTestLocation
+from syrupy.types import SnapshotIndex
 from tests.engines import buildable
 from xdist.scheduler import LoadScopeScheduling
 
@@ -92,6 +99,57 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         stem = Path(nodeid.partition("::")[0]).stem
         return "engine" if stem in ENGINE else stem
+
+
+Worded = Callable[..., None]
+Refuses = Callable[..., AbstractContextManager[pytest.ExceptionInfo[Any]]]
+
+
+class Shared(AmberSnapshotExtension):
+    """One snapshot for all parameters of a test."""
+
+    @classmethod
+    def get_snapshot_name(cls, *, test_location: PyTestLocation, index: SnapshotIndex = 0) -> str:
+        return f"{test_location.methodname}.{index}" if index else test_location.methodname
+
+
+@pytest.fixture
+def worded(snapshot: SnapshotAssertion, tmp_path_factory: pytest.TempPathFactory) -> Worded:
+    """Compare a text with the snapshot of the test, which alone words it: tests/__snapshots__.
+
+    What differs from machine to machine gets a name there; the pattern `vary` matches what else does. All parameters
+    of a test may say the same, but for what varies: `shared`.
+    """
+    names = {
+        rf"{re.escape(str(tmp_path_factory.getbasetemp()))}/\.?\w+": "TMP",
+        rf"{re.escape(tempfile.gettempdir())}/{tempfile.gettempprefix()}[a-z0-9_]{{8}}": "TMP",
+        re.escape(str(ROOT)): "ROOT",
+        re.escape(str(installation.cache())): "CACHE",
+        r"127\.0\.0\.1:\d{4,}": "127.0.0.1:PORT",
+        r"\n  (memory|disk): .*": "",  # what the machine lacks for a full build
+    }
+
+    def compare(text: str, vary: str = "", shared: bool = False) -> None:
+        for pattern, name in {**names, **({vary: "VARIES"} if vary else {})}.items():
+            text = re.sub(pattern, name, text)
+        assert text.rstrip() == snapshot(extension_class=Shared if shared else None)
+
+    return compare
+
+
+@pytest.fixture
+def refuses(worded: Worded) -> Refuses:
+    """Expect an error of this very public class, with the message and the advice that the snapshot of the test has."""
+
+    @contextmanager
+    def refused(error: type[Exception], vary: str = "", shared: bool = False) -> Iterator[pytest.ExceptionInfo[Any]]:
+        with pytest.raises(error) as caught:
+            yield caught
+        assert next(each for each in caught.type.__mro__ if not each.__name__.startswith("_")) is error
+        said = (f"{error.__name__}: {caught.value}", getattr(caught.value, "advice", ""))
+        worded("\n".join(filter(None, said)), vary, shared)
+
+    return refused
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ from requant.inspect import Inspection
 from requant.inspect.defects import Defect
 from requant.inspect.findings import Finding
 from requant.model.summary import Alike, Size, Summary
-from requant.recipe import Recipe
+from requant.recipe import Layers, LayerScheme, Recipe, Tuning
 from requant.repair import Repair
 from requant.rounding.reach import Reach
 from requant.verdict import Outcome, Verdict
@@ -132,6 +132,8 @@ AS_PRINTED: Mapping[Any, Any] = {
     Covered: printed(Covered, parties=int),
     Untuned: printed(Untuned, outcome=Outcome),
     Finding: printed(Finding, without=("targets", "advice"), hits=Mapping[str, tuple[int, ...]], repair=str),
+    Layers: printed(Layers, schemes=NotRequired[Mapping[str, LayerScheme]]),
+    Tuning: printed(Tuning, search_scales=NotRequired[bool]),
     Reach: printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
 }
 """What `as_json` makes of a dataclass inside of another one, wherever it stands."""
@@ -155,7 +157,7 @@ PRINTED: Mapping[str, Any] = {
     "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
     "requant.journal/2": printed(
         Journal,
-        blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int))),
+        blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int) | None)),
     ),
     "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
     "requant.new/1": shape(

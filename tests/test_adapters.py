@@ -60,6 +60,7 @@ def heard(folder: Path, recipe: Recipe) -> tuple[Block, ...]:
     said = logged(folder)
     assert len(said) == len(journal.blocks)
     for block, (initial, iteration, best) in zip(journal.blocks, said, strict=True):
+        assert block.loss
         assert float.fromhex(block.loss.initial) == pytest.approx(initial, rel=1e-3)
         assert float.fromhex(block.loss.best) == pytest.approx(best, rel=1e-3)
         assert block.loss.best_iteration == iteration < recipe.tiny.iterations

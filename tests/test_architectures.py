@@ -29,6 +29,8 @@ def made(name: str, folder: Path, ask: Callable[..., Any]) -> Path:
     ask("saved", FILE, name, folder / "saved")
     saved, value = read_headers(folder / "saved"), OTHERS[name]
     specs = {tensor: spec for inside in saved.shards.values() for tensor, spec in inside.items()}
+    for wrong, right in value.get("renamed", {}).items():  # as transformers 5.5.1 saves them, and no real file has them
+        specs = {tensor.replace(wrong, right): spec for tensor, spec in specs.items()}
     for block, other in value.get("like", {}).items():
         specs |= {each.replace(block, other): spec for each, spec in specs.items() if each.startswith(block)}
     specs |= {each: Spec("BF16", tuple(shape)) for each, shape in value.get("beside", {}).items()}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cases.audits import AUDIT, audits
 from tests.checkpoints import on_a_disk, on_disk
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses, Worded
 
 from requant.audit.audits import (
     FOLDER,
@@ -78,19 +78,19 @@ def test_a_statement_has_what_in_toto_requires() -> None:
     assert (value["predicate"]["outcome"], value["predicate"]["first_divergence"]) == ("different", "layers.2")
 
 
-def test_what_could_not_be_read_back_is_not_written(recipe: Recipe) -> None:
+def test_what_could_not_be_read_back_is_not_written(recipe: Recipe, refuses: Refuses) -> None:
     for spoilt in (replace(AUDIT, auditor=""), replace(AUDIT, blocks=()), replace(AUDIT, files={})):
-        with pytest.raises(CheckpointError, match="this audit: not an audit"):
+        with refuses(CheckpointError):
             write(recipe, spoilt)
     many = tuple(Retuned(f"layers.{i}", i, Judgement.UNJUDGED, "r" * MAX_TEXT) for i in range(4000))
-    with pytest.raises(CheckpointError, match="bytes, expected at most"):
+    with refuses(CheckpointError):
         write(recipe, replace(AUDIT, blocks=many, count=4000))
     assert not (recipe.path.parent / FOLDER).exists()
 
 
 @pytest.mark.parametrize("name", ["", "  ", "\x00", "\ud800", "x" * (MAX_TEXT + 1)])
-def test_a_name_that_cannot_be_recorded_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="--auditor"):
+def test_a_name_that_cannot_be_recorded_is_refused(name: str, refuses: Refuses) -> None:
+    with refuses(UsageError, vary="'.*'", shared=True):
         party(name)
 
 
@@ -161,127 +161,123 @@ def test_the_audit_that_is_spoilt_below_is_one() -> None:
 GOOD = statement(AUDIT)
 
 
-@pytest.mark.parametrize(
-    ("data", "found"),
-    [
-        (b"", "not an audit"),
-        (b"[]\n", "not an audit"),
-        (b"null\n", "not an audit"),
-        (b'"text"\n', "not an audit"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"\xff\n", "utf-8"),
-        (GOOD[:-1], "not in the one form"),
-        (GOOD + b"\n", "not in the one form"),
-        (GOOD.replace(b":", b": ", 1), "not in the one form"),
-        (
-            GOOD.replace(b'"tiny":"mini"', b'"tiny":"mini","tiny":"mini"'),
-            "the key 'tiny' stands twice",
-        ),
-        (GOOD.replace(b'"count":4', b'"count":NaN'), "NaN is not"),
-        (GOOD.replace(b'"count":4', b'"count":4.0'), "found 4.0"),
-        (GOOD.replace(b'"count":4', b'"count":1e999'), "found inf"),
-        (GOOD.replace(b'"count":4', b'"count":' + b"9" * 5000), "not an audit"),
-        (GOOD.replace(b'"Ada"', b'"\\ud800"'), "not an audit"),
-        (spoilt(lambda value: value.pop("subject")), "no 'subject'"),
-        (spoilt(lambda value: value.update(subject=[])), "its subjects give"),
-        (spoilt(lambda value: value["subject"][1]["digest"].update(sha256="00" * 32)), "its subjects give"),
-        (spoilt(lambda value: value["subject"][1].update(name="x")), "its subjects give"),
-        (
-            spoilt(
-                lambda value: (
-                    value.update(subject=[{"name": "x", "digest": {"sha256": "00" * 32}}]),
-                    value["predicate"].update(checkpoint=sha256(b"{}")),
-                )
-            ),
-            "no subject is a file of weights",
-        ),
-        (spoilt(lambda value: value.update(subject={})), "found {}, expected a list"),
-        (spoilt(lambda value: value["subject"].append(value["subject"][0])), "not in the one form"),
-        (spoilt(lambda value: value["subject"].reverse()), "not in the one form"),
-        (spoilt(lambda value: value["subject"][0].update(digest={"sha512": "07" * 32})), "no 'sha256'"),
-        (spoilt(lambda value: value["subject"][0].update(digest={"sha256": "07"})), "found '07'"),
-        (spoilt(lambda value: value.update(predicateType="https://slsa.dev/provenance/v1")), "not in the one form"),
-        (spoilt(lambda value: value.update(_type="other")), "not in the one form"),
-        (spoilt(lambda value: value.update(more=1)), "not in the one form"),
-        (predicate(more=1), "not in the one form"),
-        (predicate(outcome="identical"), "an outcome of its own"),
-        (predicate(first_divergence="layers.0"), "an outcome of its own"),
-        (predicate(recipe="A1" * 32), "expected 64 hexadecimal digits"),
-        (predicate(recipe="01" * 32 + "\n"), "expected 64 hexadecimal digits"),
-        (predicate(journal=""), "expected 64 hexadecimal digits"),
-        (predicate(journal=False), "found False"),
-        (predicate(checkpoint=None), "found None"),
-        (predicate(checkpoint="05" * 32), f"found {'05' * 32}, its subjects give"),
-        (predicate(companions="README.md"), "expected a list"),
-        (predicate(companions=["\x1b[2J"]), "printable text"),
-        (predicate(untuned=None), "not an audit"),
-        (untuned(outcome="identical"), "an outcome of its own"),
-        (untuned(count=0), "1 deviations are named of 0"),
-        (untuned(count=2), "1 deviations are named of 2"),
-        (untuned(deviations=[], count=0), "an outcome of its own"),
-        (untuned(deviations={}), "expected a list"),
-        (untuned(deviations=[{"kind": "good", "name": "x", "detail": ""}]), "kind: found 'good'"),
-        (untuned(deviations=[{"kind": [], "name": "x", "detail": ""}]), "kind: found []"),
-        (untuned(open=None), "found None"),
-        (untuned(more=1), "not in the one form"),
-        (predicate(tiny=["mini"]), "found ['mini']"),
-        (predicate(tiny=""), "found ''"),
-        (predicate(count=True), "found True"),
-        (predicate(count=-1), "found -1"),
-        (predicate(count=2), "blocks [0, 2] of 2"),
-        (predicate(count=2**53), "found 9007199254740992"),
-        (predicate(auditor=" Ada"), "expected single spaces"),
-        (predicate(auditor=" "), "expected single spaces"),
-        (predicate(auditor="\x1b[2J"), "printable text"),
-        (predicate(auditor="x" * 10**6), "printable text"),
-        (predicate(finished="yesterday"), "expected a time as"),
-        (predicate(finished="2026-11-21T22:00:00Z\n"), "printable text"),
-        (predicate(hardware={}), "an object that says something"),
-        (predicate(hardware="cpu"), "an object that says something"),
-        (predicate(hardware={"gib": 1.5}), "found 1.5"),
-        (predicate(hardware={"a": {"b": {"c": {"d": {}}}}}), "found {}"),
-        (predicate(hardware={"": "x"}), "found ''"),
-        (predicate(challenge={"text": "t"}), "no 'drawn'"),
-        (predicate(challenge={"text": "", "drawn": 2}), "found ''"),
-        (predicate(challenge={"text": "t", "drawn": 0}), "0 drawn of 4"),
-        (predicate(challenge={"text": "t", "drawn": 5}), "5 drawn of 4"),
-        (predicate(challenge={"text": "t", "drawn": 2, "of": 4}), "not in the one form"),
-        (predicate(challenge=4), "not an audit"),
-        (predicate(blocks={}), "expected a list"),
-        (predicate(blocks=[]), "expected some"),
-        (predicate(blocks=[None]), "not an audit"),
-        (block(index=0), "blocks [0, 0] of 4"),
-        (block(index=4), "blocks [0, 4] of 4"),
-        (block(index="2"), "found '2'"),
-        (block(block="layers.0"), "a block stands twice"),
-        (block(judgement="good"), "'good' is not a valid Judgement"),
-        (block(judgement=[]), "found []"),
-        (block(judgement="identical"), "identical, and different"),
-        (block(reason=None), "found None"),
-        (block(seconds=1), "not in the one form"),
-        (block(distance=[]), "not an audit"),
-        (parts(steps=[]), "expected an object"),
-        (parts(steps={"0": 3}), "expected counts of -15 to 15"),
-        (parts(steps={"16": 3}), "expected counts of -15 to 15"),
-        (parts(steps={"1": 0}), "expected counts of -15 to 15"),
-        (parts(steps={"one": 3}), "not an audit"),
-        (parts(steps={"+1": 1, "2": 2}), "not in the one form"),
-        (parts(codes=4), "4 codes, and steps of 3"),
-        (parts(ulp=None), "found None"),
-        (parts(first=""), "found ''"),
-    ],
+HOSTILE = (
+    b"",
+    b"[]\n",
+    b"null\n",
+    b'"text"\n',
+    b"[" * 100_000,
+    b"\xff\n",
+    GOOD[:-1],
+    GOOD + b"\n",
+    GOOD.replace(b":", b": ", 1),
+    GOOD.replace(b'"tiny":"mini"', b'"tiny":"mini","tiny":"mini"'),
+    GOOD.replace(b'"count":4', b'"count":NaN'),
+    GOOD.replace(b'"count":4', b'"count":4.0'),
+    GOOD.replace(b'"count":4', b'"count":1e999'),
+    GOOD.replace(b'"count":4', b'"count":' + b"9" * 5000),
+    GOOD.replace(b'"Ada"', b'"\\ud800"'),
+    spoilt(lambda value: value.pop("subject")),
+    spoilt(lambda value: value.update(subject=[])),
+    spoilt(lambda value: value["subject"][1]["digest"].update(sha256="00" * 32)),
+    spoilt(lambda value: value["subject"][1].update(name="x")),
+    spoilt(
+        lambda value: (
+            value.update(subject=[{"name": "x", "digest": {"sha256": "00" * 32}}]),
+            value["predicate"].update(checkpoint=sha256(b"{}")),
+        )
+    ),
+    spoilt(lambda value: value.update(subject={})),
+    spoilt(lambda value: value["subject"].append(value["subject"][0])),
+    spoilt(lambda value: value["subject"].reverse()),
+    spoilt(lambda value: value["subject"][0].update(digest={"sha512": "07" * 32})),
+    spoilt(lambda value: value["subject"][0].update(digest={"sha256": "07"})),
+    spoilt(lambda value: value.update(predicateType="https://slsa.dev/provenance/v1")),
+    spoilt(lambda value: value.update(_type="other")),
+    spoilt(lambda value: value.update(more=1)),
+    predicate(more=1),
+    predicate(outcome="identical"),
+    predicate(first_divergence="layers.0"),
+    predicate(recipe="A1" * 32),
+    predicate(recipe="01" * 32 + "\n"),
+    predicate(journal=""),
+    predicate(journal=False),
+    predicate(checkpoint=None),
+    predicate(checkpoint="05" * 32),
+    predicate(companions="README.md"),
+    predicate(companions=["\x1b[2J"]),
+    predicate(untuned=None),
+    untuned(outcome="identical"),
+    untuned(count=0),
+    untuned(count=2),
+    untuned(deviations=[], count=0),
+    untuned(deviations={}),
+    untuned(deviations=[{"kind": "good", "name": "x", "detail": ""}]),
+    untuned(deviations=[{"kind": [], "name": "x", "detail": ""}]),
+    untuned(open=None),
+    untuned(more=1),
+    predicate(tiny=["mini"]),
+    predicate(tiny=""),
+    predicate(count=True),
+    predicate(count=-1),
+    predicate(count=2),
+    predicate(count=2**53),
+    predicate(auditor=" Ada"),
+    predicate(auditor=" "),
+    predicate(auditor="\x1b[2J"),
+    predicate(auditor="x" * 10**6),
+    predicate(finished="yesterday"),
+    predicate(finished="2026-11-21T22:00:00Z\n"),
+    predicate(hardware={}),
+    predicate(hardware="cpu"),
+    predicate(hardware={"gib": 1.5}),
+    predicate(hardware={"a": {"b": {"c": {"d": {}}}}}),
+    predicate(hardware={"": "x"}),
+    predicate(challenge={"text": "t"}),
+    predicate(challenge={"text": "", "drawn": 2}),
+    predicate(challenge={"text": "t", "drawn": 0}),
+    predicate(challenge={"text": "t", "drawn": 5}),
+    predicate(challenge={"text": "t", "drawn": 2, "of": 4}),
+    predicate(challenge=4),
+    predicate(blocks={}),
+    predicate(blocks=[]),
+    predicate(blocks=[None]),
+    block(index=0),
+    block(index=4),
+    block(index="2"),
+    block(block="layers.0"),
+    block(judgement="good"),
+    block(judgement=[]),
+    block(judgement="identical"),
+    block(reason=None),
+    block(seconds=1),
+    block(distance=[]),
+    parts(steps=[]),
+    parts(steps={"0": 3}),
+    parts(steps={"16": 3}),
+    parts(steps={"1": 0}),
+    parts(steps={"one": 3}),
+    parts(steps={"+1": 1, "2": 2}),
+    parts(codes=4),
+    parts(ulp=None),
+    parts(first=""),
 )
-def test_a_hostile_audit_is_refused_in_words_that_print(data: bytes, found: str) -> None:
-    with pytest.raises(CheckpointError, match="not an audit") as caught:
-        read(data)
-    assert found in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 2500
+
+
+def test_hostile_audits_are_refused_in_words_that_print(worded: Worded) -> None:
+    said = []
+    for data in HOSTILE:
+        with pytest.raises(CheckpointError) as caught:
+            read(data)
+        said.append(str(caught.value))
+        assert said[-1].isprintable()
+        assert len(said[-1]) < 2500
+    worded("\n".join(said), vary=r"\w{64}")
 
 
 def test_every_key_is_needed() -> None:
     for key in json.loads(GOOD)["predicate"]:
-        with pytest.raises(CheckpointError, match="not an audit"):
+        with pytest.raises(CheckpointError):
             read(spoilt(lambda value, key=key: value["predicate"].pop(key)))  # type: ignore[misc]
 
 
@@ -296,15 +292,17 @@ def test_a_flipped_bit_is_another_audit_or_none(data: st.DataObject) -> None:
         assert SUFFIX in str(error)
 
 
-def test_an_edited_file_is_not_under_its_name(recipe: Recipe) -> None:
+def test_an_edited_file_is_not_under_its_name(recipe: Recipe, refuses: Refuses) -> None:
     path = write(recipe, AUDIT)
     path.write_bytes(path.read_bytes().replace(b"Ada", b"Bob"))
-    with pytest.raises(CheckpointError, match="its name is not the SHA-256 of its bytes"):
+    with refuses(CheckpointError, vary=r"\w{64}"):
         read_audits(recipe)
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "huge", "absent"])
-def test_what_is_no_regular_small_file_is_not_opened(kind: str, recipe: Recipe, tmp_path: Path) -> None:
+def test_what_is_no_regular_small_file_is_not_opened(
+    kind: str, recipe: Recipe, tmp_path: Path, refuses: Refuses
+) -> None:
     path = write(recipe, AUDIT)
     if kind == "link":
         path.rename(tmp_path / "real")
@@ -315,13 +313,13 @@ def test_what_is_no_regular_small_file_is_not_opened(kind: str, recipe: Recipe, 
         path.unlink()
         if kind != "absent":
             (os.mkfifo if kind == "pipe" else os.mkdir)(path)
-    with pytest.raises(CheckpointError, match=r"not a regular file|bytes, expected at most|No such file"):
+    with refuses(CheckpointError):
         read_audit(path)
 
 
-def test_a_folder_that_is_a_file_is_named(recipe: Recipe) -> None:
+def test_a_folder_that_is_a_file_is_named(recipe: Recipe, refuses: Refuses) -> None:
     recipe.beside(FOLDER).write_text("")
-    with pytest.raises(CheckpointError, match=f"{FOLDER}: Not a directory"):
+    with refuses(CheckpointError):
         read_audits(recipe)
 
 

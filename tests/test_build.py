@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.hub import running
 from tests.processes import LIMIT, all_ended, signalled, started
 from tests.tiny import write_tiny
@@ -65,7 +65,7 @@ def test_records_are_of_this_recipe_and_this_environment(name: str, size: str) -
 def test_tuning_bites(name: str, size: str) -> None:
     """In most blocks the best iteration is not the first, so equal bits are evidence about tuning."""
     blocks = read_journal(recorded(read_recipe(ROOT / "builds" / name), size, "journal.jsonl")).blocks
-    assert sum(block.loss.best_iteration > 0 for block in blocks) > len(blocks) / 2
+    assert sum(block.loss is not None and block.loss.best_iteration > 0 for block in blocks) > len(blocks) / 2
 
 
 def test_chain_of_outputs_and_inputs(built: Callable[[str], Built]) -> None:
@@ -228,21 +228,21 @@ def test_recording_and_comparing_again(built: Callable[[str], Built], tmp_path: 
     assert compare(recipe, "mini", result.folder).outcome is Outcome.IDENTICAL
 
 
-def test_a_stale_or_absent_lock_is_refused(tmp_path: Path) -> None:
+def test_a_stale_or_absent_lock_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     recipe = read_recipe(project(tmp_path))
     with (tmp_path / "lockfiles" / "cpu.in").open("a") as file:
         file.write("# one more thing\n")
-    with pytest.raises(LockError, match="stale"):
+    with refuses(LockError):
         build(recipe, tiny="mini", out=tmp_path / "out")
     (tmp_path / "lockfiles" / "cpu.txt").unlink()
-    with pytest.raises(LockError, match=r"cpu\.txt"):
+    with refuses(LockError):
         build(recipe, tiny="mini", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_touched(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match="already exists"):
+    with refuses(UsageError):
         build(read_recipe(ROOT / "builds" / "ec"), tiny="mini", out=tmp_path / "out")
 
 
@@ -337,15 +337,13 @@ def test_the_full_path_refuses_other_bytes(full: Path, tmp_path: Path) -> None:
 
 
 def test_the_real_full_build_says_what_is_missing_before_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
 ) -> None:
     recipe = read_recipe(ROOT / "builds" / "ec")
     monkeypatch.setattr("requant.sandbox.preflight.accelerators", list)  # a machine without GPU, whatever this one is
-    with pytest.raises(NotAvailableError, match="NVIDIA H200") as error:
+    with refuses(NotAvailableError):
         build(recipe, tiny=None, out=tmp_path / "full")
-    assert "GiB to download" in error.value.advice
     assert resume_bytes(recipe) == 17_467_304_960 + 2 * 8_589_934_592  # tuned blocks, and two block inputs
-    assert f"requant build {recipe.path.parent} --tiny" in error.value.advice
 
 
 def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None:
@@ -375,12 +373,12 @@ def test_progress_follows_the_journal(tmp_path: Path) -> None:
     assert told == [*resuming, replace(after, done=2, note=after.note.replace("layers.0", "layers.1"))]
 
 
-def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+def test_an_ignore_pattern_that_matches_nothing_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     recipe = read_recipe(project(tmp_path, ignore=('"mtp.fc"]', '"mtp.fc", "shared_expret"]')))
-    with pytest.raises(RecipeError, match="was asked for with"):
+    with refuses(RecipeError):
         build(recipe, tiny="mini", out=tmp_path / "out")
     plan = json.loads(recipe.beside("plan.json").read_text())
     plan["asked"]["ignore"].append("shared_expret")
     recipe.beside("plan.json").write_text(json.dumps(plan))
-    with pytest.raises(RecipeError, match="'shared_expret' is part of no layer's name"):
+    with refuses(RecipeError):
         build(recipe, tiny="mini", out=tmp_path / "out")

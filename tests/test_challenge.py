@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 
 from requant.audit.challenge import MAX_TEXT, Challenge, draw, odds
 from requant.errors import UsageError
@@ -66,14 +66,14 @@ def test_no_block_is_drawn_more_often_than_another() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\ud800", "two\nlines", "\x1b[2J", "x" * (MAX_TEXT + 1)])
-def test_a_text_that_cannot_be_recorded_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--seed"):
+def test_a_text_that_cannot_be_recorded_is_refused(text: str, refuses: Refuses) -> None:
+    with refuses(UsageError, vary="'.*'", shared=True):
         draw(NAMES, Challenge(text, 4))
 
 
 @pytest.mark.parametrize("count", [0, -1, 41])
-def test_a_draw_of_more_blocks_than_there_are_is_refused(count: int) -> None:
-    with pytest.raises(UsageError, match="there are 40 blocks"):
+def test_a_draw_of_more_blocks_than_there_are_is_refused(count: int, refuses: Refuses) -> None:
+    with refuses(UsageError):
         draw(NAMES, Challenge("text", count))
 
 
@@ -96,5 +96,5 @@ def test_odds_are_the_share_of_draws_that_catch_one(data: st.DataObject, blocks:
 
 @pytest.mark.parametrize("numbers", [(4, 5, 1), (4, 1, 5), (4, -1, 1), (4, 1, -1)])
 def test_odds_of_nothing_possible(numbers: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="of 4"):
+    with pytest.raises(ValueError, match=f"of {numbers[0]}"):
         odds(*numbers)

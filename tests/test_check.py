@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.checkpoints import shard, write
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.hub import running
 from tests.tiny import write_tiny
 
@@ -564,7 +564,7 @@ def interrupt(_: Progress) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_sample_says_what_it_did_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_says_what_it_did_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
     monkeypatch.setattr(checking, "WEIGHTS", 2048)
     made, base = pair(tmp_path, rounding.FULL)
     one, same, other = (checked(made, base, sample=0.25, seed=seed) for seed in (1, 1, 2))
@@ -574,7 +574,7 @@ def test_a_sample_says_what_it_did_not_read(tmp_path: Path, monkeypatch: pytest.
     assert one.as_json()["read"] == one.read
     assert 0 < other.read < one.total / 2
     for wrong in (0, -1, 1.5, float("nan")):
-        with pytest.raises(UsageError, match="--sample"):
+        with refuses(UsageError):
             checked(made, base, sample=wrong)
 
 
@@ -591,7 +591,7 @@ def test_a_base_of_another_precision_is_not_modelled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [rounding.FULL])
-def test_a_repository_is_read_by_ranges(way: str, tmp_path: Path) -> None:
+def test_a_repository_is_read_by_ranges(way: str, tmp_path: Path, refuses: Refuses) -> None:
     made, base = pair(tmp_path, way)
     with running() as hub:
         hub.serve("model", "o/made", "a" * 40, made)
@@ -601,16 +601,15 @@ def test_a_repository_is_read_by_ranges(way: str, tmp_path: Path) -> None:
             assert result.clean
             assert result.layers == {"n": COPIED, "x.0.p": way}
             assert theirs.files.identity == f"o/made@{'a' * 40}"
-        for name, said in (("o/none@main", "o/none"), ("o/made@gone", "gone")):
-            with pytest.raises(NotAvailableError, match=said):
+        for name in ("o/none@main", "o/made@gone"):
+            with refuses(NotAvailableError):
                 open_reader(name, hub.url)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "out/nope", "nope", "nope@main"])
-def test_what_is_neither_is_named_and_no_network_is_asked(name: str) -> None:
-    with pytest.raises(UsageError, match="no such folder") as error:
+def test_what_is_neither_is_named_and_no_network_is_asked(name: str, refuses: Refuses) -> None:
+    with refuses(UsageError, vary=name, shared=True):
         open_reader(name, "http://127.0.0.1:1")
-    assert "owner/name@revision" in error.value.advice
 
 
 def test_tensors_of_no_size_are_no_traceback(tmp_path: Path) -> None:

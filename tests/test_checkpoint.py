@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, Tensors, checkpoints, nobody, on_a_disk, on_disk, tensors, write
+from tests.conftest import Refuses
 
 from requant.checkpoint.checkpoint import (
     INDEX,
@@ -58,7 +59,7 @@ def test_a_checkpoint_is_never_written_over_another(tmp_path: Path) -> None:
         write_checkpoint(open_checkpoint(write(tmp_path, SMALL)), tmp_path)
 
 
-def test_nothing_is_read_until_it_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_read_until_it_is_asked_for(tmp_path: Path, refuses: Refuses) -> None:
     def unwanted() -> bytes:
         raise AssertionError
 
@@ -68,14 +69,14 @@ def test_nothing_is_read_until_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     os.truncate(tmp_path / SHARD, len(SMALL[SHARD]) - 1)
     assert opened.tensors["a"].read() == b"\x01\x02\x03\x04"
-    with pytest.raises(CheckpointError, match=rf"{SHARD}: 1 bytes fewer"):
+    with refuses(CheckpointError):
         opened.tensors["b"].read()
-    with pytest.raises(CheckpointError, match=r"config\.json: No such file"):
+    with refuses(CheckpointError):
         opened.file("config.json")
 
 
-def test_a_side_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"LICENSE: not in the checkpoint, which has config\.json"):
+def test_a_side_file_that_is_not_there_is_named(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         open_checkpoint(write(tmp_path, SMALL)).file("LICENSE")
 
 
@@ -156,43 +157,45 @@ PLANTED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
 @pytest.mark.parametrize("name", ["model.safetensors", "sub/planted"])
-def test_what_is_no_regular_file_is_refused(tmp_path: Path, plant: Callable[[Path], object], name: str) -> None:
+def test_what_is_no_regular_file_is_refused(
+    tmp_path: Path, plant: Callable[[Path], object], name: str, refuses: Refuses
+) -> None:
     write(tmp_path, {**SMALL, "sub/file": b""})
     plant(tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"{name}: not a regular file"):
+    with refuses(CheckpointError, vary=name, shared=True):
         list_files(tmp_path)
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[2J", "a\u202eb".encode()])
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: Path(os.fsdecode(path)).touch()])
 def test_a_name_that_does_not_print_is_refused_in_words_that_do(
-    tmp_path: Path, name: bytes, make: Callable[[bytes], None]
+    tmp_path: Path, name: bytes, make: Callable[[bytes], None], refuses: Refuses
 ) -> None:
     make(os.fsencode(tmp_path) + b"/" + name)
-    with pytest.raises(CheckpointError, match="is no name") as caught:
+    with refuses(CheckpointError, vary="'.*'", shared=True) as caught:
         list_files(tmp_path)
     assert str(caught.value).isprintable()
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, refuses: Refuses) -> None:
     write(tmp_path, SMALL)
     (tmp_path / "loop").symlink_to("loop")
     for name in ("absent", "config.json", "loop"):
-        with pytest.raises(CheckpointError, match=f"{name}: no such folder"):
+        with refuses(CheckpointError):
             list_files(tmp_path / name)
-    with pytest.raises(CheckpointError, match="File name too long"):
+    with refuses(CheckpointError, vary="x{5000}"):
         list_files(tmp_path / ("x" * 5000))
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o444])
-def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(mode: int) -> None:
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(mode: int, refuses: Refuses) -> None:
     with on_disk({"sub/file": b"", "config.json": b""}) as folder:
         (folder / "sub").chmod(mode)
-        with nobody(), pytest.raises(CheckpointError, match=r"sub.*: Permission denied"):
+        with nobody(), refuses(CheckpointError):
             list_files(folder)
 
 
-def test_a_broken_shard_is_named(tmp_path: Path) -> None:
+def test_a_broken_shard_is_named(tmp_path: Path, refuses: Refuses) -> None:
     write(tmp_path, {**SMALL, SHARD: SMALL[SHARD][:-1]})
-    with pytest.raises(CheckpointError, match=SHARD):
+    with refuses(CheckpointError):
         open_checkpoint(tmp_path)

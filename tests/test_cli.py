@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any, get_args
 
 import pytest
 from tests.checkpoints import SMALL, write
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Worded
 from tests.processes import requant
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -37,88 +38,73 @@ def test_help_lists_the_verbs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "says"),
+    ("arguments", "says"),  # in words that are partly typer's
     [
-        (("frobnicate",), 2, "frobnicate"),
-        (("build",), 2, "RECIPE"),
-        (("build", "builds/none", "--tiny"), 4, "builds/none"),
-        (("build", "builds/ec", "--tiny", "--size", "huge"), 2, "'mini', 'demo', 'wide'"),
-        (("build", "builds/ec", "--tiny", "--sandbox", "cloud"), 2, "venv"),
-        (("verify", "builds", "README.md"), 6, "not a manifest"),
-        (("verify", "nowhere", "builds/ec/mini.manifest.json"), 6, "no such folder"),
-        (("manifest", "nowhere"), 6, "no such folder"),
-        (("verify", "nowhere", "builds/ec/mini.manifest.json"), 6, "Name the folder"),
-        (("verify", "builds", "nowhere.json"), 6, "Name a manifest"),
-        (("show", "journal", "nowhere"), 6, "Name a journal"),
-        (("inspect", "out/nope"), 2, "written owner/name@revision"),
-        (("identify", "out/nope"), 2, "written owner/name@revision"),
-        (("check", "out/nope", "--base", "builds"), 2, "written owner/name@revision"),
-        (("lock", "--check", "none"), 5, "none.in"),
-        (("build", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
-        (("rebuild", "builds/ec", "--size", "demo"), 2, "--size needs --tiny"),
-        (("plan", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
-        (("coverage", "builds/ec", "--size", "mini"), 2, "--size needs --tiny"),
-        (("audit", "out", "--recipe", "builds/ec", "--all", "--size", "mini"), 2, "--size needs --tiny"),
-        (("tiny", "builds/ec", "--out", "docs"), 2, "docs: already exists"),
-        (("buidl",), 2, "Did you mean 'build'"),
-        (("build", "builds/ec", "--twn"), 2, "--tiny"),
-        (("build", "builds/ec", "--nope"), 2, "See requant build --help"),
-        (("audit", "out", "--recipe", "builds/ec"), 2, "See requant audit --help"),
-        (("show", "jornal"), 2, "See requant show --help"),
-        (("audit", "out", "--recipe", "builds/ec", "--engine", "moon"), 2, "'here', 'ray'"),
-        (
-            ("audit", "out", "--recipe", "builds/ec", "--address", "localhost:6379"),
-            2,
-            "--address needs --engine ray",
-        ),
+        (("frobnicate",), "frobnicate"),
+        (("build",), "RECIPE"),
+        (("build", "builds/ec", "--tiny", "--size", "huge"), "'mini', 'demo', 'wide'"),
+        (("build", "builds/ec", "--tiny", "--sandbox", "cloud"), "venv"),
+        (("buidl",), "'build'"),
+        (("build", "builds/ec", "--twn"), "--tiny"),
+        (("build", "builds/ec", "--nope"), "requant build --help"),
+        (("audit", "out", "--recipe", "builds/ec"), "requant audit --help"),
+        (("show", "jornal"), "requant show --help"),
+        (("trial", "builds/ec", "--rehearsal", "--iterations", "1"), "--iterations"),
+        (("audit", "out", "--recipe", "builds/ec", "--engine", "moon"), "'here', 'ray'"),
     ],
 )
-def test_errors_are_short_and_have_their_status(arguments: tuple[str, ...], status: int, says: str) -> None:
+def test_errors_of_usage_are_short(arguments: tuple[str, ...], says: str) -> None:
     done = requant(*arguments)
-    assert done.returncode == status, done.stderr
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
     assert len(done.stderr.splitlines()) < 8
 
 
-WRONG = (
-    (("image", "nope"), 2, "nope: has no image; there are cpu, cu124, cu130, current, gb10"),
-    (("image", "cpu", "--base", "a b"), 2, "--base 'a b': not the name of an image"),
-    (("image", "cpu", "--base", ""), 2, "--base '': not the name of an image"),
-    (
-        ("image", "cpu", "--base", "python:3.11", "--record"),
-        2,
-        "another base than the pinned one cannot be recorded",
-    ),
-    (("image", "cpu", "--source", "docs"), 2, "every package of cpu comes as a wheel"),
-    (("image", "cu124", "--source", "nowhere"), 2, "--source nowhere: no such folder"),
-    (("update", "images", "nope"), 2, "nope: lockfiles/images.toml has no such image"),
-    (("update", "locks", "cpu", "nope", "--cutoff", "2026-06-01T00:00:00Z"), 5, "lockfiles/nope.in: No such file"),
-    (("lock", "cpu", "nope"), 5, "lockfiles/nope.in: No such file"),
-    (("lock", "--files", "cpu", "nope"), 5, "lockfiles/nope.in: No such file"),
-    (("inspect", "a/b@c", "--loader", "x"), 2, "--loader x: not modelled"),
-    (("inspect", "a/b@c", "--recipe", "nowhere"), 4, "nowhere"),
-    (("check", "a/b@c", "--base", "x"), 2, "x: no such folder"),
-    (("check", "a/b@c", "--base", "a/b@c", "--sample", "7"), 2, "--sample 7.0: expected"),
-    (("trial", "builds/ec", "--rehearsal", "--iterations", "1"), 2, "--iterations"),
-    (("audit", "docs", "--recipe", "builds/ec", "--tiny", "--blocks", "8"), 2, "there are blocks 0 to 7"),
-    (("audit", "docs", "--recipe", "builds/ec", "--blocks", "40"), 2, "there are blocks 0 to 39"),
-    (("audit", "docs", "--recipe", "builds/ec", "--tiny", "--sample", "9", "--seed", "x"), 2, "there are 8 blocks"),
-    (("audit", "nowhere", "--recipe", "builds/ec", "--tiny", "--all"), 6, "nowhere: no such folder"),
-    (("audit", "docs", "--recipe", "builds/ec", "--tiny", "--all"), 6, "docs"),
-    (
-        ("audit", "docs", "--recipe", "builds/ec", "--tiny", "--all", "--engine", "ray", "--address", "x"),
-        2,
-        "--address x: expected HOST:PORT",
-    ),
-)
+WRONG = {
+    "build builds/none --tiny": 4,
+    "verify builds README.md": 6,
+    "verify nowhere builds/ec/mini.manifest.json": 6,
+    "verify builds nowhere.json": 6,
+    "manifest nowhere": 6,
+    "show journal nowhere": 6,
+    "inspect out/nope": 2,
+    "identify out/nope": 2,
+    "check out/nope --base builds": 2,
+    "lock --check none": 5,
+    "build builds/ec --size mini": 2,
+    "rebuild builds/ec --size demo": 2,
+    "plan builds/ec --size mini": 2,
+    "coverage builds/ec --size mini": 2,
+    "audit out --recipe builds/ec --all --size mini": 2,
+    "audit out --recipe builds/ec --all --record": 2,
+    "audit out --recipe builds/ec --address localhost:6379": 2,
+    "tiny builds/ec --out docs": 2,
+    "image nope": 2,
+    "image cpu --base 'a b'": 2,
+    "image cpu --base ''": 2,
+    "image cpu --base python:3.11 --record": 2,
+    "image cpu --source docs": 2,
+    "image cu124 --source nowhere": 2,
+    "update images nope": 2,
+    "update locks cpu nope --cutoff 2026-06-01T00:00:00Z": 5,
+    "lock cpu nope": 5,
+    "lock --files cpu nope": 5,
+    "inspect a/b@c --loader x": 2,
+    "inspect a/b@c --recipe nowhere": 4,
+    "check a/b@c --base x": 2,
+    "check a/b@c --base a/b@c --sample 7": 2,
+    "audit docs --recipe builds/ec --tiny --blocks 8": 2,
+    "audit docs --recipe builds/ec --blocks 40": 2,
+    "audit docs --recipe builds/ec --tiny --sample 9 --seed x": 2,
+    "audit nowhere --recipe builds/ec --tiny --all": 6,
+    "audit docs --recipe builds/ec --tiny --all": 6,
+    "audit docs --recipe builds/ec --tiny --all --engine ray --address x": 2,
+}
 
 
-@pytest.mark.parametrize(("arguments", "status", "says"), WRONG, ids=[" ".join(words) for words, *_ in WRONG])
-def test_arguments_are_looked_at_before_the_world(
-    arguments: tuple[str, ...], status: int, says: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("arguments", "status"), WRONG.items(), ids=WRONG)
+def test_arguments_are_looked_at_before_the_world(arguments: str, status: int, tmp_path: Path, worded: Worded) -> None:
     """No engine is asked, no worker is made, nothing is fetched or installed: a program that is run leaves a trace."""
     for program in ("docker", "podman", "uv", "nvidia-smi"):
         (tmp_path / program).write_text(f'#!/bin/sh\necho "$0" "$@" >> {tmp_path}/run\nexit 9\n')
@@ -128,10 +114,9 @@ def test_arguments_are_looked_at_before_the_world(
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "HF_ENDPOINT": "http://[::1]:9",
     }
-    done = requant(*arguments, env=given)
+    done = requant(*shlex.split(arguments), env=given)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
-    assert done.stderr.startswith("error ")
-    assert says in done.stderr
+    worded(done.stderr)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache").exists()
 
@@ -156,11 +141,6 @@ def test_an_audit_without_its_tiny_model_is_told_which_it_is(tmp_path: Path) -> 
         assert done.returncode == 6
         assert "It has the form of the recipe's tiny model mini: add --tiny --size mini." in done.stderr
         assert done.stderr.startswith("error")
-
-
-def test_no_usage_error_speaks_of_an_invalid_value_that_nobody_gave() -> None:
-    done = requant("audit", "out", "--recipe", "builds/ec", "--all", "--record")
-    assert done.stderr.startswith("error --record needs --auditor NAME")
 
 
 def test_the_version_is_told() -> None:

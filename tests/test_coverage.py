@@ -1,6 +1,7 @@
 """Every block is covered by those who reproduced it, in the class where they did; what went against it is shown."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import on_a_disk, on_disk
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
 
 from requant.audit.audits import write_audit
@@ -283,14 +284,14 @@ def test_audits_of_another_tiny_model_are_another_build_s(recipe: Recipe) -> Non
         assert [reason.partition(":")[0] for reason in other.stale.values()] == ["nothing is recorded"]
 
 
-def test_a_spoilt_record_or_audit_is_an_error(recipe: Recipe) -> None:
+def test_a_spoilt_record_or_audit_is_an_error(recipe: Recipe, refuses: Refuses) -> None:
     path = write_audit(recipe, audit({0: "identical"}))
     path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(CheckpointError, match="its name is not"):
+    with refuses(CheckpointError, vary=r"\w{64}"):
         coverage(recipe, "mini")
     path.unlink()
     recipe.beside("mini.journal.jsonl").write_text("")
-    with pytest.raises(CheckpointError, match="has no header"):
+    with refuses(CheckpointError):
         coverage(recipe, "mini")
 
 
@@ -325,35 +326,21 @@ def test_where_nothing_is_recorded_no_blocks_are_counted(recipe: Recipe, tmp_pat
     assert mini.stdout.endswith(f"\n{tmp_path.name}, tiny model mini: nothing is recorded\n")
 
 
-def test_what_a_person_reads(recipe: Recipe, tmp_path: Path) -> None:
+def test_what_a_person_reads(recipe: Recipe, tmp_path: Path, worded: Worded) -> None:
+    recorded = rf"\b[0-9a-f]{{8,}}\b|{re.escape(HARDWARE['model'])}"  # with every change of the worker
     command = ("coverage", str(tmp_path), "--tiny", "--size", "mini")
     done = requant(*command)
     assert done.returncode == 3
-    assert "0 of 4 blocks identical" in done.stdout
-    assert "CONTRIBUTING.md" in done.stdout
+    worded(done.stdout, recorded)
     covered(recipe, audit({0: "identical"}), audit({0: "identical"}, auditor="[Grace]", hardware=GPU))
     covered(recipe, audit({0: "identical"}, base="ab" * 32))
     done = requant(*command)
     assert done.returncode == 0
-    assert f"{tmp_path.name}, tiny model mini: 1 of 4 blocks identical, 1 by two parties or more; " in done.stdout
-    assert "not tuned: 2 parties; audits: 2, hardware classes: 2" in done.stdout
-    for said in (
-        "]: [Grace]",
-        ": NVIDIA H200 [",
-        "the build's own: ",
-        "no negative result",
-        "another base than the recorded one",
-        "\nnot tuned ",
-        f": Ada, 2026-11-21T22:00:00Z, {HARDWARE['model']} [",
-        "], the build's environment, journal: recorded\n",
-    ):
-        assert said in done.stdout
+    worded(done.stdout, recorded)
     covered(recipe, audit({1: "different"}, auditor="Eve"))
     done = requant(*command)
     assert done.returncode == 1
-    assert "negative results: 1" in done.stdout
-    assert f"Eve, {HARDWARE['model']} [" in done.stdout
-    assert "different, tensors 1, first a.qweight; codes 1, by steps +1: 1" in done.stdout
+    worded(done.stdout, recorded)
     done = requant(*command, "--json")
     assert done.returncode == 1
     value = json.loads(done.stdout)

@@ -8,11 +8,12 @@ import pytest
 from requant.diff.divergence import FIELDS, Divergence, divergence
 from requant.evidence.journal import Block, Header, Journal, Loss
 
+LOSS = Loss((1.5).hex(), (0.5).hex(), 3)
 BLOCK = Block(
     "layers.0",
     {"full": "1", "quantized": "2"},
     "3",
-    Loss((1.5).hex(), (0.5).hex(), 3),
+    LOSS,
     {"a": "4", "b": "5"},
     {"full": "6"},
 )
@@ -51,8 +52,8 @@ def test_every_field_of_the_header_is_named(field: str) -> None:
         ({"inputs": {"full": "1", "quantized": "9"}}, "inputs", "quantized", "2", "9"),
         ({"inputs": {"full": "1", "quantized": "2", "others": "9"}}, "inputs", "others", "absent", "9"),
         ({"random_state": "9"}, "random_state", "", "3", "9"),
-        ({"loss": replace(BLOCK.loss, initial=(2.5).hex())}, "loss", "initial", (1.5).hex(), (2.5).hex()),
-        ({"loss": replace(BLOCK.loss, best_iteration=4)}, "loss", "best_iteration", "3", "4"),
+        ({"loss": replace(LOSS, initial=(2.5).hex())}, "loss", "initial", (1.5).hex(), (2.5).hex()),
+        ({"loss": replace(LOSS, best_iteration=4)}, "loss", "best_iteration", "3", "4"),
         ({"tensors": {"a": "4", "b": "9"}}, "tensors", "b", "5", "9"),
         ({"tensors": {"a": "4"}}, "tensors", "b", "5", "absent"),
         ({"tensors": {"a": "4", "b": "5", "c": "9"}}, "tensors", "c", "absent", "9"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.processes import requant
 
 from requant.environment import Environment
@@ -35,10 +35,10 @@ def test_a_driver_too_old_is_refused_by_nvidias_runtime(name: str, cuda: str) ->
     assert f'NVIDIA_REQUIRE_CUDA="cuda>={cuda}"' in (ROOT / f"Dockerfile.{name}").read_text()
 
 
-def test_nvidias_devices_need_nvidias_libraries(project: Path) -> None:
+def test_nvidias_devices_need_nvidias_libraries(project: Path, refuses: Refuses) -> None:
     file = project / "lockfiles" / "images.toml"
     file.write_text(file.read_text().replace("nvidia = false", "nvidia = true"))
-    with pytest.raises(LockError, match="expected one nvidia-cuda-runtime, found"):
+    with refuses(LockError):
         dockerfile(project / "lockfiles", "cpu")
 
 
@@ -89,9 +89,9 @@ def test_an_environment_is_its_dockerfile_too(project: Path, change: Callable[[P
     assert digest(project / "lockfiles") != before
 
 
-def test_an_environment_without_a_dockerfile(project: Path) -> None:
+def test_an_environment_without_a_dockerfile(project: Path, refuses: Refuses) -> None:
     (project / "Dockerfile.cpu").unlink()
-    with pytest.raises(LockError, match=r"Dockerfile\.cpu: No such file"):
+    with refuses(LockError):
         Environment.load(project / "lockfiles", "cpu")
 
 
@@ -111,27 +111,26 @@ def test_one_tag_of_two_platforms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after"),
     [
-        ("digest =", "digests =", "expected a table of exactly"),
-        ("nvidia = false\n", "", "expected a table of exactly"),
-        ("nvidia = false", "nvidia = 0", "for nvidia, expected true or false"),
-        ('"sha256:2f', '"sha256:2F', "for digest, expected"),
-        ('"sha256:2f', '"2f', "for digest, expected"),
-        (":3.11-slim", "/3.11-slim", "for image, expected"),
-        ("python:3.11", "python:3.12", "its lock is for Python 3.11"),
-        ("[cpu]", "[other]", "has no base for cpu"),
-        ("[cpu]", "[cpu", "not TOML"),
-        ("[cpu]", "cpu = 1\n[others]", "found 1"),
+        ("digest =", "digests ="),
+        ("nvidia = false\n", ""),
+        ("nvidia = false", "nvidia = 0"),
+        ('"sha256:2f', '"sha256:2F'),
+        ('"sha256:2f', '"2f'),
+        (":3.11-slim", "/3.11-slim"),
+        ("python:3.11", "python:3.12"),
+        ("[cpu]", "[other]"),
+        ("[cpu]", "[cpu"),
+        ("[cpu]", "cpu = 1\n[others]"),
     ],
 )
-def test_bases_are_read_strictly(project: Path, before: str, after: str, said: str) -> None:
+def test_bases_are_read_strictly(project: Path, before: str, after: str, refuses: Refuses) -> None:
     file = project / "lockfiles" / "images.toml"
     assert before in file.read_text()
     file.write_text(file.read_text().replace(before, after, 1))
-    with pytest.raises(LockError, match=re.escape(said)) as refused:
+    with refuses(LockError):
         dockerfile(project / "lockfiles", "cpu")
-    assert "images.toml" in str(refused.value)
 
 
 ZEROS = f"sha256:{64 * '0'}"
@@ -177,35 +176,35 @@ def edit(folder: Path, name: str, before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after"),
     [
-        ("# auto-round.commit", "# torch.commit", "cu124.in: found auto-round.tree, expected auto-round.commit too"),
-        ("# auto-round.source-date-epoch", "# torch.source-date-epoch", "expected auto-round.source-date-epoch too"),
-        ("# auto-round.record-sha256", "# torch.record-sha256", "expected auto-round.record-sha256 too"),
-        ("# auto-round.tree", "# torch.tree", "cu124.in: found torch.tree, expected one of a package that is built"),
+        ("# auto-round.commit", "# torch.commit"),
+        ("# auto-round.source-date-epoch", "# torch.source-date-epoch"),
+        ("# auto-round.record-sha256", "# torch.record-sha256"),
+        ("# auto-round.tree", "# torch.tree"),
     ],
 )
-def test_what_is_built_is_stated_whole(project: Path, before: str, after: str, said: str) -> None:
+def test_what_is_built_is_stated_whole(project: Path, before: str, after: str, refuses: Refuses) -> None:
     edit(project / "lockfiles", "cu124", before, after)
-    with pytest.raises(LockError, match=re.escape(said)):
+    with refuses(LockError):
         dockerfile(project / "lockfiles", "cu124")
 
 
-def test_what_is_built_is_in_the_lock(project: Path) -> None:
+def test_what_is_built_is_in_the_lock(project: Path, refuses: Refuses) -> None:
     folder = project / "lockfiles"
     edit(folder, "cu124", "\nauto-round==", "\nauto-round\n# ")
     lock = folder / "cu124.txt"
     lock.write_text(re.sub("^auto-round==.*\n", "", lock.read_text(), flags=re.MULTILINE))
-    with pytest.raises(LockError, match=r"cu124\.txt: found no auto-round, expected"):
+    with refuses(LockError):
         dockerfile(folder, "cu124")
 
 
 @pytest.mark.parametrize("said", ["nothing", "six", "pip, six"])
-def test_the_installer_is_pip_alone(project: Path, said: str) -> None:
+def test_the_installer_is_pip_alone(project: Path, said: str, refuses: Refuses) -> None:
     lock = project / "lockfiles" / "build-image.txt"
     intent = read_intent(project / "lockfiles", "build-image")
     (pip,) = read_lock(project / "lockfiles", "build-image").pins
     six = replace(pip, name="six")
     lock.write_text(format_lock(intent, [each for each in (pip, six) if each.name in said.split(", ")]))
-    with pytest.raises(LockError, match=rf"build-image\.txt: found {said}, expected pip alone"):
+    with refuses(LockError):
         dockerfile(project / "lockfiles", "cpu")

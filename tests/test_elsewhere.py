@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.conftest import Refuses
 from tests.tiny import EC
 
 from requant.check.spans import trace
@@ -88,9 +89,9 @@ def test_a_checkpoint_has_the_bases_bytes_under_the_models_names() -> None:
 
 
 @pytest.mark.parametrize("name", [ROUTER, f"{QUERY}.bias", f"{EXPERTS[3][0]}.bias"])
-def test_what_the_tuning_has_changed_is_refused(name: str) -> None:
+def test_what_the_tuning_has_changed_is_refused(name: str, refuses: Refuses) -> None:
     before = raw().shards["model.safetensors"][name].read()
-    with pytest.raises(BuildError, match=f"{name}: the tuning has changed it"):
+    with refuses(BuildError):
         finished(raw(**{name: bytes([before[0] ^ 1, *before[1:]])}))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Refuses
 
 from requant.environment.image.engine import CHOSEN, DIALECTS, Built, Engine, Limits, find
 from requant.environment.image.refusals import REFUSALS, refusal
@@ -72,18 +73,17 @@ def test_podman_may_be_called_docker(pretend: Pretend) -> None:
     assert find() == Engine(("docker",), "podman", "4.3.1", rootless=False)
 
 
-def test_where_docker_does_not_answer_podman_may(pretend: Pretend) -> None:
+def test_where_docker_does_not_answer_podman_may(pretend: Pretend, refuses: Refuses) -> None:
     pretend("docker", {"info": "Cannot connect to the Docker daemon at unix:///s. Is the docker daemon running?"})
-    with pytest.raises(NotAvailableError, match="docker: the engine does not answer"):
+    with refuses(NotAvailableError):
         find()
     pretend("podman", {"info": PODMAN})
     assert find().kind == "podman"
 
 
-def test_no_engine(pretend: Pretend) -> None:
-    with pytest.raises(NotAvailableError, match="docker: no such program") as error:
+def test_no_engine(pretend: Pretend, refuses: Refuses) -> None:
+    with refuses(NotAvailableError):
         find()
-    assert "--sandbox venv" in error.value.advice
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_no_engine(pretend: Pretend) -> None:
         ("podman", {**PODMAN, "version": {"Version": "3.4.4"}}),
     ],
 )
-def test_an_engine_too_old(pretend: Pretend, program: str, info: dict[str, Any]) -> None:
+def test_an_engine_too_old(pretend: Pretend, program: str, info: dict[str, Any], refuses: Refuses) -> None:
     pretend(program, {"info": info})
-    with pytest.raises(NotAvailableError, match=r"is version (19\.03\.15, expected 20\.10|3\.4\.4, expected 4\.0)"):
+    with refuses(NotAvailableError):
         find()
 
 
@@ -194,17 +194,19 @@ STRANGE = ["", "[]", "{}", "null", "[" * 10**5, '{"version": 4}', '{"ServerVersi
 
 
 @pytest.mark.parametrize("answer", STRANGE)
-def test_what_is_no_engine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+def test_what_is_no_engine_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, refuses: Refuses
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     program = tmp_path / "docker"
     (tmp_path / "answer").write_bytes(answer.encode("latin-1"))
     said = f"open({str(tmp_path / 'answer')!r}, 'rb').read()"
     program.write_text(f"#!{sys.executable}\nimport sys\nsys.stdout.buffer.write({said})\n")
     program.chmod(0o755)
-    with pytest.raises(NotAvailableError, match="docker: does not describe itself"):
+    with refuses(NotAvailableError, shared=True):
         find()
     program.chmod(0o644)
-    with pytest.raises(NotAvailableError, match=r"docker: (no such program|Permission denied), so there is no"):
+    with refuses(NotAvailableError, vary="no such program|Permission denied", shared=True):
         find()
 
 
@@ -247,27 +249,32 @@ def test_how_an_image_is_built(pretend: Pretend, tmp_path: Path, kind: str, foun
 
 @pytest.mark.parametrize("kind", DIALECTS)
 @pytest.mark.parametrize("found", [stored("sha256:d"), "No such image: x:1"])
-def test_what_is_in_the_store_must_be_what_was_built(pretend: Pretend, tmp_path: Path, kind: str, found: Any) -> None:
+def test_what_is_in_the_store_must_be_what_was_built(
+    pretend: Pretend, tmp_path: Path, kind: str, found: Any, refuses: Refuses
+) -> None:
     store = {"load": {"text": "done"}, "image inspect": found}
     pretend("docker", {"info": DOCKER, "buildx build": {"--metadata-file": json.dumps(BUILT)}, **store})
     pretend("podman", {"info": PODMAN, "build": {"--iidfile": "sha256:c"}, **store})
-    with pytest.raises(LockError, match=r"x:1: the engine has (sha256:d|nothing), expected sha256:[mc], which was"):
+    with refuses(LockError):
         building(find(kind), tmp_path)
 
 
-@pytest.mark.parametrize("said", ["", "{", "[]", "[" * 10**5, "{}", json.dumps({**BUILT, "containerimage.digest": 1})])
-def test_metadata_that_name_no_image(pretend: Pretend, tmp_path: Path, said: str) -> None:
+METADATA = ["", "{", "[]", "[" * 10**5, "{}", json.dumps({**BUILT, "containerimage.digest": 1})]
+
+
+@pytest.mark.parametrize("said", METADATA, ids=lambda said: said[:2])
+def test_metadata_that_name_no_image(pretend: Pretend, tmp_path: Path, said: str, refuses: Refuses) -> None:
     pretend("docker", {"info": DOCKER, "buildx build": {"--metadata-file": said}})
-    with pytest.raises(BuildError, match=r"said: (not what buildx writes|found .*, expected the digests of an image)"):
+    with refuses(BuildError):
         building(find(), tmp_path)
 
 
-def test_what_is_not_understood_is_repeated(pretend: Pretend) -> None:
+def test_what_is_not_understood_is_repeated(pretend: Pretend, refuses: Refuses) -> None:
     lost = "the moon is in the wrong phase"
     pretend("docker", {"info": DOCKER, "load": lost, "image inspect": lost, "rm": lost})
     engine = find()
     for ask in (lambda: engine.ask("load"), lambda: engine.image("x"), lambda: engine.remove("x")):
-        with pytest.raises(BuildError, match="moon"):
+        with refuses(BuildError):
             ask()
 
 
@@ -334,13 +341,12 @@ def test_what_is_writable_stays_so_where_it_is_readable_too() -> None:
     ]
 
 
-def test_a_real_client_without_its_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_real_client_without_its_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refuses: Refuses) -> None:
     if not shutil.which("docker"):
         pytest.skip("no docker client is here")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/socket")
-    with pytest.raises(NotAvailableError, match="docker: the engine does not answer") as error:
+    with refuses(NotAvailableError, vary=r"\n.*(?=\nStart it)"):
         find("docker")
-    assert "DOCKER_HOST" in error.value.advice
 
 
 @pytest.mark.engine

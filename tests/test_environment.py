@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import Refuses
 
 from requant.environment.identity import worker_sources
 from requant.environment.lock import Intent, Lock, Pin, format_lock, parse_intent, parse_lock, read_intent, read_lock
@@ -152,37 +153,35 @@ HASH = "--hash=sha256:"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after"),
     [
-        ("3.12", "3.13", "line 2: found '# python = 3.13'"),
-        ("generated", "written", "line 1"),
-        ("body.in = sha256:", "body.in = md5:", "line 5"),
-        (f"right-hand==7 {HASH}cc", f"right-hand==7\n{HASH}cc", "found 0 hashes"),
-        (f" {HASH}cc{62 * '0'}", "", "found 0 hashes"),
-        (f" {HASH}cc", f" {HASH}{64 * 'd'} {HASH}cc", "found 2 hashes"),
-        ("sha256:cc", "sha512:cc", "expected `name==version"),
-        ("sha256:cc", "sha256:CC", "expected `name==version"),
-        ("sha256:cc0", "sha256:cc", "expected `name==version"),
-        ("right-hand==7", "left-hand==7", "left-hand stands twice"),
-        ("right-hand", "right_hand", "the name normalized"),
-        ("right-hand==7", "right-hand>=7", "expected `name==version"),
-        ("right-hand==7", "right-hand @ file:///tmp/right.whl", "found a URL"),
-        ("right-hand==7", "https://example.org/right.whl", "found a URL"),
-        ("right-hand==7", "--index-url https://example.org", "found an option"),
-        ("right-hand==7", "-e right-hand", "found an option"),
-        ("right-hand==7", "another==7", "not in the order"),
-        ("right-hand==7", "\nright-hand==7", "expected `name==version"),
-        ("right-hand==7", "# right-hand==7", "expected `name==version"),
-        ("sha256:aa", "sha256:ab", "lacks heart==1.0+g0123"),
-        ("\n", "\r\n", "line 1"),
+        ("3.12", "3.13"),
+        ("generated", "written"),
+        ("body.in = sha256:", "body.in = md5:"),
+        (f"right-hand==7 {HASH}cc", f"right-hand==7\n{HASH}cc"),
+        (f" {HASH}cc{62 * '0'}", ""),
+        (f" {HASH}cc", f" {HASH}{64 * 'd'} {HASH}cc"),
+        ("sha256:cc", "sha512:cc"),
+        ("sha256:cc", "sha256:CC"),
+        ("sha256:cc0", "sha256:cc"),
+        ("right-hand==7", "left-hand==7"),
+        ("right-hand", "right_hand"),
+        ("right-hand==7", "right-hand>=7"),
+        ("right-hand==7", "right-hand @ file:///tmp/right.whl"),
+        ("right-hand==7", "https://example.org/right.whl"),
+        ("right-hand==7", "--index-url https://example.org"),
+        ("right-hand==7", "-e right-hand"),
+        ("right-hand==7", "another==7"),
+        ("right-hand==7", "\nright-hand==7"),
+        ("right-hand==7", "# right-hand==7"),
+        ("sha256:aa", "sha256:ab"),
+        ("\n", "\r\n"),
     ],
 )
-def test_refused(before: str, after: str, said: str) -> None:
+def test_refused(before: str, after: str, refuses: Refuses) -> None:
     assert before in text()
-    with pytest.raises(LockError, match=re.escape(said)) as refused:
+    with refuses(LockError):
         parse(text().replace(before, after))
-    assert "body.txt" in str(refused.value)
-    assert "nox -s lock" in refused.value.advice
 
 
 @pytest.mark.parametrize("cut", ["", "# generated", text()[:-1], text()[:-70]])
@@ -192,32 +191,31 @@ def test_cut_off(cut: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after"),
     [
-        ("# python = 3.12\n", "", "begin with the directives python, platform, cutoff"),
-        ("3.12", "3", "line 1: found '3' for python"),
-        ("x86_64-manylinux_2_36", "windows", "found 'windows' for platform"),
-        ("04-24T", "14-24T", "for cutoff"),
-        ("04-24T", "02-31T", "line 3: found '2026-02-31T00:00:00Z' for cutoff, expected a day that the month has"),
-        ("04-24T", "02-29T", "expected a day that the month has"),
-        ("# heart.commit", "# liver.commit", "a package that is not asked for"),
-        ("# heart.commit", "# heart.colour", "unknown or repeated directive: heart.colour"),
-        ("# heart.commit", "# colour", "unknown or repeated directive: colour"),
-        ("# heart.commit = ", "# python = 3.12\n# heart.commit = ", "unknown or repeated directive: python"),
-        ("right-hand", "left-hand", "left-hand is asked for twice"),
-        ("right-hand", "right-hand; python_version > '3'", "neither a plain requirement"),
-        ("right-hand", "-r other.txt", "neither a plain requirement"),
-        ("right-hand", "right-hand @ file:///tmp/right.whl", "neither a plain requirement"),
-        ("heart==1.0", "heart>=1.0", "expected `name==version"),
-        ("sha256:aa", "sha256:xx", "expected `name==version"),
-        ("A reason", "A r\xe9ason", "not UTF-8"),
+        ("# python = 3.12\n", ""),
+        ("3.12", "3"),
+        ("x86_64-manylinux_2_36", "windows"),
+        ("04-24T", "14-24T"),
+        ("04-24T", "02-31T"),
+        ("04-24T", "02-29T"),
+        ("# heart.commit", "# liver.commit"),
+        ("# heart.commit", "# heart.colour"),
+        ("# heart.commit", "# colour"),
+        ("# heart.commit = ", "# python = 3.12\n# heart.commit = "),
+        ("right-hand", "left-hand"),
+        ("right-hand", "right-hand; python_version > '3'"),
+        ("right-hand", "-r other.txt"),
+        ("right-hand", "right-hand @ file:///tmp/right.whl"),
+        ("heart==1.0", "heart>=1.0"),
+        ("sha256:aa", "sha256:xx"),
+        ("A reason", "A r\xe9ason"),
     ],
 )
-def test_refused_intent(before: str, after: str, said: str) -> None:
+def test_refused_intent(before: str, after: str, refuses: Refuses) -> None:
     assert before in INTENT.decode()
-    with pytest.raises(LockError, match=re.escape(said)) as refused:
+    with refuses(LockError):
         parse_intent(Path("body.in"), INTENT.decode().replace(before, after).encode("latin-1"))
-    assert "body.in" in str(refused.value)
 
 
 @pytest.fixture
@@ -233,31 +231,29 @@ def test_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("absent", ["body.in", "body.txt"])
-def test_absent(folder: Path, absent: str) -> None:
+def test_absent(folder: Path, absent: str, refuses: Refuses) -> None:
     (folder / absent).unlink()
-    with pytest.raises(LockError, match=absent) as refused:
+    with refuses(LockError):
         read_lock(folder, "body")
-    assert refused.value.advice
 
 
-def test_a_folder_is_no_lock(folder: Path) -> None:
+def test_a_folder_is_no_lock(folder: Path, refuses: Refuses) -> None:
     (folder / "body.txt").unlink()
     (folder / "body.txt").mkdir()
-    with pytest.raises(LockError, match=r"body\.txt"):
+    with refuses(LockError):
         read_lock(folder, "body")
 
 
 @pytest.mark.parametrize(("before", "after"), [(b"A reason", b"A better reason"), (b"3.12", b"3.13"), (b"<2", b"<3")])
-def test_stale(folder: Path, before: bytes, after: bytes) -> None:
+def test_stale(folder: Path, before: bytes, after: bytes, refuses: Refuses) -> None:
     (folder / "body.in").write_bytes(INTENT.replace(before, after))
-    with pytest.raises(LockError, match=r"body\.txt: stale, .*body\.in has changed") as refused:
+    with refuses(LockError, shared=True):
         read_lock(folder, "body")
-    assert "nox -s lock" in refused.value.advice
 
 
 @pytest.mark.parametrize("name", ["", "../body", "body.in", "Body", "a/b", "a\0b", "-"])
-def test_names(folder: Path, name: str) -> None:
-    with pytest.raises(LockError, match="cannot name an environment"):
+def test_names(folder: Path, name: str, refuses: Refuses) -> None:
+    with refuses(LockError, vary="'.*'", shared=True):
         read_lock(folder, name)
 
 

@@ -1,6 +1,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import resource
 import shutil
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, close_session, constants, hf_hub_download, snapshot_download
+from tests.conftest import Refuses
 from tests.hub import Hub, running
 
 from requant.errors import CheckpointError, NotAvailableError, RecipeError
@@ -94,29 +96,27 @@ def test_fetches_every_file_once(hub: Hub, folder: Path, kind: str, sizes: bool)
     assert len(hub.requests) == asked
 
 
-def test_fetches_what_is_wanted_only(hub: Hub, folder: Path) -> None:
+def test_fetches_what_is_wanted_only(hub: Hub, folder: Path, refuses: Refuses) -> None:
     assert fetch(pinned(), folder, wanted=["config.json"], endpoint=hub.url).downloaded == ("config.json",)
     assert everything(folder) == {"config.json": CONTENT["config.json"]}
-    with pytest.raises(RecipeError, match=r"other\.json: not among the 5 files"):
+    with refuses(RecipeError):
         fetch(pinned(), folder, wanted=["other.json"], endpoint=hub.url)
 
 
-def test_never_fetches_what_no_digest_covers(hub: Hub, folder: Path) -> None:
+def test_never_fetches_what_no_digest_covers(hub: Hub, folder: Path, refuses: Refuses) -> None:
     pins = pinned(more={"config.json": PinnedFile(3, None)})
     assert fetch(pins, folder, endpoint=hub.url).unpinned == ("config.json",)
     assert missing(pins, folder).unpinned == verify_folder(pins, folder).unpinned == ("config.json",)
     assert "config.json" not in everything(folder)
     assert not any("config.json" in request.path for request in hub.requests)
-    with pytest.raises(RecipeError, match=r"config\.json: no sha256 is pinned") as caught:
+    with refuses(RecipeError):
         fetch(pins, folder, wanted=["config.json"], endpoint=hub.url)
-    assert "provenance" in caught.value.advice
 
 
-def test_goes_on_where_an_earlier_call_was_interrupted(hub: Hub, folder: Path) -> None:
+def test_goes_on_where_an_earlier_call_was_interrupted(hub: Hub, folder: Path, refuses: Refuses) -> None:
     hub.drop_at = 100_000
-    with pytest.raises(NotAvailableError, match=BIG) as caught:
+    with refuses(NotAvailableError, vary="RemoteProtocolError: .*"):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
-    assert "kept" in caught.value.advice
     assert everything(folder) == {f"{PARTS}/{sha256(CONTENT[BIG])}": CONTENT[BIG][:100_000]}
     assert missing(pinned(), folder, wanted=[BIG]).bytes == len(CONTENT[BIG]) - 100_000
 
@@ -188,25 +188,25 @@ def test_refuses_wrong_bytes_and_names_both_digests(hub: Hub, folder: Path) -> N
     assert everything(folder) == {BIG: CONTENT[BIG]}
 
 
-def test_a_spoilt_part_is_removed(hub: Hub, folder: Path) -> None:
+def test_a_spoilt_part_is_removed(hub: Hub, folder: Path, refuses: Refuses) -> None:
     part = folder / PARTS / sha256(CONTENT[BIG])
     part.parent.mkdir(parents=True)
     part.write_bytes(b"?" * 1000)
-    with pytest.raises(CheckpointError, match=sha256(CONTENT[BIG])):
+    with refuses(CheckpointError):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     assert everything(folder) == {BIG: CONTENT[BIG]}
 
 
 @pytest.mark.parametrize("wrong", [b"short", CONTENT[BIG] + b"!"])
-def test_refuses_another_size_before_it_is_sent(hub: Hub, folder: Path, wrong: bytes) -> None:
+def test_refuses_another_size_before_it_is_sent(hub: Hub, folder: Path, wrong: bytes, refuses: Refuses) -> None:
     hub.content[BIG] = wrong
-    with pytest.raises(CheckpointError, match=rf"found {len(wrong)} bytes, expected 307200"):
+    with refuses(CheckpointError):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     assert BIG not in everything(folder)
 
 
-def test_stops_where_more_comes_than_can_be_right(hub: Hub, folder: Path) -> None:
+def test_stops_where_more_comes_than_can_be_right(hub: Hub, folder: Path, refuses: Refuses) -> None:
     hub.content[BIG], hub.lengths = CONTENT[BIG] * 200, False
     most = 0
 
@@ -214,66 +214,65 @@ def test_stops_where_more_comes_than_can_be_right(hub: Hub, folder: Path) -> Non
         nonlocal most
         most = max(most, done)
 
-    with pytest.raises(CheckpointError, match=sha256(CONTENT[BIG])):
+    with refuses(CheckpointError, vary=r"found \d+ bytes, sha256 \w+"):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url, progress=watch)
     assert most < 2 * len(CONTENT[BIG])
     assert everything(folder) == {}
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"),
-    [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "gone"), (451, "HF_ENDPOINT"), (429, "kept"), (503, "kept")],
+    "status",
+    [401, 403, 404, 451, 429, 503],
 )
-def test_says_what_the_hub_refused(hub: Hub, folder: Path, status: int, advice: str) -> None:
+def test_says_what_the_hub_refused(hub: Hub, folder: Path, status: int, refuses: Refuses) -> None:
     hub.drop_at = 100_000
     with pytest.raises(NotAvailableError):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     hub.drop_at, hub.status[BIG] = None, status
-    with pytest.raises(NotAvailableError, match=f"{BIG}.*{status}") as caught:
+    with refuses(NotAvailableError):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
-    assert advice in caught.value.advice
     assert len(everything(folder)[f"{PARTS}/{sha256(CONTENT[BIG])}"]) == 100_000
 
 
-def test_says_that_the_repository_is_not_there(hub: Hub, folder: Path) -> None:
+def test_says_that_the_repository_is_not_there(hub: Hub, folder: Path, refuses: Refuses) -> None:
     hub.repositories.clear()
-    with pytest.raises(NotAvailableError, match="no such repository, status 404"):
+    with refuses(NotAvailableError):
         fetch(pinned(), folder, endpoint=hub.url)
 
 
-def test_says_that_nobody_answers(folder: Path) -> None:
+def test_says_that_nobody_answers(folder: Path, refuses: Refuses) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        with pytest.raises(NotAvailableError, match="ConnectError") as caught:
+        with refuses(NotAvailableError):
             fetch(pinned(), folder, endpoint=f"http://127.0.0.1:{port}")
-    assert "network" in caught.value.advice
 
 
-def test_obeys_the_offline_switch(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_obeys_the_offline_switch(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(NotAvailableError, match="HF_HUB_OFFLINE"):
+    with refuses(NotAvailableError):
         fetch(pinned(), folder, endpoint=hub.url)
     assert hub.requests == []
 
 
-def test_says_what_worker_is_needed_before_it_asks(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_what_worker_is_needed_before_it_asks(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
     usage = namedtuple("usage", "total used free")  # noqa: PYI024
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
-    with pytest.raises(NotAvailableError, match="317206 bytes are still to be downloaded, 10 are free"):
+    with refuses(NotAvailableError):
         fetch(pinned(), folder, endpoint=hub.url)
     assert hub.requests == []
 
 
-def test_a_disk_that_fills_up_is_an_error_and_keeps_what_came(hub: Hub, folder: Path) -> None:
+def test_a_disk_that_fills_up_is_an_error_and_keeps_what_came(hub: Hub, folder: Path, refuses: Refuses) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(NotAvailableError, match="too large") as caught:
+        with refuses(NotAvailableError):
             fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "kept" in caught.value.advice
     fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     assert everything(folder) == {BIG: CONTENT[BIG]}
     assert hub.requests[-1].status == 206
@@ -292,54 +291,56 @@ def test_moves_aside_what_is_there_with_other_bytes(hub: Hub, folder: Path, ther
 
 
 @pytest.mark.parametrize("where", [BIG, "a folder", PARTS, f"{PARTS}/{sha256(CONTENT[BIG])}"])
-def test_refuses_symbolic_links(hub: Hub, folder: Path, tmp_path: Path, where: str) -> None:
+def test_refuses_symbolic_links(hub: Hub, folder: Path, tmp_path: Path, where: str, refuses: Refuses) -> None:
     (tmp_path / "elsewhere").mkdir()
     (folder / where).parent.mkdir(parents=True, exist_ok=True)
     (folder / where).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="a symbolic link"):
+    with refuses(CheckpointError, vary=re.escape(where), shared=True):
         fetch(pinned(), folder, endpoint=hub.url)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_refuses_what_is_no_plain_file(hub: Hub, folder: Path) -> None:
+def test_refuses_what_is_no_plain_file(hub: Hub, folder: Path, refuses: Refuses) -> None:
     (folder / BIG).mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="not a plain file"):
+    with refuses(CheckpointError):
         fetch(pinned(), folder, endpoint=hub.url)
 
 
-def test_a_file_where_a_folder_must_be(hub: Hub, folder: Path) -> None:
+def test_a_file_where_a_folder_must_be(hub: Hub, folder: Path, refuses: Refuses) -> None:
     folder.mkdir()
     (folder / "a folder").write_bytes(b"")
-    with pytest.raises(NotAvailableError, match="a folder"):
+    with refuses(NotAvailableError):
         fetch(pinned(), folder, endpoint=hub.url)
 
 
 @pytest.mark.parametrize("path", ["../escaped", "/escaped", "a/../../escaped", ""])
-def test_refuses_a_path_that_leaves_the_folder(hub: Hub, folder: Path, path: str) -> None:
+def test_refuses_a_path_that_leaves_the_folder(hub: Hub, folder: Path, path: str, refuses: Refuses) -> None:
     pins = pinned(more={path: PinnedFile(3, sha256(b"odd"))})
     for ask in (lambda: fetch(pins, folder, endpoint=hub.url), lambda: missing(pins, folder)):
-        with pytest.raises(RecipeError, match="must stay in its folder"):
+        with refuses(RecipeError):
             ask()
 
 
-def test_a_name_that_the_disk_cannot_hold(folder: Path) -> None:
+def test_a_name_that_the_disk_cannot_hold(folder: Path, refuses: Refuses) -> None:
     folder.mkdir()
-    with pytest.raises(CheckpointError, match="too long"):
+    with refuses(CheckpointError, vary="x{300}"):
         missing(pinned(more={"x" * 300: PinnedFile(3, sha256(b"odd"))}), folder)
 
 
-def test_only_one_fetch_writes_a_part(hub: Hub, folder: Path) -> None:
+def test_only_one_fetch_writes_a_part(hub: Hub, folder: Path, refuses: Refuses) -> None:
     part = folder / PARTS / sha256(CONTENT[BIG])
     part.parent.mkdir(parents=True)
     with part.open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(NotAvailableError, match="another fetch"):
+        with refuses(NotAvailableError):
             fetch(pinned(), folder, endpoint=hub.url)
 
 
-def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_goes_to_the_hub_and_nowhere_else(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
     hub.token, hub.cdn = "hf_secret", True
-    with pytest.raises(NotAvailableError, match="status 401"):
+    with refuses(NotAvailableError):
         fetch(pinned(), folder, wanted=[BIG], endpoint=hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.drop_at, hub.drops = 100_000, 1

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.cases.tiny_models import healthy
 from tests.checkpoints import Tensors, frame, on_disk, shard, tensors
+from tests.conftest import Refuses
 
 from requant.checkpoint.checkpoint import INDEX, write_checkpoint
 from requant.checkpoint.safetensors import MAX_TENSORS, parse_header
@@ -74,11 +75,11 @@ def test_a_hostile_file_is_named(name: str) -> None:
         read_headers(folder)
 
 
-def test_a_million_tensors_are_refused_within_bounds() -> None:
+def test_a_million_tensors_are_refused_within_bounds(refuses: Refuses) -> None:
     count = 1_000_000
     text = b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(count)) + b"}"
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="1,000,000 tensors"):
+    with refuses(CheckpointError):
         specs(FILE, text, 8 + len(text))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20 and count > MAX_TENSORS
     tracemalloc.stop()
@@ -109,35 +110,35 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("model.safetensors.index.json", b'{"weight_map":{"a":"b","a":"c"}}'),
     ],
 )
-def test_a_hostile_side_file_is_named(tiny: Path, tmp_path: Path, path: str, content: bytes) -> None:
+def test_a_hostile_side_file_is_named(tiny: Path, tmp_path: Path, path: str, content: bytes, refuses: Refuses) -> None:
     for file in tiny.iterdir():
         (tmp_path / file.name).hardlink_to(file)
     (tmp_path / path).unlink()
     (tmp_path / path).write_bytes(content)
-    with pytest.raises(CheckpointError, match=path.partition(".")[0].partition("_")[0]):
+    with refuses(CheckpointError):
         inspect(read_headers(tmp_path))
 
 
-def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "a").symlink_to(tmp_path)
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with refuses(CheckpointError):
         read_headers(tmp_path)
 
 
-def test_nothing_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+def test_nothing_is_no_checkpoint(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         inspect(read_headers(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("table", "key"), [("text_config", "num_hidden_layers"), ("text_config", "num_experts"), ("vision_config", "depth")]
 )
-def test_a_configuration_without_end_is_refused(tiny: Path, table: str, key: str) -> None:
+def test_a_configuration_without_end_is_refused(tiny: Path, table: str, key: str, refuses: Refuses) -> None:
     headers = read_headers(tiny)
     config = json.loads(headers.sides["config.json"])
     config[table][key] = 10**12
     sides = {**headers.sides, "config.json": json.dumps(config).encode()}
-    with pytest.raises(CheckpointError, match=key):
+    with refuses(CheckpointError):
         inspect(type(headers)(headers.name, headers.shards, headers.data_bytes, sides, headers.paths))
 
 
@@ -167,7 +168,7 @@ def test_any_change_to_a_configuration_is_judged_or_refused(tiny: Path, data: st
 
 
 @pytest.mark.parametrize("path", [INDEX, "config.json"])
-def test_a_side_file_that_would_swell_is_refused(path: str) -> None:
+def test_a_side_file_that_would_swell_is_refused(path: str, refuses: Refuses) -> None:
     headers = Headers("here", {}, 0, {path: b" " * ((1 << 25) + 1)}, ())
-    with pytest.raises(CheckpointError, match=rf"here/{path}: 33,554,433 bytes, expected .* at most"):
+    with refuses(CheckpointError):
         headers.json(path)

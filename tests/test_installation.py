@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.test_running import HERE, locks
 from tests.wheels import make_wheel
 
@@ -134,40 +134,33 @@ def link(folder: Path) -> None:
     source.symlink_to(folder.parent / "left.py")
 
 
-ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "one byte": (
-        lambda at: rewrite(at / "tree" / PACKAGES / "heart/__init__.py", b"BEATS = 61\n"),
-        "__init__.py: alter",
-    ),
-    "a byte more": (
-        lambda at: rewrite(at / "tree" / PACKAGES / "heart/left.py", b"SIDE = 'left'\n\n"),
-        "left.py: alter",
-    ),
-    "a file less": (lambda at: (heart(at) / "left.py").unlink(), "left.py: found nothing, expected a file"),
-    "a module more": (add("stray.py"), "stray.py: a file that no wheel"),
-    "bytecode": (
-        add(f"heart/__pycache__/left.{sys.implementation.cache_tag}.pyc"),
-        "__pycache__: a folder that no wheel",
-    ),
-    "a .pth": (add("stray.pth"), "stray.pth: a file that no wheel"),
-    "sitecustomize": (add("sitecustomize.py"), "sitecustomize.py: a file that no wheel"),
-    "an empty package": (lambda at: (heart(at).parent / "flash_attn").mkdir(), "flash_attn: a folder that no wheel"),
-    "a link": (link, "left.py: found link or device, expected a file"),
-    "the list": (lambda at: (at / "files").write_bytes(b""), "files: altered"),
-    "no list": (lambda at: (at / "files").unlink(), "files: altered"),
-    "a file and the list": (relist, "files: altered"),
+OWN = r"\b\w{16,}\b|python3\.\d+"
+"""Digests, and the Python of this machine."""
+
+ALTERED: dict[str, Callable[[Path], object]] = {
+    "one byte": lambda at: rewrite(at / "tree" / PACKAGES / "heart/__init__.py", b"BEATS = 61\n"),
+    "a byte more": lambda at: rewrite(at / "tree" / PACKAGES / "heart/left.py", b"SIDE = 'left'\n\n"),
+    "a file less": lambda at: (heart(at) / "left.py").unlink(),
+    "a module more": add("stray.py"),
+    "bytecode": add(f"heart/__pycache__/left.{sys.implementation.cache_tag}.pyc"),
+    "a .pth": add("stray.pth"),
+    "sitecustomize": add("sitecustomize.py"),
+    "an empty package": lambda at: (heart(at).parent / "flash_attn").mkdir(),
+    "a link": link,
+    "the list": lambda at: (at / "files").write_bytes(b""),
+    "no list": lambda at: (at / "files").unlink(),
+    "a file and the list": relist,
 }
 
 
-@pytest.mark.parametrize("name", ALTERED)
-def test_what_was_altered_is_found_before_it_runs(install: Callable[[], Path], lock: Lock, name: str) -> None:
-    alter, said = ALTERED[name]
+@pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED)
+def test_what_was_altered_is_found_before_it_runs(
+    install: Callable[[], Path], lock: Lock, alter: Callable[[Path], object], refuses: Refuses
+) -> None:
     install()
     alter(place(lock))
-    with pytest.raises(LockError) as refused:
+    with refuses(LockError, vary=OWN):
         install()
-    assert said in str(refused.value)
-    assert str(place(lock)) in refused.value.advice
 
 
 def test_bytecode_beside_sources_is_not_run(install: Callable[[], Path], lock: Lock) -> None:
@@ -197,32 +190,33 @@ def test_a_cache_that_has_it_is_not_written(install: Callable[[], Path], tmp_pat
     assert seen() == before
 
 
-def test_files_that_were_recorded_from_other_wheels(install: Callable[[], Path], tmp_path: Path, lock: Lock) -> None:
+def test_files_that_were_recorded_from_other_wheels(
+    install: Callable[[], Path], tmp_path: Path, lock: Lock, refuses: Refuses
+) -> None:
     recorded = tmp_path / "tiny.files"
     recorded.write_text(recorded.read_text().replace(read_files_digest(tmp_path / "tiny.txt"), 64 * "a"))
     shutil.rmtree(place(lock))
-    with pytest.raises(
-        LockError, match=r"tiny\.files: states aaaa.*, and the files in the wheels of tiny\.txt are"
-    ) as it:
+    with refuses(LockError, vary=OWN):
         install()
-    assert "lock -- --files tiny" in it.value.advice
     assert not place(lock).exists()
 
 
-def test_without_a_record_the_list_decides(install: Callable[[], Path], tmp_path: Path, lock: Lock) -> None:
+def test_without_a_record_the_list_decides(
+    install: Callable[[], Path], tmp_path: Path, lock: Lock, refuses: Refuses
+) -> None:
     (tmp_path / "tiny.files").unlink()
     install()
     (heart(place(lock)) / "left.py").write_bytes(b"")
-    with pytest.raises(LockError, match=r"left\.py: altered"):
+    with refuses(LockError, vary=OWN):
         install()
 
 
 @pytest.mark.parametrize(
     "text", ["", "sha256:00\n", f"sha256:{64 * '0'}\n", f"# a\nsha256:{64 * '0'}", f"# a\n{64 * '0'}\n"]
 )
-def test_a_record_is_read_strictly(tmp_path: Path, text: str) -> None:
+def test_a_record_is_read_strictly(tmp_path: Path, text: str, refuses: Refuses) -> None:
     (tmp_path / "tiny.files").write_text(text)
-    with pytest.raises(LockError, match=r"tiny\.files: expected a comment and"):
+    with refuses(LockError, shared=True):
         read_files_digest(tmp_path / "tiny.txt")
 
 
@@ -309,25 +303,23 @@ def test_one_flipped_hash_stops_the_install(tmp_path: Path, lock: Lock) -> None:
     good = str(lock.pins[1])
     flipped = good[:-1] + ("0" if good[-1] != "0" else "1")
     other = locks(tmp_path, flipped)
-    with pytest.raises(LockError, match="does not have the hash that the lock states") as error:
+    with pytest.raises(LockError, match="heart"):
         installation.virtual_environment(other)
-    assert "heart" in str(error.value)
-    assert error.value.exit_status == 5
     assert not place(other).exists()
 
 
-def test_a_lock_that_lacks_a_requirement_is_found(tmp_path: Path, lock: Lock) -> None:
+def test_a_lock_that_lacks_a_requirement_is_found(tmp_path: Path, lock: Lock, refuses: Refuses) -> None:
     """The body needs a heart, which this lock does not hold: `pip check` says so."""
     (tmp_path / "tiny.files").unlink()
-    with pytest.raises(NotAvailableError, match=r"body 1\.0 requires heart"):
+    with refuses(NotAvailableError, vary="(?m)^.* -m pip .*$"):
         installation.virtual_environment(locks(tmp_path, str(lock.pins[0])))
 
 
-def test_another_platform_or_python_is_refused(tmp_path: Path, lock: Lock) -> None:
-    with pytest.raises(NotAvailableError, match="is for aarch64"):
+def test_another_platform_or_python_is_refused(tmp_path: Path, lock: Lock, refuses: Refuses) -> None:
+    with refuses(NotAvailableError):
         other = locks(tmp_path, str(lock.pins[1]), platform="aarch64-manylinux_2_36")
         installation.virtual_environment(other)
-    with pytest.raises(NotAvailableError, match=r"Python 3\.99"):
+    with refuses(NotAvailableError):
         installation.virtual_environment(locks(tmp_path, str(lock.pins[1]), python="3.99"))
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import nobody, on_a_disk, on_disk
+from tests.conftest import Refuses, Worded
 
 from requant.digest import strict_json
 from requant.errors import CheckpointError
@@ -21,7 +22,7 @@ blocks = st.builds(
     block=text,
     inputs=strings,
     random_state=text,
-    loss=st.builds(Loss, losses, losses, st.integers(0)),
+    loss=st.none() | st.builds(Loss, losses, losses, st.integers(0)),
     tensors=strings,
     outputs=strings,
 )
@@ -86,7 +87,7 @@ def test_a_growing_journal_is_read_as_far_as_it_goes(journal: Journal, data: st.
     part = whole[: data.draw(st.integers(first, len(whole)))]
     assert read(part, growing=True) == replace(journal, blocks=journal.blocks[: part.count(b"\n") - 1])
     if part != whole:
-        with pytest.raises(CheckpointError, match=r"its last line has no end|its header promises"):
+        with pytest.raises(CheckpointError):
             read(part)
 
 
@@ -114,47 +115,44 @@ def test_a_flipped_bit_anywhere_is_another_journal_or_none(journal: Journal, dat
         assert "journal.jsonl" in str(error)
 
 
-CHAIN = "does not follow from the line before it"
+def lines(*blocks: Block) -> list[bytes]:
+    return written(replace(JOURNAL, blocks=blocks)).splitlines(keepends=True)
 
-REARRANGED: dict[str, tuple[list[bytes], str]] = {
-    "first dropped": (LINES[1:], "line 1: not the header"),
-    "second dropped": ([*LINES[:1], *LINES[2:]], f"line 2: {CHAIN}"),
-    "third dropped": ([*LINES[:2], *LINES[3:]], f"line 3: {CHAIN}"),
-    "last dropped": (LINES[:3], "has 2 blocks, its header promises 3"),
-    "all but the header dropped": (LINES[:1], "has 0 blocks, its header promises 3"),
-    "everything dropped": ([], "has no header"),
-    "header twice": ([LINES[0], *LINES], f"line 2: {CHAIN}"),
-    "block twice": ([*LINES[:2], *LINES[1:]], f"line 3: {CHAIN}"),
-    "last block twice": ([*LINES, LINES[3]], f"line 5: {CHAIN}"),
-    "one more, well chained": (
-        [*LINES, *written(replace(JOURNAL, blocks=(*JOURNAL.blocks, BLOCK))).splitlines(keepends=True)[4:]],
-        "has 4 blocks, its header promises 3",
-    ),
-    "two exchanged": ([LINES[0], LINES[2], LINES[1], LINES[3]], f"line 2: {CHAIN}"),
-    "backwards": (LINES[::-1], "line 1: not the header"),
-    "a line of another journal": (
-        [*LINES[:3], written(replace(JOURNAL, blocks=(BLOCK,) * 3)).splitlines(keepends=True)[3]],
-        f"line 4: {CHAIN}",
-    ),
-    "an empty line": ([*LINES[:2], b"\n", *LINES[2:]], "line 3: "),
-    "an empty line at the end": ([*LINES, b"\n"], "line 5: "),
-    "the last line's end dropped": ([*LINES[:3], LINES[3][:-1]], "its last line has no end"),
-    "line ends of Windows": ([line[:-1] + b"\r\n" for line in LINES], "line 1: not in canonical form"),
-    "white space": ([LINES[0].replace(b":", b": ", 1), *LINES[1:]], "line 1: not in canonical form"),
+
+REARRANGED = {
+    "first dropped": LINES[1:],
+    "second dropped": [*LINES[:1], *LINES[2:]],
+    "third dropped": [*LINES[:2], *LINES[3:]],
+    "last dropped": LINES[:3],
+    "all but the header dropped": LINES[:1],
+    "everything dropped": [],
+    "header twice": [LINES[0], *LINES],
+    "block twice": [*LINES[:2], *LINES[1:]],
+    "last block twice": [*LINES, LINES[3]],
+    "one more, well chained": [*LINES, *lines(*JOURNAL.blocks, BLOCK)[4:]],
+    "two exchanged": [LINES[0], LINES[2], LINES[1], LINES[3]],
+    "backwards": LINES[::-1],
+    "a line of another journal": [*LINES[:3], lines(BLOCK, BLOCK, BLOCK)[3]],
+    "an empty line": [*LINES[:2], b"\n", *LINES[2:]],
+    "an empty line at the end": [*LINES, b"\n"],
+    "the last line's end dropped": [*LINES[:3], LINES[3][:-1]],
+    "line ends of Windows": [line[:-1] + b"\r\n" for line in LINES],
+    "white space": [LINES[0].replace(b":", b": ", 1), *LINES[1:]],
 }
 
 
-@pytest.mark.parametrize(("lines", "found"), REARRANGED.values(), ids=REARRANGED)
-def test_a_line_that_was_dropped_added_or_moved_is_named(lines: list[bytes], found: str) -> None:
-    with pytest.raises(CheckpointError, match=r"journal\.jsonl: ") as caught:
+@pytest.mark.parametrize("lines", REARRANGED.values(), ids=REARRANGED)
+def test_a_line_that_was_dropped_added_or_moved_is_named(lines: list[bytes], refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         read(b"".join(lines))
-    assert found in str(caught.value)
 
 
 @pytest.mark.parametrize(("number", "key"), [(0, "recipe"), (1, "block"), (2, "random_state")])
-def test_a_line_that_was_changed_and_is_well_formed_is_found_by_the_next(number: int, key: str) -> None:
+def test_a_line_that_was_changed_and_is_well_formed_is_found_by_the_next(
+    number: int, key: str, refuses: Refuses
+) -> None:
     changed = canonical(json.loads(LINES[number]) | {key: "changed"})
-    with pytest.raises(CheckpointError, match=f"line {number + 2}: {CHAIN}"):
+    with refuses(CheckpointError, vary=r"line \d", shared=True):
         read(b"".join([*LINES[:number], changed, *LINES[number + 1 :]]))
 
 
@@ -187,64 +185,65 @@ def nested(depth: int) -> list[Any]:
     return value
 
 
-@pytest.mark.parametrize(
-    ("data", "found"),
-    [
-        (with_header(schema=4), "line 1: not the header of a journal of schema 3"),
-        (with_header(schema=True), "line 1: not the header of a journal of schema 3"),
-        (canonical([]), "line 1: not the header of a journal of schema 3"),
-        (with_header(host="here"), "line 1: unknown key 'host'"),
-        (with_header(recipe=None), "line 1: recipe: found None"),
-        (with_header(tiny=["mini"]), "line 1: tiny: found ['mini']"),
-        (with_header(blocks=0), "line 1: blocks: found 0"),
-        (with_header(blocks=-1), "line 1: blocks: found -1"),
-        (with_header(blocks=True), "line 1: blocks: found True"),
-        (with_header(blocks="3"), "line 1: blocks: found '3'"),
-        (with_header(blocks=10**4299), "line 1: blocks: found"),
-        (with_header(base="\ud800"), "line 1: "),
-        (with_block(seconds=1), "line 4: unknown key 'seconds'"),
-        (with_block(block=4), "line 4: block: found 4"),
-        (with_block(inputs=[]), "line 4: inputs: found []"),
-        (with_block(inputs={"full": 1}), "line 4: inputs: found {'full': 1}"),
-        (with_block(tensors={"w": None}), "line 4: tensors: found {'w': None}"),
-        (with_block(tensors=nested(90)), "line 4: tensors: found"),
-        (with_block(outputs=None), "line 4: outputs: found None"),
-        (with_block(outputs={"\x1b[2J": 1}), "line 4: outputs: found"),
-        (with_block(outputs={"\x1b[2J": "a"}), "line 4: outputs: found '\\x1b[2J', expected at most 1024 printable"),
-        (with_block(outputs={"full": "\x1b]0;a\a"}), "line 4: outputs: found '\\x1b]0;a\\x07', expected"),
-        (with_block(block="x\nlayer 7 loss"), "line 4: block: found 'x\\nlayer 7 loss', expected"),
-        (with_block(block="x" * 1025), "line 4: block: found 'xxx"),
-        (with_header(recipe="\x1b[2J"), "line 1: recipe: found '\\x1b[2J', expected"),
-        (with_block(loss=None), "line 4: loss: found None"),
-        (with_block(loss={}), "line 4: loss: no 'best'"),
-        (with_loss(worst=(1.5).hex()), "line 4: loss: unknown key 'worst'"),
-        (with_loss(best_iteration=3.0), "line 4: loss.best_iteration: found 3.0"),
-        (with_loss(best_iteration=False), "line 4: loss.best_iteration: found False"),
-        (with_loss(initial=1), "line 4: loss.initial: found 1"),
-        (with_loss(initial="nan"), "line 4: loss: found 'nan'"),
-        (with_loss(best="inf"), "line 4: loss: found 'inf'"),
-        (with_loss(best="-inf"), "line 4: loss: found '-inf'"),
-        (with_loss(best="1.5"), "line 4: loss: found '1.5'"),
-        (with_loss(best="0x1.80p+0"), "line 4: loss: found '0x1.80p+0'"),
-        (with_loss(best="0x1.0p+99999"), "line 4: loss: found '0x1.0p+99999'"),
-        (with_loss(best="9" * 10**6), "line 4: loss: found"),
-        (with_loss(best=""), "line 4: loss: found ''"),
-        (with_block()[:-2] + b',"previous":""}\n', "line 4: the key 'previous' stands twice"),
-        (LINES[0] + b"NaN\n", "line 2: NaN"),
-        (LINES[0] + b"\xff\n", "line 2: 'utf-8'"),
-        (LINES[0] + b"[" * 100_000 + b"\n", "line 2: nested too deeply"),
-        (LINES[0] + b"[]\n", "line 2: "),
-        (b"\n", "line 1: "),
-        (bytes(100) + b"\n", "line 1: "),
-    ],
+HOSTILE = (
+    with_header(schema=4),
+    with_header(schema=True),
+    canonical([]),
+    with_header(host="here"),
+    with_header(recipe=None),
+    with_header(tiny=["mini"]),
+    with_header(blocks=0),
+    with_header(blocks=-1),
+    with_header(blocks=True),
+    with_header(blocks="3"),
+    with_header(blocks=10**4299),
+    with_header(base="\ud800"),
+    with_block(seconds=1),
+    with_block(block=4),
+    with_block(inputs=[]),
+    with_block(inputs={"full": 1}),
+    with_block(tensors={"w": None}),
+    with_block(tensors=nested(90)),
+    with_block(outputs=None),
+    with_block(outputs={"\x1b[2J": 1}),
+    with_block(outputs={"\x1b[2J": "a"}),
+    with_block(outputs={"full": "\x1b]0;a\a"}),
+    with_block(block="x\nlayer 7 loss"),
+    with_block(block="x" * 1025),
+    with_header(recipe="\x1b[2J"),
+    with_block(loss={}),
+    with_loss(worst=(1.5).hex()),
+    with_loss(best_iteration=3.0),
+    with_loss(best_iteration=False),
+    with_loss(initial=1),
+    with_loss(initial="nan"),
+    with_loss(best="inf"),
+    with_loss(best="-inf"),
+    with_loss(best="1.5"),
+    with_loss(best="0x1.80p+0"),
+    with_loss(best="0x1.0p+99999"),
+    with_loss(best="9" * 10**6),
+    with_loss(best=""),
+    with_block()[:-2] + b',"previous":""}\n',
+    LINES[0] + b"NaN\n",
+    LINES[0] + b"\xff\n",
+    LINES[0] + b"[" * 100_000 + b"\n",
+    LINES[0] + b"[]\n",
+    b"\n",
+    bytes(100) + b"\n",
 )
+
+
 @pytest.mark.parametrize("growing", [False, True])
-def test_a_hostile_line_is_named_in_words_that_print(data: bytes, found: str, growing: bool) -> None:
-    with pytest.raises(CheckpointError, match=r"journal\.jsonl: line \d: ") as caught:
-        read(data, growing=growing)
-    assert found in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1000
+def test_hostile_lines_are_named_in_words_that_print(growing: bool, worded: Worded) -> None:
+    said = []
+    for data in HOSTILE:
+        with pytest.raises(CheckpointError) as caught:
+            read(data, growing=growing)
+        said.append(str(caught.value))
+        assert said[-1].isprintable()
+        assert len(said[-1]) < 1000
+    worded("\n".join(said), vary=r"(.)\1{99,}", shared=True)
 
 
 @pytest.mark.parametrize("line", [0, 3])
@@ -256,27 +255,26 @@ def test_a_key_that_is_missing_is_named(line: int) -> None:
             read(b"".join([*LINES[:line], canonical(value)]))
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    for name, found in (("absent", "No such file"), (".", "Is a directory")):
-        with pytest.raises(CheckpointError, match=found):
+def test_what_cannot_be_opened_is_named(tmp_path: Path, refuses: Refuses) -> None:
+    for name in ("absent", "."):
+        with refuses(CheckpointError):
             read_journal(tmp_path / name)
     with on_disk({"locked": b"".join(LINES)}) as folder:
         (folder / "locked").chmod(0)
-        with nobody(), pytest.raises(CheckpointError, match="locked: Permission denied"):
+        with nobody(), refuses(CheckpointError):
             read_journal(folder / "locked")
 
 
-def test_a_file_without_end_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="/dev/zero: larger than 25,165,824 bytes"):
+def test_a_file_without_end_is_refused(refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         read_journal(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("schema", READERS)
-def test_a_schema_before_is_refused_by_name(schema: int) -> None:
+def test_a_schema_before_is_refused_by_name(schema: int, refuses: Refuses) -> None:
     """The first lacks a part of what a block was given, so a comparison with it would say more than it knows."""
     old = json.loads(LINES[0]) | {"schema": schema}
-    last = f"requant at commit {READERS[schema]} is the last"
-    with pytest.raises(CheckpointError, match=f"line 1: a journal of schema {schema}, expected 3: {last}"):
+    with refuses(CheckpointError):
         read(b"".join([canonical(old), *LINES[1:]]))
 
 
@@ -315,11 +313,11 @@ def test_a_follower_reads_no_byte_twice(tmp_path: Path, monkeypatch: pytest.Monk
     assert parsed == [line.rstrip(b"\n") for line in LINES]
 
 
-def test_a_follower_confirms_the_chain(tmp_path: Path) -> None:
+def test_a_follower_confirms_the_chain(tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b"".join(LINES[:2]))
     follower = Follower(path)
     follower.read()
     path.write_bytes(b"".join([*LINES[:2], LINES[3]]))
-    with pytest.raises(CheckpointError, match=rf"line 3: {CHAIN}"):
+    with refuses(CheckpointError):
         follower.read()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.cases.tiny_models import healthy
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 
 from requant.checkpoint.checkpoint import INDEX, write_checkpoint
 from requant.digest import (
@@ -186,16 +186,16 @@ def test_what_is_real_has_worker() -> None:
 
 
 @pytest.mark.parametrize("text", [b"[" * 102 + b"]" * 102, b'{"a":' * 102 + b"1" + b"}" * 102])
-def test_documents_are_shallow(text: bytes) -> None:
-    with pytest.raises(ValueError, match="nested too deeply"):
+def test_documents_are_shallow(text: bytes, refuses: Refuses) -> None:
+    with refuses(ValueError, shared=True):
         strict_json(text)
     assert strict_json(b"[" * 90 + b"]" * 90)
 
 
-def test_documents_have_a_number_of_values(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2,000,001 commas and brackets, expected 2,000,000 at most"):
+def test_documents_have_a_number_of_values(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(ValueError):
         strict_json(b"[" + b"0," * 2_000_000 + b"0]")
     (tmp_path / "f").write_bytes(b"abc")
     assert read_whole(tmp_path / "f", 3) == b"abc"
-    with pytest.raises(ValueError, match="larger than 2 bytes"):
+    with refuses(ValueError):
         read_whole(tmp_path / "f", 2)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import Refuses
 from tests.releases import Ask, oracle
 from tests.tiny import config
 
@@ -134,9 +135,9 @@ def test_numbers_are_numbers_for_vllm() -> None:
     assert order["transformers"] == order["sglang"] == sorted(files)
 
 
-def test_a_loader_is_named_as_a_requirement() -> None:
+def test_a_loader_is_named_as_a_requirement(refuses: Refuses) -> None:
     assert {named(loader.name) for loader in LOADERS} == set(LOADERS)
-    with pytest.raises(UsageError, match=r"vllm==0\.33\.0"):
+    with refuses(UsageError):
         named("vllm==0.1")
 
 
@@ -155,8 +156,8 @@ def test_a_loader_is_named_as_a_requirement() -> None:
         {"bits": 4, "group_size": 128, "extra_config": {"a": {"bits": "4"}}},
     ],
 )
-def test_a_configuration_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(CheckpointError, match="quantization_config"):
+def test_a_configuration_that_is_none_is_refused(value: Any, refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         read_declared(value)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from tests.conftest import Refuses
 
 from requant.environment import resolve as lock
 from requant.environment.lock import Pin, parse_intent, read_intent, read_lock
@@ -103,8 +104,8 @@ def test_the_wheel_is_the_best_for_the_target(best: int) -> None:
     assert chosen("x86_64-manylinux_2_36", *reversed(listed)) == BEST_FIRST[best]
 
 
-def test_no_wheel_for_the_target() -> None:
-    with pytest.raises(LockError, match=r"some\.in: part 1\.0\+x has no wheel for Python 3\.11 on aarch64"):
+def test_no_wheel_for_the_target(refuses: Refuses) -> None:
+    with refuses(LockError):
         chosen("aarch64-manylinux_2_36", *UNFIT, *BEST_FIRST[:-2])
 
 
@@ -129,10 +130,10 @@ def test_pip_ranks_the_same_way() -> None:
 
 
 @pytest.mark.parametrize("absent", ["uv", "packaging"])
-def test_uv_is_needed(absent: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_is_needed(absent: str, folder: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else found(name))
-    with pytest.raises(NotAvailableError, match=f"{absent} is not installed") as refused:
+    with refuses(NotAvailableError) as refused:
         resolve(folder, SMALL)
     named = refused.value.advice
     assert "pipx install --force '.[lock]'" in named
@@ -166,10 +167,10 @@ def test_settings_of_this_machine_change_nothing(index: None, folder: Path, monk
     assert check_locks(folder, [SMALL]) == []
 
 
-def test_an_edited_intent_disagrees(index: None, folder: Path) -> None:
+def test_an_edited_intent_disagrees(index: None, folder: Path, refuses: Refuses) -> None:
     asked = folder / f"{SMALL}.in"
     asked.write_text(asked.read_text().replace("packaging==25.0", "packaging==24.2"))
-    with pytest.raises(LockError, match="stale"):
+    with refuses(LockError):
         read_lock(folder, SMALL)
     differences = check_locks(folder, [SMALL])
     assert [line.partition(" --hash")[0] for line in differences if "packaging" in line] == [
@@ -195,7 +196,7 @@ def test_an_edited_or_absent_lock_disagrees(index: None, folder: Path) -> None:
 def test_what_cannot_be_resolved(index: None, folder: Path) -> None:
     before = (folder / f"{SMALL}.txt").read_bytes()
     (folder / "never.in").write_text(TARGET.format("x86_64-manylinux_2_36") + "packaging==0.0.0.1\n")
-    with pytest.raises(LockError, match=r"never\.in: uv could not resolve it"):
+    with pytest.raises(LockError, match=r"never\.in: "):
         write_locks(folder, [SMALL, "never"])
     assert (folder / f"{SMALL}.txt").read_bytes() == before
     assert not (folder / "never.txt").exists()

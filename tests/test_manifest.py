@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import BITS, SMALL, checkpoints, frame, names, nobody, on_a_disk, on_disk, shard, write
+from tests.conftest import Refuses, Worded
 
 from requant.checkpoint.manifest import FileRecord, Manifest, TensorRecord, make_manifest, read_manifest
 from requant.digest import MAX_MANIFEST
@@ -92,20 +93,22 @@ def test_every_byte_is_reported_as_read(tmp_path: Path) -> None:
     assert sum(heard) == sum(len(data) for data in SMALL.values())
 
 
-def test_one_name_in_two_files_is_an_error(tmp_path: Path) -> None:
+def test_one_name_in_two_files_is_an_error(tmp_path: Path, refuses: Refuses) -> None:
     write(tmp_path, {"a.safetensors": shard({"t": ("U8", [0], b"")}), "b.safetensors": shard({"t": ("U8", [0], b"")})})
-    with pytest.raises(CheckpointError, match=r"tensor t stands in a\.safetensors and in b\.safetensors"):
+    with refuses(CheckpointError):
         make_manifest(tmp_path)
 
 
-def test_a_file_that_cannot_be_read_is_an_error() -> None:
+def test_a_file_that_cannot_be_read_is_an_error(refuses: Refuses) -> None:
     with on_disk({"config.json": b"{}"}) as folder:
         (folder / "config.json").chmod(0)
-        with nobody(), pytest.raises(CheckpointError, match=r"config\.json: Permission denied"):
+        with nobody(), refuses(CheckpointError):
             make_manifest(folder)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
     path = write(tmp_path, {"tokenizer.json": bytes(3 << 20)}) / "tokenizer.json"
 
     class Sha256:
@@ -113,7 +116,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkey
             os.truncate(path, 1 << 20)
 
     monkeypatch.setattr(hashlib, "sha256", Sha256)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: \d+ bytes fewer"):
+    with refuses(CheckpointError, vary=r"\d+ bytes"):
         make_manifest(tmp_path)
 
 
@@ -140,77 +143,79 @@ def nested(depth: int) -> list[Any]:
     return value
 
 
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [
-        ({"schema": 2}, "schema: found 2, this requant reads 1"),
-        ({"schema": True}, "canonical"),
-        ({"schema": nested(90)}, "schema"),
-        ({"host": "here"}, "top level: unknown key 'host'"),
-        ({"\x1b[2J": "here"}, r"unknown key '\x1b[2J'"),
-        ({"files": []}, "files: not an object"),
-        ({"files": {"a.safetensors": None}}, "files: a.safetensors: not an object"),
-        ({"files": {"a.safetensors": FILE | {"mode": 420}}}, "files: a.safetensors: unknown key 'mode'"),
-        ({"files": {"a.safetensors": {"bytes": 3}}}, "files: a.safetensors: no 'sha256'"),
-        ({"files": {"a.safetensors": FILE | {"bytes": -1}}}, "bytes"),
-        ({"files": {"a.safetensors": FILE | {"bytes": 3.0}}}, "bytes"),
-        ({"files": {"a.safetensors": FILE | {"bytes": True}}}, "bytes"),
-        ({"files": {"a.safetensors": FILE | {"bytes": "3"}}}, "bytes"),
-        ({"files": {"a.safetensors": FILE | {"sha256": "AB" * 32}}}, "sha256"),
-        ({"files": {"a.safetensors": FILE | {"sha256": "ab" * 31}}}, "sha256"),
-        ({"files": {"a.safetensors": FILE | {"sha256": ["a"] * 64}}}, "sha256"),
-        *(
-            ({"files": {path: FILE}, "tensors": {}}, "no path inside a checkpoint")
-            for path in (
-                "../a",
-                "a/../../b",
-                "/etc/passwd",
-                "//a",
-                "",
-                ".",
-                "..",
-                "./a",
-                "a//b",
-                "a/",
-                "a/.",
-                "a\0b",
-                "a\nb",
-                "\x1b[2J",
-            )
-        ),
-        ({"files": {"\ud800": FILE}, "tensors": {}}, "surrogate"),
-        ({"tensors": {"\udfff": TENSOR}}, "surrogate"),
-        ({"tensors": {"t": TENSOR | {"dtype": "\ud800"}}}, "surrogate"),
-        ({"tensors": {"t": TENSOR | {"\ud800": 1}}}, "surrogate"),
-        ({"tensors": {"": TENSOR}}, "no name for a tensor"),
-        ({"tensors": {"a\x1b[2J": TENSOR}}, "no name for a tensor"),
-        ({"tensors": [["t", TENSOR]]}, "tensors: not an object"),
-        ({"tensors": {"t": TENSOR | {"offset": 0}}}, "tensors: t: unknown key 'offset'"),
-        ({"tensors": {"t": {}}}, "tensors: t: no 'dtype'"),
-        ({"tensors": {"t": TENSOR | {"file": "b.safetensors"}}}, "'b.safetensors' is not among the files"),
-        ({"tensors": {"t": TENSOR | {"file": ["a.safetensors"]}}}, "is not among the files"),
-        ({"tensors": {"t": TENSOR | {"dtype": "U9"}}}, "dtype"),
-        ({"tensors": {"t": TENSOR | {"dtype": ["U8"]}}}, "dtype"),
-        ({"tensors": {"t": TENSOR | {"shape": [-1]}}}, "shape"),
-        ({"tensors": {"t": TENSOR | {"shape": [True]}}}, "shape"),
-        ({"tensors": {"t": TENSOR | {"shape": [1.0]}}}, "shape"),
-        ({"tensors": {"t": TENSOR | {"shape": {"0": 1}}}}, "shape"),
-        ({"tensors": {"t": TENSOR | {"shape": nested(90)}}}, "shape"),
-    ],
+HOSTILE: tuple[dict[str, Any], ...] = (
+    {"schema": 2},
+    {"schema": True},
+    {"schema": nested(90)},
+    {"host": "here"},
+    {"\x1b[2J": "here"},
+    {"files": []},
+    {"files": {"a.safetensors": None}},
+    {"files": {"a.safetensors": FILE | {"mode": 420}}},
+    {"files": {"a.safetensors": {"bytes": 3}}},
+    {"files": {"a.safetensors": FILE | {"bytes": -1}}},
+    {"files": {"a.safetensors": FILE | {"bytes": 3.0}}},
+    {"files": {"a.safetensors": FILE | {"bytes": True}}},
+    {"files": {"a.safetensors": FILE | {"bytes": "3"}}},
+    {"files": {"a.safetensors": FILE | {"sha256": "AB" * 32}}},
+    {"files": {"a.safetensors": FILE | {"sha256": "ab" * 31}}},
+    {"files": {"a.safetensors": FILE | {"sha256": ["a"] * 64}}},
+    *(
+        {"files": {path: FILE}, "tensors": {}}
+        for path in (
+            "../a",
+            "a/../../b",
+            "/etc/passwd",
+            "//a",
+            "",
+            ".",
+            "..",
+            "./a",
+            "a//b",
+            "a/",
+            "a/.",
+            "a\0b",
+            "a\nb",
+            "\x1b[2J",
+        )
+    ),
+    {"files": {"\ud800": FILE}, "tensors": {}},
+    {"tensors": {"\udfff": TENSOR}},
+    {"tensors": {"t": TENSOR | {"dtype": "\ud800"}}},
+    {"tensors": {"t": TENSOR | {"\ud800": 1}}},
+    {"tensors": {"": TENSOR}},
+    {"tensors": {"a\x1b[2J": TENSOR}},
+    {"tensors": [["t", TENSOR]]},
+    {"tensors": {"t": TENSOR | {"offset": 0}}},
+    {"tensors": {"t": {}}},
+    {"tensors": {"t": TENSOR | {"file": "b.safetensors"}}},
+    {"tensors": {"t": TENSOR | {"file": ["a.safetensors"]}}},
+    {"tensors": {"t": TENSOR | {"dtype": "U9"}}},
+    {"tensors": {"t": TENSOR | {"dtype": ["U8"]}}},
+    {"tensors": {"t": TENSOR | {"shape": [-1]}}},
+    {"tensors": {"t": TENSOR | {"shape": [True]}}},
+    {"tensors": {"t": TENSOR | {"shape": [1.0]}}},
+    {"tensors": {"t": TENSOR | {"shape": {"0": 1}}}},
+    {"tensors": {"t": TENSOR | {"shape": nested(90)}}},
 )
-def test_a_hostile_manifest_is_refused_in_words_that_print(changes: dict[str, Any], found: str) -> None:
-    with pytest.raises(CheckpointError, match=r"manifest\.json") as caught:
-        read(canonical(document(**changes)))
-    assert found in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1000
+
+
+def test_hostile_manifests_are_refused_in_words_that_print(worded: Worded) -> None:
+    said = []
+    for changes in HOSTILE:
+        with pytest.raises(CheckpointError) as caught:
+            read(canonical(document(**changes)))
+        said.append(str(caught.value))
+        assert said[-1].isprintable()
+        assert len(said[-1]) < 1000
+    worded("\n".join(said), vary=r"(.)\1{99,}")
 
 
 @pytest.mark.parametrize("key", document())
-def test_a_key_that_is_missing_is_named(key: str) -> None:
+def test_a_key_that_is_missing_is_named(key: str, refuses: Refuses) -> None:
     value = document()
     del value[key]
-    with pytest.raises(CheckpointError, match=f"top level: no '{key}'"):
+    with refuses(CheckpointError, vary=key, shared=True):
         read(canonical(value))
 
 
@@ -237,30 +242,30 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_any_other_text_is_refused(spoil: Callable[[bytes], bytes]) -> None:
+def test_any_other_text_is_refused(spoil: Callable[[bytes], bytes], refuses: Refuses) -> None:
     text = spoil(canonical(document()))
     assert text != canonical(document())
-    with pytest.raises(CheckpointError, match=r"manifest\.json: not a manifest"):
+    with refuses(CheckpointError):
         read(text)
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    for name, found in (("absent", "No such file"), (".", "Is a directory"), ("x" * 5000, "File name too long")):
-        with pytest.raises(CheckpointError, match=found):
+def test_what_cannot_be_opened_is_named(tmp_path: Path, refuses: Refuses) -> None:
+    for name in ("absent", ".", "x" * 5000):
+        with refuses(CheckpointError, vary="x{5000}"):
             read_manifest(tmp_path / name)
     with on_disk({"locked": canonical(document())}) as folder:
         (folder / "locked").chmod(0)
-        with nobody(), pytest.raises(CheckpointError, match="locked: Permission denied"):
+        with nobody(), refuses(CheckpointError):
             read_manifest(folder / "locked")
 
 
-def test_a_file_without_end_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+def test_a_file_without_end_is_refused_in_bounded_memory(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "sparse").touch()
     os.truncate(tmp_path / "sparse", 1 << 40)
     tracemalloc.start()
     try:
         for path in (Path("/dev/zero"), tmp_path / "sparse"):
-            with pytest.raises(CheckpointError, match="larger than 41,943,040 bytes"):
+            with refuses(CheckpointError):
                 read_manifest(path)
         assert tracemalloc.get_traced_memory()[1] < 3 * MAX_MANIFEST
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 
 from requant.checkpoint.checkpoint import Checkpoint, Held
 from requant.checkpoint.safetensors import Spec
@@ -161,7 +161,7 @@ def test_a_router_that_a_loader_makes_a_linear_layer_is_declared(model_type: str
     assert made["extra_config"] == ({router: {"bits": 16, "data_type": "fp"}} if declared else {})
 
 
-def test_a_plan_is_of_a_recipe_that_fits(tmp_path: Path) -> None:
+def test_a_plan_is_of_a_recipe_that_fits(tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "builds" / "ec" / "recipe.toml"
     path.parent.mkdir(parents=True)
     (path.parent.parent / "bases").symlink_to(ROOT / "builds" / "bases")
@@ -170,5 +170,5 @@ def test_a_plan_is_of_a_recipe_that_fits(tmp_path: Path) -> None:
         path.write_text(text.replace(old, new))
         plan["asked"]["ignore"] = [*read_recipe(path).layers.ignore]
         path.with_name("plan.json").write_text(json.dumps(plan))
-        with pytest.raises(RecipeError, match=r"recipe\.toml: (mtp\.policy|layers\.ignore): found"):
+        with refuses(RecipeError):
             summarize(read_recipe(path), "mini")

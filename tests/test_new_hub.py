@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tests.conftest import Refuses, Worded
 from tests.hub import Hub, running
 from tests.owned import base
 from tests.test_remote import header_bytes
@@ -112,41 +113,50 @@ def test_no_byte_of_a_weight_is_asked_for(hub: Hub, folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "told"),
+    ("asked", "error"),
     [
-        ("o/other", NotAvailableError, "no such repository, status 401"),
-        ("o/n@branch", NotAvailableError, "no such revision, status 404"),
-        ("nowhere", UsageError, "no such folder"),
-        ("/no/where", UsageError, "no such folder"),
-        ("o/n@", UsageError, "no such folder"),
+        ("o/other", NotAvailableError),
+        ("o/n@branch", NotAvailableError),
+        ("nowhere", UsageError),
+        ("/no/where", UsageError),
+        ("o/n@", UsageError),
     ],
 )
-def test_what_is_not_there_is_named(hub: Hub, tmp_path: Path, asked: str, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_what_is_not_there_is_named(
+    hub: Hub, tmp_path: Path, asked: str, error: type[Exception], refuses: Refuses
+) -> None:
+    with refuses(error):
         new(asked, "mine", tmp_path / "project", endpoint=hub.url)
     assert not (tmp_path / "project").exists()
 
 
-def refused(hub: Hub, project: Path, error: type[RequantError], told: str) -> str:
-    with pytest.raises(error, match=told) as caught:
-        new("o/n", "mine", project, endpoint=hub.url)
-    assert not project.exists()
-    return caught.value.advice
+@pytest.fixture
+def refused(hub: Hub, tmp_path: Path, refuses: Refuses) -> Callable[..., None]:
+    """Expect that a base in the hub is refused, and that nothing is written."""
+
+    def expect(error: type[RequantError], vary: str = "") -> None:
+        with refuses(error, vary):
+            new("o/n", "mine", tmp_path / "project", endpoint=hub.url)
+        assert not (tmp_path / "project").exists()
+
+    return expect
 
 
-def test_a_gated_repository_is_told(hub: Hub, tmp_path: Path) -> None:
+def test_a_gated_repository_is_told(hub: Hub, refused: Callable[..., None]) -> None:
     hub.token = "hf_secret"  # noqa: S105 (asked for, and not given)
-    assert "accept its conditions" in refused(hub, tmp_path / "project", NotAvailableError, "gated, status 401")
+    refused(NotAvailableError)
 
 
-def test_a_server_that_tells_no_blobs_is_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_tells_no_blobs_is_no_hub(refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.hub._git", lambda _: "no name")
-    refused(hub, tmp_path / "project", NotAvailableError, "not a list of files.*no name that git gives")
+    refused(NotAvailableError)
 
 
 @pytest.mark.parametrize(("large", "kind"), [(1 << 16, "git blob"), (10, "sha256")])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_a_file_with_other_bytes_is_refused(hub: Hub, tmp_path: Path, large: int, kind: str, name: str) -> None:
+def test_a_file_with_other_bytes_is_refused(
+    hub: Hub, refused: Callable[..., None], large: int, kind: str, name: str
+) -> None:
     """One that is stored as LFS and that nobody looks into, `fetch` refuses."""
     hub.large = large
     content = (hub.repositories["o/n"][1] / name).read_bytes()
@@ -155,30 +165,29 @@ def test_a_file_with_other_bytes_is_refused(hub: Hub, tmp_path: Path, large: int
     if (name, kind) == ("generation_config.json", "sha256"):
         assert pins_of(hub, "o/n").files[name].sha256 == sha256(content)
     else:
-        refused(hub, tmp_path / "project", CheckpointError, rf"{name}: found .*{kind}.*the hub states")
+        refused(CheckpointError, vary=r"\b[0-9a-f]{40,}\b|[\d,]+ bytes")
 
 
-def test_git_files_are_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_files_are_bounded(refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stated, "MAX_FETCHED", 100)
-    refused(hub, tmp_path / "project", CheckpointError, "not stored as LFS, expected 100 at most")
+    refused(CheckpointError, vary=r"\b[0-9a-f]{40,}\b|[\d,]+ bytes")
 
 
-@pytest.mark.parametrize(
-    ("without", "told"), [("config.json", r"no config\.json"), ("*.safetensors", "no safetensors files")]
-)
-def test_what_is_no_base_is_told(hub: Hub, folder: Path, tmp_path: Path, without: str, told: str) -> None:
+@pytest.mark.parametrize("without", ["config.json", "*.safetensors"])
+def test_what_is_no_base_is_told(
+    hub: Hub, folder: Path, tmp_path: Path, refused: Callable[..., None], without: str
+) -> None:
     ignored = shutil.ignore_patterns(without)
     hub.serve("model", "o/n", COMMIT, shutil.copytree(folder, tmp_path / "less", ignore=ignored))
-    refused(hub, tmp_path / "project", CheckpointError, told)
+    refused(CheckpointError)
 
 
-def test_offline_is_told_without_a_traceback(hub: Hub, tmp_path: Path) -> None:
+def test_offline_is_told_without_a_traceback(hub: Hub, tmp_path: Path, worded: Worded) -> None:
     command = [sys.executable, "-m", "requant", "new", "o/n", "--name", "mine", "--project", str(tmp_path / "project")]
     environment = hub.environment | {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == NotAvailableError.exit_status
-    assert "HF_HUB_OFFLINE is set" in done.stderr
-    assert "Traceback" not in done.stderr
+    worded(done.stderr)
     assert not (tmp_path / "project").exists()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import Refuses
 
 from requant.errors import RecipeError
 from requant.hub.pinned import PinnedFile, Pins, path_fault, read_pins
@@ -97,19 +98,19 @@ def test_refuses_an_absent_key(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"null", b"\xff", b"NaN", b"[" * 100_000, b'{"schema":1,"schema":1}']
 )
-def test_refuses_what_is_not_one_json_object(tmp_path: Path, text: bytes) -> None:
-    with pytest.raises(RecipeError, match=r"pins\.json"):
+def test_refuses_what_is_not_one_json_object(tmp_path: Path, text: bytes, refuses: Refuses) -> None:
+    with refuses(RecipeError):
         read_pins(written(tmp_path, text))
 
 
-def test_names_a_key_that_stands_twice(tmp_path: Path) -> None:
+def test_names_a_key_that_stands_twice(tmp_path: Path, refuses: Refuses) -> None:
     text = json.dumps(document()).replace('"c": {', '"a/b.txt": {').encode()
-    with pytest.raises(RecipeError, match=r"a/b\.txt.*twice"):
+    with refuses(RecipeError):
         read_pins(written(tmp_path, text))
 
 
-def test_refuses_a_file_that_is_absent(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="No such file"):
+def test_refuses_a_file_that_is_absent(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(RecipeError):
         read_pins(tmp_path / "pins.json")
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from typer.testing import CliRunner
 
 from requant.cli.options import app
@@ -145,12 +145,10 @@ def test_a_gap_that_was_closed_is_told(project: Path) -> None:
     assert fault.fault == f"{GAPS} says that {DATA} has a gap (no size), and it has none: remove the entry"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"), [("gap = 1", "expected tables"), ("[[gap]]\nfile = 'a'", "'why'"), ("[gap", "expected tables")]
-)
-def test_gaps_are_read_strictly(project: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize("text", ["gap = 1", "[[gap]]\nfile = 'a'", "[gap"])
+def test_gaps_are_read_strictly(project: Path, text: str, refuses: Refuses) -> None:
     (project / GAPS).write_text(text)
-    with pytest.raises(LockError, match=said):
+    with refuses(LockError):
         find_pins(project)
 
 
@@ -194,14 +192,14 @@ def test_a_dockerfile_that_was_edited_is_named(project: Path) -> None:
     assert "has no base for cu124" in incomplete(project)["lockfiles/cu124.in:1"].fault
 
 
-def test_a_file_of_pins_that_cannot_be_read_is_an_error(project: Path) -> None:
+def test_a_file_of_pins_that_cannot_be_read_is_an_error(project: Path, refuses: Refuses) -> None:
     edit(project, DATA, "127bfedcd5047750df5ccf3a12979a47bfa0bafa", "main")
-    with pytest.raises(RecipeError, match=r"pile-10k\.json: revision: found 'main'"):
+    with refuses(RecipeError):
         find_pins(project)
 
 
-def test_where_nothing_is_pinned_nothing_is_complete(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing is pinned there"):
+def test_where_nothing_is_pinned_nothing_is_complete(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(UsageError):
         find_pins(tmp_path)
 
 

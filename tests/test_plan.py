@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.tiny import write_tiny
 from typer.testing import CliRunner
 
@@ -107,7 +107,7 @@ def test_templates_name_each_tensor_once(names: set[str], dtypes: list[str]) -> 
 @pytest.mark.parametrize(
     ("key", "value"), [("repository", "Qwen/Qwen3-8B"), ("revision", "0123456789abcdef0123456789abcdef01234567")]
 )
-def test_another_base_than_is_pinned_is_refused(key: str, value: str, tmp_path: Path) -> None:
+def test_another_base_than_is_pinned_is_refused(key: str, value: str, tmp_path: Path, refuses: Refuses) -> None:
     recipe = tmp_path / "builds" / "ec" / "recipe.toml"
     recipe.parent.mkdir(parents=True)
     (recipe.parent.parent / "bases").symlink_to(BUILDS / "bases")
@@ -117,14 +117,14 @@ def test_another_base_than_is_pinned_is_refused(key: str, value: str, tmp_path: 
     recipe.write_text(text)
     assert summarize(read_recipe(recipe)).quantized == 31_030
     recipe.write_text(text.replace(getattr(made.base, key), value))
-    with pytest.raises(RecipeError, match=f"asks for .*{value}.* pins {made.base.repository} at {made.base.revision}"):
+    with refuses(RecipeError):
         summarize(read_recipe(recipe))
     shown = CliRunner().invoke(app, ["plan", str(recipe)])
     assert isinstance(shown.exception, RecipeError)
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff"])
-def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, refuses: Refuses) -> None:
     recipe = tmp_path / "builds" / "x" / "recipe.toml"
     recipe.parent.mkdir(parents=True)
     recipe.write_bytes((BUILDS / "ec" / "recipe.toml").read_bytes())
@@ -132,5 +132,5 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
     bases.mkdir()
     if content is not None:
         (bases / "qwen3.6-35b-a3b.config.json").write_bytes(content)
-    with pytest.raises(RecipeError, match=r"qwen3\.6-35b-a3b\.config\.json"):
+    with refuses(RecipeError):
         base_config(read_recipe(recipe))

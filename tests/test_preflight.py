@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 
 from requant.build.inputs import inputs_for
 from requant.cli.audit import INSTEAD
@@ -79,7 +79,7 @@ def hardware(name: str) -> Hardware:
 
 
 def test_a_gb10_has_memory_though_its_driver_does_not_say(
-    smi: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smi: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
 ) -> None:
     """It shares the host's, so what both take must be available there."""
     smi(f"NVIDIA GB10, {UUIDS[0]}, [N/A], [N/A]")
@@ -88,16 +88,14 @@ def test_a_gb10_has_memory_though_its_driver_does_not_say(
     available(monkeypatch, tmp_path, gb10.memory_gib + gb10.host_memory_gib)
     assert preflight.accelerator(gb10).uuid == UUIDS[0]
     available(monkeypatch, tmp_path, gb10.memory_gib + gb10.host_memory_gib - 1)
-    with pytest.raises(NotAvailableError, match=r"NVIDIA GB10 \(memory unknown\), and 73 GiB available in the memory"):
+    with refuses(NotAvailableError):
         preflight.accelerator(gb10)
 
 
-def test_memory_that_is_taken_does_not_count(smi: Callable[..., None]) -> None:
+def test_memory_that_is_taken_does_not_count(smi: Callable[..., None], refuses: Refuses) -> None:
     """AutoRound lays out the model by what is free."""
     smi(f"{NAMED}, {UUIDS[0]}, 143771, 81919")
-    with pytest.raises(
-        NotAvailableError, match=r"NVIDIA H200 with 80 GiB free; found NVIDIA H200 \(81919 of 143771 MiB free\)$"
-    ):
+    with refuses(NotAvailableError):
         preflight.accelerator(hardware("ec"))
     smi(f"{NAMED}, {UUIDS[0]}, 143771, 81920")
     assert preflight.accelerator(hardware("ec")).uuid == UUIDS[0]
@@ -125,36 +123,32 @@ def test_only_gpus_that_this_process_may_use_are_looked_at(
     assert [each.uuid for each in accelerators()] == [UUIDS[number] for number in seen]
 
 
-def test_the_advice_is_about_gpus_where_there_are_some(smi: Callable[..., None]) -> None:
+def test_the_advice_is_about_gpus_where_there_are_some(smi: Callable[..., None], refuses: Refuses) -> None:
     smi(f"{NAMED}, {UUIDS[0]}, 143771, 1")
-    with pytest.raises(NotAvailableError) as refused:
+    with refuses(NotAvailableError):
         preflight.accelerator(hardware("ec"))
-    assert refused.value.advice.startswith("End what else uses the GPU.")
     smi()
-    with pytest.raises(NotAvailableError) as refused:
+    with refuses(NotAvailableError):
         preflight.accelerator(hardware("ec"))
-    assert refused.value.advice.startswith("nvidia-smi shows no GPU here")
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_an_audit_of_the_full_model_is_sent_to_no_tiny_model(
-    smi: Callable[..., None], given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smi: Callable[..., None], given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
 ) -> None:
     """The tiny model is another checkpoint, and would say nothing of this one. It is refused before anything is
     fetched."""
     smi()
     monkeypatch.setattr("requant.build.inputs.fetch", lambda *_, **__: pytest.fail("fetches"))
     recipe = read_recipe(ROOT / "builds" / "ec")
-    with pytest.raises(NotAvailableError, match="cannot tune the full model:\n  GPU: NVIDIA H200") as refused:
+    with refuses(NotAvailableError):
         inputs_for(recipe, None, tmp_path if given else None, tmp_path, silent, INSTEAD)
-    assert refused.value.advice.endswith(INSTEAD)
-    assert "tiny" not in refused.value.advice
 
 
-def test_a_tool_that_fails_or_raves_shows_no_gpu(smi: Callable[..., None]) -> None:
+def test_a_tool_that_fails_or_raves_shows_no_gpu(smi: Callable[..., None], refuses: Refuses) -> None:
     for lines, status in (((), 0), (("NVIDIA-SMI has failed",), 0), ((f"{NAMED}, {UUIDS[0]}, 1, 1",), 9)):
         smi(*lines, status=status)
-        with pytest.raises(NotAvailableError, match=r"found none$"):
+        with refuses(NotAvailableError):
             preflight.accelerator(hardware("ec"))
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import on_a_disk, on_disk
+from tests.conftest import Refuses
 
 from requant.errors import BuildError
 from requant.evidence.journal import Block
@@ -20,6 +21,7 @@ from requant.protocol import (
     Answers,
     Ended,
     Layer,
+    Own,
     Passed,
     Replay,
     Report,
@@ -67,7 +69,7 @@ def test_a_value_is_read_as_it_was_written(value: Any) -> None:
         assert [path.name for path in folder.iterdir()] == ["said.json"]
 
 
-def test_passed_blocks_are_read_line_by_line(tmp_path: Path) -> None:
+def test_passed_blocks_are_read_line_by_line(tmp_path: Path, refuses: Refuses) -> None:
     said = [Passed({"full": f"{number}"}, "state") for number in range(3)]
     assert passed(tmp_path) == ()
     for number, each in enumerate(said, 1):
@@ -78,82 +80,75 @@ def test_passed_blocks_are_read_line_by_line(tmp_path: Path) -> None:
     assert passed(tmp_path) == tuple(said)
     with (tmp_path / PASSED).open("a") as file:
         file.write("}\n")
-    with pytest.raises(BuildError, match=rf"{PASSED}: not what a worker of this requant says: no 'random_state'"):
+    with refuses(BuildError):
         passed(tmp_path)
 
 
-TUNING = Tuning(None, "base", "text", "e", "b", "", ("a.0",), ("a.0.w",))
-GIVEN = {"tuning": {**vars(TUNING), "blocks": ["a.0"], "packed": ["a.0.w"]}}
+OWN = Own(8, 32, True, "why")
+TUNING = Tuning(None, "base", "text", "e", "b", "", ("a.0",), ("a.0.w",), {"a.0.w": OWN})
+GIVEN = {"tuning": {**vars(TUNING), "blocks": ["a.0"], "packed": ["a.0.w"], "own": {"a.0.w": vars(OWN)}}}
 REPLAY = {"task": "replay", **GIVEN, "checkpoint": ["x"], "blocks": [3], "waiting": 2}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    "changes",
     [
-        ({"task": "retire"}, "KeyError('retire')"),
-        ({"task": ["tune"]}, "unhashable"),
-        ({"task": "tune"}, "unknown key 'blocks'"),
-        ({"blocks": ["3"]}, "blocks: found '3', expected int"),
-        ({"blocks": [True]}, "blocks: found True, expected int"),
-        ({"waiting": 2.0}, "waiting: found 2.0, expected int"),
-        ({"checkpoint": "x"}, "checkpoint: found 'x', expected tuple"),
-        ({"tuning": None}, "tuning: found None, expected an object with tiny, base"),
-        ({"tuning": {**GIVEN["tuning"], "tiny": 1}}, "tuning.tiny: found 1, expected str"),
+        {"task": "retire"},
+        {"task": ["tune"]},
+        {"task": "tune"},
+        {"blocks": ["3"]},
+        {"blocks": [True]},
+        {"waiting": 2.0},
+        {"checkpoint": "x"},
+        {"tuning": None},
+        {"tuning": {**GIVEN["tuning"], "tiny": 1}},
     ],
 )
-def test_a_malformed_task_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_malformed_task_is_named(changes: dict[str, Any], tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / REQUEST).write_text(json.dumps(REPLAY))
     assert asked(tmp_path) == Replay(TUNING, ("x",), (3,), 2)
     (tmp_path / REQUEST).write_text(json.dumps(REPLAY | changes))
-    with pytest.raises(BuildError, match=rf"{REQUEST}: no task of this requant's worker: ") as refused:
+    with refuses(BuildError):
         asked(tmp_path)
-    assert said in str(refused.value)
 
 
-def test_no_task_at_all_is_named(tmp_path: Path) -> None:
+def test_no_task_at_all_is_named(tmp_path: Path, refuses: Refuses) -> None:
     for text in (None, "", "[]", "{}"):
         if text is not None:
             (tmp_path / REQUEST).write_text(text)
-        with pytest.raises(BuildError, match=rf"{REQUEST}: no task of this requant's worker: "):
+        with refuses(BuildError):
             asked(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    "text",
     [
-        ("", "Expecting value"),
-        ('{"hardware": {}}', "no 'absent'"),
-        (
-            '{"hardware": {}, "versions": {"torch": 2}, "absent": [], "autoround_version": "", "spent": null}',
-            "versions",
-        ),
-        ('{"hardware": {}, "versions": {}, "absent": [], "autoround_version": "", "spent": {}}', "spent: no 'peak_dev"),
+        "",
+        '{"hardware": {}}',
+        '{"hardware": {}, "versions": {"torch": 2}, "absent": [], "autoround_version": "", "spent": null}',
+        '{"hardware": {}, "versions": {}, "absent": [], "autoround_version": "", "spent": {}}',
     ],
 )
-def test_a_malformed_report_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_a_malformed_report_is_named(text: str, tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / REPORT).write_text(text)
-    with pytest.raises(BuildError, match=rf"{REPORT}: not what a worker of this requant says: ") as refused:
-        read(tmp_path / REPORT, Report)
-    assert said in str(refused.value)
-
-
-def test_what_was_not_said_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="No such file"):
+    with refuses(BuildError):
         read(tmp_path / REPORT, Report)
 
 
-def test_a_layer_in_a_table_is_named() -> None:
-    layer = {"shape": [8, 4], "reason": "", "source": {**vars(Source("w")), "index": []}}
+def test_what_was_not_said_is_named(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(BuildError):
+        read(tmp_path / REPORT, Report)
+
+
+def test_a_layer_in_a_table_is_named(refuses: Refuses) -> None:
+    layer = {"shape": [8, 4], "reason": "", "source": {**vars(Source("w")), "index": []}, "own": None}
     told = {"tensors": {"w": ["BF16", [8, 4]]}, "blocks": [], "layers": {"a": layer}, "unloaded": [], "tied": {}}
     told["elsewhere"] = {}
     found = record(Answers, {"versions": {}, "models": {"base": told}})
     assert found.models["base"].layers["a"] == Layer((8, 4), "", Source("w"))
-    for key, value, said in (
-        ("shape", [8], r"models\['base'\].layers\['a'\].shape: found \[8\]"),
-        ("source", {}, r"models\['base'\].layers\['a'\].source: no 'index'"),
-    ):
+    for key, value in (("shape", [8]), ("source", {})):
         wrong = told | {"layers": {"a": layer | {key: value}}}
-        with pytest.raises(ValueError, match=said):
+        with refuses(ValueError):
             record(Answers, {"versions": {}, "models": {"base": wrong}})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,9 @@ def test_rounding_to_nearest_is_that_of_the_passes(seed: int) -> None:
     expected, _ = tuned(grouped, F32(0), F32(1), F32(1))
     assert (rounded(FULL, low, high, scales.T, packing, True).scales == expected.view(np.uint16)).all()
     assert (half(-low) == np.abs(low).astype(np.float16).view(np.uint16)).all()
+
+
+def test_without_iterations_nothing_is_reached() -> None:
+    ec = read_recipe(ROOT / "builds" / "ec")
+    rounds = replace(ec, tuning=replace(ec.tuning, iterations=0))
+    assert reach_of(rounds, False) == reach(0, 1.0, 1.0) == Reach(0.0, 1.0)

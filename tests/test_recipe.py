@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import RecipeError
-from requant.recipe import ESTIMATES, SCHEMES, Effort, Recipe, Scheme, read_recipe
+from requant.recipe import ESTIMATES, SCHEMES, Effort, LayerScheme, Recipe, Scheme, read_recipe
 
 BUILDS = Path(__file__).parent.parent / "builds"
 NAMES = ("ec", "gb10", "intel")
@@ -218,7 +218,7 @@ def test_numbers_are_finite(key: str, value: str, tmp_path: Path) -> None:
 
 # Combinations.
 
-COUNTS = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
+COUNTS = ("batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
 
 
 @pytest.mark.parametrize("key", [key for key in VALUES if key.rpartition(".")[2] in COUNTS])
@@ -253,6 +253,106 @@ def test_an_iteration_takes_no_more_samples_than_there_are(tmp_path: Path) -> No
     """AutoRound would lower gradient_accumulation to 2, and only warn."""
     assert "no fewer than the 24" in refused(tmp_path, with_value("tuning.gradient_accumulation", 3))
     assert read(tmp_path, with_value("tuning.gradient_accumulation", 2)).tuning.gradient_accumulation == 2
+
+
+def rounded(**tuning: Any) -> dict[str, Any]:
+    """EC's recipe at 0 iterations."""
+    document = with_value("tiny.iterations", 0)
+    document["tuning"] |= {"iterations": 0, "search_scales": True} | tuning
+    return document
+
+
+def test_at_no_iterations_a_recipe_says_whether_scales_are_searched(tmp_path: Path) -> None:
+    for search in (True, False):
+        recipe = read(tmp_path, rounded(search_scales=search))
+        assert recipe.rounds
+        assert recipe.tuning.search_scales is search
+    silent = rounded()
+    del silent["tuning"]["search_scales"]
+    assert refused(tmp_path, silent) == "tuning.search_scales: found None, allowed: true or false"
+    told = refused(tmp_path, with_value("tuning.search_scales", False))
+    assert told == "tuning.search_scales: found False, allowed: no such key: scales are searched at 0 iterations only"
+    assert "true or false" in refused(tmp_path, rounded(search_scales="yes"))
+    assert not read_recipe(BUILDS / "ec").rounds
+
+
+def test_a_tiny_model_is_tuned_where_its_base_is(tmp_path: Path) -> None:
+    told = refused(tmp_path, with_value("tuning.iterations", 0))
+    assert told == "tiny.iterations: found 6, allowed: 0, as tuning.iterations is"
+    told = refused(tmp_path, with_value("tiny.iterations", 0))
+    assert told == "tiny.iterations: found 0, allowed: 1 or more, as tuning.iterations is"
+    for key in ("tuning.iterations", "tiny.iterations"):
+        assert refused(tmp_path, with_value(key, -1)) == f"{key}: found -1, allowed: 0 or more"
+
+
+def test_scales_of_asymmetric_codes_are_not_searched(tmp_path: Path) -> None:
+    document = rounded()
+    document["scheme"] |= {"symmetric": False, "format": "auto_round:auto_awq"}
+    document["mtp"] = {"policy": "bf16"}
+    assert "the scales of symmetric codes only" in refused(tmp_path, document)
+    document["tuning"]["search_scales"] = False
+    assert read(tmp_path, document).rounds
+
+
+EIGHT: dict[str, Any] = {"name": "W8A16", "symmetric": True, "group_size": 32}
+
+
+def with_schemes(schemes: Any, **scheme: Any) -> str:
+    """EC's recipe with schemes of layers' own, and another one of all."""
+    document = with_value("mtp.policy", "bf16")
+    document["scheme"] |= scheme
+    text = toml(document)
+    for pattern, own in schemes.items():
+        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
+        text += f"\n[layers.schemes.{json.dumps(pattern)}]\n{lines}\n"
+    return text
+
+
+def test_layers_may_have_a_scheme_of_their_own(tmp_path: Path) -> None:
+    recipe = read(tmp_path, with_schemes({"self_attn": EIGHT, "lm_head": EIGHT | {"name": "W2A16"}}))
+    found = recipe.layers.schemes
+    assert found == {"self_attn": LayerScheme("W8A16", True, 32), "lm_head": LayerScheme("W2A16", True, 32)}
+    assert [each.bits for each in found.values()] == [8, 2]
+    assert recipe.digest != read(tmp_path, with_schemes({"self_attn": EIGHT})).digest
+    assert read(tmp_path, EC).layers.schemes == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"name": "W5A16"}, "layers.schemes.\"a\".name: found 'W5A16', allowed: "),
+        ({"group_size": 16}, 'layers.schemes."a".group_size: found 16, allowed: '),
+        ({"bits": 8}, 'layers.schemes."a".bits: unknown key'),
+        ({"symmetric": False}, "layers.schemes.\"a\": found 'W8A16, asymmetric', allowed: symmetric: "),
+    ],
+)
+def test_a_scheme_of_layers_is_as_strict(own: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, with_schemes({"a": EIGHT | own})).startswith(said)
+
+
+def test_a_scheme_of_layers_is_whole(tmp_path: Path) -> None:
+    for key in EIGHT:
+        without_it = {name: value for name, value in EIGHT.items() if name != key}
+        assert refused(tmp_path, with_schemes({"a": without_it})) == f'layers.schemes."a".{key}: missing'
+    assert refused(tmp_path, with_value("layers.schemes", ["a"])).startswith("layers.schemes: found ['a'], expected")
+    for pattern in ("layers.1", "mlp.*down", ""):
+        told = refused(tmp_path, with_schemes({pattern: EIGHT}))
+        assert told.startswith(f"layers.schemes: found {pattern!r}, allowed")
+
+
+def test_a_format_decides_which_schemes_mix(tmp_path: Path) -> None:
+    awq, own = {"format": "auto_round:auto_awq"}, {"format": "auto_round"}
+    four, asymmetric = EIGHT | {"name": "W4A16"}, {"symmetric": False}
+    told = refused(tmp_path, with_schemes({"a": EIGHT}, **awq))
+    assert told.endswith("found 'W8A16, symmetric', allowed: a name of 4 bits: AWQ's layout has no others")
+    assert read(tmp_path, with_schemes({"a": four | asymmetric}, **awq)).layers.schemes
+    told = refused(tmp_path, with_schemes({"a": EIGHT}, **awq, **asymmetric))
+    assert told.startswith(
+        "scheme.format: found 'auto_round:auto_awq', allowed: 'auto_round', in which AutoRound mixes"
+    )
+    assert read(tmp_path, with_schemes({"a": EIGHT}, **own, **asymmetric)).layers.schemes
+    told = refused(tmp_path, with_schemes({"a": four}, **own, **asymmetric))
+    assert "as auto_round:auto_awq under this name" in told
 
 
 def test_patience_needs_the_best_to_be_kept(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from typer.testing import CliRunner
 
 from requant.build.render import _image, _product, kubernetes, render, slurm
@@ -301,8 +301,8 @@ def test_the_job_has_of_an_accelerator_its_label_alone(accelerator: str) -> None
     assert job(recipe(accelerator=accelerator)) == expected
 
 
-def test_an_accelerator_that_is_no_label_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"hardware\.accelerator"):
+def test_an_accelerator_that_is_no_label_is_refused(refuses: Refuses) -> None:
+    with refuses(RecipeError):
         kubernetes(recipe(accelerator="a: b"))
 
 
@@ -323,23 +323,22 @@ def test_no_name_breaks_out(name: str) -> None:
         script = slurm(made)
     except RecipeError as error:
         assert "the build's name" in str(error)
-        with pytest.raises(RecipeError, match="the build's name"):
+        with pytest.raises(RecipeError):
             kubernetes(made)
     else:
         assert re.fullmatch("[a-z0-9-]+", name)
         assert len(script.split("\n")) == len(slurm(recipe()).split("\n"))
 
 
-def test_an_image_on_a_placeholder_is_not_named(tmp_path: Path) -> None:
+def test_an_image_on_a_placeholder_is_not_named(tmp_path: Path, refuses: Refuses) -> None:
     """Such an image cannot be built: its base is not known."""
     for folder in ("lockfiles", "builds"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "Dockerfile.cu124", tmp_path)
     bases = tmp_path / "lockfiles" / "images.toml"
     bases.write_text(re.sub("sha256:4427[0-9a-f]+", f"sha256:{64 * '0'}", bases.read_text()))
-    with pytest.raises(LockError, match=r"images\.toml: cu124: digest is all zeros") as refused:
+    with refuses(LockError):
         render(read_recipe(tmp_path / "builds" / "ec"))
-    assert "requant update images cu124 --write" in refused.value.advice
 
 
 def test_check_says_what_is_stale_and_writes_nothing(tmp_path: Path) -> None:

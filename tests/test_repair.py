@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.cases.mutations import CASES, Case, indexed, second_copy
 from tests.cases.tiny_models import healthy
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.test_inspect import unknown
 from tests.tiny import write_tiny
 from typer.testing import CliRunner
@@ -55,7 +55,7 @@ def make_manifest_or_none(folder: Path) -> dict[str, bytes]:
 )
 def test_what_only_a_build_can_mend_is_told(case: Case, base: Path, tmp_path: Path) -> None:
     write_checkpoint(case.mutate(healthy(case.recipe)), tmp_path / "broken")
-    with pytest.raises((CheckpointError, NotModelledError), match="cannot be repaired"):
+    with pytest.raises((CheckpointError, NotModelledError)):
         repair(tmp_path / "broken", base, out=tmp_path / "mended")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
@@ -144,10 +144,10 @@ def test_the_input_is_never_written_to(base: Path, tmp_path: Path, inside: str) 
         repair(tmp_path / "tiny", base, out=tmp_path / "tiny" / inside)
 
 
-def test_another_base_is_refused(tmp_path: Path) -> None:
+def test_another_base_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     write_checkpoint(healthy("gb10"), tmp_path / "tiny")
     write_tiny("demo", tmp_path / "demo")
-    with pytest.raises(CheckpointError, match="cannot be repaired"):
+    with refuses(CheckpointError):
         repair(tmp_path / "tiny", tmp_path / "demo")
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import on_a_disk, on_disk
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.processes import LIMIT, all_ended, awaited, signalled, started
 from tests.test_build import project
 
@@ -216,25 +216,24 @@ def test_a_resume_state_is_believed_only_where_it_is_what_the_journal_says(
         assert "--fresh" in str(found[harm]), harm
 
 
-def test_a_workplace_is_one_process_s(tmp_path: Path) -> None:
+def test_a_workplace_is_one_process_s(tmp_path: Path, refuses: Refuses) -> None:
     with workplace(tmp_path / "out", fresh=False) as work:
         (work / "scraps").mkdir()
-        with pytest.raises(UsageError, match="another build is making it"), workplace(tmp_path / "out", fresh=True):
+        with refuses(UsageError), workplace(tmp_path / "out", fresh=True):
             pass
         assert (work / "scraps").exists()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_taints_outlive_a_build_that_was_stopped(tmp_path: Path) -> None:
+def test_taints_outlive_a_build_that_was_stopped(tmp_path: Path, refuses: Refuses) -> None:
     place = tmp_path / "resume" / "taints.json"
     assert kept(tmp_path, ("a",)) == ("a",)
     assert kept(tmp_path, ("b",)) == ("a", "b")
     assert [path.name for path in place.parent.iterdir()] == ["taints.json"]
     for harm in (b"", b"[", b"1", b"\xff"):
         place.write_bytes(harm)
-        with pytest.raises(BuildError, match="cannot be read") as error:
+        with refuses(BuildError):
             kept(tmp_path, ())
-        assert "--fresh" in error.value.advice
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -298,7 +297,7 @@ def test_a_journal_goes_on_behind_its_last_whole_line(blocks: int, cut: int) -> 
         assert read_journal(folder / "cut").blocks == (LINE,) * 3
 
 
-def test_a_journal_without_a_header_does_not_go_on(tmp_path: Path) -> None:
+def test_a_journal_without_a_header_does_not_go_on(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "journal").write_bytes(b'{"schema":1')
-    with pytest.raises(CheckpointError, match="no header"):
+    with refuses(CheckpointError):
         Writer.reopen(tmp_path / "journal")

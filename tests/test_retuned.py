@@ -54,7 +54,7 @@ def test_steps_of_codes_of_another_width(bits: int, step: int) -> None:
     other = codes.copy()
     other[3, 10] = max(0, -step) + step
     ours, theirs = ({"q.qweight": tensor("I32", gptq.pack(each, bits))} for each in (codes, other))
-    assert distance(ours, theirs, bits) == Distance("q.qweight", 1, 1, {max(-15, min(step, 15)): 1})
+    assert distance(ours, theirs, lambda _: bits) == Distance("q.qweight", 1, 1, {max(-15, min(step, 15)): 1})
 
 
 def test_scales_differ_in_ulp() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import Refuses
 
 from requant.digest import sha256
 from requant.environment.image.rootfs import LARGEST_KEPT, Rootfs, differences, read_rootfs
@@ -153,12 +154,12 @@ def test_what_engines_put_in_does_not_count() -> None:
     assert digest(Made("./", kind=tarfile.DIRTYPE), *FILES) == digest(*FILES)
 
 
-def test_a_hard_link_counts_as_a_file() -> None:
+def test_a_hard_link_counts_as_a_file(refuses: Refuses) -> None:
     """Which of its names is the link depends on the order of the tar."""
     link = Made("usr/bin/dash", kind=tarfile.LNKTYPE, link="usr/bin/sh")
     copy = Made("usr/bin/dash", b"\x7fELF", mode=0o755)
     assert digest(*FILES, link) == digest(*FILES, copy)
-    with pytest.raises(BuildError, match="hard link to usr/bin/sh, which is not before it"):
+    with refuses(BuildError):
         read(tar([link, *FILES]))
 
 
@@ -174,10 +175,10 @@ def test_asked_content_is_kept() -> None:
     assert found.kept == {"etc/os-release": b"ID=debian\n"}
 
 
-def test_what_is_kept_has_a_limit() -> None:
+def test_what_is_kept_has_a_limit(refuses: Refuses) -> None:
     header = tarfile.TarInfo("etc/os-release")
     header.size = LARGEST_KEPT + 1
-    with pytest.raises(BuildError, match="expected at most"):
+    with refuses(BuildError):
         read(header.tobuf() + bytes(1024), "etc/os-release")
 
 
@@ -186,13 +187,13 @@ def test_an_absolute_path_is_the_roots() -> None:
 
 
 @pytest.mark.parametrize("second", ["etc/os-release", "./etc//os-release", "/etc/os-release", "etc/./os-release"])
-def test_a_path_that_stands_twice_is_refused(second: str) -> None:
-    with pytest.raises(BuildError, match="holds etc/os-release twice"):
+def test_a_path_that_stands_twice_is_refused(second: str, refuses: Refuses) -> None:
+    with refuses(BuildError, shared=True):
         read(tar([*FILES, Made(second, b"other")]))
 
 
-def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(BuildError, match="unknown type"):
+def test_an_unknown_type_is_refused(refuses: Refuses) -> None:
+    with refuses(BuildError):
         read(tar([Made("x", kind=b"Z")]))
 
 
@@ -239,8 +240,8 @@ def test_nothing_at_all_is_refused() -> None:
         read(b"")
 
 
-def test_what_follows_the_end_is_damage() -> None:
-    with pytest.raises(BuildError, match="cut off or damaged after 6 paths"):
+def test_what_follows_the_end_is_damage(refuses: Refuses) -> None:
+    with refuses(BuildError):
         read(tar(FILES) + b"more")
     assert read(tar(FILES) + bytes(4096)).digest == digest(*FILES)
 

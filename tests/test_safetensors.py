@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import Tensors, frame, header, nobody, on_a_disk, on_disk, shard, tensor, tensors
+from tests.conftest import Refuses
 
 from requant.checkpoint.checkpoint import write_file
 from requant.checkpoint.safetensors import ITEM_BITS, MAX_HEADER_BYTES, Spec, read_header
@@ -86,89 +87,84 @@ def two(first: list[int], second: list[int], data: bytes) -> bytes:
 
 
 GOOD = entry()
-HOSTILE: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "claims"),
-    "length cut": (GOOD[:7], "claims"),
-    "header cut": (GOOD[:20], "claims"),
-    "data cut": (GOOD[:-1], "end at byte"),
-    "trailing byte": (GOOD + b".", "end at byte"),
-    "length 2^63": ((1 << 63).to_bytes(8, "little") + GOOD[8:], "claims 9,223,372,036,854,775,808 bytes"),
-    "length 2^64-1": (b"\xff" * 8 + GOOD[8:], "claims"),
-    "length 100 MB": ((10**8).to_bytes(8, "little") + GOOD[8:], "claims 100,000,000 bytes"),
-    "length 0": (bytes(8), "line 1"),
-    "overlap": (two([0, 2], [1, 3], b"..."), "'b' starts at byte 1 of the data, expected 2"),
-    "same bytes twice": (two([0, 2], [0, 2], b".."), "'b' starts at byte 0 of the data, expected 2"),
-    "hole": (two([0, 2], [3, 4], b"...."), "'b' starts at byte 3 of the data, expected 2"),
-    "hole at the start": (two([1, 2], [2, 3], b"..."), "'a' starts at byte 1"),
-    "offsets exchanged": (entry(data_offsets=[2, 0]), "span -2"),
-    "offsets negative": (entry(data_offsets=[-2, 0]), "offsets"),
-    "offsets of one number": (entry(data_offsets=[2]), "offsets"),
-    "offsets of three": (entry(data_offsets=[0, 2, 2]), "offsets"),
-    "offsets boolean": (entry(shape=[1], data_offsets=[False, True]), "offsets"),
-    "offsets with a point": (entry(data_offsets=[0.0, 2.0]), "offsets"),
-    "offsets beyond the file": (entry(shape=[1 << 40], data_offsets=[0, 1 << 40]), "end at byte"),
-    "shape too large": (entry(shape=[3]), "needs 3 bytes"),
-    "shape negative": (entry(shape=[-1, -2]), "shape"),
-    "shape huge": (entry(shape=[1 << 63]), "shape"),
-    "shape of huge product": (entry(shape=[(1 << 63) - 1] * 64), "needs"),
-    "shape of many digits": (
-        frame(b'{"a":{"dtype":"U8","shape":[' + b"9" * 4300 + b'],"data_offsets":[0,2]}}'),
-        "shape",
-    ),
-    "shape of 65 dimensions": (entry(shape=[1] * 65), "shape"),
-    "shape boolean": (entry(shape=[True, 2]), "shape"),
-    "shape null": (entry(shape=None), "shape"),
-    "shape a string": (entry(shape="2"), "shape"),
-    "half a byte": (entry(dtype="F4", shape=[3]), "3 elements of 4 bits: no whole bytes"),
-    "three quarters of a byte": (entry(dtype="F6_E2M3", shape=[1]), "1 elements of 6 bits: no whole bytes"),
-    "dtype unknown": (entry(dtype="F17"), "unknown dtype 'F17'"),
-    "dtype a list": (entry(dtype=["U8"]), "unknown dtype"),
-    "dtype absent": (frame(b'{"a":{"shape":[2],"data_offsets":[0,2]}}', b".."), "exactly"),
-    "key unknown": (entry(stride=[1]), "exactly"),
-    "entry a list": (frame(b'{"a":[]}'), "exactly"),
-    "header a list": (frame(b"[]"), "not a JSON object"),
-    "header not JSON": (frame(b"{"), "line 1"),
-    "header not UTF-8": (frame(b'{"\xff":{}}'), "utf-8"),
-    "header with NaN": (frame(b'{"a":NaN}'), "NaN"),
-    "header with Infinity": (frame(b'{"a":-Infinity}'), "Infinity"),
-    "metadata a list": (frame(b'{"__metadata__":[]}'), "__metadata__"),
-    "metadata a number": (frame(b'{"__metadata__":{"a":1}}'), "__metadata__"),
-    "name twice": (frame(json.dumps({"a": ENTRY})[:-1].encode() + b',"a":{}}', b".."), "'a' stands twice"),
-    "name empty": (frame(json.dumps({"": ENTRY}).encode(), b".."), "no name"),
-    "name a lone surrogate": (frame(json.dumps({"\ud800": ENTRY}).encode(), b".."), "surrogate"),
-    "name that clears the screen": (frame(json.dumps({"\x1b[2J": ENTRY}).encode(), b".."), "no name"),
-    "name that writes backwards": (frame(json.dumps({"a\u202eb": ENTRY}).encode(), b".."), "no name"),
+HOSTILE = {
+    "empty": b"",
+    "length cut": GOOD[:7],
+    "header cut": GOOD[:20],
+    "data cut": GOOD[:-1],
+    "trailing byte": GOOD + b".",
+    "length 2^63": (1 << 63).to_bytes(8, "little") + GOOD[8:],
+    "length 2^64-1": b"\xff" * 8 + GOOD[8:],
+    "length 100 MB": (10**8).to_bytes(8, "little") + GOOD[8:],
+    "length 0": bytes(8),
+    "overlap": two([0, 2], [1, 3], b"..."),
+    "same bytes twice": two([0, 2], [0, 2], b".."),
+    "hole": two([0, 2], [3, 4], b"...."),
+    "hole at the start": two([1, 2], [2, 3], b"..."),
+    "offsets exchanged": entry(data_offsets=[2, 0]),
+    "offsets negative": entry(data_offsets=[-2, 0]),
+    "offsets of one number": entry(data_offsets=[2]),
+    "offsets of three": entry(data_offsets=[0, 2, 2]),
+    "offsets boolean": entry(shape=[1], data_offsets=[False, True]),
+    "offsets with a point": entry(data_offsets=[0.0, 2.0]),
+    "offsets beyond the file": entry(shape=[1 << 40], data_offsets=[0, 1 << 40]),
+    "shape too large": entry(shape=[3]),
+    "shape negative": entry(shape=[-1, -2]),
+    "shape huge": entry(shape=[1 << 63]),
+    "shape of huge product": entry(shape=[(1 << 63) - 1] * 64),
+    "shape of many digits": frame(b'{"a":{"dtype":"U8","shape":[' + b"9" * 4300 + b'],"data_offsets":[0,2]}}'),
+    "shape of 65 dimensions": entry(shape=[1] * 65),
+    "shape boolean": entry(shape=[True, 2]),
+    "shape null": entry(shape=None),
+    "shape a string": entry(shape="2"),
+    "half a byte": entry(dtype="F4", shape=[3]),
+    "three quarters of a byte": entry(dtype="F6_E2M3", shape=[1]),
+    "dtype unknown": entry(dtype="F17"),
+    "dtype a list": entry(dtype=["U8"]),
+    "dtype absent": frame(b'{"a":{"shape":[2],"data_offsets":[0,2]}}', b".."),
+    "key unknown": entry(stride=[1]),
+    "entry a list": frame(b'{"a":[]}'),
+    "header a list": frame(b"[]"),
+    "header not JSON": frame(b"{"),
+    "header not UTF-8": frame(b'{"\xff":{}}'),
+    "header with NaN": frame(b'{"a":NaN}'),
+    "header with Infinity": frame(b'{"a":-Infinity}'),
+    "metadata a list": frame(b'{"__metadata__":[]}'),
+    "metadata a number": frame(b'{"__metadata__":{"a":1}}'),
+    "name twice": frame(json.dumps({"a": ENTRY})[:-1].encode() + b',"a":{}}', b".."),
+    "name empty": frame(json.dumps({"": ENTRY}).encode(), b".."),
+    "name a lone surrogate": frame(json.dumps({"\ud800": ENTRY}).encode(), b".."),
+    "name that clears the screen": frame(json.dumps({"\x1b[2J": ENTRY}).encode(), b".."),
+    "name that writes backwards": frame(json.dumps({"a\u202eb": ENTRY}).encode(), b".."),
 }
 
 
-@pytest.mark.parametrize(("data", "found"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_file_is_refused_by_name(tmp_path: Path, data: bytes, found: str) -> None:
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_is_refused_by_name(tmp_path: Path, data: bytes, refuses: Refuses) -> None:
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"hostile\.safetensors") as caught:
+    with refuses(CheckpointError, vary=r"(.)\1{99,}") as caught:
         read_header(path)
-    str(caught.value).encode()
-    assert found in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 2000
 
 
 @pytest.mark.parametrize("depth", [*range(900, 1010, 3), 100_000])
-def test_deep_nesting_is_refused(tmp_path: Path, depth: int) -> None:
+def test_deep_nesting_is_refused(tmp_path: Path, depth: int, refuses: Refuses) -> None:
     path = tmp_path / "deep.safetensors"
     path.write_bytes(frame(b'{"a":{"dtype":"U8","shape":' + b"[" * depth + b"]" * depth + b',"data_offsets":[0,0]}}'))
-    with pytest.raises(CheckpointError, match=r"deep\.safetensors") as caught:
+    with refuses(CheckpointError, shared=True) as caught:
         read_header(path)
     assert len(str(caught.value)) < len(str(path)) + 2000
 
 
 @pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 1 << 39, (1 << 40) + 1, 1 << 63])
-def test_a_claim_is_refused_before_memory_is_taken_for_it(tmp_path: Path, length: int) -> None:
+def test_a_claim_is_refused_before_memory_is_taken_for_it(tmp_path: Path, length: int, refuses: Refuses) -> None:
     path = tmp_path / "sparse.safetensors"
     path.write_bytes(length.to_bytes(8, "little"))
     os.truncate(path, 1 << 40)
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match="claims"):
+        with refuses(CheckpointError):
             read_header(path)
         assert tracemalloc.get_traced_memory()[1] < 1 << 18
     finally:
@@ -200,26 +196,26 @@ BULKY = {
 
 
 @pytest.mark.parametrize("text", BULKY.values(), ids=BULKY)
-def test_a_header_that_would_swell_is_refused_before_it_is_parsed(tmp_path: Path, text: bytes) -> None:
+def test_a_header_that_would_swell_is_refused_before_it_is_parsed(
+    tmp_path: Path, text: bytes, refuses: Refuses
+) -> None:
     """Parsed, each would take thirty times its length."""
     (tmp_path / "bulky").write_bytes(frame(text))
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match=r"bulky: its header is as long as one of .* tensors") as caught:
+        with refuses(CheckpointError):
             read_header(tmp_path / "bulky")
         assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
     finally:
         tracemalloc.stop()
-    assert "ownload" not in caught.value.advice
 
 
-def test_a_header_longer_than_is_read_is_no_broken_file(tmp_path: Path) -> None:
+def test_a_header_longer_than_is_read_is_no_broken_file(tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "long.safetensors"
     path.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
     os.truncate(path, MAX_HEADER_BYTES + 9)
-    with pytest.raises(CheckpointError, match="requant reads 33,554,432 at most") as caught:
+    with refuses(CheckpointError):
         read_header(path)
-    assert "ownload" not in caught.value.advice
 
 
 def test_a_tensor_may_be_larger_than_memory(tmp_path: Path) -> None:
@@ -246,32 +242,32 @@ def test_tensors_are_found_in_the_order_of_their_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, left: int) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, left: int, refuses: Refuses) -> None:
     path = tmp_path / "shrinking.safetensors"
     path.write_bytes(GOOD)
     stretch = read_header(path)[0]["a"][1]
     os.truncate(path, len(GOOD) - 2 + left)
-    with pytest.raises(CheckpointError, match=rf"shrinking\.safetensors: {2 - left} bytes fewer"):
+    with refuses(CheckpointError):
         list(stretch.chunks())
 
 
-def test_a_file_that_goes_away_while_it_is_read_is_named(tmp_path: Path) -> None:
+def test_a_file_that_goes_away_while_it_is_read_is_named(tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "gone.safetensors"
     path.write_bytes(GOOD)
     stretch = read_header(path)[0]["a"][1]
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"gone\.safetensors"):
+    with refuses(CheckpointError):
         list(stretch.chunks())
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"absent\.safetensors.*No such file"):
+def test_what_cannot_be_opened_is_named(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         read_header(tmp_path / "absent.safetensors")
-    with pytest.raises(CheckpointError, match="Is a directory"):
+    with refuses(CheckpointError):
         read_header(tmp_path)
     with on_disk({"locked.safetensors": GOOD}) as folder:
         (folder / "locked.safetensors").chmod(0)
-        with nobody(), pytest.raises(CheckpointError, match=r"locked\.safetensors.*Permission denied"):
+        with nobody(), refuses(CheckpointError):
             read_header(folder / "locked.safetensors")
 
 
@@ -282,8 +278,10 @@ def test_no_file_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b".", b"..."])
-def test_a_tensor_that_comes_with_other_bytes_than_its_shape_is_refused(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(CheckpointError, match=rf"'a' came with {len(data)} bytes, expected 2"):
+def test_a_tensor_that_comes_with_other_bytes_than_its_shape_is_refused(
+    tmp_path: Path, data: bytes, refuses: Refuses
+) -> None:
+    with refuses(CheckpointError):
         write(tmp_path / "file", {"a": ("U8", [2], data)})
 
 

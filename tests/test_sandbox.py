@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 
 from requant.build import Built, beside, build
 from requant.environment import Environment
@@ -57,34 +57,34 @@ def test_without_an_engine_it_is_a_virtual_environment() -> None:
 
 
 @pytest.mark.usefixtures("no_engine")
-def test_the_worker_is_given_the_gpu_that_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_is_given_the_gpu_that_was_looked_at(monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
     """A tiny model needs none, and nobody looks for one."""
     monkeypatch.setattr(preflight, "accelerators", lambda: [Accelerator("NVIDIA H200", "GPU-7f", 143771, 143000)])
     worker = choose(EC, None, GPU, "venv", silent).sandbox
     assert worker == VirtualEnvironment(PYTHON, ("unshare",), "GPU-7f", PYTHON.parents[1] / "bytecode")
     monkeypatch.setattr(preflight, "accelerators", list)
-    with pytest.raises(NotAvailableError, match="NVIDIA H200 with 80 GiB free; found none"):
+    with refuses(NotAvailableError):
         choose(EC, None, GPU, "venv", silent)
     assert choose(EC, "mini", CPU, "venv", silent).sandbox.accelerator == ""
 
 
 @pytest.mark.usefixtures("no_engine")
-def test_what_is_asked_for_and_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match="--sandbox cloud: there are auto, docker, podman, venv, in-place"):
+def test_what_is_asked_for_and_not_there_is_refused(refuses: Refuses) -> None:
+    with refuses(UsageError):
         choose(EC, "mini", CPU, "cloud", silent)
-    with pytest.raises(NotAvailableError, match="podman: no such program"):
+    with refuses(NotAvailableError):
         choose(EC, "mini", CPU, "podman", silent)
     if not (in_place.PLACE / "environment").exists():
-        with pytest.raises(NotAvailableError, match="does not run in an environment's image"):
+        with pytest.raises(NotAvailableError):
             choose(EC, "mini", CPU, "in-place", silent)
 
 
 @pytest.mark.parametrize("sandbox", ["auto", "docker", "venv", "in-place"])
 def test_another_machines_lock_is_refused_before_anything_is_made(
-    sandbox: str, monkeypatch: pytest.MonkeyPatch
+    sandbox: str, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
 ) -> None:
     monkeypatch.setattr("requant.environment.install.platform", SimpleNamespace(machine=lambda: "riscv64"))
-    with pytest.raises(NotAvailableError, match="is for x86_64, this machine is riscv64"):
+    with refuses(NotAvailableError):
         choose(EC, "mini", CPU, sandbox, silent)
 
 
@@ -122,9 +122,9 @@ def test_in_place_the_worker_is_what_it_must_be(place: Path) -> None:
     assert this_image(LOCK, place).python == place / "environment" / "bin" / "python"
 
 
-def test_in_place_an_altered_source_is_refused(place: Path) -> None:
+def test_in_place_an_altered_source_is_refused(place: Path, refuses: Refuses) -> None:
     (place / "requant" / "requant" / "worker" / "stray.py").touch()
-    with pytest.raises(LockError, match=r"stray\.py: is not the source"):
+    with refuses(LockError):
         this_image(LOCK, place)
     (place / "requant" / "requant" / "worker" / "stray.py").unlink()
     with (place / "requant" / "requant" / "worker" / "autoround" / "tuning.py").open("a") as file:
@@ -132,23 +132,23 @@ def test_in_place_an_altered_source_is_refused(place: Path) -> None:
     this_image(LOCK, place)
     with (place / "requant" / "requant" / "worker" / "autoround" / "tuning.py").open("a") as file:
         file.write("EXTRA = 1\n")
-    with pytest.raises(LockError, match=r"tuning\.py: is not the source"):
+    with refuses(LockError):
         this_image(LOCK, place)
 
 
-def test_in_place_other_packages_are_refused(place: Path) -> None:
+def test_in_place_other_packages_are_refused(place: Path, refuses: Refuses) -> None:
     packages = place / "environment" / "lib" / "python3.11" / "site-packages"
     (six,) = packages.glob("six-*")
     six.rename(packages / "six-1.0.dist-info")
-    with pytest.raises(LockError, match=r"six is 1\.0, expected 1\.17\.0"):
+    with refuses(LockError):
         this_image(LOCK, place)
     (packages / "six-1.0.dist-info").rename(six)
     (packages / "stray-1.dist-info").mkdir()
-    with pytest.raises(LockError, match="stray is 1, expected none"):
+    with refuses(LockError):
         this_image(LOCK, place)
     (packages / "stray-1.dist-info").rmdir()
     six.rmdir()
-    with pytest.raises(LockError, match=r"six is absent, expected 1\.17\.0"):
+    with refuses(LockError):
         this_image(LOCK, place)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 
 from requant.environment.image.debian import packages
 from requant.environment.image.sbom import sbom
@@ -60,14 +60,14 @@ def test_the_same_whenever_it_is_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after"),
     [
-        (b"Package: libattr1", b"Packages: libattr1", "expected its Package too"),
-        (b"Version: 1:2.5.1-4", b"", "expected its Version too"),
-        (b"a library", b"a libr\xe9ry", "not UTF-8"),
+        (b"Package: libattr1", b"Packages: libattr1"),
+        (b"Version: 1:2.5.1-4", b""),
+        (b"a library", b"a libr\xe9ry"),
     ],
 )
-def test_what_dpkg_would_not_write(before: bytes, after: bytes, said: str) -> None:
+def test_what_dpkg_would_not_write(before: bytes, after: bytes, refuses: Refuses) -> None:
     assert before in STATUS
-    with pytest.raises(BuildError, match=f"var/lib/dpkg/status: .*{said}"):
+    with refuses(BuildError):
         list(packages(STATUS.replace(before, after)))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.owned import base, hold
 from typer.testing import CliRunner
 
@@ -84,21 +84,23 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
     }
 
 
-def test_awq_has_whole_groups_only() -> None:
+def test_awq_has_whole_groups_only(refuses: Refuses) -> None:
     recipe = read_recipe(ROOT / "builds" / "ec")
     plan = Plan({}, {}, (), {"a.b": Layer((64, 192), "", None), "a.c": Layer((64, 100), "odd", None)})
     for packing_format, group_size in ((GPTQ, 128), (AWQ, 64), (AWQ, -1)):
         form = Form(packing_format, 4, group_size, symmetric=True)
         confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
     form = Form(AWQ, 4, 128, symmetric=True)
-    with pytest.raises(RecipeError, match=r"group_size: found 128, allowed: a divisor of the 192 inputs of a\.b"):
+    with refuses(RecipeError):
         confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
 
 
-def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_written(
+    tmp_path: Path, refuses: Refuses
+) -> None:
     model, project = base("llama", tmp_path / "model"), tmp_path / "project"
-    with pytest.raises(UsageError, match="4 bits only"):
+    with refuses(UsageError):
         new(str(model), "mine", project, scheme="W8A16", packing_format="auto_round:auto_awq")
-    with pytest.raises(UsageError, match="zero point of 0 as -1"):
+    with refuses(UsageError):
         new(str(model), "mine", project, symmetric=False, packing_format="auto_round:auto_gptq")
     assert not project.exists()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import Refuses
 from tests.full_size import BASES
 
 from requant.errors import RecipeError, UsageError
@@ -274,50 +275,50 @@ def test_widths_listed_per_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    "changes",
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, "already quantized"),
-        ({"adapter_dim": 513}, r"adapter_dim is 513: no rule shrinks it"),
-        ({"grids": [[336, 672]]}, r"grids is \[\[336, 672\]\]: no rule shrinks it"),
-        ({"extra": {"inner": {"width": 4096}}}, "extra is .*no rule"),
-        ({"extra_config": {"width": 4096}}, r"extra_config\.width is 4096: no rule"),
-        ({"rope_parameters": {"table": 9999}}, "rope_parameters is .*no rule"),
-        ({"num_kv_shared_layers": 15}, "num_kv_shared_layers is 15"),
-        ({"num_hidden_layers": None}, "num_hidden_layers is absent"),
-        ({"vocab_size": None}, "vocab_size is absent"),
-        ({"hidden_size": 0}, "hidden_size is absent or zero"),
-        ({"vocab_size": 300}, "vocab_size is 300"),
-        ({"depth": 3}, "depth is 3"),
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000"),
-        ({"layer_types": ["a"] * 23}, "23 types for 24 layers"),
-        ({"intermediate_size": "4096"}, 'intermediate_size is "4096"'),
-        ({"intermediate_size": True}, "intermediate_size is true"),
-        ({"num_key_value_heads": -1}, "num_key_value_heads is -1"),
-        ({"hidden_size": 4096.0}, "hidden_size is 4096.0"),
-        ({"eos_token_id": "x"}, "eos_token_id"),
-        ({"mlp_only_layers": 3}, "mlp_only_layers is 3"),
-        ({"hidden_size": 10**5000}, "hidden_size: expected JSON"),
-        ({"hidden_size": {1}}, "hidden_size: expected JSON"),
-        ({"vision_config": {"hidden_size": 1024, "out_hidden_size": 512}}, "vision_config.out_hidden_size is 512"),
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"adapter_dim": 513},
+        {"grids": [[336, 672]]},
+        {"extra": {"inner": {"width": 4096}}},
+        {"extra_config": {"width": 4096}},
+        {"rope_parameters": {"table": 9999}},
+        {"num_kv_shared_layers": 15},
+        {"num_hidden_layers": None},
+        {"vocab_size": None},
+        {"hidden_size": 0},
+        {"vocab_size": 300},
+        {"depth": 3},
+        {"num_hidden_layers": 10**6},
+        {"layer_types": ["a"] * 23},
+        {"intermediate_size": "4096"},
+        {"intermediate_size": True},
+        {"num_key_value_heads": -1},
+        {"hidden_size": 4096.0},
+        {"eos_token_id": "x"},
+        {"mlp_only_layers": 3},
+        {"hidden_size": 10**5000},
+        {"hidden_size": {1}},
+        {"vision_config": {"hidden_size": 1024, "out_hidden_size": 512}},
     ],
 )
-def test_refused(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(RecipeError, match=named):
+def test_refused(changes: dict[str, Any], refuses: Refuses) -> None:
+    with refuses(RecipeError):
         mini(**changes)
 
 
-def test_nested_too_deep() -> None:
+def test_nested_too_deep(refuses: Refuses) -> None:
     value: Any = 1
     for _ in range(100_000):
         value = [value]
-    with pytest.raises(RecipeError, match="nested"):
+    with refuses(RecipeError):
         mini(x=value)
 
 
-def test_no_such_size_and_no_object() -> None:
-    with pytest.raises(UsageError, match="huge"):
+def test_no_such_size_and_no_object(refuses: Refuses) -> None:
+    with refuses(UsageError):
         shrink(PLAIN, "huge")
-    with pytest.raises(RecipeError, match="not a JSON object"):
+    with refuses(RecipeError):
         shrink([], "mini")  # type: ignore[arg-type]
 
 

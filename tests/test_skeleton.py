@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.tiny import EC, config, tiny, write_tiny
 
 from requant.checkpoint.checkpoint import open_checkpoint
@@ -331,8 +331,8 @@ def test_a_field_that_is_no_number_is_refused(table: str, key: str, value: Any) 
         ("hidden_size", True),
     ],
 )
-def test_an_impossible_value_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+def test_an_impossible_value_is_refused(key: str, value: Any, refuses: Refuses) -> None:
+    with refuses(CheckpointError):
         skeleton(BASE | {"text_config": BASE["text_config"] | {key: value}})
 
 
@@ -353,5 +353,5 @@ def test_listed_layer_types_win_over_the_interval() -> None:
     ],
 )
 def test_a_configuration_that_would_fill_the_memory_is_refused(table: str, key: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{key}: found 1e\\+09"):
+    with pytest.raises(CheckpointError, match=f"{key}: "):
         skeleton({**BASE, table: {**BASE[table], key: 10**9}})

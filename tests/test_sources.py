@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from tests.conftest import Refuses
 
 from requant.errors import BuildError
 from requant.names import named, numbered
@@ -62,18 +63,20 @@ def test_a_number_that_is_in_no_name_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("small", "said"),
+    "small",
     [
-        ({"l.0.e.0.up": whole("l.0.m.0.w")}, "leaves open which number"),
-        ({"l.0.e.0.up": whole("a.5"), "l.0.e.1.up": whole("a.6"), "l.1.e.0.up": whole("a.7")}, "leaves open"),
-        ({"l.0.e.0.up": whole("a.w"), "l.0.e.1.up": whole("b.w")}, "do not all lie alike"),
-        ({"l.0.e.0.up": half(0, 0), "l.0.e.1.up": half(1, 1)}, "do not all lie alike"),
-        ({"l.0.e.0.up": whole("a.w"), "l.0.e.1.up": None}, "do not all lie alike"),
-        ({}, "has no such layer"),
+        {"l.0.e.0.up": whole("l.0.m.0.w")},
+        {"l.0.e.0.up": whole("a.5"), "l.0.e.1.up": whole("a.6"), "l.1.e.0.up": whole("a.7")},
+        {"l.0.e.0.up": whole("a.w"), "l.0.e.1.up": whole("b.w")},
+        {"l.0.e.0.up": half(0, 0), "l.0.e.1.up": half(1, 1)},
+        {"l.0.e.0.up": whole("a.w"), "l.0.e.1.up": None},
+        {},
     ],
 )
-def test_where_a_small_model_leaves_it_open_there_is_no_source(small: dict[str, Source | None], said: str) -> None:
-    with pytest.raises(BuildError, match=said):
+def test_where_a_small_model_leaves_it_open_there_is_no_source(
+    small: dict[str, Source | None], refuses: Refuses
+) -> None:
+    with refuses(BuildError):
         general({"l.3.e.3.up": (1, 1)}, small)
 
 
@@ -95,21 +98,21 @@ def test_a_tensor_is_layers_whole_and_once_or_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    "changes",
     [
-        ({"w": whole("absent")}, "no part of absent"),
-        ({"w": whole("norm")}, "no part of norm"),
-        ({"w": whole("l.0.up")}, "no part of l.0.up"),
-        ({"e.1.1": half(2, 1)}, "no part of l.0.up"),
-        ({"e.1.1": half(1, 2)}, "no part of l.0.up"),
-        ({"e.1.1": half(1, 1, transposed=True)}, "no part of l.0.up"),
-        ({"v": whole("w"), "w": whole("w")}, "where another layer lies"),
-        ({"e.1.1": None}, "in part layers"),
-        ({"e.1.1": None, "e.1.0": None}, "in part layers"),
+        {"w": whole("absent")},
+        {"w": whole("norm")},
+        {"w": whole("l.0.up")},
+        {"e.1.1": half(2, 1)},
+        {"e.1.1": half(1, 2)},
+        {"e.1.1": half(1, 1, transposed=True)},
+        {"v": whole("w"), "w": whole("w")},
+        {"e.1.1": None},
+        {"e.1.1": None, "e.1.0": None},
     ],
 )
-def test_a_source_that_does_not_fit_is_refused(changes: dict[str, Source | None], said: str) -> None:
-    with pytest.raises(BuildError, match=said):
+def test_a_source_that_does_not_fit_is_refused(changes: dict[str, Source | None], refuses: Refuses) -> None:
+    with refuses(BuildError):
         confirm(SHAPES, every({**EXPERTS, **changes}), TABLE)
 
 
@@ -145,13 +148,13 @@ def test_a_block_that_is_numbered_on_from_the_others_follows_those_of_the_small_
 
 
 @pytest.mark.parametrize("name", ["mtp.fc", "mtp.l.0.other", "mtp.l.0.q"])
-def test_a_size_of_which_nothing_is_known_names_the_tensor(name: str) -> None:
-    with pytest.raises(BuildError, match=name):
+def test_a_size_of_which_nothing_is_known_names_the_tensor(name: str, refuses: Refuses) -> None:
+    with refuses(BuildError):
         unloaded(BLOCKS | {name: (96, 60)}, SMALL)
 
 
-def test_likeness_to_two_sizes_at_once_or_to_none_here_is_refused() -> None:
-    with pytest.raises(BuildError, match="in this model"):
+def test_likeness_to_two_sizes_at_once_or_to_none_here_is_refused(refuses: Refuses) -> None:
+    with refuses(BuildError):
         unloaded(BLOCKS | {"mtp.l.0.q": (96, 64)}, SMALL | {"l.1.q": (8, 8)})
-    with pytest.raises(BuildError, match="in this model"):
+    with refuses(BuildError):
         unloaded(BLOCKS | {"mtp.l.0.q": (96, 64)}, {"l.0.e.0.w": (24, 16)})

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import nobody, on_a_disk, on_disk
+from tests.conftest import Refuses
 
 from requant.digest import canonical_json, sha256
 from requant.errors import CheckpointError
@@ -133,16 +134,16 @@ def test_the_hardware_class_is_read_back(hardware: dict[str, Any]) -> None:
 )
 def test_what_states_no_hardware_class_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "intoto.jsonl").write_bytes(text)
-    with pytest.raises(CheckpointError, match=r"intoto\.jsonl: not a statement of a build") as caught:
+    with pytest.raises(CheckpointError, match=r"intoto\.jsonl: ") as caught:
         hardware_of(tmp_path / "intoto.jsonl")
     assert str(caught.value).isprintable()
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    for name, found in (("absent", "No such file"), (".", "Is a directory")):
-        with pytest.raises(CheckpointError, match=found):
+def test_what_cannot_be_opened_is_named(tmp_path: Path, refuses: Refuses) -> None:
+    for name in ("absent", "."):
+        with refuses(CheckpointError):
             hardware_of(tmp_path / name)
     with on_disk({"locked": statement(SUBJECTS, BUILT)}) as folder:
         (folder / "locked").chmod(0)
-        with nobody(), pytest.raises(CheckpointError, match="locked: Permission denied"):
+        with nobody(), refuses(CheckpointError):
             hardware_of(folder / "locked")

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import Refuses
 from tests.corpus import BASES, headers
 from tests.tiny import EC, config
 
 from requant.errors import CheckpointError, RecipeError
-from requant.model.plan import Plan, Question, differences, read_plan, read_tensors, write_plans
+from requant.model.plan import NotPlannedError, Plan, Question, differences, read_plan, read_tensors, write_plans
 from requant.model.target import question, target_of
 from requant.model.templates import MAX_NAMES, MAX_PLACES, Template, fold, parse, unfold
 from requant.protocol import Layer, Model, Source, Survey
@@ -103,18 +104,17 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "edited", [Question("W8A16", 128, ASKED.ignore), replace(ASKED, group_size=64), replace(ASKED, ignore=("lm_head",))]
 )
-def test_the_plan_of_a_recipe_that_was_edited_is_refused(edited: Question, file: Path) -> None:
-    with pytest.raises(RecipeError, match="was asked for with") as refused:
+def test_the_plan_of_a_recipe_that_was_edited_is_refused(edited: Question, file: Path, refuses: Refuses) -> None:
+    with refuses(RecipeError):
         read_plan(file, "base", edited)
-    assert refused.value.advice == f"Ask for it: requant plan {file.parent} --record"
     assert read_tensors(file) == plan("mini").tensors
 
 
-def test_a_target_that_is_not_there_is_named(file: Path) -> None:
-    with pytest.raises(RecipeError, match="no plan of demo"):
+def test_a_target_that_is_not_there_is_named(file: Path, refuses: Refuses) -> None:
+    with refuses(NotPlannedError):
         read_plan(file, "demo", ASKED)
     file.unlink()
-    with pytest.raises(RecipeError, match="No such file"):
+    with refuses(RecipeError):
         read_plan(file, "base", ASKED)
 
 

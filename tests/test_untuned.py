@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.tiny import tiny
 
 from requant import audit as auditing
@@ -327,22 +327,24 @@ def test_a_version_that_is_none_is_a_difference(version: object, copy: Path, set
     assert audited.untuned(audited.manifest(silent), VERSION).outcome is Outcome.DIFFERENT
 
 
-def test_what_tuning_needs_must_be_there_and_all_else_may_be_gone(copy: Path, setting: Setting) -> None:
+def test_what_tuning_needs_must_be_there_and_all_else_may_be_gone(
+    copy: Path, setting: Setting, refuses: Refuses
+) -> None:
     rewritten(copy, lambda shards: [tensors.pop(NORM, None) for tensors in shards.values()])
     audited = Audited(copy, setting, stated(None))
     some = audited.untuned(audited.manifest(silent), VERSION)
     assert [(each.kind, each.name) for each in some.deviations] == [("missing tensor", NORM)]
     code = f"{LAYER}0.mlp.shared_expert.up_proj.qweight"
     rewritten(copy, lambda shards: [tensors.pop(code, None) for tensors in shards.values()])
-    with pytest.raises(CheckpointError, match="the recipe means"):
+    with refuses(CheckpointError):
         Audited(copy, setting, stated(None))
 
 
-def test_codes_that_the_recipe_does_not_mean_are_not_replayed(copy: Path, setting: Setting) -> None:
+def test_codes_that_the_recipe_does_not_mean_are_not_replayed(copy: Path, setting: Setting, refuses: Refuses) -> None:
     """A replay would take them for the layer's weight, and every block behind it would seem changed."""
     more = f"{LAYER}1.mlp.gate.qweight"
     rewritten(copy, lambda shards: shards[EXTRAS].update({more: Tensor(Spec("I32", (1,)), Held(bytes(4)))}))
-    with pytest.raises(CheckpointError, match=f"{more} is .*, the recipe means no such tensor"):
+    with refuses(CheckpointError):
         Audited(copy, setting, stated(None))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from typer.testing import CliRunner
 
 from requant.cli.options import app
@@ -97,13 +97,13 @@ def test_a_newer_lock_is_shown_and_written_only_when_asked(lockfiles: Path) -> N
 @pytest.mark.parametrize(
     "cutoff", ["2026-06-01", "2026-6-1T0:0:0Z", "2026-06-31T00:00:00Z", "2026-06-01T00:00:00", "x"]
 )
-def test_a_cutoff_that_is_none(lockfiles: Path, cutoff: str) -> None:
-    with pytest.raises(UsageError, match="expected an instant"):
+def test_a_cutoff_that_is_none(lockfiles: Path, cutoff: str, refuses: Refuses) -> None:
+    with refuses(UsageError):
         update_locks(lockfiles, ["build-image"], cutoff)
 
 
-def test_a_cutoff_that_lies_ahead(lockfiles: Path) -> None:
-    with pytest.raises(UsageError, match="lies ahead"):
+def test_a_cutoff_that_lies_ahead(lockfiles: Path, refuses: Refuses) -> None:
+    with refuses(UsageError):
         update_locks(lockfiles, ["build-image"], "2099-01-01T00:00:00Z")
 
 
@@ -201,11 +201,10 @@ def test_one_image_is_asked_for_by_name(lockfiles: Path, registry: Path) -> None
     assert file.read_text().count("`requant update images cpu`") == file.read_text().count("# Why this one.\n") == 1
 
 
-def test_an_image_that_there_is_not(lockfiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_there_is_not(lockfiles: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UsageError, match=r"^nope: .*images\.toml has no such image$") as refused:
+    with refuses(UsageError):
         update_images(lockfiles, ["cpu", "nope"])
-    assert refused.value.advice == "There are cpu, cu124, cu130, current, gb10."
 
 
 @pytest.mark.usefixtures("newer_pip")
@@ -223,27 +222,26 @@ def test_an_image_that_is_not_pinned_yet_stops_no_other_update(lockfiles: Path, 
     }
 
 
-def test_no_registry_answers(lockfiles: Path, registry: Path) -> None:
+def test_no_registry_answers(lockfiles: Path, registry: Path, refuses: Refuses) -> None:
     registry.write_text("{}")
-    with pytest.raises(NotAvailableError, match=r"python:3\S+: no registry answers .*(\n.*)*no such host") as raised:
+    with refuses(NotAvailableError):
         update_images(lockfiles)
-    assert raised.value.exit_status == 8
 
 
-def test_no_docker(lockfiles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_docker(lockfiles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refuses: Refuses) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotAvailableError, match="no registry answers with a digest: docker: no such program"):
+    with refuses(NotAvailableError):
         update_images(lockfiles)
 
 
 @pytest.mark.parametrize("answer", ["", "null", "{}", '{"digest": "sha256:12"}', '{"digest": 5}', "Name: python"])
-def test_an_answer_without_a_digest(lockfiles: Path, registry: Path, answer: str) -> None:
+def test_an_answer_without_a_digest(lockfiles: Path, registry: Path, answer: str, refuses: Refuses) -> None:
     registry.write_text(json.dumps(dict.fromkeys(json.loads(registry.read_text()), answer)))
-    with pytest.raises(NotAvailableError, match="no registry answers with a digest: "):
+    with refuses(NotAvailableError):
         update_images(lockfiles)
 
 
-def test_a_tag_that_names_nothing_for_the_platform(lockfiles: Path, registry: Path) -> None:
+def test_a_tag_that_names_nothing_for_the_platform(lockfiles: Path, registry: Path, refuses: Refuses) -> None:
     registry.write_text(registry.read_text().replace("arm64", "riscv64"))
-    with pytest.raises(LockError, match=r"gb10: .* names 0 images for linux/arm64, expected one"):
+    with refuses(LockError):
         update_images(lockfiles)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import SMALL, checkpoints, frame, nobody, on_a_disk, on_disk, shard, write
+from tests.conftest import Refuses, Worded
 from tests.hub import running
 
 import requant
@@ -379,11 +380,11 @@ def test_a_folder_in_place_of_a_file_is_a_missing_file(tmp_path: Path) -> None:
     assert named(verify(tmp_path, manifest)) == {("missing file", "config.json", "config.json")}
 
 
-def test_a_folder_named_like_a_shard_is_refused(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_shard_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     """Whatever looks for `*.safetensors` meets it."""
     manifest = make_manifest(write(tmp_path, SMALL))
     (tmp_path / "extra.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=r"extra\.safetensors: not a regular file"):
+    with refuses(CheckpointError):
         verify(tmp_path, manifest)
 
 
@@ -402,17 +403,17 @@ def test_a_file_that_cannot_be_read_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("plant", [lambda path: path.symlink_to("config.json"), os.mkfifo])
 def test_a_link_or_a_pipe_is_an_error_even_where_it_leads_to_the_recorded_bytes(
-    tmp_path: Path, plant: Callable[[Path], None]
+    tmp_path: Path, plant: Callable[[Path], None], refuses: Refuses
 ) -> None:
     manifest = make_manifest(write(tmp_path, {**SMALL, "copy.json": SMALL["config.json"]}))
     (tmp_path / "copy.json").unlink()
     plant(tmp_path / "copy.json")
-    with pytest.raises(CheckpointError, match=r"copy\.json: not a regular file"):
+    with refuses(CheckpointError):
         verify(tmp_path, manifest)
 
 
 @pytest.fixture
-def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A checkpoint in the Hub's cache, brought there by the Hub's own library."""
     library = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -421,20 +422,20 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(library.snapshot_download("o/n", cache_dir=tmp_path / "cache", endpoint=hub.url))
 
 
-def test_a_snapshot_of_the_hubs_cache_is_read_as_it_stands(snapshot: Path, tmp_path: Path) -> None:
-    assert (snapshot / SECOND).is_symlink() and (snapshot / "sub" / "x").is_symlink()
+def test_a_snapshot_of_the_hubs_cache_is_read_as_it_stands(downloaded: Path, tmp_path: Path) -> None:
+    assert (downloaded / SECOND).is_symlink() and (downloaded / "sub" / "x").is_symlink()
     manifest = make_manifest(write(tmp_path / "plain", {**SMALL, "sub/x": b"."}))
-    assert make_manifest(snapshot) == manifest
-    assert verify(snapshot, manifest).outcome is Outcome.IDENTICAL
-    assert open_checkpoint(snapshot).tensors.keys() == {"a", "b", "c"}
-    assert read_headers(snapshot).shards.keys() == {FIRST, SECOND}
-    with open_reader(str(snapshot)) as source:
+    assert make_manifest(downloaded) == manifest
+    assert verify(downloaded, manifest).outcome is Outcome.IDENTICAL
+    assert open_checkpoint(downloaded).tensors.keys() == {"a", "b", "c"}
+    assert read_headers(downloaded).shards.keys() == {FIRST, SECOND}
+    with open_reader(str(downloaded)) as source:
         into = bytearray(4)
         source.read(source.tensors["c"], 0, memoryview(into))
     assert into == C[2]
-    blob = (snapshot / SECOND).resolve()
+    blob = (downloaded / SECOND).resolve()
     blob.write_bytes(shard({"c": A}))
-    assert ("changed tensor", "c", SECOND) in named(verify(snapshot, manifest))
+    assert ("changed tensor", "c", SECOND) in named(verify(downloaded, manifest))
 
 
 LINKS: dict[str, Callable[[Path], object]] = {
@@ -450,7 +451,7 @@ LINKS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("plant", LINKS.values(), ids=LINKS)
 def test_a_link_of_the_hubs_cache_that_leads_elsewhere_is_refused(
-    tmp_path: Path, plant: Callable[[Path], object]
+    tmp_path: Path, plant: Callable[[Path], object], refuses: Refuses
 ) -> None:
     repository = tmp_path / "models--o--n"
     write(tmp_path, {"models--o--m/blobs/1": b"x"})
@@ -458,14 +459,14 @@ def test_a_link_of_the_hubs_cache_that_leads_elsewhere_is_refused(
     snapshot = repository / "snapshots" / "r"
     (repository / "blobs" / "aside").symlink_to(tmp_path / "models--o--m" / "blobs")
     plant(snapshot / "model.safetensors")
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with refuses(CheckpointError):
         listing(snapshot)
 
 
-def test_links_to_blobs_outside_of_a_cache_are_refused(tmp_path: Path) -> None:
+def test_links_to_blobs_outside_of_a_cache_are_refused(tmp_path: Path, refuses: Refuses) -> None:
     write(tmp_path, {"r/blobs/1": b"x", "r/other/v/config.json": b""})
     (tmp_path / "r" / "other" / "v" / "x").symlink_to("../../blobs/1")
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with refuses(CheckpointError):
         listing(tmp_path / "r" / "other" / "v")
 
 
@@ -570,30 +571,29 @@ def bytes_of_no_letter(folder: Path) -> None:
     Path(os.fsdecode(bytes(folder / "checkpoint") + b"/\xff")).touch()
 
 
-BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no checkpoint": (lambda folder: (folder / "checkpoint").rename(folder / "other"), "checkpoint: no such folder"),
-    "a link": (lambda folder: (folder / "checkpoint" / "x").symlink_to("/"), "x: not a regular file"),
-    "a pipe": (lambda folder: os.mkfifo(folder / "checkpoint" / "x"), "x: not a regular file"),
-    "a name that is no text": (bytes_of_no_letter, r"\udcff"),
-    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
-    "an empty manifest": (lambda folder: (folder / "manifest.json").write_bytes(b""), "manifest.json: not a manifest"),
-    "an unknown key": (unknown_key, "manifest.json: not a manifest: top level: unknown key 'host'"),
-    "half a surrogate pair": (surrogate, "surrogate"),
-    "a path that leads out": (traversal, "'../../etc/passwd' is no path inside a checkpoint"),
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "no checkpoint": lambda folder: (folder / "checkpoint").rename(folder / "other"),
+    "a link": lambda folder: (folder / "checkpoint" / "x").symlink_to("/"),
+    "a pipe": lambda folder: os.mkfifo(folder / "checkpoint" / "x"),
+    "a name that is no text": bytes_of_no_letter,
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "an empty manifest": lambda folder: (folder / "manifest.json").write_bytes(b""),
+    "an unknown key": unknown_key,
+    "half a surrogate pair": surrogate,
+    "a path that leads out": traversal,
 }
 
 
 @pytest.mark.parametrize("command", [BARE, (*CLI, "--json")], ids=["standard library", "requant"])
-@pytest.mark.parametrize(("spoil", "found"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
 def test_broken_input_is_an_error_of_status_6_and_not_a_traceback(
-    folder: Path, command: tuple[str, ...], spoil: Callable[[Path], object], found: str
+    folder: Path, command: tuple[str, ...], spoil: Callable[[Path], object], worded: Worded
 ) -> None:
     spoil(folder)
     done = run(command, folder / "checkpoint", folder / "manifest.json")
     assert done.returncode == 6
     assert done.stdout == "" if command == BARE else json.loads(done.stdout)["exit_status"] == 6
-    assert found in done.stderr
-    assert "Traceback" not in done.stderr
+    worded(done.stderr)
 
 
 @pytest.mark.parametrize("command", [BARE, CLI], ids=["standard library", "requant"])

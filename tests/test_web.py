@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import close_session
 from tests.cases.tiny_models import healthy
+from tests.conftest import Refuses
 from tests.hub import answering, running
 
 from requant.check.reader import open_reader
@@ -48,17 +49,17 @@ def listed(value: Any) -> bytes:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_list_without_an_end(verb: Callable[[str, str], Any]) -> None:
+def test_a_list_without_an_end(verb: Callable[[str, str], Any], refuses: Refuses) -> None:
     with answering(lambda _: itertools.chain([head()], itertools.repeat(BIG))) as (url, sent):
-        with pytest.raises(CheckpointError, match=r"/api/models/o/n/revision/main: more than"):
+        with refuses(CheckpointError, shared=True):
             verb("o/n@main", url)
         assert sum(sent) < 10 * hub.MAX_LISTING
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_list_that_is_a_bomb(verb: Callable[[str, str], Any]) -> None:
+def test_a_list_that_is_a_bomb(verb: Callable[[str, str], Any], refuses: Refuses) -> None:
     bomb = head("Content-Encoding: gzip\r\n") + gzip.compress(bytes(1 << 26))
-    with answering(lambda _: [bomb]) as (url, _), pytest.raises(NotAvailableError, match="asked not to be compressed"):
+    with answering(lambda _: [bomb]) as (url, _), refuses(NotAvailableError, shared=True):
         verb("o/n@main", url)
 
 
@@ -95,7 +96,9 @@ def test_a_list_that_is_none(verb: Callable[[str, str], Any], value: Any) -> Non
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("drip", ["list", "head", "file", "file's head"])
-def test_a_byte_at_a_time(verb: Callable[[str, str], Any], drip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_byte_at_a_time(
+    verb: Callable[[str, str], Any], drip: str, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
     monkeypatch.setenv("REQUANT_TIMEOUT", "0.5")
 
     def answer(path: str) -> Iterator[bytes]:
@@ -109,17 +112,16 @@ def test_a_byte_at_a_time(verb: Callable[[str, str], Any], drip: str, monkeypatc
             time.sleep(0.1)
 
     began = time.monotonic()
-    with answering(answer) as (url, _), pytest.raises(NotAvailableError, match="too slow") as caught:
+    with answering(answer) as (url, _), refuses(NotAvailableError, vary=r"(?<=PORT)\S+(?=: )", shared=True):
         verb("o/n@main", url)
-    assert "REQUANT_TIMEOUT" in caught.value.advice
     assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_redirects_are_few_and_their_bodies_unread(verb: Callable[[str, str], Any]) -> None:
+def test_redirects_are_few_and_their_bodies_unread(verb: Callable[[str, str], Any], refuses: Refuses) -> None:
     away = head("Location: /again\r\n", "302 Found")
     with answering(lambda _: itertools.chain([away], itertools.repeat(BIG))) as (url, sent):
-        with pytest.raises(NotAvailableError, match="redirected more than 5 times"):
+        with refuses(NotAvailableError, shared=True):
             verb("o/n@main", url)
         assert sum(sent) < 64 * len(BIG) * (2 + web.REDIRECTS)
 
@@ -134,7 +136,9 @@ def test_a_size_that_is_none(size: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_headers_are_bounded_together(verb: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_bounded_together(
+    verb: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
     monkeypatch.setattr(hub, "MAX_HEADERS", 1000)
     header = b'{"a%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'.ljust(400)
     file = len(header).to_bytes(8, "little") + header
@@ -142,7 +146,7 @@ def test_headers_are_bounded_together(verb: Callable[[str, str], Any], monkeypat
         for number in range(9):
             Path(folder, f"{number}.safetensors").write_bytes(file.replace(b"%d", b"%02d" % number))
         served.serve("model", "o/n", COMMIT, Path(folder))
-        with pytest.raises(CheckpointError, match="headers have more than 1,000 bytes in all"):
+        with refuses(CheckpointError, shared=True):
             verb("o/n@main", served.url)
 
 
@@ -159,10 +163,10 @@ def test_nothing_is_asked_but_the_list_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_nobody_there_is_told_by_address_and_without_the_password(verb: Callable[[str, str], Any]) -> None:
-    with pytest.raises(
-        NotAvailableError, match=r"http://127\.0\.0\.1:1/api/models/o/n/revision/main: Connect"
-    ) as caught:
+def test_nobody_there_is_told_by_address_and_without_the_password(
+    verb: Callable[[str, str], Any], refuses: Refuses
+) -> None:
+    with refuses(NotAvailableError, shared=True) as caught:
         verb("o/n@main", "http://me:secret@127.0.0.1:1")
     assert "secret" not in str(caught.value)
 
@@ -172,10 +176,12 @@ def pins(size: int | None) -> Pins:
 
 
 @pytest.mark.parametrize("offered", ["", "Content-Length: 99999999999\r\n"])
-def test_a_file_without_a_pinned_size_is_bounded(offered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_a_pinned_size_is_bounded(
+    offered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
     monkeypatch.setattr(download, "MAX_UNSIZED", 1 << 20)
     endless = lambda _: itertools.chain([head(offered)], itertools.repeat(BIG))  # noqa: E731
-    with answering(endless) as (url, _), pytest.raises(CheckpointError, match="no size is pinned"):
+    with answering(endless) as (url, _), refuses(CheckpointError, vary="found [0-9,]+", shared=True):
         fetch(pins(None), tmp_path, endpoint=url)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 2 << 20
 
@@ -189,9 +195,9 @@ def test_a_download_that_never_gets_further_ends(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x"])
-def test_a_timeout_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
     monkeypatch.setenv("REQUANT_TIMEOUT", text)
-    with pytest.raises(UsageError, match="REQUANT_TIMEOUT"):
+    with refuses(UsageError, vary=f"={text}", shared=True):
         web.Patience()
 
 

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refuses
 from tests.test_running import line, locks
 
 from requant.digest import sha256_file
@@ -48,21 +48,20 @@ def test_fetched_once_and_confirmed(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "house").iterdir()) == sorted(path.name for path in found.values())
 
 
-def test_an_altered_wheel_is_refused_by_name(folder: Path) -> None:
+def test_an_altered_wheel_is_refused_by_name(folder: Path, refuses: Refuses) -> None:
     lock = tiny(folder)
     six = next(path for pin, path in wheels(lock).items() if pin.name == "six")
     with zipfile.ZipFile(six, "a") as wheel:
         wheel.writestr("six_more.py", "")
-    with pytest.raises(LockError, match=r"six-.*\.whl: altered: .* for six") as refused:
+    with refuses(LockError, vary=r"\b[0-9a-f]{64}\b"):
         wheels(lock)
-    assert "fetched anew" in refused.value.advice
     six.unlink()
     assert wheels(lock)
 
 
 def test_another_file_than_the_lock_states(folder: Path) -> None:
     flipped = line("six==")[:-1] + ("0" if line("six==")[-1] != "0" else "1")
-    with pytest.raises(LockError, match="does not have the hash that the lock states"):
+    with pytest.raises(LockError, match="six"):
         wheels(locks(folder, flipped))
 
 

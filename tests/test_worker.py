@@ -198,7 +198,7 @@ def logged(folder: Path) -> list[tuple[str, ...]]:
 
 
 def journalled(folder: Path) -> list[tuple[str, ...]]:
-    losses = [line.loss for line in read_journal(beside(folder, "journal.jsonl")).blocks]
+    losses = [loss for line in read_journal(beside(folder, "journal.jsonl")).blocks if (loss := line.loss)]
     return [
         (f"{float.fromhex(loss.initial):.6f}", str(loss.best_iteration), f"{float.fromhex(loss.best):.6f}")
         for loss in losses

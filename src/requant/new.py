@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from requant.checkpoint.files import is_companion, is_opaque, list_files
 from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256
-from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
 from requant.hub import web
 from requant.hub.pinned import PinnedFile, Pins
 from requant.hub.repository import listing, named
@@ -34,7 +34,7 @@ from requant.model.rules import SIZES
 from requant.model.shrink import shrink
 from requant.model.summary import Summary, summarize
 from requant.model.tables import table_of
-from requant.model.target import question
+from requant.model.target import question, target_of
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
@@ -72,6 +72,8 @@ ENVIRONMENTS: Mapping[Environment, tuple[str, Environment]] = {
 }
 """The accelerator of each environment, "" for a CPU, and the environment of its tiny models: the same AutoRound, or the
 nearest release of it."""
+TINY_ITERATIONS = 6
+"""Iterations of a tiny model, at most."""
 NEWEST = "main"
 """The revision of a repository that is meant where none is named; what it stands for now is pinned."""
 TEXT = "pile-10k.json"
@@ -113,6 +115,9 @@ def new(
     symmetric: bool = True,
     group_size: GroupSize = 128,
     packing_format: Format | None = None,
+    iterations: int | None = None,
+    search_scales: bool = True,
+    ignore: Sequence[str] = (),
     sandbox: str = "venv",
     tell: Tell = silent,
     endpoint: str | None = None,
@@ -120,12 +125,14 @@ def new(
     """Write `builds/NAME/` of a project for a base: the folder `source`, or else `owner/name[@revision]` on the Hub.
 
     Of a repository headers and small files are fetched, and no weight; `endpoint` overrides the library's. Without a
-    `packing_format` it is the one that AutoRound chooses for the scheme.
+    `packing_format` it is the one that AutoRound chooses for the scheme, without `iterations` their number is the
+    preset's. At 0 of them weights are rounded, to scales that are searched where codes are symmetric and
+    `search_scales` is true. `ignore` are parts of names of layers that stay float.
 
     Raises UsageError for a name that is taken or cannot be one and for a scheme that AutoRound cannot write in this
-    format, CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for the
-    network and refusals, RecipeError for a config.json that no rule shrinks, BuildError where AutoRound does not take
-    the model.
+    format, RecipeError for what cannot be asked of this base, and for a config.json that no rule shrinks,
+    CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for the network and
+    refusals, BuildError where AutoRound does not take the model.
     """
     builds = project / "builds"
     if not NAME.fullmatch(name):
@@ -138,7 +145,9 @@ def new(
     builds.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=builds) as folder:
         place = Path(folder)
-        (place / RECIPE).write_text(_recipe(name, base, preset, environment, stored))
+        effort = PRESETS[preset] if iterations is None else PRESETS[preset]._replace(iterations=iterations)
+        search = search_scales and symmetric
+        (place / RECIPE).write_text(_recipe(name, base, effort, environment, stored, ignore, search=search))
         asked = read_recipe(place)
         plans = ask(asked, base.configs, base.specs, sandbox=sandbox, tell=tell)
         write_plans(place / FILE, question(asked), plans)
@@ -148,6 +157,12 @@ def new(
         for file, text in ((bases / f"{name}.json", base.pins.to_json()), (bases / f"{name}.config.json", config)):
             file.write_text(text)
             written.append(file)
+        try:
+            target_of(asked, None)
+        except RecipeError:
+            for file in written[-2:]:
+                file.unlink()
+            raise
         place.chmod(0o755)
         place.rename(builds / name)
         place.mkdir()  # for the context manager to remove
@@ -242,8 +257,16 @@ def _hours(size: int, effort: Effort) -> float:
     return max(0.1, round(9.0 * size / 71.9e9 * tokens / (400 * 8 * 4096), 1))
 
 
-def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, scheme: Scheme) -> str:
-    effort = PRESETS[preset]
+def _recipe(
+    name: str,
+    base: _Base,
+    effort: Effort,
+    environment: Environment,
+    scheme: Scheme,
+    ignore: Sequence[str],
+    *,
+    search: bool,
+) -> str:
     table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
     has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
@@ -266,7 +289,9 @@ def _recipe(name: str, base: _Base, preset: Preset, environment: Environment, sc
         "samples": effort.samples,
         "sequence_length": effort.sequence_length,
         "precision": "bfloat16" if gpu else "float32",
-        "ignore": json.dumps(list(table.mtp_float) if has_mtp else []),
+        "search": "" if effort.iterations else f"\nsearch_scales = {json.dumps(search)}",
+        "tiny_iterations": min(effort.iterations, TINY_ITERATIONS),
+        "ignore": json.dumps([*ignore, *(table.mtp_float if has_mtp else ())]),
         "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
         "shards": max(1, math.ceil(_packed_share(scheme) * base.bytes / SHARD)),
         "device": "cuda" if gpu else "cpu",

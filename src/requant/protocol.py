@@ -52,8 +52,8 @@ class Tuning:
     """What every task that runs the model is given.
 
     `base` and `text` are paths; `environment` and `base_digest` are digests for the header of the journal.
-    `accelerator` is the UUID of the GPU, "" for a CPU. `blocks` and `packed` are the plan's: AutoRound is held against
-    it before it tunes.
+    `accelerator` is the UUID of the GPU, "" for a CPU. `blocks`, `packed` and the packed layers that are stored in
+    their `own` way are the plan's: AutoRound is held against it before it tunes.
     """
 
     tiny: str | None
@@ -64,6 +64,7 @@ class Tuning:
     accelerator: str
     blocks: tuple[str, ...]
     packed: tuple[str, ...]
+    own: "Mapping[str, Own]"
 
 
 @dataclass(frozen=True)
@@ -204,15 +205,26 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Own:
+    """How the quantizer packs a layer that is not as the recipe's scheme says; `reason` names the pattern that asks."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """A linear layer [out, in] as the quantizer sees it; `reason` says why it is not packed, "" where it is.
 
-    `source` is None where the weight is no such part of one tensor.
+    `source` is None where the weight is no such part of one tensor, `own` where a packed one is in the recipe's scheme.
     """
 
     shape: tuple[int, int]
     reason: str
     source: Source | None
+    own: Own | None = None
 
     @property
     def packed(self) -> bool:

@@ -1,16 +1,18 @@
 """A recipe: everything that a person asks for and that can change a byte of the checkpoint, complete and strict.
 
-Every key must be there and no other may be: nothing is inherited, defaulted or read from the environment.
-The dataclasses below are the whole language.
+Every key must be there and no other may be: nothing is inherited, defaulted or read from the environment. A key whose
+field has a default is there exactly where it says something. The dataclasses below are the whole language.
 """
 
+import json
 import math
 import re
 import reprlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from requant.digest import MAX_TOML, canonical_json, read_whole, sha256
@@ -68,12 +70,16 @@ class Scheme:
         """
         if self.format in self.formats:
             return ""
-        kind = f"{'symmetric' if self.symmetric else 'asymmetric'} codes of {self.bits} bits"
+        kind = f"{_kind(self.symmetric)} codes of {self.bits} bits"
         if self.format == "auto_round":
             return f"AutoRound writes {kind} as {self.formats[0]} under this name"
         if self.format == "auto_round:auto_awq":
             return "AWQ's layout has 4 bits only"
         return "AutoRound stores an asymmetric zero point of 0 as -1 there, which changes the ones beside it"
+
+
+def _kind(symmetric: bool) -> str:
+    return "symmetric" if symmetric else "asymmetric"
 
 
 SCHEMES: Mapping[SchemeName, int] = {"W2A16": 2, "W3A16": 3, "W4A16": 4, "W8A16": 8}
@@ -84,7 +90,11 @@ DATA_TYPE, SCALE_DTYPE = "int", "float16"
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a recipe chooses of AutoRound's arguments; the others are literals in `worker/autoround/tuning.py`."""
+    """What a recipe chooses of AutoRound's arguments; the others are literals in `worker/autoround/tuning.py`.
+
+    At 0 `iterations` nothing is tuned: each weight is rounded to nearest, and `search_scales` says, there alone,
+    whether AutoRound seeks scales first (`enable_opt_rtn`) or takes those of the widest weights (`disable_opt_rtn`).
+    """
 
     iterations: int
     batch_size: int
@@ -98,6 +108,7 @@ class Tuning:
     keep_best: bool
     patience: int
     low_gpu_memory: bool
+    search_scales: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +124,37 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class LayerScheme:
+    """How layers are stored that have a scheme of their own, in the format of all."""
+
+    name: SchemeName
+    symmetric: bool
+    group_size: GroupSize
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return SCHEMES[self.name]
+
+    def fault(self, packing_format: Format) -> str:
+        """Say why AutoRound 0.12.2 cannot write this in the format of a recipe, "" where it can."""
+        if packing_format == "auto_round:auto_awq" and self.bits != 4:
+            return "a name of 4 bits: AWQ's layout has no others"
+        if packing_format == "auto_round:auto_gptq" and not self.symmetric:
+            return "symmetric: AutoRound stores an asymmetric zero point of 0 as -1 there"
+        return ""
+
+
+@dataclass(frozen=True)
 class Layers:
-    """Layers that stay float: AutoRound's `ignore_layers`, each pattern a part of a layer's name."""
+    """Layers that are not as `[scheme]` says, each pattern a part of their names.
+
+    `ignore` are those that stay float: AutoRound's `ignore_layers`. `schemes` are those of a scheme of their own:
+    AutoRound's `layer_config`. A layer beside the blocks, such as `lm_head`, becomes codes only where it has one.
+    """
 
     ignore: tuple[str, ...]
+    schemes: Mapping[str, LayerScheme] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,6 +226,11 @@ class Recipe:
     tiny: Tiny
 
     @property
+    def rounds(self) -> bool:
+        """Whether nothing is tuned."""
+        return self.tuning.iterations == 0
+
+    @property
     def name(self) -> str:
         """The name of the build: that of its folder."""
         return self.path.parent.name
@@ -247,7 +290,7 @@ def read_recipe(path: Path) -> Recipe:
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
     tables = {field: kind for field, kind in get_type_hints(Recipe).items() if field not in ("path", "digest")}
-    _same_keys(path, "", document, set(tables))
+    _same_keys(path, "", document, set(tables), set(tables))
     values = {
         key: _table(path, key, kind, document[key])
         if hasattr(kind, "__dataclass_fields__")
@@ -268,15 +311,33 @@ def _table(path: Path, name: str, kind: Any, found: object) -> Any:
     if not isinstance(found, dict):
         raise RecipeError(f"{path}: {name}: found {found!r}, expected a table [{name}]")
     hints = get_type_hints(kind)
-    _same_keys(path, f"{name}.", found, {field.name for field in fields(kind)})
-    return kind(**{key: _value(path, f"{name}.{key}", hints[key], value) for key, value in found.items()})
+    needed = {each.name for each in fields(kind) if not _has_default(each)}
+    _same_keys(path, f"{name}.", found, {each.name for each in fields(kind)}, needed)
+    return kind(
+        **{
+            key: _tables(path, f"{name}.{key}", get_args(hints[key])[1], value)
+            if get_origin(hints[key]) is Mapping
+            else _value(path, f"{name}.{key}", hints[key], value)
+            for key, value in found.items()
+        }
+    )
 
 
-def _same_keys(path: Path, prefix: str, found: dict[str, Any], allowed: set[str]) -> None:
+def _tables(path: Path, name: str, kind: Any, found: object) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: {name}: found {reprlib.repr(found)}, expected a table [{name}] of tables")
+    return {key: _table(path, f"{name}.{json.dumps(key)}", kind, value) for key, value in found.items()}
+
+
+def _has_default(each: Field[Any]) -> bool:
+    return not (each.default is MISSING and each.default_factory is MISSING)
+
+
+def _same_keys(path: Path, prefix: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:
     for key in found:
         if key not in allowed:
             raise RecipeError(f"{path}: {prefix}{key}: unknown key; allowed here: {', '.join(sorted(allowed))}")
-    for key in sorted(allowed - found.keys()):
+    for key in sorted(needed - found.keys()):
         raise RecipeError(f"{path}: {prefix}{key}: missing", "A recipe states every value; see builds/ec/recipe.toml.")
 
 
@@ -304,7 +365,7 @@ def _allowed(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list of strings"
     if get_args(kind):
-        return " or ".join(_allowed(each) for each in get_args(kind))
+        return " or ".join(_allowed(each) for each in get_args(kind) if each is not NoneType)
     return {int: "a whole number", float: "a finite number with a point", bool: "true or false", str: "a string"}[kind]
 
 
@@ -322,20 +383,34 @@ def _check(recipe: Recipe) -> None:
         raise recipe.refusal(key, found, allowed)
 
     tuning, scheme = recipe.tuning, recipe.scheme
-    if scheme.fault:
+    widths = {each.bits for each in recipe.layers.schemes.values()}
+    if not scheme.symmetric and scheme.bits == 4 and widths - {4}:
+        if scheme.format != "auto_round":
+            refuse(
+                "scheme.format", scheme.format, "'auto_round', in which AutoRound mixes 4 asymmetric bits with others"
+            )
+    elif scheme.fault:
         refuse("scheme.format", scheme.format, f"{' or '.join(map(repr, scheme.formats))}: {scheme.fault}")
     if recipe.mtp.policy == "rtn" and not rounds_mtp(scheme):
         refuse("mtp.policy", "rtn", "'bf16': AutoRound rounds MTP as 'auto_round:auto_gptq' only, and to 4 or 8 bits")
     for table in ("tuning", "calibration", "layout", "hardware", "tiny"):
         value = getattr(recipe, table)
-        for field in fields(value):
-            number, key = getattr(value, field.name), f"{table}.{field.name}"
-            if isinstance(number, int | float) and field.name not in ("seed", "patience") and number < 0:
+        for name in (each.name for each in fields(value)):
+            number, key = getattr(value, name), f"{table}.{name}"
+            if isinstance(number, int | float) and name not in ("seed", "patience") and number < 0:
                 refuse(key, number, "0 or more")
-            if number == 0 and field.name in _AT_LEAST_ONE:
+            if number == 0 and name in _AT_LEAST_ONE:
                 refuse(key, number, "1 or more")
-            if number == 0 and field.name.endswith("learning_rate"):
+            if number == 0 and name.endswith("learning_rate"):
                 refuse(key, number, "more than 0, for which AutoRound takes a rate of its own")
+    if bool(recipe.tiny.iterations) == recipe.rounds:
+        allowed = "0, as tuning.iterations is" if recipe.rounds else "1 or more, as tuning.iterations is"
+        refuse("tiny.iterations", recipe.tiny.iterations, allowed)
+    if recipe.rounds == (tuning.search_scales is None):
+        allowed = "true or false" if recipe.rounds else "no such key: scales are searched at 0 iterations only"
+        refuse("tuning.search_scales", tuning.search_scales, allowed)
+    if tuning.search_scales and not scheme.symmetric:
+        refuse("tuning.search_scales", True, "false: AutoRound searches the scales of symmetric codes only")
     for effort, key in ((recipe.calibration, "calibration"), (recipe.tiny, "tiny")):
         step = tuning.batch_size * tuning.gradient_accumulation
         if effort.samples % tuning.batch_size or effort.samples < step:
@@ -348,13 +423,17 @@ def _check(recipe: Recipe) -> None:
         refuse("tuning.seed", tuning.seed, "0 to 4294967295, what numpy accepts")
     if tuning.patience != -1 and (tuning.patience < 1 or not tuning.keep_best):
         refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
-    for pattern in recipe.layers.ignore:
+    for pattern, own in recipe.layers.schemes.items():
+        if fault := own.fault(scheme.format):
+            refuse(f"layers.schemes.{json.dumps(pattern)}", f"{own.name}, {_kind(own.symmetric)}", fault)
+    patterns = [("layers.ignore", each) for each in recipe.layers.ignore]
+    for key, pattern in (*patterns, *(("layers.schemes", each) for each in recipe.layers.schemes)):
         if not re.fullmatch(r"[\w.]*[a-zA-Z_.]", pattern, re.ASCII):
             refuse(
-                "layers.ignore",
+                key,
                 pattern,
                 "a part of a layer's name that does not end in a digit (AutoRound adds a dot to it), no expression",
             )
 
 
-_AT_LEAST_ONE = ("iterations", "batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")
+_AT_LEAST_ONE = ("batch_size", "gradient_accumulation", "samples", "sequence_length", "shards")

@@ -391,14 +391,16 @@ class _Audited:
             ours = record.outputs, record.loss, record.tensors
             outputs_agree = ours == (line.outputs, line.loss, line.tensors)
         mine = [each for each in self.packed if each.startswith(f"{name}.")]
-        again, bits = _packed(answer), self.setting.target.form.bits
+        again = _packed(answer)
         return judge(
             name,
             number,
             inputs_agree=inputs_agree,
             outputs_agree=outputs_agree,
             distance=distance(
-                {each: again[each] for each in mine}, {each: self.published[each] for each in mine}, bits
+                {each: again[each] for each in mine},
+                {each: self.published[each] for each in mine},
+                lambda name: self.setting.target.form_at(name).bits,
             ),
             unlike=self.reference.unlike(self.setting, hardware),
         )

@@ -1,7 +1,7 @@
 """How the tensors of one block differ, tuned again and published: codes by steps, scales by ULP, all by number."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,17 +38,19 @@ class Distance:
         return some
 
 
-def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor], bits: int = 4) -> Distance | None:
-    """Hold a block's tensors, codes of `bits`, tuned again, against the published ones; None where every byte agrees.
+def distance(
+    tuned: Mapping[str, Tensor], published: Mapping[str, Tensor], bits: Callable[[str], int] = lambda _: 4
+) -> Distance | None:
+    """Hold a block's tensors, tuned again, against the published ones; None where every byte agrees.
 
-    One tensor of each side is in memory at a time. Raises CheckpointError for what cannot be read.
+    `bits` says of a tensor how wide its codes are. One tensor of each side is in memory at a time. Raises
+    CheckpointError for what cannot be read.
     """
     # Its kernels are numba's, which a pod in the worker's image has not.
     from requant.diff.difference import elements, numbers, step_counts
 
     different: list[str] = []
-    top = (1 << bits) - 1
-    steps = np.zeros(2 * top + 1, np.int64)
+    counted: Counter[int] = Counter()
     scales = farthest = 0
     for name in sorted(tuned.keys() | published.keys()):
         if name not in tuned or name not in published or tuned[name].spec != published[name].spec:
@@ -59,15 +61,14 @@ def distance(tuned: Mapping[str, Tensor], published: Mapping[str, Tensor], bits:
             continue
         different.append(name)
         if name.endswith(".qweight") and dtype == "I32":
-            words = np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4")
-            steps += step_counts(*words, bits, published[name].spec.shape[-1])[0]
+            words, top = (np.frombuffer(ours, "<u4"), np.frombuffer(theirs, "<u4")), (1 << bits(name)) - 1
+            steps = step_counts(*words, bits(name), published[name].spec.shape[-1])[0]
+            for place in np.flatnonzero(steps):
+                counted[max(-FARTHEST, min(int(place) - top, FARTHEST))] += int(steps[place])
         elif name.endswith(".scales"):
             differ, _, ulp, _ = numbers(elements(ours, dtype), elements(theirs, dtype), dtype)
             scales, farthest = scales + differ, max(farthest, int(ulp))
     if not different:
         return None
-    counted: Counter[int] = Counter()
-    for place in np.flatnonzero(steps):
-        counted[max(-FARTHEST, min(int(place) - top, FARTHEST))] += int(steps[place])
     del counted[0]
     return Distance(different[0], len(different), counted.total(), dict(counted), scales, farthest)

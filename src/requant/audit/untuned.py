@@ -86,9 +86,8 @@ def derive(context: passes.Context) -> Checkpoint:
 
     Raises BuildError where the base is not what its config.json means.
     """
-    form = context.target.form
     main = {
-        name: Tensor(spec, Made(partial(_stand_in, name, spec, form)))
+        name: Tensor(spec, Made(partial(_stand_in, name, spec, context.target.form_at(name))))
         if name.endswith(PACKED)
         else context.untuned(name)
         for name, spec in context.target.main.items()
@@ -98,8 +97,11 @@ def derive(context: passes.Context) -> Checkpoint:
 
 def tuned(context: passes.Context) -> AbstractSet[str]:
     """Return the names of the tensors that tuning decides; the zero points of symmetric codes are one constant."""
-    decided = ("qweight", "scales") if context.target.form.symmetric else PACKED
-    return {name for name in context.target.main if name.endswith(decided)}
+
+    def decided(name: str) -> bool:
+        return name.endswith(("qweight", "scales") if context.target.form_at(name).symmetric else PACKED)
+
+    return {*filter(decided, context.target.main)}
 
 
 def _stand_in(name: str, spec: Spec, form: Form) -> bytes:

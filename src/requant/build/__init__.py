@@ -23,7 +23,7 @@ from requant.digest import sha256_file
 from requant.environment import Environment
 from requant.environment.install import cache
 from requant.errors import BuildError, CheckpointError, UsageError
-from requant.evidence.journal import Follower
+from requant.evidence.journal import Follower, Loss
 from requant.evidence.statements import Provenance, differing, hardware_of, statement
 from requant.model.rules import SIZES
 from requant.model.target import target_of
@@ -228,11 +228,17 @@ def _watching(path: Path, tell: Tell) -> Callable[[], None]:
         note = ""
         if len(journal.blocks) > before:
             last = journal.blocks[-1]
-            initial, best = float.fromhex(last.loss.initial), float.fromhex(last.loss.best)
-            note = f"{last.block}: loss {initial:.6f} -> {best:.6f}, best of iteration {last.loss.best_iteration}"
+            note = f"{last.block}: {_loss(last.loss)}"
         return tell(Progress("tuning", len(journal.blocks), journal.header.blocks, note))
 
     return watch
+
+
+def _loss(loss: Loss | None) -> str:
+    if loss is None:
+        return "rounded"
+    initial, best = float.fromhex(loss.initial), float.fromhex(loss.best)
+    return f"loss {initial:.6f} -> {best:.6f}, best of iteration {loss.best_iteration}"
 
 
 def _timed() -> Callable[[], float]:

@@ -44,6 +44,7 @@ class Inputs:
             accelerator=accelerator,
             blocks=plan.blocks,
             packed=tuple(plan.packed),
+            own={name: layer.own for name, layer in plan.packed.items() if layer.own},
         )
 
     @property

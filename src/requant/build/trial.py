@@ -92,6 +92,10 @@ def trial(
         raise UsageError(f"--size {size}: no such tiny model", f"There are {', '.join(SIZES)}.")
     if iterations < 2:
         raise UsageError(f"--iterations {iterations}: expected 2 or more, to see how long one takes")
+    if recipe.rounds:
+        raise UsageError(
+            f"{recipe.path}: nothing is tuned, so no iteration can be timed", "Build its tiny model twice."
+        )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder}: is not empty", "Name a new folder with --work, or remove this one.")
     effort = _effort(recipe, rehearsal, iterations)
@@ -218,8 +222,10 @@ def _not_resumed(verdict: Verdict) -> Verdict:
 
 def _toml(document: Mapping[str, Any]) -> str:
     """Write a recipe: texts, numbers and lists of texts, in tables; JSON has the same form for these."""
-    top = [f"{key} = {json.dumps(value)}\n" for key, value in document.items() if not isinstance(value, dict)]
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in document.items() if not isinstance(value, dict)]
     for name, table in document.items():
         if isinstance(table, dict):
-            top += [f"\n[{name}]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in table.items())]
-    return "".join(top)
+            inside = {f"{name}.{json.dumps(key)}": each for key, each in table.items() if isinstance(each, dict)}
+            own = {key: each for key, each in table.items() if not isinstance(each, dict)}
+            lines += [f"\n[{name}]\n", _toml(own), _toml(inside)]
+    return "".join(lines)

@@ -27,7 +27,7 @@ from requant.errors import UsageError
 from requant.formats import Packing, packing_of
 from requant.formats.form import Form
 from requant.model.skeleton import is_modelled, skeleton
-from requant.model.target import Target, form_of, target_like
+from requant.model.target import Target, target_like
 from requant.progress import Progress, Tell, silent
 from requant.recipe import Recipe
 from requant.rounding import ways as rounding
@@ -79,10 +79,10 @@ def check(
     findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "", dtypes)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
-    expected = _expected(target) if target else None
-    if expected is not None and recipe:
-        spans = [replace(span, symmetric=recipe.scheme.symmetric) if span.packing else span for span in spans]
-        findings += _unlike(form_of(recipe), expected, spans)
+    expected = _expected(recipe, target, tiny) if recipe and target else None
+    if expected is not None and target:
+        spans = [replace(span, symmetric=_form(target, span).symmetric) if span.packing else span for span in spans]
+        findings += _unlike(target, expected, spans)
     rounds = scheme is not None and scheme.rounds
     windows = list(_windows(spans, expected, base, rounds))
     some = min(len(windows), max(1, round(sample * len(windows))))
@@ -209,6 +209,10 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
 def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     """Return the ways in which a layer can have been made: as the recipe says, or any, the dear ones last."""
     made = rounding.SYMMETRIC if span.symmetric else rounding.ASYMMETRIC
+    if kind in ROUNDED:
+        way = rounding.at_no_iterations(*ROUNDED[kind], symmetric=span.symmetric)
+        unlike = way in rounding.CHOSEN and span.packing is not None and span.packing.bits > rounding.TOLD_APART
+        return (way, FAITHFUL) if unlike else (way,)
     if kind:
         return (TUNED,) if kind == "tuned" else made
     exact = (way for way in made if way in rounding.EXACT)
@@ -218,17 +222,35 @@ def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     return (*exact, TUNED, *searched, *beyond)
 
 
-def _expected(target: Target) -> dict[str, str]:
-    """Return how the recipe makes each packed layer: `tuned`, or `rtn`."""
-    packed = dict.fromkeys(target.plan.packed, "tuned")
+ROUNDED: Mapping[str | None, tuple[bool, bool]] = {
+    "rounded": (False, False),
+    "rounded in BF16": (False, True),
+    "searched": (True, False),
+    "searched in BF16": (True, True),
+}
+"""How a recipe of 0 iterations makes layers: whether scales are searched, and whether that is done in BF16."""
+
+
+def _expected(recipe: Recipe, target: Target, tiny: bool) -> dict[str, str]:
+    """Return how the recipe makes each packed layer: `tuned`, one of `ROUNDED`, or `rtn`, as MTP is rounded."""
+    kind = "tuned"
+    if recipe.rounds:
+        half = recipe.effort(tiny).precision == "bfloat16"
+        kind = ("searched" if recipe.tuning.search_scales else "rounded") + (" in BF16" if half else "")
+    packed = dict.fromkeys(target.plan.packed, kind)
     if target.policy == "rtn":
         packed |= {name: "rtn" for name, layer in target.mtp.items() if layer.packed}
     return packed
 
 
-def _unlike(form: Form, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
+def _form(target: Target, span: Span) -> Form:
+    return target.form_at(f"{span.name}.qweight")
+
+
+def _unlike(target: Target, expected: Mapping[str, str], spans: Sequence[Span]) -> Iterator[Finding]:
     packed = {span.name: span for span in spans if span.packing or span.unmodelled}
     for name, span in packed.items():
+        form = _form(target, span)
         if name not in expected:
             yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
         elif span.unmodelled:

@@ -40,6 +40,21 @@ def new(
         Format | None,
         typer.Option("--format", help="How codes lie in files; AutoRound's choice without it.", show_default=False),
     ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of each block; 0: weights are rounded, not tuned. Without it, the preset's.",
+            show_default=False,
+        ),
+    ] = None,
+    search_scales: Annotated[
+        bool, typer.Option(help="At 0 iterations, whether AutoRound searches the scales of symmetric codes.")
+    ] = True,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A part of the names of layers that stay float; may be repeated.", show_default=False),
+    ] = None,
     project: Annotated[Path, typer.Option(help="The folder that holds builds/ and lockfiles/.")] = Path(),
     sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
@@ -56,6 +71,9 @@ def new(
             symmetric=symmetric,
             group_size=group_size,
             packing_format=packing_format,
+            iterations=iterations,
+            search_scales=search_scales,
+            ignore=ignore or (),
             sandbox=sandbox,
             tell=tell,
         )

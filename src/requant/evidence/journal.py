@@ -51,12 +51,13 @@ class Block:
     """One tuned block, by digests: what it was given, Python's random state, its tensors and both output streams.
 
     `inputs` are the streams `full` and `quantized`, and `others`: position embeddings, masks, whatever else there is.
+    `loss` is None where the block was rounded, not tuned.
     """
 
     block: str
     inputs: Mapping[str, str]
     random_state: str
-    loss: Loss
+    loss: Loss | None
     tensors: Mapping[str, str]
     outputs: Mapping[str, str]
 
@@ -216,7 +217,7 @@ def _block(value: Any, previous: str) -> Block:
     if not isinstance(value, dict) or value.pop("previous", None) != previous:
         raise ValueError("does not follow from the line before it: a line was changed, dropped or added")
     block = _printable(Block, value)
-    for loss in (block.loss.initial, block.loss.best):
+    for loss in (block.loss.initial, block.loss.best) if block.loss else ():
         if not _finite(loss):
             raise ValueError(f"loss: found {reprlib.repr(loss)}, expected a finite number as float.hex writes it")
     return block

@@ -12,20 +12,23 @@ def journal_lines(journal: Journal) -> list[str]:
     A block whose name ends in no number goes by its name.
     """
     header = [f"{key} {value}" for key, value in asdict(journal.header).items() if value is not None]
-    return header + [f"{_layer(each.block)} loss {_loss(each.loss)}" for each in journal.blocks]
+    return header + [f"{_layer(each.block)} {_loss(each.loss)}" for each in journal.blocks]
 
 
 def journal_json(journal: Journal) -> dict[str, Any]:
     """Return the journal as `--json` prints it: losses as numbers, exactly those that the journal has in hex."""
     value = asdict(journal)
     for block in value["blocks"]:
-        block["loss"] |= {key: float.fromhex(block["loss"][key]) for key in ("initial", "best")}
+        if block["loss"]:
+            block["loss"] |= {key: float.fromhex(block["loss"][key]) for key in ("initial", "best")}
     return value
 
 
-def _loss(loss: Loss) -> str:
+def _loss(loss: Loss | None) -> str:
+    if loss is None:
+        return "rounded, not tuned"
     initial, best = float.fromhex(loss.initial), float.fromhex(loss.best)
-    return f"{initial:.6f}→{best:.6f}, best of iteration {loss.best_iteration}"
+    return f"loss {initial:.6f}→{best:.6f}, best of iteration {loss.best_iteration}"
 
 
 def _layer(block: str) -> str:

@@ -1,9 +1,10 @@
-"""What all packed layers of a checkpoint have in common, whatever their shapes: how they are stored."""
+"""How packed layers of a checkpoint are stored, whatever their shapes: all alike, but those that have their own way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats import FORMATS, Format, awq, gptq
+from requant.protocol import Layer
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Form:
     def format(self) -> Format:
         """The order of codes in words, and how zero points are stored."""
         return FORMATS[self.packing_format]
+
+    def of(self, layer: Layer) -> "Form":
+        """Return how one layer is stored: in its own way, or as all are."""
+        own = layer.own
+        return replace(self, bits=own.bits, group_size=own.group_size, symmetric=own.symmetric) if own else self
 
     def specs(self, shape: tuple[int, int]) -> dict[str, Spec]:
         """Return the three tensors of a packed weight [out, in], by suffix."""

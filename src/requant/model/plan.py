@@ -8,7 +8,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.digest import MAX_INDEX, read_whole, strict_json
 from requant.errors import CheckpointError, RecipeError
+from requant.formats import BITS
 from requant.formats.form import Form
 from requant.model.templates import fold, parse, unfold
 from requant.names import NUMBER
-from requant.protocol import BASE, Layer, Source
+from requant.protocol import BASE, Layer, Own, Source
 
 FILE = "plan.json"
 BIAS = ".bias"
@@ -76,7 +77,7 @@ class Plan:
                 continue
             for each in inside[name]:
                 if layers[each].packed:
-                    packed = form.specs(layers[each].shape)
+                    packed = form.of(layers[each]).specs(layers[each].shape)
                     result |= {f"{each}.{suffix}": spec for suffix, spec in packed.items()}
                 else:
                     result[f"{each}.weight"] = Spec(self.tensors[name].dtype, layers[each].shape)
@@ -144,13 +145,19 @@ class Question:
     scheme: str
     group_size: int
     ignore: tuple[str, ...]
+    schemes: Mapping[str, tuple[str, bool, int]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as `plan.json` has it: `schemes` only where there are any."""
+        value = {"scheme": self.scheme, "group_size": self.group_size, "ignore": list(self.ignore)}
+        return value | ({"schemes": {key: list(each) for key, each in self.schemes.items()}} if self.schemes else {})
 
 
 def write_plans(file: Path, asked: Question, plans: Mapping[str, Plan]) -> None:
     """Write `plan.json`; `read_plan` inverts it, but for the order of layers."""
     value = {
         "generator": "requant plan --record",
-        "asked": {**vars(asked), "ignore": list(asked.ignore)},
+        "asked": asked.as_json(),
         **{target: _as_json(plan) for target, plan in plans.items()},
     }
     file.write_text(_pretty(value))
@@ -161,9 +168,9 @@ def read_plan(file: Path, target: str, asked: Question) -> Plan:
     advice = f"Ask for it: requant plan {file.parent} --record"
     try:
         value = strict_json(read_whole(file, MAX_INDEX))
-        if value["asked"] != {**vars(asked), "ignore": list(asked.ignore)}:
+        if value["asked"] != asked.as_json():
             raise RecipeError(
-                f"{file}: was asked for with {reprlib.repr(value['asked'])}, the recipe says {vars(asked)}", advice
+                f"{file}: was asked for with {reprlib.repr(value['asked'])}, the recipe says {asked.as_json()}", advice
             )
         if target not in value:
             raise NotPlannedError(f"{file}: no plan of {target}", advice)
@@ -200,7 +207,10 @@ def _unlike(name: str, planned: object, found: object) -> list[str]:
 
 
 def _as_json(plan: Plan) -> dict[str, Any]:
-    layers = {name: (layer.shape, layer.reason, _relative(name, layer.source)) for name, layer in plan.layers.items()}
+    layers = {
+        name: (layer.shape, layer.reason, _relative(name, layer.source), *([astuple(layer.own)] if layer.own else []))
+        for name, layer in plan.layers.items()
+    }
     elsewhere = {name: _relative(name, source) for name, source in plan.elsewhere.items()}
     return {
         "versions": dict(plan.versions),
@@ -262,9 +272,16 @@ def _spec(dtype: Any, shape: Any) -> Spec:
     return Spec(dtype, _shape(shape))
 
 
-def _layer(name: str, shape: Any, reason: Any, relative: Any) -> Layer:
+def _layer(name: str, shape: Any, reason: Any, relative: Any, own: Any = None) -> Layer:
     rows, columns = _shape(shape)
-    return Layer((rows, columns), _text(reason), _absolute(name, relative))
+    return Layer((rows, columns), _text(reason), _absolute(name, relative), None if own is None else _own(*own))
+
+
+def _own(bits: Any, group_size: Any, symmetric: Any, reason: Any) -> Own:
+    found = (bits, group_size, symmetric)
+    if tuple(map(type, found)) != (int, int, bool) or bits not in BITS or not (group_size == -1 or group_size > 0):
+        raise ValueError(f"no way to pack a layer: {reprlib.repr(found)}")
+    return Own(bits, group_size, symmetric, _text(reason))
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from requant.model.base_config import base_config
 from requant.model.plan import FILE, NotPlannedError, Plan, Question, Specs, read_plan
 from requant.model.rules import SIZES
 from requant.model.shrink import shrink
-from requant.model.tables import Table, confirm_layers, table_of
+from requant.model.tables import Table, confirm_layers, ignored, table_of
 from requant.model.tiny import stand_in
 from requant.protocol import BASE, Layer, Source
 from requant.recipe import Recipe
@@ -25,7 +25,10 @@ def tiny_model(recipe: Recipe, tiny: str) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Target:
-    """A plan, and what a recipe makes of it: `ignore` are parts of names of float layers, `policy` is MTP's."""
+    """A plan, and what a recipe makes of it: `ignore` are parts of names of float layers, `policy` is MTP's.
+
+    `form` is how packed layers are stored that have no way of their own.
+    """
 
     plan: Plan
     table: Table
@@ -56,6 +59,11 @@ class Target:
         names = (name for name in self.plan.tensors if not self.is_main(name))
         return self.plan.written(names, self.mtp if self.policy == "rtn" else {}, self.form)
 
+    def form_at(self, name: str) -> Form:
+        """Return how the packed layer is stored that a tensor is part of."""
+        layer = self.plan.layers.get(name.rpartition(".")[0])
+        return self.form.of(layer) if layer else self.form
+
     def is_main(self, name: str) -> bool:
         """Say whether a tensor belongs to what is tuned: neither to a visual tower nor to an MTP block."""
         return not name.startswith(tuple(self.table.extras.values()))
@@ -70,6 +78,7 @@ def target_of(recipe: Recipe, tiny: str | None) -> Target:
     plan = read_plan(recipe.beside(FILE), tiny or BASE, question(recipe))
     target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, form_of(recipe))
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
+    confirm_schemes(recipe, target)
     confirm_groups(recipe, target)
     return target
 
@@ -82,18 +91,69 @@ def form_of(recipe: Recipe) -> Form:
 
 def confirm_groups(recipe: Recipe, target: Target) -> None:
     """Raise RecipeError for groups that AutoRound cannot pack: `WQLinear_GEMM` of 0.12.2 stops at them."""
-    size = target.form.group_size
-    if target.form.format.layout != "awq" or size == -1:
+    if target.form.format.layout != "awq":
         return
     for name, layer in target.plan.packed.items():
-        if layer.shape[1] % size:
+        size = target.form.of(layer).group_size
+        if size != -1 and layer.shape[1] % size:
             allowed = f"a divisor of the {layer.shape[1]:,} inputs of {name}: AWQ's layout has whole groups only"
-            raise recipe.refusal("scheme.group_size", size, allowed)
+            raise recipe.refusal("layers.schemes" if layer.own else "scheme.group_size", size, allowed)
+
+
+def confirm_schemes(recipe: Recipe, target: Target) -> None:
+    """Raise RecipeError where layers cannot have the schemes of their own that the recipe gives them.
+
+    A pattern names packed layers, and no two ask for different things of one. Layers that loaders fuse have one scheme
+    (defect D06), experts that of `[scheme]` (D17), and so has an MTP block that is rounded. What lies beside the blocks
+    can be rounded, not tuned.
+    """
+    schemes, plan, table = recipe.layers.schemes, target.plan, target.table
+    asked = {name: [key for key in schemes if key in name] for name in (*plan.layers, *target.mtp)}
+
+    def refuse(pattern: str, allowed: str) -> RecipeError:
+        return recipe.refusal("layers.schemes", pattern, allowed)
+
+    for pattern in schemes:
+        matched = {name: layer for name, layer in plan.layers.items() if pattern in name}
+        if not any(layer.packed for layer in matched.values()):
+            name, reason = next(((name, layer.reason) for name, layer in matched.items()), ("", ""))
+            tied = plan.tied.get(f"{name}.weight")
+            why = f"it is {tied}, to which it is tied" if tied else reason
+            raise refuse(
+                pattern, f"a part of a packed layer's name: {f'{name} stays float, {why}' if name else 'of none'}"
+            )
+        if target.policy == "rtn" and (name := next((name for name in target.mtp if pattern in name), "")):
+            raise refuse(pattern, f"no part of {name}: MTP is rounded as [scheme] says, or else mtp.policy is 'bf16'")
+    for name, patterns in asked.items():
+        if not patterns or name not in plan.layers:
+            continue
+        layer, scheme = plan.layers[name], schemes[patterns[0]]
+        if other := next((each for each in patterns if schemes[each] != scheme), ""):
+            raise refuse(other, f"no part of {name}, of which {patterns[0]!r} asks something else")
+        if ignored(name, recipe.layers.ignore):
+            raise refuse(patterns[0], f"no part of {name}, which layers.ignore keeps float")
+        asks = scheme.bits, scheme.group_size, scheme.symmetric
+        if layer.own and (found := (layer.own.bits, layer.own.group_size, layer.own.symmetric)) != asks:
+            raise refuse(patterns[0], f"no part of {name}: AutoRound packs it otherwise, {found} and not {asks}")
+        if layer.packed and not target.is_main(f"{name}.weight"):
+            raise refuse(patterns[0], f"no part of {name}, which is copied from the base")
+        if table.experts and f".{table.experts}." in name:
+            raise refuse(patterns[0], f"nothing of {table.experts}: loaders read no override there (defect D17)")
+        if layer.packed and not recipe.rounds and not any(name.startswith(f"{each}.") for each in plan.blocks):
+            allowed = f"no part of {name}: what lies beside the blocks is only rounded, where tuning.iterations is 0"
+            raise refuse(patterns[0], allowed)
+    for group in table.fused:
+        for parent in {name.removesuffix(part) for part in group for name in plan.packed if name.endswith(f".{part}")}:
+            parts = {part: plan.packed[f"{parent}{part}"].own for part in group if f"{parent}{part}" in plan.packed}
+            if len({own and (own.bits, own.group_size, own.symmetric) for own in parts.values()}) > 1:
+                pattern = next(asked[f"{parent}{part}"][0] for part, own in parts.items() if own)
+                raise refuse(pattern, f"{' and '.join(group)} alike: loaders fuse them (defect D06)")
 
 
 def question(recipe: Recipe) -> Question:
     """Return what of a recipe its plan is asked for with."""
-    return Question(recipe.scheme.name, recipe.scheme.group_size, recipe.layers.ignore)
+    own = {key: (each.name, each.symmetric, each.group_size) for key, each in recipe.layers.schemes.items()}
+    return Question(recipe.scheme.name, recipe.scheme.group_size, recipe.layers.ignore, own)
 
 
 def target_like(recipe: Recipe, tensors: Specs) -> Target:

@@ -67,7 +67,7 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
 def _examined(name: str, tensor: Tensor, context: Aim) -> Tensor:
     if name.endswith(".qzeros"):
-        form = context.target.form
+        form = context.target.form_at(name)
         if form.symmetric and tensor.read() != (zeros := form.zeros(tensor.spec)):
             word = f"{int.from_bytes(zeros[:4], 'little'):#010x}"
             context.refuse(f"{name}: not {word} throughout, which the packing format means (defect D10)")

@@ -1,11 +1,14 @@
 """One `quantization_config`, in `config.json` and in the side file alike (defect D04)."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from requant.checkpoint.checkpoint import Checkpoint, json_file
 from requant.passes.context import Aim
+from requant.recipe import DATA_TYPE
 
-FLOAT = {"bits": 16, "data_type": "fp"}
+FLOAT: dict[str, Any] = {"bits": 16, "data_type": "fp"}
 
 
 def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
@@ -17,7 +20,7 @@ def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     declared = {
         **context.declared,
         "block_name_to_quantize": _blocks(context),
-        "extra_config": dict.fromkeys(_float_layers(context), FLOAT),
+        "extra_config": _overrides(context),
     }
     files = {
         **checkpoint.files,
@@ -27,10 +30,24 @@ def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     return Checkpoint(checkpoint.shards, files)
 
 
+def _overrides(context: Aim) -> dict[str, dict[str, Any]]:
+    """Return what is said of layers that are not as all are: float, or stored in their own way."""
+    own = {
+        name: {"bits": each.bits, "group_size": each.group_size, "sym": each.symmetric, "data_type": DATA_TYPE}
+        for name, layer in context.target.plan.packed.items()
+        if (each := layer.own)
+    }
+    found = dict.fromkeys(_float_layers(context), FLOAT) | own | _fused(context, own)
+    return {name: found[name] for name in sorted(found)}
+
+
 def _blocks(context: Aim) -> list[str]:
     target = context.target
-    names = list(dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks))
-    return [*names, f"{target.table.extras['mtp']}layers"] if target.policy == "rtn" else names
+    names = list(
+        dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks if name not in target.plan.layers)
+    )
+    rounded = target.policy == "rtn" and any(layer.packed for layer in target.mtp.values())
+    return [*names, f"{target.table.extras['mtp']}layers"] if rounded else names
 
 
 def _float_layers(context: Aim) -> list[str]:
@@ -50,10 +67,14 @@ def _float_layers(context: Aim) -> list[str]:
     for name in context.target.plan.unloaded:
         if name.startswith(declared) and context.target.is_main(name):
             names |= {layer for layer, _ in context.target.plan.layers_in(name, context.target.plan.tensors[name])}
-    fused = {
-        f"{name.removesuffix(part)}{whole}"
-        for part, whole in target.table.aliases.items()
-        for name in names
+    return sorted(names | _fused(context, dict.fromkeys(names)).keys())
+
+
+def _fused(context: Aim, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of layers, under the names of the modules that a loader makes of them."""
+    return {
+        f"{name.removesuffix(part)}{whole}": value
+        for part, whole in context.target.table.aliases.items()
+        for name, value in said.items()
         if name.endswith(f".{part}")
     }
-    return sorted(names | fused)

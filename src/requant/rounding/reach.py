@@ -73,7 +73,7 @@ def reach_of(recipe: Recipe, tiny: bool) -> Reach:
     iterations, tuning = recipe.effort(tiny).iterations, recipe.tuning
 
     def number(rate: float | str) -> float:
-        return 1.0 / iterations if rate == "1/iterations" else float(rate)
+        return 1.0 / max(1, iterations) if rate == "1/iterations" else float(rate)
 
     minmax = number(tuning.minmax_learning_rate) if tuning.tune_minmax else None
     return reach(iterations, number(tuning.learning_rate), minmax)

@@ -28,8 +28,17 @@ WIDE = "rounded, full range, searched by calibrated weights in float32"
 EXACT, CHOSEN = (ABSMAX, FULL, NARROW), (SEARCHED, WEIGHTED, WIDE)
 SYMMETRIC, ASYMMETRIC = (ABSMAX, FULL, *CHOSEN), EXACT
 TOLERANCE = 1e-4
+TOLD_APART = 4
+"""Bits of codes up to which float16 tells each of the 181 scales from the others."""
 _ZERO = F32(1e-30)
 """What `get_reciprocal` takes for zero."""
+
+
+def at_no_iterations(search: bool, narrow: bool, *, symmetric: bool) -> str:
+    """Return the way in which AutoRound 0.12.2 rounds a layer at 0 iterations, in float32 or, if `narrow`, in BF16."""
+    if not symmetric:
+        return NARROW if narrow else FULL
+    return (WEIGHTED if narrow else WIDE) if search else FULL
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
     )
     protocol.write(folder / protocol.REPORT, report)
     seconds = Seconds(preparing=_since(started), total=0.0)
-    with caching.confirmed(autoround), hooks.planned(autoround, given.blocks, given.packed):
+    with caching.confirmed(autoround), hooks.planned(autoround, given, recipe.scheme):
         match task:
             case Build():
                 resume_state = ResumeState(folder / protocol.RESUME, header, report.hardware)

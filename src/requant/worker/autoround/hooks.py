@@ -8,7 +8,7 @@ are.
 import math
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
+from requant.protocol import Tuning
+from requant.recipe import Scheme
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -104,7 +106,7 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         tuned = time.monotonic()
         q_output, output = tune(self, block, input_ids, input_others, **rest)
         done = time.monotonic()
-        heard.pending["loss"] = heard.loss(divisor)
+        heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
         heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
@@ -124,10 +126,13 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.after and m.global_name == heard.pending["block"]:
             begun = time.monotonic()
-            tensors = {f"{m.global_name}.{name}": value for name, value in m.state_dict().items()}
-            block = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
+            block = m.global_name
+            m = rounder.model.get_submodule(block)  # of a layer alone, what it was packed to
+            m.global_name = block
+            tensors = {f"{block}.{name}": value for name, value in m.state_dict().items()}
+            line = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
             packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
-            keeper.keep(block, packed, heard.after)
+            keeper.keep(line, packed, heard.after)
             heard.pending, heard.after = {}, None
             heard.listening += time.monotonic() - begun
         return write(rounder, m, *args, **kwargs) if save else None
@@ -136,18 +141,28 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
         yield heard
 
 
+def stored(config: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """Return bits, group size and symmetry of an entry of AutoRound's `layer_config`."""
+    return int(config["bits"]), int(config["group_size"]), bool(config["sym"])
+
+
 @contextmanager
-def planned(autoround: Any, blocks: Sequence[str], packed: Collection[str]) -> Iterator[None]:
+def planned(autoround: Any, given: Tuning, scheme: Scheme) -> Iterator[None]:
     """Stop AutoRound before its first block where it would tune other blocks, or pack other layers, than planned."""
+    alike: tuple[int, int, bool] = (scheme.bits, scheme.group_size, scheme.symmetric)
+    own = {name: (each.bits, each.group_size, each.symmetric) for name, each in given.own.items()}
+    expected = dict.fromkeys(given.packed, alike) | own
     compressor = type(autoround)
     loop = compressor._quantize_blocks
 
     def quantize_blocks(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         tuned = installed().blocks(self)
-        layers = {name for name, scheme in self.layer_config.items() if int(scheme.get("bits") or 16) <= 8}
-        wrong = sorted(layers.symmetric_difference(packed)) or ["the order of blocks"] * (tuned != list(blocks))
+        layers = {name: stored(each) for name, each in self.layer_config.items() if int(each.get("bits") or 16) <= 8}
+        wrong = sorted(name for name in layers.keys() | expected if layers.get(name) != expected.get(name))
+        wrong = wrong or ["the order of blocks"] * (tuned != list(given.blocks))
         if wrong:
-            what = f"{wrong[0]}: is {'packed' if wrong[0] in layers else 'not packed'}, against the plan"
+            how = "otherwise packed" if wrong[0] in expected else "packed"
+            what = f"{wrong[0]}: is {how if wrong[0] in layers else 'not packed'}, against the plan"
             raise BuildError(
                 f"{what}; {len(wrong):,} in all", "Ask again and look at the difference: requant plan RECIPE --ask."
             )
@@ -181,17 +196,18 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
             raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
         bare(block, autoround.amp_dtype, autoround.device)
         for name, tensors in _layers(resume_state.packed(number)).items():
-            parent, _, child = name.removeprefix(f"{block.global_name}.").rpartition(".")
-            holder, layer = block.get_submodule(parent), torch.nn.Module()
+            parent, _, child = name.rpartition(".")
+            holder, layer = autoround.model.get_submodule(parent), torch.nn.Module()
             for part in PACKED:
                 layer.register_buffer(part, tensors[part])
             if (bias := getattr(holder, child).bias) is not None:
                 layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
             setattr(holder, child, layer)
+        block = autoround.model.get_submodule(block.global_name)
         found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
         if found != done[number].tensors:
             raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
-        passed.append(block.global_name)
+        passed.append(done[number].block)
         if number + 1 < len(done):
             return None, None
         after = resume_state.block_inputs()

@@ -16,9 +16,9 @@ from typing import Any
 from requant.errors import BuildError
 from requant.evidence.journal import Block
 from requant.protocol import ANSWERS, BLOCK, INPUTS, JOBS, RAW, Passed, Replay, label, say_passed, write
-from requant.recipe import Recipe, Scheme
+from requant.recipe import Format, Recipe
 from requant.worker import determinism
-from requant.worker.autoround import hooks
+from requant.worker.autoround import hooks, rounding
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest_of_nest
 
@@ -64,8 +64,12 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
             def run(stream: Any, block: Any = block) -> Any:
                 return series.run(self, block, stream, others)
 
+            if recipe.rounds:  # no block hears of the codes of another
+                full = run(full) if rounding.runs(block, search=bool(recipe.tuning.search_scales)) else full
+                block.to("meta")
+                continue
             after = run(full)
-            published.load(block, name, recipe.scheme)
+            published.load(block, name, recipe.scheme.format)
             full, quantized = after, run(full if quantized is None else quantized)
             if not all(bool(each.isfinite().all()) for each in quantized):
                 raise BuildError(
@@ -176,23 +180,23 @@ class _Published:
             with safe_open(path, "pt") as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
 
-    def load(self, block: Any, name: str, scheme: Scheme) -> None:
+    def load(self, block: Any, name: str, packing_format: Format) -> None:
         """Give a block's layers the weights that their codes mean: a product in float32, as it was tuned."""
         for child, module in block.named_modules():
             layer = f"{name}.{child}"
             if f"{layer}.qweight" in self._files:
-                awq, columns = scheme.format == "auto_round:auto_awq", module.weight.shape[1]
-                size = columns if scheme.group_size == -1 else scheme.group_size
+                awq, columns = packing_format == "auto_round:auto_awq", module.weight.shape[1]
+                size = columns if module.group_size == -1 else module.group_size
 
                 def each(groups: Any, size: int = size, columns: int = columns) -> Any:
                     return groups.T.repeat_interleave(size, dim=1)[:, :columns]
 
                 words, scales = self._tensor(f"{layer}.qweight"), each(self._tensor(f"{layer}.scales").float())
-                codes = _codes_awq(words) if awq else _codes(words, scheme.bits)
-                zeros: Any = float(1 << scheme.bits - 1)
-                if not scheme.symmetric:  # none of the formats of asymmetric codes stores its zero points less one
+                codes = _codes_awq(words) if awq else _codes(words, module.bits)
+                zeros: Any = float(1 << module.bits - 1)
+                if not module.sym:  # none of the formats of asymmetric codes stores its zero points less one
                     stored = self._tensor(f"{layer}.qzeros")
-                    zeros = each((_codes_awq(stored).T if awq else _codes(stored.T, scheme.bits)).float())
+                    zeros = each((_codes_awq(stored).T if awq else _codes(stored.T, module.bits)).float())
                 module.weight.data.copy_((scales * (codes.float() - zeros)).to(module.weight.dtype))
 
     def _tensor(self, name: str) -> Any:

@@ -45,6 +45,10 @@ class Series(Protocol):
     def quantized(self) -> str:
         """The word with which the function that tunes a block is given the quantized stream."""
 
+    @property
+    def tunes_only(self) -> bool:
+        """Whether recipes of 0 iterations, and schemes of layers' own, are not known of it."""
+
     def tuning(self, autoround: Any) -> Place:
         """Return what tunes a block: given it, the full stream and `others`, it returns quantized and full outputs."""
 
@@ -87,6 +91,7 @@ class _OneClass:
     """0.12: `auto_round.compressors.base`."""
 
     quantized = "q_input"
+    tunes_only = False
 
     def tuning(self, autoround: Any) -> Place:
         return Place(type(autoround), "_quantize_block")
@@ -137,6 +142,7 @@ class _Composed:
     """
 
     quantized = "q_inputs"
+    tunes_only = True
 
     def tuning(self, _: Any) -> Place:
         from auto_round.algorithms.composer import AlgorithmComposer

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
-from requant.protocol import BASE, Answer, Layer, Model, Survey
+from requant.protocol import BASE, Answer, Layer, Model, Own, Survey
 from requant.recipe import Recipe
-from requant.worker.autoround import scaling, sources, tensors, tuning
+from requant.worker.autoround import hooks, scaling, sources, tensors, tuning
 from requant.worker.autoround.calibration import Tokens
 from requant.worker.autoround.series import installed
 
@@ -101,11 +101,20 @@ def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Lay
                 (rows, columns), scheme = sources.weight(module).shape, schemes.get(name, {})
                 packed = int(scheme.get("bits") or 16) <= 8
                 reason = "" if packed else _reason(name, (rows, columns), scheme, recipe.layers.ignore)
-                layers[name] = Layer((rows, columns), reason, None)
+                layers[name] = Layer((rows, columns), reason, None, _own(name, scheme, recipe) if packed else None)
         codes = {f"{name}.weight" for name, layer in layers.items() if layer.packed}
         state = autoround.model.state_dict()
         return blocks, layers, {name: tuple(each.shape) for name, each in state.items() if name not in codes}
     raise BuildError("AutoRound decided about no layer", "Report this with the log.")
+
+
+def _own(name: str, scheme: Mapping[str, Any], recipe: Recipe) -> Own | None:
+    """Return how AutoRound packs a layer of which a pattern asks something, or that is not as the recipe says."""
+    found = hooks.stored(scheme)
+    if matching := [pattern for pattern in recipe.layers.schemes if pattern in name]:
+        return Own(*found, f"asked for by the recipe's pattern {matching[0]}")
+    asked = recipe.scheme.bits, recipe.scheme.group_size, recipe.scheme.symmetric
+    return Own(*found, "by AutoRound's own rules") if found != asked else None
 
 
 def _reason(name: str, shape: tuple[int, int], scheme: Mapping[str, Any], ignore: tuple[str, ...]) -> str:

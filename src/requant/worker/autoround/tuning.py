@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
-from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, Recipe
+from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, LayerScheme, Recipe
+from requant.worker.autoround import rounding
 from requant.worker.autoround.calibration import PILE
 from requant.worker.autoround.series import installed
 
@@ -43,21 +44,28 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
 
     series = installed()
     tuning, scheme = recipe.tuning, recipe.scheme
+    if series.tunes_only and (recipe.rounds or recipe.layers.schemes):
+        raise BuildError(
+            f"AutoRound {stated_version()}: 0 iterations and layers.schemes are known of 0.12 alone",
+            "Leave them out, or choose an environment with AutoRound 0.12.",
+        )
     half = effort.precision == "bfloat16"
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
     CpuInfo.bf16 = property(lambda _: half)
 
+    iterations = loops(effort)
+
     def rate(value: float | str) -> float:
-        return 1.0 / effort.iterations if value == "1/iterations" else float(value)
+        return 1.0 / iterations if value == "1/iterations" else float(value)
 
     autoround = AutoRound(
         model,
         tokenizer,
         platform="hf",
         scheme=scheme.name,
-        layer_config=None,
+        layer_config={name: _config(each) for name, each in recipe.layers.schemes.items()} or None,
         dataset=batches,
-        iters=effort.iterations,
+        iters=iterations,
         seqlen=effort.sequence_length,
         nsamples=effort.samples,
         batch_size=tuning.batch_size,
@@ -95,7 +103,37 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     series.prepare(autoround)
     if series.is_text(autoround):
         _by_name(autoround, batches)
+    if recipe.layers.schemes:
+        _beside_blocks(autoround)
+    if recipe.rounds:
+        rounding.install(autoround, search=bool(tuning.search_scales))
     return autoround
+
+
+def _config(scheme: LayerScheme) -> dict[str, Any]:
+    return {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric, "data_type": DATA_TYPE}
+
+
+def _beside_blocks(autoround: Any) -> None:
+    """Let packed layers beside the blocks, such as `lm_head`, be blocks themselves, behind all others.
+
+    Otherwise AutoRound would write nothing before all is tuned.
+    """
+    compressor = type(autoround)
+    decide = compressor.configure_layer_config
+
+    def configure(self: Any, *args: Any, **kwargs: Any) -> None:
+        decide(self, *args, **kwargs)
+        if outside := self._get_quantized_layer_names_outside_blocks():
+            self.quant_block_list = [*self.quant_block_list[:-1], [*self.quant_block_list[-1], *outside]]
+            self.has_qlayer_outside_block = False
+
+    compressor.configure_layer_config = configure
+
+
+def loops(effort: Effort) -> int:
+    """Return how many iterations AutoRound is told: at 0 it would leave its loop over blocks (`rounding`)."""
+    return max(1, effort.iterations)
 
 
 def _by_name(autoround: Any, batches: Any) -> None:
@@ -116,7 +154,7 @@ def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
     It caps the sequence length at what the tokenizer states, and lowers batches that the samples do not fill.
     """
     asked = {
-        "iters": effort.iterations,
+        "iters": loops(effort),
         "nsamples": effort.samples,
         "seqlen": effort.sequence_length,
         "batch_size": recipe.tuning.batch_size,

@@ -1,0 +1,60 @@
+"""`RECIPE BASE FOLDER`: what AutoRound itself makes of a base at 0 iterations, called as its own users call it."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.worker.prepared import TEXT, answer
+
+from requant.recipe import read_recipe
+from requant.worker import determinism
+from requant.worker.autoround import calibration, tuning
+from requant.worker.resume import digest
+
+
+def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
+    """Return the digests of all packed tensors that AutoRound writes into the folder."""
+    asked = read_recipe(Path(recipe))
+    effort, scheme, chosen = asked.effort(tiny=True), asked.scheme, asked.tuning
+    determinism.prepare(effort.device)
+    determinism.enforce()
+    from auto_round import AutoRound
+    from auto_round.compressors import base as compressors
+    from safetensors import safe_open
+
+    compressors.CpuInfo.bf16 = property(lambda _: effort.precision == "bfloat16")
+    model, tokenizer = tuning.load(Path(base))
+    tokens = calibration.choose(
+        tokenizer, TEXT, samples=effort.samples, length=effort.sequence_length, seed=chosen.seed
+    )
+    autoround = AutoRound(
+        model,
+        tokenizer,
+        scheme=scheme.name,
+        sym=scheme.symmetric,
+        group_size=scheme.group_size,
+        layer_config={
+            name: {"bits": own.bits, "group_size": own.group_size, "sym": own.symmetric}
+            for name, own in asked.layers.schemes.items()
+        },
+        dataset=calibration.PILE,
+        iters=0,
+        disable_opt_rtn=not chosen.search_scales,
+        nsamples=effort.samples,
+        seqlen=effort.sequence_length,
+        batch_size=chosen.batch_size,
+        device_map="cpu",
+        enable_deterministic_algorithms=True,
+    )
+    tuning._by_name(autoround, tokens.batches(chosen.batch_size))
+    autoround.quantize_and_save(folder, format=scheme.format)
+    found = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                if name.endswith(("qweight", "qzeros", "scales")):
+                    found[name] = digest([file.get_tensor(name)])
+    return found
+
+
+if __name__ == "__main__":
+    answer(rounded)
