@@ -154,9 +154,14 @@ def refuses(worded: Worded) -> Refuses:
 
 @pytest.fixture(scope="session")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of the tiny model's environment, installed from its lock; it writes no bytecode into the cache."""
-    python = installation.virtual_environment(read_lock(ROOT / "lockfiles", "cpu"))
-    script = tmp_path_factory.mktemp("worker") / "python"
+    """The Python of the environment `cpu`, installed from its lock; it writes no bytecode into the cache."""
+    return python_of("cpu", tmp_path_factory.mktemp("worker"))
+
+
+def python_of(environment: str, folder: Path) -> Path:
+    """Install an environment from its lock, and write its Python into a folder."""
+    python = installation.virtual_environment(read_lock(ROOT / "lockfiles", environment))
+    script = folder / "python"
     script.write_text(f'#!/bin/sh\nPYTHONPYCACHEPREFIX="{installation.bytecode(python)}" exec "{python}" "$@"\n')
     script.chmod(0o755)
     return script
@@ -185,14 +190,15 @@ def built(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 @pytest.fixture(scope="session")
-def ask(worker: Path) -> Callable[..., Any]:
-    """Run a program of tests/worker in the worker's Python and return what it answers."""
+def ask(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Run a program of tests/worker in the Python of the environment `cpu`, or another, and return what it answers."""
+    python = cache(lambda name: worker if name == "cpu" else python_of(name, tmp_path_factory.mktemp(name)))
 
     @cache
-    def run(program: str, *words: object, path: tuple[Path, ...] = ()) -> Any:
+    def run(program: str, *words: object, path: tuple[Path, ...] = (), environment: str = "cpu") -> Any:
         env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, (ROOT / "src", *path)))}
         env |= {"HF_HUB_OFFLINE": "1", "LC_ALL": "C.UTF-8"}
-        command = [str(worker), "-s", "-m", f"tests.worker.{program}", *map(str, words)]
+        command = [str(python(environment)), "-s", "-m", f"tests.worker.{program}", *map(str, words)]
         return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
 
     return run

@@ -402,5 +402,5 @@ def test_the_tiny_models_image_imports_its_libraries(image: Image, builder: Engi
 
 
 def test_an_environment_without_an_image(builder: Engine) -> None:
-    with pytest.raises(UsageError, match="build-image: has no image; there are cpu, cu124, gb10"):
+    with pytest.raises(UsageError, match="build-image: has no image; there are cpu, cu124, cu130, current, gb10"):
         imaging.build_image(ROOT / "lockfiles", "build-image", builder)

@@ -334,6 +334,6 @@ def test_an_interpreter_is_what_it_says_it_is(tmp_path: Path, monkeypatch: pytes
     assert installation.interpreter(HERE) == Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["cpu", "cu124", "gb10"])
+@pytest.mark.parametrize("name", ["cpu", "cu124", "cu130", "current", "gb10"])
 def test_ours_say_what_their_files_are(name: str) -> None:
     assert read_files_digest(ROOT / "lockfiles" / f"{name}.txt")

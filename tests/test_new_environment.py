@@ -92,7 +92,7 @@ def test_from_nothing_to_an_image(project: Path) -> None:
 
 
 def test_tools_need_no_base(project: Path) -> None:
-    assert environments(project / "lockfiles") == ["cpu", "cu124", "gb10"]
+    assert environments(project / "lockfiles") == ["cpu", "cu124", "cu130", "current", "gb10"]
 
 
 def test_the_guide_names_every_step() -> None:

@@ -34,7 +34,7 @@ def made() -> bytes:
     return sbom(LOCK, "e" * 64, "f" * 64, packages(STATUS))
 
 
-@pytest.mark.parametrize("name", ["cpu", "cu124", "gb10"])
+@pytest.mark.parametrize("name", ["cpu", "cu124", "cu130", "current", "gb10"])
 def test_valid(name: str) -> None:
     text = sbom(read_lock(ROOT / "lockfiles", name), "e" * 64, "f" * 64, packages(STATUS)).decode()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None

@@ -251,7 +251,7 @@ def test_what_the_first_block_is_given_is_made_on_one_device_or_not_at_all(ask: 
     for how in ("is moved", "runs"):
         said = found[f"out of memory as it {how}"]
         assert "ran out of memory on cuda:0" in said
-        assert "did it again on cpu: other bits" in said
+        assert "would do it again on the CPU: other bits" in said
         assert "hardware.memory_gib must be free" in said
     assert found["unconfirmed"] == "cpu", "AutoRound itself goes on, and says nothing"
     assert found["restored"]

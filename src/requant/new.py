@@ -42,7 +42,7 @@ from requant.recipe import NAME, NAMES, Format, GroupSize, Recipe, Scheme, Schem
 from requant.sandbox.preflight import Cost
 
 Preset = Literal["default", "best", "light", "laptop"]
-Environment = Literal["cpu", "cu124", "gb10"]
+Environment = Literal["cpu", "cu124", "cu130", "current", "gb10"]
 
 
 class Effort(NamedTuple):
@@ -63,7 +63,15 @@ PRESETS: Mapping[Preset, Effort] = {
 }
 """AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2), and one for a machine without a GPU."""
 
-ACCELERATORS: Mapping[Environment, str] = {"cpu": "", "cu124": "NVIDIA H200", "gb10": "NVIDIA GB10"}
+ENVIRONMENTS: Mapping[Environment, tuple[str, Environment]] = {
+    "cpu": ("", "cpu"),
+    "cu124": ("NVIDIA H200", "cpu"),
+    "cu130": ("NVIDIA H200", "current"),
+    "current": ("", "current"),
+    "gb10": ("NVIDIA GB10", "cpu"),
+}
+"""The accelerator of each environment, "" for a CPU, and the environment of its tiny models: the same AutoRound, or the
+nearest release of it."""
 TINY_ITERATIONS = 6
 """Iterations of a tiny model, at most."""
 NEWEST = "main"
@@ -204,11 +212,12 @@ def _read(headers: Headers) -> tuple[dict[str, Mapping[str, Any]], Specs, list[s
     return {BASE: config, **{size: shrink(config, size) for size in SIZES}}, specs, weights
 
 
-def _brought_along(project: Path, environment: str) -> list[Path]:
+def _brought_along(project: Path, environment: Environment) -> list[Path]:
     """Copy what a project of one's own lacks: locks, Dockerfiles and the pins of the calibration text."""
     ours = _shipped()
-    wanted = [f"lockfiles/{each}.{end}" for each in {environment, "cpu"} for end in ("in", "txt", "files")]
-    wanted += [f"Dockerfile.{each}" for each in {environment, "cpu"}]
+    both = {environment, ENVIRONMENTS[environment][1]}
+    wanted = [f"lockfiles/{each}.{end}" for each in both for end in ("in", "txt", "files")]
+    wanted += [f"Dockerfile.{each}" for each in both]
     wanted += [f"lockfiles/{each.name}" for each in (ours / "lockfiles").glob("build-*")]
     wanted += ["lockfiles/images.toml", f"builds/datasets/{TEXT}"]
     written = []
@@ -261,7 +270,8 @@ def _recipe(
     table = table_of(str(base.configs[BASE].get("model_type")))
     mtp = table.extras.get("mtp")
     has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
-    gpu = environment != "cpu"
+    accelerator, tiny = ENVIRONMENTS[environment]
+    gpu = bool(accelerator)
     memory = math.ceil(1.2 * base.bytes / GIB)
     text = resources.files("requant").joinpath("recipe.toml.template").read_text()
     values = {
@@ -285,10 +295,11 @@ def _recipe(
         "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
         "shards": max(1, math.ceil(_packed_share(scheme) * base.bytes / SHARD)),
         "device": "cuda" if gpu else "cpu",
-        "accelerator": ACCELERATORS[environment],
+        "accelerator": accelerator,
         "memory": memory if gpu else 0,
         "host_memory": 2 * memory + 4,
         "hours": f"{_hours(base.bytes, effort):.1f}",
+        "tiny": tiny,
     }
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))

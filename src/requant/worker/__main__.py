@@ -17,6 +17,7 @@ from requant.protocol import Answers, Build, Ended, Replay, Report, Seconds, Spe
 from requant.recipe import FILE, Recipe, read_recipe
 from requant.worker import determinism
 from requant.worker.autoround import caching, calibration, hooks, retune, survey, tuning
+from requant.worker.autoround.series import installed
 from requant.worker.resume import ResumeState
 
 
@@ -91,7 +92,7 @@ def build(autoround: Any, recipe: Recipe, resume_state: ResumeState, folder: Pat
     with hooks.listening(autoround, resume_state) as heard, hooks.resuming(autoround, resume_state):
         autoround.quantize_and_save(str(folder / protocol.RAW), format=recipe.scheme.format)
     resume_state.close()
-    blocks = sum(len(names) for names in autoround.quant_block_list)
+    blocks = len(installed().blocks(autoround))
     if len(resume_state.done) != blocks:
         raise BuildError(f"AutoRound tuned {len(resume_state.done)} of {blocks} blocks", "Report this with the log.")
     return replace(

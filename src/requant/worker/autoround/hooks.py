@@ -1,8 +1,8 @@
 """Listens to AutoRound's tuning and keeps what it finds: three of its functions are wrapped, none is changed.
 
-`_quantize_block` sees everything that a block depends on and returns what the next one does; `_get_loss` is
-called once per step; `shard_writer` gets the block when its tensors have their final form. All three are the
-same in 0.12.2 and at 2dda035.
+What tunes a block sees everything that the block depends on and returns what the next one does; what measures the loss
+is called once per step; what writes gets the block when its tensors have their final form. `series` says where they
+are.
 """
 
 import math
@@ -19,6 +19,7 @@ from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
+from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
 
@@ -40,6 +41,8 @@ class Listener:
     keeper: Keeper
     steps_per_iteration: int
     losses: list[float] = field(default_factory=list)
+    counted: list[int | None] = field(default_factory=list)
+    """Of how many tokens each loss is; None where it is of all."""
     pending: dict[str, Any] = field(default_factory=dict)
     after: BlockInputs | None = None
     """What the next block is given."""
@@ -54,12 +57,15 @@ class Listener:
     """Seconds that hashing and writing took, for all blocks."""
 
     def loss(self, divisor: int) -> Loss:
-        """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts."""
-        steps = self.steps_per_iteration
-        totals = [
-            sum((loss / divisor for loss in self.losses[i : i + steps]), start=0.0)
-            for i in range(0, len(self.losses), steps)
-        ]
+        """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts.
+
+        Each is divided by `divisor`, or where tokens are left out by how many count in the iteration.
+        """
+        steps, totals = self.steps_per_iteration, []
+        for i in range(0, len(self.losses), steps):
+            tokens = [each for each in self.counted[i : i + steps] if each is not None]
+            by = max(sum(tokens), 1) if tokens else divisor
+            totals.append(sum((loss / by for loss in self.losses[i : i + steps]), start=0.0))
         if not all(map(math.isfinite, totals)):
             raise BuildError(f"{self.pending['block']}: a loss that is not finite", "AutoRound would have gone on.")
         best = min(range(len(totals)), key=totals.__getitem__)
@@ -69,30 +75,36 @@ class Listener:
 @contextmanager
 def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[Listener]:
     """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`."""
-    from auto_round.compressors import base
+    series = installed()
+    numbers = series.numbers(autoround)
+    tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()
+    tune, measure, write = tuning.function, loss_of_step.function, writing.function
+    heard = Listener(keeper, numbers["gradient_accumulate_steps"])
 
-    compressor = type(autoround)
-    tune, measure, write = compressor._quantize_block, compressor._get_loss, base.shard_writer
-    heard = Listener(keeper, autoround.gradient_accumulate_steps)
-
-    def quantize_block(
-        self: Any, block: Any, input_ids: Any, input_others: Any, q_input: Any = None, **rest: Any
-    ) -> Any:
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
         if heard.pending:
             raise BuildError(f"{heard.pending['block']}: AutoRound never wrote it", "Report this with the log.")
+        found = len(input_ids) if isinstance(input_ids, list) else type(input_ids).__name__
+        if found != numbers["nsamples"]:  # 0.16 warns of a forward pass that failed, and goes on without its samples
+            raise BuildError(
+                f"{block.global_name}: AutoRound gives it {found}, expected {numbers['nsamples']} samples",
+                "Report this with the log.",
+            )
+        q_input = rest.get(series.quantized)
         heard.losses.clear()
+        heard.counted.clear()
         heard.steps.clear()
         begun = time.monotonic()
         streams = BlockInputs.of(input_ids, q_input, random.getstate(), heard.hashed).digests
         heard.hashed.forget()
-        inputs = {**streams, "others": digest_of_nest(input_others)}
+        inputs = {**streams, "others": digest_of_nest(series.others(input_others, rest))}
         heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
         divisor = 1
         if heard.steps_per_iteration > 1:
             quantized = input_ids if q_input is None else q_input
-            divisor = sum(each.numel() for each in quantized[: self.batch_size * heard.steps_per_iteration])
+            divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * heard.steps_per_iteration])
         tuned = time.monotonic()
-        q_output, output = tune(self, block, input_ids, input_others, q_input=q_input, **rest)
+        q_output, output = tune(self, block, input_ids, input_others, **rest)
         done = time.monotonic()
         heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
         heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
@@ -107,6 +119,7 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
     def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = measure(self, *args, **kwargs)
         heard.losses.append(loss.item())
+        heard.counted.append(series.counted(*args, **kwargs))
         heard.steps.append(time.monotonic())
         return loss
 
@@ -124,11 +137,8 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
             heard.listening += time.monotonic() - begun
         return write(rounder, m, *args, **kwargs) if save else None
 
-    compressor._quantize_block, compressor._get_loss, base.shard_writer = quantize_block, get_loss, shard_writer
-    try:
+    with tuning.replaced(quantize_block), loss_of_step.replaced(get_loss), writing.replaced(shard_writer):
         yield heard
-    finally:
-        compressor._quantize_block, compressor._get_loss, base.shard_writer = tune, measure, write
 
 
 def stored(config: Mapping[str, Any]) -> tuple[int, int, bool]:
@@ -146,7 +156,7 @@ def planned(autoround: Any, given: Tuning, scheme: Scheme) -> Iterator[None]:
     loop = compressor._quantize_blocks
 
     def quantize_blocks(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        tuned = [name for names in self.quant_block_list for name in names]
+        tuned = installed().blocks(self)
         layers = {name: stored(each) for name, each in self.layer_config.items() if int(each.get("bits") or 16) <= 8}
         wrong = sorted(name for name in layers.keys() | expected if layers.get(name) != expected.get(name))
         wrong = wrong or ["the order of blocks"] * (tuned != list(given.blocks))
@@ -170,31 +180,30 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
     """Let AutoRound find each block that the resume state has, tuned and packed, to be written as it is."""
     import torch
 
-    compressor = type(autoround)
-    tune = compressor._quantize_block
+    series = installed()
+    tuning = series.tuning(autoround)
+    tune = tuning.function
     done = resume_state.done
     passed: list[str] = []
 
-    def quantize_block(
-        self: Any, block: Any, input_ids: Any, input_others: Any, *args: Any, device: Any = "cpu", **kwargs: Any
-    ) -> Any:
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
         number = len(passed)
         if number >= len(done):
-            return tune(self, block, input_ids, input_others, *args, device=device, **kwargs)
+            return tune(self, block, input_ids, input_others, **rest)
         if block.global_name != done[number].block:
             raise BuildError(f"{done[number].block}: is kept, AutoRound tunes {block.global_name}", FRESH)
-        if digest_of_nest(input_others) != done[number].inputs.get("others"):
+        if digest_of_nest(series.others(input_others, rest)) != done[number].inputs.get("others"):
             raise BuildError(f"{block.global_name}: was given other position embeddings or masks than now", FRESH)
-        bare(block, self.amp_dtype, device)
+        bare(block, autoround.amp_dtype, autoround.device)
         for name, tensors in _layers(resume_state.packed(number)).items():
             parent, _, child = name.rpartition(".")
-            holder, layer = self.model.get_submodule(parent), torch.nn.Module()
+            holder, layer = autoround.model.get_submodule(parent), torch.nn.Module()
             for part in PACKED:
                 layer.register_buffer(part, tensors[part])
             if (bias := getattr(holder, child).bias) is not None:
                 layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
             setattr(holder, child, layer)
-        block = self.model.get_submodule(block.global_name)
+        block = autoround.model.get_submodule(block.global_name)
         found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
         if found != done[number].tensors:
             raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
@@ -205,11 +214,8 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
         random.setstate(after.random_state)
         return after.quantized, after.full
 
-    compressor._quantize_block = quantize_block
-    try:
+    with tuning.replaced(quantize_block):
         yield
-    finally:
-        compressor._quantize_block = tune
 
 
 def bare(block: Any, dtype: Any, device: Any) -> None:

@@ -19,6 +19,7 @@ from requant.protocol import ANSWERS, BLOCK, INPUTS, JOBS, RAW, Passed, Replay, 
 from requant.recipe import Format, Recipe
 from requant.worker import determinism
 from requant.worker.autoround import hooks, rounding
+from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest_of_nest
 
 GLANCE = 0.02
@@ -41,12 +42,14 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
     block_inputs = folder / INPUTS
     block_inputs.mkdir()
 
-    def blocks(self: Any, model: Any, inputs: Any, names: list[str], *_: Any, device: Any = "cpu", **__: Any) -> None:
+    def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
+        series = installed()
         full, others = self._preprocess_block_inputs(inputs)
+        seen = digest_of_nest(series.others(others, rest))
         quantized = None
         for number, name in enumerate(names[: chosen[-1] + 1]):
             given = BlockInputs.of(full, quantized, random.getstate())
-            inputs = {**given.digests, "others": digest_of_nest(others)}
+            inputs = {**given.digests, "others": seen}
             say_passed(folder, Passed(inputs, determinism.random_state()))
             if number in chosen:
                 while sum(1 for _ in block_inputs.iterdir()) >= task.waiting:
@@ -55,12 +58,11 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
             if number == chosen[-1]:
                 break
             block = model.get_submodule(name)
-            hooks.bare(block, self.amp_dtype, device)
-            block.to(device)
+            hooks.bare(block, self.amp_dtype, self.device)
+            block.to(self.device)
 
             def run(stream: Any, block: Any = block) -> Any:
-                size = self.batch_size * self.infer_bs_coeff
-                return self._get_block_outputs(block, stream, others, size, device, self.cache_device)
+                return series.run(self, block, stream, others)
 
             if recipe.rounds:  # no block hears of the codes of another
                 full = run(full) if rounding.runs(block, search=bool(recipe.tuning.search_scales)) else full
@@ -160,9 +162,10 @@ def _draw(autoround: Any) -> None:
     """Draw from Python's generator what the tuning of a block draws, by the class that it draws with."""
     from auto_round.compressors.utils import IndexSampler
 
-    batch = min(autoround.nsamples, autoround.batch_size * autoround.gradient_accumulate_steps)
-    sampler = IndexSampler(autoround.nsamples, batch)
-    for _ in range(autoround.iters):
+    numbers = installed().numbers(autoround)
+    samples = numbers["nsamples"]
+    sampler = IndexSampler(samples, min(samples, numbers["batch_size"] * numbers["gradient_accumulate_steps"]))
+    for _ in range(numbers["iters"]):
         sampler.next_batch()
 
 

@@ -15,6 +15,7 @@ from requant.protocol import BASE, Answer, Layer, Model, Own, Survey
 from requant.recipe import Recipe
 from requant.worker.autoround import hooks, scaling, sources, tensors, tuning
 from requant.worker.autoround.calibration import Tokens
+from requant.worker.autoround.series import installed
 
 
 class _DecidedError(Exception):
@@ -75,25 +76,24 @@ def ask(task: Survey, recipe: Recipe, folder: Path) -> dict[str, Answer]:
 def _decided(model: Any, recipe: Recipe) -> tuple[tuple[str, ...], dict[str, Layer], dict[str, tuple[int, ...]]]:
     """Return the blocks in the order of tuning, all linear layers without their sources, and shapes of float tensors.
 
-    `configure_layer_config` is where AutoRound 0.12.2 decides, after its replacements of modules and before it runs
+    `configure_layer_config` is where AutoRound decides, after its replacements of modules and before it runs
     the model; asked earlier it does not know the experts of Qwen3-MoE.
     """
     # AutoRound takes a model on meta where it says where its weights are.
     model.path = model.name_or_path
     effort = replace(recipe.effort(tiny=True), device="cpu")
     autoround = tuning.tuner(model, object(), Tokens([]).batches(recipe.tuning.batch_size), recipe, effort)
-    compressor = type(autoround)  # its own: AutoRound makes a class for each
-    decide = compressor.configure_layer_config
+    decide = autoround.configure_layer_config
 
-    def configure(self: Any, *args: Any, **kwargs: Any) -> None:
-        decide(self, *args, **kwargs)
+    def configure(*args: Any, **kwargs: Any) -> None:
+        decide(*args, **kwargs)
         raise _DecidedError
 
-    compressor.configure_layer_config = configure
+    autoround.configure_layer_config = configure
     try:
         autoround.quantize_and_save("", format=recipe.scheme.format)
     except _DecidedError:
-        blocks = tuple(name for names in autoround.quant_block_list for name in names)
+        blocks = tuple(installed().blocks(autoround))
         kinds, schemes = autoround.supported_types, autoround.layer_config
         layers = {}
         for name, module in autoround.model.named_modules():

@@ -8,6 +8,7 @@ from requant.errors import BuildError
 from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, LayerScheme, Recipe
 from requant.worker.autoround import rounding
 from requant.worker.autoround.calibration import PILE
+from requant.worker.autoround.series import installed
 
 
 def load(base: Path) -> tuple[Any, Any]:
@@ -39,13 +40,18 @@ def stated_version() -> str:
 def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effort) -> Any:
     """Return AutoRound, ready to tune; nothing is left to its defaults or to what it finds on the machine."""
     from auto_round import AutoRound
-    from auto_round.compressors import base
-    from auto_round.compressors.base import LLMCompressor
+    from auto_round.utils.device import CpuInfo
 
+    series = installed()
     tuning, scheme = recipe.tuning, recipe.scheme
+    if series.tunes_only and (recipe.rounds or recipe.layers.schemes):
+        raise BuildError(
+            f"AutoRound {stated_version()}: 0 iterations and layers.schemes are known of 0.12 alone",
+            "Leave them out, or choose an environment with AutoRound 0.12.",
+        )
     half = effort.precision == "bfloat16"
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
-    base.CpuInfo.bf16 = property(lambda _: half)
+    CpuInfo.bf16 = property(lambda _: half)
 
     iterations = loops(effort)
 
@@ -94,7 +100,8 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
         ignore_layers=",".join(recipe.layers.ignore),
         enable_deterministic_algorithms=True,
     )
-    if isinstance(autoround, LLMCompressor):
+    series.prepare(autoround)
+    if series.is_text(autoround):
         _by_name(autoround, batches)
     if recipe.layers.schemes:
         _beside_blocks(autoround)
@@ -154,8 +161,9 @@ def confirm(autoround: Any, recipe: Recipe, effort: Effort) -> None:
         "gradient_accumulate_steps": recipe.tuning.gradient_accumulation,
         "seed": recipe.tuning.seed,
     }
+    numbers = installed().numbers(autoround)
     for name, value in asked.items():
-        if (found := getattr(autoround, name)) != value:
+        if (found := numbers[name]) != value:
             raise BuildError(f"AutoRound takes {found!r} for {name}, the recipe asks for {value!r}")
     if getattr(autoround, "attention_mask", None):
         # Then each loss leaves a token out.

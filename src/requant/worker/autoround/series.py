@@ -1,0 +1,218 @@
+"""Where each series of AutoRound keeps what the worker listens to and steps into: all in which they differ.
+
+In 0.12 one class does everything; the commit 2dda035, which calls itself 0.13.0, is alike. In 0.16 that class keeps
+the loop over blocks. A composer takes a block through its steps, a quantizer tunes it, a calibrator makes what the
+first block is given, and a writer writes. What both call alike, such as `_quantize_blocks` and `quantize_and_save`, is
+used where it is needed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+from requant.errors import BuildError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A function of AutoRound: of a class, or of a module."""
+
+    owner: Any
+    name: str
+
+    @property
+    def function(self) -> Any:
+        """The function that stands there now."""
+        return getattr(self.owner, self.name)
+
+    @contextmanager
+    def replaced(self, by: Callable[..., Any]) -> Iterator[None]:
+        """Let another function stand in its place."""
+        found = self.function
+        setattr(self.owner, self.name, by)
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.name, found)
+
+
+class Series(Protocol):
+    """What the worker asks of a series; `autoround` is what `auto_round.AutoRound` returned."""
+
+    @property
+    def quantized(self) -> str:
+        """The word with which the function that tunes a block is given the quantized stream."""
+
+    @property
+    def tunes_only(self) -> bool:
+        """Whether recipes of 0 iterations, and schemes of layers' own, are not known of it."""
+
+    def tuning(self, autoround: Any) -> Place:
+        """Return what tunes a block: given it, the full stream and `others`, it returns quantized and full outputs."""
+
+    def loss(self, autoround: Any) -> Place:
+        """Return what measures the loss of one step; `counted` reads what it is given."""
+
+    def writing(self) -> Place:
+        """Return what is given each block, as its second argument, when its tensors have their final form."""
+
+    def caching(self, autoround: Any) -> tuple[Place, Place]:
+        """Return what makes the first block's inputs, and what that calls only where memory has ended, for the CPU."""
+
+    def blocks(self, autoround: Any) -> list[str]:
+        """Return the names of the blocks in the order of tuning; known when AutoRound has decided about layers."""
+
+    def others(self, others: Mapping[str, Any], rest: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return all that a block depends on beside its streams, from what its function, or the loop, is given."""
+
+    def counted(self, *given: Any, **rest: Any) -> int | None:
+        """Return how many tokens of a step count, from what `loss` is given; None where all do."""
+
+    def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
+        """Return a block's outputs for a whole stream, as AutoRound computes them."""
+
+    def numbers(self, autoround: Any) -> Mapping[str, Any]:
+        """Return what AutoRound tunes with, by the names of its arguments."""
+
+    def prepare(self, autoround: Any) -> None:
+        """Undo what AutoRound decides by itself and gives no argument for."""
+
+    def is_text(self, autoround: Any) -> bool:
+        """Whether AutoRound takes its class for text models."""
+
+
+NUMBERS = ("iters", "gradient_accumulate_steps", "seed")
+SIZES = ("nsamples", "seqlen", "batch_size")
+
+
+class _OneClass:
+    """0.12: `auto_round.compressors.base`."""
+
+    quantized = "q_input"
+    tunes_only = False
+
+    def tuning(self, autoround: Any) -> Place:
+        return Place(type(autoround), "_quantize_block")
+
+    def loss(self, autoround: Any) -> Place:
+        return Place(type(autoround), "_get_loss")
+
+    def writing(self) -> Place:
+        from auto_round.compressors import base
+
+        return Place(base, "shard_writer")
+
+    def caching(self, autoround: Any) -> tuple[Place, Place]:
+        from auto_round.compressors import base
+
+        return Place(type(autoround), "try_cache_inter_data_gpucpu"), Place(base, "mv_module_from_gpu")
+
+    def blocks(self, autoround: Any) -> list[str]:
+        return [name for names in autoround.quant_block_list for name in names]
+
+    def others(self, others: Mapping[str, Any], _: Mapping[str, Any]) -> Mapping[str, Any]:
+        return others
+
+    def counted(self, *_: Any, **__: Any) -> int | None:
+        return None
+
+    def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
+        size = autoround.batch_size * autoround.infer_bs_coeff
+        return autoround._get_block_outputs(block, stream, others, size, autoround.device, autoround.cache_device)
+
+    def numbers(self, autoround: Any) -> Mapping[str, Any]:
+        return {name: getattr(autoround, name) for name in (*NUMBERS, *SIZES)}
+
+    def prepare(self, autoround: Any) -> None:
+        pass
+
+    def is_text(self, autoround: Any) -> bool:
+        from auto_round.compressors.base import LLMCompressor
+
+        return isinstance(autoround, LLMCompressor)
+
+
+class _Composed:
+    """0.16: `auto_round.compressors.orchestrator` and `auto_round.algorithms.composer`.
+
+    For text models it leaves each sequence's last token out of the loss, and tokens for padding, which its calibrator
+    marks in `input_ids`; so a block depends on these too. The loss of an iteration is divided by how many are left.
+    """
+
+    quantized = "q_inputs"
+    tunes_only = True
+
+    def tuning(self, _: Any) -> Place:
+        from auto_round.algorithms.composer import AlgorithmComposer
+
+        return Place(AlgorithmComposer, "compress_block")
+
+    def loss(self, _: Any) -> Place:
+        from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
+
+        return Place(SignRoundQuantizer, "_get_loss")
+
+    def writing(self) -> Place:
+        from auto_round.compressors.shard_writer import ShardWriter
+
+        return Place(ShardWriter, "write")
+
+    def caching(self, _: Any) -> tuple[Place, Place]:
+        from auto_round.calibration import llm
+
+        return Place(llm.LLMCalibrator, "calibration"), Place(llm, "mv_module_from_gpu")
+
+    def blocks(self, autoround: Any) -> list[str]:
+        from auto_round.utils import get_block_names
+
+        # As `_quantize_data_driven`: the list is lost where the plan is made, unless a format has set it.
+        groups = autoround.quant_block_list or get_block_names(autoround.model)
+        return [name for names in groups for name in names]
+
+    def others(self, others: Mapping[str, Any], rest: Mapping[str, Any]) -> Mapping[str, Any]:
+        tokens = rest.get("token_ids", rest.get("input_ids"))  # as the loop calls them, and the composer
+        return others if tokens is None else {**others, "token_ids": tokens}
+
+    def counted(self, *given: Any, **rest: Any) -> int | None:
+        _, _, indices, *others = given
+        masks = rest["valid_token_mask"] if "valid_token_mask" in rest else others[2]
+        return sum(int(masks[index].count_nonzero()) for index in indices) if masks else None
+
+    def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
+        return autoround.alg_composer.block_forward(block, stream, others)
+
+    def numbers(self, autoround: Any) -> Mapping[str, Any]:
+        sizes = {name: getattr(autoround.calibration_context, name) for name in SIZES}
+        return sizes | {name: getattr(autoround, name) for name in NUMBERS}
+
+    def prepare(self, autoround: Any) -> None:
+        # It would write into a folder below the one it is given, named by model and scheme.
+        autoround._get_export_dir = lambda folder, _: folder
+        if not self.is_text(autoround):
+            # Every template that it would choose for a model that sees asks for image processors, and then makes no use
+            # of them: it is given tokens.
+            from auto_round.compressors.mllm import processor, template
+
+            template._register_template("tokens", processor=processor.PROCESSORS["basic"])
+            autoround.template = "tokens"
+
+    def is_text(self, autoround: Any) -> bool:
+        return bool(autoround._get_calibrator_kind() == "llm")
+
+
+SERIES: Mapping[str, Series] = {"0.12": _OneClass(), "0.13.0+g2dda035b275a": _OneClass(), "0.16": _Composed()}
+"""By how a version begins."""
+
+
+def installed() -> Series:
+    """Return the series of the AutoRound that is installed. Raises BuildError for another one than these."""
+    version = metadata.version("auto-round")
+    for begin, series in SERIES.items():
+        if version == begin or version.startswith(f"{begin}."):
+            return series
+    raise BuildError(
+        f"AutoRound {version}: this worker knows {', '.join(SERIES)}",
+        "Lock one of these, or add what its series keeps where: docs/adr/0022.",
+    )
