@@ -36,7 +36,8 @@ def made(name: str, folder: Path, ask: Callable[..., Any]) -> Path:
     specs |= {each: Spec("BF16", tuple(shape)) for each, shape in value.get("beside", {}).items()}
     config = saved.object("config.json")
     assert config
-    write_checkpoint(stand_in("mini", config, specs, zero_centred=False), folder / "model")
+    stored = stand_in("mini", config, specs, zero_centred=False, tied=value.get("tied", {}))
+    write_checkpoint(stored, folder / "model")
     return folder / "model"
 
 

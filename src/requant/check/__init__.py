@@ -21,6 +21,7 @@ from requant.check.finished import Finished
 from requant.check.reader import Reader
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, trace
+from requant.check.tied import needed
 from requant.checkpoint.safetensors import Spec
 from requant.digest import canonical_json, sha256
 from requant.errors import UsageError
@@ -131,7 +132,7 @@ def _traced(
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
     packed = sum(bool(span.packing or span.unmodelled) for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
-    return spans, [*traced, *said, *presence(scheme, theirs, packed)], packed
+    return spans, [*needed(traced, base, ours), *said, *presence(scheme, theirs, packed)], packed
 
 
 def _as_declared(

@@ -32,9 +32,9 @@ _PLACE = re.compile(r"\{(\d{1,3})\}")
 class Plan:
     """What becomes of a base's `tensors`: `layers` by name, `blocks` in the order of tuning.
 
-    `unloaded` are tensors of the base that the model's class does not load; `tied` are parameters that are other ones,
-    and stand in no file. `elsewhere` are tensors that stay float and lie in the base under another name, or in part of
-    a tensor.
+    `unloaded` are tensors of the base that the model's class does not load; `tied` are parameters that are other ones:
+    AutoRound writes none of them, and files of a base may hold them all the same. `elsewhere` are tensors that stay
+    float and lie in the base under another name, or in part of a tensor.
     """
 
     versions: Mapping[str, str]

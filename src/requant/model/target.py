@@ -19,8 +19,9 @@ from requant.recipe import Recipe
 
 def tiny_model(recipe: Recipe, tiny: str) -> Checkpoint:
     """Return the tiny model of a recipe's base, of a size in `SIZES`; its weights are computed when they are read."""
-    target = target_of(recipe, tiny)
-    return stand_in(tiny, config_of(recipe, tiny), target.plan.tensors, zero_centred=target.table.zero_centred)
+    target, config = target_of(recipe, tiny), config_of(recipe, tiny)
+    plan = target.plan
+    return stand_in(tiny, config, plan.tensors, zero_centred=target.table.zero_centred, tied=plan.tied)
 
 
 @dataclass(frozen=True)

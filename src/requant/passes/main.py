@@ -35,7 +35,7 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
         if name not in found:
             if name.endswith(PACKED):
                 raise BuildError(f"{name}: AutoRound did not write it")
-            if name not in context.target.plan.unloaded:
+            if name not in context.target.plan.unloaded and name not in context.target.plan.tied:
                 context.refuse(f"{name}: AutoRound did not write it")
             found[name] = context.untuned(name)
         if name.endswith(PACKED):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,23 @@ SPECIALS = (
 )
 
 
-def stand_in(size: str, config: Mapping[str, Any], specs: Mapping[str, Spec], *, zero_centred: bool) -> Checkpoint:
+def stand_in(
+    size: str,
+    config: Mapping[str, Any],
+    specs: Mapping[str, Spec],
+    *,
+    zero_centred: bool,
+    tied: Mapping[str, str] = MappingProxyType({}),
+) -> Checkpoint:
     """Return a model of these tensors as a checkpoint whose weights are computed when they are read.
 
-    `zero_centred` says that the class stores the scale of a norm less one.
+    `zero_centred` says that the class stores the scale of a norm less one; what is `tied` to another tensor is equal.
     """
-    tensors = {name: Tensor(spec, stream(size, name, spec, zero_centred=zero_centred)) for name, spec in specs.items()}
+
+    def weights(name: str, spec: Spec) -> Content:
+        return stream(size, tied.get(name, name), spec, zero_centred=zero_centred)
+
+    tensors = {name: Tensor(spec, weights(name, spec)) for name, spec in specs.items()}
     shards = spread(tensors, shard_names(SHARDS))
     return Checkpoint(shards, {**_side_files(size, config), INDEX: index(shards)})
 

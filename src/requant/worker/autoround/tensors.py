@@ -79,13 +79,12 @@ def saved(model: Any, base: Base) -> dict[str, tuple[int, ...]]:
 
 
 def tied(model: Any, base: Base) -> dict[str, str]:
-    """Return which tensor of the files stands for each that is tied to it and not in files like the base's."""
-    found = {}
-    for pair in model.all_tied_weights_keys.items():
-        if numbered(pair[0])[0] not in base.names:
-            name, other = (next(iter(_in_files(model, {each: model.get_parameter(each)}, base))) for each in pair)
-            found[name] = other
-    return found
+    """Return which tensor of the files stands for each that is tied to it; files may hold the latter too."""
+
+    def in_files(name: str) -> str:
+        return next(iter(_in_files(model, {name: model.get_parameter(name)}, base)))
+
+    return {in_files(name): in_files(other) for name, other in model.all_tied_weights_keys.items()}
 
 
 def _in_files(model: Any, state: dict[str, Any], base: Base) -> dict[str, Any]:
