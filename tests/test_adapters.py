@@ -1,4 +1,4 @@
-"""What an adapter of a quantizer lets the worker do, in each environment whose lock is of a CPU: docs/adr/0021.
+"""What an adapter of a quantizer lets the worker do, in each environment whose lock is of a CPU: docs/adr/0022.
 
 Heard: each block's loss, its iterations, the random state and the digest of all it saw and wrote. Chained: a block is
 given what the one before it put out. Resumed: stopped after a block, it ends in the same bytes. Replayed: each block

@@ -214,5 +214,5 @@ def installed() -> Series:
             return series
     raise BuildError(
         f"AutoRound {version}: this worker knows {', '.join(SERIES)}",
-        "Lock one of these, or add what its series keeps where: docs/adr/0021.",
+        "Lock one of these, or add what its series keeps where: docs/adr/0022.",
     )
