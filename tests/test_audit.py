@@ -73,7 +73,8 @@ def judgements(audit: Audit) -> dict[int, str]:
     return {each.index: str(each.judgement) for each in audit.blocks}
 
 
-@pytest.mark.parametrize("name", ["ec", pytest.param("gb10", marks=pytest.mark.full), "intel"])
+@pytest.mark.full  # of blocks 0 to 3 the tests below audit each, in one build or another
+@pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
 def test_all_blocks_are_identical(name: str, built: Callable[[str], Built], judged: Judged, tmp_path: Path) -> None:
     folder = built(name).folder
     audit = judged(name, folder, 0, 1, 2, 3, journal=beside(folder, "journal.jsonl"), workers=2)
@@ -288,6 +289,7 @@ def test_in_no_two_rows_is_anything_the_same() -> None:
         assert len({getattr(there, field.name) for there in MATRIX}) == len(MATRIX), field.name
 
 
+@pytest.mark.full
 def test_what_cannot_be_audited_is_refused(
     built: Callable[[str], Built], setting: Callable[[str], Setting], judged: Judged, tmp_path: Path
 ) -> None:

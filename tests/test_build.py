@@ -246,6 +246,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path, refuses: Refuses) -> 
         build(read_recipe(ROOT / "builds" / "ec"), tiny="mini", out=tmp_path / "out")
 
 
+@pytest.mark.full
 def test_too_few_samples_is_an_error_and_leaves_the_log(worker: Path, tmp_path: Path) -> None:
     recipe = read_recipe(project(tmp_path, samples=("samples = 16\n", "samples = 64\n")))
     with pytest.raises(BuildError, match=r"^calibration\.jsonl: 59 sequences of 64 tokens, the recipe asks for 64$"):
@@ -311,6 +312,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_the_full_path_on_a_hub(full: Path, tmp_path: Path, built: Callable[[str], Built]) -> None:
     """Fetch, confirm, tune, finish: the same tensors as the tiny model's, whose base is generated instead."""
     recipe = read_recipe(full)

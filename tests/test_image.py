@@ -170,7 +170,7 @@ PYC = "cpython-311.pyc: sha256"
             f"opt/environment/lib/python3.11/site-packages/__pycache__/six.{PYC}",
             marks=pytest.mark.full,
         ),
-        ((("USER", "RUN date +%N > /var/log/log\nUSER"),), "var/log/log: sha256"),
+        pytest.param((("USER", "RUN date +%N > /var/log/log\nUSER"),), "var/log/log: sha256", marks=pytest.mark.full),
     ],
     ids=["bytecode with times", "bytecode left by pip", "bytecode as pip compiles it, without a date", "a log"],
 )
@@ -217,6 +217,7 @@ def test_what_is_loaded_is_what_was_built(
         build_image(folder, "tiny", builder, base=debian)
 
 
+@pytest.mark.full
 def test_an_image_is_found_again_and_never_mistaken(
     project: Project, builder: Engine, debian: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,7 +110,7 @@ SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", IND
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("M", manifest_of(MAX_MANIFEST), "verify C M --json"),
+        again("M", manifest_of(MAX_MANIFEST), "verify C M --json"),
         ("M", b'{"files":' + long(MAX_MANIFEST - 99) + b',"schema":1,"tensors":{}}\n', "verify C M"),
         ("J", deep(MAX_JOURNAL) + b"\n", "show journal J"),
         (f"C/{INDEX}", b'{"weight_map":' + deep(MAX_INDEX - 99) + b"}", "inspect C"),

@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 
 import requant.build.survey
 from requant.build import build, record
+from requant.check import check
+from requant.check.reader import open_reader
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import app
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.model.plan import Plan
-from requant.model.target import target_of
+from requant.model.target import target_of, tiny_model
 from requant.new import new
 from requant.recipe import Recipe, read_recipe
 
@@ -53,6 +56,14 @@ def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.worker
+def test_a_model_of_ones_own_is_built_and_checked(own: Recipe, first: Path, tmp_path: Path) -> None:
+    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
+    with open_reader(str(first)) as theirs, open_reader(str(tmp_path / "base")) as ours:
+        assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
+
+
+@pytest.mark.worker
+@pytest.mark.full
 def test_a_model_of_ones_own_is_built_twice_resumed_checked_and_audited(
     own: Recipe, first: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +87,7 @@ def test_transformers_computes_with_the_weights_that_the_files_decode_to(
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_a_build_stops_where_autoround_packs_something_else(own: Recipe, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))

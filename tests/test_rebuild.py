@@ -179,6 +179,7 @@ def test_somebody_s_build_is_compared_byte_by_byte_and_line_by_line(
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_rebuild_repeats_a_build(built: Callable[[str], Built], theirs: Path, tmp_path: Path) -> None:
     """The whole verb once, against what somebody left beside a checkpoint, whose journal says otherwise."""
     for name in RECORDED:

@@ -106,6 +106,15 @@ def end(number: int, stage: str, done: int, out: Path) -> str:
 
 
 @pytest.mark.worker
+def test_killed_between_blocks_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
+    out = tmp_path / "ec"
+    end(signal.SIGKILL, "tuning", 1, out)
+    finish("ec", out)
+    equal(out, built("ec").folder)
+
+
+@pytest.mark.full
+@pytest.mark.worker
 def test_stopped_by_one_thing_after_the_other_it_ends_in_the_same_bytes(
     built: Callable[[str], Built], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +157,7 @@ def test_stopped_by_one_thing_after_the_other_it_ends_in_the_same_bytes(
     equal(out, built("ec").folder)
 
 
-@pytest.mark.full  # in each phase; the test above is killed in one, and stopped in two others
+@pytest.mark.full  # in each phase; the tests above are killed in one, and stopped in two others
 @pytest.mark.worker
 def test_killed_in_each_phase_it_ends_in_the_same_bytes(built: Callable[[str], Built], tmp_path: Path) -> None:
     out = tmp_path / "ec"

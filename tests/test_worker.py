@@ -86,6 +86,7 @@ def bound(block: int, unit: float, terms: int) -> float:
     return (block + 1) * OPERATORS * sqrt(terms) * unit
 
 
+@pytest.mark.full
 def test_transformers_loads_every_tensor(ask: Ask, base: Path, built: Callable[[str], Built], pair: Pair) -> None:
     gb10 = built("gb10").folder
     for found in (pair.built, ask("blocks", "gb10", base, gb10, gb10)):
@@ -100,6 +101,7 @@ def test_transformers_loads_every_tensor(ask: Ask, base: Path, built: Callable[[
         assert loaded["kinds"] == {"QuantLinear": packed}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["ec", "gb10"])
 def test_packed_codes_give_the_journal_s_outputs_bit_for_bit(
     ask: Ask, base: Path, built: Callable[[str], Built], pair: Pair, name: str
@@ -111,6 +113,7 @@ def test_packed_codes_give_the_journal_s_outputs_bit_for_bit(
     assert found["masks"] == 0, "AutoRound masks the last token of each sequence"
 
 
+@pytest.mark.full
 def test_transformers_computes_what_was_tuned(pair: Pair) -> None:
     loaded = pair.built["loaded"][0]
     for i, (wide, half) in enumerate(zip(loaded["float32"], loaded["float16"], strict=True)):
@@ -124,6 +127,7 @@ def test_transformers_computes_what_was_tuned(pair: Pair) -> None:
         assert wide["settled"] == 1
 
 
+@pytest.mark.full
 def test_exchanged_blocks_are_noticed(pair: Pair, built: Callable[[str], Built]) -> None:
     loaded = pair.built["loaded"][1]
     for i, (wide, half) in enumerate(zip(loaded["float32"], loaded["float16"], strict=True)):
@@ -154,6 +158,7 @@ def test_no_operator_raises_on_cuda(ask: Ask, base: Path) -> None:
     }
 
 
+@pytest.mark.full
 def test_the_trace_sees_what_the_worker_replaces(ask: Ask, base: Path) -> None:
     seen = ask("operators", "ec", base, "torch")["seen"]
     assert [name for name in seen if seen[name]["fate"] == "raises"] == ["cumsum float"]

@@ -179,6 +179,7 @@ def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
     )
     stale = {file: reason for file, audit in found.items() if (reason := build.stale(audit))}
     audits = {file: audit for file, audit in found.items() if file not in stale}
+    hardware = {_class(audit.hardware): audit.hardware for audit in audits.values()}
     return Coverage(
         build=name,
         tiny=tiny,
@@ -187,7 +188,7 @@ def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
         untuned=_covered(UNTUNED, audits, _of_the_rest(audits)),
         counted={file: build.label(audit) for file, audit in audits.items()},
         stale=stale,
-        hardware={_class(audit.hardware): audit.hardware for audit in audits.values()},
+        hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != build.hardware, each))},
     )
 
 
