@@ -326,21 +326,28 @@ def test_where_nothing_is_recorded_no_blocks_are_counted(recipe: Recipe, tmp_pat
     assert mini.stdout.endswith(f"\n{tmp_path.name}, tiny model mini: nothing is recorded\n")
 
 
+def ordered(said: str) -> str:
+    """Put the lines about audits in the order of their words: they come in that of digests."""
+    lines = said.splitlines(keepends=True)
+    audits = iter(sorted((line for line in lines if line.startswith("audit ")), key=lambda line: line.split()[2]))
+    return "".join(next(audits) if line.startswith("audit ") else line for line in lines)
+
+
 def test_what_a_person_reads(recipe: Recipe, tmp_path: Path, worded: Worded) -> None:
     recorded = rf"\b[0-9a-f]{{8,}}\b|{re.escape(HARDWARE['model'])}"  # with every change of the worker
     command = ("coverage", str(tmp_path), "--tiny", "--size", "mini")
     done = requant(*command)
     assert done.returncode == 3
-    worded(done.stdout, recorded)
+    worded(ordered(done.stdout), recorded)
     covered(recipe, audit({0: "identical"}), audit({0: "identical"}, auditor="[Grace]", hardware=GPU))
     covered(recipe, audit({0: "identical"}, base="ab" * 32))
     done = requant(*command)
     assert done.returncode == 0
-    worded(done.stdout, recorded)
+    worded(ordered(done.stdout), recorded)
     covered(recipe, audit({1: "different"}, auditor="Eve"))
     done = requant(*command)
     assert done.returncode == 1
-    worded(done.stdout, recorded)
+    worded(ordered(done.stdout), recorded)
     done = requant(*command, "--json")
     assert done.returncode == 1
     value = json.loads(done.stdout)
