@@ -39,7 +39,9 @@ settings.register_profile("search", max_examples=3000, **TIMELESS)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
-DEAR = {"image", "text_only"}
+OTHERS = {"gb10", "intel"}
+"""Recipes whose tiny models are built in the full tier only; `ec` is built in both."""
+DEAR = {"image", "text_only", "gb10"}
 """Fixtures that take a minute and show what others show at less: tests with one are in the full tier."""
 ENGINE = ("test_image", "test_sandbox", "test_container", "test_engine")
 """Files whose tests share a container engine's store: one process runs them, and begins with them."""
@@ -49,15 +51,16 @@ ENGINE = ("test_image", "test_sandbox", "test_container", "test_engine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: engines, then files that run workers, those first that wait for no build of all.
 
-    The tiny model's image of 3 GB and `intel`, which is `ec` with other numbers, are made in the full tier only; small
-    images and workers in containers are tested in both.
+    The tiny model's image of 3 GB is made in the full tier only; small images and workers in containers are tested in
+    both.
     """
     workers = {item.path for item in items if item.get_closest_marker("worker")}
     waiting = {item.path for item in items if "built" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in workers, item.path in waiting))
     for item in items:
         parameters, fixtures = getattr(item, "callspec", None), getattr(item, "fixturenames", ())
-        if DEAR & {*fixtures} or (parameters and "intel" in parameters.params.values() and "built" in fixtures):
+        values = {*filter(lambda each: isinstance(each, str), parameters.params.values())} if parameters else set()
+        if DEAR & {*fixtures} or (OTHERS & values and "built" in fixtures):
             item.add_marker(pytest.mark.full)
 
 

@@ -196,6 +196,7 @@ def test_without_a_journal_what_follows_is_not_accused(
     assert judgements(alone) == {2: "inconclusive"}
 
 
+@pytest.mark.full
 def test_the_environment_of_a_build_is_known_without_its_journal(
     built: Callable[[str], Built], setting: Callable[[str], Setting]
 ) -> None:

@@ -349,7 +349,7 @@ def test_the_real_full_build_says_what_is_missing_before_it_starts(
 
 
 def test_manifest_of_a_build_is_read_back(built: Callable[[str], Built]) -> None:
-    result = built("gb10")
+    result = built("ec")
     assert read_manifest(beside(result.folder, "manifest.json")) == result.manifest
 
 

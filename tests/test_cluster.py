@@ -155,7 +155,10 @@ def failed(_number: int, _files: dict[str, bytes]) -> dict[str, bytes]:
     raise BuildError("the worker ended with status 9", "Its own advice.")
 
 
-@pytest.mark.parametrize(("tune", "reason"), [(died, "The actor died"), (failed, "the worker ended with status 9")])
+@pytest.mark.parametrize(
+    ("tune", "reason"),
+    [(died, "The actor died"), pytest.param(failed, "the worker ended with status 9", marks=pytest.mark.full)],
+)
 def test_a_block_that_nobody_can_tune_is_given_up_with_every_reason(
     nodes: Nodes,
     setting: Setting,

@@ -95,6 +95,7 @@ def full(mtp: str) -> Headers:
     return Headers("EC", shards, total, sides, tuple(files))
 
 
+@pytest.mark.full
 def test_the_printed_command_cannot_have_written_2335_tensors() -> None:
     """The worked example of docs/identify.md: its raw output has 33, and other bytes."""
     raw, ec = identify(full("raw")), described()

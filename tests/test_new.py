@@ -122,6 +122,7 @@ def test_the_base_of_a_full_build_has_to_be_named_where_it_is_a_folder(own: Reci
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_a_recipe_that_was_edited_is_asked_about_again(
     own: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,8 @@ def test_what_has_no_table_is_not_modelled(model_type: Any) -> None:
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize("settings", [pytest.param(BASE, marks=pytest.mark.full), config("mini")], ids=["base", "mini"])
+@pytest.mark.full
+@pytest.mark.parametrize("settings", [BASE, config("mini")], ids=["base", "mini"])
 def test_transformers_builds_these_tensors(settings: dict[str, Any], worker: Path) -> None:
     """All but MTP, which it does not build; its order is the skeleton's within a module."""
     code = (
