@@ -203,10 +203,12 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
             if (bias := getattr(holder, child).bias) is not None:
                 layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it
             setattr(holder, child, layer)
-        block = autoround.model.get_submodule(block.global_name)
-        found = {f"{block.global_name}.{name}": digest([value]) for name, value in block.state_dict().items()}
+            if name == block.global_name:  # a layer beside the blocks: AutoRound writes this module
+                block._parameters, block._buffers = {}, dict(layer._buffers)
+        block = autoround.model.get_submodule(place := done[number].block)
+        found = {f"{place}.{name}": digest([value]) for name, value in block.state_dict().items()}
         if found != done[number].tensors:
-            raise BuildError(f"{block.global_name}: its kept tensors are not the journal's", FRESH)
+            raise BuildError(f"{place}: its kept tensors are not the journal's", FRESH)
         passed.append(done[number].block)
         if number + 1 < len(done):
             return None, None
