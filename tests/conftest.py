@@ -41,7 +41,7 @@ settings.load_profile("repeatable")
 ROOT = Path(__file__).parent.parent
 OTHERS = {"gb10", "intel"}
 """Recipes whose tiny models are built in the full tier only; `ec` is built in both."""
-DEAR = {"image", "text_only", "gb10"}
+EXPENSIVE = {"image", "text_only", "gb10"}
 """Fixtures that take a minute and show what others show at less: tests with one are in the full tier."""
 ENGINE = ("test_image", "test_sandbox", "test_container", "test_engine")
 """Files whose tests share a container engine's store: one process runs them, and begins with them."""
@@ -59,8 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.stem not in ENGINE, item.path not in workers, item.path in waiting))
     for item in items:
         parameters, fixtures = getattr(item, "callspec", None), getattr(item, "fixturenames", ())
-        values = {*filter(lambda each: isinstance(each, str), parameters.params.values())} if parameters else set()
-        if DEAR & {*fixtures} or (OTHERS & values and "built" in fixtures):
+        values = [*parameters.params.values()] if parameters else []
+        if EXPENSIVE & {*fixtures} or ("built" in fixtures and any(name in values for name in OTHERS)):
             item.add_marker(pytest.mark.full)
 
 

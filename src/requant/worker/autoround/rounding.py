@@ -1,7 +1,7 @@
 """What AutoRound does at 0 iterations, in its loop over blocks: a block is rounded, by its own functions, not tuned.
 
 Told 0 iterations AutoRound takes other loops, which write layer by layer, so that nobody sees a block whole. It is
-therefore told one, and what would tune a block rounds it. tests/worker/rounding.py holds the codes against those of its
+therefore told one, and what would tune a block rounds it. tests/worker/rounded.py holds the codes against those of its
 own loops.
 """
 
