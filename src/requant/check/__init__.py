@@ -208,7 +208,7 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
 
 
 def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
-    """Return the ways in which a layer can have been made: as the recipe says, or any, the dear ones last."""
+    """Return the ways in which a layer can have been made: as the recipe says, or any, those that take longest last."""
     made = rounding.SYMMETRIC if span.symmetric else rounding.ASYMMETRIC
     if kind in ROUNDED:
         way = rounding.at_no_iterations(*ROUNDED[kind], symmetric=span.symmetric)
