@@ -1,0 +1,71 @@
+"""What `check` asks of a format whose layers lie row by row: which tensors, and what they mean.
+
+A linear layer's weight is [out, in], `rows` x `columns`. Its tensors follow outputs in order, so that some rows of it
+are a range of bytes of each, and any number of rows is examined in the memory of a few.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from requant.checkpoint.safetensors import Spec
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+"""Tensors of a layer by suffix, or those of some of its rows.
+
+Numbers that numpy has no dtype for are bits: BF16 is uint16, F8_E4M3 and F8_E8M0 are uint8. `""` is the suffix of a
+tensor that has the name of the layer itself.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
+
+    A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
+    """
+
+    spec: Spec
+    every: int = 1
+
+
+class Codec(Protocol):
+    """How a layer is stored."""
+
+    @property
+    def name(self) -> str:
+        """What people read, such as `pack-quantized, 4 bits, groups of 128`."""
+
+    @property
+    def align(self) -> int:
+        """A window of rows starts at a multiple of so many."""
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the tensors of a weight of the base's `dtype`, by suffix.
+
+        Raises ValueError, which says why, where no such weight can be stored so.
+        """
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return the weights of some rows as a loader computes them, float32 [rows, columns]."""
+
+
+def widen(bits: Array, dtype: str) -> npt.NDArray[np.float32]:
+    """Return the numbers of a dtype, BF16 as uint16, F16 as uint16 or float16, or F32, as float32: exactly."""
+    if dtype == "BF16":
+        return (bits.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.asarray(bits.view({"F16": np.float16, "F32": np.float32}[dtype]), np.float32)
+
+
+class Declaration(Protocol):
+    """What a configuration says of every layer, once it was read and understood."""
+
+    def codec(self, layer: str) -> Codec | None:
+        """Return how a layer is declared to be stored, None for a float one.
+
+        Raises ValueError, which says what is not modelled, where that is declared.
+        """
