@@ -14,13 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from requant.check.checked import Checked, judge
-from requant.check.declared import Scheme, contradictions, presence, read_scheme, unknown, unmodelled, zero_points
-from requant.check.examine import Window, examine, in_order, symmetric
+from requant.check.declared import (
+    Scheme,
+    contradictions,
+    floats,
+    presence,
+    read_scheme,
+    unknown,
+    unmodelled,
+    zero_points,
+)
+from requant.check.examine import examine, in_order, symmetric
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
 from requant.check.reader import Reader
+from requant.check.recomputed import Stored, settle
 from requant.check.side_files import Side, bind
-from requant.check.spans import Span, trace
+from requant.check.spans import Span, Window, trace
 from requant.check.tied import needed
 from requant.checkpoint.safetensors import Spec
 from requant.digest import canonical_json, sha256
@@ -111,10 +121,15 @@ def check(
         finished.finish()
     everything = sum(window.nbytes for window in windows)
     by_piece: dict[str, list[Measured]] = {}
+    made_again: dict[str, list[tuple[Window, Measured]]] = {}
     for number in sorted(results):
-        by_piece.setdefault(windows[number].span.name, []).append(results[number])
+        window = windows[number]
+        by_piece.setdefault(window.span.name, []).append(results[number])
+        if window.span.codec:
+            made_again.setdefault(window.span.name, []).append((window, results[number]))
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
-    judged, layers, statistics = judge(by_piece)
+    settled = settle(made_again, checkpoint, base, whole=some == len(windows))
+    judged, layers, statistics = judge(by_piece, settled)
     if recipe:  # nothing is left to a tool
         judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
     if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
@@ -128,9 +143,12 @@ def _traced(
     """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
     foreign, transposed = (scheme.foreign, scheme.transposes) if scheme else ("", False)
     planned = target.places if target else {}
-    spans, traced = trace(_specs(checkpoint), _specs(base), foreign, transposed=transposed, planned=planned)
+    declared = scheme.declaration if scheme else None
+    spans, traced = trace(
+        _specs(checkpoint), _specs(base), foreign, declared=declared, transposed=transposed, planned=planned
+    )
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
-    packed = sum(bool(span.packing or span.unmodelled) for span in spans)
+    packed = sum(span.quantized for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
     return spans, [*needed(traced, base, ours), *said, *presence(scheme, theirs, packed)], packed
 
@@ -141,6 +159,8 @@ def _as_declared(
     """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
     if scheme is None or scheme.foreign:
         return spans, unmodelled(spans)
+    if scheme.declaration:
+        return spans, [*floats(scheme.declaration, spans), *unmodelled(spans)]
     packed = [span.name for span in spans if span.packing]
     found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme, packed)]
     made = []
@@ -194,7 +214,13 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
         if span.unmodelled:
             continue
         rows, dtype = span.last - span.first, base.tensors[span.base].spec.dtype
-        if span.group:
+        if span.codec:
+            step = max(1, WEIGHTS // span.columns // span.codec.align) * span.codec.align
+            stored = Stored.of(span, span.codec, base)
+            for first in range(0, rows, step):
+                last = min(rows, first + step)
+                yield Window(span, first, last, stored.nbytes(span.columns, (last - first) / rows))
+        elif span.group:
             ways = _ways(span, expected.get(span.name) if expected else None, rounds)
             step = rows if rows * span.columns <= WEIGHTS else max(32, WEIGHTS // span.columns // 32 * 32)
             for first in range(0, rows, step):

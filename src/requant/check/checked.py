@@ -158,20 +158,23 @@ class Checked:
 
 
 def judge(
-    by_piece: Mapping[str, Sequence[Measured]],
+    by_piece: Mapping[str, Sequence[Measured]], settled: Mapping[str, tuple[str, tuple[Finding, ...]]]
 ) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]]]:
-    """Return findings, the way in which each tensor or layer was made, and statistics, from all windows of each."""
+    """Return findings, the way in which each tensor or layer was made, and statistics, from all windows of each.
+
+    The way of layers that are `settled`, and what is found in them, is known.
+    """
     findings: list[Finding] = []
     layers: dict[str, str] = {}
     statistics: dict[str, dict[str, Counts]] = {}
     for name, some in by_piece.items():
         whole = merge(some)
-        order = ("", COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
-        way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
-        if NEAR in whole.findings and any(map(accuses, whole.findings[way])):
-            way = NEAR  # what AutoRound's ways make of another tool's codes accuses nobody
-        findings += whole.findings[way]
-        layers[name] = "in no known way" if any(map(accuses, whole.findings[way])) else way
+        if name in settled:
+            way, found = settled[name]
+        else:
+            way, found = _likeliest(whole)
+        findings += found
+        layers[name] = "in no known way" if any(map(accuses, found)) else way
         if whole.counts.codes:
             block, projection = _position(name)
             kind = {TUNED: "tuned", NEAR: "near"}.get(way, "rounded")
@@ -179,6 +182,15 @@ def judge(
                 of_block = statistics.setdefault(block, {})
                 of_block[key] = of_block.get(key, Counts()) + whole.counts
     return findings, layers, statistics
+
+
+def _likeliest(whole: Measured) -> tuple[str, tuple[Finding, ...]]:
+    """Return the way that explains a tensor or layer best, and what it leaves."""
+    order = ("", COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
+    way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
+    if NEAR in whole.findings and any(map(accuses, whole.findings[way])):
+        way = NEAR  # what AutoRound's ways make of another tool's codes accuses nobody
+    return way, tuple(whole.findings[way])
 
 
 def _grouped(found: Iterable[Finding], by: Callable[[Finding], str]) -> list[tuple[str, list[Finding]]]:

@@ -16,6 +16,8 @@ from requant.check.side_files import CONFIG, SIDE_FILES, Side
 from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
 from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format
+from requant.formats.codec import Declaration
+from requant.formats.declarations import declared
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
@@ -62,11 +64,26 @@ class Scheme:
     def foreign(self) -> str:
         """Why none of its codes are modelled; "" where they may be."""
         method = self.value.get("quant_method")
-        if self.format is None:
+        if isinstance(self.read, str):
+            return self.read
+        if self.format is None and self.read is None:
             named = "packing_format" if method in METHODS else "quant_method"
             return f"{named} {_said(self.value.get(named))}"
         many = len(self.expressions) > MAX_EXPRESSIONS
         return f"extra_config with {len(self.expressions):,} regular expressions" if many else ""
+
+    @cached_property
+    def read(self) -> Declaration | str | None:
+        """What it declares of a format that lies row by row, or why that is not modelled; None for other formats."""
+        try:
+            return declared(self.value)
+        except ValueError as error:
+            return str(error)
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """What it declares of a format that lies row by row, where that is modelled."""
+        return None if isinstance(self.read, str) else self.read
 
     @cached_property
     def format(self) -> Format | None:
@@ -369,6 +386,21 @@ def _floats(
         known = layer in linears or _INDEX.sub(".#", layer) in likes
         if declared and ("bits" in scheme.overrides.get(layer, {}) or (known and ("bits" in own or inside))):
             yield Finding("declared otherwise", span.name, detail=f"bits {bits}, the layer is float")
+
+
+def floats(declaration: Declaration, spans: Sequence[Span]) -> Iterator[Finding]:
+    """Yield float layers that are declared to be stored in a format, as their likes are."""
+    likes = {_INDEX.sub(".#", span.name) for span in spans if span.codec or span.unmodelled}
+    for span in spans:
+        layer = span.name.removesuffix(".weight")
+        if span.quantized or layer == span.name or _INDEX.sub(".#", layer) not in likes:
+            continue
+        try:
+            codec = declaration.codec(layer)
+        except ValueError:
+            continue
+        if codec:
+            yield Finding("declared otherwise", span.name, detail=f"{codec.name}, the layer is float")
 
 
 def _groups(size: Any, columns: int) -> int | None:

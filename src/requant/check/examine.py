@@ -4,7 +4,7 @@ A packed layer is tried in each way that it could have been made in; the first w
 """
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from requant.check.findings import (
     EXTENDED,
     FAITHFUL,
     NEAR,
+    ROUNDED,
     TUNED,
     Counts,
     Finding,
@@ -25,7 +26,8 @@ from requant.check.findings import (
 )
 from requant.check.packed import Packed
 from requant.check.reader import Reader
-from requant.check.spans import Span
+from requant.check.recomputed import recompute
+from requant.check.spans import Span, Window
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import ORDER as INDEX
 from requant.formats import PACKED, Packing, gptq
@@ -44,7 +46,6 @@ from requant.rounding.reach import (
     scale_possible,
 )
 
-ROUNDED: Kind = "not rounded to nearest"
 CHUNK = 3 << 20
 """Bytes of zero points read at once: whole words of any width of codes."""
 LAST = {*rounding.CHOSEN, EXTENDED}
@@ -53,17 +54,6 @@ SHARE = 1 / 16
 """Of the scales of a layer, what has to be beyond plain tuning before the extended algorithm can have made it."""
 STRETCH = 1.25
 """A searched scale is at most so many times the widest: 8/(8 - 0.9) in 0.13.0, 1.21 where it was measured in 0.12.2."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Rows `first` to `last` of a packed piece, or bytes of a copied one; `ways` are those to try."""
-
-    span: Span
-    first: int
-    last: int
-    nbytes: int
-    ways: tuple[str, ...]
 
 
 class _Scratch(threading.local):
@@ -88,6 +78,8 @@ def examine(window: Window, checkpoint: Reader, base: Reader, bound: Reach) -> M
     """Read a window of both sides and compare them."""
     if packing := window.span.packing:
         return _packed(window, packing, checkpoint, base, bound)
+    if window.span.codec:
+        return recompute(window, checkpoint, base)
     return _copied(window, checkpoint, base)
 
 

@@ -38,6 +38,7 @@ COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dt
 EXTENDED = "within reach of a scale that was searched"
 FAITHFUL, NEAR = "nearest to a scale that is not modelled", "near the base, by a rounding that is not modelled"
 """Ways in which a tensor can have been made; `rounding` has the others."""
+ROUNDED: Kind = "not rounded to nearest"
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""
 
@@ -69,7 +70,8 @@ class Counts:
     `moved` codes are not nearest to weight/scale, `farthest` is the largest |v| that any code needs, in steps;
     `shrunk` counts groups by |scale| / (largest |weight| on its side / 8), in `BINS` bins and one for more than 1;
     `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
-    of the base's, where the way of rounding is not modelled.
+    of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
+    base's, where something that is stored follows from it.
     """
 
     codes: int = 0
@@ -79,6 +81,7 @@ class Counts:
     shrunk: tuple[int, ...] = (0,) * (BINS + 1)
     missed: float = 0.0
     whole: float = 0.0
+    widest: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -89,6 +92,7 @@ class Counts:
             tuple(a + b for a, b in zip(self.shrunk, other.shrunk, strict=True)),
             self.missed + other.missed,
             self.whole + other.whole,
+            max(self.widest, other.widest),
         )
 
 

@@ -6,7 +6,7 @@ a time. Every row of the base must be used exactly once, and nothing may be left
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
+from requant.formats.codec import Codec, Declaration
 from requant.protocol import Source
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
@@ -32,9 +33,9 @@ class Span:
 
     `group` inputs share a scale; 0 where the rows are copied. `name` is the layer's, or the copied tensor's.
     `unmodelled` says why its values cannot be held against the base; "" where they can. `packing` is that of a layer
-    with qweight, qzeros and scales; `less` is how much less than they are its zero points are stored, and `symmetric`
-    says that all are in the middle. `foreign` says that not every way in which its tool rounds is known; `converted`,
-    that the checkpoint has the base's numbers in another dtype.
+    with qweight, qzeros and scales, and `codec` that of one in another format. `less` is how much less than they are
+    its zero points are stored, and `symmetric` says that all are in the middle. `foreign` says that not every way in
+    which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Span:
     columns: int
     group: int
     packing: Packing | None = None
+    codec: Codec | None = None
     unmodelled: str = ""
     less: int = 1
     symmetric: bool = True
@@ -51,22 +53,43 @@ class Span:
     converted: bool = False
     transposed: bool = False
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the layer is stored as codes, modelled or not."""
+        return bool(self.packing or self.codec or self.unmodelled)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows `first` to `last` of a packed piece, or bytes of a copied one; `ways` are those to try."""
+
+    span: Span
+    first: int
+    last: int
+    nbytes: int
+    ways: tuple[str, ...] = ()
+
 
 def trace(
     found: Mapping[str, Spec],
     base: Mapping[str, Spec],
     foreign: str = "",
     *,
+    declared: Declaration | None = None,
     transposed: bool = False,
     planned: Mapping[str, Source] = MappingProxyType({}),
 ) -> tuple[list[Span], list[Finding]]:
     """Trace every tensor of a checkpoint to the base; return the pieces in the base's order, and what does not fit.
 
     `foreign` says why the checkpoint's packing is not modelled, where it is not: then a layer of the base may be stored
-    under any suffix, and a float tensor in another precision. `transposed` is what `source_rows` takes. `planned` says
+    under any suffix, and a float tensor in another precision. `declared` says how layers are stored in a format that
+    lies row by row; then `foreign` is empty. `transposed` is what `source_rows` takes. `planned` says
     where layers and biases lie, by their names, where that is known of the base; of others, names say it.
     """
     traced: list[Span | Finding] = []
+    stored, theirs = _stored(found, base, declared, planned) if declared else ([], set[str]())
+    traced += stored
+    found = {name: spec for name, spec in found.items() if name not in theirs}
     layers = {name.rpartition(".")[0] for name in found if name.rpartition(".")[2] in PACKED}
     strange = _strange(found, base) if foreign else {}
     for layer in sorted(layers | strange.keys()):
@@ -94,6 +117,58 @@ def trace(
     return spans, faults + list(_coverage(spans, base, known))
 
 
+def _stored(
+    found: Mapping[str, Spec], base: Mapping[str, Spec], declared: Declaration, planned: Mapping[str, Source]
+) -> tuple[list[Span | Finding], set[str]]:
+    """Trace the layers that are declared to be stored in a format; return the names of their tensors too."""
+    traced: list[Span | Finding] = []
+    theirs: set[str] = set()
+    for layer, names in _layers(found, base).items():
+        where = _as_planned(planned.get(layer), base) or source_rows(layer, base)
+        if where is None:
+            continue
+        place = (layer, where.tensor, where.first, where.last, where.columns, 0)
+        try:
+            if (codec := declared.codec(layer)) is None:
+                continue
+            parts = codec.parts(where.last - where.first, where.columns, base[where.tensor].dtype)
+        except ValueError as error:
+            traced.append(Span(*place, unmodelled=f"{error}"))
+            theirs |= names
+            continue
+        theirs |= names
+        faults = _unlike({f"{layer}.{suffix}": part.spec for suffix, part in parts.items()}, found, names)
+        traced += faults or [Span(*place, codec=codec, transposed=where.transposed)]
+    return traced, theirs
+
+
+def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, set[str]]:
+    """Return the tensors that the base does not have like that, or not by that name, by the layers they belong to.
+
+    A tensor belongs to the layer whose name stands before `.weight`, or else before the last dot.
+    """
+    layers: dict[str, set[str]] = {}
+    for name, spec in found.items():
+        layer, dot, _ = name.rpartition(".weight.")
+        layer = layer if dot else name.rpartition(".")[0]
+        if spec != base.get(name) and not name.endswith(".bias"):
+            layers.setdefault(layer, set()).add(name)
+    return {layer: names for layer, names in layers.items() if any(found[name].dtype not in FLOATS for name in names)}
+
+
+def _unlike(expected: Mapping[str, Spec], found: Mapping[str, Spec], names: Iterable[str]) -> list[Finding]:
+    """Return what a layer lacks of the tensors that its format has, and what it has otherwise or beside them."""
+    faults = []
+    for name, spec in expected.items():
+        if name not in found:
+            faults.append(Finding("missing tensor", name, detail="the layer's others are there"))
+        elif found[name] != spec:
+            detail = f"found {_text(found[name])}, the base's shape gives {_text(spec)}"
+            faults.append(Finding("wrong shape", name, detail=detail))
+    beside = (name for name in names if name not in expected)
+    return faults + [Finding("not modelled", name, detail="beside the layer's others") for name in beside]
+
+
 def _strange(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, tuple[str, int, int, int]]:
     """Return the layers of the base that tensors of other names belong to, such as `weight_packed`, and their rows."""
     names = (name.rpartition(".") for name in found if name not in base)
@@ -118,11 +193,11 @@ def _packed(
     group = next((each for each in sizes if -(-columns // each) == packing.groups), 0)
     place = (layer, where.tensor, where.first, where.last, columns)
     if foreign:
-        return Span(*place, 0, packing, foreign)
+        return Span(*place, 0, packing, unmodelled=foreign)
     if not group:
-        return Span(*place, 0, packing, f"{packing.groups} groups of {columns} inputs")
+        return Span(*place, 0, packing, unmodelled=f"{packing.groups} groups of {columns} inputs")
     if base[where.tensor].dtype != "BF16":
-        return Span(*place, 0, packing, f"a base in {base[where.tensor].dtype}")
+        return Span(*place, 0, packing, unmodelled=f"a base in {base[where.tensor].dtype}")
     less = (GPTQ if packing.layout == "gptq" else AWQ).less
     return Span(*place, group, packing, less=less, transposed=where.transposed)
 

@@ -7,3 +7,13 @@ from requant.formats.codec import Declaration
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {}
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
+
+
+def declared(value: Mapping[str, Any]) -> Declaration | None:
+    """Read a `quantization_config`; None where no reader knows its `quant_method`.
+
+    Raises ValueError for what its reader does not model.
+    """
+    method = value.get("quant_method")
+    reader = READERS.get(method) if isinstance(method, str) else None
+    return reader(value) if reader else None

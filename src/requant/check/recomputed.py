@@ -1,0 +1,250 @@
+"""Layers whose bytes follow from the base by a formula: each is made again, and compared.
+
+Where no formula gives what is stored, the decoded weights are measured: their distance from the base accuses only
+where zeros would be nearer.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
+from requant.check.reader import Reader
+from requant.check.spans import Span, Window
+from requant.checkpoint.safetensors import ITEM_BITS, Spec
+from requant.formats.codec import Array, Arrays, Codec, Part, widen
+from requant.rounding.formula import Formula
+from requant.rounding.formulas import formulas
+
+FEW = 1 / 16
+"""Of the elements of a tensor, what may differ before it was made in another way rather than damaged."""
+MOST = 3 / 4
+"""Of the layers of a file, what has to be as a formula says before it accuses the others."""
+STRETCH = 128
+"""Inputs whose decoded weights are measured together."""
+NUMPY: Mapping[str, str] = {
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "U8"), "u1"),
+    "BF16": "<u2",
+    "F16": "<f2",
+    "F32": "<f4",
+    "I8": "i1",
+    "I16": "<i2",
+    "I32": "<i4",
+    "I64": "<i8",
+    "U16": "<u2",
+    "U32": "<u4",
+    "U64": "<u8",
+}
+"""What numpy calls the dtypes of files; bits, where it has none."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The codec of a layer, the tensors it has by suffix, and the dtype of its base."""
+
+    codec: Codec
+    parts: Mapping[str, Part]
+    dtype: str
+
+    @classmethod
+    def of(cls, span: Span, codec: Codec, base: Reader) -> "Stored":
+        """Return what a traced layer has."""
+        dtype = base.tensors[span.base].spec.dtype
+        return cls(codec, codec.parts(span.last - span.first, span.columns, dtype), dtype)
+
+    def nbytes(self, rows: int, share: float) -> int:
+        """Return how many bytes a share of the layer's rows is, on both sides."""
+        both = [part.spec.nbytes for part in self.parts.values()]
+        return round(share * (sum(both) + Spec(self.dtype, (rows,)).nbytes))
+
+
+def recompute(window: Window, checkpoint: Reader, base: Reader, *, every: bool = False) -> Measured:
+    """Make rows of a layer again by each formula; those after the first that fits only if `every` one is asked for."""
+    span, first, last = window.span, window.first, window.last
+    assert span.codec  # noqa: S101
+    held = Stored.of(span, span.codec, base)
+    rows = span.last - span.first
+    stored = {
+        suffix: _read(checkpoint, _name(span, suffix), part, rows, first, last) for suffix, part in held.parts.items()
+    }
+    weights = _weights(base, span, first, last)
+    findings: dict[str, tuple[Finding, ...]] = {}
+    fits = False
+    for formula in formulas(span.codec):
+        if fits and not every:
+            break
+        made = formula.encode(weights, held.dtype, stored)
+        findings[formula.name] = tuple(_differences(span, held, made, stored, first))
+        fits |= not findings[formula.name]
+    widest = float(np.abs(weights).max(initial=0))
+    counts = Counts(codes=weights.size, widest=widest)
+    if fits:
+        return Measured({**findings, NEAR: ()}, counts)
+    with np.errstate(all="ignore"):
+        decoded = span.codec.decode(stored, span.columns)
+        starts = np.arange(0, span.columns, STRETCH)
+        missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
+        whole = np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
+        far = ~(missed <= whole)
+    findings[NEAR] = tuple(_far(span, first, far))
+    finite = np.where(np.isfinite(missed), missed, whole)
+    return Measured(findings, replace(counts, missed=float(finite.sum()), whole=float(whole.sum())))
+
+
+def _far(span: Span, first: int, far: Array) -> Iterator[Finding]:
+    """Yield a finding where stretches of inputs, [rows, stretches], are farther from the base's than zeros are."""
+    if far.any():
+        row, stretch = (int(each) for each in np.unravel_index(int(far.argmax()), far.shape))
+        detail = f"decoded, farther from them than zeros are, in stretches of {STRETCH} inputs"
+        index = (first + row, stretch * STRETCH)
+        yield Finding("not the base's weights", _name(span, next(iter(_suffixes(span)))), int(far.sum()), index, detail)
+
+
+def _suffixes(span: Span) -> Iterable[str]:
+    assert span.codec  # noqa: S101
+    return span.codec.parts(span.last - span.first, span.columns, "BF16")
+
+
+def _differences(span: Span, held: Stored, made: Arrays, stored: Arrays, first: int) -> Iterator[Finding]:
+    """Yield, for each tensor, how many elements are not as a formula makes them, and the first."""
+    for suffix, wanted in made.items():
+        found = stored[suffix]
+        both = found.reshape(-1), np.ascontiguousarray(wanted, found.dtype).reshape(-1)
+        theirs, ours = (each.view(f"u{found.dtype.itemsize}") for each in both)  # NaN equals itself, and -0 is not 0
+        apart = theirs != ours
+        if count := int(np.count_nonzero(apart)):
+            part, at = held.parts[suffix], int(apart.argmax())
+            place = at + _start(part, span.last - span.first, first)
+            index = tuple(int(each) for each in np.unravel_index(place, part.spec.shape)) if part.spec.shape else ()
+            detail = f"{_text(both[0], at)}, recomputed {_text(both[1], at)}"
+            yield Finding(ROUNDED, _name(span, suffix), count, index, detail)
+
+
+def _text(values: Array, at: int) -> str:
+    value = values.reshape(-1)[at]
+    return f"{float(value):.9g}" if values.dtype.kind == "f" else f"{int(value):#x}"
+
+
+def settle(
+    results: Mapping[str, Sequence[tuple[Window, Measured]]], checkpoint: Reader, base: Reader, *, whole: bool
+) -> dict[str, tuple[str, tuple[Finding, ...]]]:
+    """Return the way in which each layer was made, by its name, and what is found, from the windows of all layers.
+
+    `whole` says that every window was read, so that what belongs to a layer as a whole can be held against it.
+    """
+    widest = {name: max(each.counts.widest for _, each in some) for name, some in results.items()}
+    sides = _siblings(widest)
+    settled: dict[str, tuple[str, tuple[Finding, ...]]] = {}
+    off: dict[str, tuple[Finding, ...]] = {}
+    for name, some in results.items():
+        span = some[0][0].span
+        assert span.codec  # noqa: S101
+        held = Stored.of(span, span.codec, base)
+        if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
+            some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
+        way, found = settled[name] = _way(span, held, merge(each for _, each in some))
+        formula = next((each for each in formulas(span.codec) if each.name == way), None)
+        if whole and formula:
+            off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
+    asked = Counter(settled[name][0] for name in off)
+    fitting = Counter(settled[name][0] for name, found in off.items() if not found)
+    for name, faults in off.items():
+        way, found = settled[name]
+        if faults and fitting[way] >= MOST * asked[way]:
+            settled[name] = way, (*found, *faults)
+        elif faults:
+            settled[name] = (way if found else FAITHFUL), found
+    return settled
+
+
+def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Finding, ...]]:
+    """Return the formula that gives all of a layer, or nearly all and then what differs; else how near it is."""
+    best: tuple[float, str] | None = None
+    for name, found in measured.findings.items():
+        if name == NEAR:
+            continue
+        shares = [each.count / max(1, prod(_part(held, span, each).spec.shape)) for each in found]
+        if max(shares, default=0) <= FEW:
+            best = min(filter(None, (best, (sum(shares), name))))
+    if best:
+        return best[1], measured.findings[best[1]]
+    return NEAR, measured.findings.get(NEAR, ())
+
+
+def _part(held: Stored, span: Span, finding: Finding) -> Part:
+    return next(part for suffix, part in held.parts.items() if _name(span, suffix) == finding.tensor)
+
+
+def _wholes(
+    span: Span, held: Stored, formula: Formula, widest: Sequence[float], checkpoint: Reader
+) -> Iterator[Finding]:
+    """Yield the tensors of a layer as a whole that no magnitude gives: its own, or that of one it may be fused with."""
+    made = [formula.whole(each, held.dtype) for each in widest]
+    for suffix in made[0] if made else ():
+        part = held.parts[suffix]
+        found = _read(checkpoint, _name(span, suffix), part, 1, 0, 1)
+        if not any(np.asarray(each[suffix], found.dtype).tobytes() == found.tobytes() for each in made):
+            wanted = np.asarray(made[0][suffix], found.dtype)
+            detail = f"{_text(found, 0)}, recomputed {_text(wanted, 0)}"
+            yield Finding(ROUNDED, _name(span, suffix), 1, (), detail)
+
+
+def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
+    """Return each layer's greatest magnitude, and greater ones of layers of the same module: they may be fused."""
+    parents: dict[str, list[float]] = {}
+    for name, value in widest.items():
+        parents.setdefault(name.rpartition(".")[0], []).append(value)
+    return {
+        name: [value, *sorted(each for each in {*parents[name.rpartition(".")[0]]} if each > value)]
+        for name, value in widest.items()
+    }
+
+
+def _name(span: Span, suffix: str) -> str:
+    return f"{span.name}.{suffix}" if suffix else span.name
+
+
+def _start(part: Part, rows: int, first: int) -> int:
+    """Return the element of a tensor at which an output's share begins."""
+    if not part.every:
+        return 0
+    return first // part.every * (part.spec.size // -(-rows // part.every))
+
+
+def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last: int) -> Array:
+    """Read the share of a tensor that belongs to some outputs of `rows`, as it lies: its first axis cut, or flat."""
+    place = checkpoint.tensors[name]
+    start = _start(part, rows, first)
+    stop = min(place.spec.size, _start(part, rows, last + part.every - 1)) if part.every else place.spec.size
+    stop = place.spec.size if last >= rows else stop
+    bits = ITEM_BITS[place.spec.dtype]
+    data = np.empty((stop - start) * bits // 8, np.uint8)
+    checkpoint.read(place, start * bits // 8, data.data)
+    values = data.view(NUMPY[place.spec.dtype])
+    shape = place.spec.shape
+    if part.every and shape and shape[0] == -(-rows // part.every):
+        return values.reshape(-1, *shape[1:])
+    return values.reshape(-1, part.spec.size // -(-rows // part.every)) if part.every else values.reshape(shape)
+
+
+def _weights(base: Reader, span: Span, first: int, last: int) -> Array:
+    """Return rows of the base's weight as float32 [rows, columns], counted from the layer's first."""
+    place = base.tensors[span.base]
+    item, dtype = ITEM_BITS[place.spec.dtype] // 8, place.spec.dtype
+    kind = {2: np.uint16, 4: np.uint32}[item]
+    rows = last - first
+    weights = np.empty((rows, span.columns), kind)
+    if not span.transposed:
+        base.read(place, item * span.columns * (span.first + first), weights.reshape(-1).view(np.uint8).data)
+        return widen(weights, dtype)
+    outputs = place.spec.shape[-1]
+    expert, begin = divmod(span.first + first, outputs)
+    columns = np.empty((span.columns, rows), kind)
+    for column in range(span.columns):
+        start = (expert * span.columns + column) * outputs + begin
+        base.read(place, item * start, columns[column].view(np.uint8).data)
+    weights[:] = columns.T
+    return widen(weights, dtype)
