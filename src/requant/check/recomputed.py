@@ -7,7 +7,6 @@ where zeros would be nearer.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
 FEW = 1 / 16
-"""Of the elements of a tensor, what may differ before it was made in another way rather than damaged."""
+"""Of the elements of a tensor, what may differ, or else one, before it was made in another way rather than damaged."""
 MOST = 3 / 4
 """Of the layers of a file, what has to be as a formula says before it accuses the others."""
 STRETCH = 128
@@ -147,6 +146,8 @@ def settle(
             some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
         way, found = settled[name] = _way(span, held, merge(each for _, each in some))
         formula = next((each for each in formulas(span.codec) if each.name == way), None)
+        if odd := tuple(_fixed(span, held, checkpoint)):
+            settled[name] = way, (*found, *odd)
         if whole and formula:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
     asked = Counter(settled[name][0] for name in off)
@@ -166,8 +167,12 @@ def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Findi
     for name, found in measured.findings.items():
         if name == NEAR:
             continue
-        shares = [each.count / max(1, prod(_part(held, span, each).spec.shape)) for each in found]
-        if max(shares, default=0) <= FEW:
+        sizes = [_part(held, span, each).spec.size for each in found]
+        shares = [each.count / size for each, size in zip(found, sizes, strict=True)]
+        few = (
+            each.count == 1 < size // 2 or share <= FEW for each, size, share in zip(found, sizes, shares, strict=True)
+        )
+        if all(few):
             best = min(filter(None, (best, (sum(shares), name))))
     if best:
         return best[1], measured.findings[best[1]]
@@ -190,6 +195,18 @@ def _wholes(
             wanted = np.asarray(made[0][suffix], found.dtype)
             detail = f"{_text(found, 0)}, recomputed {_text(wanted, 0)}"
             yield Finding(ROUNDED, _name(span, suffix), 1, (), detail)
+
+
+def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
+    """Yield the tensors that do not say what the shape of the weight gives."""
+    rows = span.last - span.first
+    for suffix, wanted in held.codec.fixed(rows, span.columns).items():
+        found = _read(checkpoint, _name(span, suffix), replace(held.parts[suffix], every=0), rows, 0, rows)
+        if found.tobytes() != np.ascontiguousarray(wanted, found.dtype).tobytes():
+            apart = found.reshape(-1) != np.ascontiguousarray(wanted, found.dtype).reshape(-1)
+            index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))
+            detail = f"{_text(found, int(apart.argmax()))}, the shape gives {_text(wanted, int(apart.argmax()))}"
+            yield Finding("declared otherwise", _name(span, suffix), int(np.count_nonzero(apart)), index, detail)
 
 
 def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:

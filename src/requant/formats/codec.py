@@ -50,6 +50,9 @@ class Codec(Protocol):
         Raises ValueError, which says why, where no such weight can be stored so.
         """
 
+    def fixed(self, rows: int, columns: int) -> Arrays:
+        """Return the tensors, by suffix, of which every value follows from the shape of the weight alone."""
+
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return the weights of some rows as a loader computes them, float32 [rows, columns]."""
 
