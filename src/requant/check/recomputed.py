@@ -167,13 +167,9 @@ def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Findi
     for name, found in measured.findings.items():
         if name == NEAR:
             continue
-        sizes = [_part(held, span, each).spec.size for each in found]
-        shares = [each.count / size for each, size in zip(found, sizes, strict=True)]
-        few = (
-            each.count == 1 < size // 2 or share <= FEW for each, size, share in zip(found, sizes, shares, strict=True)
-        )
-        if all(few):
-            best = min(filter(None, (best, (sum(shares), name))))
+        shares = [(each.count, _part(held, span, each).spec.size) for each in found]
+        if all(count == 1 < size // 2 or count <= FEW * size for count, size in shares):
+            best = min(filter(None, (best, (sum(count / size for count, size in shares), name))))
     if best:
         return best[1], measured.findings[best[1]]
     return NEAR, measured.findings.get(NEAR, ())
