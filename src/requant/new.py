@@ -42,7 +42,7 @@ from requant.recipe import NAME, NAMES, Format, GroupSize, Recipe, Scheme, Schem
 from requant.sandbox.preflight import Cost
 
 Preset = Literal["default", "best", "light", "laptop"]
-Environment = Literal["cpu", "cu124", "cu130", "current", "gb10"]
+EnvironmentName = Literal["cpu", "cu124", "cu130", "current", "gb10"]
 
 
 class Effort(NamedTuple):
@@ -63,7 +63,7 @@ PRESETS: Mapping[Preset, Effort] = {
 }
 """AutoRound's own recipes (`RECIPES`, auto_round/__main__.py of 0.12.2), and one for a machine without a GPU."""
 
-ENVIRONMENTS: Mapping[Environment, tuple[str, Environment]] = {
+ENVIRONMENTS: Mapping[EnvironmentName, tuple[str, EnvironmentName]] = {
     "cpu": ("", "cpu"),
     "cu124": ("NVIDIA H200", "cpu"),
     "cu130": ("NVIDIA H200", "current"),
@@ -110,7 +110,7 @@ def new(
     project: Path,
     *,
     preset: Preset = "default",
-    environment: Environment = "cu124",
+    environment: EnvironmentName = "cu124",
     scheme: SchemeName = "W4A16",
     symmetric: bool = True,
     group_size: GroupSize = 128,
@@ -212,7 +212,7 @@ def _read(headers: Headers) -> tuple[dict[str, Mapping[str, Any]], Specs, list[s
     return {BASE: config, **{size: shrink(config, size) for size in SIZES}}, specs, weights
 
 
-def _brought_along(project: Path, environment: Environment) -> list[Path]:
+def _brought_along(project: Path, environment: EnvironmentName) -> list[Path]:
     """Copy what a project of one's own lacks: locks, Dockerfiles and the pins of the calibration text."""
     ours = _shipped()
     both = {environment, ENVIRONMENTS[environment][1]}
@@ -266,7 +266,7 @@ def _recipe(
     name: str,
     base: _Base,
     effort: Effort,
-    environment: Environment,
+    environment: EnvironmentName,
     scheme: Scheme,
     ignore: Sequence[str],
     *,

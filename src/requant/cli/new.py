@@ -10,7 +10,7 @@ import requant.new
 from requant.cli.options import MAKE, AsJson, SandboxOption, app
 from requant.cli.plan import plan_table
 from requant.cli.terminal import out, print_json, progress, say
-from requant.new import Environment, Preset
+from requant.new import EnvironmentName, Preset
 from requant.recipe import Format, GroupSize, SchemeName
 
 
@@ -30,7 +30,7 @@ def new(
     preset: Annotated[
         Preset, typer.Option(help="How much is tuned: AutoRound's own recipes, and one for a laptop.")
     ] = "default",
-    environment: Annotated[Environment, typer.Option(help="The environment of the full build.")] = "cu124",
+    environment: Annotated[EnvironmentName, typer.Option(help="The environment of the full build.")] = "cu124",
     scheme: Annotated[SchemeName, typer.Option(help="The bits of a weight, by AutoRound's name.")] = "W4A16",
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="Codes around 0, or a zero point for each group.")
