@@ -21,7 +21,7 @@ from requant.checkpoint.checkpoint import open_checkpoint
 from requant.digest import sha256_chunks
 from requant.environment.lock import read_lock
 from requant.evidence.journal import Block, read_journal
-from requant.new import ENVIRONMENTS, Environment, new
+from requant.new import ENVIRONMENTS, EnvironmentName, new
 from requant.recipe import Recipe, read_recipe
 from requant.verdict import Outcome
 
@@ -31,7 +31,7 @@ CPU = [name for name, (accelerator, _) in ENVIRONMENTS.items() if not accelerato
 """A GPU's cannot be run here."""
 
 
-def of_one_s_own(folder: Path, name: str, environment: Environment, edit: Callable[[str], str] = str) -> Recipe:
+def of_one_s_own(folder: Path, name: str, environment: EnvironmentName, edit: Callable[[str], str] = str) -> Recipe:
     """A recipe for a base of the corpus, edited."""
     recipe = new(str(base(name, folder / "model")), "mine", folder / "project", environment=environment, sandbox="venv")
     file = recipe.recipe.path
@@ -91,7 +91,7 @@ def test_a_build_with_the_newest_autoround_is_what_was_recorded(name: str, tmp_p
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_5_moe", "qwen3moe"])
 @pytest.mark.parametrize("environment", CPU)
 def test_an_adapter_is_heard_chained_resumed_and_replayed(
-    environment: Environment, architecture: str, edit: Callable[[str], str], tmp_path: Path
+    environment: EnvironmentName, architecture: str, edit: Callable[[str], str], tmp_path: Path
 ) -> None:
     own = of_one_s_own(tmp_path, architecture, environment, edit)
     first = build(own, tiny="mini", out=tmp_path / "first", keep_raw=True).folder
