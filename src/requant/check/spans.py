@@ -14,7 +14,7 @@ from types import MappingProxyType
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
-from requant.formats.codec import Codec, Declaration
+from requant.formats.codec import FLOATS, Codec, Declaration
 from requant.protocol import Source
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
@@ -22,8 +22,6 @@ _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
 _RENAMED = (".mlp.", ".block_sparse_moe.")
 """What transformers 5 calls Mixtral's block of experts, and what its files do."""
-FLOATS = {"BF16", "F16", "F32"}
-"""Dtypes in which a tool may store the base's numbers."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 

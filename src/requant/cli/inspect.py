@@ -126,7 +126,7 @@ def _hits(finding: Finding, inspected: Inspection) -> list[str]:
 def defect_text(name: str) -> Iterator[str]:
     """Yield a defect's entry, line by line; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
-        raise UsageError(f"--explain {name}: no such defect; they are D01 to D30 and N01 to N03")
+        raise UsageError(f"--explain {name}: no such defect; they are D01 to D33 and N01 to N03")
     entry = DEFECTS[name]
     yield f"[bold]{entry.id}[/] {escape(entry.title)}"
     yield escape(entry.cause)

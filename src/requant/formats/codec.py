@@ -22,6 +22,10 @@ tensor that has the name of the layer itself.
 """
 
 
+FLOATS = {"BF16", "F16", "F32"}
+"""Dtypes in which a tool may store the base's numbers."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.

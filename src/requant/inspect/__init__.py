@@ -18,7 +18,7 @@ from requant.inspect.loaders import DEFAULT, Loader
 from requant.inspect.loaders.declared import Declared, read_declared
 from requant.inspect.loaders.reading import read
 from requant.inspect.mending import refusal
-from requant.inspect.rules import declarations, files, kernels, readings, tensors, values
+from requant.inspect.rules import declarations, files, kernels, readings, stored, tensors, values
 from requant.inspect.rules.seen import Seen
 from requant.model.skeleton import Skeleton, is_modelled, skeleton
 
@@ -75,7 +75,7 @@ def inspect(
     loaders, degrees = tuple(dict.fromkeys(loaders)), tuple(sorted(set(degrees)))
     with without_collector():
         seen = look(headers, loaders, degrees)
-        rules = [files, readings]
+        rules = [files, readings, stored]
         if seen.modelled and not seen.another:
             rules += [tensors, declarations, kernels]
         found = [finding for each in rules for finding in each.check(seen)]

@@ -1,4 +1,4 @@
-"""The catalogue of defects, D01 to D30, that checkpoints of this architecture are known to have.
+"""The catalogue of defects, D01 to D33, that checkpoints of this architecture are known to have.
 
 N01 to N03 are not defects: they say what `inspect` does not model, and that a checkpoint is not quantized.
 
@@ -231,6 +231,26 @@ _ENTRIES = (
         "from vLLM 0.33.0 on also for 2, 3, 5, 6 and 7 bits. vLLM ignores desc_act, SGLang reads an order that no "
         "file has, and transformers stops.",
         "declare what the tensors are, in config.json and in quantization_config.json",
+    ),
+    (
+        "D31",
+        "a layer that is stored in another format than quantization_config declares",
+        "A declaration of NVFP4 over FP8 tensors, a layer that was left float and is not in `ignore`, a scale that was "
+        "not written: loaders read what is there as what is declared, or stop.",
+        "declare what the tensors are, or quantize again",
+    ),
+    (
+        "D32",
+        "a layer that quantization_config declares float, and that is stored as codes",
+        "A name in `ignore` that finds more layers than were left out: loaders look for a float weight.",
+        "declare what the tensors are, or quantize again",
+    ),
+    (
+        "D33",
+        "a block that predicts several tokens is promised, and is not there",
+        "Tools that save what transformers loaded leave it out, and keep the key that counts it. A server that drafts "
+        "with it has uninitialised weights or stops, and no draft is accepted.",
+        "copy the block's tensors from the base, or set the key to 0",
     ),
     (
         "N01",

@@ -1,0 +1,87 @@
+"""Rules about formats that lie row by row: what is declared of each layer, and what is on disk (D31 to D33).
+
+They hold for any architecture and any loader: a layer that is stored otherwise than the declaration says is read as
+what it is not, or not at all. Which loader then does what is not modelled.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from requant.checkpoint.safetensors import Spec
+from requant.formats.codec import FLOATS, Declaration
+from requant.formats.declarations import declared
+from requant.inspect.findings import Finding
+from requant.inspect.rules.seen import Seen
+
+SIDE = 1 << 12
+"""Outputs and inputs of a weight that any format can store: only names and dtypes of its tensors are asked for."""
+PROMISES = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+"""Keys of configurations that say how many layers predict several tokens: DeepSeek's and GLM's, and Qwen's."""
+_INDEX = re.compile(r"\.\d+(?=\.)")
+_BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    """Yield layers that are stored otherwise than declared, and promised blocks that are not there."""
+    tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
+    yield from _promised(seen, tensors)
+    raw = seen.config.get("quantization_config")
+    try:
+        declaration = declared(raw) if isinstance(raw, dict) else None
+    except ValueError as error:
+        yield seen.unmodelled("N01", ["config.json: quantization_config"], f"Not modelled: {error}.")
+        return
+    if declaration:
+        yield from _stored(seen, declaration, tensors)
+
+
+def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+    layers: dict[str, dict[str, Spec]] = {}
+    for name, spec in tensors.items():
+        layer, dot, rest = name.partition(".weight.")
+        layer, rest = (layer, f"weight.{rest}") if dot else name.rpartition(".")[::2]
+        layers.setdefault(layer, {})[rest] = spec
+    coded = {layer for layer, held in layers.items() if any(spec.dtype not in FLOATS for spec in held.values())}
+    likes = {_INDEX.sub(".#", layer) for layer in coded}
+    for layer, held in layers.items():
+        try:
+            codec = declaration.codec(layer)
+            wanted = codec.parts(SIDE, SIDE, "BF16") if codec else {}
+        except ValueError:
+            continue  # `check` says of each layer why it is not modelled
+        if codec is None and layer in coded:
+            names = [f"{layer}.{suffix}" for suffix, spec in held.items() if spec.dtype not in FLOATS]
+            yield seen.error("D32", names, "The declaration says that the layer is float, and codes are stored.")
+        elif codec and layer in coded:
+            lacking = [f"{layer}.{suffix}" for suffix in wanted if suffix not in held]
+            apart = [s for s, part in wanted.items() if s in held and _kind(held[s]) != _kind(part.spec)]
+            if lacking:
+                yield seen.error("D31", lacking, f"Declared {codec.name}: the tensor is not there.")
+            for suffix in apart:
+                text = f"Declared {codec.name}: found {held[suffix].dtype}, expected {wanted[suffix].spec.dtype}."
+                yield seen.error("D31", [f"{layer}.{suffix}"], text)
+        elif codec and _INDEX.sub(".#", layer) in likes:
+            yield seen.error("D31", [f"{layer}.weight"], f"Declared {codec.name}: the layer is float.")
+
+
+def _kind(spec: Spec) -> str:
+    """Return a dtype; scales may be in that of the model, whichever it is."""
+    return "float" if spec.dtype in FLOATS else spec.dtype
+
+
+def _promised(seen: Seen, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+    """Yield blocks that predict several tokens, where the configuration counts some and no tensor is of any."""
+    if seen.modelled:
+        return  # D07 knows the very tensors
+    text = seen.config.get("text_config")
+    configs = [seen.config, *([text] if isinstance(text, dict) else [])]
+    for config in configs:
+        depth = config.get("num_hidden_layers")
+        for key in PROMISES:
+            count = config.get(key)
+            if type(count) is not int or count < 1 or type(depth) is not int:
+                continue
+            beyond = any((found := _BLOCK.search(name)) and int(found[1]) >= depth for name in tensors)
+            if not beyond and not any(re.search(r"(?:^|\.)(?:mtp|nextn)\b", name) for name in tensors):
+                said = f"config.json counts {count}, and no tensor is of one: what drafts with it has no weights."
+                yield seen.error("D33", [f"config.json: {key}"], said)

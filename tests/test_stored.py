@@ -1,0 +1,112 @@
+"""Formats that lie row by row, as `inspect` sees them: what is declared of layers, and what their headers show."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.checkpoints import BITS, shard
+
+from requant.checkpoint.safetensors import Spec
+from requant.formats.codec import Array, Arrays, Part
+from requant.formats.declarations import READERS
+from requant.inspect import inspect
+from requant.inspect.headers import read_headers
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Codes of eight bits, and a scale per output."""
+
+    name: str = "toy"
+    align: int = 1
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        return {"weight": Part(Spec("F8_E4M3", (rows, columns))), "weight_scale": Part(Spec(dtype, (rows, 1)))}
+
+    def fixed(self, rows: int, columns: int) -> Arrays:
+        return {}
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Declared:
+    """All layers but the head and the router."""
+
+    def codec(self, layer: str) -> Toy | None:
+        if layer.endswith("strange"):
+            raise ValueError("stranger than that")
+        return None if layer.endswith(("head", "gate")) else Toy()
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, "toy", lambda value: Declared())
+
+
+def found(
+    folder: Path, tensors: Mapping[str, tuple[str, list[int]]], **config: Any
+) -> list[tuple[str, tuple[str, ...]]]:
+    held = {}
+    for name, (dtype, shape) in tensors.items():
+        size = BITS[dtype] // 8
+        for side in shape:
+            size *= side
+        held[name] = (dtype, shape, bytes(size))
+    (folder / "model.safetensors").write_bytes(shard(held))
+    said = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config}
+    said["quantization_config"] = {"quant_method": "toy"}
+    (folder / "config.json").write_text(json.dumps(said))
+    report = inspect(read_headers(folder))
+    return [(each.rule, each.subjects) for each in report.findings if each.rule in ("D31", "D32", "D33")]
+
+
+HEALTHY: dict[str, tuple[str, list[int]]] = {
+    "lm_head.weight": ("BF16", [8, 8]),
+    "model.embed_tokens.weight": ("BF16", [8, 8]),
+    "model.layers.0.input_layernorm.weight": ("BF16", [8]),
+} | {
+    f"model.layers.{block}.mlp.up_proj.{name}": spec
+    for block in range(3)
+    for name, spec in {"weight": ("F8_E4M3", [8, 8]), "weight_scale": ("F32", [8, 1])}.items()
+}
+UP = "model.layers.1.mlp.up_proj"
+
+
+def test_what_is_declared_is_there(tmp_path: Path) -> None:
+    assert found(tmp_path, HEALTHY) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "subject"),
+    [
+        ({f"{UP}.weight": ("U8", [8, 8])}, "D31", f"{UP}.weight"),
+        ({f"{UP}.weight_scale": ("F8_E8M0", [8, 1])}, "D31", f"{UP}.weight_scale"),
+        ({f"{UP}.weight_scale": None}, "D31", f"{UP}.weight_scale"),
+        ({f"{UP}.weight": ("BF16", [8, 8]), f"{UP}.weight_scale": None}, "D31", f"{UP}.weight"),
+        ({"lm_head.weight": ("F8_E4M3", [8, 8])}, "D32", "lm_head.weight"),
+    ],
+)
+def test_what_is_stored_otherwise_is_named(change: dict[str, Any], rule: str, subject: str, tmp_path: Path) -> None:
+    tensors = {name: spec for name, spec in (HEALTHY | change).items() if spec}
+    assert found(tmp_path, tensors) == [(rule, (subject,))]
+
+
+@pytest.mark.parametrize("key", ["num_nextn_predict_layers", "mtp_num_hidden_layers"])
+@pytest.mark.parametrize(
+    ("name", "missed"),
+    [("", True), ("model.layers.3.mlp.up_proj.weight", False), ("mtp.fc.weight", False)],
+)
+def test_a_promised_block_is_missed(key: str, name: str, missed: bool, tmp_path: Path) -> None:
+    tensors = HEALTHY | ({name: ("BF16", [8, 8])} if name else {})
+    rules = [rule for rule, _ in found(tmp_path, tensors, num_hidden_layers=3, **{key: 1})]
+    assert ("D33" in rules) is missed
+    assert "D33" not in [rule for rule, _ in found(tmp_path, tensors, num_hidden_layers=3, **{key: 0})]
+
+
+def test_what_is_not_modelled_accuses_nobody(tmp_path: Path) -> None:
+    assert found(tmp_path, HEALTHY | {"model.layers.0.strange.weight": ("U8", [8, 8])}) == []
