@@ -32,7 +32,7 @@ from requant.check.recomputed import Stored, settle
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, Window, trace
 from requant.check.tied import needed
-from requant.checkpoint.safetensors import Spec
+from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.digest import canonical_json, sha256
 from requant.errors import UsageError
 from requant.formats import Packing, packing_of
@@ -48,7 +48,7 @@ WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
-SCHEMA = 3
+SCHEMA = 4
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
 
@@ -90,6 +90,8 @@ def check(
     findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "", dtypes)]
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
+    narrow = recipe.effort(tiny).precision == "bfloat16" if recipe else "BF16" in converted
+    spans = [_of_floats(span, base, narrow, strange=recipe is None) if span.packing else span for span in spans]
     expected = _expected(recipe, target, tiny) if recipe and target else None
     if expected is not None and target:
         spans = [replace(span, symmetric=_form(target, span).symmetric) if span.packing else span for span in spans]
@@ -180,6 +182,17 @@ def _as_declared(
     return made, [*found, *unmodelled(made)]
 
 
+def _of_floats(span: Span, base: Reader, narrow: bool, *, strange: bool) -> Span:
+    """Return a packed layer whose base is not in BF16 with what that means for the weights that were rounded.
+
+    In float16 some tools divide in float16, which moves a code in a hundred: without a recipe no bound accuses there.
+    """
+    dtype = base.tensors[span.base].spec.dtype
+    if dtype == "BF16":
+        return span
+    return replace(span, narrowed=narrow, foreign=span.foreign or (dtype == "F16" and strange and not narrow))
+
+
 def _linears(base: Side) -> set[str]:
     """Return the linear layers of a base whose architecture is modelled; of others, none are known."""
     config = base.config()
@@ -223,9 +236,12 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
         elif span.group:
             ways = _ways(span, expected.get(span.name) if expected else None, rounds)
             step = rows if rows * span.columns <= WEIGHTS else max(32, WEIGHTS // span.columns // 32 * 32)
+            each = ITEM_BITS[dtype] / 8 + 0.5
             for first in range(0, rows, step):
                 last = min(rows, first + step)
-                yield Window(span, first, last, (last - first) * span.columns * 5 // 2, ways)
+                yield Window(
+                    span, first, last, (last - first) * span.columns * (2 * ITEM_BITS[dtype] // 8 + 1) // 2, ways
+                )
         else:
             size = Spec(dtype, (rows, span.columns)).nbytes
             for first in range(0, max(size, 1), BYTES):

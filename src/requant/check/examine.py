@@ -28,6 +28,7 @@ from requant.check.packed import Packed
 from requant.check.reader import Reader
 from requant.check.recomputed import recompute
 from requant.check.spans import Span, Window
+from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import ORDER as INDEX
 from requant.formats import PACKED, Packing, gptq
@@ -140,7 +141,7 @@ def _read(window: Window, packing: Packing, checkpoint: Reader, base: Reader) ->
     """Read a window of a packed layer, and decode it."""
     span, first, rows = window.span, window.first, window.last - window.first
     words, points, scale = (f"{span.name}.{suffix}" for suffix in PACKED)
-    weights = _weights(base, span, first, rows)
+    weights = read_weights(base, span, first, rows, _scratch.take)
     codes, zeros = _scratch.take("codes", np.uint8, *weights.shape), np.empty((packing.groups, rows), np.uint8)
     packed = first * packing.bits // 32, rows * packing.bits // 32
     stored = _columns(checkpoint, points, "<u4", *packed)
@@ -168,23 +169,6 @@ def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Arra
     if way == FAITHFUL:
         return _faithful(seen, far)
     return _near(seen, *sums) if way == NEAR else _rounded(seen, way)
-
-
-def _weights(base: Reader, span: Span, first: int, rows: int) -> Array:
-    """Return rows of the base's weight, BF16 as uint16 [rows, columns], from a span's row `first` on."""
-    place = base.tensors[span.base]
-    weights = _scratch.take("weights", np.uint16, rows, span.columns)
-    if not span.transposed:
-        base.read(place, 2 * span.columns * (span.first + first), weights.reshape(-1).view(np.uint8).data)
-        return weights
-    outputs = place.spec.shape[-1]
-    expert, begin = divmod(span.first + first, outputs)
-    columns = _scratch.take("columns", np.uint16, span.columns, rows)
-    for column in range(span.columns):
-        start = (expert * span.columns + column) * outputs + begin
-        base.read(place, 2 * start, columns[column].view(np.uint8).data)
-    weights[:] = columns.T
-    return weights
 
 
 def _zero_points(seen: Packed, way: str, wrong: list[Finding]) -> list[Finding]:
@@ -300,7 +284,7 @@ def _near(seen: Packed, missed: Array, whole: Array) -> list[Finding]:
 def _missed(seen: Packed) -> tuple[Array, Array]:
     """Return the sums of squares of decoded weights less the base's, and of the base's, float32 [groups, rows]."""
     span = seen.span
-    wide = (seen.weights.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide = as_floats(seen.weights)
     starts = np.arange(0, span.columns, span.group)
     places = np.arange(span.columns) // span.group
     decoded = (seen.codes - seen.zeros.T[:, places].astype(np.float32)) * seen.scales.T[:, places].astype(np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 
 from requant.check.findings import Finding, Kind
 from requant.check.spans import Span
+from requant.check.weights import as_floats
 from requant.formats import Packing
 from requant.rounding.reach import Array
 
@@ -15,7 +16,7 @@ _TOLD = ("found", "least", "greatest")
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows from `first` on: weights uint16, codes uint8 [rows, columns], scales float16, zero points int32.
+    """Rows from `first` on: weights as bits, codes uint8 [rows, columns], scales float16, zero points int32.
 
     Scales, zero points and the ends of each group, `low` <= 0 <= `high` in float32, are [groups, rows]. Codes are
     measured from `zeros`; `stored` are those of the file, which differ where a symmetric layer has wrong ones.
@@ -36,7 +37,7 @@ class Packed:
         """Return columns [n, group], their weights, and codes less zero points; what a last group lacks repeats."""
         inputs = groups[:, None] * self.span.group + np.arange(self.span.group)
         inputs = np.minimum(inputs, self.span.columns - 1)
-        weights = (self.weights[rows[:, None], inputs].astype(np.uint32) << np.uint32(16)).view(np.float32)
+        weights = as_floats(self.weights[rows[:, None], inputs])
         codes = self.codes[rows[:, None], inputs].astype(np.float32)
         return inputs, weights, codes - self.zeros[groups, rows][:, None].astype(np.float32)
 

@@ -13,8 +13,9 @@ import numpy as np
 from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
 from requant.check.reader import Reader
 from requant.check.spans import Span, Window
+from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, widen
+from requant.formats.codec import Array, Arrays, Codec, Part
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
@@ -69,7 +70,7 @@ def recompute(window: Window, checkpoint: Reader, base: Reader, *, every: bool =
     stored = {
         suffix: _read(checkpoint, _name(span, suffix), part, rows, first, last) for suffix, part in held.parts.items()
     }
-    weights = _weights(base, span, first, last)
+    weights = as_floats(read_weights(base, span, first, last - first))
     findings: dict[str, tuple[Finding, ...]] = {}
     fits = False
     for formula in formulas(span.codec):
@@ -241,23 +242,3 @@ def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last
     if part.every and shape and shape[0] == -(-rows // part.every):
         return values.reshape(-1, *shape[1:])
     return values.reshape(-1, part.spec.size // -(-rows // part.every)) if part.every else values.reshape(shape)
-
-
-def _weights(base: Reader, span: Span, first: int, last: int) -> Array:
-    """Return rows of the base's weight as float32 [rows, columns], counted from the layer's first."""
-    place = base.tensors[span.base]
-    item, dtype = ITEM_BITS[place.spec.dtype] // 8, place.spec.dtype
-    kind = {2: np.uint16, 4: np.uint32}[item]
-    rows = last - first
-    weights = np.empty((rows, span.columns), kind)
-    if not span.transposed:
-        base.read(place, item * span.columns * (span.first + first), weights.reshape(-1).view(np.uint8).data)
-        return widen(weights, dtype)
-    outputs = place.spec.shape[-1]
-    expert, begin = divmod(span.first + first, outputs)
-    columns = np.empty((span.columns, rows), kind)
-    for column in range(span.columns):
-        start = (expert * span.columns + column) * outputs + begin
-        base.read(place, item * start, columns[column].view(np.uint8).data)
-    weights[:] = columns.T
-    return widen(weights, dtype)

@@ -33,7 +33,8 @@ class Span:
     `unmodelled` says why its values cannot be held against the base; "" where they can. `packing` is that of a layer
     with qweight, qzeros and scales, and `codec` that of one in another format. `less` is how much less than they are
     its zero points are stored, and `symmetric` says that all are in the middle. `foreign` says that not every way in
-    which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype.
+    which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype;
+    `narrowed`, that its codes were made from the base's numbers rounded to BF16.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Span:
     foreign: bool = False
     converted: bool = False
     transposed: bool = False
+    narrowed: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -194,7 +196,7 @@ def _packed(
         return Span(*place, 0, packing, unmodelled=foreign)
     if not group:
         return Span(*place, 0, packing, unmodelled=f"{packing.groups} groups of {columns} inputs")
-    if base[where.tensor].dtype != "BF16":
+    if base[where.tensor].dtype not in FLOATS:
         return Span(*place, 0, packing, unmodelled=f"a base in {base[where.tensor].dtype}")
     less = (GPTQ if packing.layout == "gptq" else AWQ).less
     return Span(*place, group, packing, less=less, transposed=where.transposed)

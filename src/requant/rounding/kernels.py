@@ -2,8 +2,9 @@
 
 Written for LLVM's vectorizer: indices that start at 0, integers where a largest value is sought (positive floats
 order as their bits do), and no operation that could be reordered. Each kernel releases the interpreter's lock, so
-threads run side by side. Weights are BF16 bits uint16 [rows, columns], codes uint8 [rows, columns], words those of
-`qweight` as uint32; a group is `group` columns of a row; what is known of a group stands in arrays [groups, rows].
+threads run side by side. Weights [rows, columns] are bits of BF16, uint16, or of float32, uint32. Codes are uint8
+[rows, columns], words those of `qweight` as uint32; a group is `group` columns of a row; what is known of a group
+stands in arrays [groups, rows].
 """
 
 from typing import Any
@@ -42,13 +43,13 @@ def extremes(weights, group, low, high):
 
     NaN counts as beyond infinity.
     """
-    columns = weights.shape[1]
+    columns, missing = weights.shape[1], np.uint32(32 - 8 * weights.itemsize)
     ordered = np.empty(group, np.int32)
     for r in range(weights.shape[0]):
         for g in range(low.shape[0]):
             some = weights[r, g * group : min((g + 1) * group, columns)]
             for i in range(some.shape[0]):
-                wide = np.int32(np.uint32(some[i]) << SHIFT)
+                wide = np.int32(np.uint32(some[i]) << missing)
                 ordered[i] = wide ^ ((wide >> SIGN) & MAGNITUDE)
             least = most = np.int32(0)
             for i in range(some.shape[0]):
@@ -169,8 +170,9 @@ def _buffers(group):
 @njit(inline="always")
 def _load(some, bits):
     """Fill a buffer with the weights of one group, as bits of float32; return how many."""
+    missing = np.uint32(32 - 8 * some.itemsize)
     for i in range(some.shape[0]):
-        bits[i] = np.uint32(some[i]) << SHIFT
+        bits[i] = np.uint32(some[i]) << missing
     return some.shape[0]
 
 
@@ -225,8 +227,7 @@ def errors(weights, scales, group, widest, half, ratio):
     for r in range(weights.shape[0]):
         for g in range(ratio.shape[0]):
             some = weights[r, g * group : min((g + 1) * group, columns)]
-            for i in range(some.shape[0]):
-                bits[i] = np.uint32(some[i]) << SHIFT
+            _load(some, bits)
             best = own = np.float32(np.inf)
             inverse = np.float32(1) / widest[g, r]
             for candidate in range(182):
