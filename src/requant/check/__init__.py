@@ -236,12 +236,10 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
         elif span.group:
             ways = _ways(span, expected.get(span.name) if expected else None, rounds)
             step = rows if rows * span.columns <= WEIGHTS else max(32, WEIGHTS // span.columns // 32 * 32)
-            each = ITEM_BITS[dtype] / 8 + 0.5
+            per_weight = ITEM_BITS[dtype] / 8 + 0.5
             for first in range(0, rows, step):
                 last = min(rows, first + step)
-                yield Window(
-                    span, first, last, (last - first) * span.columns * (2 * ITEM_BITS[dtype] // 8 + 1) // 2, ways
-                )
+                yield Window(span, first, last, round((last - first) * span.columns * per_weight), ways)
         else:
             size = Spec(dtype, (rows, span.columns)).nbytes
             for first in range(0, max(size, 1), BYTES):
