@@ -57,7 +57,8 @@ def test_what_mlx_wrote_is_recomputed(version: str, dtype: str, bits: int, group
     assert {suffix: array.tobytes() for suffix, array in encoded.items()} == {
         suffix: array.tobytes() for suffix, array in stored.items()
     }
-    for suffix, part in codec.parts(*weights.shape, dtype).items():
+    rows, columns = weights.shape
+    for suffix, part in codec.parts(rows, columns, dtype).items():
         assert part.spec.shape == stored[suffix].shape
         assert part.spec.nbytes == stored[suffix].nbytes
 

@@ -2,7 +2,8 @@
 
 Of a group, `edge` is the end of greater magnitude, and the scale points from it to the other end: (max - min) / top,
 negative where `edge` is the greatest. It becomes edge / round(edge / scale), so that 0 is a code; the bias is `edge`,
-or 0 where that multiple is 0. Codes are round((weight - bias) / scale). Scale and bias are stored in the weights' dtype.
+or 0 where that multiple is 0. Codes are round((weight - bias) / scale). Scale and bias are stored in the
+dtype of the weights.
 
 Sources, of MLX: `quantize` of mlx/backend/cpu/quantized.cpp at 0.32.4, which rounds ties to even; `affine_quantize` of
 mlx/backend/metal/kernels/quantized.h (its CUDA kernel does the same), where ties go away from 0 and 0 counts among the
