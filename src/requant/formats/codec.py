@@ -68,6 +68,16 @@ def widen(bits: Array, dtype: str) -> npt.NDArray[np.float32]:
     return np.asarray(bits.view({"F16": np.float16, "F32": np.float32}[dtype]), np.float32)
 
 
+def narrow(values: Array, dtype: str) -> Array:
+    """Return float32 numbers rounded to a dtype, ties to even: BF16 as uint16, F16 as float16, or F32."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(values, {"F16": np.float16, "F32": np.float32}[dtype])
+
+
 class Declaration(Protocol):
     """What a configuration says of every layer, once it was read and understood."""
 

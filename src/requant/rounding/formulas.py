@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from requant.formats.codec import Codec
+from requant.formats.mlx import Affine
+from requant.rounding import mlx
 from requant.rounding.formula import Formula
 
-FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {}
+FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {Affine: mlx.affine}
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
 

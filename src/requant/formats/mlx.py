@@ -1,0 +1,136 @@
+"""MLX's layout: the codes of each output are one stream of bits, with a scale and a bias per group of inputs.
+
+A weight [out, in] becomes `weight` uint32 [out, in * bits / 32], the lowest bits first, `scales` and `biases`
+[out, in / group size] in the dtype of the weight; a value is scale * code + bias. Embeddings are stored so too.
+Source: `quantize` and `dequantize` of MLX 0.32.4 (mlx/ops.cpp); `load_model` of mlx-lm (mlx_lm/utils.py), for what
+`quantization` in `config.json` says: of all layers, or under a layer's own name.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from requant.checkpoint.safetensors import Spec
+from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+DTYPES = ("BF16", "F16", "F32")
+KEYS = ("bits", "group_size", "mode")
+MODE = "affine"
+"""What a configuration means that states no mode: it is older than the others."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Layers of MLX's mode `affine`."""
+
+    bits: int
+    group: int
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"MLX affine, {self.bits} bits, groups of {self.group}"
+
+    @property
+    def align(self) -> int:
+        """A window may start at any row."""
+        return 1
+
+    @property
+    def top(self) -> int:
+        """The greatest code."""
+        return (1 << self.bits) - 1
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the three tensors of a weight of the base's dtype."""
+        if dtype not in DTYPES:
+            raise ValueError(f"a base in {dtype}")
+        if columns % self.group:
+            raise ValueError(f"{columns} inputs, no multiple of the group size {self.group}")
+        each = Part(Spec(dtype, (rows, columns // self.group)))
+        return {"weight": Part(Spec("U32", (rows, columns * self.bits // 32))), "scales": each, "biases": each}
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return what `dequantize` makes of some rows on a CPU: product and sum are rounded to the dtype of scales."""
+        codes = unpack(stored["weight"], self.bits).reshape(-1, columns // self.group, self.group)
+        scales, biases = (stored[suffix].reshape(len(codes), -1, 1) for suffix in ("scales", "biases"))
+        dtype = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}.get(scales.dtype, "BF16")
+        with np.errstate(all="ignore"):
+            product = widen(narrow(codes * widen(scales, dtype), dtype), dtype)
+            return widen(narrow(product + widen(biases, dtype), dtype), dtype).reshape(-1, columns)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What `quantization` says: how layers are stored, and which are so in their own way, or float."""
+
+    every: Codec
+    own: Mapping[str, Codec | None] = field(default_factory=dict)
+
+    def codec(self, layer: str) -> Codec | None:
+        """Return how a layer is stored. One that is not named is float where it has no scales."""
+        return self.own.get(layer, self.every)
+
+
+def read(value: Mapping[str, Any]) -> Declared:
+    """Read the object `quantization` of `config.json`, which `quantization_config` repeats."""
+    every = _codec({key: value[key] for key in KEYS if key in value})
+    own: dict[str, Codec | None] = {}
+    for layer, said in value.items():
+        if layer in KEYS or (layer, said) == ("quant_method", "mlx"):
+            continue
+        if isinstance(said, bool):
+            own[layer] = every if said else None
+        elif isinstance(said, Mapping):
+            own[layer] = _codec(said)
+        else:
+            raise ValueError(f"{layer!r:.80} {said!r:.80}")
+    return Declared(every, own)
+
+
+def _codec(said: Mapping[str, Any]) -> Codec:
+    if strange := sorted(f"{key!r:.80}" for key in said if key not in KEYS):
+        raise ValueError(f"MLX's {strange[0]}")
+    mode, bits, group = said.get("mode", MODE), said.get("bits"), said.get("group_size")
+    if mode != MODE:
+        raise ValueError(f"MLX's mode {mode!r:.80}")
+    bits, group = 4 if bits is None else bits, 64 if group is None else group
+    if not (type(bits) is type(group) is int and bits in BITS and group in GROUPS):
+        raise ValueError(f"MLX affine, {bits!r:.80} bits in groups of {group!r:.80}")
+    return Affine(bits, group)
+
+
+def _places(bits: int) -> list[tuple[int, int]]:
+    """Return the byte and the bit at which each of the fewest codes starts that fill whole bytes."""
+    return [divmod(number * bits, 8) for number in range(math.lcm(bits, 8) // bits)]
+
+
+def pack(codes: Array, bits: int) -> npt.NDArray[np.uint32]:
+    """Pack codes uint8 [out, in], 0 to 2^bits - 1, into words uint32 [out, in * bits / 32]."""
+    places = _places(bits)
+    grouped = codes.reshape(len(codes), -1, len(places))
+    octets = np.zeros((*grouped.shape[:2], len(places) * bits // 8), np.uint8)
+    for number, (octet, shift) in enumerate(places):
+        octets[..., octet] |= grouped[..., number] << np.uint8(shift)
+        if shift + bits > 8:
+            octets[..., octet + 1] |= grouped[..., number] >> np.uint8(8 - shift)
+    return octets.reshape(len(codes), -1).view("<u4")
+
+
+def unpack(words: Array, bits: int) -> npt.NDArray[np.uint8]:
+    """Unpack words uint32 [out, in * bits / 32] into codes uint8 [out, in]."""
+    places = _places(bits)
+    octets = np.ascontiguousarray(words, "<u4").view(np.uint8).reshape(len(words), -1, len(places) * bits // 8)
+    codes = np.empty((*octets.shape[:2], len(places)), np.uint8)
+    for number, (octet, shift) in enumerate(places):
+        found = octets[..., octet] >> np.uint8(shift)
+        if shift + bits > 8:
+            found = found | octets[..., octet + 1] << np.uint8(8 - shift)
+        codes[..., number] = found & np.uint8((1 << bits) - 1)
+    return codes.reshape(len(words), -1)
