@@ -18,6 +18,7 @@ from requant.checkpoint.loadable import DROPPED
 from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format
 from requant.formats.codec import Declaration
 from requant.formats.declarations import declared
+from requant.formats.declarations import stated as said
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
@@ -177,7 +178,7 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
     None where nothing is declared. Raises CheckpointError for a file that is not a JSON object.
     """
     config = side.config()
-    stated = {CONFIG: (config or {}).get("quantization_config"), **{file: side.config(file) for file in SIDE_FILES}}
+    stated = {CONFIG: said(config or {}), **{file: side.config(file) for file in SIDE_FILES}}
     read: dict[str, dict[str, Any]] = {file: value for file, value in stated.items() if isinstance(value, dict)}
     faults = [
         Finding("declared otherwise", f"{file}: quantization_config", detail=f"{_said(value)}, expected an object")

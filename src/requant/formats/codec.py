@@ -5,7 +5,7 @@ are a range of bytes of each, and any number of rows is examined in the memory o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,10 +31,12 @@ class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
+    `holds` is all that it has, where that follows from the shape of the weight alone.
     """
 
     spec: Spec
     every: int = 1
+    holds: Array | None = field(default=None, compare=False)
 
 
 class Codec(Protocol):
@@ -53,9 +55,6 @@ class Codec(Protocol):
 
         Raises ValueError, which says why, where no such weight can be stored so.
         """
-
-    def fixed(self, rows: int, columns: int) -> Arrays:
-        """Return the tensors, by suffix, of which every value follows from the shape of the weight alone."""
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return the weights of some rows as a loader computes them, float32 [rows, columns]."""

@@ -10,11 +10,16 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {"mlx": mlx.
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
 
 
+def stated(config: Mapping[str, Any]) -> Any:
+    """Return what `config.json` says of codes; MLX writes it under a name of its own, and mostly under both."""
+    return config.get("quantization_config", config.get("quantization"))
+
+
 def declared(value: Mapping[str, Any]) -> Declaration | None:
     """Read a `quantization_config`; None where no reader knows its `quant_method`.
 
     Raises ValueError for what its reader does not model.
     """
-    method = value.get("quant_method")
+    method = value.get("quant_method", "mlx" if mlx.states(value) else None)
     reader = READERS.get(method) if isinstance(method, str) else None
     return reader(value) if reader else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import FLOATS, Declaration
-from requant.formats.declarations import declared
+from requant.formats.declarations import declared, stated
 from requant.inspect.findings import Finding
 from requant.inspect.rules.seen import Seen
 
@@ -25,7 +25,7 @@ def check(seen: Seen) -> Iterator[Finding]:
     """Yield layers that are stored otherwise than declared, and promised blocks that are not there."""
     tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
     yield from _promised(seen, tensors)
-    raw = seen.config.get("quantization_config")
+    raw = stated(seen.config)
     try:
         declaration = declared(raw) if isinstance(raw, dict) else None
     except ValueError as error:
