@@ -35,11 +35,8 @@ class Toy:
             "weight": Part(Spec("I8", (rows, columns))),
             "step": Part(Spec("BF16", (blocks, 1)), BLOCK),
             "unit": Part(Spec("F32", ()), 0),
-            "shape": Part(Spec("I64", (2,)), 0),
+            "shape": Part(Spec("I64", (2,)), 0, np.array([rows, columns], np.int64)),
         }
-
-    def fixed(self, rows: int, columns: int) -> Arrays:
-        return {"shape": np.array([rows, columns], np.int64)}
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         return np.asarray(stored["weight"] * _each(stored, len(stored["weight"])), np.float32)
@@ -102,7 +99,10 @@ def made(formula: ToyFormula) -> dict[str, Array]:
     """All layers, made whole at once."""
     tensors: dict[str, Array] = {}
     for layer in LAYERS:
-        whole = {**formula.whole(float(np.abs(weights(layer)).max()), "BF16"), **Toy().fixed(ROWS, COLUMNS)}
+        whole = {
+            **formula.whole(float(np.abs(weights(layer)).max()), "BF16"),
+            "shape": np.array([ROWS, COLUMNS], np.int64),
+        }
         tensors |= {f"{layer}.{suffix}": each for suffix, each in whole.items()}
         tensors |= {f"{layer}.{s}": each for s, each in formula.encode(weights(layer), "BF16", whole).items()}
     return tensors

@@ -26,9 +26,6 @@ class Toy:
     def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
         return {"weight": Part(Spec("F8_E4M3", (rows, columns))), "weight_scale": Part(Spec(dtype, (rows, 1)))}
 
-    def fixed(self, rows: int, columns: int) -> Arrays:
-        return {}
-
     def decode(self, stored: Arrays, columns: int) -> Array:
         raise NotImplementedError
 

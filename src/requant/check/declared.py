@@ -15,10 +15,8 @@ from requant.check.findings import Finding, Kind
 from requant.check.side_files import CONFIG, SIDE_FILES, Side
 from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
-from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format
+from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format, declarations
 from requant.formats.codec import Declaration
-from requant.formats.declarations import declared
-from requant.formats.declarations import stated as said
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
@@ -77,7 +75,7 @@ class Scheme:
     def read(self) -> Declaration | str | None:
         """What it declares of a format that lies row by row, or why that is not modelled; None for other formats."""
         try:
-            return declared(self.value)
+            return declarations.declared(self.value)
         except ValueError as error:
             return str(error)
 
@@ -178,7 +176,7 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
     None where nothing is declared. Raises CheckpointError for a file that is not a JSON object.
     """
     config = side.config()
-    stated = {CONFIG: said(config or {}), **{file: side.config(file) for file in SIDE_FILES}}
+    stated = {CONFIG: declarations.stated(config or {}), **{file: side.config(file) for file in SIDE_FILES}}
     read: dict[str, dict[str, Any]] = {file: value for file, value in stated.items() if isinstance(value, dict)}
     faults = [
         Finding("declared otherwise", f"{file}: quantization_config", detail=f"{_said(value)}, expected an object")

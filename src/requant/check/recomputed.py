@@ -197,8 +197,10 @@ def _wholes(
 def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     """Yield the tensors that do not say what the shape of the weight gives."""
     rows = span.last - span.first
-    for suffix, wanted in held.codec.fixed(rows, span.columns).items():
-        found = _read(checkpoint, _name(span, suffix), replace(held.parts[suffix], every=0), rows, 0, rows)
+    for suffix, part in held.parts.items():
+        if (wanted := part.holds) is None:
+            continue
+        found = _read(checkpoint, _name(span, suffix), replace(part, every=0), rows, 0, rows)
         if found.tobytes() != np.ascontiguousarray(wanted, found.dtype).tobytes():
             apart = found.reshape(-1) != np.ascontiguousarray(wanted, found.dtype).reshape(-1)
             index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))

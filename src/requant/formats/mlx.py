@@ -56,10 +56,6 @@ class Affine:
         each = Part(Spec(dtype, (rows, columns // self.group)))
         return {"weight": Part(Spec("U32", (rows, columns * self.bits // 32))), "scales": each, "biases": each}
 
-    def fixed(self, rows: int, columns: int) -> Arrays:
-        """Return nothing: no tensor follows from the shape alone."""
-        return {}
-
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return what `dequantize` makes of some rows on a CPU: product and sum are rounded to the dtype of scales."""
         codes = unpack(stored["weight"], self.bits).reshape(-1, columns // self.group, self.group)
@@ -83,10 +79,8 @@ class Declared:
 
 
 def states(value: Mapping[str, Any]) -> bool:
-    """Say whether a configuration can only be MLX's: it names no tool, and bits and groups where MLX does."""
-    return (
-        "quant_method" not in value and {"bits", "group_size"} <= value.keys() and not {"w_bit", "sym"} & value.keys()
-    )
+    """Say whether a configuration that names no tool has bits and groups where MLX does, and nothing of other tools."""
+    return {"bits", "group_size"} <= value.keys() and not {"quant_method", "w_bit", "sym"} & value.keys()
 
 
 def read(value: Mapping[str, Any]) -> Declared:
