@@ -1,0 +1,121 @@
+"""Every format that lies row by row, in `check`: what each formula makes is exact, and any damage to it is named.
+
+What the formulas themselves are worth, the tests of each format say, against the tools that have them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.checkpoints import Tensors, shard
+
+from requant.check import check
+from requant.check.checked import Checked, Outcome
+from requant.check.reader import open_reader
+from requant.check.recomputed import NUMPY
+from requant.formats.codec import Array, Codec, narrow, widen
+from requant.formats.declarations import READERS, declared
+from requant.rounding.formula import Formula
+from requant.rounding.formulas import FORMULAS, formulas
+
+ROWS, COLUMNS = 160, 256
+LAYERS = [f"model.layers.{block}.mlp.{name}_proj" for block in range(4) for name in ("gate", "up")]
+WHERE = LAYERS[3]
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "MLX 4 bits": {"group_size": 64, "bits": 4},
+    "MLX 3 bits": {"group_size": 32, "bits": 3},
+    "MLX 8 bits": {"group_size": 128, "bits": 8},
+}
+
+
+def made_by(config: Mapping[str, Any]) -> tuple[Codec, tuple[Formula, ...]]:
+    declaration = declared(config)
+    assert declaration
+    codec = declaration.codec(WHERE)
+    assert codec
+    return codec, tuple(formulas(codec))
+
+
+CASES = [
+    (name, number, dtype)
+    for name, config in CONFIGS.items()
+    for number in range(len(made_by(config)[1]))
+    for dtype in ("BF16", "F16")
+]
+
+
+def weights(layer: str, dtype: str) -> Array:
+    """Numbers of a dtype, as float32, with a few of the awkward kinds."""
+    some = np.random.default_rng(LAYERS.index(layer)).normal(0, 0.02, (ROWS, COLUMNS)).astype(np.float32)
+    some[0, :128], some[1, :] = 0, 0.01
+    return widen(narrow(some, dtype), dtype)
+
+
+def tensors(codec: Codec, formula: Formula, dtype: str) -> dict[str, tuple[str, list[int], bytes]]:
+    made: dict[str, tuple[str, list[int], bytes]] = {}
+    for layer in LAYERS:
+        values, parts = weights(layer, dtype), codec.parts(ROWS, COLUMNS, dtype)
+        whole = dict(formula.whole(float(np.abs(values).max()), dtype))
+        whole |= {suffix: part.holds for suffix, part in parts.items() if part.holds is not None}
+        for suffix, each in {**whole, **formula.encode(values, dtype, whole)}.items():
+            spec = parts[suffix].spec
+            data = np.ascontiguousarray(each, NUMPY[spec.dtype]).tobytes()
+            assert len(data) == spec.nbytes, suffix
+            made[f"{layer}.{suffix}" if suffix else layer] = (spec.dtype, list(spec.shape), data)
+    return made
+
+
+def checked(folder: Path, config: Mapping[str, Any], theirs: Tensors, dtype: str) -> Checked:
+    base = {
+        f"{each}.weight": (dtype, [ROWS, COLUMNS], narrow(weights(each, dtype), dtype).tobytes()) for each in LAYERS
+    }
+    for name, some, said in (("base", base, {}), ("theirs", theirs, {"quantization_config": config})):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_bytes(shard(some))
+        (folder / name / "config.json").write_text(json.dumps({"model_type": "toy", **said}))
+    with open_reader(str(folder / "theirs")) as one, open_reader(str(folder / "base")) as two:
+        return check(one, two)
+
+
+def test_every_reader_and_every_codec_has_a_case() -> None:
+    codecs = {type(made_by(config)[0]) for config in CONFIGS.values()}
+    assert codecs == FORMULAS.keys()
+    assert {config.get("quant_method", "mlx") for config in CONFIGS.values()} == READERS.keys()
+
+
+@pytest.mark.parametrize(("name", "number", "dtype"), CASES)
+def test_what_a_formula_makes_is_exact(name: str, number: int, dtype: str, tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS[name])
+    found = checked(tmp_path, CONFIGS[name], tensors(codec, known[number], dtype), dtype)
+    assert found.outcome == Outcome.CLEAN
+    assert found.ways.keys() <= {each.name for each in known}
+
+
+def damaged(name: str) -> Iterator[tuple[str, Tensors, set[str]]]:
+    """Yield what was done to a healthy checkpoint, the checkpoint, and the layers that must be named, alone."""
+    codec, known = made_by(CONFIGS[name])
+    healthy = tensors(codec, known[0], "BF16")
+    for suffix in codec.parts(ROWS, COLUMNS, "BF16"):
+        tensor = f"{WHERE}.{suffix}" if suffix else WHERE
+        dtype, shape, data = healthy[tensor]
+        yield f"a bit of {suffix}", {**healthy, tensor: (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))}, {WHERE}
+        yield f"no {suffix}", {key: each for key, each in healthy.items() if key != tensor}, {WHERE}
+    swapped = {LAYERS[2]: LAYERS[5], LAYERS[5]: LAYERS[2]}
+    moved = {}
+    for key, each in healthy.items():
+        layer = next(one for one in LAYERS if key.startswith(one))
+        moved[key.replace(layer, swapped.get(layer, layer))] = each
+    yield "two layers swapped", moved, set(swapped)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_damage_is_found_and_named(name: str, tmp_path: Path) -> None:
+    for number, (what, theirs, layers) in enumerate(damaged(name)):
+        (tmp_path / str(number)).mkdir()
+        found = checked(tmp_path / str(number), CONFIGS[name], theirs, "BF16")
+        assert found.outcome == Outcome.VIOLATIONS, what
+        assert {next(one for one in LAYERS if each.tensor.startswith(one)) for each in found.findings} == layers, what
