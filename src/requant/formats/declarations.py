@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from requant.formats import compressed_tensors
 from requant.formats.codec import Declaration
 
-READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {}
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
+    "compressed-tensors": compressed_tensors.read,
+}
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""

@@ -4,9 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from requant.formats.codec import Codec
+from requant.formats.compressed_tensors import Packed, Plain
+from requant.rounding import compressed_tensors
 from requant.rounding.formula import Formula
 
-FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {}
+FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
+    Packed: compressed_tensors.min_max,
+    Plain: compressed_tensors.min_max,
+}
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
 
