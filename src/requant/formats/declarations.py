@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from requant.formats import mlx
+from requant.formats import compressed_tensors, mlx
 from requant.formats.codec import Declaration
 
-READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {"mlx": mlx.read}
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
+    "compressed-tensors": compressed_tensors.read,
+    "mlx": mlx.read,
+}
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
 
 

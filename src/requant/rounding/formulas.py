@@ -4,11 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from requant.formats.codec import Codec
+from requant.formats.compressed_tensors import Packed, Plain
 from requant.formats.mlx import Affine
-from requant.rounding import mlx
+from requant.rounding import compressed_tensors, mlx
 from requant.rounding.formula import Formula
 
-FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {Affine: mlx.affine}
+FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
+    Affine: mlx.affine,
+    Packed: compressed_tensors.min_max,
+    Plain: compressed_tensors.min_max,
+}
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
 

@@ -1,0 +1,287 @@
+"""compressed-tensors: how layers are stored, by `config_groups`. Read in versions 0.6.0 to 0.20.1, and vLLM 0.33.0.
+
+A code q of a weight [out, in] means (q - zero point) * scale, where what shares a scale is said by the strategy: the
+tensor, a channel (an output), a group of inputs, or a block of both. `pack-quantized` has q of b bits, plus 2^(b-1),
+along `in` in words `weight_packed` int32, the lowest bits first (compressors/pack_quantized/helpers.py);
+`int-quantized`, `float-quantized` and `naive-quantized` have `weight`, int8 or F8_E4M3, as it is.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from requant.checkpoint.safetensors import Spec
+from requant.formats.codec import Array, Arrays, Codec, Part
+from requant.formats.floats import E4M3, bytes_of, dtype_of, halves, rounded, widened
+from requant.formats.grid import Grid, grid_of
+from requant.formats.targets import Targets, targets
+
+PACKED, SCALE, SHAPE, ZERO, ORDER = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
+FLOATS = ("BF16", "F16", "F32")
+"""What bases are in; scales are alike."""
+
+
+def pack(codes: Array, bits: int) -> npt.NDArray[np.int32]:
+    """Pack codes uint8 [rows, n] of 4 or 8 bits into words int32 [rows, ceil(n * bits / 32)]; what is left over is 0."""
+    left = -codes.shape[1] % (32 // bits)
+    whole = np.pad(codes, ((0, 0), (0, left))) if left else codes
+    return np.ascontiguousarray(bytes_of(whole) if bits == 4 else whole).view("<i4")
+
+
+def unpack(words: Array, bits: int, count: int) -> npt.NDArray[np.uint8]:
+    """Unpack words int32 [rows, m] into codes uint8 [rows, count]."""
+    octets = np.ascontiguousarray(words).view(np.uint8)
+    return (halves(octets) if bits == 4 else octets)[:, :count]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`pack-quantized`: codes of 4 or 8 bits in words; `ordered` where `weight_g_idx` says the group of each input."""
+
+    bits: int
+    grid: Grid
+    symmetric: bool = True
+    ordered: bool = False
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return _name("pack-quantized", f"{self.bits} bits", self.grid, self.symmetric)
+
+    @property
+    def align(self) -> int:
+        """As many outputs as share a word of zero points."""
+        return self.grid.align if self.symmetric else 32 // self.bits
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the tensors of a weight. Raises ValueError for an impossible one."""
+        _checked(dtype)
+        words = -(-columns * self.bits // 32)
+        found = {
+            PACKED: Part(Spec("I32", (rows, words))),
+            SCALE: self.grid.part(dtype, rows, columns),
+            SHAPE: Part(Spec("I64", (2,)), 0, np.array([rows, columns], np.int64)),
+        }
+        if not self.symmetric and self.grid.height is None:
+            found[ZERO] = Part(Spec("I8", (1,)), 0)
+        elif not self.symmetric:
+            groups = self.grid.shape(rows, columns)[1]
+            found[ZERO] = Part(Spec("I32", (-(-rows * self.bits // 32), groups)), 32 // self.bits)
+        if self.ordered:
+            found[ORDER] = Part(Spec("I32", (columns,)), 0)
+        return found | _inputs(self.inputs, dtype)
+
+    def zeros(self, stored: Arrays, rows: int) -> npt.NDArray[np.float32]:
+        """Return the zero points of some rows, -2^(bits-1) to 2^(bits-1) - 1, float32, in the shape of scales."""
+        scales = stored[SCALE]
+        if self.symmetric:
+            return np.zeros(np.atleast_2d(scales).shape, np.float32)
+        if self.grid.height is None:
+            return stored[ZERO].reshape(1, 1).astype(np.float32)
+        codes = unpack(np.ascontiguousarray(stored[ZERO].T), self.bits, rows).T
+        return np.asarray(codes, np.float32) - np.float32(1 << self.bits - 1)
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return weights as compressed-tensors decompresses them: in the dtype of scales."""
+        rows = stored[PACKED].shape[0]
+        codes = unpack(stored[PACKED], self.bits, columns).astype(np.float32) - np.float32(1 << self.bits - 1)
+        zeros, scales = self.zeros(stored, rows), widened(stored[SCALE])
+        if self.ordered:
+            order = np.clip(stored[ORDER], 0, scales.shape[-1] - 1)
+            return _product(codes, zeros[:, order], scales[:, order], stored)
+        spread = [self.grid.spread(each, rows, columns) for each in (zeros, scales)]
+        return _product(codes, *spread, stored)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A byte per weight: `int-quantized`, `float-quantized` (F8_E4M3) or, of either kind, `naive-quantized`."""
+
+    format: str
+    bits: int
+    float: bool
+    grid: Grid
+    symmetric: bool = True
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return _name(self.format, "FP8" if self.float else f"{self.bits} bits", self.grid, self.symmetric)
+
+    @property
+    def align(self) -> int:
+        """As many outputs as share a scale."""
+        return self.grid.align
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the tensors of a weight. Raises ValueError for an impossible one."""
+        _checked(dtype)
+        found = {
+            "weight": Part(Spec("F8_E4M3" if self.float else "I8", (rows, columns))),
+            SCALE: self.grid.part(dtype, rows, columns),
+        }
+        if not self.symmetric:
+            found[ZERO] = self.grid.part("I8", rows, columns)
+        return found | _inputs(self.inputs, dtype)
+
+    def zeros(self, stored: Arrays, rows: int) -> npt.NDArray[np.float32]:
+        """Return the zero points of some rows as float32, in the shape of scales."""
+        del rows
+        shape = np.atleast_2d(stored[SCALE]).shape
+        if self.symmetric:
+            return np.zeros(shape, np.float32)
+        return stored[ZERO].reshape(shape).astype(np.float32)
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return weights as compressed-tensors decompresses them: in the dtype of scales."""
+        rows = stored["weight"].shape[0]
+        codes = E4M3[stored["weight"].view(np.uint8)] if self.float else stored["weight"].astype(np.float32)
+        zeros, scales = self.zeros(stored, rows), widened(stored[SCALE])
+        return _product(codes, *(self.grid.spread(each, rows, columns) for each in (zeros, scales)), stored)
+
+
+def _product(codes: Array, zeros: Array, scales: Array, stored: Arrays) -> Array:
+    with np.errstate(all="ignore"):
+        return rounded((codes - zeros) * scales, dtype_of(stored[SCALE]))
+
+
+def _name(form: str, kind: str, grid: Grid, symmetric: bool) -> str:
+    return f"{form}, {kind}, {grid}" + ("" if symmetric else ", asymmetric")
+
+
+def _checked(dtype: str) -> None:
+    if dtype not in FLOATS:
+        raise ValueError(f"a base in {dtype}")
+
+
+def _inputs(names: tuple[str, ...], dtype: str) -> dict[str, Part]:
+    dtypes = {"input_scale": dtype, "input_zero_point": "I8", "input_global_scale": "F32"}
+    return {name: Part(Spec(dtypes[name], (1,)), 0) for name in names}
+
+
+@dataclass(frozen=True)
+class CompressedTensors:
+    """A configuration: schemes by target, and what is ignored."""
+
+    schemes: Mapping[str, Mapping[str, Any]]
+    order: Targets
+    ignore: Targets
+
+    def codec(self, layer: str) -> Codec | None:
+        """Return how a linear layer is stored; ValueError for what is not modelled.
+
+        As vLLM finds it (`find_matched_target`): by name or expression, else by class, in the order of targets over all
+        groups; a class is meant by any part of its name.
+        """
+        if self.ignore.first(layer):
+            return None
+        target = self.order.first(layer) or self._by_class()
+        return None if target is None else _codec(self.schemes[target])
+
+    def _by_class(self) -> str | None:
+        for target in self.schemes:
+            if target in self.order.names and target.lower() in "linear":
+                return target
+        return self.order.first("Linear")
+
+
+def read(config: Mapping[str, Any]) -> CompressedTensors:
+    """Read a `quantization_config`. Raises ValueError for what is not modelled."""
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict):
+        raise ValueError("`config_groups` is no object")
+    if config.get("transform_config"):
+        raise ValueError("weights were transformed (`transform_config`)")
+    sparsity = config.get("sparsity_config")
+    if sparsity and not (isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"):
+        raise ValueError("weights are sparse (`sparsity_config`)")
+    if (status := config.get("quantization_status", "compressed")) != "compressed":
+        raise ValueError(f"`quantization_status` is {status!r:.40}, not compressed")
+    schemes: dict[str, Mapping[str, Any]] = {}
+    for group in groups.values():
+        if not isinstance(group, dict) or not _strings(group.get("targets")):
+            raise ValueError("a group of `config_groups` that names no scheme and targets")
+        scheme = {**group, "format": group.get("format") or config.get("format")}
+        schemes |= dict.fromkeys(group["targets"], scheme)
+    ignore = config.get("ignore") or []
+    if not _strings(ignore):
+        raise ValueError("`ignore` is no list of names")
+    return CompressedTensors(schemes, targets(schemes), targets(ignore))
+
+
+def _strings(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
+
+
+def _codec(scheme: Mapping[str, Any]) -> Codec | None:
+    weights, form = scheme.get("weights"), scheme["format"]
+    if weights is None:
+        return None
+    if not isinstance(weights, dict):
+        raise ValueError("`weights` of a scheme is no object")
+    if scheme.get("output_activations"):
+        raise ValueError("outputs are quantized")
+    bits, kind, symmetric = weights.get("num_bits", 8), weights.get("type", "int"), weights.get("symmetric", True)
+    if type(bits) is not int or type(symmetric) is not bool or kind not in ("int", "float"):
+        raise ValueError(f"weights of {bits!r:.20} bits, {kind!r:.20}, symmetric {symmetric!r:.20}")
+    if weights.get("dynamic"):
+        raise ValueError("weights are quantized while the model runs")
+    grid, inputs = _grid(weights), _activations(scheme.get("input_activations"))
+    if form == "pack-quantized" and kind == "int" and bits in (4, 8) and grid.height in (None, 1):
+        _plain_scales(weights)
+        ordered = weights.get("actorder") in ("group", "dynamic", True)
+        return Packed(bits, grid, symmetric, ordered, inputs)
+    if (
+        (form in ("int-quantized", "naive-quantized") and kind == "int" and 2 <= bits <= 8)
+        or (form in ("float-quantized", "naive-quantized") and kind == "float" and bits == 8 and symmetric)
+    ):  # fmt: skip
+        _plain_scales(weights)
+        if weights.get("actorder") in ("group", "dynamic", True):
+            raise ValueError(f"{form} with inputs in another order")
+        return Plain(form, bits, kind == "float", grid, symmetric, inputs)
+    raise ValueError(
+        f"the format {form!r:.40} with {'' if symmetric else 'a'}symmetric weights of type {kind}, {bits} bits, {grid}"
+    )
+
+
+def _grid(weights: Mapping[str, Any]) -> Grid:
+    group, block, strategy = weights.get("group_size"), weights.get("block_structure"), weights.get("strategy")
+    if isinstance(block, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", block, re.ASCII):
+        block = [int(each) for each in block.split("x")]
+    if block is not None and not (
+        isinstance(block, list) and len(block) == 2 and all(type(each) is int for each in block)
+    ):
+        raise ValueError(f"`block_structure` {block!r:.40}")
+    if group is not None and type(group) is not int:
+        raise ValueError(f"`group_size` {group!r:.40}")
+    if strategy is None:
+        strategy = "tensor" if group is None else "channel" if group == -1 else "group"
+    return grid_of(str(strategy), group, (block[0], block[1]) if block else None)
+
+
+def _activations(inputs: Any) -> tuple[str, ...]:
+    """Return the tensors of a layer that say how its inputs are quantized: those that a calibration found."""
+    if inputs is None:
+        return ()
+    if not isinstance(inputs, dict):
+        raise ValueError("`input_activations` of a scheme is no object")
+    dynamic, strategy = inputs.get("dynamic", False), inputs.get("strategy")
+    if strategy == "tensor_group":
+        return ("input_global_scale",) if dynamic in ("local", False) else ()
+    if dynamic is True:
+        return ()
+    if dynamic is not False or strategy not in ("tensor", None):
+        raise ValueError(f"inputs are quantized by {strategy!r:.40}, dynamic {dynamic!r:.20}")
+    return ("input_scale",) if inputs.get("symmetric", True) is True else ("input_scale", "input_zero_point")
+
+
+def _plain_scales(weights: Mapping[str, Any]) -> None:
+    for key, usual in (("scale_dtype", ()), ("zp_dtype", ("torch.int8", "int8"))):
+        if weights.get(key) is not None and weights[key] not in usual:
+            raise ValueError(f"`{key}` {weights[key]!r:.40}")

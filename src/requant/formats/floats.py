@@ -1,0 +1,69 @@
+"""Small floats as bits, and floats of 16 bits: E4M3 and E2M1 as in the OCP specifications, E8M0 for powers of two."""
+
+import numpy as np
+import numpy.typing as npt
+
+from requant.formats.codec import Array, widen
+
+_NAMES = {"u2": "BF16", "f2": "F16", "f4": "F32"}
+
+
+def dtype_of(values: Array) -> str:
+    """Return safetensors' name for the dtype of floats as they were read: BF16 is uint16."""
+    return _NAMES[values.dtype.str[1:]]
+
+
+def widened(values: Array) -> npt.NDArray[np.float32]:
+    """Return floats as they were read, uint16 (BF16), float16 or float32, as float32, exactly."""
+    return widen(np.ascontiguousarray(values), dtype_of(values))
+
+
+def rounded(values: Array, dtype: str) -> npt.NDArray[np.float32]:
+    """Return float32 numbers rounded to what `dtype` can hold, BF16, F16 or F32, ties to even, as float32."""
+    if dtype == "BF16":
+        return widen(stored(values, dtype), dtype)
+    return np.asarray(stored(values, dtype), np.float32)
+
+
+def stored(values: Array, dtype: str) -> Array:
+    """Return float32 numbers rounded to `dtype`, ties to even, as it is stored: BF16 as bits uint16."""
+    with np.errstate(all="ignore"):
+        if dtype == "BF16":
+            bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+            near = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> np.uint32(16)).astype(np.uint16)
+            return np.where(np.isnan(values), np.uint16(0x7FC0), near)
+        return np.asarray(values, {"F16": np.float16, "F32": np.float32}[dtype])
+
+
+def _e4m3() -> npt.NDArray[np.float32]:
+    code = np.arange(128)
+    exponent, fraction = code >> 3, (code & 7) / 8
+    values = np.where(exponent == 0, np.ldexp(fraction, -6), np.ldexp(1 + fraction, exponent - 7))
+    values[127] = np.nan
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+E4M3 = _e4m3()
+"""The 256 values of F8_E4M3, which has no infinities, by code."""
+_E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+E2M1 = np.array([*_E2M1, *(-each for each in _E2M1)], np.float32)
+"""The 16 values of a float of 4 bits, by code."""
+
+
+def e8m0(codes: Array) -> npt.NDArray[np.float32]:
+    """Return 2^(code - 127) of codes uint8, as float32; 255 is no number."""
+    with np.errstate(all="ignore"):
+        values = np.ldexp(np.float32(1), codes.astype(np.int32) - 127)
+    return np.where(codes == 255, np.float32(np.nan), values)
+
+
+def halves(packed: Array) -> npt.NDArray[np.uint8]:
+    """Return the codes of 4 bits, uint8 [rows, 2 * n], of bytes uint8 [rows, n], the lower bits first."""
+    codes = np.empty((packed.shape[0], 2 * packed.shape[1]), np.uint8)
+    codes[:, 0::2], codes[:, 1::2] = packed & 15, packed >> 4
+    return codes
+
+
+def bytes_of(codes: Array) -> npt.NDArray[np.uint8]:
+    """Return bytes uint8 [rows, n] of codes of 4 bits uint8 [rows, 2 * n]: the inverse of `halves`."""
+    return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), np.uint8)
