@@ -25,7 +25,20 @@ ROWS, COLUMNS = 160, 256
 LAYERS = [f"model.layers.{block}.mlp.{name}_proj" for block in range(4) for name in ("gate", "up")]
 WHERE = LAYERS[3]
 
+
+def integers(form: str, bits: int, **weights: Any) -> dict[str, Any]:
+    """A configuration of compressed-tensors."""
+    scheme = {"targets": ["Linear"], "weights": {"num_bits": bits, "type": "int", "symmetric": True, **weights}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": scheme}, "ignore": []}
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
+    "int4, groups": integers("pack-quantized", 4, strategy="group", group_size=128),
+    "int4, groups, zero points": integers("pack-quantized", 4, strategy="group", group_size=64, symmetric=False),
+    "int8, channels": integers("int-quantized", 8, strategy="channel"),
+    "FP8, channels": integers("float-quantized", 8, strategy="channel", type="float"),
+    "FP8, one scale": integers("float-quantized", 8, strategy="tensor", type="float"),
+    "FP8, blocks": integers("float-quantized", 8, strategy="block", block_structure=[128, 128], type="float"),
     "MLX 4 bits": {"group_size": 64, "bits": 4},
     "MLX 3 bits": {"group_size": 32, "bits": 3},
     "MLX 8 bits": {"group_size": 128, "bits": 8},

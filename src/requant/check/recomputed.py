@@ -7,6 +7,7 @@ where zeros would be nearer.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -61,8 +62,13 @@ class Stored:
         return round(share * (sum(both) + Spec(self.dtype, (rows,)).nbytes))
 
 
-def recompute(window: Window, checkpoint: Reader, base: Reader, *, every: bool = False) -> Measured:
-    """Make rows of a layer again by each formula; those after the first that fits only if `every` one is asked for."""
+def recompute(
+    window: Window, checkpoint: Reader, base: Reader, *, every: bool = False, given: Arrays = MappingProxyType({})
+) -> Measured:
+    """Make rows of a layer again by each formula; those after the first that fits only if `every` one is asked for.
+
+    What is `given` takes the place of what the checkpoint has of the layer as a whole.
+    """
     span, first, last = window.span, window.first, window.last
     assert span.codec  # noqa: S101
     held = Stored.of(span, span.codec, base)
@@ -70,6 +76,7 @@ def recompute(window: Window, checkpoint: Reader, base: Reader, *, every: bool =
     stored = {
         suffix: _read(checkpoint, _name(span, suffix), part, rows, first, last) for suffix, part in held.parts.items()
     }
+    stored |= given
     weights = as_floats(read_weights(base, span, first, last - first))
     findings: dict[str, tuple[Finding, ...]] = {}
     fits = False
@@ -145,7 +152,10 @@ def settle(
         held = Stored.of(span, span.codec, base)
         if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
             some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
-        way, found = settled[name] = _way(span, held, merge(each for _, each in some))
+        way, found = _way(span, held, merge(each for _, each in some))
+        if way == NEAR and whole:
+            way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
+        settled[name] = way, found
         formula = next((each for each in formulas(span.codec) if each.name == way), None)
         if odd := tuple(_fixed(span, held, checkpoint)):
             settled[name] = way, (*found, *odd)
@@ -160,6 +170,19 @@ def settle(
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
     return settled
+
+
+def _by_its_own(
+    windows: Sequence[Window], held: Stored, widest: Sequence[float], checkpoint: Reader, base: Reader
+) -> tuple[str, tuple[Finding, ...]] | None:
+    """Return the formula that gives all rows by what it makes of the layer as a whole, whatever is stored of that."""
+    for formula in formulas(held.codec):
+        for each in widest:
+            if given := formula.whole(each, held.dtype):
+                made = merge(recompute(window, checkpoint, base, every=True, given=given) for window in windows)
+                if not made.findings.get(formula.name, (True,)):
+                    return formula.name, ()
+    return None
 
 
 def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Finding, ...]]:
