@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from itertools import islice
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,13 @@ def check(
     spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours, target)
     converted = {checkpoint.tensors[span.name].spec.dtype for span in spans if span.converted}
     dtypes = {DTYPES[each] for each in converted} | ({scheme.dtype} if scheme else set())
-    findings += [*traced, *bind(theirs, ours, scheme.foreign if scheme else "", dtypes)]
+    findings += traced
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
+    findings += [Finding("not modelled", name, detail=why) for name, why in checkpoint.beyond]
+    if checkpoint.declaration:
+        findings.append(Finding("not modelled", "tokenizer, hyperparameters", detail="key-values of GGUF files"))
+    else:
+        findings += bind(theirs, ours, scheme.foreign if scheme else "", dtypes)
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
     narrow = recipe.effort(tiny).precision == "bfloat16" if recipe else "BF16" in converted
     spans = [_of_floats(span, base, narrow, strange=recipe is None) if span.packing else span for span in spans]
@@ -145,9 +151,15 @@ def _traced(
     """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
     foreign, transposed = (scheme.foreign, scheme.transposes) if scheme else ("", False)
     planned = target.places if target else {}
-    declared = scheme.declaration if scheme else None
+    declared = checkpoint.declaration or (scheme.declaration if scheme else None)
     spans, traced = trace(
-        _specs(checkpoint), _specs(base), foreign, declared=declared, transposed=transposed, planned=planned
+        _specs(checkpoint),
+        _specs(base),
+        foreign,
+        declared=declared,
+        heads=checkpoint.heads,
+        transposed=transposed,
+        planned=planned,
     )
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
     packed = sum(span.quantized for span in spans)
@@ -159,7 +171,7 @@ def _as_declared(
     spans: list[Span], scheme: Scheme | None, checkpoint: Reader, base: Side
 ) -> tuple[list[Span], list[Finding]]:
     """Hold what is declared against the packed layers; return the pieces, those that are asymmetric marked so."""
-    if scheme is None or scheme.foreign:
+    if checkpoint.declaration or scheme is None or scheme.foreign:
         return spans, unmodelled(spans)
     if scheme.declaration:
         return spans, [*floats(scheme.declaration, spans), *unmodelled(spans)]
@@ -228,7 +240,8 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
             continue
         rows, dtype = span.last - span.first, base.tensors[span.base].spec.dtype
         if span.codec:
-            step = max(1, WEIGHTS // span.columns // span.codec.align) * span.codec.align
+            align = lcm(span.codec.align, rows // span.heads if span.heads else 1)
+            step = max(1, WEIGHTS // span.columns // align) * align
             stored = Stored.of(span, span.codec, base)
             for first in range(0, rows, step):
                 last = min(rows, first + step)

@@ -4,18 +4,21 @@ A range is read into a buffer that the caller owns and uses again, so that memor
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+from requant.check.gguf import SUFFIX as GGUF
+from requant.check.gguf import files_of, is_gguf, read_model
 from requant.checkpoint.files import SUFFIX, is_companion, list_files
 from requant.checkpoint.loadable import Loadable, deciding, findings, opened
 from requant.checkpoint.safetensors import Spec, header_text, parse_header
 from requant.digest import canonical_json, read_whole, sha256, side_limit
 from requant.errors import CheckpointError
+from requant.formats.codec import Declaration
 from requant.hub.repository import Repository, named
 
 T = TypeVar("T")
@@ -58,7 +61,9 @@ class Files(Protocol):
 class Reader:
     """A checkpoint that is somewhere: its tensors by name, and the names that stand in two files.
 
-    Tensors are those of the files that a loader opens; `loadable` is whatever else could be opened or run.
+    Tensors are those of the files that a loader opens; `loadable` is whatever else could be opened or run. Of GGUF
+    files, `declaration` is what they say of their layers, `heads` of which of them the rows of each head are in another
+    order, and `beyond` names what no base is known to have, and why.
     """
 
     name: str
@@ -67,6 +72,9 @@ class Reader:
     twice: tuple[tuple[str, str], ...]
     remote: bool
     loadable: tuple[Loadable, ...] = ()
+    declaration: Declaration | None = None
+    heads: Mapping[str, int] = field(default_factory=dict)
+    beyond: tuple[tuple[str, str], ...] = ()
 
     def read(self, place: Place, start: int, into: memoryview) -> None:
         """Fill a buffer with bytes of a tensor, from its byte `start` on."""
@@ -80,11 +88,13 @@ class Reader:
 
 
 def open_reader(name: str, endpoint: str | None = None) -> Reader:
-    """Open a folder, or `owner/name@revision` on the Hub where there is no such folder.
+    """Open a folder, a GGUF file, or `owner/name@revision` on the Hub where there is neither.
 
     Raises CheckpointError for what cannot be read, NotAvailableError for the network, UsageError for neither.
     """
     files: Files
+    if is_gguf(Path(name)):
+        return _open_gguf(Path(name))
     remote = not Path(name).exists()
     files = Repository.open(*named(name), endpoint) if remote else Folder(Path(name))
     with ExitStack() as cleanup:
@@ -107,15 +117,27 @@ def open_reader(name: str, endpoint: str | None = None) -> Reader:
     return Reader(name, files, tensors, tuple(twice), remote, findings(names, texts, held))
 
 
-class Folder:
-    """Files on disk; each is opened once."""
+def _open_gguf(path: Path) -> Reader:
+    folder, names = path.parent if path.is_file() else path, files_of(path)
+    files = Folder(folder, names)
+    try:
+        model = read_model(folder, names)
+    except CheckpointError:
+        files.close()
+        raise
+    tensors = {name: Place(each.spec, each.file, each.start, each.stop) for name, each in model.tensors.items()}
+    return Reader(str(path), files, tensors, model.twice, False, (), model.types, model.heads, model.beyond)
 
-    def __init__(self, folder: Path) -> None:
-        self._paths = list_files(folder)
+
+class Folder:
+    """Files on disk, or those `only`; each is opened once."""
+
+    def __init__(self, folder: Path, only: Collection[str] | None = None) -> None:
+        self._paths = list_files(folder) if only is None else {name: (folder / name).resolve() for name in only}
         self._open: dict[str, int] = {}
         try:
             for name, path in self._paths.items():
-                if name.endswith(SUFFIX):
+                if name.endswith((SUFFIX, GGUF)):
                     self._open[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             facts = {name: _identity(self._open.get(name, path)) for name, path in self._paths.items()}
         except OSError as error:

@@ -6,7 +6,7 @@ a time. Every row of the base must be used exactly once, and nothing may be left
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -34,7 +34,8 @@ class Span:
     with qweight, qzeros and scales, and `codec` that of one in another format. `less` is how much less than they are
     its zero points are stored, and `symmetric` says that all are in the middle. `foreign` says that not every way in
     which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype;
-    `narrowed`, that its codes were made from the base's numbers rounded to BF16.
+    `narrowed`, that its codes were made from the base's numbers rounded to BF16. Of `heads` the rows are in an order
+    of their own: each pair that is turned together stands together.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Span:
     converted: bool = False
     transposed: bool = False
     narrowed: bool = False
+    heads: int = 0
 
     @property
     def quantized(self) -> bool:
@@ -76,6 +78,7 @@ def trace(
     foreign: str = "",
     *,
     declared: Declaration | None = None,
+    heads: Mapping[str, int] = MappingProxyType({}),
     transposed: bool = False,
     planned: Mapping[str, Source] = MappingProxyType({}),
 ) -> tuple[list[Span], list[Finding]]:
@@ -83,11 +86,12 @@ def trace(
 
     `foreign` says why the checkpoint's packing is not modelled, where it is not: then a layer of the base may be stored
     under any suffix, and a float tensor in another precision. `declared` says how layers are stored in a format that
-    lies row by row; then `foreign` is empty. `transposed` is what `source_rows` takes. `planned` says
-    where layers and biases lie, by their names, where that is known of the base; of others, names say it.
+    lies row by row; then `foreign` is empty. `heads` are those of layers whose rows are in another order. `transposed`
+    is what `source_rows` takes. `planned` says where layers and biases lie, by their names, where that is known of the
+    base; of others, names say it.
     """
     traced: list[Span | Finding] = []
-    stored, theirs = _stored(found, base, declared, planned) if declared else ([], set[str]())
+    stored, theirs = _stored(found, base, declared, heads, planned) if declared else ([], set[str]())
     traced += stored
     found = {name: spec for name, spec in found.items() if name not in theirs}
     layers = {name.rpartition(".")[0] for name in found if name.rpartition(".")[2] in PACKED}
@@ -118,12 +122,16 @@ def trace(
 
 
 def _stored(
-    found: Mapping[str, Spec], base: Mapping[str, Spec], declared: Declaration, planned: Mapping[str, Source]
+    found: Mapping[str, Spec],
+    base: Mapping[str, Spec],
+    declared: Declaration,
+    heads: Mapping[str, int],
+    planned: Mapping[str, Source],
 ) -> tuple[list[Span | Finding], set[str]]:
     """Trace the layers that are declared to be stored in a format; return the names of their tensors too."""
     traced: list[Span | Finding] = []
     theirs: set[str] = set()
-    for layer, names in _layers(found, base).items():
+    for layer, names in _layers(found, base, heads).items():
         where = _as_planned(planned.get(layer), base) or source_rows(layer, base)
         if where is None:
             continue
@@ -138,22 +146,25 @@ def _stored(
             continue
         theirs |= names
         faults = _unlike({f"{layer}.{suffix}": part.spec for suffix, part in parts.items()}, found, names)
-        traced += faults or [Span(*place, codec=codec, transposed=where.transposed)]
+        order = heads.get(layer, 0)
+        traced += faults or [Span(*place, codec=codec, transposed=where.transposed, heads=order)]
     return traced, theirs
 
 
-def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, set[str]]:
+def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collection[str]) -> dict[str, set[str]]:
     """Return the tensors that the base does not have like that, or not by that name, by the layers they belong to.
 
-    A tensor belongs to the layer whose name stands before `.weight`, or else before the last dot.
+    A tensor belongs to the layer whose name stands before `.weight`, or else before the last dot. Those of `others` are
+    returned too, as the base has them or not.
     """
     layers: dict[str, set[str]] = {}
     for name, spec in found.items():
         layer, dot, _ = name.rpartition(".weight.")
         layer = layer if dot else name.rpartition(".")[0]
-        if spec != base.get(name) and not name.endswith(".bias"):
+        if (spec != base.get(name) or layer in others) and not name.endswith(".bias"):
             layers.setdefault(layer, set()).add(name)
-    return {layer: names for layer, names in layers.items() if any(found[name].dtype not in FLOATS for name in names)}
+    coded = {layer for layer, names in layers.items() if any(found[name].dtype not in FLOATS for name in names)}
+    return {layer: names for layer, names in layers.items() if layer in coded or layer in others}
 
 
 def _unlike(expected: Mapping[str, Spec], found: Mapping[str, Spec], names: Iterable[str]) -> list[Finding]:

@@ -39,6 +39,9 @@ def read_weights(base: Reader, span: Span, first: int, rows: int, take: Take = f
         read[:] = columns.T
     else:
         base.read(place, item * span.columns * (span.first + first), read.reshape(-1).view(np.uint8).data)
+    if span.heads:
+        read = read.reshape(-1, 2, (span.last - span.first) // span.heads // 2, span.columns).swapaxes(1, 2)
+        read = np.ascontiguousarray(read).reshape(rows, span.columns)
     if dtype == "BF16":
         return read
     wide = read.view("<f4") if dtype == "F32" else read.view("<f2").astype(np.float32)

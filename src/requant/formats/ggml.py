@@ -63,17 +63,17 @@ class Ggml:
     def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
         """Return the one tensor: U8 [rows, bytes of a row], or floats [rows, columns]."""
         if self.type in FLOATS:
-            return {"": Part(Spec(self.type, (rows, columns)))}
+            return {"weight": Part(Spec(self.type, (rows, columns)))}
         if self.type not in LAYOUTS:
             raise ValueError(f"blocks of {self.type}")
         block = BLOCKS[self.type]
         if columns % block.elements:
             raise ValueError(f"{columns} columns are no multiple of {block.elements}, a block of {self.type}")
-        return {"": Part(Spec("U8", (rows, columns // block.elements * block.nbytes)))}
+        return {"weight": Part(Spec("U8", (rows, columns // block.elements * block.nbytes)))}
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return float32 [rows, columns], as `dequantize_row_*` computes it without contraction."""
-        data = stored[""]
+        data = stored["weight"]
         if self.type in FLOATS:
             return widen(data, self.type)
         with np.errstate(all="ignore"):

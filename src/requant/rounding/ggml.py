@@ -55,10 +55,10 @@ class Reference:
         if self.by:
             x = _floats(x, self.by, wide=True)
         if self.type in FLOATS:
-            return {"": _floats(x, self.type, wide=False)}
+            return {"weight": _floats(x, self.type, wide=False)}
         block = BLOCKS[self.type]
         made = pack(self.type, _fields(self.type, self.fused, x.reshape(-1, block.elements)))
-        return {"": made.reshape(len(x), -1)}
+        return {"weight": made.reshape(len(x), -1)}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: every block stands for itself."""
