@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from requant.formats.codec import Codec
+from requant.formats.ggml import Ggml
+from requant.rounding import ggml
 from requant.rounding.formula import Formula
 
-FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {}
+FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {Ggml: ggml.formulas}
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
 
