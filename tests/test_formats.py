@@ -18,6 +18,7 @@ from requant.check.reader import open_reader
 from requant.check.recomputed import NUMPY
 from requant.formats.codec import Array, Codec, narrow, widen
 from requant.formats.declarations import READERS, declared
+from requant.formats.ggml import Ggml
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import FORMULAS, formulas
 
@@ -96,7 +97,7 @@ def checked(folder: Path, config: Mapping[str, Any], theirs: Tensors, dtype: str
 
 def test_every_reader_and_every_codec_has_a_case() -> None:
     codecs = {type(made_by(config)[0]) for config in CONFIGS.values()}
-    assert codecs == FORMULAS.keys()
+    assert codecs == FORMULAS.keys() - {Ggml}  # that is said by files: tests/test_gguf_check.py
     assert {config.get("quant_method", "mlx") for config in CONFIGS.values()} == READERS.keys()
 
 

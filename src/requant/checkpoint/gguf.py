@@ -231,7 +231,9 @@ def _info(reader: _Reader) -> tuple[str, BlockType, tuple[int, ...], int]:
     if kind not in TYPES:
         raise ValueError(f"tensor {name!r} has the unknown type {kind}")
     if not 0 < math.prod(shape) < 1 << 63:
-        raise ValueError(f"tensor {name!r} has the shape {list(shape)}, expected at least one number and fewer than 2^63")
+        raise ValueError(
+            f"tensor {name!r} has the shape {list(shape)}, expected at least one number and fewer than 2^63"
+        )
     block = TYPES[kind]
     if (shape[-1] if shape else 1) % block.elements:
         raise ValueError(f"tensor {name!r} has rows of {shape[-1] if shape else 1:,}, no multiple of {block.elements}")

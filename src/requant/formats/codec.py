@@ -17,8 +17,7 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 """Tensors of a layer by suffix, or those of some of its rows.
 
-Numbers that numpy has no dtype for are bits: BF16 is uint16, F8_E4M3 and F8_E8M0 are uint8. `""` is the suffix of a
-tensor that has the name of the layer itself.
+Numbers that numpy has no dtype for are bits: BF16 is uint16, F8_E4M3 and F8_E8M0 are uint8.
 """
 
 

@@ -74,11 +74,10 @@ class Ggml:
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return float32 [rows, columns], as `dequantize_row_*` computes it without contraction."""
         data = stored["weight"]
-        if self.type in FLOATS:
-            return widen(data, self.type)
         with np.errstate(all="ignore"):
-            values = LAYOUTS[self.type].decode(unpack(self.type, data))
-        return values.reshape(-1, columns)
+            if self.type in FLOATS:
+                return widen(data, self.type)
+            return LAYOUTS[self.type].decode(unpack(self.type, data)).reshape(-1, columns)
 
 
 def unpack(kind: str, data: Array) -> Fields:

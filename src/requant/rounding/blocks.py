@@ -2,7 +2,8 @@
 
 Every sum is taken in order and every operation rounded to float32, as C demands of a compiler; what a compiler may
 contract to one fused multiply-add, x * y + z rounded once, is said by `fused`: 0 none of them, 1 those that stand in
-one expression (clang), 2 also those that meet across statements and calls (gcc). Weights are float32 [n, elements],
+one expression (clang), 2 also those that meet across statements and calls, but for sums whose products gcc 12 at -O3
+computes as vectors and adds one by one. Weights are float32 [n, elements],
 codes uint8 alike, scales and least weights uint8 [n, groups], `d` and `m` bits of float16, uint16 [n].
 """
 
@@ -206,7 +207,10 @@ def _line(x, w, top, start, steps, absolute, fused, codes, tried):
             sum_xl = _mad(wl, x[i], sum_xl, within)
         spread = _mad(sum_w, sum_l2, -(sum_l * sum_l), within)
         if spread > 0:
-            this = _mad(sum_w, sum_xl, -(sum_x * sum_l), within) / spread
+            if across:  # gcc takes the other product
+                this = _fma(-sum_x, sum_l, sum_w * sum_xl) / spread
+            else:
+                this = _mad(sum_w, sum_xl, -(sum_x * sum_l), within) / spread
             low = _mad(sum_l2, sum_x, -(sum_l * sum_xl), within) / spread
             if low > 0:
                 low = NONE
@@ -242,13 +246,11 @@ def lines(x, size, top, start, steps, fused, codes, scales, mins, d, m):
             else:
                 total = NONE
                 for i in range(size):
-                    total = _mad(some[i], some[i], total, within)
+                    total = _mad(some[i], some[i], total, fused == WITHIN)
                 average = np.sqrt(total / F32(32))
                 for i in range(size):
                     w[i] = average + abs(some[i])
-            steep[g], low[g] = _line(
-                some, w, top, start, steps, two, fused, codes[b, g * size : (g + 1) * size], tried
-            )
+            steep[g], low[g] = _line(some, w, top, start, steps, two, fused, codes[b, g * size : (g + 1) * size], tried)
             steepest = max(steep[g], steepest)
             lowest = max(low[g], lowest)
         first = F32(limit) / steepest if steepest > 0 else NONE
@@ -351,12 +353,13 @@ def _searched(x, fused, codes):
             continue
         # The first is the plain one; 0 does not come twice.
         inverse = F32(-32) / most if step == -10 else -_mad(TENTH, F32(step), F32(32), within) / most
+        sums = fused == WITHIN or (fused == ACROSS and step == -10)
         sum_lx = sum_l2 = NONE
         for i in range(16):
             code = F32(_nearest(inverse, x[i], fused == ACROSS, -32, 31))
             w = x[i] * x[i]
-            sum_lx = _mad(w * x[i], code, sum_lx, within)
-            sum_l2 = _mad(w * code, code, sum_l2, within)
+            sum_lx = _mad(w * x[i], code, sum_lx, sums)
+            sum_l2 = _mad(w * code, code, sum_l2, sums)
         if step == -10 or (sum_l2 > 0 and sum_lx * sum_lx > best * sum_l2):
             for i in range(16):
                 codes[i] = _nearest(inverse, x[i], fused == ACROSS, -32, 31) + 32
