@@ -27,10 +27,12 @@ class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
+    One that is not `sized` is a list of any length, such as a text; it belongs to the layer as a whole.
     """
 
     spec: Spec
     every: int = 1
+    sized: bool = True
 
 
 class Codec(Protocol):

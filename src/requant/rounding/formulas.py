@@ -3,12 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
 from requant.formats.mlx import Affine
-from requant.rounding import mlx
+from requant.rounding import bitsandbytes, mlx
 from requant.rounding.formula import Formula
 
-FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {Affine: mlx.affine}
+FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
+    Affine: mlx.affine,
+    FourBit: bitsandbytes.four_bit,
+    Int8: bitsandbytes.int8,
+}
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
 
