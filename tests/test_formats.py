@@ -16,13 +16,15 @@ from requant.check import check
 from requant.check.checked import Checked, Outcome
 from requant.check.reader import open_reader
 from requant.check.recomputed import NUMPY
+from requant.checkpoint.safetensors import Spec
+from requant.formats.bitsandbytes import BLOCK, MAP, NAMES, NESTED, FourBit, dynamic_map
 from requant.formats.codec import Array, Codec, narrow, widen
 from requant.formats.declarations import READERS, declared
 from requant.formats.ggml import Ggml
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import FORMULAS, formulas
 
-ROWS, COLUMNS = 160, 256
+ROWS, COLUMNS = 192, 256
 LAYERS = [f"model.layers.{block}.mlp.{name}_proj" for block in range(4) for name in ("gate", "up")]
 WHERE = LAYERS[3]
 
@@ -33,6 +35,11 @@ def integers(form: str, bits: int, **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": scheme}, "ignore": []}
 
 
+def bits_and_bytes(**said: Any) -> dict[str, Any]:
+    """A configuration of bitsandbytes."""
+    return {"quant_method": "bitsandbytes", **said}
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "int4, groups": integers("pack-quantized", 4, strategy="group", group_size=128),
     "int4, groups, zero points": integers("pack-quantized", 4, strategy="group", group_size=64, symmetric=False),
@@ -40,6 +47,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "FP8, channels": integers("float-quantized", 8, strategy="channel", type="float"),
     "FP8, one scale": integers("float-quantized", 8, strategy="tensor", type="float"),
     "FP8, blocks": integers("float-quantized", 8, strategy="block", block_structure=[128, 128], type="float"),
+    "nf4": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "fp4": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
+    "nf4, nested": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    "int8 by rows": bits_and_bytes(load_in_8bit=True),
     "MLX 4 bits": {"group_size": 64, "bits": 4},
     "MLX 3 bits": {"group_size": 32, "bits": 3},
     "MLX 8 bits": {"group_size": 128, "bits": 8},
@@ -69,14 +80,25 @@ def weights(layer: str, dtype: str) -> Array:
     return widen(narrow(some, dtype), dtype)
 
 
+def beside(codec: Codec, dtype: str) -> dict[str, Array]:
+    """What no formula makes of the weights."""
+    if not isinstance(codec, FourBit):
+        return {}
+    state = {"quant_type": codec.kind, "blocksize": BLOCK, "dtype": NAMES[dtype], "shape": [ROWS, COLUMNS]}
+    nested = {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": 0.03125} if codec.nested else {}
+    table = {MAP: dynamic_map()} if codec.nested else {}
+    return {codec.state: np.frombuffer(json.dumps({**state, **nested}).encode(), np.uint8), **table}
+
+
 def tensors(codec: Codec, formula: Formula, dtype: str) -> dict[str, tuple[str, list[int], bytes]]:
     made: dict[str, tuple[str, list[int], bytes]] = {}
     for layer in LAYERS:
         values, parts = weights(layer, dtype), codec.parts(ROWS, COLUMNS, dtype)
         whole = dict(formula.whole(float(np.abs(values).max()), dtype))
         whole |= {suffix: part.holds for suffix, part in parts.items() if part.holds is not None}
+        whole |= beside(codec, dtype)
         for suffix, each in {**whole, **formula.encode(values, dtype, whole)}.items():
-            spec = parts[suffix].spec
+            spec = parts[suffix].spec if parts[suffix].sized else Spec(parts[suffix].spec.dtype, each.shape)
             data = np.ascontiguousarray(each, NUMPY[spec.dtype]).tobytes()
             assert len(data) == spec.nbytes, suffix
             made[f"{layer}.{suffix}" if suffix else layer] = (spec.dtype, list(spec.shape), data)

@@ -103,7 +103,7 @@ def check(
         spans = [replace(span, symmetric=_form(target, span).symmetric) if span.packing else span for span in spans]
         findings += _unlike(target, expected, spans)
     rounds = scheme is not None and scheme.rounds
-    windows = list(_windows(spans, expected, base, rounds))
+    windows = list(_windows(spans, expected, checkpoint, base, rounds))
     some = min(len(windows), max(1, round(sample * len(windows))))
     chosen = sorted(random.Random(seed).sample(range(len(windows)), some))  # noqa: S311
     key = [
@@ -234,7 +234,9 @@ def _examined(
             pool.shutdown(cancel_futures=True)
 
 
-def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Reader, rounds: bool) -> Iterator[Window]:
+def _windows(
+    spans: Iterable[Span], expected: Mapping[str, str] | None, checkpoint: Reader, base: Reader, rounds: bool
+) -> Iterator[Window]:
     for span in spans:
         if span.unmodelled:
             continue
@@ -242,7 +244,7 @@ def _windows(spans: Iterable[Span], expected: Mapping[str, str] | None, base: Re
         if span.codec:
             align = lcm(span.codec.align, rows // span.heads if span.heads else 1)
             step = max(1, WEIGHTS // span.columns // align) * align
-            stored = Stored.of(span, span.codec, base)
+            stored = Stored.of(span, span.codec, checkpoint, base)
             for first in range(0, rows, step):
                 last = min(rows, first + step)
                 yield Window(span, first, last, stored.nbytes(span.columns, (last - first) / rows))

@@ -51,10 +51,14 @@ class Stored:
     dtype: str
 
     @classmethod
-    def of(cls, span: Span, codec: Codec, base: Reader) -> "Stored":
+    def of(cls, span: Span, codec: Codec, checkpoint: Reader, base: Reader) -> "Stored":
         """Return what a traced layer has."""
         dtype = base.tensors[span.base].spec.dtype
-        return cls(codec, codec.parts(span.last - span.first, span.columns, dtype), dtype)
+        parts = codec.parts(span.last - span.first, span.columns, dtype)
+        for suffix, part in parts.items():
+            if not part.sized:
+                parts = {**parts, suffix: replace(part, spec=checkpoint.tensors[_name(span, suffix)].spec, every=0)}
+        return cls(codec, parts, dtype)
 
     def nbytes(self, rows: int, share: float) -> int:
         """Return how many bytes a share of the layer's rows is, on both sides."""
@@ -71,7 +75,7 @@ def recompute(
     """
     span, first, last = window.span, window.first, window.last
     assert span.codec  # noqa: S101
-    held = Stored.of(span, span.codec, base)
+    held = Stored.of(span, span.codec, checkpoint, base)
     rows = span.last - span.first
     stored = {
         suffix: _read(checkpoint, _name(span, suffix), part, rows, first, last) for suffix, part in held.parts.items()
@@ -149,7 +153,7 @@ def settle(
     for name, some in results.items():
         span = some[0][0].span
         assert span.codec  # noqa: S101
-        held = Stored.of(span, span.codec, base)
+        held = Stored.of(span, span.codec, checkpoint, base)
         if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
             some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
         way, found = _way(span, held, merge(each for _, each in some))
@@ -191,7 +195,8 @@ def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Findi
     for name, found in measured.findings.items():
         if name == NEAR:
             continue
-        shares = [(each.count, _part(held, span, each).spec.size) for each in found]
+        parts = [(each.count, _part(held, span, each)) for each in found]
+        shares = [(count, part.spec.size) for count, part in parts if part.sized]  # a text is right or wrong
         if all(count == 1 < size // 2 or count <= FEW * size for count, size in shares):
             best = min(filter(None, (best, (sum(count / size for count, size in shares), name))))
     if best:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
-from requant.formats.codec import FLOATS, Codec, Declaration
+from requant.formats.codec import FLOATS, Codec, Declaration, Part
 from requant.protocol import Source
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
@@ -145,7 +145,7 @@ def _stored(
             theirs |= names
             continue
         theirs |= names
-        faults = _unlike({f"{layer}.{suffix}": part.spec for suffix, part in parts.items()}, found, names)
+        faults = _unlike({f"{layer}.{suffix}": part for suffix, part in parts.items()}, found, names)
         order = heads.get(layer, 0)
         traced += faults or [Span(*place, codec=codec, transposed=where.transposed, heads=order)]
     return traced, theirs
@@ -167,14 +167,14 @@ def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collect
     return {layer: names for layer, names in layers.items() if layer in coded or layer in others}
 
 
-def _unlike(expected: Mapping[str, Spec], found: Mapping[str, Spec], names: Iterable[str]) -> list[Finding]:
+def _unlike(expected: Mapping[str, Part], found: Mapping[str, Spec], names: Iterable[str]) -> list[Finding]:
     """Return what a layer lacks of the tensors that its format has, and what it has otherwise or beside them."""
     faults = []
-    for name, spec in expected.items():
+    for name, part in expected.items():
         if name not in found:
             faults.append(Finding("missing tensor", name, detail="the layer's others are there"))
-        elif found[name] != spec:
-            detail = f"found {_text(found[name])}, the base's shape gives {_text(spec)}"
+        elif not part.fits(found[name]):
+            detail = f"found {_text(found[name])}, the base's shape gives {_text(part.spec)}"
             faults.append(Finding("wrong shape", name, detail=detail))
     beside = (name for name in names if name not in expected)
     return faults + [Finding("not modelled", name, detail="beside the layer's others") for name in beside]

@@ -25,17 +25,28 @@ FLOATS = {"BF16", "F16", "F32"}
 """Dtypes in which a tool may store the base's numbers."""
 
 
+LONGEST = 1 << 16
+
+
 @dataclass(frozen=True)
 class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
-    `holds` is all that it has, where that follows from the shape of the weight alone.
+    `holds` is all that it has, where that follows from the shape of the weight alone. One that is not `sized` is a list
+    of at most `LONGEST` bytes, such as a text; it belongs to the layer as a whole.
     """
 
     spec: Spec
     every: int = 1
     holds: Array | None = field(default=None, compare=False)
+    sized: bool = True
+
+    def fits(self, found: Spec) -> bool:
+        """Say whether a tensor that was found can be this."""
+        if self.sized:
+            return found == self.spec
+        return found.dtype == self.spec.dtype and len(found.shape) == 1 and found.nbytes <= LONGEST
 
 
 class Codec(Protocol):

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from requant.formats import compressed_tensors, mlx
+from requant.formats import bitsandbytes, compressed_tensors, mlx
 from requant.formats.codec import Declaration
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
+    "bitsandbytes": bitsandbytes.read,
     "compressed-tensors": compressed_tensors.read,
     "mlx": mlx.read,
 }

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
 from requant.formats.compressed_tensors import Packed, Plain
 from requant.formats.ggml import Ggml
 from requant.formats.mlx import Affine
-from requant.rounding import compressed_tensors, ggml, mlx
+from requant.rounding import bitsandbytes, compressed_tensors, ggml, mlx
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Affine: mlx.affine,
+    FourBit: bitsandbytes.four_bit,
+    Int8: bitsandbytes.int8,
     Ggml: ggml.formulas,
     Packed: compressed_tensors.min_max,
     Plain: compressed_tensors.min_max,
