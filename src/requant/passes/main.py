@@ -5,7 +5,7 @@ import numpy as np
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError
-from requant.formats import PACKED
+from requant.formats import ORDER, TENSORS
 from requant.formats.gptq import bfloat16_to_float32
 from requant.model.plan import is_packed_bias
 from requant.passes.context import EXTRAS, MAIN, Aim
@@ -33,12 +33,12 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
                 context.refuse(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
     for name, spec in context.target.main.items():
         if name not in found:
-            if name.endswith(PACKED):
+            if name.endswith(TENSORS):
                 raise BuildError(f"{name}: AutoRound did not write it")
             if name not in context.target.plan.unloaded and name not in context.target.plan.tied:
                 context.refuse(f"{name}: AutoRound did not write it")
             found[name] = context.untuned(name)
-        if name.endswith(PACKED):
+        if name.endswith(TENSORS):
             if found[name].spec != spec:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
             found[name] = _examined(name, found[name], context)
@@ -54,7 +54,7 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """
 
     def from_base(name: str, tensor: Tensor) -> Tensor:
-        if name.endswith(PACKED):
+        if name.endswith(TENSORS):
             return tensor
         base = context.untuned(name)
         if not _equal(tensor, base, half=is_packed_bias(name, context.target.plan.layers)):
@@ -66,13 +66,13 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
 
 def _examined(name: str, tensor: Tensor, context: Aim) -> Tensor:
-    if name.endswith(".qzeros"):
-        form = context.target.form_at(name)
-        if form.symmetric and tensor.read() != (zeros := form.zeros(tensor.spec)):
-            word = f"{int.from_bytes(zeros[:4], 'little'):#010x}"
-            context.refuse(f"{name}: not {word} throughout, which the packing format means (defect D10)")
-            return Tensor(tensor.spec, Held(zeros))
-    elif name.endswith(".scales"):
+    suffix = name.rpartition(".")[2]
+    fixed = context.target.form_at(name).fixed(suffix, tensor.spec)
+    if fixed is not None and tensor.read() != fixed:
+        zero = f"{int.from_bytes(fixed[:4], 'little'):#010x} throughout, which the packing format means (defect D10)"
+        context.refuse(f"{name}: not {'the groups of inputs in their order' if suffix == ORDER else zero}")
+        return Tensor(tensor.spec, Held(fixed))
+    if suffix == "scales":
         scales = np.frombuffer(tensor.read(), "<f2")
         if not np.isfinite(scales).all() or (scales == 0).any():
             raise BuildError(f"{name}: has scales that are zero or not finite (defect D12)")

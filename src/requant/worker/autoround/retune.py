@@ -185,7 +185,7 @@ class _Published:
         for child, module in block.named_modules():
             layer = f"{name}.{child}"
             if f"{layer}.qweight" in self._files:
-                awq, columns = packing_format == "auto_round:auto_awq", module.weight.shape[1]
+                awq, columns = packing_format.endswith("awq"), module.weight.shape[1]
                 size = columns if module.group_size == -1 else module.group_size
 
                 def each(groups: Any, size: int = size, columns: int = columns) -> Any:

@@ -49,6 +49,13 @@ class Series(Protocol):
     def tunes_only(self) -> bool:
         """Whether recipes of 0 iterations, and schemes of layers' own, are not known of it."""
 
+    @property
+    def exported(self) -> frozenset[int]:
+        """Widths of codes that its export to GPTQ packs by itself; of others it ends where AutoGPTQ is missing.
+
+        Source: `get_autogptq_packing_qlinear`, auto_round/export/utils.py.
+        """
+
     def tuning(self, autoround: Any) -> Place:
         """Return what tunes a block: given it, the full stream and `others`, it returns quantized and full outputs."""
 
@@ -92,6 +99,7 @@ class _OneClass:
 
     quantized = "q_input"
     tunes_only = False
+    exported = frozenset({2, 4, 8})
 
     def tuning(self, autoround: Any) -> Place:
         return Place(type(autoround), "_quantize_block")
@@ -143,6 +151,7 @@ class _Composed:
 
     quantized = "q_inputs"
     tunes_only = True
+    exported = frozenset({2, 3, 4, 8})
 
     def tuning(self, _: Any) -> Place:
         from auto_round.algorithms.composer import AlgorithmComposer
