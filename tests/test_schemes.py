@@ -26,29 +26,38 @@ from requant.protocol import Layer
 from requant.recipe import Format, Recipe, read_recipe
 
 GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
+TO_GPTQ, TO_AWQ = "auto_gptq", "auto_awq"
 SCHEMES = (
-    ("W4A16", "asymmetric", 32, AWQ),
-    ("W2A16", "symmetric", 64, GPTQ),
-    ("W3A16", "symmetric", 128, GPTQ),
-    ("W4A16", "symmetric", 128, AWQ),
-    ("W8A16", "symmetric", -1, GPTQ),
-    ("W2A16", "asymmetric", 32, OWN),
-    ("W3A16", "asymmetric", -1, OWN),
-    ("W8A16", "asymmetric", 64, OWN),
+    ("W4A16", "asymmetric", 32, AWQ, "cpu"),
+    ("W2A16", "symmetric", 64, GPTQ, "cpu"),
+    ("W3A16", "symmetric", 128, GPTQ, "cpu"),
+    ("W4A16", "symmetric", 128, AWQ, "cpu"),
+    ("W8A16", "symmetric", -1, GPTQ, "cpu"),
+    ("W2A16", "asymmetric", 32, OWN, "cpu"),
+    ("W3A16", "asymmetric", -1, OWN, "cpu"),
+    ("W8A16", "asymmetric", 64, OWN, "cpu"),
+    ("W2A16", "symmetric", 32, TO_GPTQ, "cpu"),
+    ("W8A16", "symmetric", -1, TO_GPTQ, "cpu"),
+    ("W4A16", "asymmetric", 64, TO_AWQ, "cpu"),
+    ("W3A16", "symmetric", 64, TO_GPTQ, "current"),
+    ("W4A16", "symmetric", 32, TO_AWQ, "current"),
 )
 """Built in the full tier: each takes minutes. What `check` makes of every scheme, tests/test_binding.py tries."""
+CHOSEN = {("asymmetric", AWQ), ("symmetric", GPTQ), ("asymmetric", OWN)}
+"""Formats that AutoRound chooses by itself."""
 
 
 @pytest.fixture(scope="module", params=SCHEMES, ids=lambda each: "-".join(map(str, each)).replace(":", "-"))
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker: Path) -> Recipe:
     """A recipe of the Llama base in a scheme; its format is AutoRound's choice, or named where it is another."""
     del worker
-    name, kind, group_size, packing_format = request.param
+    name, kind, group_size, packing_format, environment = request.param
     folder = tmp_path_factory.mktemp("own")
     words = ["new", base("llama", folder / "model"), "--name", "mine", "--project", folder / "project"]
     words += ["--scheme", name, f"--{kind}", "--group-size", group_size]
-    words += ["--format", packing_format] if (kind, packing_format) == ("symmetric", AWQ) else []
-    shown = CliRunner().invoke(app, [*map(str, words), "--environment", "cpu", "--sandbox", "venv", "--json"])
+    words += ["--format", packing_format] if (kind, packing_format) not in CHOSEN else []
+    words += ["--environment", environment, "--sandbox", "venv", "--json"]
+    shown = CliRunner().invoke(app, [*map(str, words)])
     assert shown.exit_code == 0, shown.output
     path = Path(json.loads(shown.stdout)["recipe"]) / "recipe.toml"
     path.write_text(path.read_text().replace("keep_best = true", "keep_best = false"))  # often it is the untuned one
@@ -75,7 +84,7 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
         checked = check(theirs, ours)
     assert checked.outcome == "clean", checked.findings
     assert TUNED in checked.ways
-    another: Format = "auto_round" if own.scheme.format == GPTQ else "auto_round:auto_gptq"
+    another: Format = "auto_round:auto_gptq" if own.scheme.format in (AWQ, TO_AWQ, OWN) else "auto_round"
     other = replace(own, scheme=replace(own.scheme, format=another))
     with open_reader(str(first)) as theirs, open_reader(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=other, tiny=True)
@@ -103,4 +112,6 @@ def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_writte
         new(str(model), "mine", project, scheme="W8A16", packing_format="auto_round:auto_awq")
     with refuses(UsageError):
         new(str(model), "mine", project, symmetric=False, packing_format="auto_round:auto_gptq")
+    with refuses(UsageError):
+        new(str(model), "mine", project, symmetric=False, packing_format="auto_gptq")
     assert not project.exists()
