@@ -40,9 +40,10 @@ ASKED = {
     "to GPTQ, head": ("llama", ["--format", "auto_gptq", "--iterations", "0"], [HEAD], {ways.WIDE}),
     "to AWQ": ("qwen3_5_moe", ["--format", "auto_awq", "--asymmetric", *FLOAT], [], {TUNED}),
     "rounded by 0.16": ("llama", ["--environment", "current", *ROUNDED], [], {ways.FULL}),
-    "searched by 0.16": ("qwen3moe", ["--environment", "current", "--iterations", "0"], [], {ways.WIDE}),
+    "searched by 0.16": ("qwen3moe", ["--environment", "current", "--iterations", "0"], [], {ways.FARTHER_WIDE}),
     "mixed by 0.16": ("llama", ["--environment", "current", "--ignore", "layers.0.self_attn."], [EIGHT, TWO], {TUNED}),
-    "head by 0.16": ("llama", ["--environment", "current", "--iterations", "0"], [HEAD, EIGHT], {ways.WIDE}),
+    "Mixtral by 0.16": ("mixtral", ["--environment", "current"], [], {TUNED}),
+    "head by 0.16": ("llama", ["--environment", "current", "--iterations", "0"], [HEAD, EIGHT], {ways.FARTHER_WIDE}),
 }
 """Of which base, with which options of `new`, which schemes, and in which ways `check` says that layers were made."""
 

@@ -1,5 +1,7 @@
 """The language model: tuned tensors as AutoRound wrote them, all others as the base has them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
@@ -7,7 +9,7 @@ from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError
 from requant.formats import ORDER, TENSORS
 from requant.formats.gptq import bfloat16_to_float32
-from requant.model.plan import is_packed_bias
+from requant.model.plan import Plan, is_packed_bias
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 _FLOAT = {"F16": "<f2", "F32": "<f4"}
@@ -21,8 +23,10 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
     for a tensor that is missing, in two main files, of another shape, unknown, or that cannot be loaded.
     """
     found: dict[str, Tensor] = {}
+    modules = _modules(context.target.plan)
     for file, tensors in raw.shards.items():
-        for name, tensor in tensors.items():
+        for written, tensor in tensors.items():
+            name = _as_planned(written, modules)
             if file == EXTRAS or not context.target.is_main(name):
                 continue
             if name in found:
@@ -43,6 +47,27 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
             found[name] = _examined(name, found[name], context)
     return Checkpoint({MAIN: {name: found[name] for name in context.target.main}}, {})
+
+
+def _modules(plan: Plan) -> dict[str, str]:
+    """Return what the plan calls modules that the base's files call otherwise, by the latter.
+
+    AutoRound 0.16 writes all that lies in them under the names of the base's files, packed or not.
+    """
+    found: dict[str, str] = {}
+    for name, source in plan.elsewhere.items():
+        ours, theirs = name.split("."), source.tensor.split(".")
+        while ours and theirs and ours[-1] == theirs[-1]:
+            ours.pop()
+            theirs.pop()
+        if source.whole and ours and theirs:
+            found[".".join(theirs)] = ".".join(ours)
+    return found
+
+
+def _as_planned(name: str, modules: Mapping[str, str]) -> str:
+    within = next((each for each in modules if name.startswith(f"{each}.")), "")
+    return f"{modules[within]}{name.removeprefix(within)}" if within else name
 
 
 def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
