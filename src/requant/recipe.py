@@ -78,7 +78,7 @@ class Scheme:
 
 
 AWQ_WIDTH = "AWQ's layout has 4 bits only"
-GPTQ_ZERO = "AutoRound stores an asymmetric zero point of 0 as -1 there, which changes the ones beside it, or as 1"
+GPTQ_ZERO = "AutoRound cannot store an asymmetric zero point of 0 there: it becomes 1, or changes the ones beside it"
 
 
 def _kind(symmetric: bool) -> str:
