@@ -14,7 +14,7 @@ from requant.errors import RecipeError
 from requant.formats.form import Form
 from requant.model.plan import Plan, Question, read_plan, write_plans
 from requant.model.tables import Table, table_of
-from requant.model.target import Target, confirm_groups, confirm_schemes
+from requant.model.target import Target, confirm_groups, confirm_names, confirm_schemes
 from requant.passes.context import Mending
 from requant.passes.overrides import quantization_config
 from requant.protocol import Layer, Own, Source
@@ -114,6 +114,37 @@ def test_a_layer_is_stored_and_declared_in_its_own_way() -> None:
             **{f"model.layers.{number}.mlp.down_proj": eight for number in (0, 1)},
         },
     }
+
+
+def test_an_export_to_gptq_has_an_expression_for_each_layer_that_is_not_as_all_are() -> None:
+    made = target(asking("layers.0.self_attn", iterations=0, down_proj=scheme(), lm_head=scheme("W2A16")))
+    form = Form("auto_gptq", 4, 64, symmetric=True)
+    base = Checkpoint({}, {"config.json": Held(b"{}")})
+    config = json.loads(quantization_config(base, Mending(base, replace(made, form=form), 1, {})).file("config.json"))
+    said = config["quantization_config"]
+    assert said["lm_head"] is True
+    assert list(said) == ["lm_head", "dynamic", "modules_in_block_to_quantize"]
+    layer = r"^model\.layers\.0\."
+    assert {key: value for key, value in said["dynamic"].items() if "0" in key} == {
+        **{f"-:{layer}self_attn\\.{part}_proj$": {} for part in "qkvo"},
+        f"+:{layer}mlp\\.down_proj$": {"bits": 8, "group_size": 32, "sym": True},
+    }
+    # Of no block alone: AutoRound 0.12.2 would leave attention out.
+    assert said["modules_in_block_to_quantize"] == [sorted(f"{part}_proj" for part in PARTS)]
+
+
+def test_an_export_to_awq_names_float_layers_by_parts_of_their_names() -> None:
+    made, form = target(asking("layers.0.self_attn")), Form("auto_awq", 4, 64, symmetric=True)
+    base = Checkpoint({}, {"config.json": Held(b"{}")})
+    config = json.loads(quantization_config(base, Mending(base, replace(made, form=form), 1, {})).file("config.json"))
+    ignored = [f"model.layers.0.self_attn.{part}_proj" for part in "koqv"]
+    assert config["quantization_config"] == {"modules_to_not_convert": ["lm_head", *ignored]}
+    confirm_names(EC, replace(made, form=form))
+    short = Layer((64, 64), "ignored", None)
+    strange = replace(made, plan=replace(made.plan, layers={**made.plan.layers, "model.layers.1.mlp.up": short}))
+    confirm_names(EC, strange)
+    with pytest.raises(RecipeError, match=r"model\.layers\.1\.mlp\.up is float, and its name"):
+        confirm_names(EC, replace(strange, form=form))
 
 
 def test_awq_has_whole_groups_of_each_scheme() -> None:
