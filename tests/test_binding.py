@@ -853,11 +853,11 @@ def test_an_export_to_awq_states_symmetry_twice_and_alike(symmetric: bool, tmp_p
     assert found(wrong) == {("declared otherwise", "quantization_config.zero_point")}
 
 
-FLOAT = {
-    "an export to GPTQ": ({"dynamic": {"-:^x\\.1\\.p$": {}}}, {"dynamic": {"-:^x\\.1\\.p$": 0}}),
-    "an export to AWQ": ({"modules_to_not_convert": ["x.1.p", "v."]}, {"modules_to_not_convert": "x.1.p"}),
+FLOAT: dict[str, tuple[str, Any, Any, Any]] = {
+    "an export to GPTQ": ("dynamic", {"-:^x\\.1\\.p$": {}}, {"-:^x\\.1\\.p$": 0}, {"-:x": {}}),
+    "an export to AWQ": ("modules_to_not_convert", ["x.1.p", "v."], "x.1.p", ["x"]),
 }
-"""What an export says of a layer that is float, and what is no list of such layers."""
+"""What an export says of a layer that is float, what is no list of such layers, and one that has a packed layer too."""
 
 
 @pytest.mark.parametrize("name", FLOAT)
@@ -865,14 +865,12 @@ def test_an_export_names_float_layers(name: str, tmp_path: Path) -> None:
     tensors, config = MODELLED[name]
     weight = layer()[1]["x.0.p.weight"]
     base = {"x.0.p.weight": weight, "x.1.p.weight": weight}
-    (said, strange), some = FLOAT[name], {**tensors, "x.1.p.weight": weight}
-    assert single(tmp_path, some, base, {**config, **said}).clean
+    (key, said, strange, all_of_them), some = FLOAT[name], {**tensors, "x.1.p.weight": weight}
+    assert single(tmp_path, some, base, {**config, key: said}).clean
     assert found(single(tmp_path, some, base, config)) == {("declared otherwise", "x.1.p.weight")}
-    assert single(tmp_path, some, base, {**config, **strange}).exit_status == 1
-    for wrong in ({"modules_to_not_convert": ["x"]}, {"dynamic": {"-:x": {}}}):
-        if said.keys() == wrong.keys():
-            result = single(tmp_path, some, base, {**config, **wrong})
-            assert ("declared otherwise", "x.0.p.qweight") in found(result)
+    assert single(tmp_path, some, base, {**config, key: strange}).exit_status == 1
+    told = single(tmp_path, some, base, {**config, key: all_of_them})
+    assert ("declared otherwise", "x.0.p.qweight") in found(told)
 
 
 @pytest.mark.parametrize(

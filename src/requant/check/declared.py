@@ -77,7 +77,8 @@ class Scheme:
         method = self.value.get("quant_method")
         if method in METHODS:
             stated = self.value.get("packing_format", "auto_round:auto_gptq")
-            return FORMATS.get(stated) if isinstance(stated, str) else None
+            found = FORMATS.get(stated) if isinstance(stated, str) else None
+            return found if found and found.method == "auto-round" else None
         if not isinstance(method, str) or (method == "awq" and self.strange_tool):
             return None
         if method == "gptq" and self.value.get("checkpoint_format", "gptq") == "gptq_v2":
