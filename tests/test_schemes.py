@@ -6,21 +6,22 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT, Refuses
-from tests.owned import base, hold
+from tests.owned import alter, base, hold
 from typer.testing import CliRunner
 
 from requant.build import build, record
 from requant.check import check
+from requant.check.checked import Checked
 from requant.check.findings import TUNED
 from requant.check.reader import open_reader
-from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.cli.options import app
-from requant.errors import RecipeError, UsageError
+from requant.errors import BuildError, RecipeError, UsageError
 from requant.formats import packing_of
 from requant.formats.form import Form
 from requant.model.plan import Plan
 from requant.model.tables import table_of
-from requant.model.target import Target, confirm_groups, target_of
+from requant.model.target import Target, confirm_groups, target_of, tiny_model
 from requant.new import new
 from requant.protocol import Layer
 from requant.recipe import Format, Recipe, read_recipe
@@ -91,6 +92,31 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
     assert {each.tensor.rpartition(".")[0] for each in checked.findings if each.kind == "not as the recipe says"} == {
         *target.plan.packed
     }
+
+
+@pytest.mark.worker
+def test_an_export_is_built_as_asked_and_a_group_that_moved_is_found(
+    worker: Path, tmp_path: Path, refuses: Refuses
+) -> None:
+    del worker
+    model, project = base("llama", tmp_path / "model"), tmp_path / "project"
+    with refuses(BuildError):  # where AutoRound 0.12.2 would tune and then end
+        new(str(model), "three", project, scheme="W3A16", packing_format="auto_gptq", environment="cpu")
+    own = new(str(model), "mine", project, packing_format="auto_gptq", environment="cpu").recipe
+    folder = build(own, tiny="mini", out=tmp_path / "out").folder
+    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
+    said = json.loads((folder / "config.json").read_bytes())["quantization_config"]
+    assert (said["quant_method"], said["desc_act"], said["lm_head"], "dynamic" in said) == ("gptq", False, False, False)
+    assert "packing_format" not in said
+
+    def judged() -> Checked:
+        with open_reader(str(folder)) as theirs, open_reader(str(tmp_path / "base")) as ours:
+            return check(theirs, ours, recipe=own, tiny=True)
+
+    assert judged().outcome == "clean"
+    name = next(iter(target_of(own, "mini").plan.packed))
+    alter(folder, f"{name}.g_idx", lambda data: bytes([data[0] ^ 1, *data[1:]]))
+    assert {each.tensor for each in judged().findings} == {f"{name}.qweight"}
 
 
 def test_awq_has_whole_groups_only(refuses: Refuses) -> None:

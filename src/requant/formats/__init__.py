@@ -11,10 +11,11 @@ from typing import Literal
 from requant.checkpoint.safetensors import Spec
 
 PACKED = ("qweight", "qzeros", "scales")
-"""What a packed layer is in files, by suffix."""
+"""What every packed layer is in files, by suffix."""
 ORDER = "g_idx"
 """A fourth tensor of GPTQ's, int32 [in]: the group of each input, which is i // group size where they are in order."""
 TENSORS = (*PACKED, ORDER)
+"""All that a packed layer can be."""
 BITS = (4, 8, 2, 3)
 """Widths of codes that exist."""
 

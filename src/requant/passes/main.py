@@ -26,7 +26,7 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
     modules = _modules(context.target.plan)
     for file, tensors in raw.shards.items():
         for written, tensor in tensors.items():
-            name = _as_planned(written, modules)
+            name = written if written in context.target.main else _as_planned(written, modules)
             if file == EXTRAS or not context.target.is_main(name):
                 continue
             if name in found:
