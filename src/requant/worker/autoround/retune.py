@@ -65,7 +65,8 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
                 return series.run(self, block, stream, others)
 
             if recipe.rounds:  # no block hears of the codes of another
-                full = run(full) if rounding.runs(block, search=bool(recipe.tuning.search_scales)) else full
+                if rounding.runs(block, search=bool(recipe.tuning.search_scales)):
+                    full = series.heard(self, block, full, others)
                 block.to("meta")
                 continue
             after = run(full)

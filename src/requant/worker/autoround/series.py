@@ -85,6 +85,9 @@ class Series(Protocol):
     def searched(self, autoround: Any, block: Any, layers: list[str], full: Any, others: Any) -> Any:
         """Round a block's layers to scales sought by what they are given; return what it, unrounded, puts out."""
 
+    def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
+        """Return what a block puts out where `searched` listens to its layers, to the same bits."""
+
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         """Return what AutoRound tunes with, by the names of its arguments."""
 
@@ -167,6 +170,9 @@ class _OneClass:
             autoround._quant_rtn_with_imatrix(layers)
         return put_out
 
+    def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
+        return self.run(autoround, block, full, others)
+
     def _whole(self, autoround: Any, *, search: bool) -> AbstractContextManager[None]:
         """Let it round and not write: a block is written whole."""
         keeps = {"is_immediate_packing": False, "is_immediate_saving": False, "low_cpu_mem_usage": False}
@@ -246,18 +252,26 @@ class _Composed:
         autoround.alg_composer.block_quantizer._quantize_layer_via_rtn(layer, disable_opt_rtn=not search)
 
     def searched(self, autoround: Any, block: Any, layers: list[str], full: Any, others: Any) -> Any:
+        del layers
+        quantizer, put_out = self._heard(autoround, block, full, others)
+        quantizer.quantize_block(block, full, others, put_out, None, None)
+        return put_out
+
+    def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
+        return self._heard(autoround, block, full, others)[1]
+
+    def _heard(self, autoround: Any, block: Any, full: Any, others: Any) -> tuple[Any, Any]:
         from auto_round.algorithms.quantization.rtn.config import OptimizedRTNConfig
         from auto_round.algorithms.quantization.rtn.quantizer import OptimizedRTNQuantizer
 
-        del layers
         quantizer = OptimizedRTNQuantizer(OptimizedRTNConfig(enable_opt_rtn=True))
         quantizer.bind(autoround)
-        heard = quantizer.register_fp_input_forward_hooks(block)
+        # Experts that are listened to run one by one, else together, and then their sums have other last bits.
+        hooks = quantizer.register_fp_input_forward_hooks(block)
         put_out = self.run(autoround, block, full, others)
-        for each in heard:
+        for each in hooks:
             each.remove()
-        quantizer.quantize_block(block, full, others, put_out, None, None)
-        return put_out
+        return quantizer, put_out
 
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         sizes = {name: getattr(autoround.calibration_context, name) for name in SIZES}
