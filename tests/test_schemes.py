@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT, Refuses
-from tests.owned import alter, base, hold
+from tests.owned import base, hold
 from typer.testing import CliRunner
 
 from requant.build import build, record
@@ -14,7 +14,7 @@ from requant.check import check
 from requant.check.checked import Checked
 from requant.check.findings import TUNED
 from requant.check.reader import open_reader
-from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
+from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.cli.options import app
 from requant.errors import BuildError, RecipeError, UsageError
 from requant.formats import packing_of
@@ -109,14 +109,18 @@ def test_an_export_is_built_as_asked_and_a_group_that_moved_is_found(
     assert (said["quant_method"], said["desc_act"], said["lm_head"], "dynamic" in said) == ("gptq", False, False, False)
     assert "packing_format" not in said
 
-    def judged() -> Checked:
-        with open_reader(str(folder)) as theirs, open_reader(str(tmp_path / "base")) as ours:
+    def judged(found: Path) -> Checked:
+        with open_reader(str(found)) as theirs, open_reader(str(tmp_path / "base")) as ours:
             return check(theirs, ours, recipe=own, tiny=True)
 
-    assert judged().outcome == "clean"
-    name = next(iter(target_of(own, "mini").plan.packed))
-    alter(folder, f"{name}.g_idx", lambda data: bytes([data[0] ^ 1, *data[1:]]))
-    assert {each.tensor for each in judged().findings} == {f"{name}.qweight"}
+    assert judged(folder).outcome == "clean"
+    name, made = next(iter(target_of(own, "mini").plan.packed)), open_checkpoint(folder)
+    file, held = next((file, held) for file, held in made.shards.items() if f"{name}.g_idx" in held)
+    groups = held[f"{name}.g_idx"]
+    moved = Tensor(groups.spec, Held(b"\1" + groups.read()[1:]))
+    altered = Checkpoint({**made.shards, file: {**held, f"{name}.g_idx": moved}}, made.files)
+    write_checkpoint(altered, tmp_path / "moved")
+    assert {each.tensor for each in judged(tmp_path / "moved").findings} == {f"{name}.qweight"}
 
 
 def test_awq_has_whole_groups_only(refuses: Refuses) -> None:
