@@ -74,9 +74,11 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     )
     assert audited.outcome is Outcome.IDENTICAL
 
-    flipped, name = folder / "flipped", next(iter(target_of(own, "mini").plan.packed))
+    target = target_of(own, "mini")
+    flipped, name = folder / "flipped", next(iter(target.plan.packed))
+    highest = 1 << target.form_at(f"{name}.qweight").bits - 1
     shutil.copytree(first, flipped)
-    alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ 0x0F, *data[1:]]))
+    alter(flipped, f"{name}.qweight", lambda data: bytes([data[0] ^ highest, *data[1:]]))
     with open_reader(str(flipped)) as theirs, open_reader(str(folder / "base")) as ours:
         checked = check(theirs, ours, recipe=own, tiny=True)
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}

@@ -853,6 +853,45 @@ def test_an_export_to_awq_states_symmetry_twice_and_alike(symmetric: bool, tmp_p
     assert found(wrong) == {("declared otherwise", "quantization_config.zero_point")}
 
 
+FLOAT: dict[str, tuple[str, Any, Any, Any]] = {
+    "an export to GPTQ": ("dynamic", {"-:^x\\.1\\.p$": {}}, {"-:^x\\.1\\.p$": 0}, {"-:x": {}}),
+    "an export to AWQ": ("modules_to_not_convert", ["x.1.p", "v."], "x.1.p", ["x"]),
+}
+"""What an export says of a layer that is float, what is no list of such layers, and one that has a packed layer too."""
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_an_export_names_float_layers(name: str, tmp_path: Path) -> None:
+    tensors, config = MODELLED[name]
+    weight = layer()[1]["x.0.p.weight"]
+    base = {"x.0.p.weight": weight, "x.1.p.weight": weight}
+    (key, said, strange, all_of_them), some = FLOAT[name], {**tensors, "x.1.p.weight": weight}
+    assert single(tmp_path, some, base, {**config, key: said}).clean
+    assert found(single(tmp_path, some, base, config)) == {("declared otherwise", "x.1.p.weight")}
+    assert single(tmp_path, some, base, {**config, key: strange}).exit_status == 1
+    told = single(tmp_path, some, base, {**config, key: all_of_them})
+    assert ("declared otherwise", "x.0.p.qweight") in found(told)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "clean"),
+    [
+        ("^x\\.0\\.p$", {"bits": 4}, True),
+        (".*\\.p", {"bits": 4}, True),
+        ("x\\.0", {"bits": 4}, True),
+        ("\\.p", {"bits": 4}, False),
+        ("^x\\.0\\.p$", {"bits": 4, "another": 1}, False),
+    ],
+)
+def test_gptqs_rules_hold_from_the_beginning_of_a_name(
+    key: str, value: dict[str, Any], clean: bool, tmp_path: Path
+) -> None:
+    tensors, config = MODELLED["an export to GPTQ"]
+    for sign in ("+:", ""):
+        told = {**config, "bits": 8, "dynamic": {f"{sign}{key}": value}}
+        assert single(tmp_path, tensors, layer()[1], told).clean == clean
+
+
 def test_where_one_layer_says_the_order_of_its_inputs_every_layer_does(tmp_path: Path) -> None:
     tensors, config = MODELLED["an export to GPTQ"]
     second = {key.replace("x.0", "x.1"): tensor for key, tensor in tensors.items()}

@@ -37,7 +37,7 @@ from requant.rounding import ways as rounding
 from requant.rounding.reach import Array, codes_within, loosest, reach_of, scale_possible
 
 NAMES = ("ec", "gb10", "intel")
-WAYS = (rounding.ABSMAX, rounding.FULL, rounding.SEARCHED)
+WAYS = (rounding.ABSMAX, rounding.FULL, rounding.SEARCHED, rounding.FARTHER_WIDE)
 Edit = Callable[[dict[str, Tensor]], None]
 
 
@@ -414,11 +414,12 @@ def rounded(values: Array, way: str) -> tuple[Array, Array]:
         exact = np.abs(widest) / np.float32(7)
     elif way == rounding.FULL:
         exact = (-widest / np.float32(8)).astype(np.float16).astype(np.float32)
-    else:  # `search_scales` of 0.13.0, errors summed in double precision
+    else:  # `search_scales` of 0.13.0, or of 0.16.1, errors summed in double precision
+        count, size = (100, 0.06) if way == rounding.FARTHER_WIDE else (90, 0.01)
         best = np.full(widest.shape, np.inf)
         exact = np.zeros_like(widest)
-        for step in (0, *range(-90, 0), *range(1, 91)):
-            factor = np.float32(-(8 - 0.01 * step)) * (np.float32(1) / widest)
+        for step in (0, *range(-count, 0), *range(1, count + 1)):
+            factor = np.float32(-(8 - size * step)) * (np.float32(1) / widest)
             scale = np.float32(1) / factor
             codes = np.clip(np.rint(factor[..., None] * grouped), -8, 7)
             error = ((scale[..., None] * codes - grouped).astype(np.float64) ** 2).sum(-1)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT
 
-from requant.checkpoint.checkpoint import Checkpoint, Held
+from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import RecipeError
 from requant.formats.form import Form
 from requant.model.plan import Plan, Question, read_plan, write_plans
 from requant.model.tables import Table, table_of
-from requant.model.target import Target, confirm_groups, confirm_schemes
-from requant.passes.context import Mending
+from requant.model.target import Target, confirm_groups, confirm_names, confirm_schemes
+from requant.passes.context import MAIN, Mending
+from requant.passes.main import tuned
 from requant.passes.overrides import quantization_config
 from requant.protocol import Layer, Own, Source
 from requant.recipe import Layers, LayerScheme, Recipe, SchemeName, read_recipe
@@ -116,6 +117,37 @@ def test_a_layer_is_stored_and_declared_in_its_own_way() -> None:
     }
 
 
+def test_an_export_to_gptq_has_an_expression_for_each_layer_that_is_not_as_all_are() -> None:
+    made = target(asking("layers.0.self_attn", iterations=0, down_proj=scheme(), lm_head=scheme("W2A16")))
+    form = Form("auto_gptq", 4, 64, symmetric=True)
+    base = Checkpoint({}, {"config.json": Held(b"{}")})
+    config = json.loads(quantization_config(base, Mending(base, replace(made, form=form), 1, {})).file("config.json"))
+    said = config["quantization_config"]
+    assert said["lm_head"] is True
+    assert list(said) == ["lm_head", "dynamic", "modules_in_block_to_quantize"]
+    layer = r"^model\.layers\.0\."
+    assert {key: value for key, value in said["dynamic"].items() if "0" in key} == {
+        **{f"-:{layer}self_attn\\.{part}_proj$": {} for part in "qkvo"},
+        f"+:{layer}mlp\\.down_proj$": {"bits": 8, "group_size": 32, "sym": True},
+    }
+    # Of no block alone: AutoRound 0.12.2 would leave attention out.
+    assert said["modules_in_block_to_quantize"] == [sorted(f"{part}_proj" for part in PARTS)]
+
+
+def test_an_export_to_awq_names_float_layers_by_parts_of_their_names() -> None:
+    made, form = target(asking("layers.0.self_attn")), Form("auto_awq", 4, 64, symmetric=True)
+    base = Checkpoint({}, {"config.json": Held(b"{}")})
+    config = json.loads(quantization_config(base, Mending(base, replace(made, form=form), 1, {})).file("config.json"))
+    ignored = [f"model.layers.0.self_attn.{part}_proj" for part in "koqv"]
+    assert config["quantization_config"] == {"modules_to_not_convert": ["lm_head", *ignored]}
+    confirm_names(EC, replace(made, form=form))
+    short = Layer((64, 64), "ignored", None)
+    strange = replace(made, plan=replace(made.plan, layers={**made.plan.layers, "model.layers.1.mlp.up": short}))
+    confirm_names(EC, strange)
+    with pytest.raises(RecipeError, match=r"model\.layers\.1\.mlp\.up is float, and its name"):
+        confirm_names(EC, replace(strange, form=form))
+
+
 def test_awq_has_whole_groups_of_each_scheme() -> None:
     recipe = asking(down_proj=scheme("W4A16"))
     made, form = target(recipe), Form("auto_round:auto_awq", 4, 64, symmetric=True)
@@ -140,3 +172,26 @@ def test_a_plan_keeps_what_is_asked_and_answered(tmp_path: Path) -> None:
         other.write_text(json.dumps(value))
         with pytest.raises(RecipeError, match="no plan of mini that can be read"):
             read_plan(other, "mini", asked)
+
+
+def test_what_autoround_writes_under_the_names_of_the_bases_files_gets_the_plans() -> None:
+    """AutoRound 0.16 does so of Mixtral, whose `block_sparse_moe` is `mlp` in the model."""
+    source, form = Source("a.0.moe.w1.weight"), Form("auto_gptq", 4, 32, symmetric=True)
+    tensors = {"a.0.moe.gate.weight": Spec("BF16", (4, 64)), source.tensor: Spec("BF16", (64, 64))}
+    elsewhere = {"a.0.mlp.gate.weight": Source("a.0.moe.gate.weight")}
+    plan = Plan({}, tensors, ("a.0",), {"a.0.mlp.gate_proj": Layer((64, 64), "", source)}, elsewhere=elsewhere)
+    made = Target(plan, table_of("llama"), (), "none", form)
+    raw = {f"a.0.moe.gate_proj.{suffix}": held(spec, b"\1") for suffix, spec in form.specs((64, 64)).items()}
+    raw["a.0.moe.gate.weight"] = held(tensors["a.0.moe.gate.weight"], b"\2")
+    base = Checkpoint({}, {"config.json": Held(b"{}")})
+    found = tuned(Checkpoint({"model.safetensors": raw}, {}), Mending(base, made, 1, {})).shards[MAIN]
+    assert [*found] == [
+        "a.0.mlp.gate.weight",
+        *(f"a.0.mlp.gate_proj.{suffix}" for suffix in ("qweight", "qzeros", "scales", "g_idx")),
+    ]
+    assert found["a.0.mlp.gate.weight"].read() == raw["a.0.moe.gate.weight"].read()
+    assert found["a.0.mlp.gate_proj.g_idx"].read() == bytes([0, 0, 0, 0] * 32 + [1, 0, 0, 0] * 32), "as inputs lie"
+
+
+def held(spec: Spec, byte: bytes) -> Tensor:
+    return Tensor(spec, Held(byte * spec.nbytes))

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 from tests.conftest import Refuses
 from tests.tiny import tiny
 
+from requant.checkpoint.safetensors import Spec
 from requant.formats import Packing, awq, packing_of
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest, unpack
@@ -92,6 +93,19 @@ def test_three_tensors_hold_a_layer_in_groups_or_in_one(bits: int) -> None:
 
 
 # bfloat16.
+
+
+def test_an_export_to_gptq_numbers_the_groups_of_inputs() -> None:
+    for size, last in ((128, 2), (-1, 0)):
+        form = Form("auto_gptq", 4, size, symmetric=True)
+        specs = form.specs((64, 320))
+        assert packing_of(specs, 64, 320) == Packing("gptq", 4, last + 1)
+        assert specs["g_idx"] == Spec("I32", (320,))
+        groups = np.frombuffer(form.fixed("g_idx", specs["g_idx"]) or b"", "<i4")
+        assert (groups[0], groups[127], groups[-1]) == (0, 0, last)
+        assert form.fixed("qzeros", specs["qzeros"]) == form.zeros(specs["qzeros"])
+        assert form.fixed("qweight", specs["qweight"]) is None
+    assert Form("auto_awq", 4, 64, symmetric=False).fixed("qzeros", Spec("I32", (5, 8))) is None
 
 
 def test_every_bfloat16_is_exact() -> None:

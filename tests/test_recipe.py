@@ -344,7 +344,7 @@ def test_a_format_decides_which_schemes_mix(tmp_path: Path) -> None:
     awq, own = {"format": "auto_round:auto_awq"}, {"format": "auto_round"}
     four, asymmetric = EIGHT | {"name": "W4A16"}, {"symmetric": False}
     told = refused(tmp_path, with_schemes({"a": EIGHT}, **awq))
-    assert told.endswith("found 'W8A16, symmetric', allowed: a name of 4 bits: AWQ's layout has no others")
+    assert told.endswith("found 'W8A16, symmetric', allowed: a name of 4 bits: AWQ's layout has 4 bits only")
     assert read(tmp_path, with_schemes({"a": four | asymmetric}, **awq)).layers.schemes
     told = refused(tmp_path, with_schemes({"a": EIGHT}, **awq, **asymmetric))
     assert told.startswith(
@@ -353,6 +353,11 @@ def test_a_format_decides_which_schemes_mix(tmp_path: Path) -> None:
     assert read(tmp_path, with_schemes({"a": EIGHT}, **own, **asymmetric)).layers.schemes
     told = refused(tmp_path, with_schemes({"a": four}, **own, **asymmetric))
     assert "as auto_round:auto_awq under this name" in told
+    told = refused(tmp_path, with_schemes({"a": four}, format="auto_awq"))
+    assert told.endswith("allowed: none: AWQ's configuration has one scheme for all layers")
+    assert read(tmp_path, with_schemes({"a": EIGHT}, format="auto_gptq")).layers.schemes
+    told = refused(tmp_path, with_schemes({"a": four | asymmetric}, format="auto_gptq"))
+    assert "allowed: symmetric: AutoRound cannot store an asymmetric zero point of 0 there" in told
 
 
 def test_patience_needs_the_best_to_be_kept(tmp_path: Path) -> None:
@@ -382,12 +387,10 @@ def test_a_scheme_has_formats_that_autoround_can_write(tmp_path: Path) -> None:
             message = refused(tmp_path, document)
             assert message.startswith(f"scheme.format: found {packing_format!r}, allowed: {scheme.formats[0]!r}")
             assert message.endswith(scheme.fault)
-    gptq, awq, own = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
     assert written == {
-        *((bits, True, gptq) for bits in (2, 3, 4, 8)),
-        *((bits, False, own) for bits in (2, 3, 8)),
-        (4, True, awq),
-        (4, False, awq),
+        *((bits, True, gptq) for bits in (2, 3, 4, 8) for gptq in ("auto_round:auto_gptq", "auto_gptq")),
+        *((bits, False, "auto_round") for bits in (2, 3, 8)),
+        *((4, symmetric, awq) for symmetric in (True, False) for awq in ("auto_round:auto_awq", "auto_awq")),
     }
 
 
@@ -398,6 +401,7 @@ def test_a_scheme_has_formats_that_autoround_can_write(tmp_path: Path) -> None:
         ({"group_size": -1}, True),
         ({"name": "W2A16"}, False),
         ({"name": "W3A16"}, False),
+        ({"format": "auto_gptq"}, False),
         ({"format": "auto_round:auto_awq"}, False),
         ({"symmetric": False, "format": "auto_round:auto_awq"}, False),
     ],

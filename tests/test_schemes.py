@@ -11,44 +11,54 @@ from typer.testing import CliRunner
 
 from requant.build import build, record
 from requant.check import check
+from requant.check.checked import Checked
 from requant.check.findings import TUNED
 from requant.check.reader import open_reader
-from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.cli.options import app
-from requant.errors import RecipeError, UsageError
+from requant.errors import BuildError, RecipeError, UsageError
 from requant.formats import packing_of
 from requant.formats.form import Form
 from requant.model.plan import Plan
 from requant.model.tables import table_of
-from requant.model.target import Target, confirm_groups, target_of
+from requant.model.target import Target, confirm_groups, target_of, tiny_model
 from requant.new import new
 from requant.protocol import Layer
 from requant.recipe import Format, Recipe, read_recipe
 
 GPTQ, AWQ, OWN = "auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"
+TO_GPTQ, TO_AWQ = "auto_gptq", "auto_awq"
 SCHEMES = (
-    ("W4A16", "asymmetric", 32, AWQ),
-    ("W2A16", "symmetric", 64, GPTQ),
-    ("W3A16", "symmetric", 128, GPTQ),
-    ("W4A16", "symmetric", 128, AWQ),
-    ("W8A16", "symmetric", -1, GPTQ),
-    ("W2A16", "asymmetric", 32, OWN),
-    ("W3A16", "asymmetric", -1, OWN),
-    ("W8A16", "asymmetric", 64, OWN),
+    ("W4A16", "asymmetric", 32, AWQ, "cpu"),
+    ("W2A16", "symmetric", 64, GPTQ, "cpu"),
+    ("W3A16", "symmetric", 128, GPTQ, "cpu"),
+    ("W4A16", "symmetric", 128, AWQ, "cpu"),
+    ("W8A16", "symmetric", -1, GPTQ, "cpu"),
+    ("W2A16", "asymmetric", 32, OWN, "cpu"),
+    ("W3A16", "asymmetric", -1, OWN, "cpu"),
+    ("W8A16", "asymmetric", 64, OWN, "cpu"),
+    ("W2A16", "symmetric", 32, TO_GPTQ, "cpu"),
+    ("W8A16", "symmetric", -1, TO_GPTQ, "cpu"),
+    ("W4A16", "asymmetric", 64, TO_AWQ, "cpu"),
+    ("W3A16", "symmetric", 64, TO_GPTQ, "current"),
+    ("W4A16", "symmetric", 32, TO_AWQ, "current"),
 )
 """Built in the full tier: each takes minutes. What `check` makes of every scheme, tests/test_binding.py tries."""
+CHOSEN = {("asymmetric", AWQ), ("symmetric", GPTQ), ("asymmetric", OWN)}
+"""Formats that AutoRound chooses by itself."""
 
 
 @pytest.fixture(scope="module", params=SCHEMES, ids=lambda each: "-".join(map(str, each)).replace(":", "-"))
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker: Path) -> Recipe:
     """A recipe of the Llama base in a scheme; its format is AutoRound's choice, or named where it is another."""
     del worker
-    name, kind, group_size, packing_format = request.param
+    name, kind, group_size, packing_format, environment = request.param
     folder = tmp_path_factory.mktemp("own")
     words = ["new", base("llama", folder / "model"), "--name", "mine", "--project", folder / "project"]
     words += ["--scheme", name, f"--{kind}", "--group-size", group_size]
-    words += ["--format", packing_format] if (kind, packing_format) == ("symmetric", AWQ) else []
-    shown = CliRunner().invoke(app, [*map(str, words), "--environment", "cpu", "--sandbox", "venv", "--json"])
+    words += ["--format", packing_format] if (kind, packing_format) not in CHOSEN else []
+    words += ["--environment", environment, "--sandbox", "venv", "--json"]
+    shown = CliRunner().invoke(app, [*map(str, words)])
     assert shown.exit_code == 0, shown.output
     path = Path(json.loads(shown.stdout)["recipe"]) / "recipe.toml"
     path.write_text(path.read_text().replace("keep_best = true", "keep_best = false"))  # often it is the untuned one
@@ -75,13 +85,42 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
         checked = check(theirs, ours)
     assert checked.outcome == "clean", checked.findings
     assert TUNED in checked.ways
-    another: Format = "auto_round" if own.scheme.format == GPTQ else "auto_round:auto_gptq"
+    another: Format = "auto_round:auto_gptq" if own.scheme.format in (AWQ, TO_AWQ, OWN) else "auto_round"
     other = replace(own, scheme=replace(own.scheme, format=another))
     with open_reader(str(first)) as theirs, open_reader(str(tmp_path / "base")) as ours:
         checked = check(theirs, ours, recipe=other, tiny=True)
     assert {each.tensor.rpartition(".")[0] for each in checked.findings if each.kind == "not as the recipe says"} == {
         *target.plan.packed
     }
+
+
+@pytest.mark.worker
+def test_an_export_is_built_as_asked_and_a_group_that_moved_is_found(
+    worker: Path, tmp_path: Path, refuses: Refuses
+) -> None:
+    del worker
+    model, project = base("llama", tmp_path / "model"), tmp_path / "project"
+    with refuses(BuildError):  # where AutoRound 0.12.2 would tune and then end
+        new(str(model), "three", project, scheme="W3A16", packing_format="auto_gptq", environment="cpu")
+    own = new(str(model), "mine", project, packing_format="auto_gptq", environment="cpu").recipe
+    folder = build(own, tiny="mini", out=tmp_path / "out").folder
+    write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
+    said = json.loads((folder / "config.json").read_bytes())["quantization_config"]
+    assert (said["quant_method"], said["desc_act"], said["lm_head"], "dynamic" in said) == ("gptq", False, False, False)
+    assert "packing_format" not in said
+
+    def judged(found: Path) -> Checked:
+        with open_reader(str(found)) as theirs, open_reader(str(tmp_path / "base")) as ours:
+            return check(theirs, ours, recipe=own, tiny=True)
+
+    assert judged(folder).outcome == "clean"
+    name, made = next(iter(target_of(own, "mini").plan.packed)), open_checkpoint(folder)
+    file, held = next((file, held) for file, held in made.shards.items() if f"{name}.g_idx" in held)
+    groups = held[f"{name}.g_idx"]
+    moved = Tensor(groups.spec, Held(b"\1" + groups.read()[1:]))
+    altered = Checkpoint({**made.shards, file: {**held, f"{name}.g_idx": moved}}, made.files)
+    write_checkpoint(altered, tmp_path / "moved")
+    assert {each.tensor for each in judged(tmp_path / "moved").findings} == {f"{name}.qweight"}
 
 
 def test_awq_has_whole_groups_only(refuses: Refuses) -> None:
@@ -103,4 +142,6 @@ def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_writte
         new(str(model), "mine", project, scheme="W8A16", packing_format="auto_round:auto_awq")
     with refuses(UsageError):
         new(str(model), "mine", project, symmetric=False, packing_format="auto_round:auto_gptq")
+    with refuses(UsageError):
+        new(str(model), "mine", project, symmetric=False, packing_format="auto_gptq")
     assert not project.exists()

@@ -35,7 +35,7 @@ class Base:
 
 SchemeName = Literal["W2A16", "W3A16", "W4A16", "W8A16"]
 GroupSize = Literal[-1, 32, 64, 128]
-Format = Literal["auto_round:auto_gptq", "auto_round:auto_awq", "auto_round"]
+Format = Literal["auto_round:auto_gptq", "auto_round:auto_awq", "auto_round", "auto_gptq", "auto_awq"]
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,27 @@ class Scheme:
     @property
     def formats(self) -> tuple[Format, ...]:
         """The formats in which such codes can be written, first the one that AutoRound chooses by itself."""
-        if self.symmetric:
-            return ("auto_round:auto_gptq", "auto_round:auto_awq") if self.bits == 4 else ("auto_round:auto_gptq",)
-        return ("auto_round:auto_awq",) if self.bits == 4 else ("auto_round",)
+        gptq: tuple[Format, ...] = ("auto_round:auto_gptq", "auto_gptq") if self.symmetric else ()
+        awq: tuple[Format, ...] = ("auto_round:auto_awq", "auto_awq") if self.bits == 4 else ()
+        return (*gptq, *awq) or ("auto_round",)
 
     @property
     def fault(self) -> str:
-        """Say why AutoRound 0.12.2 cannot write this, "" where it can.
+        """Say why AutoRound cannot write this, "" where it can; what one series can is in `worker/autoround/series.py`.
 
-        Source: `AutoRoundFormat` of auto_round/formats.py, and auto_round_extension/torch/qlinear_torch_zp.py.
+        Source: auto_round/formats.py, export/export_to_autogptq/qlinear_triton.py and
+        auto_round_extension/torch/qlinear_torch_zp.py of 0.12.2, which `pack` the latter two of 0.16.1 too.
         """
         if self.format in self.formats:
             return ""
         kind = f"{_kind(self.symmetric)} codes of {self.bits} bits"
         if self.format == "auto_round":
             return f"AutoRound writes {kind} as {self.formats[0]} under this name"
-        if self.format == "auto_round:auto_awq":
-            return "AWQ's layout has 4 bits only"
-        return "AutoRound stores an asymmetric zero point of 0 as -1 there, which changes the ones beside it"
+        return AWQ_WIDTH if self.format.endswith("awq") else GPTQ_ZERO
+
+
+AWQ_WIDTH = "AWQ's layout has 4 bits only"
+GPTQ_ZERO = "AutoRound cannot store an asymmetric zero point of 0 there: it becomes 1, or changes the ones beside it"
 
 
 def _kind(symmetric: bool) -> str:
@@ -137,11 +140,16 @@ class LayerScheme:
         return SCHEMES[self.name]
 
     def fault(self, packing_format: Format) -> str:
-        """Say why AutoRound 0.12.2 cannot write this in the format of a recipe, "" where it can."""
-        if packing_format == "auto_round:auto_awq" and self.bits != 4:
-            return "a name of 4 bits: AWQ's layout has no others"
-        if packing_format == "auto_round:auto_gptq" and not self.symmetric:
-            return "symmetric: AutoRound stores an asymmetric zero point of 0 as -1 there"
+        """Say why AutoRound cannot write this in the format of a recipe, "" where it can.
+
+        Source of the first: `save_quantized_as_autoawq`, auto_round/export/export_to_awq/export.py.
+        """
+        if packing_format == "auto_awq":
+            return "none: AWQ's configuration has one scheme for all layers"
+        if packing_format.endswith("awq") and self.bits != 4:
+            return f"a name of 4 bits: {AWQ_WIDTH}"
+        if packing_format.endswith("gptq") and not self.symmetric:
+            return f"symmetric: {GPTQ_ZERO}"
         return ""
 
 

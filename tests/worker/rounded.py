@@ -8,6 +8,7 @@ from tests.worker.prepared import TEXT, answer
 from requant.recipe import read_recipe
 from requant.worker import determinism
 from requant.worker.autoround import calibration, tuning
+from requant.worker.autoround.series import installed
 from requant.worker.resume import digest
 
 
@@ -18,10 +19,10 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
     determinism.prepare(effort.device)
     determinism.enforce()
     from auto_round import AutoRound
-    from auto_round.compressors import base as compressors
+    from auto_round.utils.device import CpuInfo
     from safetensors import safe_open
 
-    compressors.CpuInfo.bf16 = property(lambda _: effort.precision == "bfloat16")
+    CpuInfo.bf16 = property(lambda _: effort.precision == "bfloat16")
     model, tokenizer = tuning.load(Path(base))
     tokens = calibration.choose(
         tokenizer, TEXT, samples=effort.samples, length=effort.sequence_length, seed=chosen.seed
@@ -45,6 +46,7 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
         device_map="cpu",
         enable_deterministic_algorithms=True,
     )
+    installed().prepare(autoround)
     tuning._by_name(autoround, tokens.batches(chosen.batch_size))
     autoround.quantize_and_save(folder, format=scheme.format)
     found = {}

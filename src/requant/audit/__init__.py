@@ -32,7 +32,7 @@ from requant.digest import sha256_file, strict_json
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.evidence.journal import Block, Journal, read_journal
 from requant.evidence.statements import differing, environment_of, hardware_of
-from requant.formats import PACKED
+from requant.formats import TENSORS
 from requant.model.rules import SIZES
 from requant.model.target import Target, target_of
 from requant.passes import Context
@@ -144,7 +144,7 @@ def _confirm_chosen(recipe: Recipe, names: Sequence[str], chosen: tuple[int, ...
 
 
 def _meant(target: Target) -> dict[str, Spec]:
-    return {name: spec for name, spec in target.main.items() if name.endswith(PACKED)}
+    return {name: spec for name, spec in target.main.items() if name.endswith(TENSORS)}
 
 
 def _fault(published: Mapping[str, Tensor], target: Target) -> str:

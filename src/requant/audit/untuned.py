@@ -22,7 +22,7 @@ from requant.checkpoint.safetensors import Spec
 from requant.diff.side_files import json_differences
 from requant.digest import read_whole, sha256_chunks, side_limit
 from requant.errors import CheckpointError
-from requant.formats import PACKED
+from requant.formats import TENSORS
 from requant.formats.form import Form
 from requant.passes.context import MAIN
 from requant.verdict import Outcome
@@ -88,7 +88,7 @@ def derive(context: passes.Context) -> Checkpoint:
     """
     main = {
         name: Tensor(spec, Made(partial(_stand_in, name, spec, context.target.form_at(name))))
-        if name.endswith(PACKED)
+        if name.endswith(TENSORS)
         else context.untuned(name)
         for name, spec in context.target.main.items()
     }
@@ -96,17 +96,17 @@ def derive(context: passes.Context) -> Checkpoint:
 
 
 def tuned(context: passes.Context) -> AbstractSet[str]:
-    """Return the names of the tensors that tuning decides; the zero points of symmetric codes are one constant."""
+    """Return the names of the tensors that tuning decides."""
 
-    def decided(name: str) -> bool:
-        return name.endswith(("qweight", "scales") if context.target.form_at(name).symmetric else PACKED)
+    def decided(name: str, spec: Spec) -> bool:
+        return name.endswith(TENSORS) and context.target.form_at(name).fixed(name.rpartition(".")[2], spec) is None
 
-    return {*filter(decided, context.target.main)}
+    return {name for name, spec in context.target.main.items() if decided(name, spec)}
 
 
 def _stand_in(name: str, spec: Spec, form: Form) -> bytes:
-    if name.endswith(".qzeros") and form.symmetric:
-        return form.zeros(spec)
+    if (fixed := form.fixed(name.rpartition(".")[2], spec)) is not None:
+        return fixed
     return np.ones(spec.size, "<f2").tobytes() if name.endswith(".scales") else bytes(spec.nbytes)
 
 

@@ -266,9 +266,9 @@ def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     """Return the ways in which a layer can have been made: as the recipe says, or any, those that take longest last."""
     made = rounding.SYMMETRIC if span.symmetric else rounding.ASYMMETRIC
     if kind in ROUNDED:
-        way = rounding.at_no_iterations(*ROUNDED[kind], symmetric=span.symmetric)
-        unlike = way in rounding.CHOSEN and span.packing is not None and span.packing.bits > rounding.TOLD_APART
-        return (way, FAITHFUL) if unlike else (way,)
+        ways = rounding.at_no_iterations(*ROUNDED[kind], symmetric=span.symmetric)
+        unlike = ways[0] in rounding.CHOSEN and span.packing is not None and span.packing.bits > rounding.TOLD_APART
+        return (*ways, FAITHFUL) if unlike else ways
     if kind:
         return (TUNED,) if kind == "tuned" else made
     exact = (way for way in made if way in rounding.EXACT)

@@ -93,7 +93,8 @@ class Scheme:
         method = self.value.get("quant_method")
         if method in METHODS:
             stated = self.value.get("packing_format", "auto_round:auto_gptq")
-            return FORMATS.get(stated) if isinstance(stated, str) else None
+            found = FORMATS.get(stated) if isinstance(stated, str) else None
+            return found if found and found.method == "auto-round" else None
         if not isinstance(method, str) or (method == "awq" and self.strange_tool):
             return None
         if method == "gptq" and self.value.get("checkpoint_format", "gptq") == "gptq_v2":
@@ -145,7 +146,8 @@ class Scheme:
         if layer not in self._resolved:
             key = layer if layer in self.overrides else next((k for k, e in self.expressions if matches(e, layer)), "")
             under = self.beneath.override(layer) if self.beneath else {}
-            self._resolved[layer] = {**under, **self.overrides.get(key, {})}
+            left = {"bits": FLOAT} if any(part in layer for part in self.left_float) else {}
+            self._resolved[layer] = {**under, **left, **self.overrides.get(key, {})}
         return self._resolved[layer]
 
     def of(self, layer: str, key: str, default: Any = None) -> Any:
@@ -158,10 +160,24 @@ class Scheme:
 
     @cached_property
     def overrides(self) -> dict[str, Mapping[str, Any]]:
-        """The entries of `extra_config` that are objects, by the name or the expression of their layers."""
+        """The entries of `extra_config` that are objects, by the name or the expression of their layers.
+
+        Of GPTQ those of `dynamic` too: what is said of layers whose names begin so, or `-:` and those that are float.
+        """
         stated = self.value.get("extra_config")
         entries = stated if isinstance(stated, dict) else {}
-        return {key: each for key, each in entries.items() if isinstance(each, dict)}
+        found: dict[str, Mapping[str, Any]] = {key: each for key, each in entries.items() if isinstance(each, dict)}
+        dynamic = self.value.get("dynamic") if self.value.get("quant_method") == "gptq" else None
+        for key, each in dynamic.items() if isinstance(dynamic, dict) else ():
+            if isinstance(each, dict):
+                found[_begins(key.removeprefix("-:").removeprefix("+:"))] = {"bits": FLOAT} if key[:2] == "-:" else each
+        return found
+
+    @cached_property
+    def left_float(self) -> tuple[str, ...]:
+        """Parts of names of layers that AWQ's `modules_to_not_convert` leaves float."""
+        stated = self.value.get("modules_to_not_convert") if self.value.get("quant_method") == "awq" else None
+        return tuple(part for part in stated if isinstance(part, str)) if isinstance(stated, list) else ()
 
     @cached_property
     def expressions(self) -> list[tuple[str, str]]:
@@ -244,24 +260,36 @@ def unknown(scheme: Scheme, packed: Collection[str] = ()) -> Iterator[Finding]:
             yield Finding("not modelled", f"{where}extra_config", len(untried), detail=detail)
 
 
+def _begins(expression: str) -> str:
+    """Return a key of `overrides` for an expression of `dynamic`, which loaders hold against a name's beginning."""
+    if exact := re.fullmatch(r"\^?((?:\w|\\\.)+)\$", expression):
+        return exact[1].replace("\\.", ".")
+    return expression if expression.startswith(("^", ".*")) and "|" not in expression else f"^(?:{expression})"
+
+
 def _is_idle(key: str, value: Mapping[str, Any], packed: Collection[str]) -> bool:
     """Say whether what is said under a key is of no consequence beside the rest."""
     if key.startswith("act_"):
         return bool(value.get("act_bits", FLOAT) == FLOAT)
     if key == "checkpoint_format":
         return value.get("quant_method") == "gptq" and value[key] == "gptq_v2"
+    if key == "dynamic":  # without objects, `_strange` says so
+        return value.get("quant_method") == "gptq" and isinstance(value[key], dict)
+    if key == "lm_head":
+        return value[key] is True and key in packed
     if key == "modules_to_not_convert" and isinstance(value[key], list):
         return not any(str(part) in layer for part in value[key] for layer in packed)
     return False
 
 
 def _strange(value: Mapping[str, Any]) -> Iterator[str]:
-    """Yield `extra_config` for each time that it, or an entry of it, is not the object that loaders expect."""
-    stated = value.get("extra_config")
-    if stated and not isinstance(stated, dict):
-        yield "extra_config"
-    elif stated:
-        yield from ("extra_config" for each in stated.values() if not isinstance(each, dict))
+    """Yield `extra_config` or `dynamic` for each time that it, or an entry of it, is not what loaders expect."""
+    for key in ("extra_config", "dynamic"):
+        stated = value.get(key)
+        if stated and not isinstance(stated, dict):
+            yield key
+        elif stated:
+            yield from (key for each in stated.values() if not isinstance(each, dict))
 
 
 def unmodelled(spans: Iterable[Span]) -> list[Finding]:

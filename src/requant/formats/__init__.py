@@ -5,25 +5,32 @@ scale * (code - zero point), where `scales` float16 and zero points are per outp
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from requant.checkpoint.safetensors import Spec
 
 PACKED = ("qweight", "qzeros", "scales")
-"""What a packed layer is in files, by suffix."""
+"""What every packed layer is in files, by suffix."""
 ORDER = "g_idx"
 """A fourth tensor of GPTQ's, int32 [in]: the group of each input, which is i // group size where they are in order."""
+TENSORS = (*PACKED, ORDER)
+"""All that a packed layer can be."""
 BITS = (4, 8, 2, 3)
 """Widths of codes that exist."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """The order of codes in words, and how much less than it is a zero point is stored."""
+    """The order of codes in words, and how much less than it is a zero point is stored.
+
+    `method` is the `quant_method` of a configuration; `ordered` says that each layer has a `g_idx`.
+    """
 
     layout: Literal["gptq", "awq"]
     less: int
+    method: Literal["auto-round", "gptq", "awq"] = "auto-round"
+    ordered: bool = False
 
 
 GPTQ, GPTQ_V2, AWQ = Format("gptq", 1), Format("gptq", 0), Format("awq", 0)
@@ -35,8 +42,14 @@ FORMATS: Mapping[str, Format] = {
     "auto_round": GPTQ_V2,
     "auto_round:auto_awq": AWQ,
     "auto_round:awq": AWQ,
+    "auto_gptq": replace(GPTQ, method="gptq", ordered=True),
+    "auto_awq": replace(AWQ, method="awq"),
 }
-"""By `packing_format`. Source: `dynamic_import_quant_linear_for_packing` of AutoRound 0.12.2, export_to_autoround."""
+"""By AutoRound's name: a `packing_format`, or an export for other tools, whose configurations do not name it.
+
+Source: `dynamic_import_quant_linear_for_packing` of AutoRound 0.12.2, export_to_autoround; export_to_autogptq and
+export_to_awq of 0.12.2 and 0.16.1.
+"""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def target_of(recipe: Recipe, tiny: str | None) -> Target:
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
     confirm_schemes(recipe, target)
     confirm_groups(recipe, target)
+    confirm_names(recipe, target)
     return target
 
 
@@ -99,6 +100,16 @@ def confirm_groups(recipe: Recipe, target: Target) -> None:
         if size != -1 and layer.shape[1] % size:
             allowed = f"a divisor of the {layer.shape[1]:,} inputs of {name}: AWQ's layout has whole groups only"
             raise recipe.refusal("layers.schemes" if layer.own else "scheme.group_size", size, allowed)
+
+
+def confirm_names(recipe: Recipe, target: Target) -> None:
+    """Raise RecipeError where AWQ's configuration cannot name the float layers: it does so by parts of names."""
+    if target.form.format.method != "awq":
+        return
+    for name, layer in target.plan.layers.items():
+        if not layer.packed and (other := next((each for each in target.plan.packed if name in each), "")):
+            allowed = f"another one: {name} is float, and its name, which 'auto_awq' would list, is part of {other}"
+            raise recipe.refusal("scheme.format", recipe.scheme.format, allowed)
 
 
 def confirm_schemes(recipe: Recipe, target: Target) -> None:

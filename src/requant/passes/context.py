@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError, NotModelledError
+from requant.formats import FORMATS
 from requant.model.target import Target
 from requant.protocol import Layer, Source
 from requant.recipe import DATA_TYPE, Effort, Recipe
@@ -102,11 +103,17 @@ class Context(Aim):
 
     @property
     def declared(self) -> dict[str, Any]:
-        """The scheme and the effort, under AutoRound's names."""
+        """The scheme and the effort, under AutoRound's names; of an export, what its tool asks for too."""
         scheme, effort = self.recipe.scheme, self.effort
+        method = FORMATS[scheme.format].method
+        exported: dict[str, dict[str, Any]] = {
+            "auto-round": {"packing_format": scheme.format},
+            "gptq": {"provider": "auto-round", "desc_act": False, "true_sequential": False, "damp_percent": 0.01},
+            "awq": {"provider": "auto-round", "zero_point": not scheme.symmetric, "version": "gemm"},
+        }
         return {
-            "quant_method": "auto-round",
-            "packing_format": scheme.format,
+            "quant_method": method,
+            **exported[method],
             "autoround_version": self.autoround,
             "bits": scheme.bits,
             "group_size": scheme.group_size,

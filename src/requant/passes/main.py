@@ -1,13 +1,15 @@
 """The language model: tuned tensors as AutoRound wrote them, all others as the base has them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor
 from requant.checkpoint.safetensors import Spec
 from requant.errors import BuildError
-from requant.formats import PACKED
+from requant.formats import ORDER, TENSORS
 from requant.formats.gptq import bfloat16_to_float32
-from requant.model.plan import is_packed_bias
+from requant.model.plan import Plan, is_packed_bias
 from requant.passes.context import EXTRAS, MAIN, Aim
 
 _FLOAT = {"F16": "<f2", "F32": "<f4"}
@@ -21,8 +23,10 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
     for a tensor that is missing, in two main files, of another shape, unknown, or that cannot be loaded.
     """
     found: dict[str, Tensor] = {}
+    modules = _modules(context.target.plan)
     for file, tensors in raw.shards.items():
-        for name, tensor in tensors.items():
+        for written, tensor in tensors.items():
+            name = written if written in context.target.main else _as_planned(written, modules)
             if file == EXTRAS or not context.target.is_main(name):
                 continue
             if name in found:
@@ -33,16 +37,37 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
                 context.refuse(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
     for name, spec in context.target.main.items():
         if name not in found:
-            if name.endswith(PACKED):
+            if name.endswith(TENSORS):
                 raise BuildError(f"{name}: AutoRound did not write it")
             if name not in context.target.plan.unloaded and name not in context.target.plan.tied:
                 context.refuse(f"{name}: AutoRound did not write it")
             found[name] = context.untuned(name)
-        if name.endswith(PACKED):
+        if name.endswith(TENSORS):
             if found[name].spec != spec:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
             found[name] = _examined(name, found[name], context)
     return Checkpoint({MAIN: {name: found[name] for name in context.target.main}}, {})
+
+
+def _modules(plan: Plan) -> dict[str, str]:
+    """Return what the plan calls modules that the base's files call otherwise, by the latter.
+
+    AutoRound 0.16 writes all that lies in them under the names of the base's files, packed or not.
+    """
+    found: dict[str, str] = {}
+    for name, source in plan.elsewhere.items():
+        ours, theirs = name.split("."), source.tensor.split(".")
+        while ours and theirs and ours[-1] == theirs[-1]:
+            ours.pop()
+            theirs.pop()
+        if source.whole and ours and theirs:
+            found[".".join(theirs)] = ".".join(ours)
+    return found
+
+
+def _as_planned(name: str, modules: Mapping[str, str]) -> str:
+    within = next((each for each in modules if name.startswith(f"{each}.")), "")
+    return f"{modules[within]}{name.removeprefix(within)}" if within else name
 
 
 def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
@@ -54,7 +79,7 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """
 
     def from_base(name: str, tensor: Tensor) -> Tensor:
-        if name.endswith(PACKED):
+        if name.endswith(TENSORS):
             return tensor
         base = context.untuned(name)
         if not _equal(tensor, base, half=is_packed_bias(name, context.target.plan.layers)):
@@ -66,13 +91,13 @@ def untouched(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
 
 
 def _examined(name: str, tensor: Tensor, context: Aim) -> Tensor:
-    if name.endswith(".qzeros"):
-        form = context.target.form_at(name)
-        if form.symmetric and tensor.read() != (zeros := form.zeros(tensor.spec)):
-            word = f"{int.from_bytes(zeros[:4], 'little'):#010x}"
-            context.refuse(f"{name}: not {word} throughout, which the packing format means (defect D10)")
-            return Tensor(tensor.spec, Held(zeros))
-    elif name.endswith(".scales"):
+    suffix = name.rpartition(".")[2]
+    fixed = context.target.form_at(name).fixed(suffix, tensor.spec)
+    if fixed is not None and tensor.read() != fixed:
+        zero = f"{int.from_bytes(fixed[:4], 'little'):#010x} throughout, which the packing format means (defect D10)"
+        context.refuse(f"{name}: not {'the groups of inputs in their order' if suffix == ORDER else zero}")
+        return Tensor(tensor.spec, Held(fixed))
+    if suffix == "scales":
         scales = np.frombuffer(tensor.read(), "<f2")
         if not np.isfinite(scales).all() or (scales == 0).any():
             raise BuildError(f"{name}: has scales that are zero or not finite (defect D12)")

@@ -1,6 +1,7 @@
 """One `quantization_config`, in `config.json` and in the side file alike (defect D04)."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,14 +15,11 @@ FLOAT: dict[str, Any] = {"bits": 16, "data_type": "fp"}
 def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add `config.json`, the base's with a `quantization_config`, and the same as `quantization_config.json`.
 
-    Field names are AutoRound's. Blocks are declared packed by prefix, and every linear layer in them that is
-    not packed has an override (defects D05, D06, D08, D15). vLLM's fused `in_proj_ba` gets one beside its halves.
+    Field names are AutoRound's, or in its exports those of the other tool. Blocks are declared packed by prefix, and
+    every linear layer in them that is not packed has an override (defects D05, D06, D08, D15); an export names all
+    layers that are float. vLLM's fused `in_proj_ba` gets an override beside its halves.
     """
-    declared = {
-        **context.declared,
-        "block_name_to_quantize": _blocks(context),
-        "extra_config": _overrides(context),
-    }
+    declared = {**context.declared, **_SAID[context.target.form.format.method](context)}
     files = {
         **checkpoint.files,
         "config.json": json_file({**context.config, "quantization_config": declared}),
@@ -30,15 +28,63 @@ def quantization_config(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     return Checkpoint(checkpoint.shards, files)
 
 
-def _overrides(context: Aim) -> dict[str, dict[str, Any]]:
-    """Return what is said of layers that are not as all are: float, or stored in their own way."""
-    own = {
-        name: {"bits": each.bits, "group_size": each.group_size, "sym": each.symmetric, "data_type": DATA_TYPE}
-        for name, layer in context.target.plan.packed.items()
-        if (each := layer.own)
+def _own(context: Aim) -> dict[str, Any]:
+    """Return what is said of layers that are stored in their own way."""
+    packed = context.target.plan.packed.items()
+    stored = {name: each for name, layer in packed if (each := layer.own)}
+    own = {name: {"bits": e.bits, "group_size": e.group_size, "sym": e.symmetric} for name, e in stored.items()}
+    return own | _fused(context, own)
+
+
+def _autoround(context: Aim) -> dict[str, Any]:
+    own = {name: {**value, "data_type": DATA_TYPE} for name, value in _own(context).items()}
+    found = dict.fromkeys(_float_layers(context), FLOAT) | own
+    return {
+        "block_name_to_quantize": _blocks(context),
+        "extra_config": {name: found[name] for name in sorted(found)},
     }
-    found = dict.fromkeys(_float_layers(context), FLOAT) | own | _fused(context, own)
-    return {name: found[name] for name in sorted(found)}
+
+
+def _gptq(context: Aim) -> dict[str, Any]:
+    """Return what `save_quantized_as_autogptq` of AutoRound says, each layer by an expression for its whole name.
+
+    `modules_in_block_to_quantize` are those of all blocks together, as of 0.16.1: 0.12.2 looks at the first one.
+    """
+    plan = context.target.plan
+    places = {f"{block}." for block in plan.blocks if block not in plan.layers}
+
+    def inside(names: Iterable[str]) -> list[str]:
+        return sorted({name.removeprefix(place) for name in names for place in places if name.startswith(place)})
+
+    left = {f"-:{_expression(name)}": dict[str, Any]() for name in _left_float(context) if name != "lm_head"}
+    dynamic = left | {f"+:{_expression(name)}": value for name, value in sorted(_own(context).items())}
+    modules = inside(plan.packed) if inside(plan.layers.keys() - plan.packed.keys()) else []
+    return {
+        "lm_head": "lm_head" in plan.packed,
+        **({"dynamic": dynamic} if dynamic else {}),
+        **({"modules_in_block_to_quantize": [modules]} if modules else {}),
+    }
+
+
+def _awq(context: Aim) -> dict[str, Any]:
+    return {"modules_to_not_convert": _left_float(context)}
+
+
+_SAID = {"auto-round": _autoround, "gptq": _gptq, "awq": _awq}
+"""What is said of layers, by `quant_method`."""
+
+
+def _expression(name: str) -> str:
+    return f"^{re.escape(name)}$" if not name.endswith(".") else f"^{re.escape(name)}"
+
+
+def _left_float(context: Aim) -> list[str]:
+    """Return the float layers of a whole checkpoint, those that are copied with a tower by its prefix."""
+    target = context.target
+    towers = {each for each in target.table.extras.values() if any(name.startswith(each) for name in target.extras)}
+    names = {name for name, layer in target.plan.layers.items() if not layer.packed}
+    names |= {*_float_layers(context)}
+    return sorted(towers | {name for name in names if not name.startswith(tuple(towers))})
 
 
 def _blocks(context: Aim) -> list[str]:

@@ -10,7 +10,9 @@ where `search_scales` tries 181 scales around the full range and keeps the one o
 divided by it in float32. torch sums that error in an order that depends on the machine, so of the 181 the stored one
 must be recognised, and be no worse than the best by more than `TOLERANCE`. `WEIGHTED`, `WIDE`: the same search, each
 squared error weighted by what was calibrated (`quant_tensor_rtn_sym`, 0.12.2 at 0 iterations): which of the 181 won
-nobody can know without the calibration. On BF16 weights, `WEIGHTED`, every operation rounds to BF16.
+nobody can know without the calibration. On BF16 weights, `WEIGHTED`, every operation rounds to BF16. `FARTHER` and
+`FARTHER_WIDE` are these two at 2dda035 and 0.16.1 (`quant_tensor_opt_rtn_sym`), which of 2 bits try the same scales,
+and of more 201, from 4/7 of that of the full range to 4 times it.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,9 @@ from requant.rounding.reach import F32, SIGN, SMALLEST, Array, half
 ABSMAX, FULL, NARROW = "rounded, absmax", "rounded, full range", "rounded, full range in BF16"
 SEARCHED, WEIGHTED = "rounded, full range, searched", "rounded, full range, searched by calibrated weights"
 WIDE = "rounded, full range, searched by calibrated weights in float32"
-EXACT, CHOSEN = (ABSMAX, FULL, NARROW), (SEARCHED, WEIGHTED, WIDE)
+FARTHER = "rounded, full range, searched farther by calibrated weights"
+FARTHER_WIDE = "rounded, full range, searched farther by calibrated weights in float32"
+EXACT, CHOSEN = (ABSMAX, FULL, NARROW), (SEARCHED, WEIGHTED, WIDE, FARTHER, FARTHER_WIDE)
 SYMMETRIC, ASYMMETRIC = (ABSMAX, FULL, *CHOSEN), EXACT
 TOLERANCE = 1e-4
 TOLD_APART = 4
@@ -34,11 +38,14 @@ _ZERO = F32(1e-30)
 """What `get_reciprocal` takes for zero."""
 
 
-def at_no_iterations(search: bool, narrow: bool, *, symmetric: bool) -> str:
-    """Return the way in which AutoRound 0.12.2 rounds a layer at 0 iterations, in float32 or, if `narrow`, in BF16."""
-    if not symmetric:
-        return NARROW if narrow else FULL
-    return (WEIGHTED if narrow else WIDE) if search else FULL
+def at_no_iterations(search: bool, narrow: bool, *, symmetric: bool) -> tuple[str, ...]:
+    """Return the ways in which AutoRound rounds a layer at 0 iterations, in float32 or, if `narrow`, in BF16.
+
+    Of a search two: 0.12.2's, and later ones'.
+    """
+    if search and symmetric:
+        return (WEIGHTED, FARTHER) if narrow else (WIDE, FARTHER_WIDE)
+    return (NARROW if narrow and not symmetric else FULL,)
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,8 @@ def rounded(way: str, low: Array, high: Array, stored: Array, packing: Packing, 
         negative = (high >= -low) & (bits > 0)
         bits = np.where(negative, SIGN, np.uint16(0)) | np.maximum(bits, SMALLEST)
         return Rounded(bits.view(np.float16).astype(np.float32), bits, middle)
-    narrow = way == WEIGHTED
-    exact = _searched(_widest(low, high, stored), stored.astype(np.float32), packing.middle, narrow)
+    narrow, factors = way in (WEIGHTED, FARTHER), _factors(packing.middle, farther=way in (FARTHER, FARTHER_WIDE))
+    exact = _searched(_widest(low, high, stored), stored.astype(np.float32), factors, narrow)
     return Rounded(exact, half(np.abs(exact)) | np.where(exact < 0, SIGN, np.uint16(0)), middle, narrow)
 
 
@@ -108,15 +115,24 @@ def bfloat16(values: Array) -> npt.NDArray[np.float32]:
     return np.asarray((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _searched(widest: Array, stored: Array, middle: int, narrow: bool) -> Array:
+def _factors(middle: int, *, farther: bool) -> list[float]:
+    """Return what a search tries in the place of `middle`, by which the widest weight is divided."""
+    if not farther or middle == 2:
+        return [middle - 0.01 * step for step in range(-90, 91)]
+    reach = middle * 0.75
+    size = reach / 200 * 2
+    return [middle - size * step for step in range(-int(reach / size), int(reach / size) + 1)]
+
+
+def _searched(widest: Array, stored: Array, factors: list[float], narrow: bool) -> Array:
     """Return the candidate nearest to what is stored, in the arithmetic of `search_scales`: float32, or BF16."""
     each = bfloat16 if narrow else np.asarray
     exact, best = np.full(widest.shape, F32(1e-5)), np.full(widest.shape, F32(np.inf))
     limit = each(np.full(1, 1e-5, np.float32))
     with np.errstate(all="ignore"):
         inverse = np.where(np.abs(widest) >= _ZERO, each(F32(1) / widest), F32(0))
-        for step in range(-90, 91):
-            factor = each(F32(-(middle - 0.01 * step)) * inverse)
+        for divided in factors:
+            factor = each(F32(-divided) * inverse)
             scale = np.where(np.abs(factor) >= _ZERO, each(F32(1) / factor), F32(0))
             scale = np.where(scale < 0, np.minimum(scale, -limit), np.maximum(scale, limit))
             off = np.abs(scale - stored)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from requant.errors import NotAvailableError
-from requant.formats import PACKED
+from requant.formats import TENSORS
 from requant.hub.fetch import missing
 from requant.hub.pinned import Pins
 from requant.model.base_config import base_config
@@ -63,7 +63,7 @@ def resume_bytes(recipe: Recipe) -> int:
     Block inputs are two streams [samples, tokens, hidden] in the precision of the tuning.
     """
     effort = recipe.effort(tiny=False)
-    packed = sum(spec.nbytes for name, spec in target_of(recipe, None).main.items() if name.endswith(PACKED))
+    packed = sum(spec.nbytes for name, spec in target_of(recipe, None).main.items() if name.endswith(TENSORS))
     width = {"bfloat16": 2, "float32": 4}[effort.precision]
     config = base_config(recipe)
     hidden: int = config.get("text_config", config)["hidden_size"]

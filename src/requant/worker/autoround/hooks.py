@@ -23,8 +23,8 @@ from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
 
-PACKED = ("qweight", "qzeros", "scales")
-"""What a tuned layer becomes, in AutoRound's order."""
+PACKED = ("qweight", "qzeros", "scales", "g_idx")
+"""What a tuned layer becomes, in AutoRound's order; the last one in `auto_gptq` alone."""
 
 
 class Keeper(Protocol):
@@ -198,7 +198,7 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
         for name, tensors in _layers(resume_state.packed(number)).items():
             parent, _, child = name.rpartition(".")
             holder, layer = autoround.model.get_submodule(parent), torch.nn.Module()
-            for part in PACKED:
+            for part in filter(tensors.__contains__, PACKED):
                 layer.register_buffer(part, tensors[part])
             if (bias := getattr(holder, child).bias) is not None:
                 layer.register_buffer("bias", bias.detach().half())  # as AutoRound packs it

@@ -65,7 +65,8 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
                 return series.run(self, block, stream, others)
 
             if recipe.rounds:  # no block hears of the codes of another
-                full = run(full) if rounding.runs(block, search=bool(recipe.tuning.search_scales)) else full
+                if rounding.runs(block, search=bool(recipe.tuning.search_scales)):
+                    full = series.heard(self, block, full, others)
                 block.to("meta")
                 continue
             after = run(full)
@@ -185,7 +186,7 @@ class _Published:
         for child, module in block.named_modules():
             layer = f"{name}.{child}"
             if f"{layer}.qweight" in self._files:
-                awq, columns = packing_format == "auto_round:auto_awq", module.weight.shape[1]
+                awq, columns = packing_format.endswith("awq"), module.weight.shape[1]
                 size = columns if module.group_size == -1 else module.group_size
 
                 def each(groups: Any, size: int = size, columns: int = columns) -> Any:

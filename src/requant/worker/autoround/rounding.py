@@ -1,15 +1,14 @@
 """What AutoRound does at 0 iterations, in its loop over blocks: a block is rounded, by its own functions, not tuned.
 
-Told 0 iterations AutoRound takes other loops, which write layer by layer, so that nobody sees a block whole. It is
-therefore told one, and what would tune a block rounds it. tests/worker/rounded.py holds the codes against those of its
-own loops.
+Told 0 iterations AutoRound takes other ways through the model, on which nobody sees a block whole, or what it is given.
+It is therefore told one, and what would tune a block rounds it. tests/worker/rounded.py holds the codes against those
+of its own ways.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from requant.worker.autoround import hooks
+from requant.worker.autoround.series import installed
 
 
 def install(autoround: Any, *, search: bool) -> None:
@@ -19,24 +18,21 @@ def install(autoround: Any, *, search: bool) -> None:
     """
     from auto_round.utils import mv_module_from_gpu
 
-    autoround.disable_opt_rtn = autoround.orig_disable_opt_rtn = not search
+    series = installed()
+    tuning = series.tuning(autoround)
 
-    def quantize_block(
-        self: Any, block: Any, input_ids: Any, input_others: Any, *_: Any, device: Any = "cpu", **__: Any
-    ) -> Any:
-        layers = _layers(self, block)
-        with _instead(self, is_immediate_packing=False, is_immediate_saving=False, low_cpu_mem_usage=False):
-            if runs(block, search=search):
-                # It takes experts apart there, after it has begun to listen to what layers are given.
-                return None, _searched(self, block.global_name, layers, input_ids, input_others)
-            hooks.bare(block, self.amp_dtype, device)
-            block.to(device)
-            for name in layers:
-                self._quantize_layer_via_rtn(name, to_cpu=self.low_gpu_mem_usage)
-            mv_module_from_gpu(block)
-            return None, input_ids
+    def quantize_block(_: Any, block: Any, input_ids: Any, input_others: Any, /, *__: Any, **___: Any) -> Any:
+        layers = _layers(autoround, block)
+        if runs(block, search=search):
+            return None, series.searched(autoround, block, layers, input_ids, input_others)
+        hooks.bare(block, autoround.amp_dtype, autoround.device)
+        block.to(autoround.device)
+        for name in layers:
+            series.rounded(autoround, name, search=search)
+        mv_module_from_gpu(block)
+        return None, input_ids
 
-    type(autoround)._quantize_block = quantize_block
+    setattr(tuning.owner, tuning.name, quantize_block)
 
 
 def runs(block: Any, *, search: bool) -> bool:
@@ -50,38 +46,3 @@ def _layers(autoround: Any, block: Any) -> list[str]:
 
     kinds = autoround.supported_types
     return [each.global_name for each in block.modules() if type(each) in kinds and check_to_quantized(each)]
-
-
-def _searched(autoround: Any, block: str, layers: list[str], full: list[Any], others: dict[str, Any]) -> list[Any]:
-    """Round the layers of one block by AutoRound's loop for all of them; return what the block, unrounded, puts out."""
-    from auto_round.compressors import base
-
-    put_out: list[Any] = []
-    forward = autoround._get_block_outputs
-
-    def cached(*_: Any, **__: Any) -> dict[str, Any]:
-        return {block: {**others, "hidden_states": full}}
-
-    def outputs(*args: Any, **kwargs: Any) -> list[Any]:
-        found: list[Any] = forward(*args, **kwargs)
-        put_out.extend(found)  # AutoRound empties the list itself behind the last block
-        return found
-
-    alone = {"quant_block_list": [[block]], "cache_inter_data": cached, "_get_block_outputs": outputs}
-    # It would move all of the model, whose finished blocks are nowhere.
-    with _instead(base, safe_to_cpu_=lambda _: None), _instead(autoround, **alone):
-        autoround._quant_rtn_with_imatrix(layers)
-    return put_out
-
-
-@contextmanager
-def _instead(autoround: Any, **attributes: Any) -> Iterator[None]:
-    """Give an object attributes of its own for a while."""
-    before = {name: vars(autoround)[name] for name in attributes if name in vars(autoround)}
-    vars(autoround).update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del vars(autoround)[name]
-        vars(autoround).update(before)

@@ -7,7 +7,7 @@ used where it is needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
@@ -46,8 +46,11 @@ class Series(Protocol):
         """The word with which the function that tunes a block is given the quantized stream."""
 
     @property
-    def tunes_only(self) -> bool:
-        """Whether recipes of 0 iterations, and schemes of layers' own, are not known of it."""
+    def exported(self) -> frozenset[int]:
+        """Widths of codes that its export to GPTQ packs by itself; of others it ends where AutoGPTQ is missing.
+
+        Source: `get_autogptq_packing_qlinear`, auto_round/export/utils.py.
+        """
 
     def tuning(self, autoround: Any) -> Place:
         """Return what tunes a block: given it, the full stream and `others`, it returns quantized and full outputs."""
@@ -73,6 +76,18 @@ class Series(Protocol):
     def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
         """Return a block's outputs for a whole stream, as AutoRound computes them."""
 
+    def beside(self, autoround: Any) -> list[str]:
+        """Return the packed layers beside the blocks; `quant_block_list` is there then. Known as `blocks` is."""
+
+    def rounded(self, autoround: Any, name: str, *, search: bool) -> None:
+        """Round one layer to nearest, or with `search` to the best of some scales, as AutoRound does uncalibrated."""
+
+    def searched(self, autoround: Any, block: Any, layers: list[str], full: Any, others: Any) -> Any:
+        """Round a block's layers to scales sought by what they are given; return what it, unrounded, puts out."""
+
+    def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
+        """Return what a block puts out where `searched` listens to its layers, to the same bits."""
+
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         """Return what AutoRound tunes with, by the names of its arguments."""
 
@@ -91,7 +106,7 @@ class _OneClass:
     """0.12: `auto_round.compressors.base`."""
 
     quantized = "q_input"
-    tunes_only = False
+    exported = frozenset({2, 4, 8})
 
     def tuning(self, autoround: Any) -> Place:
         return Place(type(autoround), "_quantize_block")
@@ -122,6 +137,47 @@ class _OneClass:
         size = autoround.batch_size * autoround.infer_bs_coeff
         return autoround._get_block_outputs(block, stream, others, size, autoround.device, autoround.cache_device)
 
+    def beside(self, autoround: Any) -> list[str]:
+        return list(autoround._get_quantized_layer_names_outside_blocks())
+
+    def rounded(self, autoround: Any, name: str, *, search: bool) -> None:
+        with self._whole(autoround, search=search):
+            autoround._quantize_layer_via_rtn(name, to_cpu=autoround.low_gpu_mem_usage)
+
+    def searched(self, autoround: Any, block: Any, layers: list[str], full: Any, others: Any) -> Any:
+        # By its loop for all blocks, which takes experts apart after it has begun to listen to what layers are given.
+        from auto_round.compressors import base
+
+        put_out: list[Any] = []
+        forward = autoround._get_block_outputs
+
+        def cached(*_: Any, **__: Any) -> dict[str, Any]:
+            return {block.global_name: {**others, "hidden_states": full}}
+
+        def outputs(*args: Any, **kwargs: Any) -> list[Any]:
+            found: list[Any] = forward(*args, **kwargs)
+            put_out.extend(found)  # AutoRound empties the list itself behind the last block
+            return found
+
+        alone = {
+            "quant_block_list": [[block.global_name]],
+            "cache_inter_data": cached,
+            "_get_block_outputs": outputs,
+        }
+        # It would move all of the model, whose finished blocks are nowhere.
+        still = Place(base, "safe_to_cpu_").replaced(lambda _: None)
+        with self._whole(autoround, search=True), still, _instead(autoround, **alone):
+            autoround._quant_rtn_with_imatrix(layers)
+        return put_out
+
+    def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
+        return self.run(autoround, block, full, others)
+
+    def _whole(self, autoround: Any, *, search: bool) -> AbstractContextManager[None]:
+        """Let it round and not write: a block is written whole."""
+        keeps = {"is_immediate_packing": False, "is_immediate_saving": False, "low_cpu_mem_usage": False}
+        return _instead(autoround, disable_opt_rtn=not search, orig_disable_opt_rtn=not search, **keeps)
+
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         return {name: getattr(autoround, name) for name in (*NUMBERS, *SIZES)}
 
@@ -142,7 +198,7 @@ class _Composed:
     """
 
     quantized = "q_inputs"
-    tunes_only = True
+    exported = frozenset({2, 3, 4, 8})
 
     def tuning(self, _: Any) -> Place:
         from auto_round.algorithms.composer import AlgorithmComposer
@@ -183,6 +239,40 @@ class _Composed:
     def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
         return autoround.alg_composer.block_forward(block, stream, others)
 
+    def beside(self, autoround: Any) -> list[str]:
+        from auto_round.compressors.utils import _get_quantized_layer_names_outside_blocks as outside
+        from auto_round.utils import get_block_names
+
+        autoround.quant_block_list = autoround.quant_block_list or get_block_names(autoround.model)
+        kinds, groups = tuple(autoround.supported_types), autoround.quant_block_list
+        return list(outside(autoround.model, autoround.layer_config, kinds, groups))
+
+    def rounded(self, autoround: Any, name: str, *, search: bool) -> None:
+        layer = autoround.model.get_submodule(name)
+        autoround.alg_composer.block_quantizer._quantize_layer_via_rtn(layer, disable_opt_rtn=not search)
+
+    def searched(self, autoround: Any, block: Any, layers: list[str], full: Any, others: Any) -> Any:
+        del layers
+        quantizer, put_out = self._heard(autoround, block, full, others)
+        quantizer.quantize_block(block, full, others, put_out, None, None)
+        return put_out
+
+    def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
+        return self._heard(autoround, block, full, others)[1]
+
+    def _heard(self, autoround: Any, block: Any, full: Any, others: Any) -> tuple[Any, Any]:
+        from auto_round.algorithms.quantization.rtn.config import OptimizedRTNConfig
+        from auto_round.algorithms.quantization.rtn.quantizer import OptimizedRTNQuantizer
+
+        quantizer = OptimizedRTNQuantizer(OptimizedRTNConfig(enable_opt_rtn=True))
+        quantizer.bind(autoround)
+        # Experts that are listened to run one by one, else together, and then their sums have other last bits.
+        hooks = quantizer.register_fp_input_forward_hooks(block)
+        put_out = self.run(autoround, block, full, others)
+        for each in hooks:
+            each.remove()
+        return quantizer, put_out
+
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         sizes = {name: getattr(autoround.calibration_context, name) for name in SIZES}
         return sizes | {name: getattr(autoround, name) for name in NUMBERS}
@@ -200,6 +290,19 @@ class _Composed:
 
     def is_text(self, autoround: Any) -> bool:
         return bool(autoround._get_calibrator_kind() == "llm")
+
+
+@contextmanager
+def _instead(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Give an object attributes of its own for a while."""
+    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
+    vars(owner).update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del vars(owner)[name]
+        vars(owner).update(before)
 
 
 SERIES: Mapping[str, Series] = {"0.12": _OneClass(), "0.13.0+g2dda035b275a": _OneClass(), "0.16": _Composed()}

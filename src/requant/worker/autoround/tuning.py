@@ -44,10 +44,12 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
 
     series = installed()
     tuning, scheme = recipe.tuning, recipe.scheme
-    if series.tunes_only and (recipe.rounds or recipe.layers.schemes):
+    if scheme.format == "auto_gptq" and (
+        left := {scheme.bits, *(each.bits for each in recipe.layers.schemes.values())} - series.exported
+    ):
         raise BuildError(
-            f"AutoRound {stated_version()}: 0 iterations and layers.schemes are known of 0.12 alone",
-            "Leave them out, or choose an environment with AutoRound 0.12.",
+            f"AutoRound {stated_version()}: packs no codes of {left.pop()} bits as 'auto_gptq'",
+            "Choose 'auto_round:auto_gptq', or an environment with AutoRound 0.16.",
         )
     half = effort.precision == "bfloat16"
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
@@ -124,8 +126,9 @@ def _beside_blocks(autoround: Any) -> None:
 
     def configure(self: Any, *args: Any, **kwargs: Any) -> None:
         decide(self, *args, **kwargs)
-        if outside := self._get_quantized_layer_names_outside_blocks():
-            self.quant_block_list = [*self.quant_block_list[:-1], [*self.quant_block_list[-1], *outside]]
+        if outside := installed().beside(self):
+            *groups, last = self.quant_block_list
+            self.quant_block_list = [*groups, [*last, *outside]]
             self.has_qlayer_outside_block = False
 
     compressor.configure_layer_config = configure
