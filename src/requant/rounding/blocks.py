@@ -231,7 +231,7 @@ def lines(x, size, top, start, steps, fused, codes, scales, mins, d, m):
 
     `start` and `steps` are those of the search, float32 and int.
     """
-    within, two = fused > STRICT, top == 3
+    two = top == 3
     limit = 15 if two else 63
     groups = 256 // size
     w, tried = np.empty(size, F32), np.empty(size, np.uint8)
@@ -250,9 +250,7 @@ def lines(x, size, top, start, steps, fused, codes, scales, mins, d, m):
                 average = np.sqrt(total / F32(32))
                 for i in range(size):
                     w[i] = average + abs(some[i])
-            steep[g], low[g] = _line(
-                some, w, top, start, steps, two, fused, codes[b, g * size : (g + 1) * size], tried
-            )
+            steep[g], low[g] = _line(some, w, top, start, steps, two, fused, codes[b, g * size : (g + 1) * size], tried)
             steepest = max(steep[g], steepest)
             lowest = max(low[g], lowest)
         first = F32(limit) / steepest if steepest > 0 else NONE
