@@ -70,6 +70,7 @@ def test_a_file_is_read() -> None:
 
 def test_the_types_are_those_of_the_package() -> None:
     sizes = {int(kind): (kind.name, *size) for kind, size in package.GGML_QUANT_SIZES.items()}
+    del sizes[package.GGMLQuantizationType.Q8_1]
     assert {kind: (each.name, each.elements, each.nbytes) for kind, each in TYPES.items()} == sizes
 
 
@@ -230,9 +231,7 @@ def test_names_are_those_of_the_package(architecture: str) -> None:
             # Of Mixtral's, the converter makes names of its own before it asks.
             merged = merged.replace("model.layers.2.block_sparse_moe.experts.", "layers.2.feed_forward.experts.")
             assert names.get_name(merged, try_suffixes=(".weight",)) == f"{name}.weight"
-    assert left <= {"rope_freqs", "blk.2.attn_rot_embd"} | {
-        f"blk.2.ffn_{each}.2" for each in ("gate", "up", "down")
-    } | {name for name in tensors if "{xid}" in name}
+    assert left <= {"rope_freqs", "blk.2.attn_rot_embd"}
 
 
 LLAMA: dict[str, Value] = {"general.architecture": "llama", "llama.attention.head_count": 2}
@@ -242,12 +241,8 @@ def test_rows_of_a_head_are_in_another_order() -> None:
     found = origin("blk.1.attn_q.weight", (8, 4), LLAMA)
     assert found == Origin(("model.layers.1.self_attn.q_proj.weight",), 2)
     assert found.rows(8).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert origin("blk.1.attn_k.bias", (4,), LLAMA | {"llama.attention.head_count_kv": 1}).rows(4).tolist() == [
-        0,
-        2,
-        1,
-        3,
-    ]
+    one = LLAMA | {"llama.attention.head_count_kv": 1}
+    assert origin("blk.1.attn_k.bias", (4,), one).rows(4).tolist() == [0, 2, 1, 3]
     assert origin("blk.1.attn_v.weight", (8, 4), LLAMA).rows(3).tolist() == [0, 1, 2]
     assert origin("blk.1.attn_q.weight", (8, 4), {"general.architecture": "qwen2"}).heads == 0
 

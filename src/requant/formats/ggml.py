@@ -60,7 +60,7 @@ class Ggml:
         """Every row stands for itself."""
         return 1
 
-    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:  # noqa: ARG002 (blocks tell no base from another)
         """Return the one tensor: U8 [rows, bytes of a row], or floats [rows, columns]."""
         if self.type in FLOATS:
             return {"weight": Part(Spec(self.type, (rows, columns)))}

@@ -231,7 +231,7 @@ def lines(x, size, top, start, steps, fused, codes, scales, mins, d, m):
 
     `start` and `steps` are those of the search, float32 and int.
     """
-    within, two = fused > STRICT, top == 3
+    two = top == 3
     limit = 15 if two else 63
     groups = 256 // size
     w, tried = np.empty(size, F32), np.empty(size, np.uint8)

@@ -30,7 +30,7 @@ FUSED = {
 LINES = {"Q2_K": (16, 3, -0.5, 15), "Q4_K": (32, 15, -1.0, 20), "Q5_K": (32, 31, -0.5, 15)}
 """Groups, greatest code, and start and steps of the search, of what is stored above a least weight."""
 _EITHER, _ANY = (STRICT, ACROSS), (STRICT, ACROSS, WITHIN)
-FORMS = dict.fromkeys((*FLOATS, "Q8_0", "MXFP4"), (STRICT,))
+FORMS: dict[str, tuple[int, ...]] = dict.fromkeys((*FLOATS, "Q8_0", "MXFP4"), (STRICT,))
 FORMS |= dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1"), _EITHER)
 FORMS |= dict.fromkeys((*LINES, "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"), _ANY)
 """Which contractions change anything: where products are not added to, none does."""
