@@ -75,7 +75,7 @@ def test_the_types_are_those_of_the_package() -> None:
 
 
 scalars: Any = st.one_of(
-    st.tuples(st.just("add_string"), st.text(max_size=8)),
+    st.tuples(st.just("add_string"), st.text(min_size=1, max_size=8)),
     st.tuples(st.just("add_uint32"), st.integers(0, 2**32 - 1)),
     st.tuples(st.just("add_int64"), st.integers(-(2**63), 2**63 - 1)),
     st.tuples(st.just("add_float64"), st.floats(allow_nan=False)),
