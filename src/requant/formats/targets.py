@@ -74,15 +74,20 @@ def _letter(means: Callable[[str], bool]) -> Step:
     return lambda name, starts: frozenset(at + 1 for at in starts if at < len(name) and means(name[at]))
 
 
+def _between(first: int, last: int) -> Callable[[str], bool]:
+    return lambda letter: first <= ord(letter) <= last
+
+
 def _one_of(items: Sequence[tuple[Any, Any]], _: int) -> Step:
-    negate, tests = False, []
+    negate = False
+    tests: list[Callable[[str], bool]] = []
     for kind, value in items:
         if str(kind) == "NEGATE":
             negate = True
         elif str(kind) == "LITERAL":
-            tests.append(lambda letter, value=value: ord(letter) == value)
+            tests.append(_between(value, value))
         elif str(kind) == "RANGE":
-            tests.append(lambda letter, value=value: value[0] <= ord(letter) <= value[1])
+            tests.append(_between(*value))
         else:
             tests.append(_CATEGORIES[str(value)])
     return _letter(lambda letter: any(test(letter) for test in tests) != negate)
@@ -160,7 +165,7 @@ def _word(name: str, at: int) -> bool:
 _STEPS: dict[str, Callable[[Any, int], Step]] = {
     "LITERAL": lambda value, _: _letter(lambda letter: ord(letter) == value),
     "NOT_LITERAL": lambda value, _: _letter(lambda letter: ord(letter) != value),
-    "ANY": lambda value, _: _letter(lambda letter: letter != "\n"),
+    "ANY": lambda *_: _letter(lambda letter: letter != "\n"),
     "IN": _one_of,
     "BRANCH": _branch,
     "MAX_REPEAT": _repeat,
