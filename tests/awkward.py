@@ -6,10 +6,9 @@ Needs numpy alone, so that those scripts run where the real tools are.
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 
-def bits(rows: int, columns: int, dtype: str, seed: int = 0) -> npt.NDArray[Any]:
+def bits(rows: int, columns: int, dtype: str, seed: int = 0) -> Any:
     """Return a weight: BF16 as uint16, F16 as float16, F32 as float32.
 
     Of every sixteen rows the first are: zeros, a constant, subnormal numbers, an outlier, ties of 4 bits, negative

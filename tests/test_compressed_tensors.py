@@ -239,8 +239,10 @@ def test_inputs_in_an_order_of_their_own() -> None:
     np.testing.assert_array_equal(form.decode(found, 64)[0], [2] * 32 + [1] * 31 + [2])
 
 
-EXPRESSIONS = [".*", ".*mlp.*", r"model\.layers\.(0|1[0-9]?)\..*", "^(?!.*proj).*$", "(?:.*_)?proj$", "[^.]+", r"\w+\.\d{1,2}",
-               ".*(q|k|v)_proj", "a|b", "(?=m)m.+?s", r".*\bup", "lm_head$", "[a-mx]*x", ".{3,5}l"]  # fmt: skip
+EXPRESSIONS = [
+    *(".*", ".*mlp.*", r"model\.layers\.(0|1[0-9]?)\..*", "^(?!.*proj).*$", "(?:.*_)?proj$", "[^.]+", r"\w+\.\d{1,2}"),
+    *(".*(q|k|v)_proj", "a|b", "(?=m)m.+?s", r".*\bup", "lm_head$", "[a-mx]*x", ".{3,5}l"),
+]
 NAMES = ["", "lm_head", "model.layers.1.mlp.up_proj", "model.layers.12.self_attn.q_proj", "model.norm", "a", "x.1.gate"]
 
 

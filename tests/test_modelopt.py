@@ -30,7 +30,7 @@ def test_fp8(dtype: str) -> None:
     form = ModelOptFP8()
     wide = codec.widen(awkward.bits(16, 48, dtype), dtype)
     (formula,) = formulas(form)
-    found = {**formula.whole(float(np.abs(wide).max()), dtype), INPUT: np.float32(1)}
+    found: dict[str, Any] = {**formula.whole(float(np.abs(wide).max()), dtype), INPUT: np.float32(1)}
     found["weight"] = formula.encode(wide, dtype, found)["weight"]
     assert found[SCALE] == np.float32(np.abs(wide).max()) / np.float32(448)
     quotients = rounded(wide / rounded(np.asarray(found[SCALE]).reshape(1), dtype), dtype)
@@ -44,7 +44,7 @@ def test_nvfp4(dtype: str) -> None:
     form = ModelOptNVFP4()
     wide = codec.widen(awkward.bits(16, 48, dtype), dtype)
     (formula,) = formulas(form)
-    found = {**formula.whole(float(np.abs(wide).max()), dtype), INPUT: np.float32(1)}
+    found: dict[str, Any] = {**formula.whole(float(np.abs(wide).max()), dtype), INPUT: np.float32(1)}
     found |= formula.encode(wide, dtype, found)
     most = np.abs(wide.reshape(16, 3, 16)).max(axis=-1)
     exact = most / (np.float32(6) * found[WHOLE])

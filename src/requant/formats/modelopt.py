@@ -92,7 +92,11 @@ def read(config: Mapping[str, Any]) -> ModelOpt:
     if not isinstance(excluded, list) or not all(isinstance(each, str) and 0 < len(each) < 1_000 for each in excluded):
         raise ValueError("`ignore` is no list of names")
     algorithm = str(said.get("quant_algo")).upper()
-    forms = {"FP8": ModelOptFP8(), "NVFP4": ModelOptNVFP4(), "W4A16_NVFP4": ModelOptNVFP4(inputs=False)}
+    forms: dict[str, Codec] = {
+        "FP8": ModelOptFP8(),
+        "NVFP4": ModelOptNVFP4(),
+        "W4A16_NVFP4": ModelOptNVFP4(inputs=False),
+    }
     if algorithm not in forms:
         raise ValueError(f"`quant_algo` {algorithm!r:.40}")
     if algorithm.endswith("NVFP4") and said.get("group_size") not in (None, 16):

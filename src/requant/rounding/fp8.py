@@ -96,9 +96,9 @@ class AutoFP8:
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return the scale."""
         with np.errstate(all="ignore"):
-            most = floats.rounded(np.maximum(np.full((), widest, np.float32), np.float32(1e-12)), dtype)
+            most = floats.rounded(np.maximum(np.full(1, widest, np.float32), np.float32(1e-12)), dtype)
             factor = floats.rounded(floats.rounded(np.float32(1) / most, dtype) * TOP, dtype)
-            return {SCALE: np.asarray(np.float32(1) / factor, np.float32)}
+            return {SCALE: (np.float32(1) / factor).reshape(())}
 
 
 def _widest(weights: Array, codec: Blocks) -> Array:
