@@ -47,6 +47,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "FP8, channels": integers("float-quantized", 8, strategy="channel", type="float"),
     "FP8, one scale": integers("float-quantized", 8, strategy="tensor", type="float"),
     "FP8, blocks": integers("float-quantized", 8, strategy="block", block_structure=[128, 128], type="float"),
+    "NVFP4": integers("nvfp4-pack-quantized", 4, strategy="tensor_group", group_size=16, type="float"),
+    "MXFP4": integers("mxfp4-pack-quantized", 4, strategy="group", group_size=32, type="float"),
+    "FP8 of DeepSeek": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "FP8 of AutoFP8": {"quant_method": "fp8", "activation_scheme": "static"},
+    "FP8 of ModelOpt": {"quant_method": "modelopt", "quant_algo": "FP8"},
+    "NVFP4 of ModelOpt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
     "nf4": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     "fp4": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
     "nf4, nested": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -82,8 +88,9 @@ def weights(layer: str, dtype: str) -> Array:
 
 def beside(codec: Codec, dtype: str) -> dict[str, Array]:
     """What no formula makes of the weights."""
+    inputs = {name: part for name, part in codec.parts(ROWS, COLUMNS, dtype).items() if name.startswith("input")}
     if not isinstance(codec, FourBit):
-        return {}
+        return {name: np.full(part.spec.shape, 0.5, NUMPY[part.spec.dtype]) for name, part in inputs.items()}
     state = {"quant_type": codec.kind, "blocksize": BLOCK, "dtype": NAMES[dtype], "shape": [ROWS, COLUMNS]}
     nested = {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": 0.03125} if codec.nested else {}
     table = {MAP: dynamic_map()} if codec.nested else {}
@@ -138,7 +145,10 @@ def damaged(name: str) -> Iterator[tuple[str, Tensors, set[str]]]:
     for suffix in codec.parts(ROWS, COLUMNS, "BF16"):
         tensor = f"{WHERE}.{suffix}" if suffix else WHERE
         dtype, shape, data = healthy[tensor]
-        yield f"a bit of {suffix}", {**healthy, tensor: (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))}, {WHERE}
+        if suffix.startswith("input"):
+            yield f"{suffix} of 0", {**healthy, tensor: (dtype, shape, bytes(len(data)))}, {WHERE}
+        else:
+            yield f"a bit of {suffix}", {**healthy, tensor: (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))}, {WHERE}
         yield f"no {suffix}", {key: each for key, each in healthy.items() if key != tensor}, {WHERE}
     swapped = {LAYERS[2]: LAYERS[5], LAYERS[5]: LAYERS[2]}
     moved = {}

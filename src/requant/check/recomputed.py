@@ -16,7 +16,7 @@ from requant.check.reader import Reader
 from requant.check.spans import Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats.codec import Array, Arrays, Codec, Part
+from requant.formats.codec import Array, Arrays, Codec, Part, widen
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
@@ -161,7 +161,7 @@ def settle(
             way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
         settled[name] = way, found
         formula = next((each for each in formulas(span.codec) if each.name == way), None)
-        if odd := tuple(_fixed(span, held, checkpoint)):
+        if odd := (*_fixed(span, held, checkpoint), *_inputs(span, held, checkpoint)):
             settled[name] = way, (*found, *odd)
         if whole and formula:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
@@ -234,6 +234,16 @@ def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
             index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))
             detail = f"{_text(found, int(apart.argmax()))}, the shape gives {_text(wanted, int(apart.argmax()))}"
             yield Finding("declared otherwise", _name(span, suffix), int(np.count_nonzero(apart)), index, detail)
+
+
+def _inputs(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
+    """Yield the scales of inputs, which follow from no weight, that no input can have."""
+    for suffix, part in held.parts.items():
+        if suffix.startswith("input") and suffix.endswith("scale"):
+            found = _read(checkpoint, _name(span, suffix), replace(part, every=0), 1, 0, 1)
+            values = widen(found, part.spec.dtype).reshape(-1)
+            if bad := int(np.count_nonzero(~(np.isfinite(values) & (values > 0)))):
+                yield Finding("scale out of reach", _name(span, suffix), bad, (), f"{values[0]:g}, for inputs")
 
 
 def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:

@@ -3,7 +3,9 @@
 A code q of a weight [out, in] means (q - zero point) * scale, where what shares a scale is said by the strategy: the
 tensor, a channel (an output), a group of inputs, or a block of both. `pack-quantized` has q of b bits, plus 2^(b-1),
 along `in` in words `weight_packed` int32, the lowest bits first (compressors/pack_quantized/helpers.py);
-`int-quantized`, `float-quantized` and `naive-quantized` have `weight`, int8 or F8_E4M3, as it is.
+`int-quantized`, `float-quantized` and `naive-quantized` have `weight`, int8 or F8_E4M3, as it is. Of floats of 4 bits
+(E2M1), two in a byte of `weight_packed`, `nvfp4-pack-quantized` has a scale F8_E4M3 per 16 inputs, which is divided by
+`weight_global_scale`, and `mxfp4-pack-quantized` has the exponent of one per 32, plus 127.
 """
 
 import re
@@ -16,17 +18,18 @@ import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part
-from requant.formats.floats import E4M3, bytes_of, dtype_of, halves, rounded, widened
+from requant.formats.floats import E2M1, E4M3, bytes_of, dtype_of, e8m0, halves, rounded, widened
 from requant.formats.grid import Grid, grid_of
 from requant.formats.targets import Targets, targets
 
 PACKED, SCALE, SHAPE, ZERO, ORDER = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
+GLOBAL = "weight_global_scale"
 FLOATS = ("BF16", "F16", "F32")
 """What bases are in; scales are alike."""
 
 
 def pack(codes: Array, bits: int) -> npt.NDArray[np.int32]:
-    """Pack codes uint8 [rows, n] of 4 or 8 bits into words int32 [rows, ceil(n * bits / 32)]; what is left over is 0."""
+    """Pack codes uint8 [rows, n] of 4 or 8 bits into words int32 [rows, ceil(n * bits / 32)]; the rest of them is 0."""
     left = -codes.shape[1] % (32 // bits)
     whole = np.pad(codes, ((0, 0), (0, left))) if left else codes
     return np.ascontiguousarray(bytes_of(whole) if bits == 4 else whole).view("<i4")
@@ -94,8 +97,7 @@ class Packed:
         if self.ordered:
             order = np.clip(stored[ORDER], 0, scales.shape[-1] - 1)
             return _product(codes, zeros[:, order], scales[:, order], stored)
-        spread = [self.grid.spread(each, rows, columns) for each in (zeros, scales)]
-        return _product(codes, *spread, stored)
+        return _product(codes, self.grid.spread(zeros, rows, columns), self.grid.spread(scales, rows, columns), stored)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,55 @@ class Plain:
         rows = stored["weight"].shape[0]
         codes = E4M3[stored["weight"].view(np.uint8)] if self.float else stored["weight"].astype(np.float32)
         zeros, scales = self.zeros(stored, rows), widened(stored[SCALE])
-        return _product(codes, *(self.grid.spread(each, rows, columns) for each in (zeros, scales)), stored)
+        return _product(codes, self.grid.spread(zeros, rows, columns), self.grid.spread(scales, rows, columns), stored)
+
+
+@dataclass(frozen=True)
+class NVFP4:
+    """`nvfp4-pack-quantized`."""
+
+    inputs: tuple[str, ...] = ()
+    name = "nvfp4-pack-quantized, groups of 16"
+    align = 1
+    grid = Grid(1, 16)
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the tensors of a weight. Raises ValueError for an impossible one."""
+        _checked(dtype)
+        return {
+            SCALE: self.grid.part("F8_E4M3", rows, columns),
+            PACKED: Part(Spec("U8", (rows, columns // 2))),
+            GLOBAL: Part(Spec("F32", (1,)), 0),
+        } | _inputs(self.inputs, dtype)
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return weights as compressed-tensors decompresses them: in float32, rounded to BF16."""
+        codes = E2M1[halves(stored[PACKED])]
+        with np.errstate(all="ignore"):
+            scales = E4M3[stored[SCALE].view(np.uint8)] / stored[GLOBAL]
+            return rounded(codes * self.grid.spread(scales, len(codes), columns), "BF16")
+
+
+@dataclass(frozen=True)
+class MXFP4:
+    """`mxfp4-pack-quantized`."""
+
+    inputs: tuple[str, ...] = ()
+    name = "mxfp4-pack-quantized, groups of 32"
+    align = 1
+    grid = Grid(1, 32)
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the tensors of a weight. Raises ValueError for an impossible one."""
+        _checked(dtype)
+        scale = self.grid.part("U8", rows, columns)
+        return {PACKED: Part(Spec("U8", (rows, columns // 2))), SCALE: scale} | _inputs(self.inputs, dtype)
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return weights as compressed-tensors decompresses them: in BF16."""
+        codes = E2M1[halves(stored[PACKED])]
+        with np.errstate(all="ignore"):
+            return rounded(codes * self.grid.spread(e8m0(stored[SCALE]), len(codes), columns), "BF16")
 
 
 def _product(codes: Array, zeros: Array, scales: Array, stored: Arrays) -> Array:
@@ -245,6 +295,12 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
         if weights.get("actorder") in ("group", "dynamic", True):
             raise ValueError(f"{form} with inputs in another order")
         return Plain(form, bits, kind == "float", grid, symmetric, inputs)
+    if kind == "float" and bits == 4 and symmetric:
+        said = str(weights.get("scale_dtype") or "").removeprefix("torch.")
+        if form == "nvfp4-pack-quantized" and grid == NVFP4.grid and said in ("", "float8_e4m3fn"):
+            return NVFP4(inputs)
+        if form == "mxfp4-pack-quantized" and grid == MXFP4.grid and said in ("", "uint8"):
+            return MXFP4(inputs)
     raise ValueError(
         f"the format {form!r:.40} with {'' if symmetric else 'a'}symmetric weights of type {kind}, {bits} bits, {grid}"
     )

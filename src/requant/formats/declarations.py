@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from requant.formats import bitsandbytes, compressed_tensors, mlx
+from requant.formats import bitsandbytes, compressed_tensors, fp8, mlx, modelopt
 from requant.formats.codec import Declaration
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
     "bitsandbytes": bitsandbytes.read,
     "compressed-tensors": compressed_tensors.read,
+    "fp8": fp8.read,
     "mlx": mlx.read,
+    "modelopt": modelopt.read,
 }
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
 

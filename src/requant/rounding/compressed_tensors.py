@@ -5,6 +5,10 @@ Sources: `calculate_qparams` (quantization/utils/helpers.py), `_quantize` (quant
 computed in the base's dtype, each operation in float32 and rounded to it: for b bits of integers, symmetric, the scale
 is max|w| / ((2^b - 1) / 2), of FP8 max|w| / 448; asymmetric, (max - min) / (2^b - 1), and the zero point is
 -2^(b-1) - min/scale, rounded. A code is weight / scale + zero point, rounded and clamped.
+
+NVFP4: the global scale is 448 * 6 / max|w|, in the base's dtype, of a layer or of those that loaders fuse; a scale is
+F8_E4M3 of max|w| / 6, in the base's dtype, times it, or 0.125 for 0, and codes are weight / (scale / global scale) in
+float32. MXFP4: a scale is a power of two, a quarter of max|w| when it is rounded to one at 1.75 up.
 """
 
 from collections.abc import Sequence
@@ -14,10 +18,10 @@ import numpy as np
 
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays
-from requant.formats.compressed_tensors import PACKED, SCALE, ZERO, Packed, Plain, pack
+from requant.formats.compressed_tensors import GLOBAL, MXFP4, NVFP4, PACKED, SCALE, ZERO, Packed, Plain, pack
 from requant.formats.grid import Grid
 from requant.rounding.formula import Formula
-from requant.rounding.quotients import PLACES, e4m3, ends, integers, widest
+from requant.rounding.quotients import PLACES, e2m1, e4m3, ends, integers, widest
 
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """What a scale of 0 becomes, by dtype (`torch.finfo(dtype).eps`); of FP8's scales with FP4 it is 0.125."""
@@ -59,7 +63,7 @@ class MinMax:
         codes = np.empty(weights.shape, np.uint8)
         steps, places = grid.steps(*weights.shape), PLACES["F32" if self.wide else dtype]
         if isinstance(codec, Plain) and codec.float:
-            e4m3(weights, scales, *steps, places, self.signed, codes)
+            e4m3(weights, scales, *steps, places, self.signed, False, codes)
             return {"weight": codes, **own}
         half = 1 << codec.bits - 1
         packed = isinstance(codec, Packed)
@@ -119,3 +123,92 @@ def min_max(codec: Packed | Plain) -> Sequence[Formula]:
     if isinstance(codec, Plain) and codec.float:
         forms += [MinMax(codec, wide=True, signed=True), MinMax(codec, signed=True)]
     return forms
+
+
+@dataclass(frozen=True)
+class MinMaxNVFP4:
+    """It, of floats of 4 bits with scales in FP8. Source: the same, and `generate_gparam` of 0.12.2 to 0.20.1."""
+
+    codec: NVFP4
+    name = "compressed-tensors, min-max"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows; the global scale, which other layers have part in, is taken as stored."""
+        whole, most = stored[GLOBAL].astype(np.float32), _widest(weights, self.codec.grid)
+        scales = np.empty(most.shape, np.uint8)
+        with np.errstate(all="ignore"):
+            exact = floats.rounded(most / np.float32(6), dtype) * whole
+            e4m3(exact, np.ones((1, 1), np.float32), len(exact) or 1, exact.shape[1] or 1, 0, False, False, scales)
+            scales[scales == 0] = _EIGHTH
+            divisors = floats.E4M3[scales] / whole
+        return {PACKED: _fp4(weights, divisors, self.codec.grid, "F32"), SCALE: scales}
+
+    def whole(self, widest: float, dtype: str) -> Arrays:
+        """Return the global scale that the layer alone would have."""
+        with np.errstate(all="ignore"):
+            most = np.maximum(np.full(1, widest, np.float32), np.float32(_TINY[dtype]))
+            inverse = floats.rounded(np.float32(1) / most, dtype)  # torch divides a number by a tensor so
+            scale = floats.rounded(inverse * np.float32(448 * 6), dtype)
+        return {GLOBAL: np.where(np.isfinite(scale), scale, np.float32(1))}
+
+
+@dataclass(frozen=True)
+class MinMaxMXFP4:
+    """It, of floats of 4 bits with scales that are powers of two (`generate_mx_scales`, 0.15.0.1 and 0.20.1)."""
+
+    codec: MXFP4
+    name = "compressed-tensors, min-max"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows."""
+        del stored
+        most = _widest(weights, self.codec.grid)
+        # Exponents of the dtype: its subnormal numbers have none, and count as zeros.
+        lifted = most.view(np.uint32) + np.uint32(1 << 21)
+        exponents = (lifted >> np.uint32(23)).astype(np.int32) - 2
+        if dtype == "F16":
+            exponents[_subnormal(most)] = 0
+        exponents = np.clip(exponents, 0, 255)
+        with np.errstate(all="ignore"):
+            scales = floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
+        lost = scales == 0
+        scales, exponents = np.where(lost, np.float32(1), scales), np.where(lost, 127, exponents)
+        return {PACKED: _fp4(weights, scales, self.codec.grid, dtype), SCALE: exponents.astype(np.uint8)}
+
+    def whole(self, widest: float, dtype: str) -> Arrays:
+        """Return nothing: no tensor is of a layer as a whole."""
+        del widest, dtype
+        return {}
+
+
+_EIGHTH = np.uint8(0x20)
+"""0.125 as F8_E4M3."""
+_TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
+"""The least normal number of a dtype."""
+
+
+def _subnormal(most: Array) -> Array:
+    """Say what stays without an exponent in float16 when half of its last place but one is added."""
+    return np.asarray(most + np.float32(2.0**-16) < np.float32(2.0**-14))
+
+
+def _widest(weights: Array, grid: Grid) -> Array:
+    found = np.zeros(grid.shape(*weights.shape), np.int32)
+    widest(np.ascontiguousarray(weights, np.float32).view(np.int32), *grid.steps(*weights.shape), found)
+    return found.view(np.float32)
+
+
+def _fp4(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
+    codes = np.empty(weights.shape, np.uint8)
+    e2m1(np.ascontiguousarray(weights, np.float32), scales, *grid.steps(*weights.shape), PLACES[dtype], False, codes)
+    return floats.bytes_of(codes)
+
+
+def nvfp4(codec: NVFP4) -> Sequence[Formula]:
+    """Return the form that can have made layers of a codec."""
+    return (MinMaxNVFP4(codec),)
+
+
+def mxfp4(codec: MXFP4) -> Sequence[Formula]:
+    """Return the form that can have made layers of a codec."""
+    return (MinMaxMXFP4(codec),)

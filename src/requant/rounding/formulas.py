@@ -5,18 +5,26 @@ from typing import Any
 
 from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
-from requant.formats.compressed_tensors import Packed, Plain
+from requant.formats.compressed_tensors import MXFP4, NVFP4, Packed, Plain
+from requant.formats.fp8 import Blocks, PerTensor
 from requant.formats.ggml import Ggml
 from requant.formats.mlx import Affine
-from requant.rounding import bitsandbytes, compressed_tensors, ggml, mlx
+from requant.formats.modelopt import ModelOptFP8, ModelOptNVFP4
+from requant.rounding import bitsandbytes, compressed_tensors, fp8, ggml, mlx, modelopt
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Affine: mlx.affine,
+    Blocks: fp8.blocks,
     FourBit: bitsandbytes.four_bit,
-    Int8: bitsandbytes.int8,
     Ggml: ggml.formulas,
+    Int8: bitsandbytes.int8,
+    ModelOptFP8: modelopt.fp8,
+    ModelOptNVFP4: modelopt.nvfp4,
+    MXFP4: compressed_tensors.mxfp4,
+    NVFP4: compressed_tensors.nvfp4,
     Packed: compressed_tensors.min_max,
+    PerTensor: fp8.per_tensor,
     Plain: compressed_tensors.min_max,
 }
 """By the class of the codec: what returns the formulas of one, the likeliest first."""

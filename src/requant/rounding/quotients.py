@@ -82,8 +82,8 @@ def integers(weights, scales, zeros, height, width, places, least, most, offset,
 
 
 @njit(**_OPTIONS)
-def e4m3(weights, scales, height, width, places, signed, codes):
-    """Write weight / scale, clamped from -448 to 448, as F8_E4M3, ties to even, uint8.
+def e4m3(weights, scales, height, width, places, signed, times, codes):
+    """Write weight / scale, or weight * scale if `times`, clamped from -448 to 448, as F8_E4M3, ties to even, uint8.
 
     Unless it is `signed`, a quotient of zero has no sign, as after zero was added to it.
     """
@@ -96,8 +96,12 @@ def e4m3(weights, scales, height, width, places, signed, codes):
             first, last = g * width, min((g + 1) * width, weights.shape[1])
             some, target = weights[r, first:last], codes[r, first:last]
             scale = scales[r // height, g]
-            for i in range(some.shape[0]):
-                values[i] = some[i] / scale
+            if times:
+                for i in range(some.shape[0]):
+                    values[i] = some[i] * scale
+            else:
+                for i in range(some.shape[0]):
+                    values[i] = some[i] / scale
             _narrow(values, bits, some.shape[0], places)
             for i in range(some.shape[0]):
                 steps[i] = np.abs(values[i]) + STEP_E4M3
