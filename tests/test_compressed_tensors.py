@@ -183,11 +183,10 @@ def test_what_is_declared() -> None:
         {"quantization_status": "frozen"},
         {"ignore": 3},
         {"ignore": ["re:("]},
-        {"ignore": ["re:((a*)*)*"]},
-        {"ignore": ["re:(?i)a"]},
+        {"ignore": ["re:(?=m)m"]},
+        {"ignore": ["re:^(?!.*proj).*$"]},
         {"ignore": [r"re:(a)\1"]},
         {"ignore": ["re:" + "a" * 5000]},
-        {"ignore": ["re:" + "(" * 900 + ")" * 900]},
     ],
 )
 def test_a_configuration_that_is_not_modelled(own: dict[str, Any]) -> None:
@@ -240,8 +239,8 @@ def test_inputs_in_an_order_of_their_own() -> None:
 
 
 EXPRESSIONS = [
-    *(".*", ".*mlp.*", r"model\.layers\.(0|1[0-9]?)\..*", "^(?!.*proj).*$", "(?:.*_)?proj$", "[^.]+", r"\w+\.\d{1,2}"),
-    *(".*(q|k|v)_proj", "a|b", "(?=m)m.+?s", r".*\bup", "lm_head$", "[a-mx]*x", ".{3,5}l"),
+    *(".*", ".*mlp.*", r"model\.layers\.(0|1[0-9]?)\..*", "(?:.*_)?proj$", "[^.]+", r"\w+\.\d{1,2}"),
+    *(".*(q|k|v)_proj", "a|b", "m.+?s", r".*\bup", "lm_head$", "[a-mx]*x", ".{3,5}l"),
 ]
 NAMES = ["", "lm_head", "model.layers.1.mlp.up_proj", "model.layers.12.self_attn.q_proj", "model.norm", "a", "x.1.gate"]
 
