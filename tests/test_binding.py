@@ -721,12 +721,12 @@ ELSEWHERE: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "compressed-tensors": (
         {"x.0.p.weight_packed": zeros("I32", ROWS, COLUMNS // 8), "x.0.p.weight_scale": zeros("BF16", ROWS, 2)},
         {"quant_method": "compressed-tensors"},
-        "quant_method 'compressed-tensors'",
+        "`config_groups` is no object",
     ),
     "FP8": (
         {"x.0.p.weight": zeros("F8_E4M3", ROWS, COLUMNS), "x.0.p.weight_scale": zeros("BF16", ROWS, 1)},
         {"quant_method": "fp8"},
-        "quant_method 'fp8'",
+        "FP8, one scale: weight_scale: found BF16 [64, 1], the base's shape gives F32 []",
     ),
 }
 

@@ -584,11 +584,11 @@ def test_measurements_survive_json() -> None:
     assert Measured.from_json(json.loads(json.dumps(measured.as_json()))) == measured
 
 
-def test_a_base_of_another_precision_is_not_modelled(tmp_path: Path) -> None:
+def test_a_base_that_is_no_float_is_not_modelled(tmp_path: Path) -> None:
     made, base = pair(tmp_path, rounding.FULL)
-    write(base, {"model.safetensors": shard({"x.0.p.weight": ("F32", [64, 256], bytes(64 * 256 * 4))})})
+    write(base, {"model.safetensors": shard({"x.0.p.weight": ("I32", [64, 256], bytes(64 * 256 * 4))})})
     (made_of,) = checked(made, base).unmodelled
-    assert (made_of.tensor, made_of.detail) == ("x.0.p", "a base in F32")
+    assert (made_of.tensor, made_of.detail) == ("x.0.p", "a base in I32")
 
 
 @pytest.mark.parametrize("way", [rounding.FULL])

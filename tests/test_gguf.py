@@ -1,7 +1,6 @@
 import io
 import struct
 import tempfile
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import on_a_disk
 
-from requant.checkpoint.gguf import MAX_TENSORS, TYPES, Gguf, Tensor, Value, parse_gguf, read_gguf
+from requant.checkpoint.gguf import MAX_HEADER_BYTES, TYPES, Gguf, Tensor, Value, parse_gguf, read_gguf
 from requant.checkpoint.safetensors import Spec, Stretch
 from requant.errors import CheckpointError
 from requant.model.gguf import LAYERS, Origin, origin
@@ -194,18 +193,21 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
         read_gguf(tmp_path / "absent.gguf")
 
 
-def test_a_large_header_costs_little_memory_and_time() -> None:
-    tokens = 300_000
+def test_a_large_header_costs_little_memory() -> None:
+    tokens = 50_000
     data = whole([pair("a", 9, struct.pack("<IQ", 8, tokens) + text("token") * tokens)], ONE, bytes(4))
     file = io.BytesIO(data)
     tracemalloc.start()
-    begin = time.process_time()
     assert parse_gguf(NOWHERE, file, len(data)).values == {}
-    spent, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 1 << 20
-    assert spent < 10
-    assert MAX_TENSORS * 32 < 1 << 26
+    assert peak < 1 << 18
+
+
+def test_the_largest_header_is_bounded() -> None:
+    data = whole([pair("a", 8, text(bytes(MAX_HEADER_BYTES)))], ONE, bytes(4))
+    with pytest.raises(CheckpointError, match="beyond byte 67,108,864"):
+        parsed(data)
 
 
 @pytest.mark.parametrize("architecture", LAYERS)

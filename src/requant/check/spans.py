@@ -6,8 +6,9 @@ a time. Every row of the base must be used exactly once, and nothing may be left
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -131,24 +132,54 @@ def _stored(
     """Trace the layers that are declared to be stored in a format; return the names of their tensors too."""
     traced: list[Span | Finding] = []
     theirs: set[str] = set()
+    unlike: dict[str, tuple[Span, list[Finding]]] = {}
+    asked: Counter[str] = Counter()
     for layer, names in _layers(found, base, heads).items():
         where = _as_planned(planned.get(layer), base) or source_rows(layer, base)
         if where is None:
             continue
-        place = (layer, where.tensor, where.first, where.last, where.columns, 0)
+        span = Span(layer, where.tensor, where.first, where.last, where.columns, 0, transposed=where.transposed)
         try:
             if (codec := declared.codec(layer)) is None:
                 continue
             parts = codec.parts(where.last - where.first, where.columns, base[where.tensor].dtype)
         except ValueError as error:
-            traced.append(Span(*place, unmodelled=f"{error}"))
+            traced.append(replace(span, unmodelled=f"{error}"))
             theirs |= names
             continue
         theirs |= names
-        faults = _unlike({f"{layer}.{suffix}": part for suffix, part in parts.items()}, found, names)
-        order = heads.get(layer, 0)
-        traced += faults or [Span(*place, codec=codec, transposed=where.transposed, heads=order)]
-    return traced, theirs
+        asked[codec.name] += 1
+        if faults := _unlike({f"{layer}.{suffix}": part for suffix, part in parts.items()}, found, names):
+            unlike[layer] = replace(span, codec=codec), faults
+        else:
+            traced.append(replace(span, codec=codec, heads=heads.get(layer, 0)))
+    return [*traced, *_variants(unlike, asked, base)], theirs
+
+
+def _variants(
+    unlike: Mapping[str, tuple[Span, list[Finding]]], asked: Mapping[str, int], base: Mapping[str, Spec]
+) -> Iterator[Span | Finding]:
+    """Yield what layers lack or have otherwise than their format; what all of them have so is a variant of it.
+
+    A variant is not modelled, and accuses nobody, unless it is the codes that are otherwise.
+    """
+    alike = Counter(
+        (span.codec.name, *_fault(span, each)) for span, some in unlike.values() if span.codec for each in some
+    )
+    for span, some in unlike.values():
+        assert span.codec  # noqa: S101
+        parts = span.codec.parts(span.last - span.first, span.columns, base[span.base].dtype)
+        codes = max(parts, key=lambda suffix: parts[suffix].spec.nbytes)
+        common = [_fault(span, each) for each in some]
+        if all(kind[0] != codes and alike[span.codec.name, *kind] == asked[span.codec.name] for kind in common):
+            yield replace(span, codec=None, unmodelled=f"{span.codec.name}: {common[0][0]}: {some[0].detail}")
+        else:
+            yield from some
+
+
+def _fault(span: Span, finding: Finding) -> tuple[str, str]:
+    """Return the suffix of a finding about a layer, and its kind."""
+    return finding.tensor.removeprefix(f"{span.name}."), finding.kind
 
 
 def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collection[str]) -> dict[str, set[str]]:

@@ -172,8 +172,9 @@ class _Reader:
         if kind == _STRING:
             if count > (self.limit - self.at) // 8:
                 raise ValueError(f"it states a list of {count:,} strings, more than its header can hold")
+            length = struct.Struct("<Q").unpack
             for _ in range(count):
-                self.take(self.number("Q"))
+                self.take(length(self.take(8))[0])
             return None
         if count > MAX_KEPT and kind in _NUMBERS:
             self.take(count * struct.calcsize(f"<{_NUMBERS[kind]}"))

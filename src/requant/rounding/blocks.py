@@ -14,6 +14,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from requant.formats.ggml import NONLINEAR
+
 _OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
 F32 = np.float32
 NONE, ONE, HALF, TENTH = F32(0), F32(1), F32(0.5), F32(0.1)
@@ -22,6 +24,8 @@ MAGIC = F32(12582912)
 TINY = F32(1e-15)
 """`GROUP_MAX_EPS`."""
 STRICT, WITHIN, ACROSS = 0, 1, 2
+_ABOVE = np.searchsorted(NONLINEAR, np.arange(-127, 113), side="right")
+"""Which number of `NONLINEAR` is the next above x, by floor(x) + 127: all of them are whole."""
 
 
 @intrinsic
@@ -395,18 +399,12 @@ def sixes(x, fused, codes, scales, d):
 
 @njit(**_OPTIONS)
 def _place(numbers, x):
-    """Return which of sixteen ascending numbers is nearest, of two the greater (`best_index_int8`)."""
+    """Return which of `NONLINEAR` is nearest, of two the greater (`best_index_int8`)."""
     if x <= numbers[0]:
         return 0
-    if x >= numbers[15]:
+    if not x < numbers[15]:
         return 15
-    low, high = 0, 15
-    while high - low > 1:
-        middle = (low + high) // 2
-        if x < numbers[middle]:
-            high = middle
-        else:
-            low = middle
+    high = _ABOVE[np.int64(np.floor(x)) + 127]
     return high - 1 if x - numbers[high - 1] < numbers[high] - x else high
 
 

@@ -51,7 +51,8 @@ class Reference:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the blocks uint8 [rows, bytes of a row], or the floats, that are made of float32 [rows, columns]."""
-        x = np.ascontiguousarray(weights, np.float32)
+        # numba compiles anew for an array that is not to be written.
+        x = np.require(weights, np.float32, ["C", "A", "W"])
         if self.by:
             x = _floats(x, self.by, wide=True)
         if self.type in FLOATS:
