@@ -29,8 +29,10 @@ def nearest(values: Any, table: Any) -> Any:
 def test_fp8(dtype: str) -> None:
     form = ModelOptFP8()
     wide = codec.widen(awkward.bits(16, 48, dtype), dtype)
-    (formula,) = formulas(form)
+    formula, on_cpu = formulas(form)
     found: dict[str, Any] = {**formula.whole(float(np.abs(wide).max()), dtype), INPUT: np.float32(1)}
+    other = on_cpu.encode(wide, dtype, found)["weight"]
+    np.testing.assert_array_equal(other & 0x7F, nearest(rounded(wide / found[SCALE], dtype), E4M3))
     found["weight"] = formula.encode(wide, dtype, found)["weight"]
     assert found[SCALE] == np.float32(np.abs(wide).max()) / np.float32(448)
     quotients = rounded(wide / rounded(np.asarray(found[SCALE]).reshape(1), dtype), dtype)
