@@ -1,11 +1,12 @@
-"""ModelOpt: layers by their definition, and damage; no file of the real tool is at hand."""
+"""ModelOpt: against what its own code made, against the definition, and against damage."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests import awkward
-from tests.fixture import damaged, wrong
+from tests.fixture import damaged, load, wrong
 
 from requant.formats import codec
 from requant.formats.floats import E2M1, E4M3, halves, rounded
@@ -23,6 +24,18 @@ def nearest(values: Any, table: Any) -> Any:
     best = far.min(axis=-1, keepdims=True)
     odd = np.arange(len(half)) % 2
     return np.where(far == best, odd, 2).argmin(axis=-1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_real_tools_tensors_are_recomputed(dtype: str) -> None:
+    stored = load(Path(__file__).parent / "fixtures/modelopt/stored.safetensors")
+    wide = codec.widen(awkward.bits(48, 96, dtype), dtype)
+    form = ModelOptNVFP4(inputs=False)
+    parts = form.parts(48, 96, dtype)
+    assert not wrong(formulas(form)[0], wide, dtype, stored.layer(f"{dtype}.nvfp4", parts), parts)
+    parts = {suffix: part for suffix, part in ModelOptFP8().parts(48, 96, dtype).items() if suffix != INPUT}
+    found = stored.layer(f"{dtype}.fp8", parts)
+    assert not wrong(formulas(ModelOptFP8())[1], wide, dtype, found, parts)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

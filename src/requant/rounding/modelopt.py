@@ -1,4 +1,4 @@
-"""Rounding to nearest as NVIDIA Model Optimizer has it, between -max|w| and max|w|. Read in 0.47.0, not run.
+"""Rounding to nearest as NVIDIA Model Optimizer has it, between -max|w| and max|w|. Read in 0.47.0, and run on a CPU.
 
 Layers that a loader fuses share the scale of a whole, so it is taken as stored.
 """
