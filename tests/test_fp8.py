@@ -41,6 +41,20 @@ def test_transformers_tensors_are_recomputed(stored: Stored, name: str, dtype: s
     np.testing.assert_array_equal(form.decode(found, columns)[: len(again)], again)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_tensors_of_others_are_recomputed(dtype: str) -> None:
+    others = load(Path(__file__).parent / "fixtures/fp8/others.safetensors")
+    wide = weights(24, 72, dtype)
+    for name, form, said in (
+        ("auto", PerTensor(static=False), "AutoFP8, absmax"),
+        ("gemm", Blocks(Grid(16, 16, exact=False)), "DeepGEMM, absmax"),
+    ):
+        parts = form.parts(24, 72, dtype)
+        found = others.layer(f"{dtype}.{name}", parts)
+        exact = [each.name for each in formulas(form) if not wrong(each, wide, dtype, found, parts)]
+        assert said in exact
+
+
 def test_one_bit_is_seen_where_it_is(stored: Stored) -> None:
     form, rows, columns = CASES["small"]
     parts = form.parts(rows, columns, "BF16")

@@ -167,7 +167,8 @@ class MinMaxMXFP4:
         lifted = most.view(np.uint32) + np.uint32(1 << 21)
         exponents = (lifted >> np.uint32(23)).astype(np.int32) - 2
         if dtype == "F16":
-            exponents[_subnormal(most)] = 0
+            exponents[most < _TINY["F16"]] = 0
+            exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * 0.75)] = 127 - 14 - 2
         exponents = np.clip(exponents, 0, 255)
         with np.errstate(all="ignore"):
             scales = floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
@@ -185,11 +186,6 @@ _EIGHTH = np.uint8(0x20)
 """0.125 as F8_E4M3."""
 _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 """The least normal number of a dtype."""
-
-
-def _subnormal(most: Array) -> Array:
-    """Say what stays without an exponent in float16 when half of its last place but one is added."""
-    return np.asarray(most + np.float32(2.0**-16) < np.float32(2.0**-14))
 
 
 def _widest(weights: Array, grid: Grid) -> Array:

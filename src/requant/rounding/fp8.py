@@ -47,7 +47,7 @@ class Divided:
     """The scale is max|w| / 448 in float32, max|w| being at least `least`.
 
     Blocks are divided by it (`act_quant`, inference/kernel.py of DeepSeek-V3), or if it says `times`, multiplied by its
-    reciprocal (`per_block_cast_to_fp8`, deep_gemm/utils/math.py of DeepGEMM at 38939a4, where `least` is 1e-4).
+    reciprocal (`per_block_cast_to_fp8`, deep_gemm/utils/math.py of DeepGEMM at 54e2261, where `least` is 1e-4).
     """
 
     codec: Blocks
@@ -78,7 +78,7 @@ class Divided:
 class AutoFP8:
     """The layer is multiplied by 448 / max|w|, in the base's dtype; its reciprocal is stored, in float32.
 
-    Source: `per_tensor_quantize` in auto_fp8/quantize.py of AutoFP8 at 084feb8.
+    Source: `per_tensor_quantize` in auto_fp8/quantize.py of AutoFP8 at 505a7ed.
     """
 
     codec: PerTensor
