@@ -81,6 +81,16 @@ def test_numbers_that_are_none_do_no_harm(fill: float) -> None:
                 assert {key: value.shape for key, value in made.items()} == {key: empty[key].shape for key in made}
 
 
+def test_scales_of_bfloat16() -> None:
+    form = Blocks(Grid(16, 16, exact=False), "BF16")
+    wide = weights(24, 72, "BF16")
+    assert str(form.parts(24, 72, "BF16")[INVERSE].spec) == "BF16 [2, 5]"
+    for formula in formulas(form):
+        made = formula.encode(wide, "BF16", {})
+        assert made[INVERSE].dtype == np.uint16
+        assert np.abs(form.decode(made, 72) - wide).max() < 0.05 * np.abs(wide).max()
+
+
 def test_one_scale_is_of_the_bases_dtype() -> None:
     form = PerTensor(static=False)
     wide = weights(16, 64, "BF16")

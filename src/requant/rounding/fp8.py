@@ -34,7 +34,10 @@ class Scaled:
         with np.errstate(all="ignore"):
             scales = np.where(most > 0, (np.float32(1) / most) * TOP, np.float32(1))
             inverse = np.float32(1) / scales
-        return {"weight": _codes(weights, scales, self.codec, times=True), INVERSE: inverse}
+        return {
+            "weight": _codes(weights, scales, self.codec, times=True),
+            INVERSE: floats.stored(inverse, self.codec.scale),
+        }
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
@@ -66,7 +69,10 @@ class Divided:
         with np.errstate(all="ignore"):
             scales = most / TOP
             factors = np.float32(1) / scales if self.times else scales
-        return {"weight": _codes(weights, factors, self.codec, times=self.times), INVERSE: scales}
+        return {
+            "weight": _codes(weights, factors, self.codec, times=self.times),
+            INVERSE: floats.stored(scales, self.codec.scale),
+        }
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
