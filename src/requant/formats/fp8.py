@@ -1,7 +1,7 @@
 """`quant_method: fp8`: weights F8_E4M3 as DeepSeek, Qwen and transformers ship them, and with one scale per tensor.
 
 With `weight_block_size`, `weight_scale_inv` float32 [ceil(out / height), ceil(in / width)] is what the codes of a block
-are multiplied by (transformers 5.24.0, integrations/finegrained_fp8.py; vLLM 0.33.0, quantization/fp8.py). Without,
+are multiplied by (transformers 5.24.0, integrations/finegrained_fp8.py). Without,
 `weight_scale` float32 is, and `input_scale` is there where `activation_scheme` is static, as AutoFP8 writes it.
 """
 
@@ -21,7 +21,7 @@ INVERSE, SCALE, INPUT = "weight_scale_inv", "weight_scale", "input_scale"
 
 @dataclass(frozen=True)
 class Blocks:
-    """A scale per block of outputs and inputs, of the dtype `scale`: F32, but Qwen3's are BF16, and nothing says so."""
+    """A scale per block of outputs and inputs, of the dtype `scale`: F32, or BF16, which nothing declares."""
 
     grid: Grid
     scale: str = "F32"

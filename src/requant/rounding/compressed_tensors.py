@@ -1,7 +1,7 @@
 """Rounding to nearest as compressed-tensors has it, between the least and the greatest weight of each group.
 
 Sources: `calculate_qparams` (quantization/utils/helpers.py), `_quantize` (quantization/lifecycle) of compressed-tensors
-0.6.0, 0.9.4, 0.12.2, 0.15.0.1 and 0.20.1, and the observer `memoryless_minmax` of llm-compressor 0.14.0.1. All is
+0.9.4, 0.12.2, 0.15.0.1 and 0.20.1, and the observer `memoryless_minmax` of llm-compressor 0.14.0.1. All is
 computed in the base's dtype, each operation in float32 and rounded to it: for b bits of integers, symmetric, the scale
 is max|w| / ((2^b - 1) / 2), of FP8 max|w| / 448; asymmetric, (max - min) / (2^b - 1), and the zero point is
 -2^(b-1) - min/scale, rounded. A code is weight / scale + zero point, rounded and clamped.

@@ -49,7 +49,7 @@ class Scaled:
 class Divided:
     """The scale is max|w| / 448 in float32, max|w| being at least `least`.
 
-    Blocks are divided by it (`act_quant`, inference/kernel.py of DeepSeek-V3), or if it says `times`, multiplied by its
+    Blocks are divided by it (as written down; no tool was run), or if it says `times`, multiplied by its
     reciprocal (`per_block_cast_to_fp8`, deep_gemm/utils/math.py of DeepGEMM at 54e2261, where `least` is 1e-4).
     """
 
