@@ -75,6 +75,23 @@ def test_it_decodes_to_what_the_real_tool_decompresses(stored: Stored, name: str
     np.testing.assert_array_equal(decoded[: len(again)], again)
 
 
+@pytest.mark.parametrize("name", ["pack4group", "pack4loose", "int8loose", "fp8channel"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_old_tools_numbers_are_recomputed(name: str, dtype: str) -> None:
+    form = CASES[name][0]
+    assert isinstance(form, Packed | Plain)
+    made = MinMax(form, clamped=True).encode(weights(16, 96, dtype), dtype, {})
+    half = 1 << form.bits - 1
+    packed = isinstance(form, Packed)
+    codes = (unpack(made["weight_packed"], 4, 96) - np.uint8(half)) if packed else made["weight"].view(np.uint8)
+    with np.load(FIXTURE.with_name("stored_0.12.2.npz")) as old:
+        scales, zeros = old[f"{dtype}.{name}.s"], old[f"{dtype}.{name}.z"]
+        np.testing.assert_array_equal(codes, old[f"{dtype}.{name}.q"])
+        np.testing.assert_array_equal(floats.widened(made["weight_scale"]), scales)
+        if not form.symmetric:
+            np.testing.assert_array_equal(form.zeros(made, 16).astype(np.int8).view(np.uint8), zeros)
+
+
 @EVERY
 def test_rows_are_recomputed_alone(stored: Stored, name: str, dtype: str) -> None:
     form, rows, columns = CASES[name]

@@ -41,6 +41,20 @@ def test_transformers_tensors_are_recomputed(stored: Stored, name: str, dtype: s
     np.testing.assert_array_equal(form.decode(found, columns)[: len(again)], again)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_tensors_of_others_are_recomputed(dtype: str) -> None:
+    others = load(Path(__file__).parent / "fixtures/fp8/others.safetensors")
+    wide = weights(24, 72, dtype)
+    for name, form, said in (
+        ("auto", PerTensor(static=False), "AutoFP8, absmax"),
+        ("gemm", Blocks(Grid(16, 16, exact=False)), "DeepGEMM, absmax"),
+    ):
+        parts = form.parts(24, 72, dtype)
+        found = others.layer(f"{dtype}.{name}", parts)
+        exact = [each.name for each in formulas(form) if not wrong(each, wide, dtype, found, parts)]
+        assert said in exact
+
+
 def test_one_bit_is_seen_where_it_is(stored: Stored) -> None:
     form, rows, columns = CASES["small"]
     parts = form.parts(rows, columns, "BF16")
@@ -65,6 +79,16 @@ def test_numbers_that_are_none_do_no_harm(fill: float) -> None:
             for dtype in FLOATS:
                 made = {**formula.whole(fill, dtype), **formula.encode(wide, dtype, empty)}
                 assert {key: value.shape for key, value in made.items()} == {key: empty[key].shape for key in made}
+
+
+def test_scales_of_bfloat16() -> None:
+    form = Blocks(Grid(16, 16, exact=False), "BF16")
+    wide = weights(24, 72, "BF16")
+    assert str(form.parts(24, 72, "BF16")[INVERSE].spec) == "BF16 [2, 5]"
+    for formula in formulas(form):
+        made = formula.encode(wide, "BF16", {})
+        assert made[INVERSE].dtype == np.uint16
+        assert np.abs(form.decode(made, 72) - wide).max() < 0.05 * np.abs(wide).max()
 
 
 def test_one_scale_is_of_the_bases_dtype() -> None:

@@ -1,11 +1,12 @@
-"""ModelOpt: layers by their definition, and damage; no file of the real tool is at hand."""
+"""ModelOpt: against what its own code made, against the definition, and against damage."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests import awkward
-from tests.fixture import damaged, wrong
+from tests.fixture import damaged, load, wrong
 
 from requant.formats import codec
 from requant.formats.floats import E2M1, E4M3, halves, rounded
@@ -26,11 +27,25 @@ def nearest(values: Any, table: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_the_real_tools_tensors_are_recomputed(dtype: str) -> None:
+    stored = load(Path(__file__).parent / "fixtures/modelopt/stored.safetensors")
+    wide = codec.widen(awkward.bits(48, 96, dtype), dtype)
+    form = ModelOptNVFP4(inputs=False)
+    parts = form.parts(48, 96, dtype)
+    assert not wrong(formulas(form)[0], wide, dtype, stored.layer(f"{dtype}.nvfp4", parts), parts)
+    parts = {suffix: part for suffix, part in ModelOptFP8().parts(48, 96, dtype).items() if suffix != INPUT}
+    found = stored.layer(f"{dtype}.fp8", parts)
+    assert not wrong(formulas(ModelOptFP8())[1], wide, dtype, found, parts)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_fp8(dtype: str) -> None:
     form = ModelOptFP8()
     wide = codec.widen(awkward.bits(16, 48, dtype), dtype)
-    (formula,) = formulas(form)
+    formula, on_cpu = formulas(form)
     found: dict[str, Any] = {**formula.whole(float(np.abs(wide).max()), dtype), INPUT: np.float32(1)}
+    other = on_cpu.encode(wide, dtype, found)["weight"]
+    np.testing.assert_array_equal(other & 0x7F, nearest(rounded(wide / found[SCALE], dtype), E4M3))
     found["weight"] = formula.encode(wide, dtype, found)["weight"]
     assert found[SCALE] == np.float32(np.abs(wide).max()) / np.float32(448)
     quotients = rounded(wide / rounded(np.asarray(found[SCALE]).reshape(1), dtype), dtype)

@@ -1,4 +1,4 @@
-"""compressed-tensors: how layers are stored, by `config_groups`. Read in versions 0.6.0 to 0.20.1, and vLLM 0.33.0.
+"""compressed-tensors: how layers are stored, by `config_groups`. Read in 0.9.4 to 0.20.1, and vLLM at 008014e.
 
 A code q of a weight [out, in] means (q - zero point) * scale, where what shares a scale is said by the strategy: the
 tensor, a channel (an output), a group of inputs, or a block of both. `pack-quantized` has q of b bits, plus 2^(b-1),

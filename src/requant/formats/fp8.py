@@ -1,7 +1,7 @@
 """`quant_method: fp8`: weights F8_E4M3 as DeepSeek, Qwen and transformers ship them, and with one scale per tensor.
 
 With `weight_block_size`, `weight_scale_inv` float32 [ceil(out / height), ceil(in / width)] is what the codes of a block
-are multiplied by (transformers 5.24.0, integrations/finegrained_fp8.py; vLLM 0.33.0, quantization/fp8.py). Without,
+are multiplied by (transformers 5.24.0, integrations/finegrained_fp8.py). Without,
 `weight_scale` float32 is, and `input_scale` is there where `activation_scheme` is static, as AutoFP8 writes it.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part
-from requant.formats.floats import E4M3
+from requant.formats.floats import E4M3, widened
 from requant.formats.grid import Grid
 
 INVERSE, SCALE, INPUT = "weight_scale_inv", "weight_scale", "input_scale"
@@ -21,9 +21,10 @@ INVERSE, SCALE, INPUT = "weight_scale_inv", "weight_scale", "input_scale"
 
 @dataclass(frozen=True)
 class Blocks:
-    """A scale per block of outputs and inputs."""
+    """A scale per block of outputs and inputs, of the dtype `scale`: F32, or BF16, which nothing declares."""
 
     grid: Grid
+    scale: str = "F32"
 
     @property
     def name(self) -> str:
@@ -38,13 +39,13 @@ class Blocks:
     def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
         """Return the tensors of a weight of any dtype."""
         del dtype
-        return {"weight": Part(Spec("F8_E4M3", (rows, columns))), INVERSE: self.grid.part("F32", rows, columns)}
+        return {"weight": Part(Spec("F8_E4M3", (rows, columns))), INVERSE: self.grid.part(self.scale, rows, columns)}
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return weights in float32."""
         codes = E4M3[stored["weight"].view(np.uint8)]
         with np.errstate(all="ignore"):
-            return np.asarray(codes * self.grid.spread(stored[INVERSE], len(codes), columns), np.float32)
+            return np.asarray(codes * self.grid.spread(widened(stored[INVERSE]), len(codes), columns), np.float32)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 FP8: `weight` F8_E4M3 times `weight_scale` float32. NVFP4: `weight` has two floats of 4 bits in a byte, the first in its
 lower half; they are multiplied by `weight_scale`, F8_E4M3 per 16 inputs, and by `weight_scale_2`, float32. What inputs
-are divided by is `input_scale`. Sources: export/quant_utils.py, quantization/qtensor; vLLM 0.33.0's modelopt.py for
+are divided by is `input_scale`. Sources: export/quant_utils.py, quantization/qtensor; vLLM's modelopt.py at 00155cd for
 what is excluded. All numbers of a layer as a whole have no dimensions.
 """
 

@@ -1,7 +1,7 @@
 """Rounding to nearest as compressed-tensors has it, between the least and the greatest weight of each group.
 
 Sources: `calculate_qparams` (quantization/utils/helpers.py), `_quantize` (quantization/lifecycle) of compressed-tensors
-0.6.0, 0.9.4, 0.12.2, 0.15.0.1 and 0.20.1, and the observer `memoryless_minmax` of llm-compressor 0.14.0.1. All is
+0.9.4, 0.12.2, 0.15.0.1 and 0.20.1, and the observer `memoryless_minmax` of llm-compressor 0.14.0.1. All is
 computed in the base's dtype, each operation in float32 and rounded to it: for b bits of integers, symmetric, the scale
 is max|w| / ((2^b - 1) / 2), of FP8 max|w| / 448; asymmetric, (max - min) / (2^b - 1), and the zero point is
 -2^(b-1) - min/scale, rounded. A code is weight / scale + zero point, rounded and clamped.
@@ -167,7 +167,8 @@ class MinMaxMXFP4:
         lifted = most.view(np.uint32) + np.uint32(1 << 21)
         exponents = (lifted >> np.uint32(23)).astype(np.int32) - 2
         if dtype == "F16":
-            exponents[_subnormal(most)] = 0
+            exponents[most < _TINY["F16"]] = 0
+            exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * 0.75)] = 127 - 14 - 2
         exponents = np.clip(exponents, 0, 255)
         with np.errstate(all="ignore"):
             scales = floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
@@ -185,11 +186,6 @@ _EIGHTH = np.uint8(0x20)
 """0.125 as F8_E4M3."""
 _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 """The least normal number of a dtype."""
-
-
-def _subnormal(most: Array) -> Array:
-    """Say what stays without an exponent in float16 when half of its last place but one is added."""
-    return np.asarray(most + np.float32(2.0**-16) < np.float32(2.0**-14))
 
 
 def _widest(weights: Array, grid: Grid) -> Array:

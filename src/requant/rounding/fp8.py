@@ -34,7 +34,10 @@ class Scaled:
         with np.errstate(all="ignore"):
             scales = np.where(most > 0, (np.float32(1) / most) * TOP, np.float32(1))
             inverse = np.float32(1) / scales
-        return {"weight": _codes(weights, scales, self.codec, times=True), INVERSE: inverse}
+        return {
+            "weight": _codes(weights, scales, self.codec, times=True),
+            INVERSE: floats.stored(inverse, self.codec.scale),
+        }
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
@@ -46,8 +49,8 @@ class Scaled:
 class Divided:
     """The scale is max|w| / 448 in float32, max|w| being at least `least`.
 
-    `times`: blocks are multiplied by 448 / max|w| (`per_block_cast_to_fp8`, deep_gemm/utils/math.py of DeepGEMM 2.0,
-    where `least` is 1e-4); else divided by the scale.
+    Blocks are divided by it (as written down; no tool was run), or if it says `times`, multiplied by its
+    reciprocal (`per_block_cast_to_fp8`, deep_gemm/utils/math.py of DeepGEMM at 54e2261, where `least` is 1e-4).
     """
 
     codec: Blocks
@@ -65,8 +68,11 @@ class Divided:
         most = np.maximum(_widest(weights, self.codec), np.float32(self.least))
         with np.errstate(all="ignore"):
             scales = most / TOP
-            factors = (np.float32(1) / most) * TOP if self.times else scales
-        return {"weight": _codes(weights, factors, self.codec, times=self.times), INVERSE: scales}
+            factors = np.float32(1) / scales if self.times else scales
+        return {
+            "weight": _codes(weights, factors, self.codec, times=self.times),
+            INVERSE: floats.stored(scales, self.codec.scale),
+        }
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
@@ -78,7 +84,7 @@ class Divided:
 class AutoFP8:
     """The layer is multiplied by 448 / max|w|, in the base's dtype; its reciprocal is stored, in float32.
 
-    Source: `per_tensor_quantize` in auto_fp8/quantize.py of AutoFP8 0.1.0.
+    Source: `per_tensor_quantize` in auto_fp8/quantize.py of AutoFP8 at 505a7ed.
     """
 
     codec: PerTensor

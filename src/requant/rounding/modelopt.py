@@ -1,4 +1,4 @@
-"""Rounding to nearest as NVIDIA Model Optimizer has it, between -max|w| and max|w|. Read in 0.47.0, not run.
+"""Rounding to nearest as NVIDIA Model Optimizer has it, between -max|w| and max|w|. Read in 0.47.0, and run on a CPU.
 
 Layers that a loader fuses share the scale of a whole, so it is taken as stored.
 """
@@ -20,20 +20,26 @@ _LEAST = np.float32(2.0**-9)
 
 @dataclass(frozen=True)
 class MaxFP8:
-    """The scale is max|w| / 448 in float32; codes are weight / scale in the base's dtype, into which it is cast.
+    """The scale is max|w| / 448 in float32; codes are weight / scale, rounded to the base's dtype.
 
-    Source: `get_scaling_factor`, `to_quantized_weight` in export/quant_utils.py; torch casts a tensor of no dimensions
-    to the other's dtype.
+    Source: `get_scaling_factor`, `to_quantized_weight` in export/quant_utils.py. torch takes the scale, a tensor of no
+    dimensions, in the base's dtype on a GPU, and if it is `wide`, in float32, on a CPU.
     """
 
     codec: ModelOptFP8
-    name = "ModelOpt, max"
+    wide: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return "ModelOpt on a CPU, max" if self.wide else "ModelOpt, max"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the codes of some rows; the scale is taken as stored."""
         wide = np.ascontiguousarray(weights, np.float32)
         codes = np.empty(wide.shape, np.uint8)
-        scale = floats.rounded(stored[SCALE].reshape(1, 1).astype(np.float32), dtype)
+        scale = stored[SCALE].reshape(1, 1).astype(np.float32)
+        scale = scale if self.wide else floats.rounded(scale, dtype)
         e4m3(wide, scale, max(len(wide), 1), max(wide.shape[1], 1), PLACES[dtype], True, False, codes)
         return {"weight": codes}
 
@@ -77,8 +83,8 @@ class MaxNVFP4:
 
 
 def fp8(codec: ModelOptFP8) -> Sequence[Formula]:
-    """Return the form that can have made layers of a codec."""
-    return (MaxFP8(codec),)
+    """Return the forms that can have made layers of a codec."""
+    return (MaxFP8(codec), MaxFP8(codec, wide=True))
 
 
 def nvfp4(codec: ModelOptNVFP4) -> Sequence[Formula]:
