@@ -18,7 +18,7 @@ Arrays = Mapping[str, Array]
 """Tensors of a layer by suffix, or those of some of its rows.
 
 Numbers that numpy has no dtype for are bits: BF16 is uint16, F8_E4M3 and F8_E8M0 are uint8. `""` is the suffix of a
-tensor that has the name of the layer itself.
+tensor that has the name of the layer itself, and one that begins with `_` follows that name without a dot.
 """
 
 
@@ -27,6 +27,7 @@ class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
+    In the place of its first axis, of outputs, a file may have several, such as experts and the outputs of each.
     One that is not `sized` is a list of any length, such as a text; it belongs to the layer as a whole.
     """
 

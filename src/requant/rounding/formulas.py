@@ -6,13 +6,15 @@ from typing import Any
 from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
 from requant.formats.mlx import Affine
-from requant.rounding import bitsandbytes, mlx
+from requant.formats.mxfp4 import Mxfp4
+from requant.rounding import bitsandbytes, mlx, mxfp4
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Affine: mlx.affine,
     FourBit: bitsandbytes.four_bit,
     Int8: bitsandbytes.int8,
+    Mxfp4: mxfp4.mxfp4,
 }
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
