@@ -34,7 +34,8 @@ class Span:
     `unmodelled` says why its values cannot be held against the base; "" where they can. `packing` is that of a layer
     with qweight, qzeros and scales; `less` is how much less than they are its zero points are stored, and `symmetric`
     says that all are in the middle. `foreign` says that not every way in which its tool rounds is known; `converted`,
-    that the checkpoint has the base's numbers in another dtype.
+    that the checkpoint has the base's numbers in another dtype; `shuffled`, that groups are of inputs that `g_idx`
+    puts together.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Span:
     foreign: bool = False
     converted: bool = False
     transposed: bool = False
+    shuffled: bool = False
 
 
 def trace(
