@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
+from requant.formats.codec import Array, Arrays, Codec, Part, converted
 
 F32 = np.float32
 BLOCK, NESTED = 64, 256
@@ -128,8 +128,7 @@ class FourBit:
                 wide = np.repeat(stored["weight.nested_absmax"].reshape(-1), NESTED)[: len(absmax)]
                 absmax = nested_map(stored[MAP])[absmax] * wide + offset(stored[self.state])
             values = quant_map(self.kind)[codes] * absmax[:, None]
-            converted = dtype_of(stored[self.state])
-            return widen(narrow(values, converted), converted).reshape(-1, columns)
+            return converted(values, "", dtype_of(stored[self.state])).reshape(-1, columns)
 
 
 @dataclass(frozen=True)

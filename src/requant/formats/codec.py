@@ -74,6 +74,11 @@ def narrow(values: Array, dtype: str) -> Array:
         return np.asarray(values, {"F16": np.float16, "F32": np.float32}[dtype])
 
 
+def converted(values: Array, found: str, wanted: str) -> Array:
+    """Return float32 numbers that were widened from a dtype, rounded to another, as float32."""
+    return values if wanted in (found, "F32") else widen(narrow(values, wanted), wanted)
+
+
 class Declaration(Protocol):
     """What a configuration says of every layer, once it was read and understood."""
 

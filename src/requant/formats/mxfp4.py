@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
+from requant.formats.codec import Array, Arrays, Codec, Part, converted
 
 F32 = np.float32
 GROUP = 32
@@ -43,7 +43,7 @@ class Mxfp4:
         values = VALUES[np.stack([octets & 15, octets >> 4], axis=-1).reshape(-1, GROUP)]
         with np.errstate(all="ignore"):
             decoded = np.ldexp(values, stored["_scales"].reshape(-1, 1).astype(np.int32) - BIAS)
-            return widen(narrow(decoded, "BF16"), "BF16").reshape(-1, columns)
+            return converted(decoded, "", "BF16").reshape(-1, columns)
 
 
 @dataclass(frozen=True)

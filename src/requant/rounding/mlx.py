@@ -17,6 +17,7 @@ import numpy as np
 
 from requant.formats.codec import Array, Arrays, narrow, widen
 from requant.formats.mlx import Affine, pack
+from requant.rounding.kernels import affine as affine_codes
 
 EPS = 1e-7
 
@@ -49,10 +50,14 @@ class AffineRounding:
             none = multiple == 0
             scale = np.where(none, scale, each(edge / multiple))
             bias = np.where(none, np.float32(0), edge)
-            steps = each(each(grouped - bias[..., None]) / scale[..., None])
-            codes = np.clip(np.nan_to_num(self._round(steps)), 0, top).astype(np.uint8)
+            codes = np.empty(weights.shape, np.uint8)
+            if inner == "F32":
+                affine_codes(weights, self.codec.group, bias, scale, top, self.gpu, codes)
+            else:
+                steps = self._round(each(each(grouped - bias[..., None]) / scale[..., None]))
+                codes[:] = np.clip(np.nan_to_num(steps), 0, top).reshape(weights.shape)
         return {
-            "weight": pack(codes.reshape(weights.shape), self.codec.bits),
+            "weight": pack(codes, self.codec.bits),
             "scales": narrow(scale, dtype),
             "biases": narrow(bias, dtype),
         }

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from requant.formats.codec import Array, Arrays, narrow, widen
+from requant.formats.codec import Array, Arrays, converted
 from requant.formats.mxfp4 import GROUP, Mxfp4
 from requant.rounding.formula import Formula
+from requant.rounding.kernels import above
 
 F32 = np.float32
 GREATEST = F32(6)
 HALVES = np.array((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5), F32)
 """Between E2M1's magnitudes."""
+ODD = np.array((1, 0, 1, 0, 1, 0, 1), np.bool_)
+"""Whether the greater of both has an odd code."""
 FRACTION, EXPONENT = np.uint32(0x007FFFFF), np.uint32(0x7F800000)
 
 
@@ -34,16 +37,15 @@ class Mxfp4Rounding:
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return both tensors."""
         with np.errstate(all="ignore"):
-            grouped = widen(narrow(weights, "BF16"), "BF16").reshape(-1, GROUP)
+            grouped = converted(weights, dtype, "BF16").reshape(-1, GROUP)
             bits = (np.abs(grouped).max(axis=-1) / GREATEST).view(np.uint32)
             bits = (bits + FRACTION if self.up else bits) & EXPONENT
             scale = bits.view(F32)
             scaled = grouped * np.where(scale == 0, F32(0), F32(1) / scale)[:, None]
-            magnitude = np.nan_to_num(np.abs(scaled), nan=np.inf, posinf=np.inf)
-            codes = np.searchsorted(HALVES, magnitude, side="right").astype(np.uint8)
-            if self.even:
-                codes -= (magnitude == HALVES[np.maximum(codes, 1) - 1]) & (codes & 1 == 1)
-            codes |= np.where(np.signbit(scaled), np.uint8(8), np.uint8(0))
+            magnitude = np.where(np.isnan(scaled), np.inf, np.abs(scaled)).astype(F32)
+            codes = np.empty(scaled.shape, np.uint8)
+            above(magnitude.reshape(-1), self._bounds(), True, codes.reshape(-1))
+            codes |= np.signbit(scaled).astype(np.uint8) << np.uint8(3)
             pairs = codes.reshape(-1, 2)
         return {
             "_blocks": pairs[:, 0] | pairs[:, 1] << np.uint8(4),
@@ -53,6 +55,10 @@ class Mxfp4Rounding:
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: both tensors follow from rows."""
         return {}
+
+    def _bounds(self) -> Array:
+        """Return the least number that each code but 0 has: with ties to even, every second is the next greater."""
+        return np.where(self.even & ODD, np.nextafter(HALVES, F32(9)), HALVES)
 
 
 @dataclass(frozen=True)
