@@ -70,6 +70,23 @@ def test_decoded_as_mlx_does(dtype: str, bits: int) -> None:
     assert np.array_equal(decoded, widen(RECORDED["0.32.4"][f"{dtype}/{bits}/32/decoded"], dtype))
 
 
+@pytest.mark.parametrize("mode", mlx.FLOATS)
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_floats_are_decoded_as_mlx_does(dtype: str, mode: str) -> None:
+    prefix = f"{dtype}/{mode}/"
+    stored = {suffix: RECORDED["0.32.4"][prefix + suffix] for suffix in ("weight", "scales")}
+    codec, weights = mlx.Float(mode), RECORDED["0.32.4"][dtype]
+    decoded = codec.decode(stored, weights.shape[1])
+    wanted = widen(RECORDED["0.32.4"][f"{prefix}decoded"], dtype)
+    assert np.array_equal(widen(narrow(decoded, dtype), dtype), wanted)
+    rows, columns = weights.shape
+    assert {suffix: part.spec.shape for suffix, part in codec.parts(rows, columns, dtype).items()} == {
+        suffix: each.shape for suffix, each in stored.items()
+    }
+    assert formulas(codec) == ()
+    assert READERS["mlx"]({"mode": mode}).codec("a") == codec
+
+
 def test_forms_are_told_apart() -> None:
     weights, stored = recorded("0.32.4", "BF16", 4, 32)
     every = formulas(mlx.Affine(4, 32))
@@ -141,6 +158,7 @@ def test_a_configuration_says_how_each_layer_is_stored() -> None:
         ({"bits": [4]}, r"MLX affine, \[4\] bits"),
         ({"group_size": 10**30}, "groups of 10000"),
         ({"mode": "mxfp5"}, "MLX's mode 'mxfp5'"),
+        ({"mode": "mxfp4", "bits": 8}, "MLX mxfp4, 8 bits"),
         ({"mode": ["affine"]}, r"MLX's mode \['affine'\]"),
         ({"linear_class": "x"}, "'linear_class' 'x'"),
         ({"model.a": {"bits": 4, "new": 1}}, "MLX's 'new'"),
