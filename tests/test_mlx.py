@@ -71,7 +71,7 @@ def test_decoded_as_mlx_does(dtype: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("mode", mlx.FLOATS)
-@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_floats_are_decoded_as_mlx_does(dtype: str, mode: str) -> None:
     prefix = f"{dtype}/{mode}/"
     stored = {suffix: RECORDED["0.32.4"][prefix + suffix] for suffix in ("weight", "scales")}
@@ -83,7 +83,9 @@ def test_floats_are_decoded_as_mlx_does(dtype: str, mode: str) -> None:
     assert {suffix: part.spec.shape for suffix, part in codec.parts(rows, columns, dtype).items()} == {
         suffix: each.shape for suffix, each in stored.items()
     }
-    assert formulas(codec) == ()
+    made = {each.name: each.encode(widen(weights, dtype), dtype, stored) for each in formulas(codec)}
+    fits = [name for name, each in made.items() if not any(differing(each, stored).values())]
+    assert fits == [f"MLX {mode}, CPU"]
     assert READERS["mlx"]({"mode": mode}).codec("a") == codec
 
 
@@ -129,6 +131,9 @@ def test_weights_that_are_no_numbers_end_nothing(bad: float) -> None:
         for each in formulas(mlx.Affine(3, 32)):
             stored = each.encode(weights, dtype, {})
             assert mlx.Affine(3, 32).decode(stored, 64).shape == (1, 64)
+        for codec in map(mlx.Float, mlx.FLOATS):
+            for each in formulas(codec):
+                assert codec.decode(each.encode(weights, dtype, {}), 64).shape == (1, 64)
 
 
 def test_a_number_that_is_none_stays_none() -> None:

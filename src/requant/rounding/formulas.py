@@ -5,13 +5,14 @@ from typing import Any
 
 from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
-from requant.formats.mlx import Affine
+from requant.formats.mlx import Affine, Float
 from requant.formats.mxfp4 import Mxfp4
 from requant.rounding import bitsandbytes, mlx, mxfp4
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Affine: mlx.affine,
+    Float: mlx.floats,
     FourBit: bitsandbytes.four_bit,
     Int8: bitsandbytes.int8,
     Mxfp4: mxfp4.mxfp4,

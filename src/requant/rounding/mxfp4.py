@@ -26,6 +26,16 @@ ODD = np.array((1, 0, 1, 0, 1, 0, 1), np.bool_)
 FRACTION, EXPONENT = np.uint32(0x007FFFFF), np.uint32(0x7F800000)
 
 
+def e2m1(values: Array, *, even: bool) -> Array:
+    """Return the E2M1 numbers nearest to float32 ones, uint8; ties go to `even` or away from 0, NaN to the greatest."""
+    codes = np.empty(values.shape, np.uint8)
+    magnitudes = np.where(np.isnan(values), np.inf, np.abs(values)).astype(F32)
+    # The least number that has each code but 0: of ties to even, every second is the next greater.
+    bounds = np.where(even & ODD, np.nextafter(HALVES, F32(9)), HALVES)
+    above(magnitudes.reshape(-1), bounds, True, codes.reshape(-1))
+    return np.asarray(codes | np.signbit(values).astype(np.uint8) << np.uint8(3))
+
+
 @dataclass(frozen=True)
 class Mxfp4Rounding:
     """By a scale rounded up or down, with ties to even or away from 0."""
@@ -42,10 +52,7 @@ class Mxfp4Rounding:
             bits = (bits + FRACTION if self.up else bits) & EXPONENT
             scale = bits.view(F32)
             scaled = grouped * np.where(scale == 0, F32(0), F32(1) / scale)[:, None]
-            magnitude = np.where(np.isnan(scaled), np.inf, np.abs(scaled)).astype(F32)
-            codes = np.empty(scaled.shape, np.uint8)
-            above(magnitude.reshape(-1), self._bounds(), True, codes.reshape(-1))
-            codes |= np.signbit(scaled).astype(np.uint8) << np.uint8(3)
+            codes = e2m1(scaled, even=self.even)
             pairs = codes.reshape(-1, 2)
         return {
             "_blocks": pairs[:, 0] | pairs[:, 1] << np.uint8(4),
@@ -55,10 +62,6 @@ class Mxfp4Rounding:
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: both tensors follow from rows."""
         return {}
-
-    def _bounds(self) -> Array:
-        """Return the least number that each code but 0 has: with ties to even, every second is the next greater."""
-        return np.where(self.even & ODD, np.nextafter(HALVES, F32(9)), HALVES)
 
 
 @dataclass(frozen=True)
