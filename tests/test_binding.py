@@ -843,6 +843,53 @@ def test_codes_of_a_tool_whose_rounding_is_not_known_are_nearer_to_the_base_than
     assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, other, base, gptq_tool))
 
 
+def shuffled(symmetric: bool) -> tuple[Tensors, Tensors]:
+    """A layer as GPTQ makes it where groups are of inputs that are not side by side, and the base's."""
+    tensors, base = layer(symmetric=symmetric)
+    places = np.random.default_rng(5).permutation(COLUMNS)
+    words = np.frombuffer(tensors["x.0.p.qweight"][2], "<i4").reshape(-1, ROWS)
+    weights = np.frombuffer(base["x.0.p.weight"][2], "<u2").reshape(ROWS, COLUMNS)
+    moved = [np.empty_like(weights), np.empty((ROWS, COLUMNS), np.uint8)]
+    for into, each in zip(moved, (weights, gptq.unpack(words)), strict=True):
+        into[:, places] = each
+    groups = np.empty(COLUMNS, "<i4")
+    groups[places] = np.arange(COLUMNS) // 128
+    made = {
+        **tensors,
+        "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], gptq.pack(moved[1]).tobytes()),
+        "x.0.p.g_idx": ("I32", [COLUMNS], groups.tobytes()),
+    }
+    return made, {"x.0.p.weight": ("BF16", [ROWS, COLUMNS], moved[0].tobytes())}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_of_inputs_that_are_not_side_by_side_are_measured(symmetric: bool, tmp_path: Path) -> None:
+    tensors, base = shuffled(symmetric)
+    told = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": symmetric, "desc_act": True}
+    result = single(tmp_path, tensors, base, told)
+    assert (result.findings, result.exit_status, result.layers) == ((), 3, {"x.0.p": NEAR})
+    assert any(line.startswith("weights near the base: relative error 0.1") for line in result.text(9))
+    weights = np.frombuffer(base["x.0.p.weight"][2], "<u2").reshape(ROWS, COLUMNS)
+    swapped = {"x.0.p.weight": ("BF16", [ROWS, COLUMNS], weights[::-1].tobytes())}
+    assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, tensors, swapped, told))
+    dtype, shape, data = tensors["x.0.p.scales"]
+    scales = np.frombuffer(data, "<f2").copy()
+    scales[9] *= np.float16(4)
+    spoilt = single(tmp_path, {**tensors, "x.0.p.scales": (dtype, shape, scales.tobytes())}, base, told)
+    assert [(each.kind, each.count, each.index) for each in spoilt.findings] == [("not the base's weights", 1, (0, 9))]
+
+
+def test_groups_that_are_no_groups_of_a_size_are_not_modelled(tmp_path: Path) -> None:
+    tensors, base = shuffled(symmetric=True)
+    groups = np.frombuffer(tensors["x.0.p.g_idx"][2], "<i4").copy()
+    told = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": True}
+    for group in (1 - groups[0], -1, 1 << 30):
+        other = np.concatenate([np.array([group], "<i4"), groups[1:]])
+        result = single(tmp_path, {**tensors, "x.0.p.g_idx": ("I32", [COLUMNS], other.tobytes())}, base, told)
+        assert (result.findings, result.exit_status) == ((), 3)
+        assert [each.detail for each in result.unmodelled] == ["inputs in the order of g_idx"]
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_an_export_to_awq_states_symmetry_twice_and_alike(symmetric: bool, tmp_path: Path) -> None:
     """AutoRound writes `zero_point` as the contrary of `sym`."""

@@ -70,6 +70,25 @@ def test_decoded_as_mlx_does(dtype: str, bits: int) -> None:
     assert np.array_equal(decoded, widen(RECORDED["0.32.4"][f"{dtype}/{bits}/32/decoded"], dtype))
 
 
+@pytest.mark.parametrize("mode", mlx.FLOATS)
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_floats_are_decoded_as_mlx_does(dtype: str, mode: str) -> None:
+    prefix = f"{dtype}/{mode}/"
+    stored = {suffix: RECORDED["0.32.4"][prefix + suffix] for suffix in ("weight", "scales")}
+    codec, weights = mlx.Float(mode), RECORDED["0.32.4"][dtype]
+    decoded = codec.decode(stored, weights.shape[1])
+    wanted = widen(RECORDED["0.32.4"][f"{prefix}decoded"], dtype)
+    assert np.array_equal(widen(narrow(decoded, dtype), dtype), wanted)
+    rows, columns = weights.shape
+    assert {suffix: part.spec.shape for suffix, part in codec.parts(rows, columns, dtype).items()} == {
+        suffix: each.shape for suffix, each in stored.items()
+    }
+    made = {each.name: each.encode(widen(weights, dtype), dtype, stored) for each in formulas(codec)}
+    fits = [name for name, each in made.items() if not any(differing(each, stored).values())]
+    assert fits == [f"MLX {mode}, CPU"]
+    assert READERS["mlx"]({"mode": mode}).codec("a") == codec
+
+
 def test_forms_are_told_apart() -> None:
     weights, stored = recorded("0.32.4", "BF16", 4, 32)
     every = formulas(mlx.Affine(4, 32))
@@ -112,6 +131,9 @@ def test_weights_that_are_no_numbers_end_nothing(bad: float) -> None:
         for each in formulas(mlx.Affine(3, 32)):
             stored = each.encode(weights, dtype, {})
             assert mlx.Affine(3, 32).decode(stored, 64).shape == (1, 64)
+        for codec in map(mlx.Float, mlx.FLOATS):
+            for each in formulas(codec):
+                assert codec.decode(each.encode(weights, dtype, {}), 64).shape == (1, 64)
 
 
 def test_a_number_that_is_none_stays_none() -> None:
@@ -141,6 +163,7 @@ def test_a_configuration_says_how_each_layer_is_stored() -> None:
         ({"bits": [4]}, r"MLX affine, \[4\] bits"),
         ({"group_size": 10**30}, "groups of 10000"),
         ({"mode": "mxfp5"}, "MLX's mode 'mxfp5'"),
+        ({"mode": "mxfp4", "bits": 8}, "MLX mxfp4, 8 bits"),
         ({"mode": ["affine"]}, r"MLX's mode \['affine'\]"),
         ({"linear_class": "x"}, "'linear_class' 'x'"),
         ({"model.a": {"bits": 4, "new": 1}}, "MLX's 'new'"),

@@ -25,7 +25,7 @@ from requant.check.declared import (
     unmodelled,
     zero_points,
 )
-from requant.check.examine import examine, in_order, symmetric
+from requant.check.examine import examine, shuffled, symmetric
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
 from requant.check.reader import Reader
@@ -188,8 +188,10 @@ def _as_declared(
                 middle = symmetric(checkpoint, span, packing)
                 found += zero_points(scheme, span.name, middle)
                 span = replace(span, symmetric=middle or scheme.symmetric(span.name))
-            if not in_order(checkpoint, span, scheme.value.get("desc_act") is True):
+            moved = shuffled(checkpoint, span, scheme.value.get("desc_act") is True)
+            if moved is None:
                 span = replace(span, group=0, unmodelled="inputs in the order of g_idx")
+            span = replace(span, shuffled=bool(moved))
         made.append(span)
     return made, [*found, *unmodelled(made)]
 
@@ -264,6 +266,8 @@ def _windows(
 
 def _ways(span: Span, kind: str | None, rounds: bool) -> tuple[str, ...]:
     """Return the ways in which a layer can have been made: as the recipe says, or any, those that take longest last."""
+    if span.shuffled:
+        return (NEAR,)
     made = rounding.SYMMETRIC if span.symmetric else rounding.ASYMMETRIC
     if kind in ROUNDED:
         ways = rounding.at_no_iterations(*ROUNDED[kind], symmetric=span.symmetric)
@@ -311,6 +315,8 @@ def _unlike(target: Target, expected: Mapping[str, str], spans: Sequence[Span]) 
             yield Finding("not as the recipe says", f"{name}.qweight", detail="packed; the recipe leaves it float")
         elif span.unmodelled:
             yield Finding("not as the recipe says", f"{name}.qweight", detail=span.unmodelled)
+        elif span.shuffled:
+            yield Finding("not as the recipe says", f"{name}.g_idx", detail="inputs in another order")
         elif span.packing != (wanted := _wanted(form, span)):
             detail = f"{_packed(span.packing)}, the recipe says {_packed(wanted)}"
             yield Finding("not as the recipe says", f"{name}.scales", detail=detail)

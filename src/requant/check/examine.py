@@ -151,6 +151,9 @@ def _read(window: Window, packing: Packing, checkpoint: Reader, base: Reader) ->
     else:
         along_inputs(_columns(checkpoint, words, "<u4", first, rows), packing.bits, codes)
         along_inputs(np.ascontiguousarray(stored.T), packing.bits, zeros)
+    if span.shuffled and (groups := _groups(checkpoint, span)) is not None:
+        together = np.argsort(groups, kind="stable")
+        weights, codes = (np.take(each, together, axis=1) for each in (weights, codes))
     low, high = (_scratch.take(name, np.int32, packing.groups, rows) for name in ("low", "high"))
     extremes(weights, span.group, low, high)
     ends = low.view(np.float32), high.view(np.float32)
@@ -305,20 +308,27 @@ def symmetric(checkpoint: Reader, span: Span, packing: Packing) -> bool:
     return True
 
 
-def in_order(checkpoint: Reader, span: Span, moved: bool) -> bool:
-    """Say whether a layer's inputs are in order: each in the group that its place gives, if any tensor says so.
+def shuffled(checkpoint: Reader, span: Span, moved: bool) -> bool | None:
+    """Say whether a layer's groups are of inputs that are not side by side; None where that cannot be told.
 
-    Without one, they are unless the configuration says that they were `moved`.
+    Without a tensor that says so they are side by side, unless the configuration says that inputs were `moved`.
     """
-    name = f"{span.name}.{INDEX}"
-    place = checkpoint.tensors.get(name)
-    if place is None:
-        return not moved
+    if f"{span.name}.{INDEX}" not in checkpoint.tensors:
+        return None if moved else False
+    stated = _groups(checkpoint, span)
+    if stated is None or (np.sort(stated) != np.arange(span.columns) // span.group).any():
+        return None
+    return bool((np.diff(stated) < 0).any())
+
+
+def _groups(checkpoint: Reader, span: Span) -> Array | None:
+    """Return the group of each input, int32 [columns]; None where the tensor is of another shape or dtype."""
+    place = checkpoint.tensors[f"{span.name}.{INDEX}"]
     if place.spec != Spec("I32", (span.columns,)):
-        return False
+        return None
     stated = np.empty(span.columns, "<i4")
     checkpoint.read(place, 0, stated.view(np.uint8).data)
-    return bool((stated == np.arange(span.columns) // span.group).all())
+    return stated
 
 
 def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:

@@ -36,7 +36,7 @@ class Span:
     its zero points are stored, and `symmetric` says that all are in the middle. `foreign` says that not every way in
     which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype;
     `narrowed`, that its codes were made from the base's numbers rounded to BF16. Of `heads` the rows are in an order
-    of their own: each pair that is turned together stands together.
+    of their own: each pair that is turned together stands together; `shuffled` inputs are put together by `g_idx`.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Span:
     transposed: bool = False
     narrowed: bool = False
     heads: int = 0
+    shuffled: bool = False
 
     @property
     def quantized(self) -> bool:

@@ -23,13 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
+from requant.formats.codec import Array, Arrays, Codec, Part, converted
 
 F32 = np.float32
 BLOCK, NESTED = 64, 256
-NF4: tuple[float, ...] = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
-NF4 += (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725)
-NF4 += (0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
 FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 """Without their sign, and 12 times as large as they are."""
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -126,8 +128,7 @@ class FourBit:
                 wide = np.repeat(stored["weight.nested_absmax"].reshape(-1), NESTED)[: len(absmax)]
                 absmax = nested_map(stored[MAP])[absmax] * wide + offset(stored[self.state])
             values = quant_map(self.kind)[codes] * absmax[:, None]
-            converted = dtype_of(stored[self.state])
-            return widen(narrow(values, converted), converted).reshape(-1, columns)
+            return converted(values, "", dtype_of(stored[self.state])).reshape(-1, columns)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 """Tensors of a layer by suffix, or those of some of its rows.
 
-Numbers that numpy has no dtype for are bits: BF16 is uint16, F8_E4M3 and F8_E8M0 are uint8.
+Numbers that numpy has no dtype for are bits: BF16 is uint16, F8_E4M3 and F8_E8M0 are uint8. A suffix that begins with
+`_` follows the name of the layer without a dot.
 """
 
 
@@ -33,6 +34,7 @@ class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
+    In the place of its first axis, of outputs, a file may have several, such as experts and the outputs of each.
     `holds` is all that it has, where that follows from the shape of the weight alone. One that is not `sized` is a list
     of at most `LONGEST` bytes, such as a text; it belongs to the layer as a whole.
     """
@@ -85,6 +87,11 @@ def narrow(values: Array, dtype: str) -> Array:
         return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(values, {"F16": np.float16, "F32": np.float32}[dtype])
+
+
+def converted(values: Array, found: str, wanted: str) -> Array:
+    """Return float32 numbers that were widened from a dtype, rounded to another, as float32."""
+    return values if wanted in (found, "F32") else widen(narrow(values, wanted), wanted)
 
 
 class Declaration(Protocol):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from requant.formats import bitsandbytes, compressed_tensors, fp8, mlx, modelopt
+from requant.formats import bitsandbytes, compressed_tensors, fp8, mlx, modelopt, mxfp4
 from requant.formats.codec import Declaration
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
@@ -12,6 +12,7 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
     "fp8": fp8.read,
     "mlx": mlx.read,
     "modelopt": modelopt.read,
+    "mxfp4": mxfp4.read,
 }
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
 

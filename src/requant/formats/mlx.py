@@ -21,6 +21,9 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 DTYPES = ("BF16", "F16", "F32")
 KEYS = ("bits", "group_size", "mode")
+FLOATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+"""Bits of a code and inputs of a group, by mode: no others are allowed."""
+E2M1 = np.array((0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6), np.float32)
 MODE = "affine"
 """What a configuration means that states no mode: it is older than the others."""
 
@@ -67,6 +70,59 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Float:
+    """Layers of MLX's modes `mxfp4`, `mxfp8` and `nvfp4`: codes are floats, `scales` uint8, and there are no biases."""
+
+    mode: str
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"MLX {self.mode}, groups of {self.group}"
+
+    @property
+    def align(self) -> int:
+        """A window may start at any row."""
+        return 1
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return FLOATS[self.mode][0]
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale."""
+        return FLOATS[self.mode][1]
+
+    def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
+        """Return the two tensors of a weight."""
+        if dtype not in DTYPES:
+            raise ValueError(f"a base in {dtype}")
+        if columns % self.group:
+            raise ValueError(f"{columns} inputs, no multiple of the group size {self.group}")
+        scales = Part(Spec("U8", (rows, columns // self.group)))
+        return {"weight": Part(Spec("U32", (rows, columns * self.bits // 32))), "scales": scales}
+
+    def decode(self, stored: Arrays, columns: int) -> Array:
+        """Return a code's value times its scale, which float32 holds exactly."""
+        codes = unpack(stored["weight"], self.bits).reshape(-1, self.group)
+        values = (E2M1 if self.bits == 4 else e4m3())[codes]
+        scales = stored["scales"].reshape(-1, 1)
+        with np.errstate(all="ignore"):
+            if self.mode == "nvfp4":
+                return np.asarray(values * e4m3()[scales]).reshape(-1, columns)
+            return np.ldexp(values, scales.astype(np.int32) - 127).reshape(-1, columns)
+
+
+def e4m3() -> npt.NDArray[np.float32]:
+    """Return what bytes stand for: sign, 4 bits of exponent and 3 of fraction. MLX's has no NaN (`FromFP8`)."""
+    octets = np.arange(256, dtype=np.uint16)
+    magnitudes = ((octets & 127) << 7).view(np.float16).astype(np.float32) * np.float32(256)
+    return np.where(octets & 128, -magnitudes, magnitudes)
+
+
+@dataclass(frozen=True)
 class Declared:
     """What `quantization` says: how layers are stored, and which are so in their own way, or float."""
 
@@ -103,6 +159,10 @@ def _codec(said: Mapping[str, Any]) -> Codec:
     if strange := sorted(f"{key!r:.80}" for key in said if key not in KEYS):
         raise ValueError(f"MLX's {strange[0]}")
     mode, bits, group = said.get("mode", MODE), said.get("bits"), said.get("group_size")
+    if isinstance(mode, str) and mode in FLOATS:
+        if not all(said.get(key) in (None, own) for key, own in zip(KEYS, FLOATS[mode], strict=False)):
+            raise ValueError(f"MLX {mode}, {bits!r:.80} bits in groups of {group!r:.80}")
+        return Float(mode)
     if mode != MODE:
         raise ValueError(f"MLX's mode {mode!r:.80}")
     bits, group = 4 if bits is None else bits, 64 if group is None else group

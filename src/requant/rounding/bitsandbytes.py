@@ -31,18 +31,15 @@ from requant.formats.bitsandbytes import (
     quant_map,
     state_of,
 )
-from requant.formats.codec import Array, Arrays, narrow, widen
+from requant.formats.codec import Array, Arrays, converted
+from requant.rounding.kernels import above
 
 F32 = np.float32
-PIVOTS: tuple[float, ...] = (
-    -0.8480964004993439,
-    -0.6106329262256622,
-    -0.4599952697753906,
-    -0.33967943489551544,
-    -0.23460740596055984,
+PIVOTS = (
+    *(-0.8480964004993439, -0.6106329262256622, -0.4599952697753906, -0.33967943489551544, -0.23460740596055984),
+    *(-0.13791173323988914, -0.045525018125772476, 0.03979014977812767, 0.1202552504837513, 0.2035212516784668),
+    *(0.2920137718319893, 0.3893125355243683, 0.5016634166240692, 0.6427869200706482, 0.8614784181118011),
 )
-PIVOTS += (-0.13791173323988914, -0.045525018125772476, 0.03979014977812767, 0.1202552504837513, 0.2035212516784668)
-PIVOTS += (0.2920137718319893, 0.3893125355243683, 0.5016634166240692, 0.6427869200706482, 0.8614784181118011)
 """Between nf4's codes, as `dQuantizeNF4` has them."""
 STEPS = (0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333)
 CODES = np.array((0, 1, 6, 7, 4, 5, 2, 3), np.uint8)
@@ -66,16 +63,16 @@ class FourBitRounding:
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return everything but the table of codes; of the JSON, all but the number of rows and the offset."""
         text = stored[self.codec.state]
-        converted = dtype_of(text)
+        stated = dtype_of(text)
         with np.errstate(all="ignore"):
-            blocks = widen(narrow(weights, converted), converted).reshape(-1, BLOCK)
+            blocks = converted(weights, dtype, stated).reshape(-1, BLOCK)
             absmax = np.abs(blocks).max(axis=-1)
             scaled = blocks * (F32(1) / (absmax if self.cuda else np.maximum(absmax, LEAST)))[:, None]
             codes = self._codes(scaled).reshape(-1, 2)
             made = {
                 "weight": codes[:, 0] << np.uint8(4) | codes[:, 1],
                 "weight.absmax": absmax,
-                self.codec.state: self._state(text, converted, weights.shape[1]),
+                self.codec.state: self._state(text, stated, weights.shape[1]),
             }
             if self.codec.nested:
                 less = absmax - offset(text)
@@ -101,12 +98,12 @@ class FourBitRounding:
         order = np.argsort(table, kind="stable").astype(np.uint8)
         return np.asarray(order[_above((table[order][:-1] + table[order][1:]) / F32(2), np.clip(scaled, -1, 1))])
 
-    def _state(self, text: Array, converted: str, columns: int) -> Array:
+    def _state(self, text: Array, dtype: str, columns: int) -> Array:
         """Return the JSON that the tool would have written, or zeros in its place where that is longer or shorter."""
         stated = state_of(text)
         shape: Any = stated.get("shape")
         rows = shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int else 0
-        state = {"quant_type": self.codec.kind, "blocksize": BLOCK, "dtype": NAMES[converted], "shape": [rows, columns]}
+        state = {"quant_type": self.codec.kind, "blocksize": BLOCK, "dtype": NAMES[dtype], "shape": [rows, columns]}
         if self.codec.nested:
             state |= {"nested_blocksize": NESTED, "nested_dtype": "float32"}
             state |= {"nested_offset": stated.get("nested_offset")}
@@ -115,9 +112,10 @@ class FourBitRounding:
 
 
 def _above(bounds: Any, values: Array) -> Array:
-    """Return how many of some ascending bounds are less than each value: none where that is NaN."""
-    ascending = np.asarray(bounds, F32)
-    return np.where(np.isnan(values), 0, np.searchsorted(ascending, values, side="left")).astype(np.uint8)
+    """Return how many of some bounds are less than each value, uint8: none where that is NaN."""
+    found = np.empty(values.shape, np.uint8)
+    above(np.ascontiguousarray(values).reshape(-1), np.asarray(bounds, F32), False, found.reshape(-1))
+    return found
 
 
 def searched(scaled: Array, table: Array) -> Array:
@@ -138,7 +136,7 @@ def searched(scaled: Array, table: Array) -> Array:
 def looked_up(scaled: Array, table: Array, zeros: Array) -> Array:
     """Return the codes uint8 of numbers from -1 to 1, by a table of places; 0 where the block is `zeros`."""
     values = F32(-1) + np.arange(PLACES + 1, dtype=F32) * F32(2) / F32(PLACES)
-    places = _above(F32(0.5) * (table[:-1] + table[1:]), values)
+    places = np.searchsorted(F32(0.5) * (table[:-1] + table[1:]), values).astype(np.uint8)
     at = (np.clip(np.nan_to_num(scaled), -1, 1) + F32(1)) * F32(0.5) * F32(PLACES) + F32(0.5)
     return np.where(zeros, np.uint8(0), places[np.minimum(at.astype(np.int64), PLACES)])
 
@@ -157,7 +155,7 @@ class Int8Rounding:
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return weight and SCB."""
         with np.errstate(all="ignore"):
-            halves = widen(narrow(weights, "F16"), "F16")
+            halves = converted(weights, dtype, "F16")
             wide = np.abs(halves).max(axis=-1)
             factor = F32(127) * (F32(1) / wide) if self.cuda else F32(127) / wide
             codes = np.nan_to_num(np.rint(halves * factor[:, None])).clip(-128, 127).astype(np.int8)

@@ -8,16 +8,19 @@ from requant.formats.codec import Codec
 from requant.formats.compressed_tensors import MXFP4, NVFP4, Packed, Plain
 from requant.formats.fp8 import Blocks, PerTensor
 from requant.formats.ggml import Ggml
-from requant.formats.mlx import Affine
+from requant.formats.mlx import Affine, Float
 from requant.formats.modelopt import ModelOptFP8, ModelOptNVFP4
-from requant.rounding import bitsandbytes, compressed_tensors, fp8, ggml, mlx, modelopt
+from requant.formats.mxfp4 import GptOssMXFP4
+from requant.rounding import bitsandbytes, compressed_tensors, fp8, ggml, mlx, modelopt, mxfp4
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Affine: mlx.affine,
     Blocks: fp8.blocks,
+    Float: mlx.floats,
     FourBit: bitsandbytes.four_bit,
     Ggml: ggml.formulas,
+    GptOssMXFP4: mxfp4.mxfp4,
     Int8: bitsandbytes.int8,
     ModelOptFP8: modelopt.fp8,
     ModelOptNVFP4: modelopt.nvfp4,

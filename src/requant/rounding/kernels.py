@@ -15,6 +15,8 @@ from numba import njit
 SHIFT, NIBBLE, UPPER = np.uint32(16), np.uint32(15), np.uint32(0xFFFF0000)
 TILE = 64
 """Rows or columns that are transposed at once, so that both sides stay in the cache."""
+STRETCH = 1024
+"""Numbers that are compared with several bounds at once."""
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
 NONE, HALF = np.float32(0), np.float32(0.5)
 HALF_BITS = np.int32(0x3F000000)
@@ -271,3 +273,56 @@ def steps(first, second, histogram):
             histogram[j, 15 + np.int64((two >> shift) & NIBBLE) - np.int64((one >> shift) & NIBBLE)] += 1
     histogram[:, 15] += equal
     return found
+
+
+@njit(**_OPTIONS)
+def affine(weights, group, biases, scales, top, away, codes):
+    """Write round((weight - bias) / scale), clamped from 0 to `top`, into codes uint8 [rows, columns].
+
+    `weights` are float32 [rows, columns], `biases` and `scales` float32 [rows, groups]. Ties go to even, or `away` from
+    0; NaN is 0.
+    """
+    steps = np.empty(group, np.float32)
+    most = np.float32(top)
+    for r in range(weights.shape[0]):
+        for g in range(biases.shape[1]):
+            first = g * group
+            bias, scale = biases[r, g], scales[r, g]
+            some = weights[r, first : first + group]
+            for i in range(group):
+                step = (some[i] - bias) / scale
+                step = step if step > NONE else NONE
+                steps[i] = step if step < most else most
+            if away:
+                for i in range(group):
+                    down = np.float32(np.int32(steps[i]))
+                    steps[i] = down + (np.float32(1) if steps[i] - down >= HALF else NONE)
+            else:
+                for i in range(group):
+                    steps[i] = (steps[i] + MAGIC) - MAGIC
+            some_codes = codes[r, first : first + group]
+            for i in range(group):
+                some_codes[i] = np.uint8(np.int32(steps[i]))
+
+
+@njit(**_OPTIONS)
+def above(values, bounds, least, found):
+    """Write into `found` uint8 [n] how many of some bounds are less than each of `values` float32 [n].
+
+    With `least`, those that are equal count too. NaN is above none.
+    """
+    counts = np.empty(STRETCH, np.int32)
+    for start in range(0, values.shape[0], STRETCH):
+        some = values[start : start + STRETCH]
+        size = some.shape[0]
+        for i in range(size):
+            counts[i] = 0
+        for bound in bounds:
+            if least:
+                for i in range(size):
+                    counts[i] += np.int32(1) if some[i] >= bound else np.int32(0)
+            else:
+                for i in range(size):
+                    counts[i] += np.int32(1) if some[i] > bound else np.int32(0)
+        for i in range(size):
+            found[start + i] = np.uint8(counts[i])

@@ -1,0 +1,93 @@
+"""MXFP4's roundings: a power of two from the greatest magnitude of a group, and the nearest E2M1 number to the rest.
+
+Source: `downcast_to_mxfp_torch` of Triton's triton_kernels (numerics_details/mxfp.py), which transformers calls on BF16
+weights. The scale is the greatest magnitude / 6, in float32, rounded up to a power of two, or down to one where the
+caller asks for that; numbers are divided by it, and a tie goes away from 0. Processors that convert by one instruction
+round ties to even. A base that was itself decoded from such a checkpoint, as gpt-oss's are, is equal to what it decodes
+to, whatever made the scales.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from requant.formats.codec import Array, Arrays, converted
+from requant.formats.mxfp4 import GROUP, GptOssMXFP4
+from requant.rounding.formula import Formula
+from requant.rounding.kernels import above
+
+F32 = np.float32
+GREATEST = F32(6)
+HALVES = np.array((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5), F32)
+"""Between E2M1's magnitudes."""
+ODD = np.array((1, 0, 1, 0, 1, 0, 1), np.bool_)
+"""Whether the greater of both has an odd code."""
+FRACTION, EXPONENT = np.uint32(0x007FFFFF), np.uint32(0x7F800000)
+
+
+def e2m1(values: Array, *, even: bool) -> Array:
+    """Return the E2M1 numbers nearest to float32 ones, uint8; ties go to `even` or away from 0, NaN to the greatest."""
+    codes = np.empty(values.shape, np.uint8)
+    magnitudes = np.where(np.isnan(values), np.inf, np.abs(values)).astype(F32)
+    # The least number that has each code but 0: of ties to even, every second is the next greater.
+    bounds = np.where(even & ODD, np.nextafter(HALVES, F32(9)), HALVES)
+    above(magnitudes.reshape(-1), bounds, True, codes.reshape(-1))
+    return np.asarray(codes | np.signbit(values).astype(np.uint8) << np.uint8(3))
+
+
+@dataclass(frozen=True)
+class Mxfp4Rounding:
+    """By a scale rounded up or down, with ties to even or away from 0."""
+
+    name: str
+    up: bool = True
+    even: bool = False
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return both tensors."""
+        with np.errstate(all="ignore"):
+            grouped = converted(weights, dtype, "BF16").reshape(-1, GROUP)
+            bits = (np.abs(grouped).max(axis=-1) / GREATEST).view(np.uint32)
+            bits = (bits + FRACTION if self.up else bits) & EXPONENT
+            scale = bits.view(F32)
+            scaled = grouped * np.where(scale == 0, F32(0), F32(1) / scale)[:, None]
+            codes = e2m1(scaled, even=self.even)
+            pairs = codes.reshape(-1, 2)
+        return {
+            "_blocks": pairs[:, 0] | pairs[:, 1] << np.uint8(4),
+            "_scales": (bits >> np.uint32(23)).astype(np.uint8),
+        }
+
+    def whole(self, widest: float, dtype: str) -> Arrays:
+        """Return nothing: both tensors follow from rows."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Mxfp4Decoded:
+    """What is stored, where the base is exactly what it decodes to."""
+
+    codec: GptOssMXFP4
+    name: str = "MXFP4 of which the base is the decoded form"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return what is stored, but other numbers where decoded ones are not the weights, -0 apart from 0."""
+        decoded = self.codec.decode(stored, weights.shape[1])
+        wrong = (decoded.view(np.uint32) != weights.view(np.uint32)).reshape(-1, 2)
+        flipped = np.where(wrong[:, 0], np.uint8(8), 0) | np.where(wrong[:, 1], np.uint8(128), 0)
+        return {"_blocks": stored["_blocks"].reshape(-1) ^ flipped.astype(np.uint8), "_scales": stored["_scales"]}
+
+    def whole(self, widest: float, dtype: str) -> Arrays:
+        """Return nothing: both tensors follow from rows."""
+        return {}
+
+
+def mxfp4(codec: GptOssMXFP4) -> Sequence[Formula]:
+    """Return the forms, the likeliest first."""
+    return (
+        Mxfp4Decoded(codec),
+        Mxfp4Rounding("MXFP4, triton_kernels"),
+        Mxfp4Rounding("MXFP4, triton_kernels, ties to even", even=True),
+        Mxfp4Rounding("MXFP4, triton_kernels, scales rounded down", up=False),
+    )
