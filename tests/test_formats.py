@@ -4,7 +4,7 @@ What the formulas themselves are worth, the tests of each format say, against th
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from requant.formats.bitsandbytes import BLOCK, MAP, NAMES, NESTED, FourBit, dyn
 from requant.formats.codec import Array, Codec, narrow, widen
 from requant.formats.declarations import READERS, declared
 from requant.formats.ggml import Ggml
+from requant.formats.mxfp4 import GptOssMXFP4
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import FORMULAS, formulas
 
@@ -59,6 +60,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "int8 by rows": bits_and_bytes(load_in_8bit=True),
     "MLX 4 bits": {"group_size": 64, "bits": 4},
     "MLX 3 bits": {"group_size": 32, "bits": 3},
+    "MLX mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "MLX mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+    "MLX nvfp4": {"group_size": 16, "bits": 4, "mode": "nvfp4"},
     "MLX 8 bits": {"group_size": 128, "bits": 8},
 }
 
@@ -126,8 +130,9 @@ def checked(folder: Path, config: Mapping[str, Any], theirs: Tensors, dtype: str
 
 def test_every_reader_and_every_codec_has_a_case() -> None:
     codecs = {type(made_by(config)[0]) for config in CONFIGS.values()}
-    assert codecs == FORMULAS.keys() - {Ggml}  # that is said by files: tests/test_gguf_check.py
-    assert {config.get("quant_method", "mlx") for config in CONFIGS.values()} == READERS.keys()
+    elsewhere = {Ggml, GptOssMXFP4}  # files of their own say the first: tests/test_gguf_check.py
+    assert codecs == FORMULAS.keys() - elsewhere
+    assert {config.get("quant_method", "mlx") for config in CONFIGS.values()} == READERS.keys() - {"mxfp4"}
 
 
 @pytest.mark.parametrize(("name", "number", "dtype"), CASES)
@@ -165,3 +170,52 @@ def test_damage_is_found_and_named(name: str, tmp_path: Path) -> None:
         found = checked(tmp_path / str(number), CONFIGS[name], theirs, "BF16")
         assert found.outcome == Outcome.VIOLATIONS, what
         assert {next(one for one in LAYERS if each.tensor.startswith(one)) for each in found.findings} == layers, what
+
+
+EXPERTS, INNER = 3, 96
+FUSED = [f"model.layers.{block}.mlp.experts.{name}_proj" for block in range(3) for name in ("gate_up", "down")]
+
+
+def gpt_oss(folder: Path, change: Callable[[dict[str, Array]], object] = lambda _: None) -> Checked:
+    """Fused experts, [experts, in, out] in the base, and in the checkpoint [experts, out, in / 32, 16]."""
+    drawn, codec = np.random.default_rng(5), GptOssMXFP4()
+    stored: dict[str, Array] = {}
+    base: dict[str, tuple[str, list[int], bytes]] = {}
+    for layer in FUSED:
+        blocks = drawn.integers(0, 256, (EXPERTS, INNER, COLUMNS // 32, 16)).astype(np.uint8)
+        scales = drawn.integers(118, 124, (EXPERTS, INNER, COLUMNS // 32)).astype(np.uint8)
+        stored |= {f"{layer}_blocks": blocks, f"{layer}_scales": scales}
+        weights = codec.decode({"_blocks": blocks, "_scales": scales}, COLUMNS).reshape(EXPERTS, INNER, COLUMNS)
+        lies = np.ascontiguousarray(narrow(weights, "BF16").swapaxes(1, 2))
+        base[layer] = ("BF16", [EXPERTS, COLUMNS, INNER], lies.tobytes())
+    change(stored)
+    theirs = {name: ("U8", list(each.shape), each.tobytes()) for name, each in stored.items()}
+    for name, some, said in (("base", base, {}), ("made", theirs, {"quantization_config": {"quant_method": "mxfp4"}})):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_bytes(shard(some))
+        (folder / name / "config.json").write_text(json.dumps({"model_type": "gpt_oss", **said}))
+    with open_reader(str(folder / "made")) as one, open_reader(str(folder / "base")) as two:
+        return check(one, two)
+
+
+def test_fused_experts_of_gpt_oss_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requant.check.WEIGHTS", 40 * COLUMNS)  # windows that do not divide an expert
+    found = gpt_oss(tmp_path)
+    assert found.outcome == Outcome.CLEAN and found.layers.keys() == {*FUSED}
+
+
+def _flip_one(stored: dict[str, Array]) -> None:
+    stored[f"{FUSED[1]}_blocks"][2, 90, 3, 7] ^= 4
+
+
+def _swap_experts(stored: dict[str, Array]) -> None:
+    for suffix in ("_blocks", "_scales"):
+        stored[FUSED[1] + suffix] = stored[FUSED[1] + suffix][[1, 0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(_flip_one, f"{FUSED[1]}_blocks"), (_swap_experts, f"{FUSED[1]}_blocks")]
+)
+def test_damage_to_fused_experts_is_named(change: Any, named: str, tmp_path: Path) -> None:
+    found = gpt_oss(tmp_path, change)
+    assert found.outcome == Outcome.VIOLATIONS and named in {each.tensor for each in found.findings}

@@ -247,9 +247,11 @@ def _windows(
             align = lcm(span.codec.align, rows // span.heads if span.heads else 1)
             step = max(1, WEIGHTS // span.columns // align) * align
             stored = Stored.of(span, span.codec, checkpoint, base)
-            for first in range(0, rows, step):
-                last = min(rows, first + step)
-                yield Window(span, first, last, stored.nbytes(span.columns, (last - first) / rows))
+            each = base.tensors[span.base].spec.shape[-1] if span.transposed else rows  # experts lie apart
+            for begin in range(0, rows, each):
+                for first in range(begin, min(rows, begin + each), step):
+                    last = min(rows, begin + each, first + step)
+                    yield Window(span, first, last, stored.nbytes(span.columns, (last - first) / rows))
         elif span.group:
             ways = _ways(span, expected.get(span.name) if expected else None, rounds)
             step = rows if rows * span.columns <= WEIGHTS else max(32, WEIGHTS // span.columns // 32 * 32)

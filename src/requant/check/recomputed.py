@@ -13,10 +13,10 @@ import numpy as np
 
 from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
 from requant.check.reader import Reader
-from requant.check.spans import Span, Window
+from requant.check.spans import Span, Window, named
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, widen
+from requant.formats.codec import Array, Arrays, Codec, Part, converted, widen
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
@@ -53,7 +53,7 @@ class Stored:
     @classmethod
     def of(cls, span: Span, codec: Codec, checkpoint: Reader, base: Reader) -> "Stored":
         """Return what a traced layer has."""
-        dtype = base.tensors[span.base].spec.dtype
+        dtype = span.dtype or base.tensors[span.base].spec.dtype
         parts = codec.parts(span.last - span.first, span.columns, dtype)
         for suffix, part in parts.items():
             if not part.sized:
@@ -82,6 +82,7 @@ def recompute(
     }
     stored |= given
     weights = as_floats(read_weights(base, span, first, last - first))
+    weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
     fits = False
     for formula in formulas(span.codec):
@@ -258,7 +259,7 @@ def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
 
 
 def _name(span: Span, suffix: str) -> str:
-    return f"{span.name}.{suffix}" if suffix else span.name
+    return named(span.name, suffix)
 
 
 def _start(part: Part, rows: int, first: int) -> int:
@@ -278,7 +279,10 @@ def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last
     data = np.empty((stop - start) * bits // 8, np.uint8)
     checkpoint.read(place, start * bits // 8, data.data)
     values = data.view(NUMPY[place.spec.dtype])
-    shape = place.spec.shape
-    if part.every and shape and shape[0] == -(-rows // part.every):
-        return values.reshape(-1, *shape[1:])
-    return values.reshape(-1, part.spec.size // -(-rows // part.every)) if part.every else values.reshape(shape)
+    shape = part.spec.shape
+    if not part.every:
+        return values.reshape(place.spec.shape)
+    count = -(-rows // part.every)
+    return (
+        values.reshape(-1, *shape[1:]) if shape and shape[0] == count else values.reshape(-1, part.spec.size // count)
+    )

@@ -16,8 +16,11 @@ from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
 from requant.formats.codec import FLOATS, Codec, Declaration, Part
+from requant.formats.declarations import forms
 from requant.protocol import Source
 
+_FUSED = re.compile(r"_(?:blocks|scales)$")
+"""What gpt-oss puts behind the names of fused experts."""
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
@@ -34,9 +37,10 @@ class Span:
     `unmodelled` says why its values cannot be held against the base; "" where they can. `packing` is that of a layer
     with qweight, qzeros and scales, and `codec` that of one in another format. `less` is how much less than they are
     its zero points are stored, and `symmetric` says that all are in the middle. `foreign` says that not every way in
-    which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype;
-    `narrowed`, that its codes were made from the base's numbers rounded to BF16. Of `heads` the rows are in an order
-    of their own: each pair that is turned together stands together; `shuffled` inputs are put together by `g_idx`.
+    which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype. Codes were
+    made from the base's numbers rounded to BF16 where it is `narrowed`, and of a `codec` from those in `dtype`. Of
+    `heads` the rows are in an order of their own: each pair that is turned together stands together; `shuffled` inputs
+    are put together by `g_idx`.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Span:
     converted: bool = False
     transposed: bool = False
     narrowed: bool = False
+    dtype: str = ""
     heads: int = 0
     shuffled: bool = False
 
@@ -143,18 +148,40 @@ def _stored(
         try:
             if (codec := declared.codec(layer)) is None:
                 continue
-            parts = codec.parts(where.last - where.first, where.columns, base[where.tensor].dtype)
+            codec, dtype, parts = _form(codec, span, base, found)
         except ValueError as error:
             traced.append(replace(span, unmodelled=f"{error}"))
             theirs |= names
             continue
         theirs |= names
         asked[codec.name] += 1
-        if faults := _unlike({f"{layer}.{suffix}": part for suffix, part in parts.items()}, found, names):
-            unlike[layer] = replace(span, codec=codec), faults
+        if faults := _unlike({named(layer, suffix): part for suffix, part in parts.items()}, found, names):
+            unlike[layer] = replace(span, codec=codec, dtype=dtype), faults
         else:
-            traced.append(replace(span, codec=codec, heads=heads.get(layer, 0)))
+            traced.append(replace(span, codec=codec, dtype=dtype, heads=heads.get(layer, 0)))
     return [*traced, *_variants(unlike, asked, base)], theirs
+
+
+def _form(
+    codec: Codec, span: Span, base: Mapping[str, Spec], found: Mapping[str, Spec]
+) -> tuple[Codec, str, Mapping[str, Part]]:
+    """Return the form of a codec, and the dtype to which the base was converted, that fit the tensors of a layer.
+
+    Where none does, they are those that are declared and the base's. Raises ValueError for an impossible weight.
+    """
+    rows, own = span.last - span.first, base[span.base].dtype
+    parts = codec.parts(rows, span.columns, own)
+    for each in forms(codec):
+        for dtype in dict.fromkeys((own, *sorted(FLOATS))) if own in FLOATS else ():
+            tried = each.parts(rows, span.columns, dtype)
+            if all((seen := found.get(named(span.name, one))) and part.fits(seen) for one, part in tried.items()):
+                return each, dtype, tried
+    return codec, "", parts
+
+
+def named(layer: str, suffix: str) -> str:
+    """Return the name of a layer's tensor."""
+    return f"{layer}{'' if suffix.startswith('_') else '.'}{suffix}"
 
 
 def _variants(
@@ -169,7 +196,7 @@ def _variants(
     )
     for span, some in unlike.values():
         assert span.codec  # noqa: S101
-        parts = span.codec.parts(span.last - span.first, span.columns, base[span.base].dtype)
+        parts = span.codec.parts(span.last - span.first, span.columns, span.dtype or base[span.base].dtype)
         codes = max(parts, key=lambda suffix: parts[suffix].spec.nbytes)
         common = [_fault(span, each) for each in some]
         if all(kind[0] != codes and alike[span.codec.name, *kind] == asked[span.codec.name] for kind in common):
@@ -180,7 +207,7 @@ def _variants(
 
 def _fault(span: Span, finding: Finding) -> tuple[str, str]:
     """Return the suffix of a finding about a layer, and its kind."""
-    return finding.tensor.removeprefix(f"{span.name}."), finding.kind
+    return finding.tensor.removeprefix(span.name).removeprefix("."), finding.kind
 
 
 def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collection[str]) -> dict[str, set[str]]:
@@ -192,7 +219,7 @@ def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collect
     layers: dict[str, set[str]] = {}
     for name, spec in found.items():
         layer, dot, _ = name.rpartition(".weight.")
-        layer = layer if dot else name.rpartition(".")[0]
+        layer = layer if dot else _FUSED.sub("", name) if _FUSED.search(name) else name.rpartition(".")[0]
         if (spec != base.get(name) or layer in others) and not name.endswith(".bias"):
             layers.setdefault(layer, set()).add(name)
     coded = {layer for layer, names in layers.items() if any(found[name].dtype not in FLOATS for name in names)}
@@ -325,6 +352,9 @@ def source_rows(layer: str, base: Mapping[str, Spec], *, transposed: bool = Fals
 
     `transposed` says that halves of transposed experts have the names that others have, as AutoRound 0.12 means them.
     """
+    fused = base.get(layer)
+    if fused is not None and len(fused.shape) == 3:  # all experts of gpt-oss, whose weights lie [in, out]
+        return Rows(layer, 0, fused.shape[0] * fused.shape[2], fused.shape[1], transposed=True)
     whole = base.get(f"{layer}.weight")
     if whole is not None:
         return Rows(f"{layer}.weight", 0, *whole.shape) if len(whole.shape) == 2 else None

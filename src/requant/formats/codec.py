@@ -47,7 +47,10 @@ class Part:
     def fits(self, found: Spec) -> bool:
         """Say whether a tensor that was found can be this."""
         if self.sized:
-            return found == self.spec
+            inner = self.spec.shape[1:]
+            several = len(found.shape) > 1 and found.shape[len(found.shape) - len(inner) :] == inner
+            alike = found.shape == self.spec.shape or (several and found.size == self.spec.size)
+            return found.dtype == self.spec.dtype and alike
         return found.dtype == self.spec.dtype and len(found.shape) == 1 and found.nbytes <= LONGEST
 
 

@@ -1,10 +1,11 @@
 """Who reads which `quantization_config`, by its `quant_method`: formats whose layers lie row by row."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from requant.formats import bitsandbytes, compressed_tensors, fp8, mlx, modelopt, mxfp4
-from requant.formats.codec import Declaration
+from requant.formats.codec import Codec, Declaration
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
     "bitsandbytes": bitsandbytes.read,
@@ -15,6 +16,11 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
     "mxfp4": mxfp4.read,
 }
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
+
+
+def forms(codec: Codec) -> tuple[Codec, ...]:
+    """Return the codecs that headers may show where one is declared: nothing declares the dtype of some scales."""
+    return (codec, replace(codec, scale="BF16")) if isinstance(codec, fp8.Blocks) else (codec,)
 
 
 def stated(config: Mapping[str, Any]) -> Any:
