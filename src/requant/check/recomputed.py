@@ -120,7 +120,8 @@ def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> 
         last = min(len(weights), first + step)
         some = {suffix: _rows(held.parts[suffix], each, first, last) for suffix, each in stored.items()}
         made = formula.encode(weights[first:last], held.dtype, some)
-        pairs = [(np.ascontiguousarray(each, some[suffix].dtype), some[suffix]) for suffix, each in made.items()]
+        by_rows = {suffix: each for suffix, each in made.items() if held.parts[suffix].every}
+        pairs = [(np.ascontiguousarray(each, some[suffix].dtype), some[suffix]) for suffix, each in by_rows.items()]
         if all(np.count_nonzero(one.reshape(-1) != two.reshape(-1)) <= FEW * two.size for one, two in pairs):
             return False
     return True
@@ -307,6 +308,5 @@ def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last
     if not part.every:
         return values.reshape(place.spec.shape)
     count = -(-rows // part.every)
-    return (
-        values.reshape(-1, *shape[1:]) if shape and shape[0] == count else values.reshape(-1, part.spec.size // count)
-    )
+    inner = shape[1:] if shape and shape[0] == count else (part.spec.size // count,)
+    return values.reshape(-1, *inner)
