@@ -142,6 +142,13 @@ def dockerfiles(session: nox.Session) -> None:
 
 
 @nox.session
+def formats(session: nox.Session) -> None:
+    """Write the table of docs/formats.md from the formats and formulas that are modelled."""
+    needs(session, "tests")
+    session.run("python", "-m", "tests.formats")
+
+
+@nox.session
 def schemas(session: nox.Session) -> None:
     """Write docs/schemas from the types of what requant prints and writes."""
     needs(session, "tests")

@@ -68,9 +68,9 @@ def main() -> None:
 WARM = """
 import numpy as np
 from requant.rounding.kernels import distances, extremes, halves
-w, q = np.zeros((8, 128), np.uint16), np.zeros((16, 8), np.uint32)
-a, b = np.zeros((1, 8), np.int32), np.zeros((1, 8), np.int32)
-extremes(w, 128, a, b), distances(w, q, np.ones((1, 8), np.float32), 128, a, b), halves(np.ones(8, np.float32))
+w, q, steps = np.zeros((8, 128), np.uint16), np.zeros((8, 128), np.uint8), np.ones((1, 8), np.float32)
+a, b, zeros = (np.zeros((1, 8), np.int32) for _ in range(3))
+extremes(w, 128, a, b), distances(w, q, zeros, 15, steps, 128, a, b), halves(np.ones(8, np.float32))
 """
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.checkpoints import Tensors, shard
+from tests.formats import COLUMNS, CONFIGS, DOCS, LAYERS, ROWS, TRIED, WHERE, made_by, written
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
@@ -19,61 +20,11 @@ from requant.check.recomputed import NUMPY
 from requant.checkpoint.safetensors import Spec
 from requant.formats.bitsandbytes import BLOCK, MAP, NAMES, NESTED, FourBit, dynamic_map
 from requant.formats.codec import Array, Codec, narrow, widen
-from requant.formats.declarations import READERS, declared
+from requant.formats.declarations import READERS
 from requant.formats.ggml import Ggml
 from requant.formats.mxfp4 import GptOssMXFP4
 from requant.rounding.formula import Formula
-from requant.rounding.formulas import FORMULAS, formulas
-
-ROWS, COLUMNS = 192, 256
-LAYERS = [f"model.layers.{block}.mlp.{name}_proj" for block in range(4) for name in ("gate", "up")]
-WHERE = LAYERS[3]
-
-
-def integers(form: str, bits: int, **weights: Any) -> dict[str, Any]:
-    """A configuration of compressed-tensors."""
-    scheme = {"targets": ["Linear"], "weights": {"num_bits": bits, "type": "int", "symmetric": True, **weights}}
-    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": scheme}, "ignore": []}
-
-
-def bits_and_bytes(**said: Any) -> dict[str, Any]:
-    """A configuration of bitsandbytes."""
-    return {"quant_method": "bitsandbytes", **said}
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "int4, groups": integers("pack-quantized", 4, strategy="group", group_size=128),
-    "int4, groups, zero points": integers("pack-quantized", 4, strategy="group", group_size=64, symmetric=False),
-    "int8, channels": integers("int-quantized", 8, strategy="channel"),
-    "FP8, channels": integers("float-quantized", 8, strategy="channel", type="float"),
-    "FP8, one scale": integers("float-quantized", 8, strategy="tensor", type="float"),
-    "FP8, blocks": integers("float-quantized", 8, strategy="block", block_structure=[128, 128], type="float"),
-    "NVFP4": integers("nvfp4-pack-quantized", 4, strategy="tensor_group", group_size=16, type="float"),
-    "MXFP4": integers("mxfp4-pack-quantized", 4, strategy="group", group_size=32, type="float"),
-    "FP8 of DeepSeek": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    "FP8 of AutoFP8": {"quant_method": "fp8", "activation_scheme": "static"},
-    "FP8 of ModelOpt": {"quant_method": "modelopt", "quant_algo": "FP8"},
-    "NVFP4 of ModelOpt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-    "nf4": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    "fp4": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
-    "nf4, nested": bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
-    "int8 by rows": bits_and_bytes(load_in_8bit=True),
-    "MLX 4 bits": {"group_size": 64, "bits": 4},
-    "MLX 3 bits": {"group_size": 32, "bits": 3},
-    "MLX mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
-    "MLX mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
-    "MLX nvfp4": {"group_size": 16, "bits": 4, "mode": "nvfp4"},
-    "MLX 8 bits": {"group_size": 128, "bits": 8},
-}
-
-
-def made_by(config: Mapping[str, Any]) -> tuple[Codec, tuple[Formula, ...]]:
-    declaration = declared(config)
-    assert declaration
-    codec = declaration.codec(WHERE)
-    assert codec
-    return codec, tuple(formulas(codec))
-
+from requant.rounding.formulas import FORMULAS
 
 CASES = [
     (name, number, dtype)
@@ -90,12 +41,12 @@ def weights(layer: str, dtype: str) -> Array:
     return widen(narrow(some, dtype), dtype)
 
 
-def beside(codec: Codec, dtype: str) -> dict[str, Array]:
+def beside(codec: Codec, dtype: str, shape: tuple[int, int] = (ROWS, COLUMNS)) -> dict[str, Array]:
     """What no formula makes of the weights."""
-    inputs = {name: part for name, part in codec.parts(ROWS, COLUMNS, dtype).items() if name.startswith("input")}
+    inputs = {name: part for name, part in codec.parts(*shape, dtype).items() if name.startswith("input")}
     if not isinstance(codec, FourBit):
         return {name: np.full(part.spec.shape, 0.5, NUMPY[part.spec.dtype]) for name, part in inputs.items()}
-    state = {"quant_type": codec.kind, "blocksize": BLOCK, "dtype": NAMES[dtype], "shape": [ROWS, COLUMNS]}
+    state = {"quant_type": codec.kind, "blocksize": BLOCK, "dtype": NAMES[dtype], "shape": [*shape]}
     nested = {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": 0.03125} if codec.nested else {}
     table = {MAP: dynamic_map()} if codec.nested else {}
     return {codec.state: np.frombuffer(json.dumps({**state, **nested}).encode(), np.uint8), **table}
@@ -130,9 +81,14 @@ def checked(folder: Path, config: Mapping[str, Any], theirs: Tensors, dtype: str
 
 def test_every_reader_and_every_codec_has_a_case() -> None:
     codecs = {type(made_by(config)[0]) for config in CONFIGS.values()}
+    assert TRIED.keys() == FORMULAS.keys()
     elsewhere = {Ggml, GptOssMXFP4}  # files of their own say the first: tests/test_gguf_check.py
     assert codecs == FORMULAS.keys() - elsewhere
     assert {config.get("quant_method", "mlx") for config in CONFIGS.values()} == READERS.keys() - {"mxfp4"}
+
+
+def test_the_table_of_the_docs_is_that_of_the_code() -> None:
+    assert DOCS.read_text() == written(DOCS.read_text()), "nox -s formats"
 
 
 @pytest.mark.parametrize(("name", "number", "dtype"), CASES)
