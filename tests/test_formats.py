@@ -155,7 +155,7 @@ def gpt_oss(folder: Path, change: Callable[[dict[str, Array]], object] = lambda 
 
 
 def test_fused_experts_of_gpt_oss_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("requant.check.WEIGHTS", 40 * COLUMNS)  # windows that do not divide an expert
+    monkeypatch.setattr("requant.check.CODED", 40 * COLUMNS)  # windows that do not divide an expert
     found = gpt_oss(tmp_path)
     assert found.outcome == Outcome.CLEAN and found.layers.keys() == {*FUSED}
 

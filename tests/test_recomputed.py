@@ -122,7 +122,7 @@ def checked(folder: Path, tensors: Mapping[str, Array], sample: float = 1) -> Ch
 
 @pytest.mark.parametrize("formula", [NARROW, WIDE])
 def test_what_a_formula_makes_is_exact(formula: ToyFormula, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("requant.check.WEIGHTS", 40 * COLUMNS)  # windows of 32 outputs
+    monkeypatch.setattr("requant.check.CODED", 40 * COLUMNS)  # windows of 32 outputs
     found = checked(tmp_path, made(formula))
     assert (found.outcome, found.ways) == (Outcome.CLEAN, {formula.name: len(LAYERS)})
 
@@ -178,6 +178,6 @@ def test_a_layer_that_was_left_float_is_named(tmp_path: Path) -> None:
 
 
 def test_a_sample_accuses_nobody_of_what_it_did_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("requant.check.WEIGHTS", 40 * COLUMNS)
+    monkeypatch.setattr("requant.check.CODED", 40 * COLUMNS)
     found = checked(tmp_path, made(NARROW), sample=0.3)
     assert found.outcome == Outcome.CLEAN and found.read < found.total

@@ -47,6 +47,8 @@ from requant.rounding.reach import Reach, loosest, reach_of
 
 WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
+CODED = 1 << 20
+"""Weights of a layer that is made again in one window: what it takes as float32 stays in the processor's cache."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
 SCHEMA = 4
@@ -245,7 +247,7 @@ def _windows(
         rows, dtype = span.last - span.first, base.tensors[span.base].spec.dtype
         if span.codec:
             align = lcm(span.codec.align, rows // span.heads if span.heads else 1)
-            step = max(1, WEIGHTS // span.columns // align) * align
+            step = max(1, CODED // span.columns // align) * align
             stored = Stored.of(span, span.codec, checkpoint, base)
             each = base.tensors[span.base].spec.shape[-1] if span.transposed else rows  # experts lie apart
             for begin in range(0, rows, each):
