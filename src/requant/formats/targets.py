@@ -8,12 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import re2
-
 MAX_LENGTH, MAX_EXPRESSIONS = 2_000, 1_000
 """Of an expression, in letters, and of all of them."""
-_SILENT = re2.Options()
-_SILENT.log_errors = False
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,12 @@ def targets(listed: Iterable[str]) -> Targets:
 def _compile(expression: str) -> Any:
     if len(expression) > MAX_LENGTH:
         raise ValueError(f"an expression of {len(expression):,} letters for names of layers")
+    import re2  # a pod that builds has none, and reads no expression
+
+    silent = re2.Options()
+    silent.log_errors = False
     try:
-        return re2.compile(expression, _SILENT)
+        return re2.compile(expression, silent)
     except re2.error as error:
         said = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
         raise ValueError(f"re:{expression!r:.80} is no expression that is understood: {said:.80}") from None
