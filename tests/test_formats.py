@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.checkpoints import Tensors, shard
 from tests.formats import COLUMNS, CONFIGS, DOCS, LAYERS, ROWS, TRIED, WHERE, made_by, written
+from tests.hub import running
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
@@ -77,6 +78,17 @@ def checked(folder: Path, config: Mapping[str, Any], theirs: Tensors, dtype: str
         (folder / name / "config.json").write_text(json.dumps({"model_type": "toy", **said}))
     with open_reader(str(folder / "theirs")) as one, open_reader(str(folder / "base")) as two:
         return check(one, two)
+
+
+@pytest.mark.parametrize("name", ["FP8 of DeepSeek", "nf4, nested", "MLX 4 bits"])
+def test_a_repository_is_read_by_ranges(name: str, tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS[name])
+    checked(tmp_path, CONFIGS[name], tensors(codec, known[0], "BF16"), "BF16")
+    with running() as hub:
+        hub.serve("model", "o/made", "a" * 40, tmp_path / "theirs")
+        hub.serve("model", "o/base", "b" * 40, tmp_path / "base")
+        with open_reader("o/made@main", hub.url) as theirs, open_reader("o/base@main", hub.url) as ours:
+            assert check(theirs, ours).clean
 
 
 def test_every_reader_and_every_codec_has_a_case() -> None:
