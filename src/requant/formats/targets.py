@@ -4,7 +4,7 @@ A stranger wrote the expressions, and Python's own matcher can take one longer t
 grows with the name alone; what it does not have, looking ahead and behind, is not modelled.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +14,30 @@ MAX_LENGTH, MAX_EXPRESSIONS = 2_000, 1_000
 
 @dataclass(frozen=True)
 class Targets:
-    """Names, and expressions that a name begins with, in the order in which they stand."""
+    """Names, by their places in the list, and expressions that a name begins with, in the order in which they stand."""
 
-    names: frozenset[str]
-    expressions: tuple[tuple[str, Any], ...]
+    names: Mapping[str, int]
+    expressions: tuple[tuple[int, str, Any], ...]
 
     def first(self, name: str) -> str | None:
-        """Return the target, as it stands in the configuration, that means a name; an exact one first."""
-        if name in self.names:
-            return name
-        return next((each for each, expression in self.expressions if expression.match(name)), None)
+        """Return the first target, as it stands in the configuration, that means a name."""
+        place = self.names.get(name)
+        for number, each, expression in self.expressions:
+            if place is not None and place < number:
+                break
+            if expression.match(name):
+                return each
+        return None if place is None else name
 
 
 def targets(listed: Iterable[str]) -> Targets:
     """Read targets. Raises ValueError, which says why, for an expression that is not understood."""
-    names = [each for each in listed if not each.startswith("re:")]
-    expressions = [each for each in listed if each.startswith("re:")]
+    places = {each: number for number, each in reversed([*enumerate(listed)])}
+    expressions = [(number, each) for each, number in places.items() if each.startswith("re:")]
     if len(expressions) > MAX_EXPRESSIONS:
         raise ValueError(f"{len(expressions):,} expressions for names of layers")
-    return Targets(frozenset(names), tuple((each, _compile(each.removeprefix("re:"))) for each in expressions))
+    read = tuple((number, each, _compile(each.removeprefix("re:"))) for number, each in sorted(expressions))
+    return Targets({each: number for each, number in places.items() if not each.startswith("re:")}, read)
 
 
 def _compile(expression: str) -> Any:
