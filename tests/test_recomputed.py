@@ -181,3 +181,14 @@ def test_a_sample_accuses_nobody_of_what_it_did_not_read(tmp_path: Path, monkeyp
     monkeypatch.setattr("requant.check.CODED", 40 * COLUMNS)
     found = checked(tmp_path, made(NARROW), sample=0.3)
     assert found.outcome == Outcome.CLEAN and found.read < found.total
+
+
+def test_what_a_formula_takes_as_stored_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyFormula, "whole", lambda self, widest, dtype: {})
+    unit = {f"{layer}.unit": np.array(0.03, np.float32) for layer in LAYERS}
+    tensors: dict[str, Array] = {f"{layer}.shape": np.array([ROWS, COLUMNS], np.int64) for layer in LAYERS}
+    for layer in LAYERS:
+        encoded = NARROW.encode(weights(layer), "BF16", {"unit": unit[f"{layer}.unit"]})
+        tensors |= {f"{layer}.{suffix}": each for suffix, each in encoded.items()}
+    found = checked(tmp_path, {**tensors, **unit})
+    assert (found.outcome, len(found.unmodelled)) == (Outcome.NOT_MODELLED, len(LAYERS))

@@ -248,7 +248,7 @@ def _windows(
         if span.codec:
             align = lcm(span.codec.align, rows // span.heads if span.heads else 1)
             step = max(1, CODED // span.columns // align) * align
-            stored = Stored.of(span, span.codec, checkpoint, base)
+            stored = Stored.of(span, checkpoint, base)
             each = base.tensors[span.base].spec.shape[-1] if span.transposed else rows  # experts lie apart
             for begin in range(0, rows, each):
                 for first in range(begin, min(rows, begin + each), step):

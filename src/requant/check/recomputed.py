@@ -5,7 +5,7 @@ where zeros would be nearer.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -53,14 +53,21 @@ class Stored:
     dtype: str
 
     @classmethod
-    def of(cls, span: Span, codec: Codec, checkpoint: Reader, base: Reader) -> "Stored":
-        """Return what a traced layer has."""
+    def of(cls, span: Span, checkpoint: Reader, base: Reader) -> "Stored":
+        """Return what a traced layer has; TypeError for one without a codec."""
+        if (codec := span.codec) is None:
+            raise TypeError(f"{span.name} has no codec")
         dtype = span.dtype or base.tensors[span.base].spec.dtype
         parts = codec.parts(span.last - span.first, span.columns, dtype)
         for suffix, part in parts.items():
             if not part.sized:
                 parts = {**parts, suffix: replace(part, spec=checkpoint.tensors[_name(span, suffix)].spec, every=0)}
         return cls(codec, parts, dtype)
+
+    @property
+    def codes(self) -> str:
+        """The suffix of the largest tensor."""
+        return max(self.parts, key=lambda suffix: self.parts[suffix].spec.nbytes)
 
     def nbytes(self, rows: int, share: float) -> int:
         """Return how many bytes a share of the layer's rows is, on both sides."""
@@ -76,8 +83,7 @@ def recompute(
     What is `given` takes the place of what the checkpoint has of the layer as a whole.
     """
     span, first, last = window.span, window.first, window.last
-    assert span.codec  # noqa: S101
-    held = Stored.of(span, span.codec, checkpoint, base)
+    held = Stored.of(span, checkpoint, base)
     rows = span.last - span.first
     stored = {
         suffix: _read(checkpoint, _name(span, suffix), part, rows, first, last) for suffix, part in held.parts.items()
@@ -87,7 +93,7 @@ def recompute(
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
     fits = False
-    for formula in formulas(span.codec):
+    for formula in formulas(held.codec):
         if fits and not every:
             break
         if findings and not every and _differs(formula, held, weights, stored):
@@ -101,12 +107,12 @@ def recompute(
     if fits:
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
-        decoded = span.codec.decode(stored, span.columns)
+        decoded = held.codec.decode(stored, span.columns)
         starts = np.arange(0, span.columns, STRETCH)
         missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
         whole = np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
         far = ~(missed <= whole)
-    findings[NEAR] = tuple(_far(span, first, far))
+    findings[NEAR] = tuple(_far(_name(span, held.codes), first, far))
     finite = np.where(np.isfinite(missed), missed, whole)
     return Measured(findings, replace(counts, missed=float(finite.sum()), whole=float(whole.sum())))
 
@@ -132,18 +138,12 @@ def _rows(part: Part, values: Array, first: int, last: int) -> Array:
     return values[first // part.every : -(-last // part.every)] if part.every else values
 
 
-def _far(span: Span, first: int, far: Array) -> Iterator[Finding]:
+def _far(tensor: str, first: int, far: Array) -> Iterator[Finding]:
     """Yield a finding where stretches of inputs, [rows, stretches], are farther from the base's than zeros are."""
     if far.any():
         row, stretch = (int(each) for each in np.unravel_index(int(far.argmax()), far.shape))
         detail = f"decoded, farther from them than zeros are, in stretches of {STRETCH} inputs"
-        index = (first + row, stretch * STRETCH)
-        yield Finding("not the base's weights", _name(span, next(iter(_suffixes(span)))), int(far.sum()), index, detail)
-
-
-def _suffixes(span: Span) -> Iterable[str]:
-    assert span.codec  # noqa: S101
-    return span.codec.parts(span.last - span.first, span.columns, "BF16")
+        yield Finding("not the base's weights", tensor, int(far.sum()), (first + row, stretch * STRETCH), detail)
 
 
 def _differences(span: Span, held: Stored, made: Arrays, stored: Arrays, first: int) -> Iterator[Finding]:
@@ -180,20 +180,24 @@ def settle(
     sides = _siblings(widest)
     settled: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     off: dict[str, tuple[Finding, ...]] = {}
+    unmade: dict[tuple[Codec, str], frozenset[str]] = {}
     for name, some in results.items():
         span = some[0][0].span
-        assert span.codec  # noqa: S101
-        held = Stored.of(span, span.codec, checkpoint, base)
+        held = Stored.of(span, checkpoint, base)
         if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
             some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
         way, found = _way(span, held, merge(each for _, each in some))
         if way == NEAR and whole:
             way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
         settled[name] = way, found
-        formula = next((each for each in formulas(span.codec) if each.name == way), None)
+        formula = next((each for each in formulas(held.codec) if each.name == way), None)
+        if formula and (kind := (held.codec, formula.name)) not in unmade:
+            unmade[kind] = _unmade(span, held, formula, checkpoint)
+        if formula and not found and unmade[kind]:
+            settled[name] = FAITHFUL, found
         if odd := (*_fixed(span, held, checkpoint), *_inputs(span, held, checkpoint)):
-            settled[name] = way, (*found, *odd)
-        if whole and formula:
+            settled[name] = settled[name][0], (*found, *odd)
+        if whole and formula and settled[name][0] == way:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
     asked = Counter(settled[name][0] for name in off)
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
@@ -204,6 +208,18 @@ def settle(
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
     return settled
+
+
+def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> frozenset[str]:
+    """Return the tensors of a layer that a formula takes as they are stored, but for scales of inputs."""
+    rows, last = span.last - span.first, min(span.last - span.first, held.codec.align)
+    stored = {
+        suffix: _read(checkpoint, _name(span, suffix), part, rows, 0, last) for suffix, part in held.parts.items()
+    }
+    made = formula.encode(np.zeros((last, span.columns), np.float32), held.dtype, stored)
+    known = made.keys() | formula.whole(1.0, held.dtype).keys()
+    others = (suffix for suffix, part in held.parts.items() if suffix not in known and part.holds is None)
+    return frozenset(suffix for suffix in others if not suffix.startswith("input"))
 
 
 def _by_its_own(
