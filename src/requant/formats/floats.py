@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from requant.formats.codec import Array, widen
+from requant.formats.codec import Array, narrow, widen
 
 _NAMES = {"u2": "BF16", "f2": "F16", "f4": "F32"}
 
@@ -20,19 +20,8 @@ def widened(values: Array) -> npt.NDArray[np.float32]:
 
 def rounded(values: Array, dtype: str) -> npt.NDArray[np.float32]:
     """Return float32 numbers rounded to what `dtype` can hold, BF16, F16 or F32, ties to even, as float32."""
-    if dtype == "BF16":
-        return widen(stored(values, dtype), dtype)
-    return np.asarray(stored(values, dtype), np.float32)
-
-
-def stored(values: Array, dtype: str) -> Array:
-    """Return float32 numbers rounded to `dtype`, ties to even, as it is stored: BF16 as bits uint16."""
     with np.errstate(all="ignore"):
-        if dtype == "BF16":
-            bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-            near = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> np.uint32(16)).astype(np.uint16)
-            return np.where(np.isnan(values), np.uint16(0x7FC0), near)
-        return np.asarray(values, {"F16": np.float16, "F32": np.float32}[dtype])
+        return widen(narrow(values, dtype), dtype)
 
 
 def _e4m3() -> npt.NDArray[np.float32]:
@@ -45,7 +34,7 @@ def _e4m3() -> npt.NDArray[np.float32]:
 
 E4M3 = _e4m3()
 """The 256 values of F8_E4M3, which has no infinities, by code."""
-_E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+_E2M1 = (0.0, 0.5, 1, 1.5, 2, 3, 4, 6)
 E2M1 = np.array([*_E2M1, *(-each for each in _E2M1)], np.float32)
 """The 16 values of a float of 4 bits, by code."""
 

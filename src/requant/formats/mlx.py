@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
+from requant.formats.floats import E2M1
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -23,7 +24,6 @@ DTYPES = ("BF16", "F16", "F32")
 KEYS = ("bits", "group_size", "mode")
 FLOATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 """Bits of a code and inputs of a group, by mode: no others are allowed."""
-E2M1 = np.array((0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6), np.float32)
 MODE = "affine"
 """What a configuration means that states no mode: it is older than the others."""
 

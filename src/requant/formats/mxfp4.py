@@ -13,11 +13,11 @@ import numpy as np
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted
+from requant.formats.floats import E2M1
 
 F32 = np.float32
 GROUP = 32
 BIAS = 127
-VALUES = np.array((0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6), F32)
 LAYERS = (".experts.gate_up_proj", ".experts.down_proj")
 
 
@@ -40,7 +40,7 @@ class GptOssMXFP4:
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return the weights of some rows in BF16, as transformers dequantizes them."""
         octets = stored["_blocks"].reshape(-1, GROUP // 2)
-        values = VALUES[np.stack([octets & 15, octets >> 4], axis=-1).reshape(-1, GROUP)]
+        values = E2M1[np.stack([octets & 15, octets >> 4], axis=-1).reshape(-1, GROUP)]
         with np.errstate(all="ignore"):
             decoded = np.ldexp(values, stored["_scales"].reshape(-1, 1).astype(np.int32) - BIAS)
             return converted(decoded, "", "BF16").reshape(-1, columns)

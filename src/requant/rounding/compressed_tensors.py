@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from requant.formats import floats
-from requant.formats.codec import Array, Arrays
+from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import GLOBAL, MXFP4, NVFP4, PACKED, SCALE, ZERO, Packed, Plain, pack
 from requant.formats.grid import Grid
 from requant.rounding.formula import Formula
@@ -57,7 +57,7 @@ class MinMax:
             zeros = codec.zeros(stored, rows)
         else:
             scales, zeros = self._groups(weights, grid, dtype)
-            own[SCALE] = floats.stored(scales, dtype)
+            own[SCALE] = narrow(scales, dtype)
             if not codec.symmetric:
                 own[ZERO] = self._zeros(zeros)
         codes = np.empty(weights.shape, np.uint8)
@@ -75,7 +75,7 @@ class MinMax:
         """Return the scale of a layer that has one, where it follows from the greatest magnitude."""
         if self.codec.grid.height is not None or not self.codec.symmetric:
             return {}
-        return {SCALE: floats.stored(self._symmetric(np.full(1, widest, np.float32), dtype), dtype)}
+        return {SCALE: narrow(self._symmetric(np.full(1, widest, np.float32), dtype), dtype)}
 
     def _groups(self, weights: Array, grid: Grid, dtype: str) -> tuple[Array, Array]:
         """Return scales and zero points, float32 [n, m]."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from requant.formats import floats
-from requant.formats.codec import Array, Arrays
+from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.fp8 import INVERSE, SCALE, Blocks, PerTensor
 from requant.rounding.formula import Formula
 from requant.rounding.quotients import PLACES, e4m3, widest
@@ -36,7 +36,7 @@ class Scaled:
             inverse = np.float32(1) / scales
         return {
             "weight": _codes(weights, scales, self.codec, times=True),
-            INVERSE: floats.stored(inverse, self.codec.scale),
+            INVERSE: narrow(inverse, self.codec.scale),
         }
 
     def whole(self, widest: float, dtype: str) -> Arrays:
@@ -71,7 +71,7 @@ class Divided:
             factors = np.float32(1) / scales if self.times else scales
         return {
             "weight": _codes(weights, factors, self.codec, times=self.times),
-            INVERSE: floats.stored(scales, self.codec.scale),
+            INVERSE: narrow(scales, self.codec.scale),
         }
 
     def whole(self, widest: float, dtype: str) -> Arrays:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.formats.codec import Array, Arrays, converted, narrow
-from requant.formats.mlx import E2M1, Affine, Float, e4m3, pack
+from requant.formats.floats import E2M1
+from requant.formats.mlx import Affine, Float, e4m3, pack
 from requant.rounding.kernels import affine as affine_codes
 from requant.rounding.mxfp4 import e2m1
 
