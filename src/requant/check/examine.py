@@ -28,7 +28,7 @@ from requant.check.packed import Packed
 from requant.check.reader import Reader
 from requant.check.recomputed import recompute
 from requant.check.spans import Span, Window
-from requant.check.weights import as_floats, read_weights
+from requant.check.weights import as_floats, in_pairs, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import ORDER as INDEX
 from requant.formats import PACKED, Packing, gptq
@@ -93,6 +93,8 @@ def _copied(window: Window, checkpoint: Reader, base: Reader) -> Measured:
     )
     checkpoint.read(place, start * bits // held, theirs.data)
     base.read(origin, Spec(origin.spec.dtype, (span.first, span.columns)).nbytes + start, ours.data)
+    if span.heads and not start and size == Spec(origin.spec.dtype, (span.last - span.first, span.columns)).nbytes:
+        ours = in_pairs(ours.view(f"u{held // 8}").reshape(-1, span.columns), span).view(np.uint8).reshape(-1)
     way = COPIED
     if span.converted:
         way, ours = CONVERTED, _as_dtype(ours, origin.spec.dtype, place.spec.dtype)

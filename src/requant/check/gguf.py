@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.checkpoint.gguf import Tensor, read_gguf
-from requant.checkpoint.safetensors import Spec
+from requant.checkpoint.safetensors import MAX_TENSORS, Spec
 from requant.errors import CheckpointError
 from requant.formats.codec import FLOATS, Codec
 from requant.formats.ggml import Ggml
@@ -58,9 +58,13 @@ class Model:
 
 def is_gguf(path: Path) -> bool:
     """Say whether a path is a GGUF file, or a folder in which such files are the only weights."""
-    if path.suffix == SUFFIX:
+    if path.suffix == SUFFIX and not path.is_dir():
         return path.is_file()
-    return path.is_dir() and any(path.glob(f"*{SUFFIX}")) and not any(path.glob("*.safetensors"))
+    return path.is_dir() and any(_inside(path)) and not any(path.glob("*.safetensors"))
+
+
+def _inside(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.glob(f"*{SUFFIX}") if each.is_file())
 
 
 def files_of(path: Path) -> list[str]:
@@ -68,14 +72,16 @@ def files_of(path: Path) -> list[str]:
 
     `path` is a folder with one model, or one of its files.
     """
-    folder = path.parent if path.suffix == SUFFIX else path
-    found = [path.name] if path.suffix == SUFFIX else sorted(each.name for each in folder.glob(f"*{SUFFIX}"))
+    folder, one = (path, False) if path.is_dir() else (path.parent, True)
+    found = [path.name] if one else _inside(folder)
     if part := _PART.search(found[0]):
         stem, count = found[0][: part.start()], min(int(part[2]), MAX_PARTS)
+        if not 0 < int(part[1]) <= int(part[2]):
+            raise CheckpointError(f"{folder / found[0]}: no part {int(part[1])} of {int(part[2])}", "Rename it.")
         wanted = [f"{stem}-{number:05}-of-{part[2]}{SUFFIX}" for number in range(1, count + 1)]
         if lacking := [name for name in wanted if not (folder / name).is_file()]:
             raise CheckpointError(f"{folder / lacking[0]}: no such file", "All parts of a model are read together.")
-        if path.suffix == SUFFIX or found == wanted:
+        if one or found == wanted:
             return wanted
     if len(found) > 1:
         raise CheckpointError(f"{folder}: holds {len(found)} models", f"Name one of them, such as {folder / found[0]}.")
@@ -95,7 +101,10 @@ def read_model(folder: Path, names: list[str]) -> Model:
         for name, tensor in each.tensors.items():
             try:
                 source = origin(name, tensor.shape, values)
-                source.rows(tensor.shape[0])
+                if not tensor.shape or (source.heads and tensor.shape[0] % (2 * source.heads)):
+                    raise ValueError(f"{list(tensor.shape)} are no {source.heads} heads of an even number of rows")
+                if len(tensors) + len(source.tensors) > MAX_TENSORS:
+                    raise CheckpointError(f"{folder / file}: stacks more than {MAX_TENSORS:,} tensors")
             except ValueError as error:
                 beyond.append((name, str(error)))
                 continue

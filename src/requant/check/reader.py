@@ -118,7 +118,7 @@ def open_reader(name: str, endpoint: str | None = None) -> Reader:
 
 
 def _open_gguf(path: Path) -> Reader:
-    folder, names = path.parent if path.is_file() else path, files_of(path)
+    folder, names = path if path.is_dir() else path.parent, files_of(path)
     files = Folder(folder, names)
     try:
         model = read_model(folder, names)
@@ -133,9 +133,10 @@ class Folder:
     """Files on disk, or those `only`; each is opened once."""
 
     def __init__(self, folder: Path, only: Collection[str] | None = None) -> None:
-        self._paths = list_files(folder) if only is None else {name: (folder / name).resolve() for name in only}
+        self._paths = list_files(folder) if only is None else {}
         self._open: dict[str, int] = {}
         try:
+            self._paths |= {name: (folder / name).resolve(strict=True) for name in only or ()}
             for name, path in self._paths.items():
                 if name.endswith((SUFFIX, GGUF)):
                     self._open[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

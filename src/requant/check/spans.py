@@ -15,17 +15,17 @@ from types import MappingProxyType
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
-from requant.formats.codec import FLOATS, Codec, Declaration, Part
+from requant.formats.codec import FLOATS, Codec, Declaration, Part, layer_of
 from requant.formats.declarations import forms
 from requant.protocol import Source
 
-_FUSED = re.compile(r"_(?:blocks|scales)$")
-"""What gpt-oss puts behind the names of fused experts."""
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
 _RENAMED = (".mlp.", ".block_sparse_moe.")
 """What transformers 5 calls Mixtral's block of experts, and what its files do."""
+MOST_COLUMNS = 1 << 22
+"""Inputs of a layer that is made again: fifty times the widest known."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -115,7 +115,8 @@ def trace(
             continue
         if suffix not in PACKED and not (layer in strange and (suffix == "weight" or name not in base)):
             source = planned.get(name) or planned.get(name.removesuffix(".weight"))
-            traced.append(_copied(name, spec, base, foreign, transposed, source))
+            copied = _copied(name, spec, base, foreign, transposed, source)
+            traced.append(replace(copied, heads=heads.get(name, 0)) if isinstance(copied, Span) else copied)
     if any(f"{layer}.{ORDER}" in found for layer in layers):
         alone = sorted(layer for layer in layers if f"{layer}.{ORDER}" not in found)
         traced += [Finding("missing tensor", f"{layer}.{ORDER}", detail="other layers have one") for layer in alone]
@@ -170,9 +171,13 @@ def _form(
     Where none does, they are those that are declared and the base's. Raises ValueError for an impossible weight.
     """
     rows, own = span.last - span.first, base[span.base].dtype
+    if own not in FLOATS:
+        raise ValueError(f"a base in {own}")
+    if not (rows and 0 < span.columns <= MOST_COLUMNS):
+        raise ValueError(f"{rows:,} rows of {span.columns:,} inputs")
     parts = codec.parts(rows, span.columns, own)
     for each in forms(codec):
-        for dtype in dict.fromkeys((own, *sorted(FLOATS))) if own in FLOATS else ():
+        for dtype in dict.fromkeys((own, *sorted(FLOATS))):
             tried = each.parts(rows, span.columns, dtype)
             if all((seen := found.get(named(span.name, one))) and part.fits(seen) for one, part in tried.items()):
                 return each, dtype, tried
@@ -218,8 +223,7 @@ def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collect
     """
     layers: dict[str, set[str]] = {}
     for name, spec in found.items():
-        layer, dot, _ = name.rpartition(".weight.")
-        layer = layer if dot else _FUSED.sub("", name) if _FUSED.search(name) else name.rpartition(".")[0]
+        layer = layer_of(name)
         if (spec != base.get(name) or layer in others) and not name.endswith(".bias"):
             layers.setdefault(layer, set()).add(name)
     coded = {layer for layer, names in layers.items() if any(found[name].dtype not in FLOATS for name in names)}

@@ -40,14 +40,19 @@ def read_weights(base: Reader, span: Span, first: int, rows: int, take: Take = f
     else:
         base.read(place, item * span.columns * (span.first + first), read.reshape(-1).view(np.uint8).data)
     if span.heads:
-        read = read.reshape(-1, 2, (span.last - span.first) // span.heads // 2, span.columns).swapaxes(1, 2)
-        read = np.ascontiguousarray(read).reshape(rows, span.columns)
+        read = in_pairs(read, span)
     if dtype == "BF16":
         return read
     wide = read.view("<f4") if dtype == "F32" else read.view("<f2").astype(np.float32)
     if span.narrowed:
         return np.asarray(bfloat16(wide).view(np.uint32) >> np.uint32(16), np.uint16)
     return wide.view(np.uint32)
+
+
+def in_pairs(rows: Array, span: Span) -> Array:
+    """Return whole heads of rows in the order of llama.cpp: row j of a head's d beside row j + d/2."""
+    pairs = rows.reshape(-1, 2, (span.last - span.first) // span.heads // 2, span.columns).swapaxes(1, 2)
+    return np.ascontiguousarray(pairs).reshape(rows.shape)
 
 
 def as_floats(weights: Array) -> Array:

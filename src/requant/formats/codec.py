@@ -4,7 +4,8 @@ A linear layer's weight is [out, in], `rows` x `columns`. Its tensors follow out
 are a range of bytes of each, and any number of rows is examined in the memory of a few.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class Part:
     """A tensor of a layer: so many outputs share a row of it; with 0 it belongs to the layer as a whole.
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
-    In the place of its first axis, of outputs, a file may have several, such as experts and the outputs of each.
+    In the place of its first axis, of outputs, a file may have `several`: experts, and the outputs of each.
     `holds` is all that it has, where that follows from the shape of the weight alone. One that is not `sized` is a list
     of at most `LONGEST` bytes, such as a text; it belongs to the layer as a whole.
     """
@@ -43,13 +44,16 @@ class Part:
     every: int = 1
     holds: Array | None = field(default=None, compare=False)
     sized: bool = True
+    several: bool = False
+    accepts: Callable[[Array], bool] | None = field(default=None, compare=False)
+    """Says of what is not sized whether it can belong to the weight."""
 
     def fits(self, found: Spec) -> bool:
         """Say whether a tensor that was found can be this."""
         if self.sized:
             inner = self.spec.shape[1:]
-            several = len(found.shape) > 1 and found.shape[len(found.shape) - len(inner) :] == inner
-            alike = found.shape == self.spec.shape or (several and found.size == self.spec.size)
+            several = self.several and found.shape[2:] == inner and found.size == self.spec.size
+            alike = found.shape == self.spec.shape or several
             return found.dtype == self.spec.dtype and alike
         return found.dtype == self.spec.dtype and len(found.shape) == 1 and found.nbytes <= LONGEST
 
@@ -95,6 +99,18 @@ def narrow(values: Array, dtype: str) -> Array:
 def converted(values: Array, found: str, wanted: str) -> Array:
     """Return float32 numbers that were widened from a dtype, rounded to another, as float32."""
     return values if wanted in (found, "F32") else widen(narrow(values, wanted), wanted)
+
+
+_FUSED = re.compile(r"_(?:blocks|scales)$")
+"""What gpt-oss puts behind the names of fused experts."""
+
+
+def layer_of(tensor: str) -> str:
+    """Return the layer of a tensor that is no weight of a base: what stands before `.weight`, or else the last dot."""
+    layer, dot, _ = tensor.rpartition(".weight.")
+    if dot:
+        return layer
+    return _FUSED.sub("", tensor) if _FUSED.search(tensor) else tensor.rpartition(".")[0]
 
 
 class Declaration(Protocol):

@@ -43,8 +43,8 @@ class Grid:
         """Return a number per group as what broadcasts against some rows of weights."""
         if self.height is None:
             return values.reshape(1, 1)
-        wide = values if self.width is None else values.repeat(self.width, axis=1)[:, :columns]
-        return wide if self.height == 1 else wide.repeat(self.height, axis=0)[:rows]
+        wide = values if self.width is None else values.repeat(min(self.width, columns), axis=1)[:, :columns]
+        return wide if self.height == 1 else wide.repeat(min(self.height, rows), axis=0)[:rows]
 
     def steps(self, rows: int, columns: int) -> tuple[int, int]:
         """Return how many rows and columns of some rows of a weight share a scale, both at least 1."""

@@ -35,7 +35,10 @@ class GptOssMXFP4:
         if columns % GROUP:
             raise ValueError(f"{columns} inputs, no multiple of {GROUP}")
         groups = columns // GROUP
-        return {"_blocks": Part(Spec("U8", (rows, groups, 16))), "_scales": Part(Spec("U8", (rows, groups)))}
+        return {
+            "_blocks": Part(Spec("U8", (rows, groups, 16)), several=True),
+            "_scales": Part(Spec("U8", (rows, groups)), several=True),
+        }
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return the weights of some rows in BF16, as transformers dequantizes them."""

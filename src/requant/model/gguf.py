@@ -8,6 +8,7 @@ j + d/2 becomes row 2j + 1 (`LlamaModel.permute`).
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def origin(name: str, shape: tuple[int, ...], values: Mapping[str, Value]) -> Or
     """
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in LAYERS:
-        raise ValueError(f"names of the architecture {architecture!r} are not known")
+        raise ValueError(f"names of the architecture {reprlib.repr(architecture)} are not known")
     match = _NAME.fullmatch(name)
     known = LAYERS[architecture] if match and match["layer"] else _OUTSIDE
     if match is None or match["what"] not in known:
@@ -104,5 +105,6 @@ def _count(architecture: str, keys: tuple[str, ...], values: Mapping[str, Value]
         if type(found) is int and found > 0:
             return found
         if found is not None:
-            raise ValueError(f"{architecture}.attention.{key} is {found!r}: only one number for all layers is modelled")
+            said = f"{architecture}.attention.{key} is {reprlib.repr(found)}"
+            raise ValueError(f"{said}: only one number for all layers is modelled")
     raise ValueError(f"{architecture}.attention.{keys[-1]} is missing")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import FLOATS, Declaration
+from requant.formats.codec import FLOATS, Declaration, layer_of
 from requant.formats.declarations import declared, stated
 from requant.inspect.findings import Finding
 from requant.inspect.rules.seen import Seen
@@ -38,9 +38,8 @@ def check(seen: Seen) -> Iterator[Finding]:
 def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
     layers: dict[str, dict[str, Spec]] = {}
     for name, spec in tensors.items():
-        layer, dot, rest = name.partition(".weight.")
-        layer, rest = (layer, f"weight.{rest}") if dot else name.rpartition(".")[::2]
-        layers.setdefault(layer, {})[rest] = spec
+        layer = layer_of(name)
+        layers.setdefault(layer, {})[name.removeprefix(layer).removeprefix(".")] = spec
     coded = {layer for layer, held in layers.items() if any(spec.dtype not in FLOATS for spec in held.values())}
     likes = {_INDEX.sub(".#", layer) for layer in coded}
     for layer, held in layers.items():
