@@ -6,6 +6,7 @@ What the formulas themselves are worth, the tests of each format say, against th
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,28 @@ def tensors(codec: Codec, formula: Formula, dtype: str) -> dict[str, tuple[str, 
     return made
 
 
-def checked(folder: Path, config: Mapping[str, Any], theirs: Tensors, dtype: str) -> Checked:
-    base = {
-        f"{each}.weight": (dtype, [ROWS, COLUMNS], narrow(weights(each, dtype), dtype).tobytes()) for each in LAYERS
-    }
-    for name, some, said in (("base", base, {}), ("theirs", theirs, {"quantization_config": config})):
+def base_of(dtype: str) -> dict[str, tuple[str, list[int], bytes]]:
+    bits = {each: narrow(weights(each, dtype), dtype) for each in LAYERS}
+    return {f"{layer}.weight": (dtype, [ROWS, COLUMNS], each.tobytes()) for layer, each in bits.items()}
+
+
+def checked(
+    folder: Path,
+    config: Mapping[str, Any],
+    theirs: Tensors,
+    dtype: str,
+    base: Tensors | None = None,
+    files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Checked:
+    """Check a checkpoint against its base; `files` are JSON files beside, or what `config.json` has more."""
+    said: Mapping[str, Any] = {"quantization_config": config}
+    for name, some, stated in (("base", base or base_of(dtype), {}), ("theirs", theirs, said)):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(shard(some))
-        (folder / name / "config.json").write_text(json.dumps({"model_type": "toy", **said}))
+        (folder / name / "config.json").write_text(json.dumps({"model_type": "toy", **stated}))
+    for name, more in files.items():
+        stated = {"model_type": "toy", **said} if name == "config.json" else {}
+        (folder / "theirs" / name).write_text(json.dumps({**stated, **more}))
     with open_reader(str(folder / "theirs")) as one, open_reader(str(folder / "base")) as two:
         return check(one, two)
 
@@ -187,3 +202,83 @@ def _swap_experts(stored: dict[str, Array]) -> None:
 def test_damage_to_fused_experts_is_named(change: Any, named: str, tmp_path: Path) -> None:
     found = gpt_oss(tmp_path, change)
     assert found.outcome == Outcome.VIOLATIONS and named in {each.tensor for each in found.findings}
+
+
+def nested(change: Callable[[dict[str, Any]], object]) -> Tensors:
+    """A healthy checkpoint in nested nf4, the JSON of one layer changed."""
+    codec, known = made_by(CONFIGS["nf4, nested"])
+    made = dict(tensors(codec, known[0], "BF16"))
+    name = f"{WHERE}.weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(made[name][2])
+    change(state)
+    text = json.dumps(state).encode()
+    return {**made, name: ("U8", [len(text)], text)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.clear(),
+        lambda state: state.update(shape=[ROWS + 1, COLUMNS]),
+        lambda state: state.update(nested_offset=float("inf")),
+        lambda state: state.update(nested_offset=-1.0),
+        lambda state: state.update(nested_offset=True),
+        lambda state: state.update(blocksize=128),
+    ],
+)
+def test_a_text_that_lies_is_named(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
+    found = checked(tmp_path, CONFIGS["nf4, nested"], nested(change), "BF16")
+    assert found.outcome == Outcome.VIOLATIONS
+    assert {each.tensor.partition(".weight")[0] for each in found.findings} == {WHERE}
+
+
+def test_a_layer_may_not_have_the_scale_of_one_that_it_is_never_fused_with(tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS["FP8, one scale"])
+    made = dict(tensors(codec, known[0], "BF16"))
+    made = {name.replace(".up_proj.", ".down_proj."): each for name, each in made.items()}
+    name = "model.layers.1.mlp.gate_proj.weight_scale"
+    made[name] = (*made[name][:2], bytes([made[name][2][0], made[name][2][1] + 1]))
+    base = {name.replace("up_proj", "down_proj"): each for name, each in base_of("BF16").items()}
+    assert checked(tmp_path, CONFIGS["FP8, one scale"], made, "BF16", base).outcome == Outcome.VIOLATIONS
+
+
+def test_what_only_a_side_file_says_is_not_modelled(tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS["FP8 of DeepSeek"])
+    healthy = tensors(codec, known[0], "BF16")
+    side = {"quantization_config.json": {**CONFIGS["FP8 of DeepSeek"], "modules_to_not_convert": [WHERE]}}
+    assert checked(tmp_path, CONFIGS["FP8 of DeepSeek"], healthy, "BF16", files=side).outcome == Outcome.NOT_MODELLED
+
+
+def test_two_declarations_in_one_file_must_be_the_same(tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS["MLX 4 bits"])
+    healthy = tensors(codec, known[0], "BF16")
+    both = {"config.json": {"quantization_config": CONFIGS["MLX 4 bits"], "quantization": CONFIGS["MLX 3 bits"]}}
+    assert checked(tmp_path, CONFIGS["MLX 4 bits"], healthy, "BF16", files=both).outcome == Outcome.VIOLATIONS
+
+
+EMPTY = [("F64", [ROWS, COLUMNS]), ("I8", [ROWS, COLUMNS]), ("BF16", [0, COLUMNS]), ("BF16", [ROWS, 0])]
+
+
+@pytest.mark.parametrize("spec", EMPTY)
+@pytest.mark.parametrize("name", ["FP8 of DeepSeek", "FP8, one scale", "NVFP4", "nf4", "MLX 4 bits"])
+def test_a_base_that_nothing_can_be_made_of_is_not_modelled_or_misshapen(name: str, spec: Any, tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS[name])
+    dtype, shape = spec
+    size = {"F64": 8, "I8": 1, "BF16": 2}[dtype] * shape[0] * shape[1]
+    base = {f"{layer}.weight": (dtype, shape, bytes(size)) for layer in LAYERS}
+    found = checked(tmp_path, CONFIGS[name], tensors(codec, known[0], "BF16"), "BF16", base)
+    assert found.outcome in (Outcome.VIOLATIONS, Outcome.NOT_MODELLED)
+
+
+def test_a_head_that_is_float_and_not_ignored_is_named(tmp_path: Path) -> None:
+    codec, known = made_by(CONFIGS["int4, groups"])
+    head = ("BF16", [8, COLUMNS], bytes(16 * COLUMNS))
+    theirs, base = (
+        {**tensors(codec, known[0], "BF16"), "lm_head.weight": head},
+        {**base_of("BF16"), "lm_head.weight": head},
+    )
+    found = checked(tmp_path, CONFIGS["int4, groups"], theirs, "BF16", base)
+    assert [(each.kind, each.tensor) for each in found.findings] == [("declared otherwise", "lm_head.weight")]
+    (tmp_path / "ignored").mkdir()
+    ignored = {**CONFIGS["int4, groups"], "ignore": ["lm_head"]}
+    assert checked(tmp_path / "ignored", ignored, theirs, "BF16", base).outcome == Outcome.CLEAN

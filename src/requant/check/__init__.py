@@ -17,6 +17,7 @@ from typing import Any
 from requant.check.checked import Checked, judge
 from requant.check.declared import (
     Scheme,
+    beside,
     contradictions,
     floats,
     presence,
@@ -138,7 +139,7 @@ def check(
         if window.span.codec:
             made_again.setdefault(window.span.name, []).append((window, results[number]))
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
-    settled = settle(made_again, checkpoint, base, whole=some == len(windows))
+    settled = settle(made_again, checkpoint, base)
     judged, layers, statistics = judge(by_piece, settled)
     if recipe:  # nothing is left to a tool
         judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
@@ -176,7 +177,7 @@ def _as_declared(
     if checkpoint.declaration or scheme is None or scheme.foreign:
         return spans, unmodelled(spans)
     if scheme.declaration:
-        return spans, [*floats(scheme.declaration, spans), *unmodelled(spans)]
+        return spans, [*floats(scheme.declaration, spans), *beside(scheme), *unmodelled(spans)]
     packed = [span.name for span in spans if span.packing]
     found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme, packed)]
     made = []

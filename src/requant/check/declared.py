@@ -17,6 +17,7 @@ from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
 from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format, declarations
 from requant.formats.codec import Declaration
+from requant.formats.compressed_tensors import CompressedTensors
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
@@ -206,6 +207,9 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
                 kind: Kind = "rewritten by a tool" if key in REWRITTEN else "declared otherwise"
                 detail = f"{_said(value[key])}, {first} has {_said(read[first][key])}"
                 faults.append(Finding(kind, f"{file}: {key}", detail=detail))
+    said, other = (config or {}).get("quantization_config"), (config or {}).get("quantization")
+    if said and other and said != other:  # MLX reads the latter, and writes both
+        faults.append(Finding("declared otherwise", f"{CONFIG}: quantization", detail=f"{_said(other)}, not the same"))
     if not read:
         return None, faults
     scheme, beyond = _beside(read)
@@ -415,12 +419,22 @@ def _floats(
             yield Finding("declared otherwise", span.name, detail=f"bits {bits}, the layer is float")
 
 
+def beside(scheme: Scheme) -> Iterator[Finding]:
+    """Yield what side files declare of a format that lies row by row beyond what `config.json` does."""
+    for file, aside in scheme.asides.items():
+        for key in sorted(aside.own.keys() - scheme.value.keys()):
+            if aside.own[key]:
+                yield Finding("not modelled", f"{file}: {key}", detail="config.json does not say it")
+
+
 def floats(declaration: Declaration, spans: Sequence[Span]) -> Iterator[Finding]:
     """Yield float layers that are declared to be stored in a format, as their likes are."""
     likes = {_INDEX.sub(".#", span.name) for span in spans if span.codec or span.unmodelled}
+    heads = isinstance(declaration, CompressedTensors)  # whose loaders look for a head as they do for any linear layer
     for span in spans:
         layer = span.name.removesuffix(".weight")
-        if span.quantized or layer == span.name or _INDEX.sub(".#", layer) not in likes:
+        like = _INDEX.sub(".#", layer) in likes or (likes and heads and layer.endswith("lm_head"))
+        if span.quantized or layer == span.name or not like:
             continue
         try:
             codec = declaration.codec(layer)

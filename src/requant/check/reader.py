@@ -141,6 +141,9 @@ class Folder:
                 if name.endswith((SUFFIX, GGUF)):
                     self._open[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             facts = {name: _identity(self._open.get(name, path)) for name, path in self._paths.items()}
+        except RuntimeError as error:  # a loop of symbolic links
+            self.close()
+            raise CheckpointError(f"{folder}: {error}") from None
         except OSError as error:
             self.close()
             raise CheckpointError(f"{error.filename}: {error.strerror}") from None

@@ -104,7 +104,7 @@ def recompute(
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
     counts = Counts(codes=weights.size, widest=widest)
-    if fits:
+    if fits and all(part.sized for part in held.parts.values()):  # else a text was taken at its word
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
         decoded = held.codec.decode(stored, span.columns)
@@ -170,11 +170,11 @@ def _text(values: Array, at: int) -> str:
 
 
 def settle(
-    results: Mapping[str, Sequence[tuple[Window, Measured]]], checkpoint: Reader, base: Reader, *, whole: bool
+    results: Mapping[str, Sequence[tuple[Window, Measured]]], checkpoint: Reader, base: Reader
 ) -> dict[str, tuple[str, tuple[Finding, ...]]]:
     """Return the way in which each layer was made, by its name, and what is found, from the windows of all layers.
 
-    `whole` says that every window was read, so that what belongs to a layer as a whole can be held against it.
+    What belongs to a layer as a whole can be held against it only where all of its windows were read.
     """
     widest = {name: max(each.counts.widest for _, each in some) for name, some in results.items()}
     sides = _siblings(widest)
@@ -184,6 +184,7 @@ def settle(
     for name, some in results.items():
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
+        whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
         if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
             some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
         way, found = _way(span, held, merge(each for _, each in some))
@@ -193,7 +194,7 @@ def settle(
         formula = next((each for each in formulas(held.codec) if each.name == way), None)
         if formula and (kind := (held.codec, formula.name)) not in unmade:
             unmade[kind] = _unmade(span, held, formula, checkpoint)
-        if formula and not found and unmade[kind]:
+        if formula and not found and (unmade[kind] or not (whole or not formula.whole(1.0, held.dtype))):
             settled[name] = FAITHFUL, found
         if odd := (*_fixed(span, held, checkpoint), *_inputs(span, held, checkpoint)):
             settled[name] = settled[name][0], (*found, *odd)
@@ -243,7 +244,8 @@ def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Findi
             continue
         parts = [(each.count, _part(held, span, each)) for each in found]
         shares = [(count, part.spec.size) for count, part in parts if part.sized]  # a text is right or wrong
-        if all(count == 1 < size // 2 or count <= FEW * size for count, size in shares):
+        single = len(found) == 1 == found[0].count
+        if single or all(count == 1 < size // 2 or count <= FEW * size for count, size in shares):
             best = min(filter(None, (best, (sum(count / size for count, size in shares), name))))
     if best:
         return best[1], measured.findings[best[1]]
@@ -272,6 +274,10 @@ def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     """Yield the tensors that do not say what the shape of the weight gives."""
     rows = span.last - span.first
     for suffix, part in held.parts.items():
+        if part.accepts:
+            text = _read(checkpoint, _name(span, suffix), replace(part, every=0), rows, 0, rows)
+            if not part.accepts(text):
+                yield Finding("declared otherwise", _name(span, suffix), detail="it cannot be this weight's")
         if (wanted := part.holds) is None:
             continue
         found = _read(checkpoint, _name(span, suffix), replace(part, every=0), rows, 0, rows)
@@ -292,15 +298,19 @@ def _inputs(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
                 yield Finding("scale out of reach", _name(span, suffix), bad, (), f"{values[0]:g}, for inputs")
 
 
+FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+FUSED += (("in_proj_qkv", "in_proj_z"), ("in_proj_a", "in_proj_b"), ("q_a_proj", "kv_a_proj_with_mqa"))
+"""Layers of a module that loaders fuse, and that may share what belongs to a layer as a whole."""
+
+
 def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
-    """Return each layer's greatest magnitude, and greater ones of layers of the same module: they may be fused."""
-    parents: dict[str, list[float]] = {}
+    """Return each layer's greatest magnitude, and greater ones of layers that it may be fused with."""
+    sides = {}
     for name, value in widest.items():
-        parents.setdefault(name.rpartition(".")[0], []).append(value)
-    return {
-        name: [value, *sorted(each for each in {*parents[name.rpartition(".")[0]]} if each > value)]
-        for name, value in widest.items()
-    }
+        module, dot, own = name.rpartition(".")
+        others = {widest.get(f"{module}{dot}{each}", 0.0) for some in FUSED if own in some for each in some}
+        sides[name] = [value, *sorted(each for each in others if each > value)]
+    return sides
 
 
 def _name(span: Span, suffix: str) -> str:

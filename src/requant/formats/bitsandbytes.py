@@ -16,7 +16,7 @@ Sources: `QuantState` and `get_4bit_type` of bitsandbytes 0.50.2 (functional.py)
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What torch calls the dtypes of weights."""
 STATE = "weight.quant_state.bitsandbytes__"
 MAP = "weight.nested_quant_map"
+LARGEST = 3.5e38
+"""More than any magnitude."""
 LONGEST = 4096
 """Bytes of JSON that are read."""
 APART = 2
@@ -109,7 +111,7 @@ class FourBit:
             "weight": Part(Spec("U8", (rows * columns // 2, 1))),
             "weight.absmax": Part(Spec("U8" if self.nested else "F32", (blocks,))),
             "weight.quant_map": Part(Spec("F32", (16,)), 0),
-            self.state: Part(Spec("U8", (0,)), 0, sized=False),
+            self.state: Part(Spec("U8", (0,)), 0, sized=False, accepts=partial(_belongs, [rows, columns], self.nested)),
         }
         if self.nested:
             if rows > share and rows % share:
@@ -153,6 +155,12 @@ class Int8:
         with np.errstate(all="ignore"):
             codes = stored["weight"].reshape(-1, columns).astype(F32)
             return np.asarray(codes * stored["SCB"].reshape(-1, 1) * INVERSE)
+
+
+def _belongs(shape: list[int], nested: bool, text: Array) -> bool:
+    """Say whether the JSON can be that of a weight: its shape, and an offset that is a mean of magnitudes."""
+    offset_ = state_of(text).get("nested_offset", 0.0 if not nested else None)
+    return state_of(text).get("shape") == shape and isinstance(offset_, float) and 0 <= offset_ < LARGEST
 
 
 def state_of(text: Array) -> dict[str, Any]:

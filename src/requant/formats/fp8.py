@@ -88,8 +88,9 @@ class FP8:
 
 def read(config: Mapping[str, Any]) -> FP8:
     """Read a `quantization_config`. Raises ValueError for what is not modelled."""
-    ignored = config.get("modules_to_not_convert") or config.get("ignored_layers") or []
-    if not isinstance(ignored, list) or not all(isinstance(each, str) and each for each in ignored):
+    lists = [config.get(key) or [] for key in ("modules_to_not_convert", "ignored_layers")]
+    ignored = [each for some in lists if isinstance(some, list) for each in some]
+    if not (all(isinstance(some, list) for some in lists) and all(isinstance(each, str) and each for each in ignored)):
         raise ValueError("`modules_to_not_convert` is no list of names")
     for key, usual in (("fmt", ("e4m3",)), ("scale_fmt", ("float",)), ("expert_dtype", ("fp8",))):
         if config.get(key) is not None and config[key] not in usual:

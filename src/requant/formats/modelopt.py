@@ -88,8 +88,12 @@ def read(config: Mapping[str, Any]) -> ModelOpt:
     said = config.get("quantization", config)
     if not isinstance(said, dict):
         raise ValueError("`quantization` is no object")
-    excluded = said.get("exclude_modules") or said.get("ignore") or []
-    if not isinstance(excluded, list) or not all(isinstance(each, str) and 0 < len(each) < 1_000 for each in excluded):
+    lists = [said.get(key) or [] for key in ("exclude_modules", "ignore")]
+    excluded = [each for some in lists if isinstance(some, list) for each in some]
+    if not (
+        all(isinstance(some, list) for some in lists)
+        and all(isinstance(each, str) and 0 < len(each) < 1_000 for each in excluded)
+    ):
         raise ValueError("`ignore` is no list of names")
     algorithm = str(said.get("quant_algo")).upper()
     forms: dict[str, Codec] = {

@@ -99,7 +99,7 @@ class FourBitRounding:
         return np.asarray(order[_above((table[order][:-1] + table[order][1:]) / F32(2), np.clip(scaled, -1, 1))])
 
     def _state(self, text: Array, dtype: str, columns: int) -> Array:
-        """Return the JSON that the tool would have written, or zeros in its place where that is longer or shorter."""
+        """Return the JSON that the tool would have written, or what the text is not where that is longer or shorter."""
         stated = state_of(text)
         shape: Any = stated.get("shape")
         rows = shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int else 0
@@ -108,7 +108,7 @@ class FourBitRounding:
             state |= {"nested_blocksize": NESTED, "nested_dtype": "float32"}
             state |= {"nested_offset": stated.get("nested_offset")}
         written = np.frombuffer(json.dumps(state).encode(), np.uint8)
-        return written if written.size == text.size else np.zeros(text.size, np.uint8)
+        return written if written.size == text.size else ~text
 
 
 def _above(bounds: Any, values: Array) -> Array:

@@ -139,7 +139,7 @@ class FloatRounding:
 
     def _power(self, scale: Array, inner: str) -> tuple[Array, Array]:
         """Return the byte of a scale, and the power of two that it stands for."""
-        logarithm = rounded(np.log2(scale), inner)
+        logarithm = np.log2(scale) if self.up else rounded(np.log2(scale), inner)
         if self.gpu:
             exponent = np.nan_to_num(away(logarithm)).clip(-127, 127)
             less = np.ldexp(np.float32(1), exponent.astype(np.int32)) < scale
