@@ -15,7 +15,7 @@ from requant.recipe import read_recipe
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-tiny --base out/base")
 def check(
-    checkpoint: Annotated[str, typer.Argument(help="A folder, or owner/name@revision on the Hub.")],
+    checkpoint: Annotated[str, typer.Argument(help="A folder, a GGUF file, or owner/name@revision on the Hub.")],
     base: Annotated[
         str,
         typer.Option(
