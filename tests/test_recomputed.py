@@ -193,3 +193,21 @@ def test_what_a_formula_takes_as_stored_is_not_exact(tmp_path: Path, monkeypatch
         tensors |= {f"{layer}.{suffix}": each for suffix, each in encoded.items()}
     found = checked(tmp_path, {**tensors, **unit})
     assert (found.outcome, len(found.unmodelled)) == (Outcome.NOT_MODELLED, len(LAYERS))
+
+
+@dataclass(frozen=True)
+class Fickle(ToyFormula):
+    """As the other, unless the first weight is negative."""
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        made = super().encode(weights, dtype, stored)
+        return {**made, "step": made["step"] + np.uint16(weights[0, 0] < 0)}
+
+
+def test_layers_that_two_formulas_make_are_said_to_be_made_as_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fickle = Fickle("toy, fickle", WIDE.share)
+    monkeypatch.setitem(FORMULAS, Toy, lambda codec: (fickle, WIDE))
+    assert {weights(layer)[0, 0] < 0 for layer in LAYERS} == {True, False}
+    assert checked(tmp_path, made(WIDE)).ways == {WIDE.name: len(LAYERS)}

@@ -208,7 +208,35 @@ def settle(
             settled[name] = way, (*found, *faults)
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
-    return settled
+    return settled | _agreed(settled, results, checkpoint, base)
+
+
+def _agreed(
+    settled: Mapping[str, tuple[str, tuple[Finding, ...]]],
+    results: Mapping[str, Sequence[tuple[Window, Measured]]],
+    checkpoint: Reader,
+    base: Reader,
+) -> dict[str, tuple[str, tuple[Finding, ...]]]:
+    """Return the layers that fit a likelier formula and also the one that the others of the file need.
+
+    Two formulas may give the same bytes. A file was made by one tool, on one machine, if one gives all of it.
+    """
+    exact: dict[Codec, dict[str, str]] = {}
+    for name, (way, found) in settled.items():
+        if (codec := results[name][0][0].span.codec) and not found and way in _names(codec):
+            exact.setdefault(codec, {})[name] = way
+    agreed: dict[str, tuple[str, tuple[Finding, ...]]] = {}
+    for codec, ways in exact.items():
+        last = max(ways.values(), key=_names(codec).index)
+        others = [name for name, way in ways.items() if way != last]
+        again = ((recompute(window, checkpoint, base, every=True) for window, _ in results[name]) for name in others)
+        if all(each.findings[last] == () for some in again for each in some):
+            agreed |= dict.fromkeys(others, (last, ()))
+    return agreed
+
+
+def _names(codec: Codec) -> list[str]:
+    return [each.name for each in formulas(codec)]
 
 
 def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> frozenset[str]:
