@@ -27,7 +27,7 @@ from requant.checkpoint.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
-from requant.formats.gptq import bfloat16_to_float32, pack, zeros
+from requant.formats.gptq import bfloat16_to_float32, constant, pack
 from requant.formats.gptq import specs as packed_specs
 from requant.model.plan import Layer, Plan
 from requant.model.skeleton import plan
@@ -127,7 +127,7 @@ def _first(name: str) -> str:
 def _tuned(name: str, layer: Layer, opened: dict[str, Tensor]) -> dict[str, bytes]:
     assert layer.source
     tensor, columns = opened[layer.source.tensor], layer.shape[1]
-    first, last = layer.source.rows(tensor.spec, layer.shape[0])
+    first, last = layer.source.flat_rows(tensor.spec.shape, layer.shape[0])
     part = tensor.part(2 * first * columns, 2 * last * columns)
     weights = bfloat16_to_float32(b"".join(part.chunks())).reshape(last - first, -1, GROUP)
     random = np.random.default_rng(zlib.crc32(name.encode()))
@@ -137,7 +137,8 @@ def _tuned(name: str, layer: Layer, opened: dict[str, Tensor]) -> dict[str, byte
     offsets = random.uniform(-REACH.offset, REACH.offset, weights.shape).astype(np.float32)
     codes = np.clip(np.rint(weights / scales.astype(np.float32)[..., None] + offsets), -8, 7) + 8
     words = pack(codes.astype(np.uint8).reshape(last - first, columns))
-    data = (words, zeros(scales.shape[1], len(scales)), np.ascontiguousarray(scales.T))
+    points = np.full((scales.shape[1], len(scales) // 8), constant(7)[0], np.int32)
+    data = (words, points, np.ascontiguousarray(scales.T))
     return dict(zip(packed_specs(layer.shape, GROUP), (each.tobytes() for each in data), strict=True))
 
 
