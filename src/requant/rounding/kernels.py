@@ -10,7 +10,8 @@ stands in arrays [groups, rows].
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 SHIFT, NIBBLE, UPPER = np.uint32(16), np.uint32(15), np.uint32(0xFFFF0000)
 TILE = 64
@@ -45,13 +46,13 @@ def extremes(weights, group, low, high):
 
     NaN counts as beyond infinity.
     """
-    columns, missing = weights.shape[1], np.uint32(32 - 8 * weights.itemsize)
+    columns = weights.shape[1]
     ordered = np.empty(group, np.int32)
     for r in range(weights.shape[0]):
         for g in range(low.shape[0]):
             some = weights[r, g * group : min((g + 1) * group, columns)]
             for i in range(some.shape[0]):
-                wide = np.int32(np.uint32(some[i]) << missing)
+                wide = np.int32(_wide(some[i]))
                 ordered[i] = wide ^ ((wide >> SIGN) & MAGNITUDE)
             least = most = np.int32(0)
             for i in range(some.shape[0]):
@@ -169,12 +170,24 @@ def _buffers(group):
     return values, values.view(np.uint32)
 
 
+def _wide(weight: Any) -> Any:
+    """Return the bits of a weight as float32: BF16, uint16, is its upper half."""
+    raise NotImplementedError
+
+
+@overload(_wide, inline="always")
+def _wide_of(weight):
+    """Choose by dtype while it compiles: a shift that is not constant costs a third."""
+    if weight == types.uint16:
+        return lambda weight: np.uint32(weight) << SHIFT
+    return lambda weight: np.uint32(weight)
+
+
 @njit(inline="always")
 def _load(some, bits):
     """Fill a buffer with the weights of one group, as bits of float32; return how many."""
-    missing = np.uint32(32 - 8 * some.itemsize)
     for i in range(some.shape[0]):
-        bits[i] = np.uint32(some[i]) << missing
+        bits[i] = _wide(some[i])
     return some.shape[0]
 
 
