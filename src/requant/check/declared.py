@@ -17,7 +17,6 @@ from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
 from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format, declarations
 from requant.formats.codec import Declaration
-from requant.formats.compressed_tensors import CompressedTensors
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
 
 METHODS = ("auto-round", "intel/auto-round")
@@ -429,19 +428,11 @@ def beside(scheme: Scheme) -> Iterator[Finding]:
 
 def floats(declaration: Declaration, spans: Sequence[Span]) -> Iterator[Finding]:
     """Yield float layers that are declared to be stored in a format, as their likes are."""
-    likes = {_INDEX.sub(".#", span.name) for span in spans if span.codec or span.unmodelled}
-    heads = isinstance(declaration, CompressedTensors)  # whose loaders look for a head as they do for any linear layer
-    for span in spans:
-        layer = span.name.removesuffix(".weight")
-        like = _INDEX.sub(".#", layer) in likes or (likes and heads and layer.endswith("lm_head"))
-        if span.quantized or layer == span.name or not like:
-            continue
-        try:
-            codec = declaration.codec(layer)
-        except ValueError:
-            continue
-        if codec:
-            yield Finding("declared otherwise", span.name, detail=f"{codec.name}, the layer is float")
+    stored = [span.name for span in spans if span.codec or span.unmodelled]
+    weights = (span.name for span in spans if not span.quantized and span.name.endswith(".weight"))
+    layers = (name.removesuffix(".weight") for name in weights)
+    for layer, codec in declarations.left_float(declaration, stored, layers):
+        yield Finding("declared otherwise", f"{layer}.weight", detail=f"{codec.name}, the layer is float")
 
 
 def _groups(size: Any, columns: int) -> int | None:

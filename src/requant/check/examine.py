@@ -33,7 +33,7 @@ from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import ORDER as INDEX
 from requant.formats import PACKED, Packing, gptq
 from requant.formats.awq import ORDER
-from requant.formats.gptq import bfloat16_to_float32
+from requant.formats.codec import narrow, widen
 from requant.rounding import ways as rounding
 from requant.rounding.kernels import along_inputs, along_outputs, distances, error, extremes, shares, unlike
 from requant.rounding.reach import (
@@ -111,11 +111,7 @@ def _copied(window: Window, checkpoint: Reader, base: Reader) -> Measured:
 
 def _as_dtype(data: Array, found: str, wanted: str) -> Array:
     """Return the bytes of floats in another dtype, rounded to nearest, ties to even; infinite where too large."""
-    values = bfloat16_to_float32(data.tobytes()) if found == "BF16" else data.view({"F16": "<f2", "F32": "<f4"}[found])
-    with np.errstate(over="ignore"):
-        if wanted == "BF16":
-            return (rounding.bfloat16(values.astype(np.float32)).view(np.uint32) >> 16).astype("<u2").view(np.uint8)
-        return values.astype({"F16": "<f2", "F32": "<f4"}[wanted]).view(np.uint8)
+    return narrow(widen(data.view(f"<u{ITEM_BITS[found] // 8}"), found), wanted).view(np.uint8)
 
 
 def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, bound: Reach) -> Measured:

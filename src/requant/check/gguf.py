@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.checkpoint.gguf import Tensor, read_gguf
-from requant.checkpoint.safetensors import MAX_TENSORS, Spec
+from requant.checkpoint.safetensors import MAX_TENSORS, Place, Spec
 from requant.errors import CheckpointError
 from requant.formats.codec import FLOATS, Codec
 from requant.formats.ggml import Ggml
@@ -33,23 +33,13 @@ class Types:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A tensor by what it is, the file that it is in, and its bytes there."""
-
-    spec: Spec
-    file: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
 class Model:
     """The tensors by the base's names, those that two files hold, and those that no base is known to have, and why.
 
     `heads` says of layers in how many heads their rows are, where those of each head are in another order.
     """
 
-    tensors: Mapping[str, Piece]
+    tensors: Mapping[str, Place]
     types: Types
     heads: Mapping[str, int]
     twice: tuple[tuple[str, str], ...]
@@ -92,7 +82,7 @@ def read_model(folder: Path, names: list[str]) -> Model:
     """Read the headers of a model's files. Raises CheckpointError for what is no complete file, or no model of one."""
     read = {name: read_gguf(folder / name) for name in names}
     values = {key: value for each in read.values() for key, value in each.values.items()}
-    tensors: dict[str, Piece] = {}
+    tensors: dict[str, Place] = {}
     codecs: dict[str, Ggml] = {}
     heads: dict[str, int] = {}
     twice: list[tuple[str, str]] = []
@@ -108,11 +98,11 @@ def read_model(folder: Path, names: list[str]) -> Model:
             except ValueError as error:
                 beyond.append((name, str(error)))
                 continue
-            for target, piece in _pieces(tensor, source, file):
+            for target, place in _places(tensor, source, file):
                 if target in tensors:
                     twice.append((target, file))
                     continue
-                tensors[target] = piece
+                tensors[target] = place
                 layer = target.removesuffix(".weight")
                 if tensor.type not in FLOATS or source.heads:
                     codecs[layer] = Ggml(tensor.type)
@@ -123,10 +113,10 @@ def read_model(folder: Path, names: list[str]) -> Model:
     return Model(tensors, Types(codecs), heads, tuple(twice), tuple(beyond))
 
 
-def _pieces(tensor: Tensor, source: Origin, file: str) -> list[tuple[str, Piece]]:
+def _places(tensor: Tensor, source: Origin, file: str) -> list[tuple[str, Place]]:
     """Return what a tensor is of the base: itself, or one expert after the other."""
     count, start = len(source.tensors), tensor.stretch.start
     size = (tensor.stretch.stop - start) // count
     spec = Spec(tensor.spec.dtype, tensor.spec.shape[1:]) if count > 1 else tensor.spec
     places = ((target, start + number * size) for number, target in enumerate(source.tensors))
-    return [(target, Piece(spec, file, first, first + size)) for target, first in places]
+    return [(target, Place(spec, file, first, first + size)) for target, first in places]

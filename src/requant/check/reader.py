@@ -15,23 +15,13 @@ from requant.check.gguf import SUFFIX as GGUF
 from requant.check.gguf import files_of, is_gguf, read_model
 from requant.checkpoint.files import SUFFIX, is_companion, list_files
 from requant.checkpoint.loadable import Loadable, deciding, findings, opened
-from requant.checkpoint.safetensors import Spec, header_text, parse_header
+from requant.checkpoint.safetensors import Place, header_text, parse_header
 from requant.digest import canonical_json, read_whole, sha256, side_limit
 from requant.errors import CheckpointError
 from requant.formats.codec import Declaration
 from requant.hub.repository import Repository, named
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor: what it is, and which bytes of which file it occupies."""
-
-    spec: Spec
-    file: str
-    start: int
-    stop: int
 
 
 class Files(Protocol):
@@ -125,8 +115,7 @@ def _open_gguf(path: Path) -> Reader:
     except CheckpointError:
         files.close()
         raise
-    tensors = {name: Place(each.spec, each.file, each.start, each.stop) for name, each in model.tensors.items()}
-    return Reader(str(path), files, tensors, model.twice, False, (), model.types, model.heads, model.beyond)
+    return Reader(str(path), files, model.tensors, model.twice, False, (), model.types, model.heads, model.beyond)
 
 
 class Folder:

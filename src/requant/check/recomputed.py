@@ -13,10 +13,10 @@ import numpy as np
 
 from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
 from requant.check.reader import Reader
-from requant.check.spans import Span, Window, named
+from requant.check.spans import Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, converted, widen
+from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, widen
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
@@ -61,7 +61,10 @@ class Stored:
         parts = codec.parts(span.last - span.first, span.columns, dtype)
         for suffix, part in parts.items():
             if not part.sized:
-                parts = {**parts, suffix: replace(part, spec=checkpoint.tensors[_name(span, suffix)].spec, every=0)}
+                parts = {
+                    **parts,
+                    suffix: replace(part, spec=checkpoint.tensors[named(span.name, suffix)].spec, every=0),
+                }
         return cls(codec, parts, dtype)
 
     @property
@@ -86,7 +89,8 @@ def recompute(
     held = Stored.of(span, checkpoint, base)
     rows = span.last - span.first
     stored = {
-        suffix: _read(checkpoint, _name(span, suffix), part, rows, first, last) for suffix, part in held.parts.items()
+        suffix: _read(checkpoint, named(span.name, suffix), part, rows, first, last)
+        for suffix, part in held.parts.items()
     }
     stored |= given
     weights = as_floats(read_weights(base, span, first, last - first))
@@ -112,7 +116,7 @@ def recompute(
         missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
         whole = np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
         far = ~(missed <= whole)
-    findings[NEAR] = tuple(_far(_name(span, held.codes), first, far))
+    findings[NEAR] = tuple(_far(named(span.name, held.codes), first, far))
     finite = np.where(np.isfinite(missed), missed, whole)
     return Measured(findings, replace(counts, missed=float(finite.sum()), whole=float(whole.sum())))
 
@@ -161,7 +165,7 @@ def _differences(span: Span, held: Stored, made: Arrays, stored: Arrays, first: 
             place = at + _start(part, span.last - span.first, first)
             index = tuple(int(each) for each in np.unravel_index(place, part.spec.shape)) if part.spec.shape else ()
             detail = f"{_text(both[0], at)}, recomputed {_text(both[1], at)}"
-            yield Finding(ROUNDED, _name(span, suffix), count, index, detail)
+            yield Finding(ROUNDED, named(span.name, suffix), count, index, detail)
 
 
 def _text(values: Array, at: int) -> str:
@@ -243,7 +247,7 @@ def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> f
     """Return the tensors of a layer that a formula takes as they are stored, but for scales of inputs."""
     rows, last = span.last - span.first, min(span.last - span.first, held.codec.align)
     stored = {
-        suffix: _read(checkpoint, _name(span, suffix), part, rows, 0, last) for suffix, part in held.parts.items()
+        suffix: _read(checkpoint, named(span.name, suffix), part, rows, 0, last) for suffix, part in held.parts.items()
     }
     made = formula.encode(np.zeros((last, span.columns), np.float32), held.dtype, stored)
     known = made.keys() | formula.whole(1.0, held.dtype).keys()
@@ -281,7 +285,7 @@ def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Findi
 
 
 def _part(held: Stored, span: Span, finding: Finding) -> Part:
-    return next(part for suffix, part in held.parts.items() if _name(span, suffix) == finding.tensor)
+    return next(part for suffix, part in held.parts.items() if named(span.name, suffix) == finding.tensor)
 
 
 def _wholes(
@@ -291,11 +295,11 @@ def _wholes(
     made = [formula.whole(each, held.dtype) for each in widest]
     for suffix in made[0] if made else ():
         part = held.parts[suffix]
-        found = _read(checkpoint, _name(span, suffix), part, 1, 0, 1)
+        found = _read(checkpoint, named(span.name, suffix), part, 1, 0, 1)
         if not any(np.asarray(each[suffix], found.dtype).tobytes() == found.tobytes() for each in made):
             wanted = np.asarray(made[0][suffix], found.dtype)
             detail = f"{_text(found, 0)}, recomputed {_text(wanted, 0)}"
-            yield Finding(ROUNDED, _name(span, suffix), 1, (), detail)
+            yield Finding(ROUNDED, named(span.name, suffix), 1, (), detail)
 
 
 def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
@@ -303,27 +307,27 @@ def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     rows = span.last - span.first
     for suffix, part in held.parts.items():
         if part.accepts:
-            text = _read(checkpoint, _name(span, suffix), replace(part, every=0), rows, 0, rows)
+            text = _read(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
             if not part.accepts(text):
-                yield Finding("declared otherwise", _name(span, suffix), detail="it cannot be this weight's")
+                yield Finding("declared otherwise", named(span.name, suffix), detail="it cannot be this weight's")
         if (wanted := part.holds) is None:
             continue
-        found = _read(checkpoint, _name(span, suffix), replace(part, every=0), rows, 0, rows)
+        found = _read(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
         if found.tobytes() != np.ascontiguousarray(wanted, found.dtype).tobytes():
             apart = found.reshape(-1) != np.ascontiguousarray(wanted, found.dtype).reshape(-1)
             index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))
             detail = f"{_text(found, int(apart.argmax()))}, the shape gives {_text(wanted, int(apart.argmax()))}"
-            yield Finding("declared otherwise", _name(span, suffix), int(np.count_nonzero(apart)), index, detail)
+            yield Finding("declared otherwise", named(span.name, suffix), int(np.count_nonzero(apart)), index, detail)
 
 
 def _inputs(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     """Yield the scales of inputs, which follow from no weight, that no input can have."""
     for suffix, part in held.parts.items():
         if suffix.startswith("input") and suffix.endswith("scale"):
-            found = _read(checkpoint, _name(span, suffix), replace(part, every=0), 1, 0, 1)
+            found = _read(checkpoint, named(span.name, suffix), replace(part, every=0), 1, 0, 1)
             values = widen(found, part.spec.dtype).reshape(-1)
             if bad := int(np.count_nonzero(~(np.isfinite(values) & (values > 0)))):
-                yield Finding("scale out of reach", _name(span, suffix), bad, (), f"{values[0]:g}, for inputs")
+                yield Finding("scale out of reach", named(span.name, suffix), bad, (), f"{values[0]:g}, for inputs")
 
 
 FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
@@ -339,10 +343,6 @@ def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
         others = {widest.get(f"{module}{dot}{each}", 0.0) for some in FUSED if own in some for each in some}
         sides[name] = [value, *sorted(each for each in others if each > value)]
     return sides
-
-
-def _name(span: Span, suffix: str) -> str:
-    return named(span.name, suffix)
 
 
 def _start(part: Part, rows: int, first: int) -> int:

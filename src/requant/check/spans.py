@@ -7,7 +7,7 @@ a time. Every row of the base must be used exactly once, and nothing may be left
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
-from requant.formats.codec import FLOATS, Codec, Declaration, Part, layer_of
+from requant.formats.codec import FLOATS, Codec, Declaration, Part, layer_of, named
 from requant.formats.declarations import forms
 from requant.protocol import Source
 
@@ -139,7 +139,7 @@ def _stored(
     """Trace the layers that are declared to be stored in a format; return the names of their tensors too."""
     traced: list[Span | Finding] = []
     theirs: set[str] = set()
-    unlike: dict[str, tuple[Span, list[Finding]]] = {}
+    unlike: list[_Unlike] = []
     asked: Counter[str] = Counter()
     for layer, names in _layers(found, base, heads).items():
         where = _as_planned(planned.get(layer), base) or source_rows(layer, base)
@@ -157,10 +157,10 @@ def _stored(
         theirs |= names
         asked[codec.name] += 1
         if faults := _unlike({named(layer, suffix): part for suffix, part in parts.items()}, found, names):
-            unlike[layer] = replace(span, codec=codec, dtype=dtype), faults
+            unlike.append(_Unlike(span, codec.name, parts, tuple(faults)))
         else:
             traced.append(replace(span, codec=codec, dtype=dtype, heads=heads.get(layer, 0)))
-    return [*traced, *_variants(unlike, asked, base)], theirs
+    return [*traced, *_variants(unlike, asked)], theirs
 
 
 def _form(
@@ -184,35 +184,38 @@ def _form(
     return codec, "", parts
 
 
-def named(layer: str, suffix: str) -> str:
-    """Return the name of a layer's tensor."""
-    return f"{layer}{'' if suffix.startswith('_') else '.'}{suffix}"
+@dataclass(frozen=True)
+class _Unlike:
+    """A layer that is not as its format has it: the format's name, the tensors by suffix, and what is wrong."""
+
+    span: Span
+    format: str
+    parts: Mapping[str, Part]
+    faults: tuple[Finding, ...]
+
+    @property
+    def codes(self) -> str:
+        """The name of the largest tensor."""
+        return named(self.span.name, max(self.parts, key=lambda suffix: self.parts[suffix].spec.nbytes))
+
+    def kinds(self) -> list[tuple[str, str, str]]:
+        """Return of each fault the format, the suffix and what kind it is."""
+        return [(self.format, each.tensor.removeprefix(self.span.name), each.kind) for each in self.faults]
 
 
-def _variants(
-    unlike: Mapping[str, tuple[Span, list[Finding]]], asked: Mapping[str, int], base: Mapping[str, Spec]
-) -> Iterator[Span | Finding]:
+def _variants(unlike: Sequence[_Unlike], asked: Mapping[str, int]) -> Iterator[Span | Finding]:
     """Yield what layers lack or have otherwise than their format; what all of them have so is a variant of it.
 
     A variant is not modelled, and accuses nobody, unless it is the codes that are otherwise.
     """
-    alike = Counter(
-        (span.codec.name, *_fault(span, each)) for span, some in unlike.values() if span.codec for each in some
-    )
-    for span, some in unlike.values():
-        assert span.codec  # noqa: S101
-        parts = span.codec.parts(span.last - span.first, span.columns, span.dtype or base[span.base].dtype)
-        codes = max(parts, key=lambda suffix: parts[suffix].spec.nbytes)
-        common = [_fault(span, each) for each in some]
-        if all(kind[0] != codes and alike[span.codec.name, *kind] == asked[span.codec.name] for kind in common):
-            yield replace(span, codec=None, unmodelled=f"{span.codec.name}: {common[0][0]}: {some[0].detail}")
+    alike = Counter(kind for each in unlike for kind in each.kinds())
+    for each in unlike:
+        common = all(alike[kind] == asked[each.format] for kind in each.kinds())
+        if common and not any(fault.tensor == each.codes for fault in each.faults):
+            suffix, fault = each.kinds()[0][1].lstrip("."), each.faults[0]
+            yield replace(each.span, unmodelled=f"{each.format}: {suffix}: {fault.detail}")
         else:
-            yield from some
-
-
-def _fault(span: Span, finding: Finding) -> tuple[str, str]:
-    """Return the suffix of a finding about a layer, and its kind."""
-    return finding.tensor.removeprefix(span.name).removeprefix("."), finding.kind
+            yield from each.faults
 
 
 def _layers(found: Mapping[str, Spec], base: Mapping[str, Spec], others: Collection[str]) -> dict[str, set[str]]:

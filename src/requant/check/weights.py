@@ -8,8 +8,7 @@ import numpy as np
 from requant.check.reader import Reader
 from requant.check.spans import Span
 from requant.checkpoint.safetensors import ITEM_BITS
-from requant.rounding.reach import Array
-from requant.rounding.ways import bfloat16
+from requant.formats.codec import Array, narrow, widen
 
 Take = Callable[..., Array]
 """Gives an array of undefined content for a name, a dtype and a shape."""
@@ -43,10 +42,8 @@ def read_weights(base: Reader, span: Span, first: int, rows: int, take: Take = f
         read = in_pairs(read, span)
     if dtype == "BF16":
         return read
-    wide = read.view("<f4") if dtype == "F32" else read.view("<f2").astype(np.float32)
-    if span.narrowed:
-        return np.asarray(bfloat16(wide).view(np.uint32) >> np.uint32(16), np.uint16)
-    return wide.view(np.uint32)
+    wide = widen(read, dtype)
+    return narrow(wide, "BF16") if span.narrowed else wide.view(np.uint32)
 
 
 def in_pairs(rows: Array, span: Span) -> Array:
@@ -57,6 +54,4 @@ def in_pairs(rows: Array, span: Span) -> Array:
 
 def as_floats(weights: Array) -> Array:
     """Return what `read_weights` returns as the float32 numbers that they are."""
-    if weights.dtype == np.uint16:
-        return (weights.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return weights.view(np.float32)
+    return widen(weights, "BF16" if weights.dtype == np.uint16 else "F32")

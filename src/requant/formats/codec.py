@@ -113,6 +113,18 @@ def layer_of(tensor: str) -> str:
     return _FUSED.sub("", tensor) if _FUSED.search(tensor) else tensor.rpartition(".")[0]
 
 
+def named(layer: str, suffix: str) -> str:
+    """Return the name of a layer's tensor."""
+    return f"{layer}{'' if suffix.startswith('_') else '.'}{suffix}"
+
+
+def confirm_keys(config: Mapping[str, Any], known: str) -> None:
+    """Raise ValueError for a key that says something and is none of the `known`, words in a text."""
+    for key in sorted(config.keys() - {*known.split()}):
+        if config[key]:
+            raise ValueError(f"{key!r:.80} {config[key]!r:.80}")
+
+
 class Declaration(Protocol):
     """What a configuration says of every layer, once it was read and understood."""
 

@@ -17,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part
+from requant.formats.codec import Array, Arrays, Codec, Part, confirm_keys
 from requant.formats.floats import E2M1, E4M3, bytes_of, dtype_of, e8m0, halves, rounded, widened
 from requant.formats.grid import Grid, grid_of
 from requant.formats.targets import Targets, targets
 
 PACKED, SCALE, SHAPE, ZERO, ORDER = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
 GLOBAL = "weight_global_scale"
+KEYS = "quant_method config_groups format ignore kv_cache_scheme quantization_status version sparsity_config "
+KEYS += "transform_config global_compression_ratio"
+"""Of a configuration: those that are read, or change nothing of weights."""
 FLOATS = ("BF16", "F16", "F32")
 """What bases are in; scales are alike."""
 
@@ -243,6 +246,7 @@ class CompressedTensors:
 
 def read(config: Mapping[str, Any]) -> CompressedTensors:
     """Read a `quantization_config`. Raises ValueError for what is not modelled."""
+    confirm_keys(config, KEYS)
     groups = config.get("config_groups")
     if not isinstance(groups, dict):
         raise ValueError("`config_groups` is no object")

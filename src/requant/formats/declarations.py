@@ -1,6 +1,8 @@
 """Who reads which `quantization_config`, by its `quant_method`: formats whose layers lie row by row."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,55 +20,9 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], Declaration]] = {
 """Each raises ValueError, which says what is not modelled, for a configuration that it cannot read whole."""
 
 
+_INDEX = re.compile(r"\.\d+(?=\.)")
 MOST = 1_000
 """Entries of a list of layers: each is tried on every layer."""
-KNOWN: Mapping[str, frozenset[str]] = {
-    "compressed-tensors": frozenset(
-        [
-            "quant_method",
-            "config_groups",
-            "format",
-            "ignore",
-            "kv_cache_scheme",
-            "quantization_status",
-            "version",
-            "sparsity_config",
-            "transform_config",
-            "global_compression_ratio",
-        ]
-    ),
-    "fp8": frozenset(
-        [
-            "quant_method",
-            "activation_scheme",
-            "weight_block_size",
-            "modules_to_not_convert",
-            "ignored_layers",
-            "fmt",
-            "scale_fmt",
-            "expert_dtype",
-            "dequantize",
-            "kv_cache_scheme",
-            "weight_per_tensor",
-            "act_per_tensor",
-        ]
-    ),
-    "modelopt": frozenset(
-        [
-            "quant_method",
-            "quant_algo",
-            "kv_cache_quant_algo",
-            "kv_cache_scheme",
-            "producer",
-            "ignore",
-            "exclude_modules",
-            "group_size",
-            "config_groups",
-            "quantization",
-        ]
-    ),
-}
-"""Keys that are read, or that change nothing of weights; the others' readers say themselves what they do not know."""
 
 
 def forms(codec: Codec) -> tuple[Codec, ...]:
@@ -87,9 +43,22 @@ def declared(value: Mapping[str, Any]) -> Declaration | None:
     method = value.get("quant_method", "mlx" if mlx.states(value) else None)
     if not isinstance(method, str) or method not in READERS:
         return None
-    if method in KNOWN and (strange := sorted(key for key in value.keys() - KNOWN[method] if value[key])):
-        raise ValueError(f"`{strange[0]:.40}` {value[strange[0]]!r:.40}")
     for key, listed in value.items():
         if isinstance(listed, list | dict) and len(listed) > MOST:
             raise ValueError(f"{len(listed):,} entries of `{key:.40}`")
     return READERS[method](value)
+
+
+def left_float(declaration: Declaration, stored: Iterable[str], floats: Iterable[str]) -> Iterator[tuple[str, Codec]]:
+    """Yield float layers that are declared to be stored in a format, and how, as `stored` ones with like names are.
+
+    An expression for all layers also means embeddings and routers that no tool takes, so others say nothing; but a
+    head, which loaders of compressed-tensors look for as for any linear layer.
+    """
+    likes = {_INDEX.sub(".#", layer) for layer in stored}
+    heads = isinstance(declaration, compressed_tensors.CompressedTensors)
+    for layer in floats:
+        if _INDEX.sub(".#", layer) in likes or (likes and heads and layer.endswith("lm_head")):
+            with suppress(ValueError):  # what is not modelled is said where it is stored
+                if codec := declaration.codec(layer):
+                    yield layer, codec

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part
+from requant.formats.codec import Array, Arrays, Codec, Part, confirm_keys
 from requant.formats.floats import E4M3, widened
 from requant.formats.grid import Grid
 
+KEYS = "quant_method activation_scheme weight_block_size modules_to_not_convert ignored_layers fmt scale_fmt "
+KEYS += "expert_dtype dequantize kv_cache_scheme weight_per_tensor act_per_tensor"
+"""Of a configuration: those that are read, or change nothing of weights."""
 INVERSE, SCALE, INPUT = "weight_scale_inv", "weight_scale", "input_scale"
 
 
@@ -88,6 +91,7 @@ class FP8:
 
 def read(config: Mapping[str, Any]) -> FP8:
     """Read a `quantization_config`. Raises ValueError for what is not modelled."""
+    confirm_keys(config, KEYS)
     lists = [config.get(key) or [] for key in ("modules_to_not_convert", "ignored_layers")]
     ignored = [each for some in lists if isinstance(some, list) for each in some]
     if not (all(isinstance(some, list) for some in lists) and all(isinstance(each, str) and each for each in ignored)):

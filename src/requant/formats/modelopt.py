@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part
+from requant.formats.codec import Array, Arrays, Codec, Part, confirm_keys
 from requant.formats.floats import E2M1, E4M3, halves
 from requant.formats.grid import Grid
 
+KEYS = "quant_method quant_algo kv_cache_quant_algo kv_cache_scheme producer ignore exclude_modules group_size "
+KEYS += "config_groups quantization"
+"""Of a configuration: those that are read, or change nothing of weights."""
 SCALE, WHOLE, INPUT = "weight_scale", "weight_scale_2", "input_scale"
 _ONE = Part(Spec("F32", ()), 0)
 
@@ -85,6 +88,7 @@ _VISION = ("vision_tower", "vision_model", "visual")
 
 def read(config: Mapping[str, Any]) -> ModelOpt:
     """Read a `quantization_config`, of either form. Raises ValueError for what is not modelled."""
+    confirm_keys(config, KEYS)
     said = config.get("quantization", config)
     if not isinstance(said, dict):
         raise ValueError("`quantization` is no object")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, converted
+from requant.formats.codec import Array, Arrays, Codec, Part, confirm_keys, converted
 from requant.formats.floats import E2M1
 
 F32 = np.float32
@@ -67,9 +67,7 @@ class Declared:
 
 def read(value: Mapping[str, Any]) -> Declared:
     """Read a `quantization_config` of `quant_method` mxfp4."""
-    for key, said in value.items():
-        if key not in ("modules_to_not_convert", "quant_method", "dequantize") and said:
-            raise ValueError(f"{key!r:.80} {said!r:.80}")
+    confirm_keys(value, "modules_to_not_convert quant_method dequantize")
     named = value.get("modules_to_not_convert") or []
     if not (isinstance(named, list) and all(isinstance(each, str) for each in named)):
         raise ValueError(f"modules_to_not_convert {named!r:.80}")

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import FLOATS, Declaration, layer_of
-from requant.formats.declarations import declared, stated
+from requant.formats.codec import FLOATS, Declaration, layer_of, named
+from requant.formats.declarations import declared, left_float, stated
 from requant.inspect.findings import Finding
 from requant.inspect.rules.seen import Seen
 
@@ -17,7 +17,6 @@ SIDE = 1 << 12
 """Outputs and inputs of a weight that any format can store: only names and dtypes of its tensors are asked for."""
 PROMISES = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Keys of configurations that say how many layers predict several tokens: DeepSeek's and GLM's, and Qwen's."""
-_INDEX = re.compile(r"\.\d+(?=\.)")
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -41,7 +40,6 @@ def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -
         layer = layer_of(name)
         layers.setdefault(layer, {})[name.removeprefix(layer).removeprefix(".")] = spec
     coded = {layer for layer, held in layers.items() if any(spec.dtype not in FLOATS for spec in held.values())}
-    likes = {_INDEX.sub(".#", layer) for layer in coded}
     for layer, held in layers.items():
         try:
             codec = declaration.codec(layer)
@@ -49,18 +47,19 @@ def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -
         except ValueError:
             continue  # `check` says of each layer why it is not modelled
         if codec is None and layer in coded:
-            names = [f"{layer}.{suffix}" for suffix, spec in held.items() if spec.dtype not in FLOATS]
+            names = [named(layer, suffix) for suffix, spec in held.items() if spec.dtype not in FLOATS]
             yield seen.error("D32", names, "The declaration says that the layer is float, and codes are stored.")
         elif codec and layer in coded:
-            lacking = [f"{layer}.{suffix}" for suffix in wanted if suffix not in held]
+            lacking = [named(layer, suffix) for suffix in wanted if suffix not in held]
             apart = [s for s, part in wanted.items() if s in held and _kind(held[s]) != _kind(part.spec)]
             if lacking:
                 yield seen.error("D31", lacking, f"Declared {codec.name}: the tensor is not there.")
             for suffix in apart:
                 text = f"Declared {codec.name}: found {held[suffix].dtype}, expected {wanted[suffix].spec.dtype}."
-                yield seen.error("D31", [f"{layer}.{suffix}"], text)
-        elif codec and _INDEX.sub(".#", layer) in likes:
-            yield seen.error("D31", [f"{layer}.weight"], f"Declared {codec.name}: the layer is float.")
+                yield seen.error("D31", [named(layer, suffix)], text)
+    floats = [layer for layer, held in layers.items() if layer not in coded and "weight" in held]
+    for layer, codec in left_float(declaration, coded, floats):
+        yield seen.error("D31", [f"{layer}.weight"], f"Declared {codec.name}: the layer is float.")
 
 
 def _kind(spec: Spec) -> str:
