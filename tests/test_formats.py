@@ -232,6 +232,21 @@ def test_a_text_that_lies_is_named(change: Callable[[dict[str, Any]], object], t
     assert {each.tensor.partition(".weight")[0] for each in found.findings} == {WHERE}
 
 
+def test_a_text_that_makes_weights_of_its_own_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its offset is a mean, taken as stored: every code can fit one that is far from it."""
+    config, (codec, known) = CONFIGS["nf4, nested"], made_by(CONFIGS["nf4, nested"])
+    healthy = tensors(codec, known[0], "BF16")
+    lies = beside(codec, "BF16")
+    lies["weight.quant_state.bitsandbytes__nf4"] = np.frombuffer(
+        bytes(lies["weight.quant_state.bitsandbytes__nf4"]).replace(b"0.03125", b"1000.25"), np.uint8
+    )
+    monkeypatch.setattr(f"{__name__}.beside", lambda *_: lies)
+    theirs = {name: each for name, each in tensors(codec, known[0], "BF16").items() if name.startswith(f"{WHERE}.")}
+    found = checked(tmp_path, config, {**healthy, **theirs}, "BF16")
+    assert {each.tensor.partition(".weight")[0] for each in found.findings} == {WHERE}
+    assert {each.kind for each in found.findings} == {"not the base's weights"}
+
+
 def test_a_layer_may_not_have_the_scale_of_one_that_it_is_never_fused_with(tmp_path: Path) -> None:
     codec, known = made_by(CONFIGS["FP8, one scale"])
     made = dict(tensors(codec, known[0], "BF16"))

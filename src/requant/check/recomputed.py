@@ -87,12 +87,7 @@ def recompute(
     """
     span, first, last = window.span, window.first, window.last
     held = Stored.of(span, checkpoint, base)
-    rows = span.last - span.first
-    stored = {
-        suffix: _read(checkpoint, named(span.name, suffix), part, rows, first, last)
-        for suffix, part in held.parts.items()
-    }
-    stored |= given
+    stored = {**_tensors(span, held, checkpoint, first, last), **given}
     weights = as_floats(read_weights(base, span, first, last - first))
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
@@ -191,7 +186,10 @@ def settle(
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
         if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
             some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
-        way, found = _way(span, held, merge(each for _, each in some))
+        measured = merge(each for _, each in some)
+        way, found = _way(span, held, measured)
+        if way != NEAR and measured.counts.missed > measured.counts.whole:
+            found = (*found, *measured.findings.get(NEAR, ()))  # a text said otherwise of what fits to the last bit
         if way == NEAR and whole:
             way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
         settled[name] = way, found
@@ -245,10 +243,8 @@ def _names(codec: Codec) -> list[str]:
 
 def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> frozenset[str]:
     """Return the tensors of a layer that a formula takes as they are stored, but for scales of inputs."""
-    rows, last = span.last - span.first, min(span.last - span.first, held.codec.align)
-    stored = {
-        suffix: _read(checkpoint, named(span.name, suffix), part, rows, 0, last) for suffix, part in held.parts.items()
-    }
+    last = min(span.last - span.first, held.codec.align)
+    stored = _tensors(span, held, checkpoint, 0, last)
     made = formula.encode(np.zeros((last, span.columns), np.float32), held.dtype, stored)
     known = made.keys() | formula.whole(1.0, held.dtype).keys()
     others = (suffix for suffix, part in held.parts.items() if suffix not in known and part.holds is None)
@@ -343,6 +339,15 @@ def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
         others = {widest.get(f"{module}{dot}{each}", 0.0) for some in FUSED if own in some for each in some}
         sides[name] = [value, *sorted(each for each in others if each > value)]
     return sides
+
+
+def _tensors(span: Span, held: Stored, checkpoint: Reader, first: int, last: int) -> dict[str, Array]:
+    """Read what a layer's tensors have of some outputs."""
+    rows = span.last - span.first
+    return {
+        suffix: _read(checkpoint, named(span.name, suffix), part, rows, first, last)
+        for suffix, part in held.parts.items()
+    }
 
 
 def _start(part: Part, rows: int, first: int) -> int:
