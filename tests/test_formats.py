@@ -297,3 +297,24 @@ def test_a_head_that_is_float_and_not_ignored_is_named(tmp_path: Path) -> None:
     (tmp_path / "ignored").mkdir()
     ignored = {**CONFIGS["int4, groups"], "ignore": ["lm_head"]}
     assert checked(tmp_path / "ignored", ignored, theirs, "BF16", base).outcome == Outcome.CLEAN
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "outcome"),
+    [
+        ("MLX 4 bits", {}, Outcome.CLEAN),
+        ("MLX 4 bits", {WHERE: False}, Outcome.CLEAN),
+        ("MLX 4 bits", {WHERE: {"bits": 4, "group_size": 64}}, Outcome.VIOLATIONS),
+        ("int4, groups", {}, Outcome.VIOLATIONS),
+        ("nf4", {}, Outcome.VIOLATIONS),
+    ],
+)
+def test_a_layer_that_is_float_accuses_where_its_loader_looks_for_codes(
+    name: str, more: dict[str, Any], outcome: Outcome, tmp_path: Path
+) -> None:
+    codec, known = made_by(CONFIGS[name])
+    coded = {key: each for key, each in tensors(codec, known[0], "BF16").items() if not key.startswith(f"{WHERE}.")}
+    theirs = {**coded, f"{WHERE}.weight": base_of("BF16")[f"{WHERE}.weight"]}
+    found = checked(tmp_path, {**CONFIGS[name], **more}, theirs, "BF16")
+    assert found.outcome == outcome
+    assert {each.tensor for each in found.findings} <= {f"{WHERE}.weight"}

@@ -58,6 +58,8 @@ def left_float(declaration: Declaration, stored: Iterable[str], floats: Iterable
     likes = {_INDEX.sub(".#", layer) for layer in stored}
     heads = isinstance(declaration, compressed_tensors.CompressedTensors)
     for layer in floats:
+        if isinstance(declaration, mlx.Declared) and layer not in declaration.own:
+            continue  # mlx-lm takes a layer for what it is by its tensors, unless the layer is named
         if _INDEX.sub(".#", layer) in likes or (likes and heads and layer.endswith("lm_head")):
             with suppress(ValueError):  # what is not modelled is said where it is stored
                 if codec := declaration.codec(layer):
