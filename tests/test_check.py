@@ -26,9 +26,10 @@ from requant.check import check
 from requant.check.checked import Checked
 from requant.check.findings import COPIED, TUNED, Finding, Measured
 from requant.check.finished import Finished
+from requant.check.place import Place
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import INDEX, Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
-from requant.checkpoint.safetensors import ITEM_BITS, Place
+from requant.checkpoint.safetensors import ITEM_BITS
 from requant.errors import NotAvailableError, UsageError
 from requant.formats.gptq import bfloat16_to_float32, pack, unpack
 from requant.progress import Progress

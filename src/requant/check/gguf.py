@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from requant.check.place import Place
 from requant.checkpoint.gguf import Tensor, read_gguf
-from requant.checkpoint.safetensors import MAX_TENSORS, Place, Spec
+from requant.checkpoint.safetensors import MAX_TENSORS, Spec
 from requant.errors import CheckpointError
 from requant.formats.codec import FLOATS, Codec
 from requant.formats.ggml import Ggml

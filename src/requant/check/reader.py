@@ -13,9 +13,10 @@ from typing import Protocol, Self, TypeVar
 
 from requant.check.gguf import SUFFIX as GGUF
 from requant.check.gguf import files_of, is_gguf, read_model
+from requant.check.place import Place
 from requant.checkpoint.files import SUFFIX, is_companion, list_files
 from requant.checkpoint.loadable import Loadable, deciding, findings, opened
-from requant.checkpoint.safetensors import Place, header_text, parse_header
+from requant.checkpoint.safetensors import header_text, parse_header
 from requant.digest import canonical_json, read_whole, sha256, side_limit
 from requant.errors import CheckpointError
 from requant.formats.codec import Declaration

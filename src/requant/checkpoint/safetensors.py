@@ -52,16 +52,6 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A tensor: what it is, and which bytes of which file it occupies."""
-
-    spec: Spec
-    file: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stretch:
     """The bytes `start` to `stop` of a file."""
 
