@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.checkpoints import nobody, on_a_disk, on_disk
 from tests.conftest import Refuses, Worded
 
-from requant.digest import strict_json
+from requant.digest import canonical_json, strict_json
 from requant.errors import CheckpointError
 from requant.evidence.journal import READERS, Block, Follower, Header, Journal, Loss, Writer, read_journal
 
@@ -25,6 +25,7 @@ blocks = st.builds(
     loss=st.none() | st.builds(Loss, losses, losses, st.integers(0)),
     tensors=strings,
     outputs=strings,
+    hints=st.none() | text,
 )
 
 
@@ -67,6 +68,14 @@ def test_what_is_written_is_read_back(journal: Journal) -> None:
 def test_a_build_without_a_tiny_model_has_none() -> None:
     journal = replace(JOURNAL, header=replace(JOURNAL.header, tiny=None))
     assert read(written(journal)) == journal
+
+
+def test_a_block_without_hints_has_no_such_key(refuses: Refuses) -> None:
+    assert [b'"hints"' in line for line in LINES] == [False] * 4
+    assert b'"hints":"ab"' in written(replace(JOURNAL, blocks=(replace(BLOCK, hints="ab"),) * 3))
+    header, line = LINES[0], json.loads(LINES[1])
+    with refuses(CheckpointError):
+        read(header + canonical_json({**line, "hints": None}) + b"\n", growing=True)
 
 
 def test_a_journal_is_on_disk_line_by_line_and_never_written_over(tmp_path: Path) -> None:

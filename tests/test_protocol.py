@@ -87,7 +87,7 @@ def test_passed_blocks_are_read_line_by_line(tmp_path: Path, refuses: Refuses) -
 OWN = Own(8, 32, True, "why")
 TUNING = Tuning(None, "base", "text", "e", "b", "", ("a.0",), ("a.0.w",), {"a.0.w": OWN})
 GIVEN = {"tuning": {**vars(TUNING), "blocks": ["a.0"], "packed": ["a.0.w"], "own": {"a.0.w": vars(OWN)}}}
-REPLAY = {"task": "replay", **GIVEN, "checkpoint": ["x"], "blocks": [3], "waiting": 2}
+REPLAY = {"task": "replay", **GIVEN, "checkpoint": ["x"], "blocks": [3], "waiting": 2, "hints": None}
 
 
 @pytest.mark.parametrize(

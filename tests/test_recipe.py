@@ -368,6 +368,16 @@ def test_patience_needs_the_best_to_be_kept(tmp_path: Path) -> None:
     assert refused(tmp_path, document).startswith("tuning.patience: found 5")
 
 
+def test_hints_are_of_signs_and_of_the_best_iteration(tmp_path: Path) -> None:
+    """With momentum AutoRound takes the signs of other sums, and without the best iteration its last parameters."""
+    assert read(tmp_path, with_value("tuning.hints", True)).tuning.hints
+    assert not read_recipe(BUILDS / "ec").tuning.hints
+    for key, value in {"momentum": 0.5, "keep_best": False, "patience": 5}.items():
+        document = with_value("tuning.hints", True)
+        document["tuning"][key] = value
+        assert refused(tmp_path, document).startswith("tuning.hints: found True, allowed: with momentum = 0.0"), key
+
+
 def test_a_scheme_is_found_by_its_name() -> None:
     assert {*SCHEMES} == {*get_args(get_type_hints(Scheme)["name"])}
     assert read_recipe(BUILDS / "ec").scheme.bits == 4

@@ -6,6 +6,7 @@
     resume/ raw/                       of `Build`: the resume state with its journal, and AutoRound's own output
     passed.jsonl inputs/00003/         of `Replay`: a `Passed` for each block, and what a chosen one is given
     jobs/00003/ answers/00003/         of `Tune`: what a block is given, and its record beside what it was packed to
+                                       and with hints what came of them, a `Hinted`
     survey.json                        of `Survey`: `Answers`
 
 A file or folder appears under its name when it is whole, but for `passed.jsonl`, whose lines do. Standard library only.
@@ -31,6 +32,9 @@ PASSED = "passed.jsonl"
 INPUTS, JOBS, ANSWERS = "inputs", "jobs", "answers"
 BLOCK = "block.json"
 """In an answer, the block's record as a journal has it."""
+HINTS = "hints"
+"""In a resume state the folder of all hints, one file for each block; in a job, that file."""
+HINTED = "hinted.json"
 SURVEY = "survey.json"
 
 LEASH = "REQUANT_LEASH"
@@ -76,22 +80,29 @@ class Build:
 
 @dataclass(frozen=True)
 class Tune:
-    """Tune each block whose inputs appear in `jobs/`, until the host ends the worker."""
+    """Tune each block whose inputs appear in `jobs/`, until the host ends the worker; a `portable` task by hints."""
 
     tuning: Tuning
+    portable: bool = False
 
 
 @dataclass(frozen=True)
 class Replay:
     """Go through the blocks with the codes of the files `checkpoint`; write what `blocks` are given.
 
-    At most `waiting` of these lie in `inputs/` at a time.
+    At most `waiting` of these lie in `inputs/` at a time. `hints` is the folder of the hints to go by, if there is one.
     """
 
     tuning: Tuning
     checkpoint: tuple[str, ...]
     blocks: tuple[int, ...]
     waiting: int
+    hints: str | None = None
+
+    @property
+    def portable(self) -> bool:
+        """Whether it goes by hints."""
+        return self.hints is not None
 
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -157,10 +168,33 @@ class Report:
 
 @dataclass(frozen=True)
 class Passed:
-    """A block that a replay has come to: the digests of what it is given, as a journal has them."""
+    """A block that a replay has come to: the digests of what it is given, as a journal has them.
+
+    Where hints have `lost` the way to it, why; then what it is given is not known.
+    """
 
     inputs: Mapping[str, str]
     random_state: str
+    lost: str = ""
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """What came of tuning a block by hints; docs/portable.md has the words.
+
+    Of the signs that were `decided`, the hints changed `signs`, and of the routers' choices `routes`. In the first
+    iteration they could have changed `free_per_million`; the furthest that they changed took `furthest_percent` of its
+    bound. `inconclusive` says why the block could not be followed to its end, `beyond` which decision rounding cannot
+    explain.
+    """
+
+    decided: int
+    signs: int
+    routes: int
+    free_per_million: int
+    furthest_percent: int
+    inconclusive: str = ""
+    beyond: str = ""
 
 
 @dataclass(frozen=True)

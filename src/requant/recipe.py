@@ -97,6 +97,7 @@ class Tuning:
 
     At 0 `iterations` nothing is tuned: each weight is rounded to nearest, and `search_scales` says, there alone,
     whether AutoRound seeks scales first (`enable_opt_rtn`) or takes those of the widest weights (`disable_opt_rtn`).
+    With `hints` the build writes what an audit on other hardware needs; no byte of the checkpoint depends on it.
     """
 
     iterations: int
@@ -112,6 +113,7 @@ class Tuning:
     patience: int
     low_gpu_memory: bool
     search_scales: bool | None = None
+    hints: bool = False
 
 
 @dataclass(frozen=True)
@@ -432,6 +434,8 @@ def _check(recipe: Recipe) -> None:
         refuse("tuning.seed", tuning.seed, "0 to 4294967295, what numpy accepts")
     if tuning.patience != -1 and (tuning.patience < 1 or not tuning.keep_best):
         refuse("tuning.patience", tuning.patience, "-1, or with keep_best 1 or more: AutoRound takes all else as -1")
+    if tuning.hints and (tuning.momentum or tuning.patience != -1 or not tuning.keep_best or recipe.rounds):
+        refuse("tuning.hints", True, "with momentum = 0.0, keep_best = true, patience = -1 and 1 or more iterations")
     for pattern, own in recipe.layers.schemes.items():
         if fault := own.fault(scheme.format):
             refuse(f"layers.schemes.{json.dumps(pattern)}", f"{own.name}, {_kind(own.symmetric)}", fault)

@@ -57,7 +57,7 @@ def fill(folder: Path, block_inputs: BlockInputs) -> ResumeState:
         tensors = {name: digest([value]) for name, value in packed.items()}
         loss = Loss((0.5).hex(), (0.25).hex(), 1)
         same = block_inputs.digests
-        resume_state.keep(Block(f"layer{number}", same, "0" * 64, loss, tensors, same), packed, block_inputs)
+        resume_state.keep(Block(f"layer{number}", same, "0" * 64, loss, tensors, same), packed, block_inputs, None)
     resume_state.close()
     return resume_state
 

@@ -29,6 +29,8 @@ class Setting:
     inputs: Inputs
     environment: Environment
     sandbox: Sandbox
+    portable: bool = False
+    """Whether blocks are tuned by hints, on whatever hardware this is."""
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +54,9 @@ class Setting:
         return self.sandbox.start(folder, (self.inputs.base, self.inputs.text, *readable))
 
 
-def prepare(recipe: Recipe, tiny: str | None, inputs: Inputs, tell: Tell, sandbox: str = "venv") -> Setting:
+def prepare(
+    recipe: Recipe, tiny: str | None, inputs: Inputs, tell: Tell, sandbox: str = "venv", *, portable: bool = False
+) -> Setting:
     """Make the environment of a recipe, or of its tiny model, and say what its workers are given.
 
     `sandbox` is one of `sandbox.choice.SANDBOXES`.
@@ -60,7 +64,8 @@ def prepare(recipe: Recipe, tiny: str | None, inputs: Inputs, tell: Tell, sandbo
     Raises LockError for a lock that is stale, NotAvailableError where the environment cannot be made here.
     """
     environment = Environment.load(recipe.lockfiles, recipe.effort(tiny is not None).environment)
-    return Setting(recipe, tiny, inputs, environment, choose(recipe, tiny, environment, sandbox, tell).sandbox)
+    chosen = choose(recipe, tiny, environment, sandbox, tell).sandbox
+    return Setting(recipe, tiny, inputs, environment, chosen, portable)
 
 
 class WorkerPool(Protocol):
@@ -98,7 +103,8 @@ class Local:
         self._jobs: dict[int, int] = {}
         with ExitStack() as stack:
             for number in range(size):
-                self._workers.append(stack.enter_context(setting.start(folder / f"{number}", Tune(setting.tuning))))
+                task = Tune(setting.tuning, setting.portable)
+                self._workers.append(stack.enter_context(setting.start(folder / f"{number}", task)))
                 (self._workers[-1].folder / JOBS).mkdir(exist_ok=True)
             self._stack = stack.pop_all()
 

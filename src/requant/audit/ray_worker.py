@@ -52,6 +52,7 @@ class Order:
     base: Path | None
     environment: str
     base_digest: str
+    portable: bool
 
 
 def order(setting: Setting, base: Path | None) -> Order:
@@ -74,6 +75,7 @@ def order(setting: Setting, base: Path | None) -> Order:
         base=base and base.resolve(),
         environment=setting.environment.digest,
         base_digest=setting.inputs.base_digest,
+        portable=setting.portable,
     )
 
 
@@ -105,7 +107,7 @@ class Worker:
             recipe = read_recipe(self._folder / "order" / self._order.recipe)
             with alone(place):
                 inputs = inputs_for(recipe, self._order.tiny, self._order.base, self._folder, silent)
-            setting = prepare(recipe, self._order.tiny, inputs, silent)
+            setting = prepare(recipe, self._order.tiny, inputs, silent, portable=self._order.portable)
             for what, found, expected in (
                 ("environment", setting.environment.digest, self._order.environment),
                 ("base", setting.inputs.base_digest, self._order.base_digest),

@@ -28,7 +28,7 @@ from requant.evidence.statements import Provenance, differing, hardware_of, stat
 from requant.model.rules import SIZES
 from requant.model.target import target_of
 from requant.progress import Progress, Tell, counted, silent
-from requant.protocol import JOURNAL, RAW, REPORT, RESUME, Build, Report, Spent, read
+from requant.protocol import HINTS, JOURNAL, RAW, REPORT, RESUME, Build, Report, Spent, read
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
 from requant.sandbox.running import run_worker
@@ -166,6 +166,9 @@ def build(
         beside(out, "manifest.json").write_bytes(manifest.to_json())
         beside(out, "intoto.jsonl").write_bytes(statement(subjects, built))
         shutil.copyfile(work / JOURNAL, beside(out, "journal.jsonl"))
+        shutil.rmtree(beside(out, HINTS), ignore_errors=True)
+        if recipe.tuning.hints:
+            (work / RESUME / HINTS).rename(beside(out, HINTS))
         (work / "checkpoint").rename(out)  # last: what stands under the final name has all its records
         shutil.rmtree(work / RESUME)
     return Built(out, manifest, compare(recipe, tiny, out), taints, seconds, report.spent)

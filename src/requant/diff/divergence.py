@@ -16,6 +16,7 @@ FIELDS = {
     "loss": "its inputs agree, its tuning went another way",
     "tensors": "its inputs and losses agree, its tensors do not",
     "outputs": "its tensors agree, its outputs do not",
+    "hints": "its outputs agree, the decisions that led to them do not",
 }
 """The fields of a block's line, causes before effects, and what a difference there means."""
 

@@ -51,7 +51,7 @@ class Block:
     """One tuned block, by digests: what it was given, Python's random state, its tensors and both output streams.
 
     `inputs` are the streams `full` and `quantized`, and `others`: position embeddings, masks, whatever else there is.
-    `loss` is None where the block was rounded, not tuned.
+    `loss` is None where the block was rounded, not tuned. `hints` is there where the recipe asks for them.
     """
 
     block: str
@@ -60,6 +60,11 @@ class Block:
     loss: Loss | None
     tensors: Mapping[str, str]
     outputs: Mapping[str, str]
+    hints: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what stands in the block's line, but for what chains it."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("hints", None)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Writer:
 
     def append(self, block: Block) -> None:
         """Write one block's line."""
-        self._write({"previous": self._previous, **asdict(block)})
+        self._write({"previous": self._previous, **block.as_json()})
 
     def _write(self, value: Mapping[str, Any]) -> None:
         line = canonical_json(value)
@@ -216,7 +221,9 @@ def _header(value: Any) -> Header:
 def _block(value: Any, previous: str) -> Block:
     if not isinstance(value, dict) or value.pop("previous", None) != previous:
         raise ValueError("does not follow from the line before it: a line was changed, dropped or added")
-    block = _printable(Block, value)
+    if "hints" in value and value["hints"] is None:
+        raise ValueError("hints: found None, expected a digest, or no such key")
+    block = _printable(Block, {"hints": None, **value})
     for loss in (block.loss.initial, block.loss.best) if block.loss else ():
         if not _finite(loss):
             raise ValueError(f"loss: found {reprlib.repr(loss)}, expected a finite number as float.hex writes it")

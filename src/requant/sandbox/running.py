@@ -19,8 +19,11 @@ from requant.protocol import ERROR, Ended, read
 MODULE = "requant.worker"
 """What every worker runs, with its folder as the only argument."""
 
-KEPT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-"""What a worker may see of the host's environment variables; AutoRound, torch and the Hub's library read dozens."""
+KEPT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+"""What a worker may see of the host's environment variables; AutoRound, torch and the Hub's library read dozens.
+
+All but the first it sets itself, unless it tunes by hints: then they say how much of a CPU it uses.
+"""
 
 
 class Sandbox(Protocol):

@@ -17,6 +17,7 @@ from requant.protocol import Answers, Build, Ended, Replay, Report, Seconds, Spe
 from requant.recipe import FILE, Recipe, read_recipe
 from requant.worker import determinism
 from requant.worker.autoround import caching, calibration, hooks, retune, survey, tuning
+from requant.worker.autoround.hints import Written
 from requant.worker.autoround.series import installed
 from requant.worker.resume import ResumeState
 
@@ -36,7 +37,8 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
     """Prepare AutoRound as the recipe says and do a task that runs the model."""
     given = task.tuning
     effort = recipe.effort(tiny=given.tiny is not None)
-    determinism.prepare(effort.device)
+    portable = not isinstance(task, Build) and task.portable
+    determinism.prepare(effort.device, capped=not portable)
     determinism.confirm_accelerator(effort.device, given.accelerator)
     determinism.enforce()
 
@@ -52,7 +54,7 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
     autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
 
     def confirm() -> None:
-        determinism.confirm(autoround, effort.device, effort.precision)
+        determinism.confirm(autoround, effort.device, effort.precision, capped=not portable)
         tuning.confirm(autoround, recipe, effort)
 
     confirm()
@@ -65,7 +67,7 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
         blocks=len(given.blocks),
     )
     report = Report(
-        hardware=determinism.hardware_class(effort.device, effort.precision),
+        hardware=determinism.hardware_class(effort.device, effort.precision, capped=not portable),
         versions=_versions(),
         absent=determinism.AUTOTUNED,
         autoround_version=tuning.stated_version(),
@@ -76,20 +78,23 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
         match task:
             case Build():
                 resume_state = ResumeState(folder / protocol.RESUME, header, report.hardware)
-                seconds = build(autoround, recipe, resume_state, folder, seconds)
+                seconds = build(autoround, recipe, resume_state, folder, effort.precision, seconds)
             case Replay():
-                retune.replay(autoround, recipe, task, folder)
+                retune.replay(autoround, recipe, effort, task, folder)
             case Tune():
-                retune.tune(autoround, recipe, confirm, folder)
+                retune.tune(autoround, recipe, effort, task, confirm, folder)
     confirm()
     spent = Spent(replace(seconds, total=_since(started)), _peak_memory(), _peak_device_memory(effort.device))
     protocol.write(folder / protocol.REPORT, replace(report, spent=spent))
 
 
-def build(autoround: Any, recipe: Recipe, resume_state: ResumeState, folder: Path, seconds: Seconds) -> Seconds:
+def build(
+    autoround: Any, recipe: Recipe, resume_state: ResumeState, folder: Path, precision: str, seconds: Seconds
+) -> Seconds:
     """Tune all blocks that the resume state has not; `raw/` gets AutoRound's output. Return seconds spent."""
     resumed = len(resume_state.done)
-    with hooks.listening(autoround, resume_state) as heard, hooks.resuming(autoround, resume_state):
+    written = Written(precision) if recipe.tuning.hints else None
+    with hooks.listening(autoround, resume_state, written=written) as heard, hooks.resuming(autoround, resume_state):
         autoround.quantize_and_save(str(folder / protocol.RAW), format=recipe.scheme.format)
     resume_state.close()
     blocks = len(installed().blocks(autoround))

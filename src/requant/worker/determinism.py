@@ -27,11 +27,14 @@ AUTOTUNED = ("fla", "causal_conv1d", "flash_attn")
 """Packages whose kernels choose their own tiling by stopwatch; the model uses them as soon as they are there."""
 
 
-def prepare(device: str) -> None:
-    """Set what must be set before torch is imported."""
+def prepare(device: str, *, capped: bool = True) -> None:
+    """Set what must be set before torch is imported.
+
+    Of a CPU that is not `capped` all instructions are used, by one thread unless the environment says more.
+    """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if device == "cpu":
-        os.environ.update(CPU_CAPS)
+        os.environ.update(CPU_CAPS if capped else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
     if found := [name for name in AUTOTUNED if importlib.util.find_spec(name)]:
         raise BuildError(f"{', '.join(found)}: installed, and tuned by stopwatch", "Build in the locked environment.")
 
@@ -92,7 +95,7 @@ def fixed_order_cumsum(values: Any, dim: int) -> Any:
     return values
 
 
-def confirm(autoround: Any, device: str, precision: str) -> None:
+def confirm(autoround: Any, device: str, precision: str, *, capped: bool = True) -> None:
     """Raise BuildError unless torch is still strict and AutoRound tunes in the recipe's precision.
 
     AutoRound's constructor relaxes torch to warnings, and chooses the precision by CPUID, unless told otherwise.
@@ -103,7 +106,7 @@ def confirm(autoround: Any, device: str, precision: str) -> None:
         raise BuildError("AutoRound has relaxed torch's determinism to warnings", "Report this with the log.")
     if autoround.amp_dtype != getattr(torch, precision):
         raise BuildError(f"AutoRound tunes in {autoround.amp_dtype}, the recipe asks for {precision}")
-    if device == "cpu":
+    if device == "cpu" and capped:
         capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
         if capability != "AVX2":
             raise BuildError(
@@ -118,8 +121,11 @@ def random_state() -> str:
     return sha256(canonical_json(random.getstate()))
 
 
-def hardware_class(device: str, precision: str) -> dict[str, Any]:
-    """Return the class inside which equal bits are claimed; see docs/determinism.md for what each part does."""
+def hardware_class(device: str, precision: str, *, capped: bool = True) -> dict[str, Any]:
+    """Return the class inside which equal bits are claimed; see docs/determinism.md for what each part does.
+
+    Of a CPU that is not `capped` it says what torch uses of it instead of the caps: bits are not claimed to be equal.
+    """
     import torch
 
     if device == "cpu":
@@ -127,7 +133,7 @@ def hardware_class(device: str, precision: str) -> dict[str, Any]:
         return {
             "accelerator": "cpu",
             "machine": platform.machine(),
-            "caps": CPU_CAPS,
+            "caps": CPU_CAPS if capped else _used(),
             "precision": precision,
             "vendor": cpu.get("vendor_id", ""),
             "model": f"{cpu.get('model name', '')} ({cpu.get('cpu family', '')}/{cpu.get('model', '')})",
@@ -143,6 +149,13 @@ def hardware_class(device: str, precision: str) -> dict[str, Any]:
         "libraries": {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
         "precision": precision,
     }
+
+
+def _used() -> dict[str, str]:
+    import torch
+
+    set_here = {name: os.environ[name] for name in CPU_CAPS if name in os.environ}
+    return {**set_here, "capability": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}
 
 
 def _cpuinfo() -> dict[str, str]:

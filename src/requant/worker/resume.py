@@ -3,6 +3,7 @@
     journal.jsonl             the journal so far
     hardware.json             the class of the machine that began it
     blocks/00003.safetensors  what a tuned block was packed to
+    hints/00003               its hints, where the recipe asks for them
     inputs/00004/         what the block after it is given: both streams, and Python's random state
 
 A file appears under its name when it is whole and on disk, and a journal's line after all that it speaks of; so
@@ -22,7 +23,7 @@ from typing import Any, Self
 from requant.digest import canonical_json, sha256, sha256_chunks
 from requant.errors import BuildError
 from requant.evidence.journal import Block, Header, Writer
-from requant.protocol import label
+from requant.protocol import HINTS, label
 
 FRESH = "Start anew: --fresh."
 
@@ -121,18 +122,15 @@ class ResumeState:
             if path.name != self._block_inputs(len(self.done)).name:
                 shutil.rmtree(path)
 
-    def keep(self, block: Block, packed: dict[str, Any], after: BlockInputs) -> None:
+    def keep(self, block: Block, packed: dict[str, Any], after: BlockInputs, hints: bytes | None) -> None:
         """Keep a tuned block and what the next one is given, then write its line."""
         from safetensors.torch import save_file
 
         number = len(self.done)
         path = self._block(number)
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        save_file(packed, part)
-        _flush(part)
-        part.rename(path)
-        _flush(path.parent)
+        _whole(path, lambda part: save_file(packed, part))
+        if hints is not None:
+            _whole(self._folder / HINTS / label(number), lambda part: part.write_bytes(hints))
         after.write(self._block_inputs(number + 1))
         self._writer.append(block)
         self.done = (*self.done, block)
@@ -243,6 +241,16 @@ def _sums(stream: Any) -> list[int]:
         odd = torch.arange(1, 2 * flat.numel() + 1, 2, device=flat.device)
         found.append(int((flat * odd).sum()))
     return found
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file that appears when it is on disk."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    _flush(part)
+    part.rename(path)
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

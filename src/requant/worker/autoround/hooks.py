@@ -9,16 +9,18 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Any, Protocol
 
+from requant.digest import sha256
 from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
+from requant.worker.autoround import hints
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -30,8 +32,8 @@ PACKED = ("qweight", "qzeros", "scales", "g_idx")
 class Keeper(Protocol):
     """Who is told of a tuned block."""
 
-    def keep(self, block: Block, packed: dict[str, Any], after: BlockInputs) -> None:
-        """Take a block's record, what it was packed to, and what the next one is given."""
+    def keep(self, block: Block, packed: dict[str, Any], after: BlockInputs, hints: bytes | None) -> None:
+        """Take a block's record, what it was packed to, what the next one is given, and its hints."""
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Listener:
     pending: dict[str, Any] = field(default_factory=dict)
     after: BlockInputs | None = None
     """What the next block is given."""
+    hints: bytes | None = None
     hashed: Hashed = field(default_factory=Hashed)
     tuning: list[float] = field(default_factory=list)
     """Seconds that AutoRound took for each block."""
@@ -55,6 +58,10 @@ class Listener:
     """Seconds from one iteration to the next, the median of each block that had two."""
     listening: float = 0.0
     """Seconds that hashing and writing took, for all blocks."""
+
+    def forget(self) -> None:
+        """Listen to the next block."""
+        self.pending, self.after, self.hints = {}, None, None
 
     def loss(self, divisor: int) -> Loss:
         """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts.
@@ -73,8 +80,13 @@ class Listener:
 
 
 @contextmanager
-def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[Listener]:
-    """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`."""
+def listening(
+    autoround: Any, keeper: Keeper, *, save: bool = True, written: hints.Written | None = None
+) -> Iterator[Listener]:
+    """Tell `keeper` of each block as soon as it has its final form; let AutoRound write it only with `save`.
+
+    Where its hints are to be `written`, they go there.
+    """
     series = installed()
     numbers = series.numbers(autoround)
     tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()
@@ -104,9 +116,13 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
             quantized = input_ids if q_input is None else q_input
             divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * heard.steps_per_iteration])
         tuned = time.monotonic()
-        q_output, output = tune(self, block, input_ids, input_others, **rest)
+        with hints.deciding(autoround, written) if written else nullcontext():
+            q_output, output = tune(self, block, input_ids, input_others, **rest)
         done = time.monotonic()
-        heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
+        loss = heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
+        if written and loss:
+            heard.hints = written.end(loss.best_iteration)
+            heard.pending["hints"] = sha256(heard.hints)
         heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
@@ -132,8 +148,8 @@ def listening(autoround: Any, keeper: Keeper, *, save: bool = True) -> Iterator[
             tensors = {f"{block}.{name}": value for name, value in m.state_dict().items()}
             line = Block(tensors={name: digest([value]) for name, value in tensors.items()}, **heard.pending)
             packed = {name: value for name, value in tensors.items() if name.endswith(PACKED)}
-            keeper.keep(line, packed, heard.after)
-            heard.pending, heard.after = {}, None
+            keeper.keep(line, packed, heard.after, heard.hints)
+            heard.forget()
             heard.listening += time.monotonic() - begun
         return write(rounder, m, *args, **kwargs) if save else None
 

@@ -9,16 +9,31 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from requant.errors import BuildError
 from requant.evidence.journal import Block
-from requant.protocol import ANSWERS, BLOCK, INPUTS, JOBS, RAW, Passed, Replay, label, say_passed, write
-from requant.recipe import Format, Recipe
+from requant.protocol import (
+    ANSWERS,
+    BLOCK,
+    HINTED,
+    HINTS,
+    INPUTS,
+    JOBS,
+    RAW,
+    Passed,
+    Replay,
+    Tune,
+    label,
+    say_passed,
+    write,
+)
+from requant.recipe import Effort, Format, Recipe
 from requant.worker import determinism
-from requant.worker.autoround import hooks, rounding
+from requant.worker.autoround import hints, hooks, rounding
+from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest_of_nest
 
@@ -35,7 +50,7 @@ class _DoneError(Exception):
     """All blocks asked for are through: AutoRound need not go on."""
 
 
-def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
+def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder: Path) -> None:
     """Go through the blocks up to the last one chosen, with published codes; say of each what it is given."""
     chosen = sorted(task.blocks)
     published = _Published([Path(path) for path in task.checkpoint])
@@ -61,17 +76,30 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
             hooks.bare(block, self.amp_dtype, self.device)
             block.to(self.device)
 
-            def run(stream: Any, block: Any = block) -> Any:
-                return series.run(self, block, stream, others)
+            bounds = Bounds(effort.sequence_length, number)
+            bounds.look_at(block)
+
+            def run(
+                stream: Any, block: Any = block, followed: hints.Followed | None = None, bounds: Bounds = bounds
+            ) -> Any:
+                with hints.routing(followed, bounds) if followed else nullcontext():
+                    return series.run(self, block, stream, others)
 
             if recipe.rounds:  # no block hears of the codes of another
                 if rounding.runs(block, search=bool(recipe.tuning.search_scales)):
                     full = series.heard(self, block, full, others)
                 block.to("meta")
                 continue
-            after = run(full)
-            published.load(block, name, recipe.scheme.format)
-            full, quantized = after, run(full if quantized is None else quantized)
+            try:
+                followed = hints.Followed((Path(task.hints) / label(number)).read_bytes()) if task.hints else None
+                after = run(full, followed=followed)
+                if followed:
+                    followed.skip_to_last_routes()
+                published.load(block, name, recipe.scheme.format)
+                full, quantized = after, run(full if quantized is None else quantized, followed=followed)
+            except (BeyondError, NoHintError) as error:
+                say_passed(folder, Passed({}, "", lost=f"{name}: {error}"))
+                break
             if not all(bool(each.isfinite().all()) for each in quantized):
                 raise BuildError(
                     f"{name}: its published codes give numbers that are not finite", "requant check says where."
@@ -82,11 +110,12 @@ def replay(autoround: Any, recipe: Recipe, task: Replay, folder: Path) -> None:
     through(autoround, recipe, blocks, folder)
 
 
-def tune(autoround: Any, recipe: Recipe, confirm: Callable[[], None], folder: Path) -> None:
+def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Callable[[], None], folder: Path) -> None:
     """Tune each block whose inputs appear in `jobs/`, for as long as the host lets it; answer in `answers/`.
 
     `confirm` raises BuildError where the worker is no longer deterministic; without it there is no answer.
     An answer is the block's record as a journal has it, and what it was packed to; it appears when it is whole.
+    A portable task's says what came of the hints, too, and where a block could not be tuned to its end, that alone.
     """
     jobs, answers = folder / JOBS, folder / ANSWERS
     jobs.mkdir(exist_ok=True)
@@ -95,18 +124,25 @@ def tune(autoround: Any, recipe: Recipe, confirm: Callable[[], None], folder: Pa
     class Answers:
         number = 0
 
-        def keep(self, block: Block, packed: dict[str, Any], _: BlockInputs) -> None:
-            from safetensors.torch import save_file
-
+        def part(self) -> Path:
             confirm()
             part = answers / f".{label(self.number)}"
-            part.mkdir()
-            save_file(packed, part / "packed.safetensors")
-            write(part / BLOCK, block)
-            part.rename(answers / label(self.number))
+            part.mkdir(exist_ok=True)
+            return part
+
+        def keep(self, block: Block, packed: dict[str, Any], *_: Any) -> None:
+            from safetensors.torch import save_file
+
+            save_file(packed, self.part() / "packed.safetensors")
+            write(self.part() / BLOCK, block)
+            if not task.portable:
+                self.give()
+
+        def give(self) -> None:
+            self.part().rename(answers / label(self.number))
 
     keeper = Answers()
-    with hooks.listening(autoround, keeper, save=False):
+    with hooks.listening(autoround, keeper, save=False) as heard:
         loop = type(autoround)._quantize_blocks
 
         def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
@@ -116,7 +152,19 @@ def tune(autoround: Any, recipe: Recipe, confirm: Callable[[], None], folder: Pa
                 given = BlockInputs.read(job)
                 random.setstate(given.random_state)
                 name = names[keeper.number]
-                loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
+
+                def run(name: str = name, given: BlockInputs = given) -> None:
+                    loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
+
+                if task.portable:
+                    write(
+                        keeper.part() / HINTED,
+                        hints.follow(self, effort, keeper.number, (job / HINTS).read_bytes(), run),
+                    )
+                    heard.forget()
+                    keeper.give()
+                else:
+                    run()
                 model.get_submodule(name).to("meta")
 
         through(autoround, recipe, blocks, folder)

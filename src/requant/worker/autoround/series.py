@@ -58,6 +58,12 @@ class Series(Protocol):
     def loss(self, autoround: Any) -> Place:
         """Return what measures the loss of one step; `counted` reads what it is given."""
 
+    def step(self) -> Place:
+        """Return what moves the parameters by the signs of their gradients."""
+
+    def collecting(self) -> Place:
+        """Return what copies a block's parameters when an iteration was the best so far."""
+
     def writing(self) -> Place:
         """Return what is given each block, as its second argument, when its tensors have their final form."""
 
@@ -113,6 +119,16 @@ class _OneClass:
 
     def loss(self, autoround: Any) -> Place:
         return Place(type(autoround), "_get_loss")
+
+    def step(self) -> Place:
+        from auto_round.sign_sgd import SignSGD
+
+        return Place(SignSGD, "step")
+
+    def collecting(self) -> Place:
+        from auto_round.compressors import base
+
+        return Place(base, "collect_best_params")
 
     def writing(self) -> Place:
         from auto_round.compressors import base
@@ -209,6 +225,16 @@ class _Composed:
         from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
 
         return Place(SignRoundQuantizer, "_get_loss")
+
+    def step(self) -> Place:
+        from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD
+
+        return Place(SignSGD, "step")
+
+    def collecting(self) -> Place:
+        from auto_round.algorithms.quantization.sign_round import quantizer
+
+        return Place(quantizer, "collect_best_params")
 
     def writing(self) -> Place:
         from auto_round.compressors.shard_writer import ShardWriter

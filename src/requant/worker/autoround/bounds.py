@@ -1,0 +1,278 @@
+"""What rounding explains: how far two machines that round alike, but add up in other orders, can be from each other.
+
+The gradient of a weight is a sum over tokens: of what the layer is given times the gradient of what it puts out. `Q` is
+the root of the sum of the squares of these products. Of `n` roundings that follow each other, independent and with mean
+zero, all are together less than `SIGMAS * u * sqrt(n)` of their result, but with a probability of 2 exp(-SIGMAS**2 / 2)
+(Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, theorem 2.4; `u` is the unit
+roundoff). `n` counts the longest way from the embedding to the gradient: the terms of its sums, which are the tokens of
+a step, both dimensions of each kind of layer and twice the sequence; and twice the operations of the longest path
+through the block; all this once for this block and once for each before it.
+
+All gradients come from the difference between what the quantized block puts out and what the other did, which is far
+smaller than both: relative to it their roundings are greater by the ratio of their sizes. With it as a factor each
+product is so far off, and the sum as much of `Q`.
+
+The gradient of a range is that of its scale, a sum over a group of weights, of which the error of one output is
+shared: there `Q` is the sum of theirs. AutoRound keeps scales in float16, and so torch keeps their gradients: two
+parts, through the product and through the quotient, are each rounded to float16, and so is their sum, which may be far
+smaller. Two machines can be a place of each apart, and a place of the smallest numbers is 2**-24.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from requant.worker.autoround.series import Place, installed
+
+SIGMAS = 9.0
+"""By chance one decision in 2e17 is further away than this; a build of 35 billion weights makes 1e13."""
+UNIT = 2.0**-24
+"""Of float32: of a tuning in bfloat16 no decisions are taken from hints."""
+PLACE, LEAST = 2.0**-10, 2.0**-24
+"""Of float16: the distance of two neighbours, of themselves, and the least one."""
+
+
+class NoHintError(Exception):
+    """A block cannot be followed any further: nothing is known of it."""
+
+
+class BeyondError(Exception):
+    """A decision of the build is none that rounding explains."""
+
+
+class Bounds:
+    """The bounds of one block, and what was taken within them."""
+
+    def __init__(self, sequence_length: int, number: int) -> None:
+        """Begin with block `number`, counted from 0, on sequences of so many tokens."""
+        self.decided = self.signs_taken = self.routes_taken = 0
+        self.free = self.furthest = 0.0
+        self._sequence_length, self._number = sequence_length, number
+        self._operations = 0
+        self._widths: dict[str, int] = {}
+        self._layers: dict[int, _Layer] = {}
+        self._owners: dict[int, tuple[_Layer, str]] = {}
+        self._losses: list[float] = []
+        self._pending = 0.0
+        self._outputs = 0.0
+        self._cancelled = 1.0
+
+    def look_at(self, block: Any) -> None:
+        """Take a block's layers and modules for what gradients would tell, where there are none.
+
+        A module counts as one operation.
+        """
+        kinds = {re.sub(r"\d+", "*", name): module for name, module in block.named_modules()}
+        weights = {name: getattr(module, "weight", None) for name, module in kinds.items()}
+        self._widths = {name: sum(each.shape) for name, each in weights.items() if each is not None and each.dim() == 2}
+        self._operations = len(kinds)
+
+    def relative(self, tokens: int) -> float:
+        """Return how far a result can be off, of itself, where a sum goes over so many tokens."""
+        sums = tokens + sum(self._widths.values()) + 2 * self._sequence_length
+        return SIGMAS * UNIT * math.sqrt((sums + 2 * self._operations) * (self._number + 1))
+
+    def _gradient(self, layer: "_Layer") -> float:
+        return self.relative(layer.tokens) * math.sqrt(1 + self._cancelled)
+
+    def signs(self, iteration: int, parameters: list[Any], signs: Any) -> None:
+        """Let gradients have these `signs`, -1, 0 or 1, one after the other; None where they have them.
+
+        Raises BeyondError where a gradient that has another sign is further from zero than rounding explains.
+        """
+        import torch
+
+        self.decided += sum(each.numel() for each in parameters)
+        if iteration == 0:
+            self._count_free(parameters)
+        start = 0
+        for each in parameters if signs is not None else ():
+            want = signs[start : start + each.numel()]
+            start += each.numel()
+            if each.grad is None:
+                each.grad = torch.zeros_like(each)
+            grad = each.grad.view(-1)
+            where = (torch.sign(grad) != want).nonzero().view(-1)
+            if not len(where):
+                continue
+            layer, key = self._owner(each)
+            bound = layer.bound(key, self._gradient(layer)).view(-1)[where].double()
+            found = grad[where].double().abs()
+            if not bound.isfinite().all():
+                raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not finite")
+            if bool(((bound == 0) & (found > 0)).any()):
+                raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not known")
+            for place in ((found > bound) | (bound == 0)).nonzero().view(-1).tolist():
+                what = "is zero on every machine"
+                if found[place]:
+                    what = f"is {float(found[place] / bound[place]):.3g} times as far from zero as rounding explains"
+                raise BeyondError(
+                    f"iteration {iteration}: {layer.name}: its hints change the sign of {key} {int(where[place])}, "
+                    f"whose gradient {what}"
+                )
+            self.furthest = max(self.furthest, float((found / bound).max()))
+            self.signs_taken += len(where)
+            grad[where] = want[where].to(grad.dtype)
+        self._layers.clear()
+        self._owners.clear()
+
+    def _count_free(self, parameters: list[Any]) -> None:
+        within = 0
+        for each in parameters:
+            if each.grad is not None:
+                layer, key = self._owner(each)
+                bound = layer.bound(key, self._gradient(layer)).view(-1)
+                grad = each.grad.view(-1)
+                within += int(((bound > 0) & (grad.abs() <= bound)).sum())
+        self.free = within / self.decided
+
+    def _owner(self, parameter: Any) -> tuple["_Layer", str]:
+        if found := self._owners.get(id(parameter)):
+            return found
+        raise NoHintError("it tunes a parameter of no linear layer, whose gradient has no bound here")
+
+    def routes(self, scores: Any, values: Any, theirs: Any) -> None:
+        """Confirm that a router's `theirs` are as good as its own choices, `values`: scores [..., experts].
+
+        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest.
+        Raises BeyondError where one is further away than rounding explains.
+        """
+        rows = scores.double().abs().flatten(0, -2)
+        largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
+        bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
+        gap = (values.double().flatten(0, -2) - theirs.double().flatten(0, -2)).abs().amax(-1)
+        for place in (~(gap <= bound)).nonzero().view(-1).tolist():
+            raise BeyondError(
+                f"its hints send token {place} of a batch to other experts, whose scores are "
+                f"{float(gap[place] / bound[place]):.3g} times as far from the best as rounding explains"
+            )
+        self.routes_taken += int((gap > 0).sum())
+
+    def best(self, iteration: int) -> None:
+        """Raise BeyondError unless an iteration can have been the best one.
+
+        By the Cauchy-Schwarz inequality outputs that are off by `d`, in the mean of squares, change a loss `L` by no
+        more than 2 sqrt(L) d + d**2.
+        """
+        off = self.relative(0) * math.sqrt(self._outputs)
+        loss, least = self._losses[iteration], min(self._losses)
+        allowed = sum(2 * math.sqrt(each) * off + off**2 for each in (loss, least))
+        if loss - least > allowed:
+            raise BeyondError(
+                f"its hints say that iteration {iteration} was the best, whose loss is {loss:.6g} here; the best has "
+                f"{least:.6g}, and rounding explains {allowed:.2g}"
+            )
+
+    @contextmanager
+    def measuring(self, autoround: Any) -> Iterator[None]:
+        """Look at what gradients and losses are made of."""
+        from auto_round.wrapper import WrapperLinear
+
+        forward, quantize = Place(WrapperLinear, "linear_forward"), Place(WrapperLinear, "_qdq_weight")
+        losing = installed().loss(autoround)
+        linear, rounded, measure = forward.function, quantize.function, losing.function
+
+        def _qdq_weight(wrapper: Any, *args: Any) -> Any:
+            weight, scale, zero = rounded(wrapper, *args)
+            layer = self._layers.get(id(wrapper))
+            if scale is not None:
+                layer = self._layers[id(wrapper)] = layer or _Layer(wrapper)
+                layer.weight, layer.scale = weight.detach(), scale.detach()
+                self._widths[re.sub(r"\d+", "*", layer.name)] = sum(weight.shape)
+                self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
+            return weight, scale, zero
+
+        def linear_forward(wrapper: Any, given: Any, weight: Any, bias: Any) -> Any:
+            out = linear(wrapper, given, weight, bias)
+            if out.requires_grad and (layer := self._layers.get(id(wrapper))):
+                seen = given.detach()
+                out.register_hook(lambda gradient: layer.add(seen, gradient))
+            return out
+
+        def get_loss(quantizer: Any, put_out: Any, expected: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = measure(quantizer, put_out, expected, *args, **kwargs)
+            function = args[1] if len(args) > 1 else kwargs["loss_func"]
+            mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
+            self._operations = self._operations or _depth(loss.grad_fn)
+            self._outputs = float(expected.detach().double().square().mean())
+            self._cancelled = max(self._outputs / mean, 1.0) if mean else 1.0
+            self._pending += mean
+            return loss
+
+        with forward.replaced(linear_forward), quantize.replaced(_qdq_weight), losing.replaced(get_loss):
+            yield
+
+    def stepped(self) -> None:
+        """Hear that an iteration has ended."""
+        self._losses.append(self._pending)
+        self._pending = 0.0
+
+
+class _Layer:
+    """What the gradients of one layer's parameters are sums of."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.name = str(wrapper.orig_layer.global_name)
+        self.weight: Any = None
+        self.scale: Any = None
+        self.tokens = 0
+        self._wrapper = wrapper
+        self._squares: Any = 0.0
+        self._unit: Any = 0.0
+
+    def add(self, given: Any, gradient: Any) -> None:
+        """Add a forward pass: the weight's gradient [out, in] is that of its outputs, transposed, times its inputs."""
+        given, gradient = (each.detach().float().flatten(0, -2) for each in (given, gradient))
+        self._unit = self._unit or float(gradient.abs().max())
+        if self._unit:  # squares of gradients themselves would be too small for float32
+            self._squares = self._squares + (gradient / self._unit).square().T @ given.square()
+        self.tokens += len(given)
+
+    def bound(self, key: str, relative: float) -> Any:
+        """Return how far from zero each gradient of a parameter can have another sign; `key` is AutoRound's name.
+
+        `relative` is how far each product can be off, of itself. A gradient that is zero by what was computed on single
+        numbers alone is zero everywhere: that of a weight beyond its range, and of the lesser end of a symmetric one.
+        """
+        import torch
+        from auto_round.data_type.utils import reshape_pad_tensor_by_group_size
+
+        wrapper, layer = self._wrapper, self._wrapper.orig_layer
+
+        def grouped(tensor: Any) -> Any:
+            return reshape_pad_tensor_by_group_size(tensor.float(), layer.group_size)[0]
+
+        signed = self.scale.float().view(-1, 1)
+        scale = signed.abs()
+        if not self._unit:
+            return torch.zeros_like(getattr(wrapper, key))
+        products = grouped(self._squares).sqrt() * self._unit
+        code, before = grouped(self.weight) / signed, grouped(layer.weight.detach()) / signed
+        if key == "value":
+            inside = (before + wrapper.value.detach() - code).abs() < 0.75  # else it was not rounded, but clamped
+            return products * scale * relative * inside
+        # Through the scale each weight counts by its code and by what it is before rounding, both in steps; through an
+        # asymmetric zero point by all codes at most.
+        steps = code.abs() + before.abs()
+        steps = steps if layer.sym else steps + 2**layer.bits
+        low, high = (each.abs().float().view(-1) for each in (wrapper.weight_min, wrapper.weight_max))
+        low_end, high_end = (low * wrapper.min_scale.detach().view(-1), high * wrapper.max_scale.detach().view(-1))
+        own, counts = (low, low_end >= high_end) if key == "min_scale" else (high, high_end >= low_end)
+        bound = ((products * steps).sum(1) * (relative + 2 * PLACE) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
+        return bound * counts if layer.sym else bound
+
+
+def _depth(node: Any) -> int:
+    """Return the operations of the longest path from a result back to what it was made of."""
+    depths: dict[Any, int] = {}
+    waiting = [node]
+    while waiting:
+        each = waiting[-1]
+        before = [found for found, _ in each.next_functions if found is not None]
+        if left := [found for found in before if found not in depths]:
+            waiting.extend(left)
+            continue
+        depths[waiting.pop()] = 1 + max((depths[found] for found in before), default=0)
+    return depths[node]

@@ -1,0 +1,261 @@
+"""Hints: what a machine of another class needs to repeat a tuning bit for bit. docs/portable.md says why it does.
+
+AutoRound moves its parameters by the sign of a gradient and keeps those of the best iteration; a router sends each
+token to a few experts. All else follows from these decisions by operations on single numbers, which IEEE 754 rounds
+alike everywhere. A build writes down what it decides: of every step the signs, of every router the experts, as
+sketches. Whoever tunes again, on whatever machine, holds its own decisions against them and takes the build's, but
+only where its own gradient is so close to zero that rounding explains the difference.
+
+A file of hints, one for each block, holds a record for each decision, in order, and the `best_iteration` at its end.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from typing import Any, Protocol
+
+from requant.protocol import Hinted
+from requant.recipe import Effort
+from requant.worker import sketch
+from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
+from requant.worker.autoround.series import Place, installed
+
+MAGIC = b"requant hints 1\n"
+RECORD = struct.Struct("<cQI32s")
+"""Of a record: its kind, the length of the decisions in bytes, the capacity of their sketch, their SHA-256."""
+PLAIN, COMMITTED = 0, 2**32 - 1
+"""Capacities of what is no sketch: the decisions stand there as they are, or their digest alone does."""
+SIGNS, ROUTES = b"s", b"r"
+PER_MILLION = {SIGNS: 16.0, ROUTES: 1000.0}
+"""Decisions that may differ, for each million, before a sketch is too small; docs/portable.md measures how many do."""
+AT_LEAST = {SIGNS: 64, ROUTES: 16}
+
+
+def form(kind: bytes, count: int, length: int) -> int:
+    """Return in how many bytes `count` decisions may differ, which are so many bytes; `PLAIN` where these are fewer."""
+    room = AT_LEAST[kind] + math.ceil(count * PER_MILLION[kind] / 1e6)
+    return room if sketch.size(room) < length else PLAIN
+
+
+class Decisions(Protocol):
+    """Who is told what is decided here, and says what is to be done."""
+
+    def decide(self, kind: bytes, own: Any, count: int, /) -> Any:
+        """Return the decisions to go on with, as bytes in a tensor; `own` itself where they are those."""
+
+
+class Written:
+    """Writes down what is decided.
+
+    Of a tuning in bfloat16, where one sign in a hundred differs from class to class, only digests: sketches of so many
+    would be as large as the signs.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self._committed = precision != "float32"
+        self._parts: list[bytes] = [MAGIC]
+
+    def decide(self, kind: bytes, own: Any, count: int) -> Any:
+        """Add a record; return `own`."""
+        plain = own.cpu().numpy().tobytes()
+        room = COMMITTED if self._committed else form(kind, count, len(plain))
+        payload = b"" if room == COMMITTED else plain if room == PLAIN else sketch.sketch(own, room)
+        self._parts += [RECORD.pack(kind, len(plain), room, sha256(plain).digest()), payload]
+        return own
+
+    def end(self, best_iteration: int) -> bytes:
+        """Return the file of a block, and begin the next one."""
+        data = b"".join([*self._parts, struct.pack("<q", best_iteration)])
+        self._parts = [MAGIC]
+        return data
+
+
+class Followed:
+    """Reads what was decided, and says it."""
+
+    def __init__(self, data: bytes) -> None:
+        """Take the file of a block; raise NoHintError where it is none."""
+        if not data.startswith(MAGIC) or len(data) < len(MAGIC) + 8:
+            raise NoHintError("its hints are not of a form that this requant reads")
+        self._data, self._at, self._end = data, len(MAGIC), len(data) - 8
+        (self.best_iteration,) = struct.unpack_from("<q", data, self._end)
+
+    def decide(self, kind: bytes, own: Any, count: int) -> Any:
+        """Return what the build decided; raise NoHintError where that cannot be told."""
+        import torch
+
+        there, length, room, digest, payload = self._record()
+        if (there, length) != (kind, len(own)) or room not in (COMMITTED, form(kind, count, length)):
+            raise NoHintError("its hints are of other decisions than are made here")
+        if sha256(own.cpu().numpy().tobytes()).digest() == digest:
+            return own
+        if room == COMMITTED:
+            raise NoHintError("some of its decisions differ here, and of a tuning in bfloat16 there are digests only")
+        if room == PLAIN:
+            theirs = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(own.device)
+        else:
+            changes = sketch.changes(payload, own.cpu(), room)
+            if changes is None:
+                raise NoHintError(f"its hints are for {room:,} differences, and there are more")
+            theirs = own.clone()
+            places = torch.tensor([*changes], dtype=torch.int64, device=own.device)
+            theirs[places] = torch.tensor([*changes.values()], dtype=torch.uint8, device=own.device)
+        if sha256(theirs.cpu().numpy().tobytes()).digest() != digest:
+            raise NoHintError("its hints do not give the decisions that they are of")
+        return theirs
+
+    def skip_to_last_routes(self) -> None:
+        """Go to the routes behind the last step: those of the forward pass with the quantized weights."""
+        at = self._at
+        while self._at < self._end:
+            kind, *_ = self._record()
+            at = self._at if kind == SIGNS else at
+        self._at = at
+
+    def finish(self) -> None:
+        """Raise NoHintError where something is left."""
+        if self._at != self._end:
+            raise NoHintError("its hints are of more decisions than are made here")
+
+    def _record(self) -> tuple[bytes, int, int, bytes, bytes]:
+        kind, length, room, digest = RECORD.unpack(self._take(RECORD.size))
+        sizes = {PLAIN: length, COMMITTED: 0}
+        return kind, length, room, digest, self._take(sizes[room] if room in sizes else sketch.size(room))
+
+    def _take(self, size: int) -> bytes:
+        if self._at + size > self._end:
+            raise NoHintError("its hints end before its tuning does")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+
+def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callable[[], None]) -> Hinted:
+    """Tune block `number` by its hints: `run` lets AutoRound do it. Return what came of them."""
+    bounds = Bounds(effort.sequence_length, number)
+    inconclusive = beyond = ""
+    try:
+        followed = Followed(data)
+        if not 0 <= followed.best_iteration < effort.iterations:
+            raise NoHintError(f"its hints say that iteration {followed.best_iteration} was the best")
+        with deciding(autoround, followed, bounds):
+            run()
+        bounds.best(followed.best_iteration)
+        followed.finish()
+    except NoHintError as error:
+        inconclusive = str(error)
+    except BeyondError as error:
+        beyond = str(error)
+    return Hinted(
+        decided=bounds.decided,
+        signs=bounds.signs_taken,
+        routes=bounds.routes_taken,
+        free_per_million=math.ceil(bounds.free * 1e6),
+        furthest_percent=math.ceil(bounds.furthest * 100),
+        inconclusive=inconclusive,
+        beyond=beyond,
+    )
+
+
+@contextmanager
+def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = None) -> Iterator[None]:
+    """Tell `decisions` of what a block's tuning decides; with `bounds` what comes back is held against them."""
+    series = installed()
+    place = series.step()
+    taken = place.function
+    best = decisions.best_iteration if isinstance(decisions, Followed) else None
+    kept: dict[str, Any] = {}
+    iteration = 0
+
+    def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal iteration
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        own = _signs(parameters)
+        count = sum(each.numel() for each in parameters)
+        theirs = decisions.decide(SIGNS, own, count)
+        if bounds:
+            bounds.stepped()
+            bounds.signs(iteration, parameters, None if theirs is own else unpacked(theirs, count))
+        if iteration == best:
+            kept.update(original(*collected))
+        iteration += 1
+        return taken(optimizer, *args, **kwargs)
+
+    collecting = series.collecting()
+    original = collecting.function
+    collected: list[Any] = []
+
+    def collect(*given: Any) -> dict[str, Any]:
+        """Return what will be filled in the best iteration: AutoRound keeps what it was given last."""
+        collected[:] = given
+        return kept
+
+    with ExitStack() as stack:
+        stack.enter_context(routing(decisions, bounds))
+        stack.enter_context(place.replaced(step))
+        if bounds:
+            stack.enter_context(collecting.replaced(collect))
+            stack.enter_context(bounds.measuring(autoround))
+        yield
+
+
+def _signs(parameters: list[Any]) -> Any:
+    """Return which gradients are positive, and then which are zero, eight to a byte, the first in the highest bit.
+
+    A parameter without a gradient has zeros: neither moves it.
+    """
+    import torch
+
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=parameters[0].device)
+    planes = []
+    for test in (torch.gt, torch.eq):
+        bits = torch.cat(
+            [
+                torch.full((each.numel(),), test is torch.eq, device=each.device)
+                if each.grad is None
+                else test(each.grad, 0).view(-1)
+                for each in parameters
+            ]
+        )
+        bits = torch.nn.functional.pad(bits, (0, -len(bits) % 8))
+        planes.append((bits.view(-1, 8).to(torch.uint8) * weights).sum(1, dtype=torch.uint8))
+    return torch.cat(planes)
+
+
+@contextmanager
+def routing(decisions: Decisions, bounds: "Bounds | None") -> Iterator[None]:
+    """Tell `decisions` of the experts to which routers send tokens: whatever `topk` chooses."""
+    import torch
+
+    function = torch.topk
+
+    def topk(scores: Any, *args: Any, **kwargs: Any) -> Any:
+        values, chosen = function(scores, *args, **kwargs)
+        own = chosen.to(torch.int32).contiguous().view(-1).view(torch.uint8)
+        theirs = decisions.decide(ROUTES, own, chosen.numel())
+        if theirs is not own and bounds:
+            chosen = theirs.view(torch.int32).view(chosen.shape).to(chosen.dtype)
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+            if dim not in (-1, scores.dim() - 1) or not ((chosen >= 0) & (chosen < scores.shape[-1])).all():
+                raise NoHintError("its hints are of other experts than there are")
+            if not chosen.sort(-1).values.diff(dim=-1).all():
+                raise BeyondError("its hints send a token to one expert twice")
+            taken = scores.gather(-1, chosen)
+            bounds.routes(scores, values, taken)
+            values = taken
+        return torch.return_types.topk((values, chosen))
+
+    with Place(torch, "topk").replaced(topk), Place(torch.Tensor, "topk").replaced(topk):
+        yield
+
+
+def unpacked(signs: Any, count: int) -> Any:
+    """Return the signs, -1, 0 or 1, of so many gradients: `_signs` packed them."""
+    import torch
+
+    shifts, half = torch.arange(7, -1, -1, device=signs.device), len(signs) // 2
+    positive, zero = (
+        (plane[:, None] >> shifts & 1).view(-1)[:count].to(torch.int8) for plane in (signs[:half], signs[half:])
+    )
+    return positive * 2 + zero - 1
