@@ -16,7 +16,7 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 from tests.conftest import ROOT
 
-from requant.audit.audits import PREDICATE_TYPE
+from requant.audit.audits import PORTABLE, PREDICATE_TYPE
 from requant.audit.coverage import Coverage, Covered
 from requant.audit.retuned import Audit
 from requant.audit.untuned import Untuned
@@ -133,7 +133,7 @@ AS_PRINTED: Mapping[Any, Any] = {
     Untuned: printed(Untuned, outcome=Outcome),
     Finding: printed(Finding, without=("targets", "advice"), hits=Mapping[str, tuple[int, ...]], repair=str),
     Layers: printed(Layers, schemes=NotRequired[Mapping[str, LayerScheme]]),
-    Tuning: printed(Tuning, search_scales=NotRequired[bool]),
+    Tuning: printed(Tuning, search_scales=NotRequired[bool], hints=NotRequired[bool]),
     Reach: printed(Reach, fits=shape("Fits", "What would do.", most_iterations_at_default_rate=int | None)),
 }
 """What `as_json` makes of a dataclass inside of another one, wherever it stands."""
@@ -191,9 +191,11 @@ PRINTED: Mapping[str, Any] = {
 
 WRITTEN: Mapping[str, Any] = {
     f"audit-statement/{PREDICATE_TYPE.rpartition(':')[2]}": statement(PREDICATE_TYPE, AUDITED),
+    f"portable-audit-statement/{PORTABLE.rpartition(':')[2]}": statement(PORTABLE, AUDITED),
     f"build-statement/{BUILD_TYPE.rpartition(':')[2]}": statement("https://slsa.dev/provenance/v1", BUILD),
     "image-evidence/1": Evidence,
-    f"journal-line/{journal.SCHEMA}": printed(Header, schema=OneOf((journal.SCHEMA,))) | printed(Block, previous=str),
+    f"journal-line/{journal.SCHEMA}": printed(Header, schema=OneOf((journal.SCHEMA,)))
+    | printed(Block, hints=NotRequired[str], previous=str),
     f"manifest/{manifest.SCHEMA}": printed(Manifest, schema=OneOf((manifest.SCHEMA,))),
     f"pins-file/{pinned.SCHEMA}": printed(pinned.Pins, schema=OneOf((pinned.SCHEMA,))),
     "recipe/2": printed(Recipe, without=("path", "digest")),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cases.audits import HINTED
 from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
@@ -250,6 +251,28 @@ def test_other_bits_on_another_hardware_class_are_no_negative_result(recipe: Rec
     found = covered(recipe, audit({2: "different"}, hardware=GPU))
     assert (found.negatives, found.exit_status, len(found.counted), found.stale) == (0, 0, 1, {})
     assert [len(each.open) for each in found.blocks] == [0, 0, 1, 0]
+
+
+def test_what_hints_led_to_is_a_class_of_its_own_and_accuses_from_every_class_of_cpus(recipe: Recipe) -> None:
+    elsewhere = {**HARDWARE, "caps": {"capability": "AVX512", "threads": "2"}}
+
+    def followed(judgements: Mapping[int, str], **changes: Any) -> Audit:
+        found = tuple(replace(each, hinted=HINTED) for each in blocks(judgements))
+        return audit({}, **{"hardware": elsewhere, "portable": True, "blocks": found, **changes})
+
+    repeated = audit(dict.fromkeys(range(4), "identical"), auditor="Grace")
+    found = covered(recipe, repeated, followed(dict.fromkeys(range(4), "identical")))
+    assert parties(found) == [2, 2, 2, 2]
+    assert [sorted(each.identical.values()) for each in found.blocks] == [[("Ada",), ("Grace",)]] * 4
+    assert {each.portable: each.hardware.endswith(", by hints") for each in found.counted.values()} == {
+        True: True,
+        False: False,
+    }
+    assert found.exit_status == 0
+    assert covered(recipe, followed({1: "different"}, hardware=GPU)).negatives == 0
+    assert covered(recipe, followed({1: "different"}, environment="0" * 64)).negatives == 0
+    assert covered(recipe, audit({1: "different"}, hardware=elsewhere)).negatives == 0
+    assert covered(recipe, followed({1: "different"})).negatives == 1
 
 
 def test_a_draw_is_drawn_again(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.cases.audits import AUDIT
+from tests.cases.audits import AUDIT, FOLLOWED
 from tests.cases.mutations import CASES
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
@@ -174,6 +174,7 @@ def lines(path: Path) -> list[Any]:
 
 FILES: dict[str, Callable[[], list[Any]]] = {
     "audit-statement": lambda: [json.loads(statement(AUDIT))],
+    "portable-audit-statement": lambda: [json.loads(statement(FOLLOWED))],
     "build-statement": lambda: [each for path in ROOT.glob("builds/*/*.intoto.jsonl") for each in lines(path)],
     "image-evidence": lambda: [json.loads(EVIDENCE.to_json())],
     "journal-line": lambda: [each for path in ROOT.glob("builds/*/*.journal.jsonl") for each in lines(path)],

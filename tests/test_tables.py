@@ -98,7 +98,7 @@ def covered(block: str) -> Iterable[RenderableType]:
     return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, {"a": LABEL}, {}, hardware))
 
 
-LABEL = Label(auditor="Ada", hardware="cpu", environment="", own_environment=True, journal="none", finished="")
+LABEL = Label("Ada", "cpu", environment="", own_environment=True, journal="none", finished="", portable=False)
 TABLES |= {"coverage": covered}
 strange = st.text("aB0._-/ :(漢", min_size=1, max_size=90)
 

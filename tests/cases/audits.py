@@ -10,6 +10,7 @@ from requant.audit.challenge import Challenge
 from requant.audit.distance import Distance
 from requant.audit.retuned import Audit, Judgement, Retuned
 from requant.audit.untuned import KINDS, NAMED, Deviation, Untuned
+from requant.protocol import Hinted
 
 HARDWARE = {"accelerator": "cpu", "caps": {"MKL_CBWR": "COMPATIBLE"}, "model": "Xeon (6/207)", "mig": False, "cores": 2}
 AUDIT = Audit(
@@ -32,12 +33,16 @@ AUDIT = Audit(
     finished="2026-11-21T22:00:00Z",
     requant="0.1.0",
 )
+HINTED = Hinted(decided=6_289_920, signs=4, routes=1, free_per_million=36, furthest_percent=8)
+FOLLOWED = replace(AUDIT, portable=True, blocks=(replace(AUDIT.blocks[0], hinted=HINTED),))
 
 text = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=6)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 whole = st.integers(0, 2**53 - 1)
 leaves = st.none() | st.booleans() | whole | text | st.just("")
 hardware = st.dictionaries(text, leaves | st.lists(leaves, max_size=2) | st.dictionaries(text, leaves), min_size=1)
+hinted = st.builds(Hinted, whole, whole, whole, whole, whole)
+lost = st.builds(Hinted, whole, whole, whole, whole, whole, st.just("") | text, st.just("") | text)
 steps = st.dictionaries(st.integers(-15, 15).filter(bool), st.integers(1, 9))
 
 
@@ -61,11 +66,15 @@ def audits(draw: st.DrawFn) -> Audit:
     """Any audit that could be written."""
     indices = sorted(draw(st.sets(st.integers(0, 50), min_size=1, max_size=5)))
     count = indices[-1] + 1 + draw(st.integers(0, 3))
+    portable = draw(st.booleans())
     blocks = []
     for index in indices:
         judgement = draw(st.sampled_from(Judgement))
         distance = None if judgement is Judgement.IDENTICAL else draw(st.none() | distances())
-        blocks.append(Retuned(f"{draw(text)}.{index}", index, judgement, draw(st.just("") | text), distance))
+        ended = draw(hinted if judgement is Judgement.IDENTICAL else st.none() | hinted | lost)
+        reason = draw(st.just("") | text)
+        name = f"{draw(text)}.{index}"
+        blocks.append(Retuned(name, index, judgement, reason, distance, ended if portable else None))
     values: dict[str, Any] = {key: draw(digests) for key in ("recipe", "environment", "base")}
     return replace(
         AUDIT,
@@ -81,4 +90,5 @@ def audits(draw: st.DrawFn) -> Audit:
         untuned=draw(untuneds()),
         auditor=party(draw(text)),
         requant=draw(text),
+        portable=portable,
     )

@@ -18,8 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from requant.audit import portable
 from requant.audit.challenge import Challenge
-from requant.audit.distance import distance
+from requant.audit.distance import Distance, distance
 from requant.audit.pool import Local, Setting, WorkerPool
 from requant.audit.retuned import Audit, Judgement, Retuned, judge, settle
 from requant.audit.untuned import NAMED, Untuned, compare, derive, short, tuned
@@ -37,7 +38,7 @@ from requant.model.rules import SIZES
 from requant.model.target import Target, target_of
 from requant.passes import Context
 from requant.progress import Progress, Tell, counted, silent
-from requant.protocol import BLOCK, INPUTS, REPORT, Passed, Replay, Report, label, passed, read
+from requant.protocol import BLOCK, HINTED, HINTS, INPUTS, REPORT, Hinted, Passed, Replay, Report, label, passed, read
 from requant.recipe import Recipe
 
 GLANCE = 0.1
@@ -78,6 +79,14 @@ class Reference:
         if self.lines:
             return self.lines.header.environment
         return self.stated[0] if self.stated else None
+
+    def doubt(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
+        """Say why other codes from the same decisions would prove nothing here; the empty text where they would."""
+        if self.environment != setting.environment.digest:
+            return "another environment than the build's"
+        if self.stated is None:
+            return "the build's hardware class is not known: it has no statement"
+        return portable.unlike_devices(self.stated[1], hardware)
 
     def unlike(self, setting: Setting, hardware: Mapping[str, Any]) -> str:
         """Say why other bits would prove nothing here; the empty text where they would."""
@@ -210,16 +219,17 @@ def audit(
     auditor: str,
     make_pool: MakePool,
     work: Path,
+    hints: Path | None = None,
     tell: Tell = silent,
 ) -> Audit:
     """Tune the `chosen` blocks again, by number from 0, and judge each, and all that is not tuned.
 
-    `work` is a folder for what is on the way.
+    `work` is a folder for what is on the way; `hints` those of the build, where the setting is a portable one.
 
     Raises UsageError for a block that there is not, CheckpointError where checkpoint or journal cannot be what they
     are said to be, BuildError where a worker fails.
     """
-    audited = _Audited(checkpoint, setting, reference)
+    audited = _Audited(checkpoint, setting, reference, hints)
     _confirm_chosen(setting.recipe, audited.names, chosen)
     manifest, companions = audited.manifest(tell), audited.companions()
     work.mkdir(parents=True, exist_ok=True)
@@ -241,6 +251,7 @@ def audit(
         auditor=auditor,
         finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         requant=version("requant"),
+        portable=hints is not None,
     )
 
 
@@ -252,8 +263,10 @@ def _tune(
     given: set[int] = set()
     with make_pool(audited.setting, work / "pool") as pool:
         files = tuple(str(path.resolve()) for path in audited.files)
-        task = Replay(audited.setting.tuning, files, tuple(sorted(chosen)), WAITING)
+        hints = audited.hints.resolve() if audited.hints else None
+        task = Replay(audited.setting.tuning, files, tuple(sorted(chosen)), WAITING, str(hints) if hints else None)
         readable = sorted({path.resolve().parent for path in audited.files})  # in the Hub's cache, the blobs
+        readable += [hints] if hints else []
         with audited.setting.start(work / "replay", task, *readable) as chain:
             while left:
                 running = chain.poll()
@@ -267,6 +280,8 @@ def _tune(
                     block_inputs = chain.folder / INPUTS / label(number)
                     if not pool.free() or not block_inputs.exists():
                         break
+                    if hints:
+                        shutil.copyfile(hints / label(number), block_inputs / HINTS)
                     pool.give(number, block_inputs)
                     given.add(number)
                 for number, answer in pool.take():
@@ -301,8 +316,8 @@ def _same_hardware(chain: Path, answer: Path) -> Mapping[str, Any]:
 class _Audited:
     """A checkpoint under audit, beside what it should be."""
 
-    def __init__(self, folder: Path, setting: Setting, reference: Reference) -> None:
-        self.folder, self.setting, self.reference = folder, setting, reference
+    def __init__(self, folder: Path, setting: Setting, reference: Reference, hints: Path | None = None) -> None:
+        self.folder, self.setting, self.reference, self.hints = folder, setting, reference, hints
         self.base = open_checkpoint(setting.inputs.base)
         self.names = setting.names
         self.checkpoint = open_checkpoint(folder)
@@ -311,6 +326,7 @@ class _Audited:
         self.packed = _meant(setting.target)
         _confirm_form(folder, self.published, setting.target, setting.recipe, setting.tiny)
         _confirm_journal(reference, setting.recipe, setting.tiny, self.names)
+        self._compared: dict[int, str] = {}
         self.lines: tuple[Block, ...] = reference.lines.blocks if reference.lines else ()
         if reference.lines and reference.lines.header.base != setting.inputs.base_digest:
             raise CheckpointError(
@@ -352,7 +368,9 @@ class _Audited:
         return version if isinstance(version, str) and _VERSION.fullmatch(version) else None
 
     def astray(self, lines: Sequence[Passed]) -> int | None:
-        """Return the first block whose inputs, as they were replayed, are not the journal's."""
+        """Return the first block whose inputs, as they were replayed, are not the journal's, or not known."""
+        if self.hints:
+            return next((number for number, line in enumerate(lines) if line.lost), None)
         for number, (line, expected) in enumerate(zip(lines, self.lines, strict=False)):
             if line.inputs != expected.inputs or line.random_state != expected.random_state:
                 return number
@@ -364,6 +382,9 @@ class _Audited:
         Where of all that it is given the quantized stream alone is not the journal's, the published codes of the block
         before do not give what the journal's did: that block has changed, and needs no tuning to be judged.
         """
+        if line.lost:
+            reason = f"what it is given is not known: {line.lost}"
+            return [Retuned(self.names[each], each, Judgement.INCONCLUSIVE, reason) for each in left if each >= number]
         unlike = self.reference.unlike(self.setting, hardware)
         expected = self.lines[number].inputs
         found = []
@@ -383,6 +404,8 @@ class _Audited:
     def judged(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
         """Compare a block's packed tensors, tuned again, with the published ones, and its record with the journal's."""
         name = self.names[number]
+        if self.hints:
+            return self._followed(number, answer, hardware)
         record = read(answer / BLOCK, Block)
         inputs_agree = outputs_agree = None
         if self.lines:
@@ -390,20 +413,45 @@ class _Audited:
             inputs_agree = record.inputs == line.inputs and record.random_state == line.random_state
             ours = record.outputs, record.loss, record.tensors
             outputs_agree = ours == (line.outputs, line.loss, line.tensors)
-        mine = [each for each in self.packed if each.startswith(f"{name}.")]
-        again = _packed(answer)
         return judge(
             name,
             number,
             inputs_agree=inputs_agree,
             outputs_agree=outputs_agree,
-            distance=distance(
-                {each: again[each] for each in mine},
-                {each: self.published[each] for each in mine},
-                lambda name: self.setting.target.form_at(name).bits,
-            ),
+            distance=self._distance(name, answer),
             unlike=self.reference.unlike(self.setting, hardware),
         )
+
+    def _distance(self, block: str, answer: Path) -> Distance | None:
+        again = _packed(answer)
+        mine = [each for each in self.packed if each.startswith(f"{block}.")]
+        return distance(
+            {each: again[each] for each in mine},
+            {each: self.published[each] for each in mine},
+            lambda name: self.setting.target.form_at(name).bits,
+        )
+
+    def _followed(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
+        """Judge a block that was tuned by hints: what it was given is the build's where all codes before it are."""
+        name, hinted = self.names[number], read(answer / HINTED, Hinted)
+        ended = not (hinted.beyond or hinted.inconclusive)
+        before = next((each for each in range(number) if self._unlike(each)), None)
+        doubt = self.reference.doubt(self.setting, hardware)
+        if before is not None:
+            doubt = f"{self.names[before]}, before it, has not the codes of the journal"
+        return portable.judge(
+            name,
+            number,
+            hinted,
+            self._distance(name, answer) if ended else None,
+            unlike=self._unlike(number),
+            doubt=doubt,
+        )
+
+    def _unlike(self, number: int) -> str:
+        if number not in self._compared:
+            self._compared[number] = portable.unlike(self.lines[number], self.published)
+        return self._compared[number]
 
 
 def _packed(answer: Path) -> Mapping[str, Tensor]:

@@ -11,6 +11,7 @@ import reprlib
 import stat
 import unicodedata
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +23,15 @@ from requant.checkpoint.files import SUFFIX as WEIGHTS
 from requant.digest import MAX_STATEMENT, read_whole, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.statements import in_toto
+from requant.protocol import Hinted
 from requant.recipe import Recipe
+from requant.records import record
 
 FOLDER = "audits"
 SUFFIX = ".intoto.jsonl"
-PREDICATE_TYPE = "urn:requant:audit:3"
+PREDICATE_TYPE = "urn:requant:audit:4"
+PORTABLE = "urn:requant:portable-audit:1"
+"""Of an audit by hints: it says as much of the codes, but not of losses and outputs, and hints leave some freedom."""
 MOST = 2**53
 """The first whole number that JSON readers take for another one."""
 
@@ -72,9 +77,13 @@ def statement(audit: Audit) -> bytes:
 
     Raises CheckpointError for an audit that nobody could read back, such as one without an auditor.
     """
-    data = in_toto(audit.files, PREDICATE_TYPE, audit.as_json())
+    data = _bytes(audit)
     _parse(Path("this audit"), data)
     return data
+
+
+def _bytes(audit: Audit) -> bytes:
+    return in_toto(audit.files, PORTABLE if audit.portable else PREDICATE_TYPE, audit.as_json())
 
 
 def write_audit(recipe: Recipe, audit: Audit) -> Path:
@@ -142,11 +151,12 @@ def _parse(path: Path, data: bytes) -> Audit:
             auditor=_text(predicate["auditor"]),
             finished=_text(predicate["finished"]),
             requant=_text(predicate["requant"]),
+            portable=value["predicateType"] == PORTABLE,
         )
         if _hex(predicate["checkpoint"]) != audit.checkpoint:
             raise ValueError(f"checkpoint: found {predicate['checkpoint']}, its subjects give {audit.checkpoint}")
         _confirm(audit)
-        if in_toto(audit.files, PREDICATE_TYPE, audit.as_json()) != data:
+        if _bytes(audit) != data:
             raise ValueError("not in the one form of an audit: unknown keys, another order, or an outcome of its own")
     except KeyError as error:
         raise CheckpointError(f"{path}: not an audit: no {error}") from None
@@ -170,6 +180,12 @@ def _confirm(audit: Audit) -> None:
     for each in audit.blocks:
         if each.judgement is Judgement.IDENTICAL and each.distance:
             raise ValueError(f"{each.block}: identical, and different from what was published")
+        if each.hinted and not audit.portable:
+            raise ValueError(f"{each.block}: tuned by hints in an audit that is not portable")
+        if (identical := each.judgement is Judgement.IDENTICAL) and audit.portable and not each.hinted:
+            raise ValueError(f"{each.block}: identical in a portable audit, and not tuned by hints")
+        if identical and each.hinted and (each.hinted.beyond or each.hinted.inconclusive):
+            raise ValueError(f"{each.block}: identical, and not followed to its end")
     if not any(path.endswith(WEIGHTS) for path in audit.files):
         raise ValueError(f"no subject is a file of weights, *{WEIGHTS}")
     if not len(audit.untuned.deviations) == min(audit.untuned.count, NAMED):
@@ -193,7 +209,16 @@ def _block(value: Any) -> Retuned:
         Judgement(_text(value["judgement"])),
         _text(value["reason"], empty=True),
         _maybe(_distance, value["distance"]),
+        _maybe(_hinted, value["hinted"]),
     )
+
+
+def _hinted(value: Any) -> Hinted:
+    hinted = record(Hinted, value)
+    for each in fields(Hinted):
+        found = getattr(hinted, each.name)
+        _text(found, empty=True) if isinstance(found, str) else _count(found)
+    return hinted
 
 
 def _untuned(value: Any) -> Untuned:

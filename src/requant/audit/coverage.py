@@ -2,8 +2,9 @@
 
 It merges the audits in `builds/<name>/audits/`. What is audited is the recorded build: its recipe, its base, and its
 files by SHA-256; audits of anything else are named and not counted. Equal bits are evidence wherever they come
-from. Other bits accuse only in the environment and the hardware class of the build, held against its own journal or
-none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive one. Parties are
+from; those that were found by hints are a class of their own. Other bits accuse only in the environment of the build
+and, unless hints led to them, in its hardware class, held against its own journal or none; elsewhere they are shown as
+open, with the reason. A negative result counts as much as a positive one. Parties are
 told apart by what they call themselves: until audits are signed, nothing proves that two are two.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from requant.audit.audits import read_audits, same_party
 from requant.audit.challenge import draw
+from requant.audit.portable import unlike_devices
 from requant.audit.retuned import Audit, Judgement
 from requant.build import RECORDED, recorded
 from requant.checkpoint.manifest import Manifest, read_manifest
@@ -54,7 +56,10 @@ class Covered:
 
 @dataclass(frozen=True)
 class Label:
-    """Where an audit that counts was made, and by whom; `own_environment` and `journal` compare it with the build."""
+    """Where an audit that counts was made, by whom, and whether by hints.
+
+    `own_environment` and `journal` compare it with the build.
+    """
 
     auditor: str
     hardware: str
@@ -63,6 +68,7 @@ class Label:
     journal: str
     """`recorded`, `another` or `none`."""
     finished: str
+    portable: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class _Build:
     base: str
     environment: str
     journal: str
-    hardware: str
+    hardware: Mapping[str, Any]
     manifest: Manifest
     names: tuple[str, ...]
 
@@ -137,11 +143,12 @@ class _Build:
     def label(self, audit: Audit) -> Label:
         return Label(
             auditor=audit.auditor,
-            hardware=_class(audit.hardware),
+            hardware=_class_of(audit),
             environment=audit.environment,
             own_environment=audit.environment == self.environment,
             journal={None: "none", self.journal: "recorded"}.get(audit.journal, "another"),
             finished=audit.finished,
+            portable=audit.portable,
         )
 
     def doubt(self, audit: Audit) -> str:
@@ -149,10 +156,14 @@ class _Build:
         label = self.label(audit)
         reasons = {
             "another environment than the build's": not label.own_environment,
-            f"another hardware class than the build's, {self.hardware}": label.hardware != self.hardware,
+            f"another hardware class than the build's, {_class(self.hardware)}": audit.hardware != self.hardware
+            and not audit.portable,
             "another journal than the recorded one": label.journal == "another",
         }
-        return ", ".join(reason for reason, holds in reasons.items() if holds)
+        found = [reason for reason, holds in reasons.items() if holds]
+        if audit.portable and (devices := unlike_devices(audit.hardware, self.hardware)):
+            found.append(devices)
+        return ", ".join(found)
 
 
 def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
@@ -173,22 +184,23 @@ def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
         base=journal.header.base,
         environment=journal.header.environment,
         journal=sha256_file(journal_path),
-        hardware=_class(hardware_of(statement_path)),
+        hardware=hardware_of(statement_path),
         manifest=read_manifest(manifest_path),
         names=tuple(each.block for each in journal.blocks),
     )
     stale = {file: reason for file, audit in found.items() if (reason := build.stale(audit))}
     audits = {file: audit for file, audit in found.items() if file not in stale}
-    hardware = {_class(audit.hardware): audit.hardware for audit in audits.values()}
+    hardware = {_class_of(audit): audit.hardware for audit in audits.values()}
+    own = _class(build.hardware)
     return Coverage(
         build=name,
         tiny=tiny,
-        own=build.hardware,
+        own=own,
         blocks=tuple(_covered(each, audits, _of_block(build, each, audits)) for each in build.names),
         untuned=_covered(UNTUNED, audits, _of_the_rest(audits)),
         counted={file: build.label(audit) for file, audit in audits.items()},
         stale=stale,
-        hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != build.hardware, each))},
+        hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != own, each))},
     )
 
 
@@ -228,7 +240,7 @@ def _covered(name: str, audits: Mapping[str, Audit], said: Said) -> Covered:
     others: dict[Outcome, list[Result]] = {Outcome.DIFFERENT: [], Outcome.INCONCLUSIVE: []}
     for file, outcome, what in said:
         audit = audits[file]
-        hardware = _class(audit.hardware)
+        hardware = _class_of(audit)
         if outcome is Outcome.IDENTICAL:
             spelled = identical.setdefault(hardware, {})  # one party, by the first of its spellings
             party = same_party(audit.auditor)
@@ -237,6 +249,11 @@ def _covered(name: str, audits: Mapping[str, Audit], said: Said) -> Covered:
             others[outcome].append(Result(file, audit.auditor, hardware, what))
     parties = {hardware: tuple(sorted(some.values())) for hardware, some in sorted(identical.items())}
     return Covered(name, parties, tuple(others[Outcome.DIFFERENT]), tuple(others[Outcome.INCONCLUSIVE]))
+
+
+def _class_of(audit: Audit) -> str:
+    """Return the class of an audit; what was found by hints stands apart, for it is another proof."""
+    return f"{_class(audit.hardware)}{', by hints' if audit.portable else ''}"
 
 
 def _class(hardware: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ the first different one is accused. All that is not tuned needs neither: untuned
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,7 @@ from requant.audit.distance import Distance
 from requant.audit.untuned import Untuned
 from requant.checkpoint.files import SUFFIX
 from requant.digest import canonical_json, sha256
+from requant.protocol import Hinted
 from requant.verdict import EXIT_STATUS, Outcome
 
 
@@ -32,19 +33,25 @@ class Judgement(StrEnum):
 
 @dataclass(frozen=True)
 class Retuned:
-    """One block that was tuned again; `index` is its place among all blocks of the journal, from 0."""
+    """One block that was tuned again; `index` is its place among all blocks of the journal, from 0.
+
+    `hinted` says what came of the hints, where it was tuned by them.
+    """
 
     block: str
     index: int
     judgement: Judgement
     reason: str = ""
     distance: Distance | None = None
+    hinted: Hinted | None = None
 
     def line(self) -> str:
         """Return what a person reads of this block."""
         text = f"{self.block}: {self.judgement}"
         if self.distance:
             text += f", {self.distance}"
+        if self.hinted and self.hinted.decided:
+            text += f", {self.hinted.signs:,} of {self.hinted.decided:,} signs taken from hints"
         return f"{text}; {self.reason}" if self.reason else text
 
 
@@ -55,6 +62,7 @@ class Audit:
     `files` are those that were audited, by SHA-256; `companions` lay beside them, and no loader reads them; `journal`
     is the SHA-256 of the journal's file, None where there was none. `count` is the number of blocks of the model.
     `auditor` is what the person calls themselves: nothing here proves it. `finished` is UTC, as 2026-04-24T00:00:09Z.
+    A `portable` audit tuned by hints: `hardware` need not be of the build's class.
     """
 
     recipe: str
@@ -72,6 +80,7 @@ class Audit:
     auditor: str
     finished: str
     requant: str
+    portable: bool = False
 
     @property
     def checkpoint(self) -> str:
@@ -121,6 +130,7 @@ class Audit:
             "auditor": self.auditor,
             "finished": self.finished,
             "requant": self.requant,
+            "portable": self.portable,
         }
 
     def text(self) -> list[str]:
@@ -138,7 +148,7 @@ class Audit:
             lines.append(f"first divergence: {self.first_divergence}; what comes after it is not accused")
         elif astray := [each for each in self.blocks if each.judgement is Judgement.UNJUDGED]:
             lines.append(f"next: audit the blocks before {min(astray, key=lambda each: each.index).block}")
-        elif any(each.judgement is Judgement.INCONCLUSIVE for each in self.blocks):
+        elif not self.portable and any(each.judgement is Judgement.INCONCLUSIVE for each in self.blocks):
             lines.append("next: audit on the hardware class that the build's statement names")
         return lines
 
@@ -201,7 +211,13 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _block(each: Retuned) -> dict[str, Any]:
-    value = {"block": each.block, "index": each.index, "judgement": str(each.judgement), "reason": each.reason}
+    value = {
+        "block": each.block,
+        "index": each.index,
+        "judgement": str(each.judgement),
+        "reason": each.reason,
+        "hinted": each.hinted and asdict(each.hinted),
+    }
     if each.distance is None:
         return {**value, "distance": None}
     return {**value, "distance": {**vars(each.distance), "steps": {str(k): v for k, v in each.distance.steps.items()}}}

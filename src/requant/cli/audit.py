@@ -11,11 +11,14 @@ from requant.audit import cluster
 from requant.audit.audits import party, write_audit
 from requant.audit.challenge import Challenge, draw
 from requant.audit.pool import prepare
+from requant.audit.portable import confirm
+from requant.build import beside
 from requant.build.inputs import inputs_for
 from requant.build.workplace import scratch
 from requant.cli.options import VERIFY, AsJson, CheckpointFolder, SandboxOption, Size, app, recipes, tiny_size
 from requant.cli.terminal import out, print_json, progress, say
 from requant.environment.install import cache
+from requant.protocol import HINTS
 from requant.recipe import read_recipe
 
 INSTEAD = (
@@ -80,6 +83,16 @@ def audit(
         typer.Option("--tiny", help="The checkpoint is a build of the tiny model, the small stand-in for the base."),
     ] = False,
     size: Size = None,
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="Tune on this hardware, whatever it is, by the hints that the build wrote."),
+    ] = False,
+    hints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="With --portable, the build's hints. Without it, CHECKPOINT.hints beside it."
+        ),
+    ] = None,
     sandbox: SandboxOption = "auto",
     auditor: Annotated[str, typer.Option(help="Your name, as it is to appear in the audit.")] = "",
     record: Annotated[
@@ -110,6 +123,11 @@ def audit(
         raise typer.BadParameter("--journal and --no-journal cannot be used together")
     reference = requant.audit.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
     names = requant.audit.names(read, stand_in)
+    if hints and not portable:
+        raise typer.BadParameter("--hints needs --portable")
+    followed = (hints or beside(checkpoint.absolute(), HINTS)) if portable else None
+    if followed:
+        confirm(followed, reference.lines)
     challenge = Challenge(seed, sample) if sample else None
     if challenge:
         chosen = tuple(names.index(each) for each in draw(names, challenge))
@@ -117,7 +135,8 @@ def audit(
         chosen = tuple(range(len(names))) if everything else named
     requant.audit.confirm(read, stand_in, checkpoint, reference, chosen)
     with scratch(cache() / "audits") as work, progress() as tell:
-        setting = prepare(read, stand_in, inputs_for(read, stand_in, base, work, tell, INSTEAD), tell, sandbox)
+        inputs = inputs_for(read, stand_in, base, work, tell, INSTEAD)
+        setting = prepare(read, stand_in, inputs, tell, sandbox, portable=portable)
         done = requant.audit.audit(
             checkpoint,
             setting,
@@ -127,6 +146,7 @@ def audit(
             auditor=name,
             make_pool=make_pool,
             work=work,
+            hints=followed,
             tell=tell,
         )
     if as_json:

@@ -1,0 +1,273 @@
+"""A build with hints is tuned again on hardware of another class to the same bits, and what is not so is found.
+
+The auditor's numerics are those of a worker without caps, on whatever machine this is.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import ROOT, Refuses
+from tests.owned import alter
+from tests.test_adapters import accumulating, of_one_s_own
+from tests.test_build import project
+
+import requant.audit
+from requant.audit.pool import Setting, prepare
+from requant.audit.portable import confirm
+from requant.audit.retuned import Audit
+from requant.build import beside, build
+from requant.build.inputs import tiny_inputs
+from requant.checkpoint.checkpoint import open_checkpoint
+from requant.digest import sha256
+from requant.errors import CheckpointError, UsageError
+from requant.evidence.journal import Writer, read_journal
+from requant.progress import Progress, silent
+from requant.protocol import HINTS
+from requant.recipe import Recipe, read_recipe
+
+pytestmark = pytest.mark.worker
+Ask = Callable[..., Any]
+
+
+def hinted(text: str) -> str:
+    """A recipe whose build writes hints."""
+    text, count = re.subn(r"^patience = -1.*$", r"\g<0>\nhints = true", text, flags=re.MULTILINE)
+    assert count == 1
+    return text
+
+
+@dataclass(frozen=True)
+class Hinted:
+    """A tiny build with hints."""
+
+    recipe: Recipe
+    folder: Path
+    setting: Setting
+
+    def audit(self, folder: Path, work: Path, *chosen: int, hints: Path | None = None) -> Audit:
+        """Audit a folder by hints; those beside it are its own."""
+        reference = requant.audit.known(self.recipe, "mini", folder)
+        hints = hints or beside(folder, HINTS)
+        confirm(hints, reference.lines)
+        return requant.audit.audit(
+            folder,
+            self.setting,
+            reference,
+            chosen=chosen or tuple(range(len(self.setting.names))),
+            challenge=None,
+            auditor="tests",
+            make_pool=requant.audit.local(1),
+            work=work,
+            hints=hints,
+        )
+
+    def copied(self, folder: Path) -> Path:
+        """Return a copy of the checkpoint, and of what lies beside it."""
+        for each in ("", "journal.jsonl", "intoto.jsonl", HINTS):
+            there, here = (beside(place, each) if each else place for place in (self.folder, folder))
+            shutil.copytree(there, here) if there.is_dir() else shutil.copyfile(there, here)
+        return folder
+
+
+def made(recipe: Recipe, folder: Path) -> Hinted:
+    """Build the tiny model mini of a recipe."""
+    built = build(recipe, tiny="mini", out=folder / "out")
+    inputs = tiny_inputs(recipe, "mini", folder / "inputs", silent)
+    return Hinted(recipe, built.folder, prepare(recipe, "mini", inputs, silent, "venv", portable=True))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Hinted:
+    folder = tmp_path_factory.mktemp("llama")
+    return made(of_one_s_own(folder, "llama", "cpu", hinted), folder)
+
+
+def judgements(audit: Audit) -> list[str]:
+    return [str(each.judgement) for each in audit.blocks]
+
+
+def identical(audit: Audit) -> None:
+    """Every block was followed to its end, and came out the same."""
+    assert audit.outcome == "identical", audit.text()
+    for each in audit.blocks:
+        assert each.hinted and each.hinted.decided
+        assert (each.hinted.inconclusive, each.hinted.beyond) == ("", "")
+        assert each.hinted.furthest_percent <= 50
+
+
+def step(folder: Path, name: str) -> None:
+    """Move the first code of a layer that can be by one step, which tuning could have done."""
+
+    def edit(data: bytes) -> bytes:
+        at = next(place for place, byte in enumerate(data) if 0 < byte & 15 < 14)
+        return data[:at] + bytes([data[at] + 1]) + data[at + 1 :]
+
+    alter(folder, f"{name}.qweight", edit)
+
+
+def test_every_block_is_identical(llama: Hinted, tmp_path: Path) -> None:
+    identical(llama.audit(llama.folder, tmp_path))
+
+
+def test_a_code_within_reach_is_found_in_its_block(llama: Hinted, tmp_path: Path) -> None:
+    """Whoever looks at the journal knows it without any tuning; the blocks behind are not accused."""
+    copy = llama.copied(tmp_path / "out")
+    layer = next(each for each in llama.setting.target.plan.packed if each.startswith(f"{llama.setting.names[0]}."))
+    step(copy, layer)
+    found = llama.audit(copy, tmp_path / "work")
+    first, second = found.blocks
+    assert found.first_divergence == llama.setting.names[0]
+    assert (str(first.judgement), first.reason) == ("different", f"{layer}.qweight is not the journal's")
+    assert second.judgement != "different"
+
+
+def test_a_journal_of_other_codes_is_found(llama: Hinted, tmp_path: Path) -> None:
+    """A journal that was made to fit: the decisions that it states give the codes that were tuned."""
+    copy = llama.copied(tmp_path / "out")
+    block = llama.setting.names[-1]
+    layer = next(each for each in llama.setting.target.plan.packed if each.startswith(f"{block}."))
+    step(copy, layer)
+    name = f"{layer}.qweight"
+    journal = read_journal(beside(copy, "journal.jsonl"))
+    beside(copy, "journal.jsonl").unlink()
+    with Writer(beside(copy, "journal.jsonl"), journal.header) as writer:
+        for line in journal.blocks:
+            other = {name: sha256(open_checkpoint(copy).tensors[name].read())} if line.block == block else {}
+            writer.append(replace(line, tensors={**line.tensors, **other}))
+    (found,) = llama.audit(copy, tmp_path / "work", len(journal.blocks) - 1).blocks
+    assert (str(found.judgement), found.reason) == (
+        "different",
+        "the decisions that the journal states give other codes",
+    )
+    assert found.distance and (found.distance.first, found.distance.steps) == (name, {1: 1})
+
+
+def test_hints_must_be_the_journal_s(llama: Hinted, tmp_path: Path, refuses: Refuses) -> None:
+    journal = read_journal(beside(llama.folder, "journal.jsonl"))
+    for name, harm in (("changed", b"\1"), ("gone", b"")):
+        folder = tmp_path / name
+        shutil.copytree(beside(llama.folder, HINTS), folder)
+        if harm:
+            data = bytearray((folder / "00001").read_bytes())
+            data[len(data) // 2] ^= harm[0]
+            (folder / "00001").write_bytes(data)
+        else:
+            (folder / "00001").unlink()
+        with pytest.raises(CheckpointError, match=r"00001: (not the hints of the journal|No such file)"):
+            confirm(folder, journal)
+    without = replace(journal, blocks=tuple(replace(each, hints=None) for each in journal.blocks))
+    with pytest.raises(UsageError, match="no journal of a build with hints"):
+        confirm(tmp_path / "changed", None)
+    with refuses(UsageError):
+        confirm(tmp_path / "changed", without)
+
+
+def test_a_resumed_build_writes_the_same_hints(llama: Hinted, tmp_path: Path) -> None:
+    def stopping(now: Progress) -> None:
+        if now.stage == "tuning" and now.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(llama.recipe, tiny="mini", out=tmp_path / "out", tell=stopping)
+    told = list[Progress]()
+    build(llama.recipe, tiny="mini", out=tmp_path / "out", tell=told.append)
+    assert any(each.stage.startswith("resuming after block") for each in told)
+    first, second = (beside(each, HINTS) for each in (llama.folder, tmp_path / "out"))
+    names = [each.name for each in sorted(first.iterdir())]
+    assert names == [each.name for each in sorted(second.iterdir())] == ["00000", "00001"]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_a_builder_that_lies_is_named_or_not_believed(llama: Hinted, ask: Ask) -> None:
+    """A sign further from zero than rounding explains, a best iteration that was not; and files that make no sense."""
+    found = ask(
+        "lies",
+        llama.recipe.path.parent,
+        llama.setting.inputs.base,
+        *("honest", "one", "clamped", "within", "the worst iteration", "a capacity", "garbled", "cut short"),
+    )
+    honest = found["honest"]
+    assert honest["same"]
+    assert (honest["hinted"]["inconclusive"], honest["hinted"]["beyond"]) == ("", "")
+    layer = f"{llama.setting.names[0]}.mlp.down_proj"
+    assert found["one"]["hinted"]["beyond"].startswith(f"iteration 0: {layer}: its hints change the sign of value ")
+    assert found["one"]["hinted"]["beyond"].endswith(" times as far from zero as rounding explains")
+    assert found["clamped"]["hinted"]["beyond"].startswith(f"iteration 0: {layer}: its hints change the sign of value ")
+    assert found["clamped"]["hinted"]["beyond"].endswith(", whose gradient is zero on every machine")
+    within = found["within"]
+    assert within["same"], "what rounding explains is not accused"
+    assert 0 < within["altered"] < 1e-4
+    assert within["hinted"]["furthest_percent"] <= 100
+    assert "was the best, whose loss is" in found["the worst iteration"]["hinted"]["beyond"]
+    for name, says in {
+        "a capacity": "its hints end before its tuning does",
+        "garbled": "differences, and there are more",
+        "cut short": "its hints end before its tuning does",
+    }.items():
+        hinted = found[name]["hinted"]
+        assert (hinted["beyond"], hinted["inconclusive"].endswith(says)) == ("", True), hinted
+    assert found["MiB"] < 2000
+
+
+@pytest.mark.full
+def test_hints_change_no_byte_of_the_checkpoint(llama: Hinted, tmp_path: Path) -> None:
+    text = llama.recipe.path.read_text()
+    without = of_one_s_own(tmp_path, "llama", "cpu")
+    assert hinted(without.path.read_text()) == text
+    plain = build(without, tiny="mini", out=tmp_path / "out").folder
+    assert not beside(plain, HINTS).exists()
+    assert {file.name: file.read_bytes() for file in plain.iterdir()} == {
+        file.name: file.read_bytes() for file in llama.folder.iterdir()
+    }
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["ec", "gb10", "intel"])
+def test_recorded_recipes_with_hints_are_audited(name: str, tmp_path: Path) -> None:
+    folder = project(tmp_path, name, patience=("patience = -1", "patience = -1\nhints = true"))
+    one = made(read_recipe(folder), tmp_path)
+    found = one.audit(one.folder, tmp_path / "work")
+    identical(found)
+    recorded = read_journal(ROOT / "builds" / name / "mini.journal.jsonl").blocks
+    journal = read_journal(beside(one.folder, "journal.jsonl")).blocks
+    assert [each.tensors for each in journal] == [each.tensors for each in recorded]
+
+
+def set_to(key: str, value: str) -> Callable[[str], str]:
+    """A recipe with another value."""
+
+    def edit(text: str) -> str:
+        text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert count == 1
+        return text
+
+    return edit
+
+
+EDITS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "two steps an iteration": accumulating,
+    "asymmetric": set_to("symmetric", "false"),
+    "one group per output": set_to("group_size", "-1"),
+    "a width that is no multiple of the group": set_to("group_size", "96"),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("edit", EDITS)
+def test_of_every_scheme_each_block_is_identical(edit: str, tmp_path: Path) -> None:
+    one = made(of_one_s_own(tmp_path, "llama", "cpu", lambda text: EDITS[edit](hinted(text))), tmp_path)
+    identical(one.audit(one.folder, tmp_path / "work"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe"])
+def test_of_every_series_each_block_is_identical(architecture: str, tmp_path: Path) -> None:
+    one = made(of_one_s_own(tmp_path, architecture, "current", hinted), tmp_path)
+    identical(one.audit(one.folder, tmp_path / "work"))
