@@ -85,12 +85,12 @@ def check(
     """
     confirm_share(sample)
     bound = reach_of(recipe, tiny) if recipe else loosest()
-    theirs, ours = (Side(each.name, frozenset(each.files.names()), each.files.whole) for each in (checkpoint, base))
+    theirs, ours = map(side_of, (checkpoint, base))
     scheme, findings = read_scheme(theirs)
     target = target_like(recipe, _specs(base)) if recipe else None
-    spans, traced, packed = _traced(scheme, checkpoint, base, theirs, ours, target)
-    converted = {checkpoint.tensors[span.name].spec.dtype for span in spans if span.converted}
-    dtypes = {DTYPES[each] for each in converted} | ({scheme.dtype} if scheme else set())
+    narrow = recipe.effort(tiny).precision == "bfloat16" if recipe else None
+    spans, traced, packed = traced_spans(scheme, checkpoint, base, theirs, ours, target, narrow=narrow)
+    dtypes = {DTYPES[each] for each in _converted(spans, checkpoint)} | ({scheme.dtype} if scheme else set())
     findings += traced
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("not modelled", name, detail=why) for name, why in checkpoint.beyond]
@@ -99,14 +99,12 @@ def check(
     else:
         findings += bind(theirs, ours, scheme.foreign if scheme else "", dtypes)
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
-    narrow = recipe.effort(tiny).precision == "bfloat16" if recipe else "BF16" in converted
-    spans = [_of_floats(span, base, narrow, strange=recipe is None) if span.packing else span for span in spans]
     expected = _expected(recipe, target, tiny) if recipe and target else None
     if expected is not None and target:
         spans = [replace(span, symmetric=_form(target, span).symmetric) if span.packing else span for span in spans]
         findings += _unlike(target, expected, spans)
     rounds = scheme is not None and scheme.rounds
-    windows = list(_windows(spans, expected, checkpoint, base, rounds))
+    windows = list(windows_of(spans, expected, checkpoint, base, rounds))
     some = min(len(windows), max(1, round(sample * len(windows))))
     chosen = sorted(random.Random(seed).sample(range(len(windows)), some))  # noqa: S311
     key = [
@@ -148,10 +146,25 @@ def check(
     return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
 
 
-def _traced(
-    scheme: Scheme | None, checkpoint: Reader, base: Reader, theirs: Side, ours: Side, target: Target | None
+def side_of(reader: Reader) -> Side:
+    """Return the files of one side."""
+    return Side(reader.name, frozenset(reader.files.names()), reader.files.whole)
+
+
+def traced_spans(
+    scheme: Scheme | None,
+    checkpoint: Reader,
+    base: Reader,
+    theirs: Side,
+    ours: Side,
+    target: Target | None = None,
+    *,
+    narrow: bool | None = None,
 ) -> tuple[list[Span], list[Finding], int]:
-    """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too."""
+    """Trace all tensors to the base, and hold what is declared against them; return how many layers are packed too.
+
+    `narrow` says whether a recipe rounds the base's numbers to BF16 first; without one, converted tensors tell it.
+    """
     foreign, transposed = (scheme.foreign, scheme.transposes) if scheme else ("", False)
     planned = target.places if target else {}
     declared = checkpoint.declaration or (scheme.declaration if scheme else None)
@@ -167,7 +180,14 @@ def _traced(
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
     packed = sum(span.quantized for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
+    strange, narrow = narrow is None, "BF16" in _converted(spans, checkpoint) if narrow is None else narrow
+    spans = [_of_floats(span, base, narrow, strange=strange) if span.packing else span for span in spans]
     return spans, [*needed(traced, base, ours), *said, *presence(scheme, theirs, packed)], packed
+
+
+def _converted(spans: Iterable[Span], checkpoint: Reader) -> set[str]:
+    """Return the dtypes that float tensors were converted to."""
+    return {checkpoint.tensors[span.name].spec.dtype for span in spans if span.converted}
 
 
 def _as_declared(
@@ -239,7 +259,7 @@ def _examined(
             pool.shutdown(cancel_futures=True)
 
 
-def _windows(
+def windows_of(
     spans: Iterable[Span], expected: Mapping[str, str] | None, checkpoint: Reader, base: Reader, rounds: bool
 ) -> Iterator[Window]:
     for span in spans:

@@ -213,6 +213,31 @@ def settle(
     return settled | _agreed(settled, results, checkpoint, base)
 
 
+def givers(
+    results: Mapping[str, Sequence[tuple[Window, Measured]]], checkpoint: Reader, base: Reader
+) -> dict[str, set[str]]:
+    """Return of each layer the formulas that give every byte of it, of windows on which all of them were tried.
+
+    One that says something of the layer as a whole is among them only where all of the layer was read.
+    """
+    sides = _siblings({name: max(each.counts.widest for _, each in some) for name, some in results.items()})
+    given: dict[str, set[str]] = {}
+    for name, some in results.items():
+        span = some[0][0].span
+        held = Stored.of(span, checkpoint, base)
+        whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
+        found = merge(each for _, each in some).findings
+        given[name] = {
+            formula.name
+            for formula in formulas(held.codec)
+            if not found.get(formula.name, (True,))
+            and not _unmade(span, held, formula, checkpoint)
+            and (whole or not formula.whole(1.0, held.dtype))
+            and not any(_wholes(span, held, formula, sides[name], checkpoint))
+        }
+    return given
+
+
 def _agreed(
     settled: Mapping[str, tuple[str, tuple[Finding, ...]]],
     results: Mapping[str, Sequence[tuple[Window, Measured]]],

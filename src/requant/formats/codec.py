@@ -113,6 +113,20 @@ def layer_of(tensor: str) -> str:
     return _FUSED.sub("", tensor) if _FUSED.search(tensor) else tensor.rpartition(".")[0]
 
 
+def layers_of(tensors: Mapping[str, Spec]) -> dict[str, dict[str, Spec]]:
+    """Return tensors by layer and suffix."""
+    layers: dict[str, dict[str, Spec]] = {}
+    for name, spec in tensors.items():
+        layer = layer_of(name)
+        layers.setdefault(layer, {})[name.removeprefix(layer).removeprefix(".")] = spec
+    return layers
+
+
+def holds_codes(layer: Mapping[str, Spec]) -> bool:
+    """Say whether any tensor of a layer holds other numbers than floats of a model."""
+    return any(spec.dtype not in FLOATS for spec in layer.values())
+
+
 def named(layer: str, suffix: str) -> str:
     """Return the name of a layer's tensor."""
     return f"{layer}{'' if suffix.startswith('_') else '.'}{suffix}"

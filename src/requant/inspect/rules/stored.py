@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import FLOATS, Declaration, layer_of, named
+from requant.formats.codec import FLOATS, Declaration, holds_codes, layers_of, named
 from requant.formats.declarations import declared, left_float, stated
 from requant.inspect.findings import Finding
 from requant.inspect.rules.seen import Seen
@@ -35,11 +35,8 @@ def check(seen: Seen) -> Iterator[Finding]:
 
 
 def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
-    layers: dict[str, dict[str, Spec]] = {}
-    for name, spec in tensors.items():
-        layer = layer_of(name)
-        layers.setdefault(layer, {})[name.removeprefix(layer).removeprefix(".")] = spec
-    coded = {layer for layer, held in layers.items() if any(spec.dtype not in FLOATS for spec in held.values())}
+    layers = layers_of(tensors)
+    coded = {layer for layer, held in layers.items() if holds_codes(held)}
     for layer, held in layers.items():
         try:
             codec = declaration.codec(layer)

@@ -1,26 +1,30 @@
 """`identify CHECKPOINT`: which tool and which policy can have written these files.
 
-A fingerprint excludes; it never proves. What is read: headers, side files, and where the files are on this disk
-zero points and scales. Each writer below is a list of what it cannot have done otherwise.
+A fingerprint excludes; it never proves. What is read: headers, side files, where the files are on this disk
+zero points and scales, and with a base a few layers, which are made again. Each writer below is a list of what it
+cannot have done otherwise.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from requant.checkpoint.checkpoint import open_checkpoint
-from requant.errors import NotModelledError
+from requant.check.makers import Made, made_again
+from requant.check.reader import Reader
+from requant.formats.declarations import stated
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32
+from requant.identify.declared import formats, tools
 from requant.inspect import look
 from requant.inspect.anatomy import EXPERTS, MTP, VISUAL, canonical
 from requant.inspect.headers import Headers
 from requant.inspect.loaders import DEFAULT
 from requant.inspect.loaders.declared import Declared
-from requant.inspect.rules.readings import is_packed
+from requant.inspect.rules.readings import is_packed, packed_layers
 from requant.inspect.rules.seen import Seen
 from requant.model.plan import Specs
 from requant.model.skeleton import plan
@@ -63,77 +67,110 @@ WRITERS = (
 class Fingerprint:
     """What the files show. Words and shares are None where the values were not read.
 
+    `formats` counts layers by how declaration and tensors say that they are stored, `unknown` the others, by why
+    nothing is known of them; `tools` are those that the declaration names. What asks for the modules of the
+    `architecture`, which are known for Qwen3.5-MoE, is None for others: MTP, policies, linear layers and writers.
     Where nothing is `quantized`, no tensor is packed, and there are no `writers` to tell apart. `unmodelled` says in
     what the declaration is none of those whose `policies` and `writers` are known, such as `8 bits`; else it is empty.
+    `made` are layers that were made again, None without a base.
     """
 
+    architecture: str
     quantized: bool
     declared: bool
-    mtp: str
+    method: str
+    tools: tuple[str, ...]
+    formats: Mapping[str, int]
+    unknown: Mapping[str, int]
+    mtp: str | None
     zero_words: Mapping[str, Mapping[str, int]] | None
     negative_tuned: float | None
     negative_rounded: float | None
     main_bytes: int
     extra_bytes: int
-    policies: tuple[str, ...]
+    policies: tuple[str, ...] | None
     tokenizer: str
     declared_version: str
     declared_effort: Mapping[str, Any]
     tensors: Mapping[str, int]
     quantized_layers: int
-    linear_layers: int
-    writers: tuple[str, ...]
+    linear_layers: int | None
+    writers: tuple[str, ...] | None
     unmodelled: str
+    made: tuple[Made, ...] | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether codes are there, and nothing that was read says anything for or against any tool."""
+        gave = any(count for each in self.made or () for count in each.gave.values())
+        return self.quantized and not (self.tools or self.writers or gave)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fingerprint as `--json` prints it."""
         return asdict(self)
 
 
-def identify(headers: Headers) -> Fingerprint:
-    """Read a checkpoint's fingerprint.
+def with_base(found: Fingerprint, checkpoint: Reader, base: Reader) -> Fingerprint:
+    """Add which formulas make a few layers of each format, and which do not.
 
-    Raises CheckpointError where it cannot be read, NotModelledError for another architecture.
+    Raises CheckpointError for what cannot be read.
     """
+    made, unknown = made_again(checkpoint, base)
+    return replace(found, made=tuple(made), unknown={**found.unknown, **unknown})
+
+
+def identify(headers: Headers) -> Fingerprint:
+    """Read a checkpoint's fingerprint; raise CheckpointError where it cannot be read."""
     seen = look(headers, (DEFAULT,), (1,))
-    packed = any(is_packed(name, spec.dtype) for held in headers.shards.values() for name, spec in held.items())
-    if not seen.modelled:
-        said = "" if packed else "nothing is quantized, and "
-        advice = (
-            "`identify` knows the writers of Qwen3.5-MoE only. `requant inspect` says what is known of other models."
-        )
-        raise NotModelledError(f"{headers.name}: {said}{seen.architecture} is not modelled", advice)
+    specs = {name: spec for held in headers.shards.values() for name, spec in held.items()}
+    value = stated(seen.config)
+    stored, unknown = formats(value, specs, packed_layers(seen))
+    packed = bool(stored or unknown) or any(is_packed(name, spec.dtype) for name, spec in specs.items())
     words, tuned, rounded = _values(seen) if headers.folder else (None, None, None)
     sizes = {file: sum(spec.nbytes for spec in held.values()) for file, held in headers.shards.items()}
     extra = sizes.get(EXTRAS, 0)
     main = sum(sizes.values()) - extra
-    layout, tokenizer = mtp_layout(seen), _tokenizer(headers)
+    tokenizer = _tokenizer(headers)
+    layout = mtp_layout(seen) if seen.modelled else None
     names = [canonical(name) for held in headers.shards.values() for name in held]
-    stated = seen.config.get("quantization_config")
-    declared = stated if isinstance(stated, dict) else {}
+    declared = value if isinstance(value, dict) else {}
     unmodelled = _unmodelled(seen.declared) if packed else ""
+    writers, policies = None, None
+    if layout is not None:
+        told = packed and not unmodelled
+        writers = tuple(_writers(layout, words, rounded, tokenizer)) if told else ()
+        policies = () if unmodelled else tuple(_policies(seen, main, extra))
     return Fingerprint(
+        architecture=seen.architecture,
         quantized=packed,
-        declared=stated is not None,
+        declared=value is not None,
+        method=str(declared.get("quant_method", "")),
+        tools=tuple(tools(seen.config, headers.paths)),
+        formats=Counter(stored.values()),
+        unknown=Counter(unknown.values()),
         mtp=layout,
         zero_words=words,
         negative_tuned=tuned,
         negative_rounded=rounded,
         main_bytes=main,
         extra_bytes=extra,
-        policies=() if unmodelled else tuple(_policies(seen, main, extra)),
+        policies=policies,
         tokenizer=tokenizer,
         declared_version=str(declared.get("autoround_version", "")),
-        declared_effort={key: declared.get(key, f"not declared: {default}") for key, default in DEFAULTS.items()},
+        declared_effort={key: declared.get(key, f"not declared: {default}") for key, default in DEFAULTS.items()}
+        if seen.declared
+        else {},
         tensors={
             "all": len(names),
             "MTP": sum(name.startswith(MTP) for name in names),
             "visual": sum(name.startswith(VISUAL) for name in names),
             "visual .weight": sum(name.startswith(VISUAL) and name.endswith(".weight") for name in names),
         },
-        quantized_layers=sum(name.endswith(".qweight") and not name.startswith(MTP) for name in names),
-        linear_layers=sum(not name.startswith(MTP) for name in seen.model.layers(seen.model.tensors)),
-        writers=tuple(_writers(layout, words, rounded, tokenizer)) if packed and not unmodelled else (),
+        quantized_layers=sum(not canonical(name).startswith(MTP) for name in (*stored, *unknown)),
+        linear_layers=sum(not name.startswith(MTP) for name in seen.model.layers(seen.model.tensors))
+        if seen.modelled
+        else None,
+        writers=writers,
         unmodelled=unmodelled,
     )
 
@@ -171,7 +208,7 @@ def _values(seen: Seen) -> tuple[dict[str, dict[str, int]], float | None, float 
             if name.endswith(".qzeros") and tensor.spec.dtype == "I32":
                 found = np.unique(np.frombuffer(tensor.read(), "<u4"))
                 words.setdefault(file, Counter()).update(f"{int(word):#010x}" for word in found)
-            elif name.endswith(".scales") and tensor.spec.dtype in ("F16", "BF16"):
+            elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.qweight" in held:
                 data = tensor.read()
                 scales = np.frombuffer(data, "<f2") if tensor.spec.dtype == "F16" else bfloat16_to_float32(data)
                 count = signs[name.startswith(MTP)]
