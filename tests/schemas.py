@@ -152,7 +152,7 @@ PRINTED: Mapping[str, Any] = {
         advice=str,
         exit_status=int,
     ),
-    "requant.identify/2": Fingerprint,
+    "requant.identify/3": Fingerprint,
     "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
     "requant.inspect/1": printed(Inspection, outcome=Literal["errors", "not modelled", "no errors"]),
     "requant.journal/2": printed(

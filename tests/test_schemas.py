@@ -91,6 +91,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("inspect", broken, "--all"),
             ("inspect", "--explain", "D01"),
             ("identify", ours),
+            ("identify", ours, "--base", base),
             ("repair", broken, "--base", base, "--out", folder / "mended"),
             ("repair", ours, "--base", base),
             ("plan", EC, *tiny),
@@ -121,9 +122,9 @@ def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr(
         "requant.build.rebuild.rebuild", lambda *_, **__: Rebuilt(built, Path("theirs"), VERDICT, (divergence,))
     )
-    patch.setattr("requant.cli.audit.inputs_for", lambda *_: None)
-    patch.setattr("requant.cli.audit.prepare", lambda *_: SimpleNamespace(names=("layers.0", "layers.1")))
-    patch.setattr("requant.audit.confirm", lambda *_: None)
+    patch.setattr("requant.cli.audit.inputs_for", lambda *_, **__: None)
+    patch.setattr("requant.cli.audit.prepare", lambda *_, **__: SimpleNamespace(names=("layers.0", "layers.1")))
+    patch.setattr("requant.audit.confirm", lambda *_, **__: None)
     patch.setattr("requant.audit.audit", lambda *_, **__: AUDIT)
     patch.setattr("requant.cli.image.find", lambda: None)
     patch.setattr("requant.environment.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))

@@ -44,7 +44,9 @@ class Made:
     ways: Mapping[str, int]
 
 
-def made_again(checkpoint: Reader, base: Reader, threads: int = os.cpu_count() or 1) -> tuple[list[Made], dict[str, int]]:
+def made_again(
+    checkpoint: Reader, base: Reader, threads: int = os.cpu_count() or 1
+) -> tuple[list[Made], dict[str, int]]:
     """Make some layers of every format again; return what gave them, and of others why nothing can, with a count.
 
     The first rows of each layer are read, or all of it where a formula says something of the layer as a whole. Raises
@@ -112,9 +114,7 @@ def _examined(window: Window, checkpoint: Reader, base: Reader) -> Measured:
     return examine(window, checkpoint, base, loosest())
 
 
-def _made(
-    name: str, count: int, results: Iterable[tuple[Window, Measured]], checkpoint: Reader, base: Reader
-) -> Made:
+def _made(name: str, count: int, results: Iterable[tuple[Window, Measured]], checkpoint: Reader, base: Reader) -> Made:
     by_layer: dict[str, list[tuple[Window, Measured]]] = {}
     for window, measured in results:
         by_layer.setdefault(window.span.name, []).append((window, measured))

@@ -80,19 +80,22 @@ def fingerprint_table(found: "Fingerprint") -> Iterator[RenderableType]:
     if found.quantized:
         formats = [f"{count:,} {name}" for name, count in found.formats.items()]
         formats += [f"{count:,} not modelled: {why}" for why, count in found.unknown.items()]
-        rows |= {
-            "formats": formats,
-            "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read, or there are none",
-            "negative scales, tuned": _share(found.negative_tuned),
-            "negative scales, MTP": _share(found.negative_rounded),
-            "fits": unknown if found.policies is None else unmodelled or found.policies or "no known policy",
-        }
+        rows["formats"] = formats
+        if found.mtp or words:
+            rows |= {
+                "zero points": [f"{file}: {each}" for file, each in words.items()] or "not read",
+                "negative scales, tuned": _share(found.negative_tuned),
+                "negative scales, MTP": _share(found.negative_rounded),
+            }
+        rows["fits"] = unknown if found.policies is None else unmodelled or found.policies or "no known policy"
     if found.quantized or found.declared:
         method = found.method or ("no quant_method" if found.declared else "nothing")
         rows["declared"] = [
             f"{method}: auto-round {found.declared_version or '?'}; {effort}" if effort else method,
             *(f"as of {tool}" for tool in found.tools),
         ]
+    if found.made == ():
+        rows["made again"] = "nothing: the base has none of the layers, or no formula is known"
     for each in found.made or ():
         rows[f"made again, {each.format}"] = [*_made(each)]
     if found.quantized:

@@ -18,7 +18,7 @@ from requant.check.reader import Reader
 from requant.formats.declarations import stated
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32
-from requant.identify.declared import formats, tools
+from requant.identify.declared import SHOWN, formats, tools
 from requant.inspect import look
 from requant.inspect.anatomy import EXPERTS, MTP, VISUAL, canonical
 from requant.inspect.headers import Headers
@@ -144,10 +144,10 @@ def identify(headers: Headers) -> Fingerprint:
         architecture=seen.architecture,
         quantized=packed,
         declared=value is not None,
-        method=str(declared.get("quant_method", "")),
+        method=str(declared.get("quant_method", ""))[:SHOWN],
         tools=tuple(tools(seen.config, headers.paths)),
-        formats=Counter(stored.values()),
-        unknown=Counter(unknown.values()),
+        formats=dict(Counter(stored.values())),
+        unknown=dict(Counter(unknown.values())),
         mtp=layout,
         zero_words=words,
         negative_tuned=tuned,

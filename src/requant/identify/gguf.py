@@ -19,7 +19,7 @@ def identify_gguf(checkpoint: Reader) -> Fingerprint:
     folder = path if path.is_dir() else path.parent
     values = read_gguf(folder / files_of(path)[0]).values
     codecs = checkpoint.declaration.codecs if isinstance(checkpoint.declaration, Types) else {}
-    stored = Counter(codec.name for codec in codecs.values() if codec.type not in FLOATS)
+    stored = dict(Counter(codec.name for codec in codecs.values() if codec.type not in FLOATS))
     named = f"llama.cpp, with an importance matrix: {IMATRIX} {values.get(IMATRIX)!r:.80}"
     return Fingerprint(
         architecture=str(values.get("general.architecture", "")),
@@ -28,7 +28,7 @@ def identify_gguf(checkpoint: Reader) -> Fingerprint:
         method="GGUF",
         tools=(named,) if IMATRIX in values else (),
         formats=stored,
-        unknown=Counter(why for _, why in checkpoint.beyond),
+        unknown=dict(Counter(why for _, why in checkpoint.beyond)),
         mtp=None,
         zero_words=None,
         negative_tuned=None,
