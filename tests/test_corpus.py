@@ -115,7 +115,6 @@ def test_a_declaration_that_the_tensors_belie_is_an_error_for_any_architecture(k
 def test_the_commands_end_with_a_status_of_their_own(name: str, tmp_path: Path) -> None:
     folder = str(on_disk(name, tmp_path / "one"))
     base = str(on_disk(QWEN35 if name in (RAW, QWEN35) else "base-llama", tmp_path / "base"))
-    modelled = name in (RAW, QWEN35)
     wanted = {
         ("inspect", folder, "--headers-only"): {RAW: 1, QWEN35: 0}.get(name, 3),
         ("inspect", folder, "--headers-only", "--json", "--all"): {RAW: 1, QWEN35: 0}.get(name, 3),

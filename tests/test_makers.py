@@ -144,7 +144,7 @@ def test_codes_of_which_nothing_is_known_are_not_modelled(tmp_path: Path) -> Non
     ):
         folder = write(tmp_path / why.partition(" ")[0], said, held)
         status, found = identified(folder)
-        assert status == 3 and [*found["unknown"]][0].startswith(why)
+        assert status == 3 and next(iter(found["unknown"])).startswith(why)
 
 
 def test_another_base_gives_nothing(tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ def findings_table(inspected: Inspection) -> Iterator[RenderableType]:
         sheet.add(f"[{colour}]{label}[/]", finding.rule, map(escape, lines), map(escape, _hits(finding, inspected)))
     if inspected.findings:
         yield sheet
-    looked = "" if inspected.values_read else "; zero points and scales were not read (D10, D11, part of D12)"
+    looked = (
+        ""
+        if inspected.values_read
+        else "; zero points, scales and tokenizer were not read (D10, D11, D35, part of D12 and D34)"
+    )
     network = f", {inspected.fetched:,} bytes fetched" if inspected.fetched else ""
     against = f"{', '.join(inspected.loaders)} at TP {', '.join(map(str, inspected.degrees))}"
     tensors = several(inspected.tensors, "tensor")
@@ -126,7 +130,7 @@ def _hits(finding: Finding, inspected: Inspection) -> list[str]:
 def defect_text(name: str) -> Iterator[str]:
     """Yield a defect's entry, line by line; raises UsageError where there is none of that name."""
     if name not in DEFECTS:
-        raise UsageError(f"--explain {name}: no such defect; they are D01 to D33 and N01 to N03")
+        raise UsageError(f"--explain {name}: no such defect; they are D01 to D35 and N01 to N03")
     entry = DEFECTS[name]
     yield f"[bold]{entry.id}[/] {escape(entry.title)}"
     yield escape(entry.cause)

@@ -6,15 +6,15 @@ cannot have done otherwise.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from requant.checkpoint.checkpoint import open_checkpoint
 from requant.check.makers import Made, made_again
 from requant.check.reader import Reader
+from requant.checkpoint.checkpoint import open_checkpoint
 from requant.formats.declarations import stated
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32

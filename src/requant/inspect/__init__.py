@@ -1,7 +1,7 @@
 """`inspect CHECKPOINT` asks whether each loader would consume every tensor, exactly once, as what it is.
 
-Headers and side files decide everything but three rules, which look at zero points and scales where these lie
-on this disk. Blocks that are equal are examined once.
+Headers and side files decide everything but four rules, which look at zero points and scales where these lie
+on this disk, and one at the tokenizer. Blocks that are equal are examined once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from requant.inspect.loaders import DEFAULT, Loader
 from requant.inspect.loaders.declared import Declared, read_declared
 from requant.inspect.loaders.reading import read
 from requant.inspect.mending import refusal
-from requant.inspect.rules import declarations, files, kernels, readings, stored, tensors, values
+from requant.inspect.rules import declarations, files, kernels, kv_cache, readings, stored, tensors, tokenizer, values
 from requant.inspect.rules.seen import Seen
 from requant.model.skeleton import Skeleton, is_modelled, skeleton
 
@@ -69,18 +69,19 @@ def inspect(
 ) -> Inspection:
     """Hold a checkpoint against loaders; `known` is a recipe's baseline.
 
-    With `look_at_values` zero points and scales are read too, which needs the files. Raises CheckpointError
-    where the checkpoint cannot be read as what it says it is.
+    With `look_at_values` zero points, scales and the tokenizer are read too, which needs the files. Raises
+    CheckpointError where the checkpoint cannot be read as what it says it is.
     """
     loaders, degrees = tuple(dict.fromkeys(loaders)), tuple(sorted(set(degrees)))
     with without_collector():
         seen = look(headers, loaders, degrees)
-        rules = [files, readings, stored]
+        rules = [files, readings, stored, kv_cache]
         if seen.modelled and not seen.another:
             rules += [tensors, declarations, kernels]
         found = [finding for each in rules for finding in each.check(seen)]
-    if look_at_values and not seen.another:
-        found += values.check(seen)
+    if look_at_values:
+        found += [*kv_cache.check_values(seen), *tokenizer.check(seen)]
+        found += [] if seen.another else values.check(seen)
     return Inspection(
         checkpoint=headers.name,
         tensors=sum(map(len, headers.shards.values())),

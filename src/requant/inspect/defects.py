@@ -1,4 +1,4 @@
-"""The catalogue of defects, D01 to D33, that checkpoints of this architecture are known to have.
+"""The catalogue of defects, D01 to D35, that checkpoints of this architecture are known to have.
 
 N01 to N03 are not defects: they say what `inspect` does not model, and that a checkpoint is not quantized.
 
@@ -251,6 +251,21 @@ _ENTRIES = (
         "Tools that save what transformers loaded leave it out, and keep the key that counts it. A server that drafts "
         "with it has uninitialised weights or stops, and no draft is accepted.",
         "copy the block's tensors from the base, or set the key to 0",
+    ),
+    (
+        "D34",
+        "scales of the KV cache are declared and absent, or no scale at all",
+        "Calibrations of a cache in FP8 leave a scale of k and one of v per layer. Without them, "
+        "vLLM 0.33.0 takes 1 (kv_cache.py, compressed_tensors.py), whatever was calibrated. A scale of zero, and one "
+        "that is no finite number, leaves nothing of what is stored. Of other loaders nothing is said.",
+        "calibrate again, or serve with a cache in the model's dtype",
+    ),
+    (
+        "D35",
+        "tokenizer.json has a truncation or a padding",
+        "A tool called the tokenizer with a length, as for calibration, and saved it so. transformers sets both anew "
+        "at each call; what loads the file through `tokenizers` alone keeps them, and cuts or fills prompts.",
+        "set truncation and padding in tokenizer.json to null, or copy the base's file",
     ),
     (
         "N01",
