@@ -36,7 +36,8 @@ def test_a_healthy_tiny_model(ec: Path) -> None:
     assert set(found.zero_words or {}) == {path.name for path in ec.glob("*.safetensors")}
     assert {word for words in (found.zero_words or {}).values() for word in words} == {"0x77777777"}
     assert found.policies == (f"everything packed; MTP packed, visual in {EXTRAS}",)
-    assert "requant" in found.writers and not any("2dda035" in writer for writer in found.writers)
+    assert found.writers and "requant" in found.writers
+    assert not any("2dda035" in writer for writer in found.writers)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_healthy_tiny_model(ec: Path) -> None:
 )
 def test_a_fingerprint_excludes(spoil: Callable[[Checkpoint], Checkpoint], excluded: str, tmp_path: Path) -> None:
     write_checkpoint(spoil(healthy("ec")), tmp_path / "other")
-    assert excluded not in identify(read_headers(tmp_path / "other")).writers
+    assert excluded not in (identify(read_headers(tmp_path / "other")).writers or ())
 
 
 @pytest.mark.worker
@@ -64,7 +65,7 @@ def test_raw_output_is_recognised(built: Callable[[str], Built]) -> None:
     assert raw.tokenizer == "rewritten by transformers 5"
     assert (raw.zero_words or {})[EXTRAS] == {"0x88888888": 7}
     made = identify(read_headers(built("ec").folder))
-    assert "requant" in made.writers and made.negative_tuned and 0.3 < made.negative_tuned < 0.7
+    assert made.writers and "requant" in made.writers and made.negative_tuned and 0.3 < made.negative_tuned < 0.7
 
 
 @cache
@@ -101,11 +102,11 @@ def test_the_printed_command_cannot_have_written_2335_tensors() -> None:
     raw, ec = identify(full("raw")), described()
     assert (raw.tensors["MTP"], ec.tensors["MTP"]) == (33, 2_335)
     assert raw.mtp == "experts fused, rest packed" and ec.mtp == "packed"
-    assert "auto-round 0.12.2 to 2dda035" in raw.writers
-    assert "auto-round 0.12.2 to 2dda035" not in ec.writers
+    assert "auto-round 0.12.2 to 2dda035" in (raw.writers or ())
+    assert "auto-round 0.12.2 to 2dda035" not in (ec.writers or ())
     assert raw.main_bytes + raw.extra_bytes == 22_083_373_792
     assert ec.main_bytes + ec.extra_bytes == 20_891_142_880
-    assert any("but for its experts" in policy for policy in raw.policies)
+    assert any("but for its experts" in policy for policy in raw.policies or ())
 
 
 def test_the_command(ec: Path) -> None:

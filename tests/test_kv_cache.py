@@ -22,7 +22,7 @@ GOOD = struct.pack("<f", 0.5)
 Scales = dict[str, bytes]
 
 
-def scales(place: str = ATTENTION, **change: bytes | None) -> Scales:
+def scales(place: str = ATTENTION, /, **change: bytes | None) -> Scales:
     """Scales of two layers, `k0` and so on changed or left out."""
     held = {f"{half}{block}": GOOD for half in ("k", "v") for block in range(2)} | change
     where = {"k": place.replace("X", "k"), "v": place.replace("X", "v")}
@@ -32,7 +32,7 @@ def scales(place: str = ATTENTION, **change: bytes | None) -> Scales:
 def found(
     folder: Path, said: Any, held: Scales, tokenizer: Any = None, **config: Any
 ) -> list[tuple[str, str, tuple[str, ...]]]:
-    tensors = {name: ("F32", [], data) for name, data in held.items()}
+    tensors: dict[str, tuple[str, list[int], bytes]] = {name: ("F32", [], data) for name, data in held.items()}
     for block in range(2):
         for half in ("k", "v", "q"):
             layer = f"{ATTENTION.format(block)}.{half}_proj"
@@ -73,7 +73,7 @@ def test_declared_and_absent(said: Any, key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", ["k1", "v1"])
 def test_a_scale_that_was_lost_is_named(half: str, tmp_path: Path) -> None:
     lost = f"{ATTENTION.format(1)}.{half[0]}_scale"
-    assert found(tmp_path, SCHEME, scales(**{half: None})) == [("D34", Severity.ERROR, (lost,))]
+    assert found(tmp_path, SCHEME, scales(ATTENTION, **{half: None})) == [("D34", Severity.ERROR, (lost,))]
 
 
 def test_a_layer_without_scales_is_named_unless_layers_share_caches(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.checkpoints import BITS, shard
+from tests.formats import integers
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Part
@@ -107,3 +108,52 @@ def test_a_promised_block_is_missed(key: str, name: str, missed: bool, tmp_path:
 
 def test_what_is_not_modelled_accuses_nobody(tmp_path: Path) -> None:
     assert found(tmp_path, HEALTHY | {"model.layers.0.strange.weight": ("U8", [8, 8])}) == []
+
+
+def routers(
+    folder: Path, block: str, gate: str, expert: str, ignore: list[str], *, coded: bool
+) -> list[tuple[str, str]]:
+    """Inspect a checkpoint of compressed-tensors, int8, whose router is in codes or a float."""
+    layers = [f"model.layers.0.{block}.{gate}", *(f"model.layers.0.{block}.experts.{n}.{expert}" for n in range(2))]
+    held: dict[str, tuple[str, list[int], bytes]] = {}
+    for layer in layers:
+        if layer.endswith(gate) and not coded:
+            held[f"{layer}.weight"] = ("BF16", [8, 8], bytes(128))
+        else:
+            held |= {f"{layer}.weight": ("I8", [8, 8], bytes(64)), f"{layer}.weight_scale": ("BF16", [8, 1], bytes(16))}
+    (folder / "model.safetensors").write_bytes(shard(held))
+    said = {**integers("int-quantized", 8, strategy="channel"), "ignore": ignore}
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", "quantization_config": said}))
+    rules = ("D31", "D32")
+    shown = [
+        each for each in inspect(read_headers(folder)).findings if each.rule in rules or "router" in each.consequence
+    ]
+    return [(each.rule, subject) for each in shown for subject in each.subjects]
+
+
+@pytest.mark.parametrize(
+    ("block", "gate", "expert"),
+    [("block_sparse_moe", "gate", "w1"), ("mlp", "gate", "gate_proj"), ("mlp", "router", "up_proj")],
+)
+def test_routers(block: str, gate: str, expert: str, tmp_path: Path) -> None:
+    """Like Mixtral's, Qwen3-MoE's, gpt-oss's: stored as declared, against `ignore`, and forgotten by it."""
+    name = f"model.layers.0.{block}.{gate}"
+    listed = [f"re:.*{block}.{gate}$"]
+    for ignore, coded, expected in (
+        (listed, False, []),
+        (listed, True, [("D32", f"{name}.weight"), ("N01", name)]),
+        ([], False, [("N01", f"{name}.weight")]),
+        ([], True, [("N01", name)]),
+    ):
+        assert routers(tmp_path, block, gate, expert, ignore, coded=coded) == expected
+
+
+def test_a_router_in_the_words_of_gptq(tmp_path: Path) -> None:
+    gate = "model.layers.0.mlp.gate"
+    held = {f"{gate}.qweight": ("I32", [8, 64], bytes(2048)), f"{gate}.qzeros": ("I32", [1, 8], bytes(32))}
+    held[f"{gate}.scales"] = ("F16", [1, 64], bytes(128))
+    (tmp_path / "model.safetensors").write_bytes(shard(held))
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": True}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", "quantization_config": said}))
+    named = [each for each in inspect(read_headers(tmp_path)).findings if "router" in each.consequence]
+    assert [(each.rule, each.subjects) for each in named] == [("N01", (gate,))]

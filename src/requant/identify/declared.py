@@ -72,8 +72,9 @@ def _there(value: Mapping[str, Any], key: str) -> str | None:
 def tools(config: Mapping[str, Any], paths: Collection[str]) -> Iterator[str]:
     """Yield the tools that a configuration and the names of files name, each with the key that does."""
     value = config.get("quantization_config")
-    for mark in MARKS if isinstance(value, dict) else ():
-        if (said := mark.said(value)) is not None:
+    keys = value if isinstance(value, dict) else {}
+    for mark in MARKS:
+        if (said := mark.said(keys)) is not None:
             version = f" {said:.{SHOWN}}" if isinstance(said, str) and said else ""
             yield f"{mark.tool}: {mark.where}{version}"
     if isinstance(config.get("quantization"), dict):

@@ -5,7 +5,8 @@ what it is not, or not at all. Which loader then does what is not modelled.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import FLOATS, Declaration, holds_codes, layers_of, named
@@ -17,6 +18,8 @@ SIDE = 1 << 12
 """Outputs and inputs of a weight that any format can store: only names and dtypes of its tensors are asked for."""
 PROMISES = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Keys of configurations that say how many layers predict several tokens: DeepSeek's and GLM's, and Qwen's."""
+ROUTERS = re.compile(r"(?:.*\.)?(?:(?:mlp|block_sparse_moe|feed_forward)\.gate|router|shared_expert_gate)")
+"""Names of layers that choose experts, as far as is known."""
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -24,6 +27,7 @@ def check(seen: Seen) -> Iterator[Finding]:
     """Yield layers that are stored otherwise than declared, and promised blocks that are not there."""
     tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
     yield from _promised(seen, tensors)
+    yield from _routers(seen, tensors)
     raw = stated(seen.config)
     try:
         declaration = declared(raw) if isinstance(raw, dict) else None
@@ -55,8 +59,32 @@ def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -
                 text = f"Declared {codec.name}: found {held[suffix].dtype}, expected {wanted[suffix].spec.dtype}."
                 yield seen.error("D31", [named(layer, suffix)], text)
     floats = [layer for layer, held in layers.items() if layer not in coded and "weight" in held]
+    yield from _unlisted(seen, declaration, filter(ROUTERS.fullmatch, floats if coded else ()))
     for layer, codec in left_float(declaration, coded, floats):
         yield seen.error("D31", [f"{layer}.weight"], f"Declared {codec.name}: the layer is float.")
+
+
+def _routers(seen: Seen, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+    """Yield routers in codes: which loaders have a place for them is known for Qwen3.5-MoE alone (D14)."""
+    if seen.modelled:
+        return
+    routers = (layer for layer, held in layers_of(tensors).items() if ROUTERS.fullmatch(layer) and holds_codes(held))
+    if names := [*routers]:
+        text = "A router in codes: some loaders build it as a float whatever is declared. Not modelled for this class."
+        yield seen.unmodelled("N01", names, text)
+
+
+def _unlisted(seen: Seen, declaration: Declaration, routers: Iterable[str]) -> Iterator[Finding]:
+    """Yield float routers that nothing leaves out.
+
+    Tools pass over routers that are no linear layers to them; vLLM 0.33.0 hands the declaration to that of Qwen3-MoE
+    (qwen3_moe.py).
+    """
+    for layer in routers if not seen.modelled else ():
+        with suppress(ValueError):  # `check` says of each layer why it is not modelled
+            if codec := declaration.codec(layer):
+                text = f"A float router that is declared {codec.name}: some loaders look for codes. Not modelled."
+                yield seen.unmodelled("N01", [f"{layer}.weight"], text)
 
 
 def _kind(spec: Spec) -> str:
