@@ -79,7 +79,7 @@ def test_a_mutation_is_found_under_its_own_rule(case: Case, tmp_path: Path) -> N
 def test_every_rule_about_files_has_a_case() -> None:
     from_tiny_models = {"D09", "D11", "D24"}  # a healthy tiny model has them
     from_tiny_models |= {"N01", "N02", "N03"}  # no defects: tests/test_corpus.py
-    of_other_formats = {"D31", "D32", "D33"}  # tests/test_stored.py
+    of_other_formats = {"D31", "D32", "D33", "D34", "D35"}  # tests/test_stored.py, tests/test_kv_cache.py
     assert {case.rule for case in CASES} | from_tiny_models | of_other_formats == {
         name for name, entry in DEFECTS.items() if entry.in_files
     }
