@@ -126,6 +126,7 @@ def test_a_code_within_reach_is_found_in_its_block(llama: Hinted, tmp_path: Path
     assert second.judgement != "different"
 
 
+@pytest.mark.full
 def test_a_journal_of_other_codes_is_found(llama: Hinted, tmp_path: Path) -> None:
     """A journal that was made to fit: the decisions that it states give the codes that were tuned."""
     copy = llama.copied(tmp_path / "out")
@@ -167,6 +168,7 @@ def test_hints_must_be_the_journal_s(llama: Hinted, tmp_path: Path, refuses: Ref
         confirm(tmp_path / "changed", without)
 
 
+@pytest.mark.full
 def test_a_resumed_build_writes_the_same_hints(llama: Hinted, tmp_path: Path) -> None:
     def stopping(now: Progress) -> None:
         if now.stage == "tuning" and now.done:
