@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from requant.audit import audit, local, reference
+from requant.audit import audit, local
 from requant.audit.pool import Setting, prepare
+from requant.audit.references import reference
 from requant.build import beside, build
 from requant.build.inputs import tiny_inputs
 from requant.progress import silent

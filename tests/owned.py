@@ -12,6 +12,7 @@ from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 
 import requant.audit
 from requant.audit.pool import prepare
+from requant.audit.references import known
 from requant.build import build
 from requant.build.inputs import tiny_inputs
 from requant.check import check
@@ -65,7 +66,7 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     audited = requant.audit.audit(
         first,
         setting,
-        requant.audit.known(own, "mini", first),
+        known(own, "mini", first),
         chosen=tuple(range(len(setting.names))),
         challenge=None,
         auditor="tests",

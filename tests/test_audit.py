@@ -16,6 +16,7 @@ from tests.test_build import project
 
 from requant import audit as auditing
 from requant import programs
+from requant.audit import references
 from requant.audit.pool import Setting, prepare
 from requant.audit.retuned import Audit, Judgement
 from requant.audit.untuned import Untuned
@@ -58,7 +59,7 @@ def judged(setting: Callable[[str], Setting], tmp_path: Path) -> Judged:
         return auditing.audit(
             folder,
             setting(name),
-            auditing.reference(journal, compared=compared),
+            references.reference(journal, compared=compared),
             chosen=blocks,
             challenge=None,
             auditor="tests",
@@ -201,12 +202,13 @@ def test_the_environment_of_a_build_is_known_without_its_journal(
     built: Callable[[str], Built], setting: Callable[[str], Setting]
 ) -> None:
     journal = beside(built("ec").folder, "journal.jsonl")
-    known = auditing.reference(journal, compared=False)
+    known = references.reference(journal, compared=False)
     hardware = hardware_of(beside(built("ec").folder, "intoto.jsonl"))
     assert known.unlike(setting("ec"), hardware) == ""
     other = replace(setting("ec"), environment=replace(setting("ec").environment, digest="0" * 64))
     for compared in (True, False):
-        assert auditing.reference(journal, compared=compared).unlike(other, hardware).startswith("another environment")
+        known = references.reference(journal, compared=compared)
+        assert known.unlike(other, hardware).startswith("another environment")
 
 
 @pytest.mark.full
@@ -311,7 +313,7 @@ def test_what_cannot_be_audited_is_refused(
         auditing.audit(
             folder,
             prepare(patient, "mini", setting("ec").inputs, lambda _: None),
-            auditing.Reference(None, None),
+            references.Reference(None, None),
             chosen=(0,),
             challenge=None,
             auditor="tests",

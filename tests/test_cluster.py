@@ -14,10 +14,11 @@ from tests.conftest import ROOT
 from tests.processes import awaited
 
 from requant.audit import _same_hardware as same_hardware
-from requant.audit import audit, cluster, local, reference
+from requant.audit import audit, cluster, local
 from requant.audit.cluster import ATTEMPTS, Cluster, make_pool
 from requant.audit.pool import Setting, prepare
 from requant.audit.ray_worker import Order, Worker, order
+from requant.audit.references import reference
 from requant.audit.retuned import Audit, Judgement
 from requant.build import Built, beside
 from requant.build.inputs import tiny_inputs

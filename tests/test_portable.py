@@ -19,6 +19,7 @@ from tests.test_build import project
 import requant.audit
 from requant.audit.pool import Setting, prepare
 from requant.audit.portable import confirm
+from requant.audit.references import known
 from requant.audit.retuned import Audit
 from requant.build import beside, build
 from requant.build.inputs import tiny_inputs
@@ -51,7 +52,7 @@ class Hinted:
 
     def audit(self, folder: Path, work: Path, *chosen: int, hints: Path | None = None) -> Audit:
         """Audit a folder by hints; those beside it are its own."""
-        reference = requant.audit.known(self.recipe, "mini", folder)
+        reference = known(self.recipe, "mini", folder)
         hints = hints or beside(folder, HINTS)
         confirm(hints, reference.lines)
         return requant.audit.audit(

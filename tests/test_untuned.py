@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT, Refuses
 from tests.tiny import tiny
 
-from requant import audit as auditing
-from requant.audit import _Audited as Audited
+from requant.audit import references
+from requant.audit.audited import Audited
 from requant.audit.challenge import MAX_TEXT
 from requant.audit.pool import Setting
 from requant.audit.untuned import NAMED, Deviation, Untuned, compare, derive, short, tuned
@@ -285,10 +285,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(read_recipe(ROOT / "builds" / "ec"), "mini", inputs, environment, cast(Sandbox, None))
 
 
-def stated(environment: str | None) -> auditing.Reference:
+def stated(environment: str | None) -> references.Reference:
     """A reference of which only the environment is known."""
 
-    class Stated(auditing.Reference):
+    class Stated(references.Reference):
         @property
         def environment(self) -> str | None:
             return environment
@@ -364,20 +364,20 @@ def test_what_is_recorded_decides_and_no_journal_of_the_publisher(tmp_path: Path
     recorded = {name: ROOT / "builds" / "ec" / f"mini.{name}" for name in RECORDED}
     for name in RECORDED:
         shutil.copyfile(recorded[name], own[name])
-    as_recorded = auditing.Reference(recorded["journal.jsonl"], recorded["intoto.jsonl"])
-    assert auditing.known(recipe, "mini", checkpoint) == as_recorded
+    as_recorded = references.Reference(recorded["journal.jsonl"], recorded["intoto.jsonl"])
+    assert references.known(recipe, "mini", checkpoint) == as_recorded
     own["intoto.jsonl"].write_text(own["intoto.jsonl"].read_text().replace("COMPATIBLE", "AVX2"))
-    found = auditing.known(recipe, "mini", checkpoint)
+    found = references.known(recipe, "mini", checkpoint)
     assert found == as_recorded
     assert found.stated and found.lines
     here = replace(setting, environment=replace(setting.environment, digest=found.lines.header.environment))
     assert found.unlike(here, found.stated[1]) == ""
     own["intoto.jsonl"].unlink()
-    assert auditing.known(recipe, "mini", checkpoint) == as_recorded
-    assert auditing.known(recipe, "mini", checkpoint, own["journal.jsonl"]) == auditing.Reference(
+    assert references.known(recipe, "mini", checkpoint) == as_recorded
+    assert references.known(recipe, "mini", checkpoint, own["journal.jsonl"]) == references.Reference(
         own["journal.jsonl"], recorded["intoto.jsonl"]
     )
-    assert auditing.known(recipe, "mini", checkpoint, compared=False) == auditing.Reference(
+    assert references.known(recipe, "mini", checkpoint, compared=False) == references.Reference(
         None, recorded["intoto.jsonl"]
     )
 
@@ -387,11 +387,11 @@ def test_where_nothing_is_recorded_what_lies_beside_the_checkpoint_is_looked_at(
 ) -> None:
     recipe = replace(setting.recipe, path=tmp_path / "recipe" / "recipe.toml")
     checkpoint = tmp_path / "ec"
-    assert auditing.known(recipe, "mini", checkpoint) == auditing.Reference(None, None)
+    assert references.known(recipe, "mini", checkpoint) == references.Reference(None, None)
     for name in RECORDED:
         beside(checkpoint, name).write_text("")
-    assert auditing.known(recipe, "mini", checkpoint) == auditing.Reference(
+    assert references.known(recipe, "mini", checkpoint) == references.Reference(
         beside(checkpoint, "journal.jsonl"), beside(checkpoint, "intoto.jsonl")
     )
     named = tmp_path / "named.journal.jsonl"
-    assert auditing.known(recipe, "mini", checkpoint, named) == auditing.Reference(named, None)
+    assert references.known(recipe, "mini", checkpoint, named) == references.Reference(named, None)

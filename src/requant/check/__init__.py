@@ -263,7 +263,6 @@ def windows_of(
     spans: Iterable[Span], expected: Mapping[str, str] | None, checkpoint: Reader, base: Reader, rounds: bool
 ) -> Iterator[Window]:
     """Yield the windows of pieces, and the ways to try; `expected` is how a recipe makes each, where there is one."""
-    """Yield the windows of pieces, and the ways to try; `expected` is how a recipe makes each, where there is one."""
     for span in spans:
         if span.unmodelled:
             continue

@@ -12,6 +12,7 @@ from requant.audit.audits import party, write_audit
 from requant.audit.challenge import Challenge, draw
 from requant.audit.pool import prepare
 from requant.audit.portable import confirm
+from requant.audit.references import known
 from requant.build import beside
 from requant.build.inputs import inputs_for
 from requant.build.workplace import scratch
@@ -121,7 +122,7 @@ def audit(
     named = numbers(blocks) if blocks else ()
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal cannot be used together")
-    reference = requant.audit.known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
+    reference = known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
     names = requant.audit.names(read, stand_in)
     if hints and not portable:
         raise typer.BadParameter("--hints needs --portable")
