@@ -383,8 +383,8 @@ def test_the_tiny_models_image_says_what_it_is(image: Image, builder: Engine) ->
     stored = builder.image(image.reference)
     assert stored is not None
     labels = stored.configuration["Config"]["Labels"]
-    assert labels["requant.environment.resolve"] == lock.digest
-    assert labels["requant.environment.lock"] == Environment.load(ROOT / "lockfiles", "cpu").digest
+    assert labels["requant.lock"] == lock.digest
+    assert labels["requant.environment"] == Environment.load(ROOT / "lockfiles", "cpu").digest
     config = json.loads(builder.ask("image", "inspect", "--format", "{{json .Config}}", image.reference))
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["/opt/environment/bin/python", "-s", "-P", "-m", "requant.worker"]

@@ -1,6 +1,8 @@
 """Schemes other than EC's, from `new` to `audit`: each is built twice, stopped in between, checked and tuned again."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from requant.check.findings import TUNED
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor, open_checkpoint, write_checkpoint
 from requant.cli.options import app
-from requant.errors import BuildError, RecipeError, UsageError
+from requant.errors import RecipeError, UsageError
 from requant.formats import packing_of
 from requant.formats.form import Form
 from requant.model.plan import Plan
@@ -95,13 +97,9 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
 
 
 @pytest.mark.worker
-def test_an_export_is_built_as_asked_and_a_group_that_moved_is_found(
-    worker: Path, tmp_path: Path, refuses: Refuses
-) -> None:
+def test_an_export_is_built_as_asked_and_a_group_that_moved_is_found(worker: Path, tmp_path: Path) -> None:
     del worker
     model, project = base("llama", tmp_path / "model"), tmp_path / "project"
-    with refuses(BuildError):  # where AutoRound 0.12.2 would tune and then end
-        new(str(model), "three", project, scheme="W3A16", packing_format="auto_gptq", environment="cpu")
     own = new(str(model), "mine", project, packing_format="auto_gptq", environment="cpu").recipe
     folder = build(own, tiny="mini", out=tmp_path / "out").folder
     write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
@@ -134,6 +132,19 @@ def test_awq_has_whole_groups_only(refuses: Refuses) -> None:
         confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
 
 
+def test_a_plan_refuses_what_its_locked_autoround_cannot_export(tmp_path: Path, refuses: Refuses) -> None:
+    shutil.copytree(ROOT / "builds", tmp_path / "builds")
+    shutil.copytree(ROOT / "lockfiles", tmp_path / "lockfiles")
+    file = tmp_path / "builds" / "gb10" / "recipe.toml"
+    file.write_text(re.sub(r"(?m)^format = .*", 'format = "auto_gptq"', file.read_text()).replace('"rtn"', '"bf16"'))
+    assert target_of(read_recipe(file), "mini").plan.packed
+    file.write_text(file.read_text().replace('name = "W4A16"', 'name = "W3A16"'))
+    for size in ("mini", None):
+        with refuses(RecipeError):
+            target_of(read_recipe(file), size)
+    read_recipe(file).confirm_export("0.16.1")
+
+
 def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_written(
     tmp_path: Path, refuses: Refuses
 ) -> None:
@@ -144,4 +155,6 @@ def test_a_format_that_cannot_hold_a_scheme_is_refused_before_anything_is_writte
         new(str(model), "mine", project, symmetric=False, packing_format="auto_round:auto_gptq")
     with refuses(UsageError):
         new(str(model), "mine", project, symmetric=False, packing_format="auto_gptq")
+    with refuses(UsageError):  # where AutoRound 0.12.2 would tune and then end
+        new(str(model), "mine", project, scheme="W3A16", packing_format="auto_gptq", environment="cpu")
     assert not project.exists()

@@ -22,6 +22,7 @@ from requant.checkpoint.files import is_companion, is_opaque, list_files
 from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256
+from requant.environment.lock import read_lock
 from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
 from requant.hub import web
 from requant.hub.pinned import PinnedFile, Pins
@@ -38,7 +39,18 @@ from requant.model.target import question, target_of
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE
 from requant.recipe import FILE as RECIPE
-from requant.recipe import NAME, NAMES, Format, GroupSize, Recipe, Scheme, SchemeName, read_recipe, rounds_mtp
+from requant.recipe import (
+    NAME,
+    NAMES,
+    Format,
+    GroupSize,
+    Recipe,
+    Scheme,
+    SchemeName,
+    read_recipe,
+    rounds_mtp,
+    unexported,
+)
 from requant.sandbox.preflight import Cost
 
 Preset = Literal["default", "best", "light", "laptop"]
@@ -140,6 +152,7 @@ def new(
     if (builds / name).exists():
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
     stored = _scheme(scheme, symmetric, group_size, packing_format)
+    _confirm_export(project, environment, stored)
     base = _folder(Path(source), tell) if Path(source).exists() else _repository(source, endpoint, tell)
     written = [*_brought_along(project, environment)]
     builds.mkdir(parents=True, exist_ok=True)
@@ -244,6 +257,15 @@ def _scheme(name: SchemeName, symmetric: bool, group_size: GroupSize, packing_fo
     if chosen.fault:
         raise UsageError(f"--format {chosen.format}: {chosen.fault}", f"Choose {' or '.join(chosen.formats)}.")
     return chosen
+
+
+def _confirm_export(project: Path, environment: EnvironmentName, stored: Scheme) -> None:
+    for each in (environment, ENVIRONMENTS[environment][1]):
+        mine = project / "lockfiles"
+        lock = read_lock(mine if (mine / f"{each}.txt").exists() else _shipped() / "lockfiles", each)
+        if fault := unexported(stored.format, stored.bits, lock.version("auto-round")):
+            advice = "Choose auto_round:auto_gptq, or an --environment with it."
+            raise UsageError(f"--environment {each}: {stored.format}: {fault}", advice)
 
 
 def _packed_share(scheme: Scheme) -> float:

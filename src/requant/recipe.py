@@ -64,7 +64,7 @@ class Scheme:
 
     @property
     def fault(self) -> str:
-        """Say why AutoRound cannot write this, "" where it can; what one series can is in `worker/autoround/series.py`.
+        """Say why AutoRound cannot write this, "" where it can; `unexported` has what one version cannot.
 
         Source: auto_round/formats.py, export/export_to_autogptq/qlinear_triton.py and
         auto_round_extension/torch/qlinear_torch_zp.py of 0.12.2, which `pack` the latter two of 0.16.1 too.
@@ -75,6 +75,18 @@ class Scheme:
         if self.format == "auto_round":
             return f"AutoRound writes {kind} as {self.formats[0]} under this name"
         return AWQ_WIDTH if self.format.endswith("awq") else GPTQ_ZERO
+
+
+def unexported(format_: Format, bits: int, autoround: str) -> str:
+    """Say why a version of AutoRound cannot write codes of so many bits in a format that others can; "" where it can.
+
+    Of 3 bits, versions before 0.16 leave GPTQ's export to AutoGPTQ's package, which no environment has. Source:
+    `get_autogptq_packing_qlinear`, auto_round/export/utils.py of 0.12.2 and 0.16.1.
+    """
+    major, minor, *_ = (int(number) for number in re.findall(r"\d+", autoround))
+    if format_ != "auto_gptq" or bits != 3 or (major, minor) >= (0, 16):
+        return ""
+    return f"AutoRound {autoround} exports no codes of 3 bits, 0.16 does"
 
 
 AWQ_WIDTH = "AWQ's layout has 4 bits only"
@@ -277,6 +289,12 @@ class Recipe:
     def refusal(self, key: str, found: object, allowed: str) -> RecipeError:
         """Return the error that says which value is wrong, and what would do."""
         return RecipeError(f"{self.path}: {key}: found {found!r}, allowed: {allowed}")
+
+    def confirm_export(self, autoround: str) -> None:
+        """Raise RecipeError where this version of AutoRound cannot write codes of these widths in this format."""
+        for name in (self.scheme.name, *(each.name for each in self.layers.schemes.values())):
+            if fault := unexported(self.scheme.format, SCHEMES[name], autoround):
+                raise self.refusal("scheme.format", self.scheme.format, f"'auto_round:auto_gptq': {fault}")
 
     def beside(self, name: str) -> Path:
         """Return the path of a file that the recipe names relative to itself."""

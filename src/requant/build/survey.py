@@ -51,10 +51,11 @@ def ask(
     """Return the plans of a base, whose files hold `tensors`, and of its tiny models.
 
     `configs` are their `config.json`, by target: `base`, and sizes in `SIZES`, of which `mini` has to be one. Nothing
-    is read of the base but this. Raises what `sandbox.choice.choose` raises, and BuildError where the quantizer does
-    not take the model.
+    is read of the base but this. Raises what `sandbox.choice.choose` raises, RecipeError where the
+    locked AutoRound cannot export what the recipe asks for, and BuildError where it does not take the model.
     """
     environment = Environment.load(recipe.lockfiles, recipe.tiny.environment)
+    recipe.confirm_export(environment.lock.version("auto-round"))
     with tempfile.TemporaryDirectory(prefix="requant-survey-") as folder:
         work = Path(folder)
         models: dict[str, Model] = {}

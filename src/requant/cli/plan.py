@@ -54,7 +54,8 @@ def plan(
 
 def plan_table(plan: Summary) -> Sheet:
     """Return what each part of base and checkpoint weighs."""
-    title = f"{plan.recipe}: {plan.quantized:,} of {plan.linears:,} linear layers of {plan.base} become INT4"
+    title = f"{plan.recipe}: {plan.quantized:,} of {plan.linears:,} linear layers of {plan.base} become "
+    title += " or ".join(plan.schemes)
     sheet = Sheet("", "tensors", "parameters", "bytes", title=escape(title), numbers=True)
     for part, size in plan.sizes.items():
         # Packed words are no parameters: counted before, they would only mislead after.

@@ -83,6 +83,13 @@ class Lock:
     pins: tuple[Pin, ...]
     file: Path = field(compare=False)
 
+    def version(self, name: str) -> str:
+        """Return the version of a package. Raises LockError where it is not locked."""
+        found = next((pin.version for pin in self.pins if pin.name == name), None)
+        if found is None:
+            raise LockError(f"{self.file}: has no {name}", ADVICE)
+        return found
+
 
 def read_intent(folder: Path, name: str) -> Intent:
     """Read `<name>.in`. Raises LockError where it is absent or not in the strict form."""

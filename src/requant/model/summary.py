@@ -34,7 +34,7 @@ class Alike:
 class Summary:
     """What a recipe makes of a base: the tensors of the base, of the main shards and of the extra file.
 
-    `linears` counts the linear layers that AutoRound sees, `quantized` those of them that become INT4.
+    `linears` counts the linear layers that AutoRound sees, `quantized` those of them that become codes, in `schemes`.
     """
 
     recipe: str
@@ -45,6 +45,7 @@ class Summary:
     extras: Specs
     linears: int
     quantized: int
+    schemes: tuple[str, ...]
 
     @property
     def sizes(self) -> dict[str, Size]:
@@ -69,6 +70,7 @@ class Summary:
             "base": self.base,
             "linear_layers": self.linears,
             "quantized_layers": self.quantized,
+            "schemes": list(self.schemes),
             "sizes": {name: vars(size) for name, size in self.sizes.items()},
             "tensors": {
                 file: {name: [spec.dtype, list(spec.shape)] for name, spec in specs.items()}
@@ -94,6 +96,7 @@ def summarize(recipe: Recipe, tiny: str | None = None) -> Summary:
         extras=target.extras,
         linears=len(target.plan.layers),
         quantized=len(target.plan.packed),
+        schemes=tuple(dict.fromkeys((recipe.scheme.name, *(own.name for own in recipe.layers.schemes.values())))),
     )
 
 

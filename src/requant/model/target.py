@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from requant.checkpoint.checkpoint import Checkpoint
+from requant.environment.lock import read_lock
 from requant.errors import RecipeError
 from requant.formats.form import Form
 from requant.model.base_config import base_config
@@ -75,6 +76,9 @@ def target_of(recipe: Recipe, tiny: str | None) -> Target:
 
     Raises RecipeError where its plan cannot be read, or the recipe does not fit it.
     """
+    if recipe.scheme.format == "auto_gptq":
+        lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
+        recipe.confirm_export(lock.version("auto-round"))
     table = table_of(str(base_config(recipe).get("model_type")))
     plan = read_plan(recipe.beside(FILE), tiny or BASE, question(recipe))
     target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, form_of(recipe))

@@ -45,13 +45,6 @@ class Series(Protocol):
     def quantized(self) -> str:
         """The word with which the function that tunes a block is given the quantized stream."""
 
-    @property
-    def exported(self) -> frozenset[int]:
-        """Widths of codes that its export to GPTQ packs by itself; of others it ends where AutoGPTQ is missing.
-
-        Source: `get_autogptq_packing_qlinear`, auto_round/export/utils.py.
-        """
-
     def tuning(self, autoround: Any) -> Place:
         """Return what tunes a block: given it, the full stream and `others`, it returns quantized and full outputs."""
 
@@ -112,7 +105,6 @@ class _OneClass:
     """0.12: `auto_round.compressors.base`."""
 
     quantized = "q_input"
-    exported = frozenset({2, 4, 8})
 
     def tuning(self, autoround: Any) -> Place:
         return Place(type(autoround), "_quantize_block")
@@ -214,7 +206,6 @@ class _Composed:
     """
 
     quantized = "q_inputs"
-    exported = frozenset({2, 3, 4, 8})
 
     def tuning(self, _: Any) -> Place:
         from auto_round.algorithms.composer import AlgorithmComposer

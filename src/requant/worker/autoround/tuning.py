@@ -44,13 +44,7 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
 
     series = installed()
     tuning, scheme = recipe.tuning, recipe.scheme
-    if scheme.format == "auto_gptq" and (
-        left := {scheme.bits, *(each.bits for each in recipe.layers.schemes.values())} - series.exported
-    ):
-        raise BuildError(
-            f"AutoRound {stated_version()}: packs no codes of {left.pop()} bits as 'auto_gptq'",
-            "Choose 'auto_round:auto_gptq', or an environment with AutoRound 0.16.",
-        )
+    recipe.confirm_export(stated_version())
     half = effort.precision == "bfloat16"
     # On a CPU the precision would follow CPUID, silently (`_set_amp_dtype`).
     CpuInfo.bf16 = property(lambda _: half)
