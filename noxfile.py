@@ -72,7 +72,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(name="tests-full")
 def tests_full(session: nox.Session) -> None:
     """Style, types and all tests: before a release, and where much has changed."""
-    run_tests(session)
+    run_tests(session, "--hypothesis-profile", "more")
 
 
 def run_tests(session: nox.Session, *words: str) -> None:

@@ -32,9 +32,10 @@ from requant.environment.lock import read_lock
 from requant.recipe import read_recipe
 
 # Examples are drawn alike in every run, so that a change is judged by what it changed, at any speed of the machine;
-# `pytest --hypothesis-profile search` draws others, and many.
+# `nox -s tests-full` draws more of them, and `pytest --hypothesis-profile search` others, and many.
 TIMELESS: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("repeatable", derandomize=True, **TIMELESS)
+settings.register_profile("repeatable", derandomize=True, max_examples=40, **TIMELESS)
+settings.register_profile("more", derandomize=True, max_examples=200, **TIMELESS)
 settings.register_profile("search", max_examples=3000, **TIMELESS)
 settings.load_profile("repeatable")
 

@@ -122,7 +122,7 @@ overrides = st.dictionaries(
 blocks = st.none() | st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=3) | st.sampled_from(BLOCKS)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(blocks=blocks, extra=overrides)
 def test_agreement_on_any_configuration(released: tuple[Loader, Ask], blocks: Any, extra: dict[str, Any]) -> None:
     compare(*released, {"block_name_to_quantize": blocks, "extra_config": extra})

@@ -107,7 +107,7 @@ values |= st.sampled_from(
 KEYS = ("bits", "group_size", "sym", "data_type", "packing_format", "backend", "vllm_backend", "act_bits", "fmt")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.dictionaries(st.sampled_from(KEYS), values, max_size=4), gone=st.sets(st.sampled_from(KEYS), max_size=1)
 )

@@ -96,6 +96,7 @@ def test_a_scheme_is_built_twice_resumed_checked_and_audited(own: Recipe, tmp_pa
     }
 
 
+@pytest.mark.full
 @pytest.mark.worker
 def test_an_export_is_built_as_asked_and_a_group_that_moved_is_found(worker: Path, tmp_path: Path) -> None:
     del worker

@@ -64,7 +64,12 @@ ENDS = (f"{LONG}.down_proj.scales.one", f"{LONG}.down_proj.scales.two")
 
 def planned(name: str, size: int = 1) -> RenderableType:
     return plan_table(
-        cast(Summary, SimpleNamespace(recipe="r", base="b", quantized=1, linears=1, sizes={name: Size(1, 2, size)}))
+        cast(
+            Summary,
+            SimpleNamespace(
+                recipe="r", base="b", quantized=1, linears=1, schemes=("W4A16",), sizes={name: Size(1, 2, size)}
+            ),
+        )
     )
 
 

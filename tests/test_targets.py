@@ -35,7 +35,7 @@ def ask() -> Iterator[Ask]:
         yield put
 
 
-several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+several = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 @several
