@@ -1,7 +1,7 @@
 """`card --compare`: what a published card says, held against the facts of a build, line by line.
 
-Three verdicts, and none on what is not understood: `true` and `wrong` name the record, `not backed` means that no record
-has the fact. Everything else is listed as not compared.
+Three verdicts, and none on what is not understood: `true` and `wrong` name the record, `not backed` means that no
+record has the fact. Everything else is listed as not compared.
 """
 
 import re
@@ -16,6 +16,7 @@ from requant.card.records import Records
 from requant.card.serving import flags, releases_with
 from requant.card.values import agrees
 from requant.card.vocabulary import (
+    ELSEWHERE,
     FILE_COLUMNS,
     FLOAT_COLUMNS,
     LABELS,
@@ -23,6 +24,7 @@ from requant.card.vocabulary import (
     LOSS_LABELS,
     METADATA,
     OWN_COLUMN,
+    PACKAGES,
     PHRASES,
     WORDS,
     Keys,
@@ -112,9 +114,9 @@ class _Judge:
         match said.carrier:
             case "metadata":
                 yield from self._one(said, METADATA.get(said.label, ()), said.values[0])
-            case "table":
+            case "table" if not ELSEWHERE.search(said.section):
                 yield from self._row(said)
-            case "label":
+            case "label" if not ELSEWHERE.search(said.section):
                 yield from self._labelled(said, said.label, said.values[0])
             case "command":
                 yield from self._command(said)
@@ -158,8 +160,8 @@ class _Judge:
                     yield from self._one(said, LABELS[each], stated)
 
     def _package(self, label: str) -> str:
-        name = re.sub(r"[-_.]+", "-", label.strip("`* ").lower()).removesuffix(" version")
-        key = f"package.{name}"
+        name = re.sub(r"[-_.]+", "-", label.strip("`* ").lower()).removesuffix(" version").strip()
+        key = f"package.{PACKAGES.get(name, name)}"
         return key if key in self._facts else ""
 
     def _row(self, said: Said) -> Found:
@@ -184,7 +186,7 @@ class _Judge:
             bare = name.strip("`* ")
             if (shards := re.fullmatch(r"model-.{1,40}-of-0*(\d{1,5})\b.{0,20}", bare)) and "{" in bare:
                 yield from self._one(said, ("layout.shards",), shards[1])
-            elif re.fullmatch(r"[\w.-]+\.(?:json|jinja|safetensors|txt|model)|LICENSE", bare) and not is_companion(bare):
+            elif _FILE.fullmatch(bare) and not is_companion(bare):
                 there = self._files is not None and bare in self._files
                 verdict: Verdict = "not backed" if self._files is None else "true" if there else "wrong"
                 recorded = "" if self._files is None else "there" if there else "no such file"
@@ -204,7 +206,7 @@ class _Judge:
 
     def _command(self, said: Said) -> Found:
         words = said.values
-        if words[0] in ("pip", "pip3"):
+        if words[0] in ("pip", "pip3") and words[1:2] == ("install",):
             for word in words[2:]:
                 yield from self._installed(said, word)
         elif words[:2] == ("vllm", "serve"):
@@ -240,6 +242,9 @@ class _Judge:
         yield from self._one(said, ("base.repository",), model)
         for name, value in given.items():
             yield from self._one(said, WORDS.get(name, ()), value)
+
+
+_FILE = re.compile(r"[\w.-]+\.(?:json|jinja|safetensors|txt|model)|LICENSE")
 
 
 def _statement(said: Said, key: str, stated: str, verdict: Verdict, recorded: str, source: str) -> Statement:

@@ -17,7 +17,16 @@ from requant.recipe import DATA_TYPE, FILE, SCALE_DTYPE
 
 Value = int | float | bool | str | tuple[str, ...] | tuple[int, ...]
 Unit = Literal["", "bytes", "seconds", "loss", "version", "device", "commit"]
-PACKAGES = ("auto-round", "torch", "torchvision", "transformers", "safetensors", "huggingface-hub", "accelerate", "numpy")
+PACKAGES = (
+    "auto-round",
+    "torch",
+    "torchvision",
+    "transformers",
+    "safetensors",
+    "huggingface-hub",
+    "accelerate",
+    "numpy",
+)
 """Packages of a lock that a card lists, where they are in it. Compared are all."""
 
 
@@ -41,7 +50,7 @@ def facts_of(records: Records) -> dict[str, Fact]:
     """Return every fact of a build, by its key, in the order of the records."""
     found = [_recipe(records), _pins(records), _plan(records), _config(records), _environment(records)]
     if records.recorded:
-        found += [_recorded(records.recorded, records), _coverage(records)]
+        found += [_recorded(records.recorded), _coverage(records)]
     return {key: fact for each in found for key, fact in each}
 
 
@@ -206,7 +215,7 @@ def _environment(records: Records) -> Found:
     yield "environment.image_digest", Fact(base.digest, f"lockfiles/{BASES}: {environment.name}.digest")
 
 
-def _recorded(recorded: Recorded, records: Records) -> Found:
+def _recorded(recorded: Recorded) -> Found:
     name, manifest, header, stated = recorded.name, recorded.manifest, recorded.journal.header, recorded.stated
     weights = [path for path in manifest.files if path.endswith(SUFFIX)]
     files = f"{name}.manifest.json: files"

@@ -37,6 +37,7 @@ class Said:
     values: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     about: str = ""
+    section: str = ""
 
 
 def read_card(path: Path) -> str:
@@ -62,56 +63,57 @@ def parse(text: str) -> Iterator[Said]:
     if lines[0].strip() == "---" and (end := _end(lines)):
         yield from _metadata(lines, end)
         number = end + 1
-    fence, about = "", ""
+    headings: dict[int, str] = {}
+    fence, about, inside = "", "", False
     header: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     while number < len(lines):
-        line, at = lines[number], number + 1
-        bare = line.strip()
+        at, bare = number + 1, lines[number][:LONGEST].strip()
+        long = len(lines[number]) > LONGEST
         number += 1
+        section = " / ".join(headings.values())
         if not bare:
             header = before = ()
-            continue
-        if len(line) > LONGEST:
-            yield Said(at, "text", bare[:LONGEST])
-            continue
-        if bare.startswith(("```", "~~~")):
-            mark = bare[:3]
-            fence = "" if fence == mark else fence or mark
-            about = ""
-            continue
-        if (command := _COMMAND.match(bare)) and (fence or not bare.endswith(".")):
-            joined, number = _joined(lines, number - 1, lambda part: part.endswith("\\"))
-            words = _words(joined.removeprefix("$ "))
-            if words:
-                yield Said(at, "command", joined, command[1], words)
-                continue
-        if named := _NAMED.findall(bare) if fence or _CODE.search(bare) else ():
-            about = named[-1]
-        if fence or _KEYWORD.fullmatch(bare):
-            if "=[" in bare.replace(" ", "") and "]" not in bare:
-                bare, number = _joined(lines, number - 1, lambda part: "]" not in part)
-            found = [*_KEYWORDS.finditer(bare)]
+        elif long:
+            yield Said(at, "text", bare, section=section)
+        elif bare.startswith(("```", "~~~")):
+            fence = "" if fence == bare[:3] else fence or bare[:3]
+            about, inside = "", False
+        elif not fence and (heading := _HEADING.match(bare)):
+            level = len(heading[1])
+            headings = {each: title for each, title in headings.items() if each < level} | {level: heading[2]}
+            yield Said(at, "text", bare, section=section)
+        elif _COMMAND.match(bare) and (fence or not bare.endswith(".")):
+            command, number = _joined(lines, at - 1, lambda part: part.endswith("\\"))
+            words = _words(command.removeprefix("$ "))
+            yield Said(at, "command" if words else "text", command, words[0] if words else "", words, section=section)
+        elif fence or _is_code(bare) or (inside and _KEYWORD.fullmatch(bare)):
+            about = next(reversed(_NAMED.findall(bare)), about) if not _KEYWORD.fullmatch(bare) else about
+            inside = inside or "AutoRound(" in bare
+            if inside and "=[" in bare.replace(" ", "") and "]" not in bare:
+                bare, number = _joined(lines, at - 1, lambda part: "]" not in part)
+            found = [*_KEYWORDS.finditer(bare)] if inside else []
             for each in found:
-                yield Said(at, "keyword", each[0].strip(" (,"), each[1], (each[2],), about=about)
+                yield Said(at, "keyword", each[0].strip(" (,"), each[1], (each[2],), about=about, section=section)
             if not found:
-                yield Said(at, "text", bare)
-            continue
-        cells = _cells(bare)
-        if cells and all(_RULE.fullmatch(each) for each in cells):
-            header = tuple(each for each in before if each)
-            continue
-        if cells:
-            yield Said(at, "table", bare, cells[0], cells[1:], header)
-            before = cells
-            continue
-        header = before = ()
-        yield from (_labelled(at, part) for part in _ITEMS.split(bare))
+                yield Said(at, "text", bare, section=section)
+            inside = inside and not bare.endswith(")")
+        elif cells := _cells(bare):
+            if all(_RULE.fullmatch(each) for each in cells):
+                header = tuple(each for each in before if each)
+            else:
+                yield Said(at, "table", bare, cells[0], cells[1:], header, section=section)
+                before = cells
+        else:
+            header = before = ()
+            yield from (_labelled(at, part, section) for part in _ITEMS.split(bare))
 
 
 _COMMAND = re.compile(r"(?:\$ )?(pip3?|auto-round|vllm)\s+\S")
 _NAMED = re.compile(r"""["']([A-Za-z0-9][\w.-]*/[\w.-]+)["']""")
-_CODE = re.compile(r"""from_pretrained\(|^["'][^"']*["'],?$""")
+_HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
+_CODE_LINE = re.compile(r"""[\w.]+ ?= ?[\w.]+\(|["'][^"']*["'],?$|\)$|[\w.]+\([^)]*\)$""")
+"""What a line of code begins or ends with, where a web page has lost the fence."""
 _LITERAL = r"""("[^"]*"|'[^']*'|\[[^\]]*\]|[\w.+-]+)"""
 _KEYWORD = re.compile(rf"\w+\s?=\s?(?:{_LITERAL}|\[),?")
 _KEYWORDS = re.compile(rf"(?:^|[(,])\s*(\w+)\s?=\s?{_LITERAL}")
@@ -120,11 +122,15 @@ _ITEMS = re.compile(r"(?<=\S) - (?=[A-Z][\w ]{1,30}: )")
 _RULE = re.compile(r":?-{3,}:?")
 
 
-def _labelled(at: int, text: str) -> Said:
+def _is_code(line: str) -> bool:
+    return bool(_CODE_LINE.match(line))
+
+
+def _labelled(at: int, text: str, section: str) -> Said:
     label, colon, rest = _bare(text).partition(":")
     if colon and len(label) <= 60 and rest.strip(" *_"):
-        return Said(at, "label", text, label.strip(" *_`"), (rest.strip(" *_"),))
-    return Said(at, "text", text)
+        return Said(at, "label", text, label.strip(" *_`"), (rest.strip(" *_"),), section=section)
+    return Said(at, "text", text, section=section)
 
 
 def _end(lines: list[str]) -> int:

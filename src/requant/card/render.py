@@ -7,7 +7,6 @@ In the template `@{key}` is a fact. A line that names a fact which no record has
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from importlib import resources
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -18,9 +17,9 @@ from requant.card.records import Records
 from requant.card.serving import flags
 from requant.errors import UsageError
 from requant.hub.repository import NAME
-from requant.inspect.findings import Severity
+from requant.inspect import Inspection
+from requant.inspect.findings import Severity, Target
 from requant.model.templates import fold
-from requant.recipe import FILE
 from requant.verdict import visible
 
 TEMPLATE = "card.md.template"
@@ -107,7 +106,8 @@ def _parts(records: Records, facts: Facts, name: str) -> Iterator[tuple[str, str
     reasons = {layer: each.reason for layer, each in plan.layers.items() if each.reason}
     rows = ((f"`{each}`", plain(each.value), f"{each.count:,}") for each in fold(reasons))
     yield "table.float", _table(("layers", "why", "count"), rows)
-    yield "rows.packages", "\n".join(f"| {each} | {plain(text(facts[f'package.{each}']))} |" for each in packages(facts))
+    versions = ((each, plain(text(facts[f"package.{each}"]))) for each in packages(facts))
+    yield "rows.packages", "\n".join(f"| {each} | {version} |" for each, version in versions)
     commits = (key for key in facts if key.startswith("commit."))
     yield "rows.commits", "\n".join(f"| {each[7:]}, commit | `{facts[each].value}` |" for each in commits)
     yield "command.build", f"requant build {path}{size}"
@@ -126,8 +126,8 @@ def _parts(records: Records, facts: Facts, name: str) -> Iterator[tuple[str, str
         yield "table.known", _table(("rule", "releases", "TP", "at most", "why"), (map(plain, row) for row in known))
     if records.inspection:
         yield "inspection", "yes"
-        yield "table.loaders", _table(("release", "TP", "outcome"), _loaders(records))
-    yield "list.limits", "\n".join(f"- {plain(each)}" for each in _limits(records, facts))
+        yield "table.loaders", _table(("release", "TP", "outcome"), _loaders(records.inspection))
+    yield "list.limits", "\n".join(f"- {plain(each)}" for each in _limits(records))
 
 
 def _packed(records: Records) -> Iterator[tuple[str, ...]]:
@@ -149,7 +149,8 @@ def _recorded(records: Records, path: str, size: str) -> Iterator[tuple[str, str
         if each.loss
     )
     yield "table.losses", _table(("block", "before", "after", "best of iteration"), losses)
-    files = ((f"`{plain(name)}`", f"{each.bytes:,}", f"`{each.sha256}`") for name, each in recorded.manifest.files.items())
+    found = recorded.manifest.files.items()
+    files = ((f"`{plain(name)}`", f"{each.bytes:,}", f"`{each.sha256}`") for name, each in found)
     yield "table.files", _table(("file", "bytes", "SHA-256"), files)
     yield "table.hardware", _table(("", ""), _flat(recorded.stated.hardware))
     manifest = shlex.quote(f"{recorded.name}.manifest.json")
@@ -170,18 +171,17 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
             yield plain(f"{prefix}{key}"), plain(str(each))
 
 
-def _loaders(records: Records) -> Iterator[tuple[str, str, str]]:
-    found = records.inspection
-    assert found  # noqa: S101 (the caller has looked)
+def _loaders(found: Inspection) -> Iterator[tuple[str, str, str]]:
     for loader in found.loaders:
         for degree in found.degrees:
-            hits = [each for each in found.findings if any((at.loader, at.tensor_parallel) == (loader, degree) for at in each.targets)]
+            hits = [each for each in found.findings if Target(loader, degree) in each.targets]
             errors = sorted({each.rule for each in hits if each.severity is Severity.ERROR})
             unknown = any(each.severity is Severity.UNMODELLED for each in hits)
-            yield loader, str(degree), f"errors: {', '.join(errors)}" if errors else "not modelled" if unknown else "no errors"
+            fine = "not modelled" if unknown else "no errors"
+            yield loader, str(degree), f"errors: {', '.join(errors)}" if errors else fine
 
 
-def _limits(records: Records, facts: Facts) -> Iterator[str]:
+def _limits(records: Records) -> Iterator[str]:
     """Yield what keeps the build from proving more, as its records say."""
     recorded = records.recorded
     if recorded is None:
@@ -190,8 +190,8 @@ def _limits(records: Records, facts: Facts) -> Iterator[str]:
     for taint in recorded.stated.taints:
         yield f"Taint, as the statement has it: {taint}"
     if recorded.stated.lock != records.environment.lock.digest:
-        yield "It was built with another lock than the one that stands beside the recipe now; packages are those of the statement alone."
-    yield "Journal and statement are the builder's own words. That others get the same bits is what audits and rebuilds show."
+        yield "The lock beside the recipe is another one by now: of packages only those of the statement are known."
+    yield "Journal and statement are the builder's own words: audits and rebuilds show that others get the same bits."
     yield "Nothing here says how well the model answers."
 
 

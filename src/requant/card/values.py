@@ -11,11 +11,17 @@ from requant.card.vocabulary import FORMS, SAME
 
 ABOUT = 0.03
 """How far off a size or a time may be that is said to be about right."""
-_INTEGER = re.compile(r"(-?\d{1,3}(?:,\d{3})+|-?\d{1,18})(?![\d.,]*\d)(?= ?(?:$|[(;,—–]| - | x |×))")
+LONGEST = 500
+"""Characters of a value that are looked at."""
+_INTEGER = re.compile(r"(-?\d{1,3}(?:,\d{3})+|-?\d{1,18})(?![\d.,]*\d)(?= ?(?:$|[(;,\u2014]| - ))")
 _NUMBER = re.compile(r"-?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12})(?:[eE]-?\d{1,3})?")
 _AMOUNT = re.compile(r"(~ ?|≈ ?|about )?([\d,]{1,24}(?:\.\d{1,9})?) ?([A-Za-z]+)\b")
-_VERSION = re.compile(r"v?(\d+(?:\.[\w]+)*(?:\+[\w.]+)?)(?=$|[\s,;)])")
-_UNITS = {"bytes": 1, "b": 1}
+_FORMED = {
+    "version": re.compile(r"v?(\d+(?:\.\w+)*(?:\+[\w.]+)?)(?=$|[\s,;)])"),
+    "commit": re.compile(r"([0-9a-f]{7,40})\b"),
+    "loss": re.compile(r"(\d\.\d{1,12})"),
+}
+_UNITS = {"bytes": 1}
 _UNITS |= {f"{prefix}b": 10 ** (3 * power) for power, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 2 ** (10 * power) for power, prefix in enumerate("kmgt", 1)}
 _TIMES = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "hr": 3600}
@@ -26,22 +32,25 @@ Read = tuple[str, bool] | None
 
 def agrees(key: str, fact: Fact | None, said: str, facts: Facts) -> Read:
     """Read a text as a value of `key`, and say whether it is the fact's."""
-    stated = said.replace("`", "").strip(" *\"'")
+    stated = said[:LONGEST].replace("`", "").strip(" *\"'")
     unit = fact.unit if fact else _unit_of(key)
     if unit in ("bytes", "seconds"):
-        return _amount(stated, float(fact.value) if fact else None, _UNITS if unit == "bytes" else _TIMES)  # type: ignore[arg-type]
-    if unit == "loss":
-        match = re.match(r"\d\.\d{1,12}", stated)
-        return match and (match[0], fact is not None and _rounds_to(float(fact.value), match[0], 1))  # type: ignore[arg-type, return-value]
-    if unit == "version":
-        version = _VERSION.match(stated)
-        return version and (version[1], fact is not None and _public(version[1]) == _public(str(fact.value)))  # type: ignore[return-value]
-    if unit == "commit":
-        commit = re.match(r"[0-9a-f]{7,40}\b", stated)
-        return commit and (commit[0], fact is not None and str(fact.value).startswith(commit[0]))  # type: ignore[return-value]
+        recorded = fact.value if fact and isinstance(fact.value, int | float) else None
+        return _amount(stated, recorded, _UNITS if unit == "bytes" else _TIMES)
     if unit == "device":
         return _device(stated, str(fact.value)) if fact else (stated, False)
+    if unit:
+        match = _FORMED[unit].match(stated)
+        return (match[1], fact is not None and _formed(unit, match[1], fact.value)) if match else None
     return _plain(key, fact, stated, facts)
+
+
+def _formed(unit: str, said: str, value: object) -> bool:
+    if unit == "version":
+        return _public(said) == _public(str(value))
+    if unit == "commit":
+        return str(value).startswith(said)
+    return isinstance(value, float) and _rounds_to(value, said, 1)
 
 
 def _unit_of(key: str) -> str:

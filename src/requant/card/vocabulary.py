@@ -1,7 +1,7 @@
 """The words under which cards say facts: the whole of what a comparison understands.
 
-A label, a flag or a keyword stands for the first of its keys that a build has a fact for. What is not in these tables is
-not compared. A row is added where a card has a word for a fact that is not here; a word that means two things is not.
+A label, a flag or a keyword stands for the first of its keys that a build has a fact for. What is not in these tables
+is not compared. A row is added where cards have a word for a fact; a word that means two things is left out.
 """
 
 import re
@@ -52,7 +52,7 @@ _LABELS: Named = (
     (("environment.python",), ("python",)),
     (("environment.packages",), ("packages, each by sha-256",)),
     (("hardware.accelerator",), ("hardware", "gpu", "accelerator")),
-    (("plan.tensors",), ("tensors",)),
+    (("plan.tensors",), ("tensors of the checkpoint",)),
     (("plan.main_tensors",), ("tensors in the main shards",)),
     (("plan.bytes",), ("bytes of tensors",)),
     (("plan.main_bytes",), ("bytes of tensors in the main shards",)),
@@ -60,8 +60,8 @@ _LABELS: Named = (
     (("plan.visual_tensors",), ("visual tensors",)),
     (("plan.mtp_tensors",), ("mtp tensors",)),
     (("layout.shards",), ("shards",)),
-    (("manifest.files",), ("files",)),
-    (TOTAL, ("total size", "size", "int4 (this model)")),
+    (("manifest.files",), ("files of the checkpoint",)),
+    (TOTAL, ("total size", "model size", "int4 (this model)")),
     (("license.name",), ("license",)),
 )
 _WORDS: Named = (
@@ -82,7 +82,6 @@ _WORDS: Named = (
 )
 _METADATA: Named = (
     (("base.repository",), ("base_model",)),
-    (("calibration.dataset",), ("datasets",)),
     (("license.name",), ("license",)),
 )
 
@@ -136,26 +135,33 @@ LOSS = re.compile(r"\blayer (\d{1,4}) loss (\d\.\d{1,12}) ?(?:→|->) ?(\d\.\d{1
 LOSS_LABELS = ("block-wise loss", "block-wise loss (representative)", "loss", "losses")
 
 OWN_COLUMN = ("value", "version", "size", "this model", "this build")
-"""What the column is called that a table says of this very model, where it has several; or it has `this model` in it."""
+"""Names of the column that speaks of this very model, where a table has several; else `this model` is part of one."""
 FILE_COLUMNS = ("path", "file", "filename")
 FLOAT_COLUMNS = ("layer pattern", "layers kept float", "kept in bf16")
+
+ELSEWHERE = re.compile(
+    r"(?i)\b(?:evaluat|benchmark|result|performance|accuracy|quality|throughput|speed|inference|serv(?:e|ing)|usage|"
+    r"how to use|quick ?start|sampling|comparison|limit)"
+)
+"""Headings of sections whose tables and labels speak of something else: a batch of an evaluation, a server's seed."""
+PACKAGES: Mapping[str, str] = {"autoround": "auto-round"}
+"""Names of packages as cards have them, and as locks do."""
 
 FORMS: Mapping[str, re.Pattern[str]] = {
     "base.repository": re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+"),
     "calibration.dataset": re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+"),
     "model.class": re.compile(r"[A-Z]\w+For\w+"),
-    "scheme.name": re.compile(r"[WI][NT0-9]+A[0-9]+|INT[0-9]"),
+    "scheme.name": re.compile(r"W[0-9]{1,2}A[0-9]{1,2}"),
     "scheme.format": re.compile(r"auto_(?:round|gptq|awq)(?::auto_(?:gptq|awq))?"),
     "mtp.policy": re.compile(r"rtn|bf16|none"),
     "tuning.precision": re.compile(r"bfloat16|float16|float32|bf16|fp16|fp32"),
-    "license.name": re.compile(r"[a-z]+[a-z0-9.-]*[0-9]|mit|other|[A-Z][a-z]+ [0-9.]+"),
+    "license.name": re.compile(r"[a-z]+-[a-z0-9.-]*[0-9]|mit|[A-Z][a-z]+ [0-9.]+"),
 }
 """How a text looks that is a value of a key. Another one says something else, and is not compared."""
 SAME: Mapping[str, str] = {
     "bf16": "bfloat16",
     "fp16": "float16",
     "fp32": "float32",
-    "int4": "w4a16",
     "apache 2.0": "apache-2.0",
     "auto": "1/iterations",
 }
