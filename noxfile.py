@@ -149,6 +149,20 @@ def formats(session: nox.Session) -> None:
 
 
 @nox.session
+def claims(session: nox.Session) -> None:
+    """Write into docs/claims.md what `requant card --compare` says of both published cards."""
+    needs(session, "tests")
+    session.run("python", "-m", "tests.claims")
+
+
+@nox.session
+def flags(session: nox.Session) -> None:
+    """Write which flags `vllm serve` has in each modelled release, from their sources."""
+    needs(session, "tests")
+    session.run("python", "-m", "tests.flags")
+
+
+@nox.session
 def schemas(session: nox.Session) -> None:
     """Write docs/schemas from the types of what requant prints and writes."""
     needs(session, "tests")

@@ -22,6 +22,8 @@ from requant.audit.retuned import Audit
 from requant.audit.untuned import Untuned
 from requant.build.survey import Asked
 from requant.build.trial import Trial
+from requant.card.compare import Comparison
+from requant.card.facts import Fact
 from requant.check.checked import Checked
 from requant.checkpoint import manifest
 from requant.checkpoint.manifest import Manifest
@@ -140,6 +142,14 @@ AS_PRINTED: Mapping[Any, Any] = {
 PRINTED: Mapping[str, Any] = {
     "requant.audit/2": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
+    "requant.card/1": shape(
+        "Card",
+        "A model card: its text, and every fact of the build by key, whether the text has it or not.",
+        build=str,
+        facts=Mapping[str, Fact],
+        card=str,
+    ),
+    "requant.card-comparison/1": Comparison,
     "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
     "requant.coverage/2": Coverage,
     "requant.defect/1": Defect,

@@ -98,6 +98,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("plan", EC, *tiny, "--layers"),
             ("coverage", folder / "ec", *tiny),
             ("coverage", EC),
+            ("card", EC, *tiny),
+            ("card", EC, *tiny, "--compare", ROOT / "tests" / "fixtures" / "cards" / "ec.md"),
             ("show", "journal", EC / "mini.journal.jsonl"),
             ("audit", ours, "--recipe", EC, *tiny, "--all"),
             ("build", EC, *tiny),

@@ -143,10 +143,6 @@ class _Judge:
             for block, *losses in LOSS.findall(value):
                 for what, loss in zip(("before", "after"), losses, strict=True):
                     yield from self._one(said, (f"loss.{int(block)}.{what}",), loss)
-        for phrase in PHRASES:
-            if name in phrase.labels and (match := phrase.pattern.search(value)):
-                for keys, stated in zip(phrase.keys, match.groups(), strict=True):
-                    yield from self._one(said, keys, stated)
         if name in LABELS:
             yield from self._one(said, LABELS[name], value)
         elif package := self._package(label):
@@ -158,6 +154,10 @@ class _Judge:
             if len(names) == len(values) and all(each in LABELS for each in names):
                 for each, stated in zip(names, values, strict=True):
                     yield from self._one(said, LABELS[each], stated)
+        for phrase in PHRASES:
+            if name in phrase.labels and (match := phrase.pattern.search(value)):
+                for keys, stated in zip(phrase.keys, match.groups(), strict=True):
+                    yield from self._one(said, keys, stated)
 
     def _package(self, label: str) -> str:
         name = re.sub(r"[-_.]+", "-", label.strip("`* ").lower()).removesuffix(" version").strip()
@@ -173,12 +173,12 @@ class _Judge:
             yield from self._named_files(said)
         elif columns and columns[0] in FLOAT_COLUMNS and len(columns) > len(values):
             yield from self._kept(said)
-        elif len(values) == 1:
-            yield from self._labelled(said, said.label, values[0])
         elif values:
             names = columns[-len(values) :]
             own = [number for number, name in enumerate(names) if name in OWN_COLUMN or "this model" in name]
-            if len(own) == 1 and len(names) == len(values):
+            if len(values) == 1 and not names:
+                own = [0]
+            if len(own) == 1 and len(names) in (0, len(values)):
                 yield from self._labelled(said, said.label, values[own[0]])
 
     def _named_files(self, said: Said) -> Found:

@@ -114,7 +114,7 @@ _NAMED = re.compile(r"""["']([A-Za-z0-9][\w.-]*/[\w.-]+)["']""")
 _HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
 _CODE_LINE = re.compile(r"""[\w.]+ ?= ?[\w.]+\(|["'][^"']*["'],?$|\)$|[\w.]+\([^)]*\)$""")
 """What a line of code begins or ends with, where a web page has lost the fence."""
-_LITERAL = r"""("[^"]*"|'[^']*'|\[[^\]]*\]|[\w.+-]+)"""
+_LITERAL = r"""("[^"]*"|'[^']*'|\[[^][]*\]|[\w.+-]+)"""
 _KEYWORD = re.compile(rf"\w+\s?=\s?(?:{_LITERAL}|\[),?")
 _KEYWORDS = re.compile(rf"(?:^|[(,])\s*(\w+)\s?=\s?{_LITERAL}")
 _ITEMS = re.compile(r"(?<=\S) - (?=[A-Z][\w ]{1,30}: )")
@@ -164,10 +164,12 @@ def _scalar(text: str) -> str:
 def _joined(lines: list[str], start: int, goes_on: Callable[[str], bool]) -> tuple[str, int]:
     """Return the text of a line and of those that it goes on with, and the number of the next one."""
     parts: list[str] = []
+    length = 0
     for number in range(start, min(len(lines), start + MAX_JOINED)):
         part = lines[number][:LONGEST].strip()
         parts.append(part.removesuffix("\\").strip())
-        if not goes_on(part):
+        length += len(part)
+        if length > LONGEST or not goes_on(part):
             break
     return " ".join(parts), start + len(parts)
 

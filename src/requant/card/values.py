@@ -41,7 +41,10 @@ def agrees(key: str, fact: Fact | None, said: str, facts: Facts) -> Read:
         return _device(stated, str(fact.value)) if fact else (stated, False)
     if unit:
         match = _FORMED[unit].match(stated)
-        return (match[1], fact is not None and _formed(unit, match[1], fact.value)) if match else None
+        found = match[1] if match else ""
+        if unit == "version" and fact and "+" not in str(fact.value):
+            found = _public(found)  # the record has no local label to compare
+        return (found, fact is not None and _formed(unit, found, fact.value)) if found else None
     return _plain(key, fact, stated, facts)
 
 

@@ -134,7 +134,7 @@ PHRASES = (
 LOSS = re.compile(r"\blayer (\d{1,4}) loss (\d\.\d{1,12}) ?(?:→|->) ?(\d\.\d{1,12})")
 LOSS_LABELS = ("block-wise loss", "block-wise loss (representative)", "loss", "losses")
 
-OWN_COLUMN = ("value", "version", "size", "this model", "this build")
+OWN_COLUMN = ("value", "version", "size", "setting", "details", "this build")
 """Names of the column that speaks of this very model, where a table has several; else `this model` is part of one."""
 FILE_COLUMNS = ("path", "file", "filename")
 FLOAT_COLUMNS = ("layer pattern", "layers kept float", "kept in bf16")
