@@ -1,4 +1,4 @@
-"""A card says what records have and nothing else: every figure is traced, and a record that changes changes the card."""
+"""A card says what records have, and nothing else: every figure is traced, and another record makes another card."""
 
 import json
 import re
@@ -83,16 +83,15 @@ def counted(name: str, tiny: str | None) -> Iterator[float]:
     asked = recipe["tiny"] if tiny else recipe["calibration"]
     yield asked["samples"] * asked["sequence_length"]
     yield int(recipe["scheme"]["name"][1])  # W4A16
-    plan = json.loads((ROOT / "builds" / name / "plan.json").read_text())[tiny or "base"]
+    plan: Any = json.loads((ROOT / "builds" / name / "plan.json").read_text())[tiny or "base"]
     layers = [(count(each[0]), each[2]) for each in plan["layers"]]
     yield from (number for number, _ in layers)  # in templates that fold what is packed alike
     yield from range(max(number for number, _ in layers) + 1) if tiny else ()
     packed, every = sum(number for number, reason in layers if not reason), sum(number for number, _ in layers)
     yield from (packed, every, every - packed, sum(map(count, plan["blocks"])))
     if tiny is None:
-        yield from (*FULL[name], *BASE, 777, 0, 40)  # 777 layers of the MTP block; 40 files of the base
-        yield from range(257)  # in templates
-        yield from range(31, 320)
+        yield from (*FULL[name], *BASE, 775, 777, 0, 40)  # layers of the MTP block; files of the base
+        yield from range(257)  # in templates: blocks and experts
         return
     manifest = json.loads((ROOT / "builds" / name / f"{tiny}.manifest.json").read_text())
     width = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4}
@@ -135,20 +134,18 @@ def product(values: Any) -> int:
 
 @pytest.mark.parametrize(("name", "tiny"), [*((name, "mini") for name in NAMES), ("ec", None), ("gb10", None)])
 def test_every_figure_is_in_a_record(name: str, tiny: str | None) -> None:
-    text = card(name, tiny).replace("SHA-256", "")
-    known = numbers(raw(name, tiny)) | {f"{each:g}" if each % 1 else str(int(each)) for each in counted(name, tiny)}
-    known |= {f"{float(each):.6f}" for each in known if "." in each}
+    text = card(name, tiny).replace("SHA-256", "").replace("apache-2.0", "")
+    known = numbers(raw(name, tiny)) | {f"{each:.6f}" if each % 1 else str(int(each)) for each in counted(name, tiny)}
     digests = {sha256(data) for data in recorded_bytes(name, tiny)} | {records(name, tiny).recipe.digest}
     rounded = {f"{int(each) / scale:.2f}" for each in known if each.isdigit() for scale in (10**6, 10**9)}
-    strange = []
+    strange: list[tuple[str, str]] = []
     for line in text.splitlines():
         for each in re.findall(r"\b[0-9a-f]{64}\b", line):
             assert each in raw(name, tiny) or each in digests or each == identity(name, tiny), each
         bare = re.sub(r"\b[0-9a-f]{64}\b", "", line)
-        for each in numbers(bare):
-            if each not in known and not (each in rounded and re.search(rf"{each} [GM]B\)", bare)):
-                strange.append((each, line))
-    assert not strange
+        fine = known | {each for each in rounded if re.search(rf"{each} [GM]B\)", bare)}
+        strange += ((each, line) for each in numbers(bare) - fine)
+    assert not strange, strange
 
 
 def recorded_bytes(name: str, tiny: str | None) -> Iterator[bytes]:
@@ -168,9 +165,10 @@ def identity(name: str, tiny: str | None) -> str:
     return sha256(canonical_json(weights))
 
 
-UNSAID = ("environment.cutoff", "model.type", "model.context", "model.hidden_size", "journal.sha256", "record.name")
-UNSAID_NUMBERS = ("manifest.weight_files", "manifest.weight_bytes", "manifest.tensors", "journal.blocks")
-UNSAID_NUMBERS = (*UNSAID_NUMBERS, "plan.float_layers", "plan.extra_tensors", *UNSAID)
+UNSAID = (
+    *("manifest.weight_files", "manifest.weight_bytes", "manifest.tensors", "journal.blocks"),
+    *("plan.float_layers", "plan.extra_tensors", "model.context", "model.hidden_size"),
+)
 """Facts that `--json` has, and the text only in another form or not at all."""
 
 
@@ -181,8 +179,8 @@ def test_a_fact_that_changes_changes_the_card(name: str, tiny: str | None) -> No
             continue
         more: int | float = fact.value + 1111
         text = render(records(name, tiny), {**facts(name, tiny), key: replace(fact, value=more)})
-        assert (text != card(name, tiny)) is (key not in UNSAID_NUMBERS), key
-        assert key in UNSAID_NUMBERS or f"{more:,.0f}" in text
+        assert (text != card(name, tiny)) is (key not in UNSAID), key
+        assert key in UNSAID or f"{more:,}" in text or f"{more:,.0f}" in text or str(more) in text
 
 
 @pytest.fixture
@@ -237,7 +235,7 @@ def test_a_record_that_changes_changes_the_card(project: Path) -> None:
         ("builds/bases/llama-current.json", '"bytes": 102', '"bytes": 104'),
         ("builds/datasets/pile-10k.json", "a1a9475a", "a1a9475b"),
         ("lockfiles/images.toml", "python:3.11", "python:3.12"),
-        ("lockfiles/current.txt", "torch==2.13.0", "torch==2.13.9"),
+        ("lockfiles/current.txt", "numpy==2.4", "numpy==2.5"),
     ):
         kept = (project / file).read_text()
         edited(project / file, (old, new))
@@ -315,6 +313,15 @@ def test_records_of_two_builds_make_no_card(spoil: Callable[[Path], None], proje
         made(project, "ec", "mini")
 
 
+def test_nothing_that_others_wrote_is_markup(project: Path) -> None:
+    def change(value: Any) -> None:
+        value["predicate"]["buildDefinition"]["internalParameters"]["taints"] = ["a|b`c<d>[e](f)*g*\u202e\n# h"]
+
+    statement(project, change)
+    (line,) = (line for line in made(project, "ec", "mini").splitlines() if "Taint" in line)
+    assert not re.search(r"[`<>\[\]*\u202e]|(?<!\\)\|", line) and line.endswith("# h")
+
+
 def test_a_lock_that_was_renewed_says_nothing_of_packages(project: Path) -> None:
     edited(project / "lockfiles" / "cpu.txt", ("numpy==2.4.4", "numpy==2.4.5"))
     text = made(project, "ec", "mini")
@@ -335,7 +342,7 @@ def test_a_card_is_the_same_from_everywhere_and_names_no_place(project: Path, mo
     text = made(project, "ec", "mini", folder)
     for secret in (str(project), "somebody", "hf_secret", "/home", str(Path.home())):
         assert secret not in text
-    assert "| vllm==0.33.0 | 1 | no errors |" in text and "| vllm==0.19.1 | 2 | errors: D05 |" in text
+    assert "| vllm==0.33.0 | 1 | no errors |" in text and "| vllm==0.19.1 | 2 | errors: D05, D24 |" in text
     assert "No checkpoint was at hand" not in text
 
 
@@ -355,10 +362,10 @@ def test_commands_of_a_card_exist(name: str, tiny: str | None) -> None:
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
-    data = ModelCard(card("ec", None)).data.to_dict()
+    data = vars(ModelCard(card("ec", None)).data)
     assert data["base_model"] == "Qwen/Qwen3.6-35B-A3B" and data["license"] == "apache-2.0"
     assert (data["base_model_relation"], data["datasets"]) == ("quantized", ["NeelNanda/pile-10k"])
-    assert "base_model" not in ModelCard(card("ec")).data.to_dict()
+    assert ModelCard(card("ec")).data.base_model is None  # type: ignore[attr-defined]
 
 
 def test_licenses_are_known_by_their_text() -> None:
@@ -383,7 +390,11 @@ def test_one_number_of_a_card_that_is_changed_is_wrong() -> None:
     for each in compare(card("ec"), records("ec"), facts("ec")).statements:
         line = lines[each.line - 1]
         number = re.match(r"\d[\d,]*", each.stated)
-        if not number or line.count(each.stated) != 1 or each.key.startswith(("package", "commit", "base.rev")):
+        if (
+            not number
+            or line.count(each.stated) != 1
+            or each.key.startswith(("package", "commit", "base.rev", "tuning.learning", "tuning.minmax"))
+        ):
             continue
         other = line.replace(each.stated, each.stated.replace(number[0], "7,777,777" if "," in number[0] else "77"))
         changed = [*lines[: each.line - 1], other, *lines[each.line :]]
@@ -395,8 +406,7 @@ def test_one_number_of_a_card_that_is_changed_is_wrong() -> None:
 
 def test_a_card_is_written_once(tmp_path: Path, worded: Worded) -> None:
     words = ("card", str(ROOT / "builds" / "ec"), "--tiny", "--size", "mini", "--out", str(tmp_path / "README.md"))
-    done = CliRunner().invoke(app, [*words])
-    assert done.exit_code == 0 and (tmp_path / "README.md").read_text() == card("ec")
+    assert CliRunner().invoke(app, [*words]).exit_code == 0 and (tmp_path / "README.md").read_text() == card("ec")
     for more in ((), ("--compare", "README.md")):
         done = requant(*words, *more)
         assert (done.returncode, done.stdout) == (UsageError.exit_status, "")

@@ -127,6 +127,8 @@ def said(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     shutil.copytree(folders / "H", tmp_path / "C")
     shutil.copytree(ROOT / "builds", tmp_path / "builds")
     shutil.copytree(ROOT / "lockfiles", tmp_path / "lockfiles")
+    for path in ROOT.glob("Dockerfile.*"):
+        shutil.copyfile(path, tmp_path / path.name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     stream = io.StringIO()
@@ -169,7 +171,11 @@ def test_side_files_of_a_checkpoint(said: Callable[[str], str], side: str, spoil
     [
         ("builds/ec/mini.journal.jsonl", longer_values, ["show journal FILE", "coverage RECIPE --tiny --size mini"]),
         ("builds/ec/mini.journal.jsonl", longer_keys, ["show journal FILE"]),
-        ("builds/ec/mini.intoto.jsonl", longer_values, ["coverage RECIPE --tiny --size mini"]),
+        (
+            "builds/ec/mini.intoto.jsonl",
+            longer_values,
+            [f"{each} RECIPE --tiny --size mini" for each in ("coverage", "card")],
+        ),
         ("builds/ec/mini.manifest.json", longer_values, ["verify H FILE"]),
         ("builds/ec/mini.manifest.json", longer_keys, ["verify H FILE"]),
         ("builds/ec/mini.manifest.json", more_keys, ["verify H FILE"]),
@@ -190,6 +196,7 @@ RECIPES = (
     "plan RECIPE",
     "render RECIPE",
     "coverage RECIPE",
+    "card RECIPE --tiny --size wide",
     "pins",
     "inspect C --recipe RECIPE",
 )
@@ -217,6 +224,16 @@ def test_recipes(said: Callable[[str], str], file: str, old: str, new: str) -> N
     path.write_text(text.replace(old, new, 1))
     for command in RECIPES:
         assert harmless(said(command.replace("RECIPE", "builds/ec"))), command
+
+
+def test_cards(said: Callable[[str], str]) -> None:
+    """A card of others', in prose, in what is compared, and in what a list, a table or a command names."""
+    line = TRICK.replace("\n", " ")
+    lines = (line, f"Seed: 42 ({line})", f"| Iters | {line} |", f"vllm serve {line} --x{line}", f"| {line} | 4 |")
+    head = "| File | What |\n|---|---|\n"
+    Path("CARD").write_text("\n".join((f"---\nbase_model: {line}\n---", *lines, f"{head}| {line} / config.json | x |")))
+    assert harmless(said("card builds/ec --tiny --size mini --compare CARD"))
+    assert harmless(said(["card", "builds/ec", "--tiny", "--size", "mini", "--repository", TRICK]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("file", ["lockfiles/cpu.in", "lockfiles/cpu.txt", "lockfiles/images.toml", "Dockerfile.cpu"])

@@ -16,6 +16,7 @@ import pytest
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT, Refuses
 
+from requant.card.markdown import MAX_CARD, MAX_LINES
 from requant.checkpoint.checkpoint import INDEX, write_checkpoint
 from requant.digest import (
     DEEPEST,
@@ -95,7 +96,10 @@ def headers_of_tables(limit: int) -> bytes:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limits")
     write_checkpoint(healthy("ec"), folder / "C")
-    shutil.copytree(ROOT / "builds", folder / "builds")
+    for name in ("builds", "lockfiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    for path in ROOT.glob("Dockerfile.*"):
+        shutil.copyfile(path, folder / path.name)
     return folder
 
 
@@ -104,6 +108,7 @@ def again(*case: object) -> Any:
     return pytest.param(*case, marks=pytest.mark.full)
 
 
+CARD = "card builds/ec --tiny --size mini --compare CARD"
 SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", INDEX)
 
 
@@ -129,6 +134,8 @@ SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", IND
         again("builds/ec/recipe.toml", headers_of_tables(MAX_TOML), "plan builds/ec"),
         again("builds/ec/recipe.toml", b"a=" + b"[" * (MAX_TOML - 9), "plan builds/ec"),
         ("builds/ec/baseline.toml", dotted(MAX_TOML), "inspect C --recipe builds/ec"),
+        ("CARD", b"| iters | 4 | [ |" * 6 + b"\n" + b"Seed: 1\n" * (MAX_LINES - 9), f"{CARD} --json"),
+        again("CARD", b"AutoRound(" + b"a=[" * (MAX_CARD // 3 - 9), CARD),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -154,6 +161,7 @@ def test_the_worst_of_each_kind(file: str, content: bytes, words: str, place: Pa
         (f"C/{INDEX}", MAX_INDEX, "inspect C"),
         ("builds/ec/recipe.toml", MAX_TOML, "plan builds/ec"),
         ("builds/bases/qwen3.6-35b-a3b.config.json", MAX_SIDE, "plan builds/ec"),
+        ("CARD", MAX_CARD, CARD),
     ],
 )
 def test_what_is_longer_is_refused_by_name(file: str, limit: int, words: str, place: Path) -> None:

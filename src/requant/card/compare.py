@@ -206,7 +206,7 @@ class _Judge:
 
     def _command(self, said: Said) -> Found:
         words = said.values
-        if words[0] in ("pip", "pip3") and words[1:2] == ("install",):
+        if words[:2] in (("pip", "install"), ("pip3", "install")) and not ELSEWHERE.search(said.section):
             for word in words[2:]:
                 yield from self._installed(said, word)
         elif words[:2] == ("vllm", "serve"):

@@ -21,6 +21,8 @@ _FORMED = {
     "commit": re.compile(r"([0-9a-f]{7,40})\b"),
     "loss": re.compile(r"(\d\.\d{1,12})"),
 }
+NONE = ("none", "[]")
+"""How a list of nothing is written."""
 _UNITS = {"bytes": 1}
 _UNITS |= {f"{prefix}b": 10 ** (3 * power) for power, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 2 ** (10 * power) for power, prefix in enumerate("kmgt", 1)}
@@ -76,8 +78,9 @@ def _plain(key: str, fact: Fact | None, stated: str, facts: Facts) -> Read:
         truth = {"yes": True, "true": True, "symmetric": True, "no": False, "false": False, "asymmetric": False}
         return (word[0], truth[word[0]] is value) if word and word[0] in truth else None
     if isinstance(value, tuple):
-        items = _items(stated)
-        return (", ".join(items), {*items} == {*map(str, value)}) if items else None
+        items = () if stated in NONE else _items(stated)
+        known = items or stated in NONE
+        return (", ".join(items) or "none", {*items} == {*map(str, value)}) if known else None
     if isinstance(value, float):
         number = _NUMBER.fullmatch(stated)
         return (stated, math.isclose(float(stated), value)) if number else None

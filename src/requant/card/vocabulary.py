@@ -40,7 +40,7 @@ _LABELS: Named = (
     (("tuning.minmax_learning_rate",), ("learning rate of the ranges", "minmax lr")),
     (("tuning.momentum",), ("momentum",)),
     (("tuning.seed",), ("seed",)),
-    (("tuning.precision",), ("precision", "tuning precision")),
+    (("tuning.precision",), ("tuning precision",)),
     (("calibration.dataset",), ("dataset", "calibration dataset")),
     (("calibration.revision",), ("dataset revision",)),
     (("calibration.samples",), ("samples", "nsamples", "calibration samples")),
@@ -141,9 +141,9 @@ FLOAT_COLUMNS = ("layer pattern", "layers kept float", "kept in bf16")
 
 ELSEWHERE = re.compile(
     r"(?i)\b(?:evaluat|benchmark|result|performance|accuracy|quality|throughput|speed|inference|serv(?:e|ing)|usage|"
-    r"how to use|quick ?start|sampling|comparison|limit)"
+    r"how to use|quick ?start|sampling|comparison|limit|require|tested|validated)"
 )
-"""Headings of sections whose tables and labels speak of something else: a batch of an evaluation, a server's seed."""
+"""Headings of sections that speak of something else: the batch of an evaluation, the packages of a server."""
 PACKAGES: Mapping[str, str] = {"autoround": "auto-round"}
 """Names of packages as cards have them, and as locks do."""
 
@@ -154,7 +154,7 @@ FORMS: Mapping[str, re.Pattern[str]] = {
     "scheme.name": re.compile(r"W[0-9]{1,2}A[0-9]{1,2}"),
     "scheme.format": re.compile(r"auto_(?:round|gptq|awq)(?::auto_(?:gptq|awq))?"),
     "mtp.policy": re.compile(r"rtn|bf16|none"),
-    "tuning.precision": re.compile(r"bfloat16|float16|float32|bf16|fp16|fp32"),
+    "tuning.precision": re.compile(r"(?i)bfloat16|float16|float32|bf16|fp16|fp32"),
     "license.name": re.compile(r"[a-z]+-[a-z0-9.-]*[0-9]|mit|[A-Z][a-z]+ [0-9.]+"),
 }
 """How a text looks that is a value of a key. Another one says something else, and is not compared."""
