@@ -195,9 +195,9 @@ def _config(records: Records) -> Found:
 
 
 def _environment(records: Records) -> Found:
-    environment, stated = records.environment, records.recorded and records.recorded.stated
-    lock, file = environment.lock, f"lockfiles/{environment.name}"
-    yield "environment.name", Fact(environment.name, FILE)
+    lock, stated = records.lock, records.recorded and records.recorded.stated
+    file = f"lockfiles/{lock.name}"
+    yield "environment.name", Fact(lock.name, FILE)
     if stated and stated.lock != lock.digest:
         return  # it was built with another lock, which says nothing of this one's packages
     yield "environment.python", Fact(lock.python, f"{file}.txt: python", "version")
@@ -210,9 +210,9 @@ def _environment(records: Records) -> Found:
     for key, value in records.intent.sources:
         if key.endswith(".commit"):
             yield f"commit.{key.removesuffix('.commit')}", Fact(value, f"{file}.in: {key}", "commit")
-    base = pinned_base(lock.file.parent, environment.name)
-    yield "environment.image", Fact(base.image, f"lockfiles/{BASES}: {environment.name}.image")
-    yield "environment.image_digest", Fact(base.digest, f"lockfiles/{BASES}: {environment.name}.digest")
+    base = pinned_base(lock.file.parent, lock.name)
+    yield "environment.image", Fact(base.image, f"lockfiles/{BASES}: {lock.name}.image")
+    yield "environment.image_digest", Fact(base.digest, f"lockfiles/{BASES}: {lock.name}.digest")
 
 
 def _recorded(recorded: Recorded) -> Found:

@@ -14,8 +14,7 @@ from requant.build.rebuild import find
 from requant.checkpoint.files import SUFFIX
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.digest import MAX_STATEMENT, read_whole, sha256_file, strict_json
-from requant.environment import Environment
-from requant.environment.lock import Intent, read_intent
+from requant.environment.lock import Intent, Lock, read_intent, read_lock
 from requant.errors import CheckpointError
 from requant.evidence.journal import Journal, read_journal
 from requant.hub.pinned import Pins, read_pins
@@ -76,7 +75,7 @@ class Records:
     config: Mapping[str, Any]
     base: Pins
     text: Pins
-    environment: Environment
+    lock: Lock
     intent: Intent
     baseline: tuple[Known, ...]
     recorded: Recorded | None
@@ -89,7 +88,7 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
 
     `build` is a checkpoint with its records beside it, or a folder of records; without it, the recorded build counts.
     Raises UsageError where `build` is neither, CheckpointError where records are absent in part, cannot be read, or
-    are not of one build, and what `read_recipe`, `target_of` and `Environment.load` raise.
+    are not of one build, and what `read_recipe`, `target_of` and `read_lock` raise.
     """
     place = recipe.beside(stem(tiny)) if build is None else find(build, tiny)
     there = [path for path in (beside(place, each) for each in RECORDED) if path.exists()]
@@ -104,7 +103,7 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
         config=config_of(recipe, tiny),
         base=read_pins(recipe.beside(recipe.base.files)),
         text=read_pins(recipe.beside(recipe.calibration.files)),
-        environment=Environment.load(recipe.lockfiles, environment),
+        lock=read_lock(recipe.lockfiles, environment),
         intent=read_intent(recipe.lockfiles, environment),
         baseline=known,
         recorded=_recorded(recipe, tiny, place) if there else None,

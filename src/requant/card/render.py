@@ -188,7 +188,7 @@ def _limits(records: Records) -> Iterator[str]:
         return
     for taint in recorded.stated.taints:
         yield f"Taint, as the statement has it: {taint}"
-    if recorded.stated.lock != records.environment.lock.digest:
+    if recorded.stated.lock != records.lock.digest:
         yield "The lock beside the recipe is another one by now: of packages only those of the statement are known."
     yield "Journal and statement are the builder's own words: audits and rebuilds show that others get the same bits."
     yield "Nothing here says how well the model answers."
