@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.text import Text
 from tests.claims import DOCS, compared, written
-from tests.conftest import Refuses, Worded
+from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
 from tests.test_card import facts, records
 
@@ -18,6 +19,7 @@ from requant.card.facts import Fact
 from requant.card.markdown import LONGEST, MAX_CARD, MAX_LINES, parse, read_card
 from requant.card.values import agrees
 from requant.card.vocabulary import FORMS, LABELS, METADATA, PHRASES, SAME, WORDS
+from requant.cli.card import comparison_text
 from requant.errors import CheckpointError
 
 
@@ -57,6 +59,13 @@ def test_a_card_is_compared_on_the_command_line(worded: Worded) -> None:
     done = requant("card", "builds/ec", "--tiny", "--size", "mini", "--compare", "tests/fixtures/cards/ec.md")
     assert done.returncode == 1
     worded(done.stdout)
+
+
+def test_the_example_of_the_page_is_what_is_printed() -> None:
+    page = (ROOT / "docs" / "card.md").read_text()
+    example = page.partition("$ requant card builds/gb10")[2].partition("\n\n")[0].splitlines()[1:]
+    printed = [Text.from_markup(line).plain for line in comparison_text(compared("gb10"))]
+    assert len(example) > 5 and {line[4:] for line in example} - {"..."} <= {*printed}
 
 
 STRUCTURED = """---

@@ -82,22 +82,25 @@ def rebuild(
     return Rebuilt(built, record, verdict, divergences)
 
 
-def find(against: Path, tiny: str | None) -> Path:
-    """Return the path that the files of a build stand beside; raise UsageError where there is no manifest."""
+def find(against: Path, tiny: str | None, option: str = "--against") -> Path:
+    """Return the path that the files of a build stand beside; raise UsageError where there is no manifest.
+
+    `option` is how another folder is named.
+    """
     places = (against / stem(tiny), against)
     for place in places:
         if place.name and beside(place, "manifest.json").is_file():
             return place
     sizes = [size for size in (None, *SIZES) if size != tiny]
     others = [size for size in sizes if beside(against / stem(size), "manifest.json").is_file()]
-    advice = "Name one with --against, or record one first: requant build RECIPE --record."
+    advice = f"Name one with {option}, or record one first: requant build RECIPE --record."
     if others:
         there = ", ".join(
             f"{_named(size)} (add{words(size)})" if size else f"{_named(size)} (no --tiny)" for size in others
         )
         advice = f"There is a build of {there}.\n{advice}"
     looked = " nor ".join(str(beside(place, "manifest.json")) for place in places if place.name)
-    raise UsageError(f"{against}: no build to compare with: neither {looked}", advice)
+    raise UsageError(f"{against}: no records of a build: neither {looked}", advice)
 
 
 def _named(tiny: str | None) -> str:

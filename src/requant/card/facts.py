@@ -147,13 +147,13 @@ def _plan(records: Records) -> Found:
     yield said("base_tensors", len(plan.tensors), "tensors")
     yield said("parameters", sum(spec.size for spec in plan.tensors.values()), "tensors")
     yield said("base_bytes", _size(plan.tensors), "tensors", "bytes")
-    yield said("tensors", len(target.main) + len(target.extras), "what becomes of tensors and layers")
-    yield said("bytes", _size(target.main) + _size(target.extras), "what becomes of tensors and layers", "bytes")
-    yield said("main_tensors", len(target.main), "what becomes of tensors and layers")
-    yield said("main_bytes", _size(target.main), "what becomes of tensors and layers", "bytes")
+    yield said("tensors", len(target.main) + len(target.extras), "tensors and layers")
+    yield said("bytes", _size(target.main) + _size(target.extras), "tensors and layers", "bytes")
+    yield said("main_tensors", len(target.main), "tensors and layers")
+    yield said("main_bytes", _size(target.main), "tensors and layers", "bytes")
     if target.extras:
-        yield said("extra_tensors", len(target.extras), "what becomes of tensors and layers")
-        yield said("extra_bytes", _size(target.extras), "what becomes of tensors and layers", "bytes")
+        yield said("extra_tensors", len(target.extras), "tensors and layers")
+        yield said("extra_bytes", _size(target.extras), "tensors and layers", "bytes")
     yield said("blocks", len(plan.blocks), "blocks")
     yield said("linear_layers", len(plan.layers), "layers")
     yield said("quantized_layers", len(plan.packed), "layers")
@@ -165,7 +165,7 @@ def _plan(records: Records) -> Found:
     for part, prefix in target.table.extras.items():
         count = sum(name.startswith(prefix) for name in target.extras)
         if count:
-            yield said(f"{part}_tensors", count, "what becomes of tensors and layers")
+            yield said(f"{part}_tensors", count, "tensors and layers")
 
 
 _CONFIG = {

@@ -90,7 +90,7 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
     Raises UsageError where `build` is neither, CheckpointError where records are absent in part, cannot be read, or
     are not of one build, and what `read_recipe`, `target_of` and `read_lock` raise.
     """
-    place = recipe.beside(stem(tiny)) if build is None else find(build, tiny)
+    place = recipe.beside(stem(tiny)) if build is None else find(build, tiny, "--build")
     there = [path for path in (beside(place, each) for each in RECORDED) if path.exists()]
     if there and (absent := [path for each in RECORDED if not (path := beside(place, each)).exists()]):
         raise CheckpointError(f"{absent[0]}: no such file", f"It belongs to {there[0]}: a card needs both.")
