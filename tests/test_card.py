@@ -380,6 +380,7 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
     data = vars(ModelCard(card("ec", None)).data)
     assert data["base_model"] == "Qwen/Qwen3.6-35B-A3B" and data["license"] == "apache-2.0"
     assert (data["base_model_relation"], data["datasets"]) == ("quantized", ["NeelNanda/pile-10k"])
+    assert "base_model" not in card("llama-current", None)  # a folder's
     assert ModelCard(card("ec")).data.base_model is None  # type: ignore[attr-defined]
 
 

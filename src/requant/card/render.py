@@ -12,6 +12,7 @@ from importlib import resources
 from huggingface_hub import ModelCard, ModelCardData
 
 from requant.build import words
+from requant.build.inputs import LOCAL
 from requant.card.facts import Fact, Facts, packages, text
 from requant.card.records import Records
 from requant.card.serving import flags
@@ -84,12 +85,17 @@ def _metadata(records: Records, facts: Facts) -> ModelCardData:
         return ModelCardData(tags=[*tags, "tiny-model"])
     named = facts.get("license.name")
     return ModelCardData(
-        base_model=str(facts["base.repository"].value),
-        base_model_relation="quantized",
+        base_model=None if _is_local(records) else str(facts["base.repository"].value),
+        base_model_relation=None if _is_local(records) else "quantized",
         datasets=[str(facts["calibration.dataset"].value)],
         license=str(named.value) if named else None,
         tags=tags,
     )
+
+
+def _is_local(records: Records) -> bool:
+    """Whether the base is a folder of somebody's, which the Hub knows by no name."""
+    return records.recipe.base.repository.startswith(LOCAL)
 
 
 def _parts(records: Records, facts: Facts, name: str) -> Iterator[tuple[str, str]]:
@@ -97,7 +103,7 @@ def _parts(records: Records, facts: Facts, name: str) -> Iterator[tuple[str, str
     recipe, plan = records.recipe, records.target.plan
     folder = f"{recipe.path.resolve().parent.parent.name}/{recipe.name}"
     path, size = shlex.quote(folder), words(records.tiny)
-    yield "title.tiny", f", tiny model {records.tiny}" if records.tiny else " "
+    yield "title", plain(f"{recipe.name}, tiny model {records.tiny}" if records.tiny else recipe.name)
     yield "name", name
     yield "path.recipe", path
     yield "serving.releases", ", ".join(flags())
@@ -111,7 +117,8 @@ def _parts(records: Records, facts: Facts, name: str) -> Iterator[tuple[str, str
     yield "rows.commits", "\n".join(f"| {each[7:]}, commit | `{facts[each].value}` |" for each in commits)
     yield "command.build", f"requant build {path}{size}"
     yield from _recorded(records, path, size)
-    base = "BASE" if records.tiny else f"{recipe.base.repository}@{recipe.base.revision}"
+    published = not (records.tiny or _is_local(records))
+    base = f"{recipe.base.repository}@{recipe.base.revision}" if published else "BASE"
     if records.tiny:
         chosen = f" --size {records.tiny}" if records.tiny != "demo" else ""
         yield "command.tiny", f"requant tiny {path}{chosen} --out BASE"
