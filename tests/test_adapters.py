@@ -31,9 +31,12 @@ CPU = [name for name, (accelerator, _) in ENVIRONMENTS.items() if not accelerato
 """A GPU's cannot be run here."""
 
 
-def of_one_s_own(folder: Path, name: str, environment: EnvironmentName, edit: Callable[[str], str] = str) -> Recipe:
-    """A recipe for a base of the corpus, edited."""
-    recipe = new(str(base(name, folder / "model")), "mine", folder / "project", environment=environment, sandbox="venv")
+def of_one_s_own(
+    folder: Path, name: str, environment: EnvironmentName, edit: Callable[[str], str] = str, **options: Any
+) -> Recipe:
+    """A recipe for a base of the corpus, made with these options of `new`, and edited."""
+    model, project = str(base(name, folder / "model")), folder / "project"
+    recipe = new(model, "mine", project, environment=environment, sandbox="venv", **options)
     file = recipe.recipe.path
     file.write_text(edit(file.read_text()))
     return read_recipe(file)
