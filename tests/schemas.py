@@ -34,6 +34,7 @@ from requant.environment.image.evidence import Evidence
 from requant.environment.update import Change
 from requant.evidence import journal
 from requant.evidence.journal import Block, Header, Journal
+from requant.evidence.keys import Kind
 from requant.evidence.statements import BUILD_TYPE
 from requant.hub import pinned
 from requant.hub.pins import Pinned
@@ -142,6 +143,15 @@ AS_PRINTED: Mapping[Any, Any] = {
 PRINTED: Mapping[str, Any] = {
     "requant.audit/2": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
+    "requant.bundle/1": shape(
+        "Signed",
+        "A statement whose signature holds: the key's id and kind, and what is said of which files, path to SHA-256.",
+        key=str,
+        kind=Kind,
+        predicateType=str,
+        subjects=Mapping[str, str],
+        predicate=Mapping[str, Any],
+    ),
     "requant.card/1": shape(
         "Card",
         "A model card: its text, and every fact of the build by key, whether the text has it or not.",

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from requant.checkpoint.manifest import read_manifest
 from requant.cli.options import VERIFY, AsJson, Group, app
 from requant.cli.terminal import out, print_json
 from requant.errors import CheckpointError, UsageError
@@ -41,3 +42,26 @@ def journal(
         print_json("requant.journal/2", journal_json(read))
         return
     out.lines(map(escape, journal_lines(read)))
+
+
+@show.command(epilog="Example: requant show bundle builds/ec/mini.sigstore.json --key ada.pub")
+def bundle(
+    path: Annotated[Path, typer.Argument(help="A bundle, as `requant sign` writes it.")],
+    key: Annotated[list[Path], typer.Option(metavar="KEY", help="A public key that you trust; can be repeated.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Refuse a statement about other files than those of this manifest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a signed statement, and print who signed it and what it says of which files."""
+    from requant.evidence.keys import read_public
+    from requant.evidence.signatures import confirm_subjects, verify_file
+
+    signed = verify_file(path, map(read_public, key))
+    if manifest:
+        files = read_manifest(manifest).files
+        confirm_subjects(signed, {name: each.sha256 for name, each in files.items()}, str(path))
+    if as_json:
+        print_json("requant.bundle/1", signed.as_json())
+        return
+    out.lines(map(escape, signed.text()))
