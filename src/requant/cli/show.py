@@ -57,7 +57,7 @@ def bundle(
     from requant.evidence.keys import read_public
     from requant.evidence.signatures import confirm_subjects, verify_file
 
-    signed = verify_file(path, map(read_public, key))
+    signed = verify_file(path, [*map(read_public, key)])
     if manifest:
         files = read_manifest(manifest).files
         confirm_subjects(signed, {name: each.sha256 for name, each in files.items()}, str(path))

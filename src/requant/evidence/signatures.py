@@ -172,7 +172,7 @@ def verify(bundle: Bundle, keys: Iterable[PublicKey], where: str) -> Signed:
     """Return what is signed, and with which of these keys. Raises SignatureError for what does not hold."""
     key = next((each for each in keys if each.id == bundle.key), None)
     if key is None:
-        advice = f"Ask its owner, by another way than this file came, whether {bundle.key} is their key."
+        advice = "Ask its owner, by another way than this file came, whether that is their key."
         raise SignatureError(Fault.UNKNOWN_KEY, where, bundle.key, advice)
     try:
         signature = Signature(key.id, bundle.signature.hex())
