@@ -1,7 +1,9 @@
 """A statement is signed with a key, by its owner alone; whatever changes afterwards is found, and named."""
 
 import base64
+import getpass
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import private
 from tests.cases.audits import AUDIT
 from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
@@ -365,12 +368,36 @@ def test_the_commands(tmp_path: Path) -> None:
     assert requant("sign", "mini.intoto.jsonl", "--key", "ada.pub", cwd=tmp_path).returncode == 2
 
 
-def test_nothing_of_the_machine_is_signed(tmp_path: Path) -> None:
-    """A bundle has the statement's bytes, digests and a signature: no name of a user, a host or a file's place."""
-    path = tmp_path / "somewhere" / "mini.intoto.jsonl"
-    path.parent.mkdir()
-    path.write_bytes(STATEMENT)
-    value = json.loads(sign_file(path, key("ed25519", 0)).read_bytes())
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "/home/ada/out",
+        "loaded from /work/x",
+        "~/models",
+        "C:\\Users\\ada",
+        "file:/x",
+        getpass.getuser(),
+        f"on {platform.node()} in 3 s",
+        str(Path.home()),
+        "hf_" + "aB3" * 12,
+        "ghp_" + "aB3" * 12,
+        "-----BEGIN PRIVATE KEY-----",
+        "ada@example.org",
+        "192.168.0.7",
+    ],
+)
+def test_the_scan_finds_what_is_planted(planted: str) -> None:
+    assert private.found(in_toto({"a": "0a" * 32}, "urn:x", {"taints": ["none", planted]})) == [planted]
+    assert private.found(in_toto({"a": "0a" * 32}, "urn:x", {planted: 1})) == [planted]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "builds").rglob("*.intoto.jsonl")), ids=lambda path: path.parent.name)
+def test_nothing_of_a_machine_is_recorded(path: Path) -> None:
+    assert private.found(path.read_bytes()) == []
+
+
+def test_a_bundle_has_a_statement_a_digest_a_signature_and_no_more() -> None:
+    value = json.loads(sign(STATEMENT, key("ed25519", 0)))
     assert base64.b64decode(value["dsseEnvelope"].pop("payload")) == STATEMENT
     hint = base64.b64encode(bytes.fromhex(key("ed25519", 0).public.id)).decode()
     assert len(value["dsseEnvelope"]["signatures"][0].pop("sig")) == 88

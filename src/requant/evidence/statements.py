@@ -1,4 +1,4 @@
-"""How a checkpoint came about: an in-toto Statement v1 with a SLSA Provenance v1 predicate, not signed yet.
+"""How a checkpoint came about: an in-toto Statement v1 with a SLSA Provenance v1 predicate.
 
 Formats: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance. Subjects and dependencies are
 named by SHA-256 only. Times, memory and host facts stand here and nowhere else.
