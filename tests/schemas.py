@@ -132,7 +132,7 @@ LOSS = "Mean squared error of a block's output; iterations count from 0."
 CHECKED = OneOf(("clean", "violations", "not modelled", "nothing to check"))
 SPEC = tuple[str, tuple[int, ...]]
 AS_PRINTED: Mapping[Any, Any] = {
-    Covered: printed(Covered, parties=int),
+    Covered: printed(Covered, parties=int, claims=int),
     Untuned: printed(Untuned, outcome=Outcome),
     Finding: printed(Finding, without=("targets", "advice"), hits=Mapping[str, tuple[int, ...]], repair=str),
     Layers: printed(Layers, schemes=NotRequired[Mapping[str, LayerScheme]]),
@@ -161,7 +161,7 @@ PRINTED: Mapping[str, Any] = {
     ),
     "requant.card-comparison/1": Comparison,
     "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
-    "requant.coverage/2": Coverage,
+    "requant.coverage/3": Coverage,
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(

@@ -140,6 +140,7 @@ SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", IND
         again("builds/ec/recipe.toml", headers_of_tables(MAX_TOML), "plan builds/ec"),
         again("builds/ec/recipe.toml", b"a=" + b"[" * (MAX_TOML - 9), "plan builds/ec"),
         ("builds/ec/baseline.toml", dotted(MAX_TOML), "inspect C --recipe builds/ec"),
+        again("builds/builders.toml", dotted(MAX_TOML), "coverage builds/ec"),
         ("CARD", b"| iters | 4 | [ |" * 6 + b"\n" + b"Seed: 1\n" * (MAX_LINES - 9), f"{CARD} --json"),
         again("CARD", b"AutoRound(" + b"a=[" * (MAX_CARD // 3 - 9), CARD),
     ],

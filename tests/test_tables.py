@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from requant.audit.coverage import Coverage, Covered, Label
+from requant.audit.coverage import Coverage, Covered, Label, Party
 from requant.cli.coverage import coverage_table
 from requant.cli.folding import Folded, name
 from requant.cli.inspect import findings_table
@@ -97,13 +97,13 @@ def rows(rendered: Iterable[RenderableType], width: int) -> list[str]:
 
 
 def covered(block: str) -> Iterable[RenderableType]:
-    row = Covered(block, {"cpu": ("Ada",)}, (), ())
-    none = Covered("not tuned", {}, (), ())
+    row = Covered(block, {"cpu": ("Ada",)}, {}, (), ())
+    none = Covered("not tuned", {}, {}, (), ())
     hardware: dict[str, dict[str, str]] = {f"class {number} of machines": {} for number in range(4)}
     return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, {"a": LABEL}, {}, hardware))
 
 
-LABEL = Label("Ada", "cpu", environment="", own_environment=True, journal="none", finished="", portable=False)
+LABEL = Label("Ada", Party("", "Ada"), "cpu", "", own_environment=True, journal="none", finished="", portable=False)
 TABLES |= {"coverage": covered}
 strange = st.text("aB0._-/ :(漢", min_size=1, max_size=90)
 

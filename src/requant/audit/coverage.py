@@ -4,16 +4,20 @@ It merges the audits in `builds/<name>/audits/`. What is audited is the recorded
 files by SHA-256; audits of anything else are named and not counted. Equal bits are evidence wherever they come
 from; those that were found by hints are a class of their own. Other bits accuse only in the environment of the build
 and, unless hints led to them, in its hardware class, held against its own journal or none; elsewhere they are shown as
-open, with the reason. A negative result counts as much as a positive one. Parties are
-told apart by what they call themselves: until audits are signed, nothing proves that two are two.
+open, with the reason. A negative result counts as much as a positive one.
+
+A party is a key of `builders.toml`, and its name there a label. What is not signed, or with a key that is not in that
+list, is shown apart, by what its author calls themselves: nothing proves that two of those are two.
 """
 
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from requant.audit.audits import read_audits, same_party
+from requant.audit.audits import FOLDER, read_audits, same_party, statement
+from requant.audit.builders import FILE, Builder, read_builders
 from requant.audit.challenge import draw
 from requant.audit.portable import unlike_devices
 from requant.audit.retuned import Audit, Judgement
@@ -21,6 +25,7 @@ from requant.build import RECORDED, recorded
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.evidence.journal import read_journal
+from requant.evidence.signatures import Fault, SignatureError, bundle_path, verify_file
 from requant.evidence.statements import hardware_of
 from requant.recipe import Recipe
 from requant.verdict import Outcome
@@ -30,38 +35,66 @@ UNTUNED = "not tuned"
 
 
 @dataclass(frozen=True)
+class Party:
+    """Whose an audit is: the id of the key that signed it, and the name that `builders.toml` gives to it.
+
+    Where there is no such key, `key` is empty, `name` is what the auditor calls themselves, and `why` says what is
+    missing.
+    """
+
+    key: str
+    name: str
+    why: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a person reads."""
+        return f"{self.name} [{self.key[:8]}]" if self.key else f"{self.name} (unverified)"
+
+
+@dataclass(frozen=True)
 class Result:
     """What one audit says of one row, where that is not `identical`: by whom, in which class, what."""
 
     audit: str
-    auditor: str
+    party: Party
     hardware: str
     what: str
 
 
 @dataclass(frozen=True)
 class Covered:
-    """One block, or all that is not tuned: who found it identical, by hardware class; negative results; open ones."""
+    """One block, or all that is not tuned: who found it identical, by hardware class; negative results; open ones.
+
+    `identical` has the names of those whose signature was verified, and `claimed` the others.
+    """
 
     block: str
     identical: Mapping[str, tuple[str, ...]]
+    claimed: Mapping[str, tuple[str, ...]]
     different: tuple[Result, ...]
     open: tuple[Result, ...]
 
     @property
     def parties(self) -> int:
-        """How many parties found it identical, in whatever class."""
-        return len({same_party(party) for some in self.identical.values() for party in some})
+        """How many verified parties found it identical, in whatever class."""
+        return len({name for some in self.identical.values() for name in some})
+
+    @property
+    def claims(self) -> int:
+        """How many names besides say that they found it identical, in whatever class."""
+        return len({same_party(name) for some in self.claimed.values() for name in some})
 
 
 @dataclass(frozen=True)
 class Label:
-    """Where an audit that counts was made, by whom, and whether by hints.
+    """Where an audit that counts was made, by whom, and whether by hints; `auditor` is what they call themselves.
 
     `own_environment` and `journal` compare it with the build.
     """
 
     auditor: str
+    party: Party
     hardware: str
     environment: str
     own_environment: bool
@@ -109,7 +142,7 @@ class Coverage:
         """Return the coverage as `--json` prints it."""
         value = asdict(self)
         for each, row in zip((*value["blocks"], value["untuned"]), self.rows, strict=True):
-            each["parties"] = row.parties
+            each |= {"parties": row.parties, "claims": row.claims}
         return value
 
 
@@ -140,9 +173,10 @@ class _Build:
             return f"its text draws other blocks: {', '.join(drawn)}"
         return ""
 
-    def label(self, audit: Audit) -> Label:
+    def label(self, audit: Audit, party: Party) -> Label:
         return Label(
             auditor=audit.auditor,
+            party=party,
             hardware=_class_of(audit),
             environment=audit.environment,
             own_environment=audit.environment == self.environment,
@@ -153,12 +187,11 @@ class _Build:
 
     def doubt(self, audit: Audit) -> str:
         """Return why other bits of a block accuse nobody in this audit; nothing where they do."""
-        label = self.label(audit)
         reasons = {
-            "another environment than the build's": not label.own_environment,
+            "another environment than the build's": audit.environment != self.environment,
             f"another hardware class than the build's, {_class(self.hardware)}": audit.hardware != self.hardware
             and not audit.portable,
-            "another journal than the recorded one": label.journal == "another",
+            "another journal than the recorded one": audit.journal not in (None, self.journal),
         }
         found = [reason for reason, holds in reasons.items() if holds]
         if audit.portable and (devices := unlike_devices(audit.hardware, self.hardware)):
@@ -166,17 +199,19 @@ class _Build:
         return ", ".join(found)
 
 
-def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
+def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> Coverage:
     """Merge the audits of what is recorded for a recipe, or for its tiny model of a size.
 
-    Raises CheckpointError where a record cannot be read, or a file in `audits/` is no audit.
+    `builders` is a list of known builders; without it, the one beside the recipe's folder. Raises CheckpointError where
+    a record or the list cannot be read, or a file in `audits/` is no audit.
     """
+    known = read_builders(builders or recipe.path.parent.parent / FILE)
     name = f"{recipe.name}, tiny model {tiny}" if tiny else recipe.name
     found = {file: audit for file, audit in read_audits(recipe).items() if audit.tiny == tiny}
     records = [recorded(recipe, tiny, each) for each in RECORDED]
     if absent := [path for path in records if not path.exists()]:
         stale = dict.fromkeys(found, f"nothing is recorded: no {absent[0]}")
-        return Coverage(name, tiny, "", (), Covered(UNTUNED, {}, (), ()), {}, stale, {})
+        return Coverage(name, tiny, "", (), Covered(UNTUNED, {}, {}, (), ()), {}, stale, {})
     manifest_path, journal_path, statement_path = records
     journal = read_journal(journal_path)
     build = _Build(
@@ -189,19 +224,43 @@ def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
         names=tuple(each.block for each in journal.blocks),
     )
     stale = {file: reason for file, audit in found.items() if (reason := build.stale(audit))}
-    audits = {file: audit for file, audit in found.items() if file not in stale}
+    parties: dict[str, Party] = {}
+    for file, audit in found.items():
+        if file not in stale:
+            try:
+                parties[file] = _party(recipe.beside(FOLDER) / file, audit, known)
+            except SignatureError as error:
+                stale[file] = error.said
+    audits = {file: found[file] for file in parties}
     hardware = {_class_of(audit): audit.hardware for audit in audits.values()}
     own = _class(build.hardware)
     return Coverage(
         build=name,
         tiny=tiny,
         own=own,
-        blocks=tuple(_covered(each, audits, _of_block(build, each, audits)) for each in build.names),
-        untuned=_covered(UNTUNED, audits, _of_the_rest(audits)),
-        counted={file: build.label(audit) for file, audit in audits.items()},
+        blocks=tuple(_covered(each, audits, parties, _of_block(build, each, audits)) for each in build.names),
+        untuned=_covered(UNTUNED, audits, parties, _of_the_rest(audits)),
+        counted={file: build.label(audit, parties[file]) for file, audit in audits.items()},
         stale=stale,
         hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != own, each))},
     )
+
+
+def _party(path: Path, audit: Audit, known: Mapping[str, Builder]) -> Party:
+    """Return whose an audit is; raise SignatureError where the bundle beside it does not hold, or is of something else.
+
+    A key that is not known, or a certificate, says nothing for the audit, and nothing against it.
+    """
+    bundle = bundle_path(path)
+    if not bundle.exists():
+        return Party("", audit.auditor, "not signed")
+    try:
+        signed = verify_file(bundle, [each.key for each in known.values()], statement=statement(audit))
+    except SignatureError as error:
+        if error.fault not in (Fault.UNKNOWN_KEY, Fault.CERTIFICATE):
+            raise
+        return Party("", audit.auditor, error.said)
+    return Party(signed.key.id, known[signed.key.id].name)
 
 
 def _as_drawn(audit: Audit, drawn: set[str]) -> bool:
@@ -235,20 +294,23 @@ def _of_the_rest(audits: Mapping[str, Audit]) -> Said:
         yield file, audit.untuned.outcome, "; ".join(line.strip() for line in audit.untuned.text())
 
 
-def _covered(name: str, audits: Mapping[str, Audit], said: Said) -> Covered:
-    identical: dict[str, dict[str, str]] = {}
+def _covered(name: str, audits: Mapping[str, Audit], parties: Mapping[str, Party], said: Said) -> Covered:
+    identical: dict[str, set[str]] = {}
+    claimed: dict[str, dict[str, str]] = {}
     others: dict[Outcome, list[Result]] = {Outcome.DIFFERENT: [], Outcome.INCONCLUSIVE: []}
     for file, outcome, what in said:
-        audit = audits[file]
-        hardware = _class_of(audit)
-        if outcome is Outcome.IDENTICAL:
-            spelled = identical.setdefault(hardware, {})  # one party, by the first of its spellings
-            party = same_party(audit.auditor)
-            spelled[party] = min(audit.auditor, spelled.get(party, audit.auditor))
+        hardware, party = _class_of(audits[file]), parties[file]
+        if outcome is not Outcome.IDENTICAL:
+            others[outcome].append(Result(file, party, hardware, what))
+        elif party.key:
+            identical.setdefault(hardware, set()).add(party.name)
         else:
-            others[outcome].append(Result(file, audit.auditor, hardware, what))
-    parties = {hardware: tuple(sorted(some.values())) for hardware, some in sorted(identical.items())}
-    return Covered(name, parties, tuple(others[Outcome.DIFFERENT]), tuple(others[Outcome.INCONCLUSIVE]))
+            spelled = claimed.setdefault(hardware, {})  # one party, by the first of its spellings
+            same = same_party(party.name)
+            spelled[same] = min(party.name, spelled.get(same, party.name))
+    verified = {hardware: tuple(sorted(some)) for hardware, some in sorted(identical.items())}
+    unverified = {hardware: tuple(sorted(some.values())) for hardware, some in sorted(claimed.items())}
+    return Covered(name, verified, unverified, tuple(others[Outcome.DIFFERENT]), tuple(others[Outcome.INCONCLUSIVE]))
 
 
 def _class_of(audit: Audit) -> str:

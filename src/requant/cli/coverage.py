@@ -1,6 +1,7 @@
 """`requant coverage`: say how far a build was reproduced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,12 +23,19 @@ def coverage(
         bool, typer.Option("--tiny", help="Show the coverage of the tiny model, the small stand-in for the base.")
     ] = False,
     size: Size = None,
+    builders: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Builders and their keys. Without it, builders.toml beside the recipe's folder.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
-    covered = requant.audit.coverage.coverage(read_recipe(recipe), tiny_size(tiny, size))
+    covered = requant.audit.coverage.coverage(read_recipe(recipe), tiny_size(tiny, size), builders)
     if as_json:
-        print_json("requant.coverage/2", covered.as_json())
+        print_json("requant.coverage/3", covered.as_json())
     else:
         out.lines(coverage_table(covered))
     raise typer.Exit(covered.exit_status)
@@ -36,42 +44,57 @@ def coverage(
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
     classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
-    sheet = Sheet("identical, by parties", "all", *classes, "different", "open", numbers=True)
+    sheet = Sheet("identical, by parties", "keys", "names", *classes, "different", "open", numbers=True)
     for each in covered.rows:
-        counts = [each.parties, *(len(each.identical.get(hardware, ())) for hardware in covered.hardware)]
+        by = [each.identical.get(hardware, ()) + each.claimed.get(hardware, ()) for hardware in covered.hardware]
+        counts = [each.parties, each.claims, *map(len, by)]
         different = f"[red]{len(each.different)}[/]" if each.different else ""
         numbers = (str(count or "") for count in counts)
         sheet.add(escape(name(each.block)), *numbers, different, str(len(each.open) or ""))
     if covered.counted:
         yield sheet
     for number, hardware in enumerate(covered.hardware, 1):
-        names = sorted({name for each in covered.rows for name in each.identical.get(hardware, ())})
+        verified = {name for each in covered.rows for name in each.identical.get(hardware, ())}
+        claimed = {f"{name} (unverified)" for each in covered.rows for name in each.claimed.get(hardware, ())}
+        names = sorted(verified) + sorted(claimed)
         own = ", the build's own" if hardware == covered.own else ""
         yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
     for file, label in covered.counted.items():
         environment = "the build's environment" if label.own_environment else f"environment {label.environment[:12]}"
         yield escape(
-            f"audit {file[:12]}: {label.auditor}, {label.finished}, {label.hardware}, {environment}, "
-            f"journal: {label.journal}"
+            f"audit {file[:12]}: {label.party.label}, {label.finished}, {label.hardware}, {environment}, "
+            f"journal: {label.journal}{f'; {label.party.why}' if label.party.why else ''}"
         )
     for each in covered.rows:
         for colour, results in (("red", each.different), ("yellow", each.open)):
             for result in results:
-                said = f"{result.auditor}, {result.hardware}: {result.what} ({result.audit})"
+                said = f"{result.party.label}, {result.hardware}: {result.what} ({result.audit})"
                 yield f"[{colour}]{escape(said)}[/]"
     for file, reason in covered.stale.items():
         yield escape(f"not counted: {file}: {reason}")
     if not covered.own:
         yield escape(f"{covered.build}: nothing is recorded{'' if covered.tiny else ' for the full build'}")
         return
-    parties = [each.parties for each in covered.blocks]
-    some, more, negatives = sum(n > 0 for n in parties), sum(n > 1 for n in parties), covered.negatives
+    negatives = covered.negatives
     yield escape(
-        f"{covered.build}: {some} of {len(parties)} blocks identical, {more} by two parties or more; "
-        f"not tuned: {covered.untuned.parties or 'no'} {'party' if covered.untuned.parties == 1 else 'parties'}; "
+        f"{covered.build}: verified: {_sum([each.parties for each in covered.blocks], covered.untuned.parties)}; "
         f"audits: {len(covered.counted)}, hardware classes: {len(covered.hardware)}"
     )
+    if any(each.claims for each in covered.rows):
+        yield escape(
+            "unverified, by names that anybody can give: "
+            f"{_sum([each.claims for each in covered.blocks], covered.untuned.claims)}"
+        )
     if not covered.counted:
         yield "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
     else:
         yield f"[bold red]negative results: {negatives}[/]" if negatives else "[bold green]no negative result[/]"
+
+
+def _sum(blocks: Sequence[int], untuned: int) -> str:
+    """Return how many blocks, and whether all that is not tuned, were found identical by how many."""
+    some, more = sum(n > 0 for n in blocks), sum(n > 1 for n in blocks)
+    return (
+        f"{some} of {len(blocks)} blocks identical, {more} by two parties or more; "
+        f"not tuned: {untuned or 'no'} {'party' if untuned == 1 else 'parties'}"
+    )

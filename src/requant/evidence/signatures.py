@@ -53,11 +53,11 @@ class Fault(StrEnum):
 
 
 class SignatureError(CheckpointError):
-    """A bundle proves nothing, and `fault` says why."""
+    """A bundle proves nothing, and `fault` says why; `said` is the message without the bundle's name."""
 
     def __init__(self, fault: Fault, where: str, detail: str, advice: str = "") -> None:
-        super().__init__(f"{where}: {fault}{f': {detail}' if detail else ''}", advice)
-        self.fault = fault
+        self.fault, self.said = fault, f"{fault}{f': {detail}' if detail else ''}"
+        super().__init__(f"{where}: {self.said}", advice)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Known builders: `builders.toml`, in which whoever keeps a registry of builds says whose a key is.
+
+It stands beside the folders of the builds. Each table has a name and a public key in PEM:
+
+    [[builder]]
+    name = "Ada Lovelace"
+    key = '''
+    -----BEGIN PUBLIC KEY-----
+    ...
+    -----END PUBLIC KEY-----
+    '''
+
+A signature by one of these keys counts as this builder's; the name is a label that the list gives to the key.
+"""
+
+import reprlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.audit.audits import party, same_party
+from requant.digest import MAX_TOML, read_whole
+from requant.errors import CheckpointError, UsageError
+from requant.evidence.keys import PublicKey, parse_public
+
+FILE = "builders.toml"
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Whose a key is, by the list."""
+
+    name: str
+    key: PublicKey
+
+
+def read_builders(path: Path) -> Mapping[str, Builder]:
+    """Return the builders of a list by the id of their key; none where there is no such file.
+
+    Raises CheckpointError for anything else than names and keys, and for two of one name or of one key.
+    """
+    try:
+        value = tomllib.loads(read_whole(path, MAX_TOML).decode())
+        if value.keys() - {"builder"} or not isinstance(value.get("builder", []), list):
+            raise ValueError(f"found {reprlib.repr([*value])}, expected tables [[builder]] alone")
+        builders = [_builder(each) for each in value.get("builder", [])]
+        for what, found in (
+            ("name", [same_party(each.name) for each in builders]),
+            ("key", [each.key.id for each in builders]),
+        ):
+            if twice := next((each for number, each in enumerate(found) if each in found[:number]), None):
+                raise ValueError(f"the {what} {twice} stands twice")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a list of builders: {str(error)[:200]}") from None
+    return {each.key.id: each for each in builders}
+
+
+def _builder(value: object) -> Builder:
+    if not isinstance(value, dict) or {*map(type, value.values())} != {str} or value.keys() != {"name", "key"}:
+        raise ValueError(f"found {reprlib.repr(value)}, expected a name and a key")
+    try:
+        name = party(value["name"])
+    except UsageError:
+        name = ""
+    if not name or name != value["name"]:
+        raise ValueError(f"name: found {reprlib.repr(value['name'])}, expected printable text with single spaces")
+    try:
+        return Builder(name, parse_public(value["key"].strip().encode()))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
