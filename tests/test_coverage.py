@@ -434,6 +434,7 @@ def test_a_party_is_a_key_and_what_is_not_signed_is_shown_apart(recipe: Recipe, 
         ("", "Bob"): f"{Fault.UNKNOWN_KEY}: {eve.public.id}",
         ("", "Grace"): "not signed",
     }
+    (tmp_path / "none.toml").touch()
     assert [each.parties for each in coverage(recipe, "mini", tmp_path / "none.toml").blocks] == [0, 0, 0, 0]
 
 
@@ -495,6 +496,13 @@ def test_a_signature_without_its_audit_is_an_error(recipe: Recipe, tmp_path: Pat
         coverage(recipe, "mini")
 
 
+def test_a_signature_that_is_a_link_is_an_error(recipe: Recipe, tmp_path: Path, refuses: Refuses) -> None:
+    bundle = sign_file(write_audit(recipe, audit({0: "identical"})), keyed("ada", tmp_path))
+    bundle.symlink_to(bundle.rename(tmp_path / "elsewhere.sigstore.json"))
+    with refuses(CheckpointError, vary=r"\w{64}"):
+        coverage(recipe, "mini")
+
+
 PEM, OTHER = (
     f"-----BEGIN PUBLIC KEY-----\\nMCowBQYDK2VwAyEA{each}\\n-----END PUBLIC KEY-----"
     for each in ("VYspA93HAfzKCm0/4rYolqbzo+ZHTYjWMCW7WS6m7NE=", "Thf8njmkOHUQpOQYJjD64w0ks7KZhiILw4oXfWjiBF4=")
@@ -529,10 +537,11 @@ def test_a_list_of_builders_is_strict(text: str, tmp_path: Path, refuses: Refuse
 
 def test_a_list_of_builders(tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "builders.toml"
+    with refuses(CheckpointError):
+        read_builders(path)
+    path.write_text("# none yet\n")
     assert read_builders(path) == {}
-    path.write_text(
-        f"# none yet\n[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\n[[builder]]\nname = 'Bob'\nkey = \"{OTHER}\""
-    )
+    path.write_text(f"# two\n[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\n[[builder]]\nname = 'Bob'\nkey = \"{OTHER}\"")
     assert [each.name for each in read_builders(path).values()] == ["Ada", "Bob"]
     assert all(key == each.key.id for key, each in read_builders(path).items())
     with pytest.raises(CheckpointError):

@@ -326,14 +326,13 @@ def foreign() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", ["p384.key", "p384.pub", "rsa.key", "rsa.pub", "passphrase.key", "empty", "text"])
-def test_other_keys_are_refused_and_not_quoted(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(foreign()[name])
-    for read in (read_public, read_private):
-        with pytest.raises(UsageError) as caught:
-            read(path)
-        assert "1234" not in str(caught.value) and "BEGIN" not in str(caught.value)
+def test_other_keys_are_refused_and_not_quoted(tmp_path: Path) -> None:
+    for name, data in foreign().items():
+        (tmp_path / name).write_bytes(data)
+        for read in (read_public, read_private):
+            with pytest.raises(UsageError) as caught:
+                read(tmp_path / name)
+            assert name in str(caught.value) and "1234" not in str(caught.value) and "BEGIN" not in str(caught.value)
 
 
 @given(st.binary(max_size=300))

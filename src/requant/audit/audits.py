@@ -102,7 +102,7 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
     """Return the audits in the recipe's folder by file name, sorted; none where there is no such folder.
 
     Their bundles are beside them, at `bundle_path`. Raises CheckpointError for a file that is no audit, or has been
-    edited, and for a bundle without its audit.
+    edited, and for a bundle that is a link or without its audit.
     """
     folder = recipe.beside(FOLDER)
     try:
@@ -112,6 +112,8 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror}") from None
     bundles = {name for name in names if name.endswith(signatures.SUFFIX)}
+    for name in bundles:
+        confirm_regular(folder / name)
     audits = {name: read_audit(folder / name) for name in names if name not in bundles}
     if alone := sorted(bundles - {signatures.bundle_path(folder / name).name for name in audits}):
         advice = f"Submit both: the audit ends in {SUFFIX}."
@@ -119,13 +121,19 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
     return audits
 
 
+def confirm_regular(path: Path) -> None:
+    """Raise CheckpointError where a stranger has put a link, or anything else that is no file of its own."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+
+
 def read_audit(path: Path) -> Audit:
     """Read one audit; raise CheckpointError for anything that `write_audit` would not have written there."""
+    confirm_regular(path)
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a regular file")
-        _small(found.st_size)
         data = read_whole(path, MAX_STATEMENT)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None

@@ -13,6 +13,7 @@ It stands beside the folders of the builds. Each table has a name and a public k
 A signature by one of these keys counts as this builder's; the name is a label that the list gives to the key.
 """
 
+import os
 import reprlib
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from requant.audit.audits import party, same_party
 from requant.digest import MAX_TOML, read_whole
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.keys import PublicKey, parse_public
+from requant.recipe import Recipe
 
 FILE = "builders.toml"
 
@@ -35,8 +37,17 @@ class Builder:
     key: PublicKey
 
 
+def builders_of(recipe: Recipe, named: Path | None = None) -> Mapping[str, Builder]:
+    """Return the builders of a list that is named, or of the one beside the recipe's folder; none where there is none.
+
+    Raises what `read_builders` does.
+    """
+    beside = recipe.path.parent.parent / FILE
+    return read_builders(named or beside) if named or os.path.lexists(beside) else {}
+
+
 def read_builders(path: Path) -> Mapping[str, Builder]:
-    """Return the builders of a list by the id of their key; none where there is no such file.
+    """Return the builders of a list by the id of their key.
 
     Raises CheckpointError for anything else than names and keys, and for two of one name or of one key.
     """
@@ -51,8 +62,6 @@ def read_builders(path: Path) -> Mapping[str, Builder]:
         ):
             if twice := next((each for number, each in enumerate(found) if each in found[:number]), None):
                 raise ValueError(f"the {what} {twice} stands twice")
-    except FileNotFoundError:
-        return {}
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.audit.audits import FOLDER, read_audits, same_party, statement
-from requant.audit.builders import FILE, Builder, read_builders
+from requant.audit.builders import Builder, builders_of
 from requant.audit.challenge import draw
 from requant.audit.portable import unlike_devices
 from requant.audit.retuned import Audit, Judgement
@@ -205,7 +205,7 @@ def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> 
     `builders` is a list of known builders; without it, the one beside the recipe's folder. Raises CheckpointError where
     a record or the list cannot be read, or a file in `audits/` is no audit.
     """
-    known = read_builders(builders or recipe.path.parent.parent / FILE)
+    known = builders_of(recipe, builders)
     name = f"{recipe.name}, tiny model {tiny}" if tiny else recipe.name
     found = {file: audit for file, audit in read_audits(recipe).items() if audit.tiny == tiny}
     records = [recorded(recipe, tiny, each) for each in RECORDED]

@@ -113,7 +113,7 @@ def audit(
     read = read_recipe(recipe)
     stand_in = tiny_size(tiny, size)
     if record and not auditor:
-        raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
+        raise typer.BadParameter("--record needs --auditor NAME: it stands in the audit, signed or not")
     name = party(auditor or "nobody")
     if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
         raise typer.BadParameter(

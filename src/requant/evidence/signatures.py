@@ -23,12 +23,12 @@ from securesystemslib.signer import Signature
 from requant.digest import MAX_STATEMENT, canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.keys import PrivateKey, PublicKey
+from requant.evidence.statements import STATEMENT_TYPE
 
 SUFFIX = ".sigstore.json"
 STATEMENT = ".intoto.jsonl"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 MAX_BUNDLE = MAX_STATEMENT * 4 // 3 + (1 << 12)
 """Bytes of a bundle: its statement in base64, and little else."""
 MAX_SUBJECTS = 1024
