@@ -131,7 +131,7 @@ def test_a_negative_result_counts_beside_positive_ones(recipe: Recipe) -> None:
         audit({3: "inconclusive"}, hardware=GPU),
     )
     assert (claims(found), found.negatives, found.exit_status) == ([0, 0, 1, 0], 1, 1)
-    (negative,) = found.blocks[2].different
+    (negative,) = found.blocks[2].disputed
     assert (negative.party.name, negative.what) == ("Grace", blocks({2: "different"})[0].line())
     assert negative.audit in found.counted
     assert [len(each.open) for each in found.blocks] == [0, 0, 0, 2]
@@ -217,11 +217,11 @@ def test_audits_are_labelled(recipe: Recipe) -> None:
 def test_all_that_is_not_tuned_is_a_row_of_its_own(recipe: Recipe) -> None:
     bad = Untuned((Deviation("changed tensor", "lm_head.weight", "other bytes"),), 1)
     found = covered(recipe, audit({0: "identical"}), audit({1: "identical"}, auditor="Bob"))
-    assert (found.untuned.claims, found.untuned.different, found.exit_status) == (2, (), 0)
+    assert (found.untuned.claims, found.untuned.disputed, found.exit_status) == (2, (), 0)
     covered(recipe, audit({0: "unjudged"}, auditor="Sue", untuned=Untuned(open="no version")))
     found = covered(recipe, audit({2: "identical"}, auditor="Eve", hardware=GPU, environment="ab" * 32, untuned=bad))
     assert (claims(found), found.untuned.claims, found.negatives, found.exit_status) == ([1, 1, 1, 0], 2, 1, 1)
-    (negative,) = found.untuned.different
+    (negative,) = found.untuned.disputed
     assert (negative.party.name, negative.what) == (
         "Eve",
         "not tuned: different; changed tensor: lm_head.weight: other bytes",
@@ -301,7 +301,7 @@ def test_what_comes_to_light_on_the_way_to_a_drawn_block_counts(recipe: Recipe) 
     other = min(set(range(4)) - drawn)
     found = covered(recipe, audit({**dict.fromkeys(drawn, "unjudged"), other: "different"}, challenge=challenge))
     assert (found.negatives, found.stale) == (1, {})
-    assert found.blocks[other].different
+    assert found.blocks[other].disputed
 
 
 def test_audits_of_another_tiny_model_are_another_build_s(recipe: Recipe) -> None:
@@ -338,7 +338,7 @@ def test_what_was_found_is_what_is_counted(found: list[tuple[dict[int, str], str
         by = {who for each, who, _ in distinct if dict(each).get(index) == "identical"}
         assert block.claims == len(by)
         said = [(dict(each)[index], gpu) for each, _, gpu in distinct if index in dict(each)]
-        assert len(block.different) == said.count(("different", False))
+        assert len(block.disputed) == said.count(("different", False))
         assert len(block.open) == sum(
             each not in ("identical", "different") or (each, gpu) == ("different", True) for each, gpu in said
         )
@@ -377,10 +377,22 @@ def test_what_a_person_reads(recipe: Recipe, tmp_path: Path, worded: Worded) -> 
     done = requant(*command)
     assert done.returncode == 1
     worded(ordered(done.stdout), recorded)
+    known(tmp_path, Bob=keyed("bob", tmp_path))
+    listed = (*command, "--builders", str(tmp_path / "builders.toml"))
+    done = requant(*listed)
+    assert done.returncode == 3
+    worded("".join(done.stdout.splitlines(keepends=True)[-4:]), recorded)
+    sign_file(write_audit(recipe, audit({2: "identical", 3: "different"})), keyed("bob", tmp_path))
+    done = requant(*listed)
+    assert done.returncode == 1
+    worded(ordered(done.stdout), recorded)
+    for path in recipe.beside("audits").glob("*.sigstore.json"):
+        path.with_name(path.name.replace("sigstore.json", "intoto.jsonl")).unlink()
+        path.unlink()
     done = requant(*command, "--json")
     assert done.returncode == 1
     value = json.loads(done.stdout)
-    assert [len(each["different"]) for each in value["blocks"]] == [0, 1, 0, 0]
+    assert [len(each["disputed"]) for each in value["blocks"]] == [0, 1, 0, 0]
     assert [each["claims"] for each in value["blocks"]] == [2, 0, 0, 0]
     assert (len(value["counted"]), len(value["stale"])) == (3, 1)
 
@@ -425,8 +437,9 @@ def test_a_party_is_a_key_and_what_is_not_signed_is_shown_apart(recipe: Recipe, 
         [("Bob", "Grace")],
     )
     assert (found_all.untuned.parties, found_all.untuned.claims) == (2, 2)
-    (negative,) = found_all.blocks[2].different
+    (negative,) = found_all.blocks[2].disputed
     assert negative.party == Party("", "Grace", "not signed")
+    assert (found_all.blocks[2].different, found_all.negatives, found_all.exit_status) == ((), 0, 0)
     whys = {(each.party.key, each.party.name): each.party.why for each in found_all.counted.values()}
     assert whys == {
         (ada.public.id, "Ada"): "",
@@ -436,6 +449,34 @@ def test_a_party_is_a_key_and_what_is_not_signed_is_shown_apart(recipe: Recipe, 
     }
     (tmp_path / "none.toml").touch()
     assert [each.parties for each in coverage(recipe, "mini", tmp_path / "none.toml").blocks] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("forger", ["eve", None])
+@pytest.mark.parametrize("listed", [True, False])
+def test_who_is_not_listed_neither_accuses_nor_acquits(
+    listed: bool, forger: str | None, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Where the list names nobody, claims are all there is, and count among themselves."""
+    ada, who = keyed("ada", tmp_path), forger and keyed(forger, tmp_path)
+    builders = known(tmp_path, **({"Ada": ada} if listed else {}))
+
+    def found(by: PrivateKey | None, judgement: str, **changes: Any) -> Coverage:
+        path = write_audit(recipe, audit({0: judgement}, **changes))
+        if by:
+            sign_file(path, by)
+        return coverage(recipe, "mini", builders)
+
+    claimed = found(who or None, "identical", auditor="Eve")
+    assert (claims(claimed)[0], claimed.blocks[0].parties, claimed.exit_status) == (1, 0, 3 if listed else 0)
+    bad = Untuned((Deviation("changed tensor", "lm_head.weight", "other bytes"),), 1)
+    disputed = found(who or None, "different", auditor="Eve", untuned=bad)
+    assert (len(disputed.blocks[0].disputed), len(disputed.untuned.disputed)) == (1, 1)
+    assert (disputed.negatives, disputed.disputes) == ((0, 2) if listed else (2, 0))
+    assert disputed.exit_status == (3 if listed else 1)
+    assert found(ada, "identical").exit_status == (0 if listed else 1)
+    accused = found(ada, "different", finished="2026-11-22T22:00:00Z")
+    assert (accused.negatives, accused.exit_status) == ((1, 1) if listed else (3, 1))
+    assert len(accused.blocks[0].different) == int(listed)
 
 
 def test_the_list_is_beside_the_folders_of_the_builds(tmp_path: Path) -> None:

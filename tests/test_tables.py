@@ -97,10 +97,10 @@ def rows(rendered: Iterable[RenderableType], width: int) -> list[str]:
 
 
 def covered(block: str) -> Iterable[RenderableType]:
-    row = Covered(block, {"cpu": ("Ada",)}, {}, (), ())
-    none = Covered("not tuned", {}, {}, (), ())
+    row = Covered(block, {"cpu": ("Ada",)}, {}, (), (), ())
+    none = Covered("not tuned", {}, {}, (), (), ())
     hardware: dict[str, dict[str, str]] = {f"class {number} of machines": {} for number in range(4)}
-    return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, {"a": LABEL}, {}, hardware))
+    return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, {"a": LABEL}, {}, hardware, 1))
 
 
 LABEL = Label("Ada", Party("", "Ada"), "cpu", "", own_environment=True, journal="none", finished="", portable=False)

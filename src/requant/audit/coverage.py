@@ -7,7 +7,8 @@ and, unless hints led to them, in its hardware class, held against its own journ
 open, with the reason. A negative result counts as much as a positive one.
 
 A party is a key of `builders.toml`, and its name there a label. What is not signed, or with a key that is not in that
-list, is shown apart, by what its author calls themselves: nothing proves that two of those are two.
+list, is shown apart, by what its author calls themselves: nothing proves that two of those are two. Where the list
+names anybody, only what they signed decides, for and against: else whoever can write a file could accuse or acquit.
 """
 
 import reprlib
@@ -66,13 +67,14 @@ class Result:
 class Covered:
     """One block, or all that is not tuned: who found it identical, by hardware class; negative results; open ones.
 
-    `identical` has the names of those whose signature was verified, and `claimed` the others.
+    `identical` and `different` are of those whose signature was verified, `claimed` and `disputed` of the others.
     """
 
     block: str
     identical: Mapping[str, tuple[str, ...]]
     claimed: Mapping[str, tuple[str, ...]]
     different: tuple[Result, ...]
+    disputed: tuple[Result, ...]
     open: tuple[Result, ...]
 
     @property
@@ -109,7 +111,7 @@ class Coverage:
     """What all audits of one recorded build say of its blocks and the rest; `stale` says what does not count, and why.
 
     `own` is the hardware class of the build itself, empty where nothing is recorded; `hardware` spells out those of
-    the audits.
+    the audits. `named` is how many builders the list names.
     """
 
     build: str
@@ -120,6 +122,7 @@ class Coverage:
     counted: Mapping[str, Label]
     stale: Mapping[str, str]
     hardware: Mapping[str, Mapping[str, Any]]
+    named: int
 
     @property
     def rows(self) -> tuple[Covered, ...]:
@@ -128,15 +131,25 @@ class Coverage:
 
     @property
     def negatives(self) -> int:
-        """How many times a block, or what is not tuned, came out different."""
-        return sum(len(each.different) for each in self.rows)
+        """How many times a block, or what is not tuned, came out different, as those say who decide."""
+        return sum(len(each.different if self.named else each.disputed) for each in self.rows)
+
+    @property
+    def disputes(self) -> int:
+        """How many times one came out different, as only somebody says whom the list does not name."""
+        return sum(len(each.disputed) for each in self.rows) if self.named else 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether anybody counts who decides: a builder of the list, and anybody where it names nobody."""
+        return any(each.party.key or not self.named for each in self.counted.values())
 
     @property
     def exit_status(self) -> int:
-        """1 where there is a negative result, 3 where no audit counts, else 0."""
+        """1 where there is a negative result of those who decide, 3 where none of them has audited, else 0."""
         if self.negatives:
             return 1
-        return 0 if self.counted else 3
+        return 0 if self.decided else 3
 
     def as_json(self) -> dict[str, Any]:
         """Return the coverage as `--json` prints it."""
@@ -211,7 +224,7 @@ def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> 
     records = [recorded(recipe, tiny, each) for each in RECORDED]
     if absent := [path for path in records if not path.exists()]:
         stale = dict.fromkeys(found, f"nothing is recorded: no {absent[0]}")
-        return Coverage(name, tiny, "", (), Covered(UNTUNED, {}, {}, (), ()), {}, stale, {})
+        return Coverage(name, tiny, "", (), Covered(UNTUNED, {}, {}, (), (), ()), {}, stale, {}, len(known))
     manifest_path, journal_path, statement_path = records
     journal = read_journal(journal_path)
     build = _Build(
@@ -243,6 +256,7 @@ def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> 
         counted={file: build.label(audit, parties[file]) for file, audit in audits.items()},
         stale=stale,
         hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != own, each))},
+        named=len(known),
     )
 
 
@@ -297,11 +311,14 @@ def _of_the_rest(audits: Mapping[str, Audit]) -> Said:
 def _covered(name: str, audits: Mapping[str, Audit], parties: Mapping[str, Party], said: Said) -> Covered:
     identical: dict[str, set[str]] = {}
     claimed: dict[str, dict[str, str]] = {}
-    others: dict[Outcome, list[Result]] = {Outcome.DIFFERENT: [], Outcome.INCONCLUSIVE: []}
+    different: list[Result] = []
+    disputed: list[Result] = []
+    open_ones: list[Result] = []
     for file, outcome, what in said:
         hardware, party = _class_of(audits[file]), parties[file]
         if outcome is not Outcome.IDENTICAL:
-            others[outcome].append(Result(file, party, hardware, what))
+            against = different if party.key else disputed
+            (against if outcome is Outcome.DIFFERENT else open_ones).append(Result(file, party, hardware, what))
         elif party.key:
             identical.setdefault(hardware, set()).add(party.name)
         else:
@@ -310,7 +327,7 @@ def _covered(name: str, audits: Mapping[str, Audit], parties: Mapping[str, Party
             spelled[same] = min(party.name, spelled.get(same, party.name))
     verified = {hardware: tuple(sorted(some)) for hardware, some in sorted(identical.items())}
     unverified = {hardware: tuple(sorted(some.values())) for hardware, some in sorted(claimed.items())}
-    return Covered(name, verified, unverified, tuple(others[Outcome.DIFFERENT]), tuple(others[Outcome.INCONCLUSIVE]))
+    return Covered(name, verified, unverified, tuple(different), tuple(disputed), tuple(open_ones))
 
 
 def _class_of(audit: Audit) -> str:

@@ -43,14 +43,16 @@ def coverage(
 
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
+    unproven = "yellow" if covered.named else "red"
     classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
     sheet = Sheet("identical, by parties", "keys", "names", *classes, "different", "open", numbers=True)
     for each in covered.rows:
         by = [each.identical.get(hardware, ()) + each.claimed.get(hardware, ()) for hardware in covered.hardware]
         counts = [each.parties, each.claims, *map(len, by)]
-        different = f"[red]{len(each.different)}[/]" if each.different else ""
-        numbers = (str(count or "") for count in counts)
-        sheet.add(escape(name(each.block)), *numbers, different, str(len(each.open) or ""))
+        against = each.different if covered.named else each.disputed
+        different = f"[red]{len(against)}[/]" if against else ""
+        left = len(each.open) + (len(each.disputed) if covered.named else 0)
+        sheet.add(escape(name(each.block)), *(str(count or "") for count in counts), different, str(left or ""))
     if covered.counted:
         yield sheet
     for number, hardware in enumerate(covered.hardware, 1):
@@ -66,7 +68,7 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
             f"journal: {label.journal}{f'; {label.party.why}' if label.party.why else ''}"
         )
     for each in covered.rows:
-        for colour, results in (("red", each.different), ("yellow", each.open)):
+        for colour, results in (("red", each.different), (unproven, each.disputed), ("yellow", each.open)):
             for result in results:
                 said = f"{result.party.label}, {result.hardware}: {result.what} ({result.audit})"
                 yield f"[{colour}]{escape(said)}[/]"
@@ -85,10 +87,20 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
             "unverified, by names that anybody can give: "
             f"{_sum([each.claims for each in covered.blocks], covered.untuned.claims)}"
         )
+    if covered.disputes:
+        blocks = ",".join(str(number) for number, each in enumerate(covered.blocks) if each.disputed)
+        yield (
+            f"[yellow]disputes by names that nobody has vouched for: {covered.disputes}[/]; "
+            f"to settle it: requant audit CHECKPOINT --recipe RECIPE --blocks {blocks or '0'}"
+        )
     if not covered.counted:
         yield "[bold yellow]nothing is covered[/]: CONTRIBUTING.md says how to submit an audit"
+    elif not covered.decided:
+        yield "[bold yellow]nothing is verified[/]: no audit is signed by a builder of the list"
+    elif negatives:
+        yield f"[bold red]negative results: {negatives}[/]"
     else:
-        yield f"[bold red]negative results: {negatives}[/]" if negatives else "[bold green]no negative result[/]"
+        yield f"[bold green]no negative result[/]{'' if covered.named else ', and no list of builders to verify names'}"
 
 
 def _sum(blocks: Sequence[int], untuned: int) -> str:
