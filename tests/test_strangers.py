@@ -28,21 +28,30 @@ from tests.conftest import ROOT
 
 from requant.digest import canonical_json
 from requant.evidence.keys import KINDS, Kind, read_private, write_key
+from requant.evidence.outcomes import Judged
 from requant.evidence.signatures import sign
 
-STATEMENT = (ROOT / "builds" / "ec" / "mini.intoto.jsonl").read_bytes()
+BUILD = (ROOT / "builds" / "ec" / "mini.intoto.jsonl").read_bytes()
+FAILED = Judged("verify", "different", {"config.json": "0a" * 32}, {"manifest": "0b" * 32}).statement()
 NPM = ROOT / "tests" / "fixtures" / "sigstore"
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 """Where node and npm are: a wheel brings them, for a fresh Debian has none."""
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.fixture(params=[BUILD, FAILED], ids=["build", "failure"])
+def statement(request: pytest.FixtureRequest) -> bytes:
+    """Where one came from, and a negative outcome."""
+    data: bytes = request.param
+    return data
+
+
 @pytest.fixture
-def signed(kind: Kind, tmp_path: Path) -> bytes:
+def signed(kind: Kind, statement: bytes, tmp_path: Path) -> bytes:
     """A bundle; its key is in the test's folder, and so is somebody else's."""
     write_key(tmp_path / "ours", kind)
     write_key(tmp_path / "another", kind)
-    return sign(STATEMENT, read_private(tmp_path / "ours.key"))
+    return sign(statement, read_private(tmp_path / "ours.key"))
 
 
 def enveloped(data: bytes, **changes: Any) -> bytes:
@@ -65,21 +74,21 @@ def forged(data: bytes) -> list[bytes]:
 
 
 @kinds
-def test_securesystemslib(signed: bytes, tmp_path: Path) -> None:
+def test_securesystemslib(signed: bytes, statement: bytes, tmp_path: Path) -> None:
     def verify(data: bytes, name: str) -> bytes:
         known = SSlibKey.from_crypto(load_pem_public_key((tmp_path / f"{name}.pub").read_bytes()))
         envelope = Envelope.from_dict(json.loads(data)["dsseEnvelope"])
         envelope.verify([SSlibKey("", known.keytype, known.scheme, known.keyval)], 1)
         return envelope.payload
 
-    assert verify(signed, "ours") == STATEMENT
+    assert verify(signed, "ours") == statement
     for data, name in [(signed, "another"), *((each, "ours") for each in forged(signed))]:
         with pytest.raises(VerificationError):
             verify(data, name)
 
 
 @kinds
-def test_sigstore_python(kind: Kind, signed: bytes, tmp_path: Path) -> None:
+def test_sigstore_python(kind: Kind, signed: bytes, statement: bytes, tmp_path: Path) -> None:
     """It verifies no bundle with a key. Its models read ours, and what it makes of the envelope holds.
 
     Its own DSSE takes ECDSA only, and its `Bundle` a certificate only: where that changes, this fails, and ADR 25 too.
@@ -96,7 +105,7 @@ def test_sigstore_python(kind: Kind, signed: bytes, tmp_path: Path) -> None:
         key.verify(envelope.signature, envelope.pae())
         return inner.payload
 
-    assert verify(signed, "ours") == STATEMENT
+    assert verify(signed, "ours") == statement
     for data, name in [(signed, "another"), *((each, "ours") for each in forged(signed))]:
         with pytest.raises(NotVerifiedError if kind == "ecdsa-p256" else InvalidSignature):
             verify(data, name)

@@ -98,6 +98,14 @@ SandboxOption = Annotated[
         f"{', '.join(get_args(SandboxName))} (docs/sandboxes.md).",
     ),
 ]
+SignKey = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the outcome, whatever it is, with this key: docs/signing.md."),
+]
+BundleFile = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="FILE", help="With --sign, where to. Without it, beside the checkpoint."),
+]
 Size = Annotated[SizeName | None, typer.Option(help="The size of the tiny model; needs --tiny.", show_default="demo")]
 Threads = Annotated[int, typer.Option(min=1, help="Number of threads that read and compare.", show_default="all CPUs")]
 

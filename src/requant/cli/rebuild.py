@@ -8,7 +8,20 @@ from rich.markup import escape
 
 import requant.build.rebuild
 from requant.build import stem
-from requant.cli.options import VERIFY, AsJson, Fresh, NewCheckpoint, RecipePath, SandboxOption, Size, app, tiny_size
+from requant.cli.options import (
+    VERIFY,
+    AsJson,
+    BundleFile,
+    Fresh,
+    NewCheckpoint,
+    RecipePath,
+    SandboxOption,
+    SignKey,
+    Size,
+    app,
+    tiny_size,
+)
+from requant.cli.sign import outcome_signer
 from requant.cli.terminal import print_json, progress, say, show
 from requant.recipe import read_recipe
 from requant.verdict import EXIT_STATUS
@@ -32,17 +45,21 @@ def rebuild(
     sandbox: SandboxOption = "auto",
     out_folder: NewCheckpoint = None,
     fresh: Fresh = False,
+    sign: SignKey = None,
+    bundle: BundleFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a recipe again, and say whether its bytes and journal are those of another build, or where they diverge."""
     read = read_recipe(recipe)
     stand_in = tiny_size(tiny, size)
+    out = out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt")
+    signed = outcome_signer(sign, bundle, out, "rebuild")
     with progress() as tell:
         rebuilt = requant.build.rebuild.rebuild(
             read,
             against or read.path.parent,
             tiny=stand_in,
-            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
+            out=out,
             replace_existing=out_folder is None,
             fresh=fresh,
             sandbox=sandbox,
@@ -54,4 +71,6 @@ def rebuild(
         print_json("requant.rebuild/1", rebuilt.as_json())
     else:
         show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
+    if signed:
+        signed(rebuilt.judged(read, stand_in))
     raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from requant.checkpoint.manifest import read_manifest
 from requant.cli.options import VERIFY, AsJson, Group, app
-from requant.cli.terminal import out, print_json
+from requant.cli.terminal import SHOWN, out, print_json
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.journal import read_journal
 from requant.evidence.show import journal_json, journal_lines
@@ -55,13 +55,23 @@ def bundle(
 ) -> None:
     """Verify a signed statement, and print who signed it and what it says of which files."""
     from requant.evidence.keys import read_public
+    from requant.evidence.outcomes import told
     from requant.evidence.signatures import confirm_subjects, verify_file
 
     signed = verify_file(path, [*map(read_public, key)])
+    try:
+        outcome = told(signed)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if manifest:
         files = read_manifest(manifest).files
         confirm_subjects(signed, {name: each.sha256 for name, each in files.items()}, str(path))
     if as_json:
         print_json("requant.bundle/1", signed.as_json())
         return
-    out.lines(map(escape, signed.text()))
+    out.lines(map(escape, [*signed.text(), *(outcome.text() if outcome else ())]))
+    for kind, colour in (("failedTests", "red"), ("warnedTests", "yellow")) if outcome else ():
+        named = signed.predicate[kind]
+        out.lines(f"[{colour}]{kind.removesuffix('Tests')}[/] {escape(str(each))}" for each in named[:SHOWN])
+        if len(named) > SHOWN:
+            out.print(f"and {len(named) - SHOWN} more; --json lists them")

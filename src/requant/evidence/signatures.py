@@ -8,6 +8,7 @@ bundle can change unseen. ADR 25 says what other tools make of it.
 
 import base64
 import binascii
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -115,6 +116,8 @@ def bundle_path(statement: Path) -> Path:
 
 def sign(statement: bytes, key: PrivateKey) -> bytes:
     """Return the bundle of a statement; raise ValueError for bytes that are none, and are not signed as one."""
+    if len(statement) > MAX_STATEMENT:
+        raise ValueError(f"{len(statement):,} bytes, expected at most {MAX_STATEMENT:,}")
     parse_statement(statement)
     made = _envelope(statement).sign(key.signer)
     return Bundle(key.public.id, statement, bytes.fromhex(made.signature)).as_bytes()
@@ -133,14 +136,36 @@ def sign_file(statement: Path, key: PrivateKey) -> Path:
     except ValueError as error:
         raise CheckpointError(f"{statement}: not a statement that can be signed: {error}") from None
     path = bundle_path(statement)
+    if os.path.lexists(path):
+        _confirm_signed(path, data, key.public)
+    else:
+        _write(path, made)
+    return path
+
+
+def write_signed(path: Path, statement: bytes, key: PrivateKey) -> None:
+    """Sign a statement that has no file of its own, and write its bundle. Raises UsageError where that cannot be."""
+    try:
+        made = sign(statement, key)
+    except ValueError as error:
+        raise UsageError(f"{path}: cannot be signed: {error}") from None
+    _write(path, made)
+
+
+def confirm_free(path: Path) -> None:
+    """Raise UsageError where a bundle cannot be written to."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path}: exists", "A bundle is never replaced. Name another, or move it away.")
+
+
+def _write(path: Path, bundle: bytes) -> None:
     try:
         with path.open("xb") as file:
-            file.write(made)
-    except FileExistsError:
-        _confirm_signed(path, data, key.public)
+            file.write(bundle)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "A bundle stands beside its statement.") from None
-    return path
+        raise UsageError(
+            f"{path}: {error.strerror}", "Name a bundle that can be written, and does not exist."
+        ) from None
 
 
 def _confirm_signed(path: Path, statement: bytes, key: PublicKey) -> None:
