@@ -19,11 +19,13 @@ from tests.checkpoints import on_a_disk, on_disk
 from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
 
+from requant.audit import coverage as module
 from requant.audit.audits import statement, write_audit
-from requant.audit.builders import read_builders
+from requant.audit.builders import builders_of, read_builders
 from requant.audit.challenge import Challenge, draw
-from requant.audit.coverage import Coverage, Party, coverage
+from requant.audit.coverage import Coverage
 from requant.audit.distance import Distance
+from requant.audit.parties import Party
 from requant.audit.retuned import Audit, Judgement, Retuned
 from requant.audit.untuned import Deviation, Untuned
 from requant.build import RECORDED
@@ -85,6 +87,10 @@ def copied(folder: Path) -> Recipe:
     for name in ("recipe.toml", *(f"mini.{each}" for each in RECORDED)):
         shutil.copyfile(EC / name, folder / name)
     return read_recipe(folder)
+
+
+def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> Coverage:
+    return module.coverage(recipe, tiny, builders_of(recipe, builders))
 
 
 def covered(recipe: Recipe, *audits: Audit) -> Coverage:

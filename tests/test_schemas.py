@@ -106,6 +106,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("coverage", EC),
             ("card", EC, *tiny),
             ("card", EC, *tiny, "--compare", ROOT / "tests" / "fixtures" / "cards" / "ec.md"),
+            ("coverage", folder / "ec", *tiny, "--require", "1"),
+            ("verify", ours, folder / "ec" / "mini.manifest.json", "--trust", folder / "ada.pub"),
             ("show", "journal", EC / "mini.journal.jsonl"),
             ("show", "bundle", bundle, "--key", folder / "ada.pub"),
             ("audit", ours, "--recipe", EC, *tiny, "--all"),

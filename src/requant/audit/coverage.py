@@ -1,10 +1,11 @@
 """`coverage builds/<name>`: which blocks were reproduced, by how many parties, in which hardware classes.
 
-It merges the audits in `builds/<name>/audits/`. What is audited is the recorded build: its recipe, its base, and its
-files by SHA-256; audits of anything else are named and not counted. Equal bits are evidence wherever they come
-from; those that were found by hints are a class of their own. Other bits accuse only in the environment of the build
-and, unless hints led to them, in its hardware class, held against its own journal or none; elsewhere they are shown as
-open, with the reason. A negative result counts as much as a positive one.
+It merges the audits in `builds/<name>/audits/`, and the rebuilds that known builders signed in `rebuilds/`. What is
+audited is the recorded build: its recipe, its base, and its files by SHA-256; audits of anything else are named and not
+counted. Equal bits are evidence wherever they come from; those that were found by hints are a class of their own. Other
+bits accuse only in the environment of the build and, unless hints led to them, in its hardware class, held against its
+own journal or none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive
+one.
 
 A party is a key of `builders.toml`, and its name there a label. What is not signed, or with a key that is not in that
 list, is shown apart, by what its author calls themselves: nothing proves that two of those are two. Where the list
@@ -12,45 +13,31 @@ names anybody, only what they signed decides, for and against: else whoever can 
 """
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from requant.audit.audits import FOLDER, read_audits, same_party, statement
-from requant.audit.builders import Builder, builders_of
+from requant.audit.builders import Builder
 from requant.audit.challenge import draw
+from requant.audit.parties import Party, Rebuild, party_of, read_rebuilds
 from requant.audit.portable import unlike_devices
 from requant.audit.retuned import Audit, Judgement
 from requant.build import RECORDED, recorded
 from requant.checkpoint.manifest import Manifest, read_manifest
-from requant.digest import canonical_json, sha256, sha256_file
+from requant.digest import MAX_STATEMENT, canonical_json, read_whole, sha256, sha256_file
+from requant.errors import CheckpointError
 from requant.evidence.journal import read_journal
-from requant.evidence.signatures import Fault, SignatureError, bundle_path, verify_file
+from requant.evidence.signatures import Fault, SignatureError, bundle_path, parse_statement
 from requant.evidence.statements import hardware_of
 from requant.recipe import Recipe
 from requant.verdict import Outcome
 
 UNTUNED = "not tuned"
 """The row of all that is not tuned: it follows from base and recipe."""
-
-
-@dataclass(frozen=True)
-class Party:
-    """Whose an audit is: the id of the key that signed it, and the name that `builders.toml` gives to it.
-
-    Where there is no such key, `key` is empty, `name` is what the auditor calls themselves, and `why` says what is
-    missing.
-    """
-
-    key: str
-    name: str
-    why: str = ""
-
-    @property
-    def label(self) -> str:
-        """What a person reads."""
-        return f"{self.name} [{self.key[:8]}]" if self.key else f"{self.name} (unverified)"
+REBUILT = "rebuilt"
+"""The row of rebuilds; one that is identical counts in every other row too."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +77,14 @@ class Covered:
 
 @dataclass(frozen=True)
 class Label:
-    """Where an audit that counts was made, by whom, and whether by hints; `auditor` is what they call themselves.
+    """Where an audit or a rebuild that counts was made, by whom, what came of it, and whether by hints.
 
-    `own_environment` and `journal` compare it with the build.
+    `auditor` is what they call themselves, nothing for a rebuild. `own_environment` and `journal` compare it with the
+    build.
     """
 
+    what: Literal["audit", "rebuild"]
+    outcome: Outcome
     auditor: str
     party: Party
     hardware: str
@@ -111,7 +101,7 @@ class Coverage:
     """What all audits of one recorded build say of its blocks and the rest; `stale` says what does not count, and why.
 
     `own` is the hardware class of the build itself, empty where nothing is recorded; `hardware` spells out those of
-    the audits. `named` is how many builders the list names.
+    the audits. `named` is how many builders the list names, and `maker` who signed the build's own statement.
     """
 
     build: str
@@ -119,15 +109,22 @@ class Coverage:
     own: str
     blocks: tuple[Covered, ...]
     untuned: Covered
+    rebuilt: Covered
     counted: Mapping[str, Label]
     stale: Mapping[str, str]
     hardware: Mapping[str, Mapping[str, Any]]
     named: int
+    maker: Party | None
 
     @property
     def rows(self) -> tuple[Covered, ...]:
-        """The blocks, and all that is not tuned."""
-        return (*self.blocks, self.untuned)
+        """The blocks, all that is not tuned, and rebuilds."""
+        return (*self.blocks, self.untuned, self.rebuilt)
+
+    @property
+    def rebuilding(self) -> int:
+        """How many rebuilds count."""
+        return sum(each.what == "rebuild" for each in self.counted.values())
 
     @property
     def negatives(self) -> int:
@@ -154,7 +151,7 @@ class Coverage:
     def as_json(self) -> dict[str, Any]:
         """Return the coverage as `--json` prints it."""
         value = asdict(self)
-        for each, row in zip((*value["blocks"], value["untuned"]), self.rows, strict=True):
+        for each, row in zip((*value["blocks"], value["untuned"], value["rebuilt"]), self.rows, strict=True):
             each |= {"parties": row.parties, "claims": row.claims}
         return value
 
@@ -188,6 +185,8 @@ class _Build:
 
     def label(self, audit: Audit, party: Party) -> Label:
         return Label(
+            what="audit",
+            outcome=audit.outcome,
             auditor=audit.auditor,
             party=party,
             hardware=_class_of(audit),
@@ -197,6 +196,26 @@ class _Build:
             finished=audit.finished,
             portable=audit.portable,
         )
+
+    def label_of(self, rebuild: Rebuild) -> Label:
+        return Label(
+            what="rebuild",
+            outcome=rebuild.outcome,
+            auditor="",
+            party=rebuild.party,
+            hardware=_class(rebuild.hardware),
+            environment=rebuild.environment,
+            own_environment=rebuild.environment == self.environment,
+            journal="recorded",
+            finished="",
+            portable=False,
+        )
+
+    def doubt_of(self, rebuild: Rebuild) -> str:
+        """Return why other bytes of a rebuild accuse nobody; nothing where they do."""
+        if rebuild.environment != self.environment:
+            return "another environment than the build's"
+        return "" if rebuild.hardware == self.hardware else "another hardware class than the build's"
 
     def doubt(self, audit: Audit) -> str:
         """Return why other bits of a block accuse nobody in this audit; nothing where they do."""
@@ -212,19 +231,19 @@ class _Build:
         return ", ".join(found)
 
 
-def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> Coverage:
-    """Merge the audits of what is recorded for a recipe, or for its tiny model of a size.
+def coverage(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> Coverage:
+    """Merge the audits and rebuilds of what is recorded for a recipe, or for its tiny model of a size.
 
-    `builders` is a list of known builders; without it, the one beside the recipe's folder. Raises CheckpointError where
-    a record or the list cannot be read, or a file in `audits/` is no audit.
+    `known` are the builders whose word decides, by the id of their key. Raises CheckpointError where a record cannot be
+    read, or a file in `audits/` is no audit.
     """
-    known = builders_of(recipe, builders)
     name = f"{recipe.name}, tiny model {tiny}" if tiny else recipe.name
     found = {file: audit for file, audit in read_audits(recipe).items() if audit.tiny == tiny}
     records = [recorded(recipe, tiny, each) for each in RECORDED]
     if absent := [path for path in records if not path.exists()]:
         stale = dict.fromkeys(found, f"nothing is recorded: no {absent[0]}")
-        return Coverage(name, tiny, "", (), Covered(UNTUNED, {}, {}, (), (), ()), {}, stale, {}, len(known))
+        untuned, rebuilt = (Covered(each, {}, {}, (), (), ()) for each in (UNTUNED, REBUILT))
+        return Coverage(name, tiny, "", (), untuned, rebuilt, {}, stale, {}, len(known), None)
     manifest_path, journal_path, statement_path = records
     journal = read_journal(journal_path)
     build = _Build(
@@ -240,41 +259,49 @@ def coverage(recipe: Recipe, tiny: str | None, builders: Path | None = None) -> 
     parties: dict[str, Party] = {}
     for file, audit in found.items():
         if file not in stale:
+            bundle = bundle_path(recipe.beside(FOLDER) / file)
             try:
-                parties[file] = _party(recipe.beside(FOLDER) / file, audit, known)
+                parties[file] = party_of(bundle, statement(audit), known, audit.auditor)
             except SignatureError as error:
                 stale[file] = error.said
     audits = {file: found[file] for file in parties}
+    rebuilds, refused = read_rebuilds(recipe, tiny, build.manifest, known, build.recipe)
+    counted = {file: build.label(audit, parties[file]) for file, audit in audits.items()}
+    counted |= {file: build.label_of(each) for file, each in rebuilds.items()}
+    maker, why = _maker(statement_path, build.manifest, known)
     hardware = {_class_of(audit): audit.hardware for audit in audits.values()}
+    hardware |= {_class(each.hardware): each.hardware for each in rebuilds.values()}
     own = _class(build.hardware)
+    of_rebuilds = [*_of_rebuilds(build, rebuilds)]
+    whole = [each for each in of_rebuilds if each[1] is Outcome.IDENTICAL]
     return Coverage(
         build=name,
         tiny=tiny,
         own=own,
-        blocks=tuple(_covered(each, audits, parties, _of_block(build, each, audits)) for each in build.names),
-        untuned=_covered(UNTUNED, audits, parties, _of_the_rest(audits)),
-        counted={file: build.label(audit, parties[file]) for file, audit in audits.items()},
-        stale=stale,
+        blocks=tuple(_covered(each, counted, (*_of_block(build, each, audits), *whole)) for each in build.names),
+        untuned=_covered(UNTUNED, counted, (*_of_the_rest(audits), *whole)),
+        rebuilt=_covered(REBUILT, counted, of_rebuilds),
+        counted=counted,
+        stale=stale | refused | why,
         hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != own, each))},
         named=len(known),
+        maker=maker,
     )
 
 
-def _party(path: Path, audit: Audit, known: Mapping[str, Builder]) -> Party:
-    """Return whose an audit is; raise SignatureError where the bundle beside it does not hold, or is of something else.
-
-    A key that is not known, or a certificate, says nothing for the audit, and nothing against it.
-    """
+def _maker(path: Path, manifest: Manifest, known: Mapping[str, Builder]) -> tuple[Party | None, dict[str, str]]:
+    """Return who signed the recorded statement, None where nobody did; and why its bundle is refused."""
     bundle = bundle_path(path)
-    if not bundle.exists():
-        return Party("", audit.auditor, "not signed")
     try:
-        signed = verify_file(bundle, [each.key for each in known.values()], statement=statement(audit))
+        data = read_whole(path, MAX_STATEMENT)
+        party = party_of(bundle, data, known, "whoever built it")
+        if party.key and parse_statement(data)[1] != {name: each.sha256 for name, each in manifest.files.items()}:
+            raise SignatureError(Fault.OTHER_SUBJECTS, str(bundle), "")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
     except SignatureError as error:
-        if error.fault not in (Fault.UNKNOWN_KEY, Fault.CERTIFICATE):
-            raise
-        return Party("", audit.auditor, error.said)
-    return Party(signed.key.id, known[signed.key.id].name)
+        return None, {bundle.name: error.said}
+    return (party, {}) if party.key else (None, {bundle.name: party.why} if bundle.exists() else {})
 
 
 def _as_drawn(audit: Audit, drawn: set[str]) -> bool:
@@ -283,8 +310,8 @@ def _as_drawn(audit: Audit, drawn: set[str]) -> bool:
     return drawn <= {each.block for each in audit.blocks} and identical <= drawn
 
 
-Said = Iterator[tuple[str, Outcome, str]]
-"""File of an audit, what it says of a row, and the words for it."""
+Said = Iterable[tuple[str, Outcome, str]]
+"""File of an audit or a rebuild, what it says of a row, and the words for it."""
 
 
 def _of_block(build: _Build, name: str, audits: Mapping[str, Audit]) -> Said:
@@ -308,14 +335,25 @@ def _of_the_rest(audits: Mapping[str, Audit]) -> Said:
         yield file, audit.untuned.outcome, "; ".join(line.strip() for line in audit.untuned.text())
 
 
-def _covered(name: str, audits: Mapping[str, Audit], parties: Mapping[str, Party], said: Said) -> Covered:
+def _of_rebuilds(build: _Build, rebuilds: Mapping[str, Rebuild]) -> Said:
+    for file, each in rebuilds.items():
+        if each.outcome is Outcome.IDENTICAL:
+            yield file, Outcome.IDENTICAL, ""
+        elif each.outcome is Outcome.DIFFERENT and not build.doubt_of(each):
+            yield file, Outcome.DIFFERENT, "rebuilt: different"
+        else:
+            doubt = build.doubt_of(each)
+            yield file, Outcome.INCONCLUSIVE, f"rebuilt: {each.outcome}{f'; no accusation: {doubt}' if doubt else ''}"
+
+
+def _covered(name: str, counted: Mapping[str, Label], said: Said) -> Covered:
     identical: dict[str, set[str]] = {}
     claimed: dict[str, dict[str, str]] = {}
     different: list[Result] = []
     disputed: list[Result] = []
     open_ones: list[Result] = []
     for file, outcome, what in said:
-        hardware, party = _class_of(audits[file]), parties[file]
+        hardware, party = counted[file].hardware, counted[file].party
         if outcome is not Outcome.IDENTICAL:
             against = different if party.key else disputed
             (against if outcome is Outcome.DIFFERENT else open_ones).append(Result(file, party, hardware, what))

@@ -1,17 +1,18 @@
 """`requant coverage`: say how far a build was reproduced."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
+import requant.audit.confirmed
 import requant.audit.coverage
+from requant.audit.confirmed import Confirmed, confirmed
 from requant.audit.coverage import Coverage
 from requant.cli.folding import Sheet, name
-from requant.cli.options import VERIFY, AsJson, RecipePath, Size, app, tiny_size
+from requant.cli.options import VERIFY, AsJson, Builders, RecipePath, Require, Size, Trust, app, tiny_size
 from requant.cli.terminal import out, print_json
 from requant.recipe import read_recipe
 
@@ -23,30 +24,39 @@ def coverage(
         bool, typer.Option("--tiny", help="Show the coverage of the tiny model, the small stand-in for the base.")
     ] = False,
     size: Size = None,
-    builders: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Builders and their keys. Without it, builders.toml beside the recipe's folder.",
-        ),
-    ] = None,
+    builders: Builders = None,
+    require: Require = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which blocks were reproduced bit for bit, by how many parties, and on which classes of hardware."""
-    covered = requant.audit.coverage.coverage(read_recipe(recipe), tiny_size(tiny, size), builders)
+    read = read_recipe(recipe)
+    known, trusted = requant.audit.confirmed.builders(read, builders, trust or ())
+    covered = requant.audit.coverage.coverage(read, tiny_size(tiny, size), known)
+    required = confirmed(covered, require, trusted) if require or trust else None
     if as_json:
-        print_json("requant.coverage/3", covered.as_json())
+        print_json("requant.coverage/3", {**covered.as_json(), "confirmed": required and required.as_json()})
     else:
         out.lines(coverage_table(covered))
-    raise typer.Exit(covered.exit_status)
+        if required:
+            show_confirmed(required)
+    raise typer.Exit(required.exit_status if required else covered.exit_status)
+
+
+def show_confirmed(found: Confirmed) -> None:
+    """Print whether enough builders have confirmed a checkpoint, and what was refused."""
+    out.lines(map(escape, found.text()))
+    colour, word = ("green", "confirmed") if found.holds else ("red" if found.negatives else "yellow", "not confirmed")
+    out.print(f"[bold {colour}]{word}[/]")
 
 
 def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     """Yield how far a build was reproduced: block by block, what went against it, what was not counted, the sum."""
     unproven = "yellow" if covered.named else "red"
     classes = [f"class {number}" for number, _ in enumerate(covered.hardware, 1)]
+    rows = [each for each in covered.rows if each is not covered.rebuilt or covered.rebuilding]
     sheet = Sheet("identical, by parties", "keys", "names", *classes, "different", "open", numbers=True)
-    for each in covered.rows:
+    for each in rows:
         by = [each.identical.get(hardware, ()) + each.claimed.get(hardware, ()) for hardware in covered.hardware]
         counts = [each.parties, each.claims, *map(len, by)]
         against = each.different if covered.named else each.disputed
@@ -63,6 +73,10 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
         yield escape(f"class {number}{own}: {hardware}: {', '.join(names) or 'nothing identical'}")
     for file, label in covered.counted.items():
         environment = "the build's environment" if label.own_environment else f"environment {label.environment[:12]}"
+        if label.what == "rebuild":
+            said = f"{label.party.label}, {label.outcome}, {label.hardware}, {environment}"
+            yield escape(f"rebuild {file.partition('/')[2][:12]}: {said}")
+            continue
         yield escape(
             f"audit {file[:12]}: {label.party.label}, {label.finished}, {label.hardware}, {environment}, "
             f"journal: {label.journal}{f'; {label.party.why}' if label.party.why else ''}"
@@ -77,10 +91,13 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     if not covered.own:
         yield escape(f"{covered.build}: nothing is recorded{'' if covered.tiny else ' for the full build'}")
         return
+    if covered.maker:
+        yield escape(f"built by {covered.maker.label}")
     negatives = covered.negatives
+    rebuilds = f", rebuilds: {covered.rebuilding}" if covered.rebuilding else ""
     yield escape(
         f"{covered.build}: verified: {_sum([each.parties for each in covered.blocks], covered.untuned.parties)}; "
-        f"audits: {len(covered.counted)}, hardware classes: {len(covered.hardware)}"
+        f"audits: {len(covered.counted) - covered.rebuilding}{rebuilds}, hardware classes: {len(covered.hardware)}"
     )
     if any(each.claims for each in covered.rows):
         yield escape(

@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 import requant.build.rebuild
+from requant.audit.parties import write_rebuild
 from requant.build import stem
 from requant.cli.options import (
     VERIFY,
@@ -47,6 +48,10 @@ def rebuild(
     fresh: Fresh = False,
     sign: SignKey = None,
     bundle: BundleFile = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="With --sign, write the outcome to the recipe's folder rebuilds/, too."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a recipe again, and say whether its bytes and journal are those of another build, or where they diverge."""
@@ -54,6 +59,8 @@ def rebuild(
     stand_in = tiny_size(tiny, size)
     out = out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt")
     signed = outcome_signer(sign, bundle, out, "rebuild")
+    if record and not sign:
+        raise typer.BadParameter("--record needs --sign KEY: a rebuild counts by its key")
     with progress() as tell:
         rebuilt = requant.build.rebuild.rebuild(
             read,
@@ -72,5 +79,8 @@ def rebuild(
     else:
         show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
     if signed:
-        signed(rebuilt.judged(read, stand_in))
+        bundle = signed(rebuilt.judged(read, stand_in))
+        if record:
+            path = write_rebuild(read, bundle.read_bytes())
+            say(f"recorded {escape(str(path))}: docs/audit.md says how to submit it")
     raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])

@@ -29,7 +29,7 @@ def sign(
     out.print(escape(f"{path}: signed with {signer.public.id}"))
 
 
-def outcome_signer(key: Path | None, bundle: Path | None, beside: Path, verb: str) -> "Callable[[Judged], None] | None":
+def outcome_signer(key: Path | None, bundle: Path | None, beside: Path, verb: str) -> "Callable[[Judged], Path] | None":
     """Return what signs the outcome of a verb; None where no key is given.
 
     `beside` is what the outcome speaks of: without `bundle`, the outcome is written beside it. Raises UsageError,
@@ -49,9 +49,10 @@ def outcome_signer(key: Path | None, bundle: Path | None, beside: Path, verb: st
     if bundle and not path.parent.is_dir():
         raise UsageError(f"{path}: its folder is not there", "Make it first, or name another.")
 
-    def signed(judged: "Judged") -> None:
+    def signed(judged: "Judged") -> Path:
         write_signed(path, judged.statement(), signer)
         say(escape(f"{judged.result}, signed with {signer.public.id}: {path}"))
         say(escape(f"next: pass it on with your public key; requant show bundle {path} --key PUBLIC verifies it"))
+        return path
 
     return signed
