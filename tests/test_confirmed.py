@@ -245,6 +245,19 @@ def other_recipe(registry: Registry) -> None:
     registry.rebuilt("identical", registry.bob, against={"recipe": "ab" * 32})
 
 
+def expired(registry: Registry) -> None:
+    """Bob's key was good until yesterday, or long ago: nobody can tell when he signed."""
+    registry.audited(ALL, registry.bob)
+    path = registry.place / "builds" / "builders.toml"
+    path.write_text(path.read_text().replace('"Bob"\n', '"Bob"\nuntil = 2020-12-31\n'))
+
+
+def expired_rebuild(registry: Registry) -> None:
+    registry.rebuilt("identical", registry.bob)
+    path = registry.place / "builds" / "builders.toml"
+    path.write_text(path.read_text().replace('"Bob"\n', '"Bob"\nuntil = 2020-12-31\n'))
+
+
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
@@ -255,6 +268,8 @@ def other_recipe(registry: Registry) -> None:
         (replayed_rebuild, Fault.OTHER_SUBJECTS),
         (lambda registry: registry.audited(ALL, registry.eve, auditor="Bob"), Fault.UNKNOWN_KEY),
         (lambda registry: registry.rebuilt("identical", registry.eve), Fault.UNKNOWN_KEY),
+        (expired, "the key of Bob expired on 2020-12-31"),
+        (expired_rebuild, "the key of Bob expired on 2020-12-31"),
         (stripped, Fault.UNSIGNED),
         (stripped_rebuild, Fault.UNSIGNED),
         (removed_bundle, "not signed"),
@@ -275,6 +290,8 @@ def test_each_attack_is_named_and_refused(attack: Attack, said: str, registry: R
     assert "confirmed by 1 of 2, parts of it by Ada" in done.stdout
     document = json.loads(registry.verify("--require", "2", "--json").stdout)["confirmed"]
     assert (document["holds"], len(document["refused"])) == (False, 1)
+    assert registry.verify("--trust", "Bob").exit_code == 3
+    known(registry.place / "builds", until="9999-12-31", Ada=registry.ada, Bob=registry.bob)
     registry.rebuilt("identical", registry.bob)
     assert registry.verify("--require", "2").exit_code == 0
 

@@ -411,11 +411,12 @@ def keyed(name: str, folder: Path) -> PrivateKey:
     return read_private(path)
 
 
-def known(folder: Path, **names: PrivateKey) -> Path:
+def known(folder: Path, until: str = "", **names: PrivateKey) -> Path:
     """A list of builders, that calls each as the keyword says."""
     path = folder / "builders.toml"
+    last = f"until = {until}\n" if until else ""
     tables = (
-        f"[[builder]]\nname = {json.dumps(name)}\nkey = '''\n{key.public.pem}'''\n" for name, key in names.items()
+        f"[[builder]]\nname = {json.dumps(name)}\n{last}key = '''\n{key.public.pem}'''\n" for name, key in names.items()
     )
     path.write_text("".join(tables))
     return path
@@ -464,7 +465,7 @@ def test_who_is_not_listed_neither_accuses_nor_acquits(
 ) -> None:
     """Where the list names nobody, claims are all there is, and count among themselves."""
     ada, who = keyed("ada", tmp_path), forger and keyed(forger, tmp_path)
-    builders = known(tmp_path, **({"Ada": ada} if listed else {}))
+    builders = known(tmp_path, Ada=ada) if listed else known(tmp_path)
 
     def found(by: PrivateKey | None, judgement: str, **changes: Any) -> Coverage:
         path = write_audit(recipe, audit({0: judgement}, **changes))
@@ -565,6 +566,8 @@ PEM, OTHER = (
         "[[builder]]\nname = 'Ada'",
         f"[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\nmore = ''",
         "[[builder]]\nname = 'Ada'\nkey = 'x'",
+        f"[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\nuntil = '2027-12-31'",
+        f"[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\nuntil = 2027-12-31T00:00:00Z",
         f"[[builder]]\nname = ' Ada'\nkey = \"{PEM}\"",
         f"[[builder]]\nname = ''\nkey = \"{PEM}\"",
         f'[[builder]]\nname = "A\\u001bda"\nkey = "{PEM}"',
@@ -573,7 +576,7 @@ PEM, OTHER = (
         "[[builder]",
         "\xff",
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_a_list_of_builders_is_strict(text: str, tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "builders.toml"

@@ -1,16 +1,18 @@
 """Known builders: `builders.toml`, in which whoever keeps a registry of builds says whose a key is.
 
-It stands beside the folders of the builds. Each table has a name and a public key in PEM:
+It stands beside the folders of the builds. Each table has a name, a public key in PEM, and perhaps its last day:
 
     [[builder]]
     name = "Ada Lovelace"
+    until = 2027-12-31
     key = '''
     -----BEGIN PUBLIC KEY-----
     ...
     -----END PUBLIC KEY-----
     '''
 
-A signature by one of these keys counts as this builder's; the name is a label that the list gives to the key.
+A signature by one of these keys counts as this builder's; the name is a label that the list gives to the key. Nothing
+says when a signature was made, so after its last day, in UTC, all that a key has signed counts no more.
 """
 
 import os
@@ -18,6 +20,7 @@ import reprlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from requant.audit.audits import party, same_party
@@ -31,10 +34,16 @@ FILE = "builders.toml"
 
 @dataclass(frozen=True)
 class Builder:
-    """Whose a key is, by the list."""
+    """Whose a key is, by the list, and the last day on which it counts."""
 
     name: str
     key: PublicKey
+    until: date | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its last day is over."""
+        return self.until is not None and datetime.now(UTC).date() > self.until
 
 
 def builders_of(recipe: Recipe, named: Path | None = None) -> Mapping[str, Builder]:
@@ -70,8 +79,13 @@ def read_builders(path: Path) -> Mapping[str, Builder]:
 
 
 def _builder(value: object) -> Builder:
-    if not isinstance(value, dict) or {*map(type, value.values())} != {str} or value.keys() != {"name", "key"}:
-        raise ValueError(f"found {reprlib.repr(value)}, expected a name and a key")
+    types = {"name": str, "key": str, "until": date}
+    if (
+        not isinstance(value, dict)
+        or not {"name", "key"} <= value.keys() <= types.keys()
+        or any(type(each) is not types[key] for key, each in value.items())
+    ):
+        raise ValueError(f"found {reprlib.repr(value)}, expected a name and a key, and until when they hold")
     try:
         name = party(value["name"])
     except UsageError:
@@ -79,6 +93,6 @@ def _builder(value: object) -> Builder:
     if not name or name != value["name"]:
         raise ValueError(f"name: found {reprlib.repr(value['name'])}, expected printable text with single spaces")
     try:
-        return Builder(name, parse_public(value["key"].strip().encode()))
+        return Builder(name, parse_public(value["key"].strip().encode()), value.get("until"))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

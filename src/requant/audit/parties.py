@@ -54,8 +54,8 @@ class Rebuild:
 def party_of(bundle: Path, statement: bytes, known: Mapping[str, Builder], claimed: str) -> Party:
     """Return whose a statement is, by the bundle beside it; where nobody known signed it, whoever is `claimed`.
 
-    A key that is not known, or a certificate, says nothing for the statement, and nothing against it. Raises
-    SignatureError where the bundle does not hold, or is of something else.
+    A key that is not known, or has expired, or a certificate, says nothing for the statement, and nothing against it.
+    Raises SignatureError where the bundle does not hold, or is of something else.
     """
     if not os.path.lexists(bundle):
         return Party("", claimed, "not signed")
@@ -66,7 +66,10 @@ def party_of(bundle: Path, statement: bytes, known: Mapping[str, Builder], claim
         if error.fault not in (Fault.UNKNOWN_KEY, Fault.CERTIFICATE):
             raise
         return Party("", claimed, error.said)
-    return _named(signed, known)
+    try:
+        return _named(signed, known)
+    except ValueError as error:
+        return Party("", claimed, str(error))
 
 
 def write_rebuild(recipe: Recipe, bundle: bytes) -> Path:
@@ -132,4 +135,7 @@ def _rebuild(
 
 
 def _named(signed: Signed, known: Mapping[str, Builder]) -> Party:
-    return Party(signed.key.id, known[signed.key.id].name)
+    builder = known[signed.key.id]
+    if builder.expired:
+        raise ValueError(f"the key of {builder.name} expired on {builder.until}")
+    return Party(signed.key.id, builder.name)
