@@ -1,4 +1,6 @@
-"""Tools of others accept our bundles, and refuse changed ones: securesystemslib, sigstore-python, npm's sigstore.
+"""Tools of others accept our bundles and keys, and refuse what was changed.
+
+They are securesystemslib, sigstore-python, npm's sigstore, and OpenSSF's model_signing.
 
 What each demands: docs/adr/0025-a-key-is-the-party-and-a-name-its-label.md.
 """
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import model_signing
 import pytest
 import sigstore.dsse
 from cryptography.exceptions import InvalidSignature
@@ -24,12 +27,16 @@ from securesystemslib.signer import SSlibKey
 from sigstore.errors import VerificationError as NotVerifiedError
 from sigstore.models import Bundle, InvalidBundle
 from sigstore_models.bundle.v1 import Bundle as Model
+from tests.checkpoints import shard, write
 from tests.conftest import ROOT
 
+from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json
 from requant.evidence.keys import KINDS, Kind, read_private, write_key
 from requant.evidence.outcomes import Judged
 from requant.evidence.signatures import sign
+from requant.verdict import Outcome
+from requant.verify import verify
 
 BUILD = (ROOT / "builds" / "ec" / "mini.intoto.jsonl").read_bytes()
 FAILED = Judged("verify", "different", {"config.json": "0a" * 32}, {"manifest": "0b" * 32}).statement()
@@ -145,3 +152,46 @@ def test_npm_sigstore(signed: bytes, tmp_path: Path, npm: Callable[..., subproce
     bundle.write_bytes(enveloped(signed, signatures=[]))
     done = npm(bundle, ours)
     assert done.returncode == 1 and "invalid bundle" in done.stderr
+
+
+MODEL = {"model.safetensors": shard({"a": ("F32", [1], b"abcd")}), "config.json": b"{}", "sub/tokenizer.json": b"{}"}
+
+
+def test_openssf_model_signing(tmp_path: Path) -> None:
+    """`model.sig` is its own tool's, made with our key: of the same files by the same digests, and none of ours."""
+    folder, manifest = write(tmp_path / "x", MODEL), make_manifest(tmp_path / "x")
+    for name in ("ours", "another"):
+        write_key(tmp_path / name, "ecdsa-p256")
+    path = folder / "model.sig"
+    counted = model_signing.hashing.Config().set_ignored_paths(paths=[path], ignore_git_paths=True)
+    signing = model_signing.signing.Config().use_elliptic_key_signer(private_key=tmp_path / "ours.key")
+    signing.set_hashing_config(counted).sign(folder, path)
+
+    def verified(name: str = "ours") -> None:
+        config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=tmp_path / f"{name}.pub")
+        config.set_hashing_config(counted).verify(folder, path)
+
+    verified()
+    verdict = verify(folder, manifest)
+    assert (verdict.outcome, verdict.companions) == (Outcome.IDENTICAL, ("model.sig",))
+    said = json.loads(base64.b64decode(json.loads(path.read_bytes())["dsseEnvelope"]["payload"]))["predicate"]
+    assert {each["name"]: each["digest"] for each in said["resources"]} == {
+        name: each.sha256 for name, each in manifest.files.items()
+    }
+    with pytest.raises(ValueError, match="Key mismatch"):
+        verified("another")
+    for change in (
+        {"config.json": b"{ }"},
+        {"extra.bin": b"1"},
+        {"model.safetensors": MODEL["model.safetensors"] + b"1"},
+    ):
+        write(folder, change)
+        with pytest.raises(ValueError, match="Signature mismatch"):
+            verified()
+        for name in change:
+            (folder / name).unlink()
+        write(folder, MODEL)
+        verified()
+    write_key(tmp_path / "ed", "ed25519")
+    with pytest.raises(AttributeError):
+        model_signing.signing.Config().use_elliptic_key_signer(private_key=tmp_path / "ed.key")
