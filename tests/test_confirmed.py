@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import private
 from tests.checkpoints import shard, write
 from tests.conftest import Refuses, Worded
 from tests.test_coverage import GPU, HARDWARE, JOURNAL, audit, copied, keyed, known
@@ -19,12 +20,13 @@ from requant.audit.retuned import Audit
 from requant.audit.untuned import Deviation, Untuned
 from requant.checkpoint.manifest import make_manifest
 from requant.cli.options import app
-from requant.digest import canonical_json, strict_json
+from requant.digest import canonical_json, sha256, sha256_file, strict_json
 from requant.errors import UsageError
 from requant.evidence.keys import PrivateKey
 from requant.evidence.outcomes import Judged
-from requant.evidence.signatures import Fault, bundle_path, sign, sign_file
+from requant.evidence.signatures import Fault, Signed, bundle_path, sign, sign_file, verify_file
 from requant.evidence.statements import in_toto
+from requant.evidence.summaries import SUMMARY
 from requant.recipe import Recipe
 
 TWO = {"model.safetensors": shard({"a": ("F32", [1], b"abcd")}), "config.json": b"{}"}
@@ -370,3 +372,45 @@ def test_coverage_requires_as_well_and_shows_rebuilds(registry: Registry, worded
     document = json.loads(CliRunner().invoke(app, [*command, "--trust", "Bob", "--json"]).stdout)
     assert (document["confirmed"]["holds"], document["confirmed"]["trusted"]) == (True, ["Bob"])
     assert (document["rebuilt"]["parties"], document["maker"]["name"]) == (1, "Ada")
+
+
+def test_what_was_decided_is_signed_as_a_summary(registry: Registry) -> None:
+    """Whoever trusts the verifier need not look at audits and rebuilds; a no is signed like a yes."""
+    audit_path = registry.audited(ALL, registry.ada)
+    rebuild = registry.rebuilt("identical", registry.bob)
+    registry.audited(ALL, registry.eve)
+    key = registry.place / "eve.key"
+
+    def decided(name: str, *words: str) -> Signed:
+        path = registry.place / f"{name}.sigstore.json"
+        done = registry.verify(*words, "--sign", key, "--bundle", path)
+        found = verify_file(path, [registry.eve.public])
+        assert private.found(found.statement) == [] and found.predicate_type == SUMMARY
+        assert found.predicate["verificationResult"] == ("FAILED" if done.exit_code else "PASSED")
+        shown = CliRunner().invoke(app, ["show", "bundle", str(path), "--key", str(key)])
+        assert found.predicate["verificationResult"] in shown.stdout
+        return found
+
+    yes = decided("yes", "--require", "2")
+    assert (yes.subjects, yes.predicate["verifiedLevels"]) == (registry.files, ["REQUANT_CONFIRMED_BY_2"])
+    assert {each["digest"]["sha256"] for each in yes.predicate["inputAttestations"]} == {
+        sha256_file(audit_path),
+        sha256_file(rebuild),
+    }
+    policy = yes.predicate["policy"]
+    assert policy["annotations"] == {
+        "require": 2,
+        "trusted": [],
+        "builders": sorted([registry.ada.public.id, registry.bob.public.id]),
+    }
+    assert policy["digest"] == {"sha256": sha256(canonical_json(policy["annotations"]))}
+    assert yes.predicate["verifier"] == {"id": f"urn:requant:verifier:{registry.eve.public.id}"}
+    assert decided("no", "--require", "3").predicate["verifiedLevels"] == ["FAILED"]
+    sign_file(registry.recipe.beside("mini.intoto.jsonl"), registry.ada)
+    trusted = decided("trusted", "--trust", "Ada")
+    assert trusted.predicate["verifiedLevels"] == ["REQUANT_CONFIRMED_BY_TRUSTED"]
+    build = {"name": "build", "digest": {"sha256": sha256_file(registry.recipe.beside("mini.intoto.jsonl"))}}
+    assert build in trusted.predicate["inputAttestations"]
+    (registry.checkpoint / "config.json").write_bytes(b"[]")
+    changed = decided("changed", "--trust", "Ada", "--tensors")
+    assert changed.subjects["config.json"] == sha256(b"[]") and changed.predicate["verifiedLevels"] == ["FAILED"]

@@ -102,7 +102,7 @@ def covered(block: str) -> Iterable[RenderableType]:
     row = Covered(block, {"cpu": ("Ada",)}, {}, (), (), ())
     none, rebuilt = (Covered(each, {}, {}, (), (), ()) for each in ("not tuned", "rebuilt"))
     hardware: dict[str, dict[str, str]] = {f"class {number} of machines": {} for number in range(4)}
-    return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, rebuilt, {"a": LABEL}, {}, hardware, 1, None))
+    return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, rebuilt, {"a": LABEL}, {}, hardware, 1, None, ""))
 
 
 LABEL = Label(

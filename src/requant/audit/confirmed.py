@@ -19,6 +19,7 @@ from requant.audit.coverage import UNTUNED, Coverage
 from requant.build import stem
 from requant.errors import UsageError
 from requant.evidence.keys import read_public
+from requant.evidence.summaries import Summary
 from requant.model.rules import SIZES
 from requant.recipe import FILE, Recipe, read_recipe
 from requant.verdict import Outcome
@@ -32,7 +33,8 @@ class Confirmed:
     """Who has confirmed a checkpoint, against how many are required; None where only those who are trusted would do.
 
     `rows` says of each block and the rest who reproduced it, without the maker. `trusted` are those whose word is
-    enough, and who have given it. `refused` says of each statement that does not count why. `identical` is whether the
+    enough, and who have given it. `refused` says of each statement that does not count why, and `counted` are the
+    others by SHA-256. `policy` is what was asked: how many, and of whom, by the ids of keys. `identical` is whether the
     files at hand are those that the statements are about.
     """
 
@@ -42,6 +44,8 @@ class Confirmed:
     trusted: tuple[str, ...]
     negatives: int
     refused: Mapping[str, str]
+    counted: Mapping[str, str]
+    policy: Mapping[str, Any]
     identical: bool = True
 
     @property
@@ -60,6 +64,11 @@ class Confirmed:
         if self.holds:
             return 0
         return 1 if self.negatives else 3
+
+    def summary(self, files: Mapping[str, str]) -> Summary:
+        """Return what is signed of it, for the files at hand."""
+        level = "REQUANT_CONFIRMED_BY_TRUSTED" if self.trusted else f"REQUANT_CONFIRMED_BY_{self.required}"
+        return Summary(files, self.policy, self.counted, level if self.holds else "")
 
     def as_json(self) -> dict[str, Any]:
         """Return it as `--json` prints it."""
@@ -130,8 +139,10 @@ def builders(recipe: Recipe, listed: Path | None, trust: Sequence[str]) -> tuple
     return known, frozenset(trusted)
 
 
-def confirmed(covered: Coverage, required: int | None, trusted: frozenset[str]) -> Confirmed:
-    """Hold what was covered against what a reader requires: by how many, or whose word is enough."""
+def confirmed(
+    covered: Coverage, known: Mapping[str, Builder], required: int | None, trusted: frozenset[str]
+) -> Confirmed:
+    """Hold what was covered, by those `known`, against what a reader requires: by how many, or whose word is enough."""
     maker = covered.maker
     own = maker.name if maker else ""
 
@@ -148,4 +159,16 @@ def confirmed(covered: Coverage, required: int | None, trusted: frozenset[str]) 
         trusted=tuple(sorted(vouching)),
         negatives=sum(len(each.different) for each in covered.rows),
         refused={**covered.stale, **unsigned},
+        counted={file: _digest(file) for file, each in covered.counted.items() if each.party.key}
+        | ({"build": covered.statement} if maker else {}),
+        policy={
+            "require": required,
+            "trusted": sorted(trusted),
+            "builders": sorted(known),
+        },
     )
+
+
+def _digest(file: str) -> str:
+    """Return what an audit, or the bundle of a rebuild, is named by: the SHA-256 of its bytes."""
+    return file.rpartition("/")[2].partition(".")[0]

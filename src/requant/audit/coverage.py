@@ -101,7 +101,8 @@ class Coverage:
     """What all audits of one recorded build say of its blocks and the rest; `stale` says what does not count, and why.
 
     `own` is the hardware class of the build itself, empty where nothing is recorded; `hardware` spells out those of
-    the audits. `named` is how many builders the list names, and `maker` who signed the build's own statement.
+    the audits. `named` is how many builders the list names, `maker` who signed the build's own statement, and
+    `statement` the SHA-256 of that.
     """
 
     build: str
@@ -115,6 +116,7 @@ class Coverage:
     hardware: Mapping[str, Mapping[str, Any]]
     named: int
     maker: Party | None
+    statement: str
 
     @property
     def rows(self) -> tuple[Covered, ...]:
@@ -243,7 +245,7 @@ def coverage(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> 
     if absent := [path for path in records if not path.exists()]:
         stale = dict.fromkeys(found, f"nothing is recorded: no {absent[0]}")
         untuned, rebuilt = (Covered(each, {}, {}, (), (), ()) for each in (UNTUNED, REBUILT))
-        return Coverage(name, tiny, "", (), untuned, rebuilt, {}, stale, {}, len(known), None)
+        return Coverage(name, tiny, "", (), untuned, rebuilt, {}, stale, {}, len(known), None, "")
     manifest_path, journal_path, statement_path = records
     journal = read_journal(journal_path)
     build = _Build(
@@ -286,6 +288,7 @@ def coverage(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> 
         hardware={each: hardware[each] for each in sorted(hardware, key=lambda each: (each != own, each))},
         named=len(known),
         maker=maker,
+        statement=sha256_file(statement_path),
     )
 
 

@@ -33,7 +33,7 @@ def coverage(
     read = read_recipe(recipe)
     known, trusted = requant.audit.confirmed.builders(read, builders, trust or ())
     covered = requant.audit.coverage.coverage(read, tiny_size(tiny, size), known)
-    required = confirmed(covered, require, trusted) if require or trust else None
+    required = confirmed(covered, known, require, trusted) if require or trust else None
     if as_json:
         print_json("requant.coverage/3", {**covered.as_json(), "confirmed": required and required.as_json()})
     else:

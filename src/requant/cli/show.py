@@ -57,6 +57,7 @@ def bundle(
     from requant.evidence.keys import read_public
     from requant.evidence.outcomes import told
     from requant.evidence.signatures import confirm_subjects, verify_file
+    from requant.evidence.summaries import SUMMARY
 
     signed = verify_file(path, [*map(read_public, key)])
     try:
@@ -70,6 +71,8 @@ def bundle(
         print_json("requant.bundle/1", signed.as_json())
         return
     out.lines(map(escape, [*signed.text(), *(outcome.text() if outcome else ())]))
+    if signed.predicate_type == SUMMARY:
+        out.print(escape(f"{signed.predicate.get('verificationResult')}: {signed.predicate.get('verifiedLevels')}"))
     for kind, colour in (("failedTests", "red"), ("warnedTests", "yellow")) if outcome else ():
         named = signed.predicate[kind]
         out.lines(f"[{colour}]{kind.removesuffix('Tests')}[/] {escape(str(each))}" for each in named[:SHOWN])

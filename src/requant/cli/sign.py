@@ -13,6 +13,7 @@ from requant.errors import UsageError
 
 if TYPE_CHECKING:  # cryptography is imported where something is signed, and nowhere else
     from requant.evidence.outcomes import Judged
+    from requant.evidence.summaries import Summary
 
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: requant sign out/ec-tiny.intoto.jsonl --key ada.key")
@@ -29,7 +30,9 @@ def sign(
     out.print(escape(f"{path}: signed with {signer.public.id}"))
 
 
-def outcome_signer(key: Path | None, bundle: Path | None, beside: Path, verb: str) -> "Callable[[Judged], Path] | None":
+def outcome_signer(
+    key: Path | None, bundle: Path | None, beside: Path, verb: str
+) -> "Callable[[Judged | Summary], Path] | None":
     """Return what signs the outcome of a verb; None where no key is given.
 
     `beside` is what the outcome speaks of: without `bundle`, the outcome is written beside it. Raises UsageError,
@@ -49,9 +52,9 @@ def outcome_signer(key: Path | None, bundle: Path | None, beside: Path, verb: st
     if bundle and not path.parent.is_dir():
         raise UsageError(f"{path}: its folder is not there", "Make it first, or name another.")
 
-    def signed(judged: "Judged") -> Path:
-        write_signed(path, judged.statement(), signer)
-        say(escape(f"{judged.result}, signed with {signer.public.id}: {path}"))
+    def signed(found: "Judged | Summary") -> Path:
+        write_signed(path, found.statement(signer.public.id), signer)
+        say(escape(f"{found.result}, signed with {signer.public.id}: {path}"))
         say(escape(f"next: pass it on with your public key; requant show bundle {path} --key PUBLIC verifies it"))
         return path
 

@@ -53,7 +53,7 @@ def verify(
     found = _confirmed(manifest, require, trust or [], builders) if require or trust else None
     if builders and not found:
         raise typer.BadParameter("--builders needs --require or --trust")
-    signed = outcome_signer(sign, bundle, checkpoint, "verify")
+    signed = outcome_signer(sign, bundle, checkpoint, "summary" if found else "verify")
     recorded = read_manifest(manifest)
     with progress() as tell:
         total = sum(record.bytes for record in recorded.files.values())
@@ -72,7 +72,8 @@ def verify(
     if signed:
         from requant.evidence.outcomes import verified
 
-        signed(verified(checkpoint, recorded, verdict))
+        judged = verified(checkpoint, recorded, verdict)
+        signed(found.summary(judged.files) if found else judged)
     equal = (Outcome.IDENTICAL, Outcome.EQUIVALENT) if tensors else (Outcome.IDENTICAL,)
     status = 0 if verdict.outcome in equal else EXIT_STATUS[verdict.outcome]
     raise typer.Exit(status or (found.exit_status if found else 0))
@@ -82,4 +83,4 @@ def _confirmed(manifest: Path, required: int | None, trust: list[str], listed: P
     """Return who has confirmed what a manifest records."""
     recipe, tiny = build_of(manifest)
     known, trusted = requant.audit.confirmed.builders(recipe, listed, trust)
-    return confirmed(coverage(recipe, tiny, known), required, trusted)
+    return confirmed(coverage(recipe, tiny, known), known, required, trusted)

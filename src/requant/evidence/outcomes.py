@@ -76,8 +76,8 @@ class Judged:
         """What those read who know no word of requant's."""
         return RESULTS[self.outcome]
 
-    def statement(self) -> bytes:
-        """Return the statement as one line of canonical JSON."""
+    def statement(self, _key: str = "") -> bytes:
+        """Return the statement as one line of canonical JSON; whose key signs it does not stand in it."""
         predicate = {
             "result": self.result,
             "configuration": [
