@@ -250,6 +250,13 @@ def test_the_commands_sign(
     recipe.mkdir()
     for name in ("recipe.toml", "plan.json", *(f"mini.{each}" for each in RECORDED)):
         shutil.copyfile(EC / name, recipe / name)
+    again = ("rebuild", recipe, "--tiny", "--size", "mini", "--out", tmp_path / "ours", "--record")
+    assert "--record needs --sign" in ran(*again).stderr
+    done = ran(*again, "--sign", key, "--bundle", tmp_path / "b")
+    assert done.exit_code == 1, done.output
+    (rebuild,) = (recipe / "rebuilds").iterdir()
+    assert rebuild.name == f"{sha256_file(tmp_path / 'b')}.sigstore.json"
+    assert rebuild.read_bytes() == (tmp_path / "b").read_bytes()
     monkeypatch.setattr("requant.audit.names", lambda *_: ("layers.0", "layers.1"))
     words = ("audit", tmp_path / "x", "--recipe", recipe, "--tiny", "--size", "mini", "--all", "--auditor", "Ada")
     done = ran(*words, "--record", "--sign", key)

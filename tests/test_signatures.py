@@ -25,9 +25,11 @@ from tests import private
 from tests.cases.audits import AUDIT
 from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
+from typer.testing import CliRunner
 
 from requant.audit.audits import statement as audit_statement
 from requant.checkpoint.manifest import read_manifest
+from requant.cli.options import app
 from requant.digest import MAX_STATEMENT, canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.keys import KINDS, Kind, PrivateKey, parse_public, read_private, read_public, write_key
@@ -346,25 +348,31 @@ def test_a_private_key_does_not_show() -> None:
     assert ours.signer.private_bytes.decode().splitlines()[1] not in repr(ours)
 
 
-def test_the_commands(tmp_path: Path) -> None:
-    (tmp_path / "mini.intoto.jsonl").write_bytes(RECORD.read_bytes())
-    manifest = str(RECORD.with_name("mini.manifest.json"))
-    done = requant("keys", "new", "ada", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    name = done.stdout.split()[1]
-    assert requant("keys", "show", "ada.key", cwd=tmp_path).stdout.splitlines()[0] == f"ed25519 {name}"
-    done = requant("sign", "mini.intoto.jsonl", "--key", "ada.key", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, f"mini.sigstore.json: signed with {name}\n")
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ran(*words: str) -> str:
+        done = CliRunner().invoke(app, words)
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.stdout
+
+    monkeypatch.chdir(tmp_path)
+    Path("mini.intoto.jsonl").write_bytes(RECORD.read_bytes())
+    name = ran("keys", "new", "ada").split()[1]
+    assert ran("keys", "show", "ada.key").splitlines()[0] == f"ed25519 {name}"
+    assert ran("sign", "mini.intoto.jsonl", "--key", "ada.key") == f"mini.sigstore.json: signed with {name}\n"
     shown = ("show", "bundle", "mini.sigstore.json", "--key", "ada.pub", "--manifest")
-    assert requant(*shown, manifest, cwd=tmp_path).stdout.startswith(f"signed with ed25519 {name}\n")
-    done = requant(*shown, str(RECORD.with_name("demo.manifest.json")), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (6, "") and Fault.OTHER_SUBJECTS in done.stderr
-    requant("keys", "new", "eve", "--kind", "ecdsa-p256", cwd=tmp_path)
-    done = requant("sign", "mini.intoto.jsonl", "--key", "eve.key", cwd=tmp_path)
-    assert done.returncode == 2 and Fault.UNKNOWN_KEY in done.stderr
+    assert ran(*shown, str(RECORD.with_name("mini.manifest.json"))).startswith(f"signed with ed25519 {name}\n")
+    with pytest.raises(SignatureError, match=Fault.OTHER_SUBJECTS):
+        ran(*shown, str(RECORD.with_name("demo.manifest.json")))
+    ran("keys", "new", "eve", "--kind", "ecdsa-p256")
+    with pytest.raises(UsageError, match=Fault.UNKNOWN_KEY):
+        ran("sign", "mini.intoto.jsonl", "--key", "eve.key")
+    with pytest.raises(SignatureError, match=Fault.UNKNOWN_KEY):
+        ran("show", "bundle", "mini.sigstore.json", "--key", "eve.pub")
+    with pytest.raises(UsageError):
+        ran("sign", "mini.intoto.jsonl", "--key", "ada.pub")
     done = requant("show", "bundle", "mini.sigstore.json", "--key", "eve.pub", cwd=tmp_path)
-    assert done.returncode == 6 and Fault.UNKNOWN_KEY in done.stderr
-    assert requant("sign", "mini.intoto.jsonl", "--key", "ada.pub", cwd=tmp_path).returncode == 2
+    assert (done.returncode, done.stdout) == (6, "") and Fault.UNKNOWN_KEY in done.stderr
 
 
 @pytest.mark.parametrize(
