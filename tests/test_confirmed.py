@@ -138,6 +138,14 @@ def test_a_builder_confirms_what_they_reproduced_and_many_do_all_of_it_together(
     assert registry.verify("--require", "2").exit_code == 0
 
 
+def test_a_rebuild_to_the_same_bytes_confirms_whatever_its_journal_is(registry: Registry) -> None:
+    """An edit of the worker makes another environment, and so another header: equal bits stay evidence."""
+    registry.rebuilt("equivalent", registry.ada, passed=(), warned=("bytes", "journal"))
+    assert registry.verify("--require", "1").exit_code == 3
+    registry.rebuilt("equivalent", registry.ada, passed=("bytes",), warned=("journal",))
+    assert registry.verify("--require", "1").exit_code == 0
+
+
 def test_a_builder_counts_once(registry: Registry) -> None:
     registry.audited(ALL, registry.ada, auditor="Ada")
     registry.audited(ALL, registry.ada, auditor="Somebody else", hardware=GPU)
