@@ -17,6 +17,7 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 from tests.conftest import ROOT
 
 from requant.audit.audits import PORTABLE, PREDICATE_TYPE
+from requant.audit.confirmed import Confirmed
 from requant.audit.coverage import Coverage, Covered
 from requant.audit.retuned import Audit
 from requant.audit.untuned import Untuned
@@ -34,6 +35,7 @@ from requant.environment.image.evidence import Evidence
 from requant.environment.update import Change
 from requant.evidence import journal
 from requant.evidence.journal import Block, Header, Journal
+from requant.evidence.keys import Kind
 from requant.evidence.statements import BUILD_TYPE
 from requant.hub import pinned
 from requant.hub.pins import Pinned
@@ -130,8 +132,9 @@ def statement(predicate_type: str, predicate: Any) -> Any:
 LOSS = "Mean squared error of a block's output; iterations count from 0."
 CHECKED = OneOf(("clean", "violations", "not modelled", "nothing to check"))
 SPEC = tuple[str, tuple[int, ...]]
+CONFIRMED = printed(Confirmed, holds=bool)
 AS_PRINTED: Mapping[Any, Any] = {
-    Covered: printed(Covered, parties=int),
+    Covered: printed(Covered, parties=int, claims=int),
     Untuned: printed(Untuned, outcome=Outcome),
     Finding: printed(Finding, without=("targets", "advice"), hits=Mapping[str, tuple[int, ...]], repair=str),
     Layers: printed(Layers, schemes=NotRequired[Mapping[str, LayerScheme]]),
@@ -142,6 +145,15 @@ AS_PRINTED: Mapping[Any, Any] = {
 PRINTED: Mapping[str, Any] = {
     "requant.audit/2": AUDITED,
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
+    "requant.bundle/1": shape(
+        "Signed",
+        "A statement whose signature holds: the key's id and kind, and what is said of which files, path to SHA-256.",
+        key=str,
+        kind=Kind,
+        predicateType=str,
+        subjects=Mapping[str, str],
+        predicate=Mapping[str, Any],
+    ),
     "requant.card/1": shape(
         "Card",
         "A model card: its text, and every fact of the build by key, whether the text has it or not.",
@@ -151,7 +163,7 @@ PRINTED: Mapping[str, Any] = {
     ),
     "requant.card-comparison/1": Comparison,
     "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
-    "requant.coverage/2": Coverage,
+    "requant.coverage/3": printed(Coverage, confirmed=CONFIRMED | None),
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
     "requant.error/1": shape(
@@ -195,7 +207,7 @@ PRINTED: Mapping[str, Any] = {
     "requant.repair/1": printed(Repair, needed=bool),
     "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
     "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
-    "requant.verify/1": Verdict,
+    "requant.verify/1": printed(Verdict, confirmed=CONFIRMED | None),
 }
 """What `--json` prints, by the name that stands in it. A reader passes over keys that it does not know."""
 

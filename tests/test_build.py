@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import private
 from tests.conftest import ROOT, Refuses
 from tests.hub import running
 from tests.processes import LIMIT, all_ended, signalled, started
@@ -186,11 +187,12 @@ def test_the_log_is_published_without_the_machine_and_named_as_it_is(built: Call
     folder = built("ec").folder
     log = beside(folder, "log").read_text()
     assert "<work>/raw" in log
-    for private in (str(folder.parent), str(Path.home()), str(installation.cache()), platform.node()):
-        assert not re.search(rf"(?<![\w-]){re.escape(private)}(?![\w-])", log), private
+    for told in (str(folder.parent), str(Path.home()), str(installation.cache()), platform.node()):
+        assert not re.search(rf"(?<![\w-]){re.escape(told)}(?![\w-])", log), told
     statement = json.loads(beside(folder, "intoto.jsonl").read_text())
     byproducts = {each["name"]: each["digest"] for each in statement["predicate"]["runDetails"]["byproducts"]}
     assert byproducts["log"] == {"sha256": sha256_file(beside(folder, "log"))}
+    assert private.found(beside(folder, "intoto.jsonl").read_bytes()) == []
 
 
 def test_a_tiny_model_says_which_values_of_the_recipe_it_did_not_use(built: Callable[[str], Built]) -> None:

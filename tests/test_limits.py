@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from securesystemslib.dsse import Envelope
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT, Refuses
 
@@ -30,6 +31,8 @@ from requant.digest import (
     read_whole,
     strict_json,
 )
+from requant.evidence.keys import read_private, write_key
+from requant.evidence.signatures import MAX_BUNDLE, PAYLOAD_TYPE, Bundle
 
 MOST = 1 << 20
 """KiB of memory."""
@@ -100,6 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     for path in ROOT.glob("Dockerfile.*"):
         shutil.copyfile(path, folder / path.name)
+    write_key(folder / "K", "ed25519")
     return folder
 
 
@@ -118,6 +122,8 @@ SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", IND
         again("M", manifest_of(MAX_MANIFEST), "verify C M --json"),
         ("M", b'{"files":' + long(MAX_MANIFEST - 99) + b',"schema":1,"tensors":{}}\n', "verify C M"),
         ("J", deep(MAX_JOURNAL) + b"\n", "show journal J"),
+        ("B", deep(MAX_BUNDLE), "show bundle B --key K.pub"),
+        again("B", b'{"dsseEnvelope":' + many(MAX_BUNDLE - 99) + b"}", "show bundle B --key K.pub"),
         (f"C/{INDEX}", b'{"weight_map":' + deep(MAX_INDEX - 99) + b"}", "inspect C"),
         again(
             f"C/{INDEX}",
@@ -134,6 +140,7 @@ SIDES = ("config.json", "quantization_config.json", "tokenizer_config.json", IND
         again("builds/ec/recipe.toml", headers_of_tables(MAX_TOML), "plan builds/ec"),
         again("builds/ec/recipe.toml", b"a=" + b"[" * (MAX_TOML - 9), "plan builds/ec"),
         ("builds/ec/baseline.toml", dotted(MAX_TOML), "inspect C --recipe builds/ec"),
+        again("builds/builders.toml", dotted(MAX_TOML), "coverage builds/ec"),
         ("CARD", b"| iters | 4 | [ |" * 6 + b"\n" + b"Seed: 1\n" * (MAX_LINES - 9), f"{CARD} --json"),
         again("CARD", b"AutoRound(" + b"a=[" * (MAX_CARD // 3 - 9), CARD),
     ],
@@ -157,6 +164,8 @@ def test_the_worst_of_each_kind(file: str, content: bytes, words: str, place: Pa
     [
         ("M", MAX_MANIFEST, "verify C M"),
         ("J", MAX_JOURNAL, "show journal J"),
+        ("B", MAX_BUNDLE, "show bundle B --key K.pub"),
+        ("S", MAX_STATEMENT, "sign S --key K.key"),
         ("C/config.json", MAX_SIDE, "inspect C"),
         (f"C/{INDEX}", MAX_INDEX, "inspect C"),
         ("builds/ec/recipe.toml", MAX_TOML, "plan builds/ec"),
@@ -176,6 +185,19 @@ def test_what_is_longer_is_refused_by_name(file: str, limit: int, words: str, pl
         assert path.name in done.stderr
     finally:
         path.unlink() if before is None else path.write_bytes(before)
+
+
+@pytest.mark.parametrize("make", [deep, long], ids=lambda make: str(make.__name__))
+def test_the_worst_that_is_signed(make: Callable[[int], bytes], place: Path) -> None:
+    """A bundle whose signature holds, so that what is signed is read too, and a statement that is to be signed."""
+    key, statement = read_private(place / "K.key"), make(MAX_STATEMENT)
+    made = Envelope(statement, PAYLOAD_TYPE, {}).sign(key.signer)
+    bundle = Bundle(key.public.id, statement, bytes.fromhex(made.signature)).as_bytes()
+    assert len(bundle) < MAX_BUNDLE
+    (place / "B").write_bytes(bundle)
+    (place / "S").write_bytes(statement)
+    assert taken("show", "bundle", "B", "--key", "K.pub", cwd=place) < MOST
+    assert taken("sign", "S", "--key", "K.key", cwd=place) < MOST
 
 
 def test_what_is_real_has_worker() -> None:

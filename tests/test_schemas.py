@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -31,6 +32,8 @@ from requant.cli.options import app
 from requant.diff.divergence import Divergence
 from requant.environment.image.evidence import Evidence, Image
 from requant.environment.update import Change, Update
+from requant.evidence.keys import read_private, write_key
+from requant.evidence.signatures import sign_file
 from requant.protocol import Seconds, Spent
 from requant.recipe import read_recipe
 from requant.verdict import Difference, Outcome, Verdict
@@ -77,6 +80,9 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     recorded = copied(folder / "ec")
     write_audit(recorded, audit({0: "identical", 1: "different"}))
     write_audit(recorded, audit({0: "identical"}, recipe="00" * 32))
+    write_key(folder / "ada", "ed25519")
+    shutil.copyfile(EC / "mini.intoto.jsonl", folder / "mini.intoto.jsonl")
+    bundle = sign_file(folder / "mini.intoto.jsonl", read_private(folder / "ada.key"))
     tiny = ("--tiny", "--size", "mini")
     with pytest.MonkeyPatch.context() as patch:
         _stand_in(patch, ours)
@@ -100,7 +106,10 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("coverage", EC),
             ("card", EC, *tiny),
             ("card", EC, *tiny, "--compare", ROOT / "tests" / "fixtures" / "cards" / "ec.md"),
+            ("coverage", folder / "ec", *tiny, "--require", "1"),
+            ("verify", ours, folder / "ec" / "mini.manifest.json", "--trust", folder / "ada.pub"),
             ("show", "journal", EC / "mini.journal.jsonl"),
+            ("show", "bundle", bundle, "--key", folder / "ada.pub"),
             ("audit", ours, "--recipe", EC, *tiny, "--all"),
             ("build", EC, *tiny),
             ("trial", EC, "--work", folder / "trial"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from requant.audit.coverage import Coverage, Covered, Label
+from requant.audit.parties import Party
 from requant.cli.coverage import coverage_table
 from requant.cli.folding import Folded, name
 from requant.cli.inspect import findings_table
@@ -21,6 +22,7 @@ from requant.inspect import Inspection
 from requant.inspect.findings import Finding, Severity, Target
 from requant.model.summary import Size, Summary
 from requant.repair import Repair
+from requant.verdict import Outcome
 
 WIDTHS = (60, 50, 40)
 LONG = "model.layers.0.mlp.shared_expert"
@@ -97,13 +99,24 @@ def rows(rendered: Iterable[RenderableType], width: int) -> list[str]:
 
 
 def covered(block: str) -> Iterable[RenderableType]:
-    row = Covered(block, {"cpu": ("Ada",)}, (), ())
-    none = Covered("not tuned", {}, (), ())
+    row = Covered(block, {"cpu": ("Ada",)}, {}, (), (), ())
+    none, rebuilt = (Covered(each, {}, {}, (), (), ()) for each in ("not tuned", "rebuilt"))
     hardware: dict[str, dict[str, str]] = {f"class {number} of machines": {} for number in range(4)}
-    return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, {"a": LABEL}, {}, hardware))
+    return coverage_table(Coverage("ec", "mini", "cpu", (row,), none, rebuilt, {"a": LABEL}, {}, hardware, 1, None, ""))
 
 
-LABEL = Label("Ada", "cpu", environment="", own_environment=True, journal="none", finished="", portable=False)
+LABEL = Label(
+    what="audit",
+    outcome=Outcome.IDENTICAL,
+    auditor="Ada",
+    party=Party("", "Ada"),
+    hardware="cpu",
+    environment="",
+    own_environment=True,
+    journal="none",
+    finished="",
+    portable=False,
+)
 TABLES |= {"coverage": covered}
 strange = st.text("aB0._-/ :(漢", min_size=1, max_size=90)
 

@@ -1,4 +1,4 @@
-"""Audits on disk: in-toto Statements v1 with a predicate of our own, unsigned, one file per audit.
+"""Audits on disk: in-toto Statements v1 with a predicate of our own, one file per audit, its signature beside it.
 
 They stand in `builds/<name>/audits/`, each under the SHA-256 of its own bytes, so that files of different people
 never collide and none can be edited in place. What comes from a stranger's pull request is read here: strictly, and
@@ -22,13 +22,14 @@ from requant.audit.untuned import KINDS, NAMED, Deviation, Untuned
 from requant.checkpoint.files import SUFFIX as WEIGHTS
 from requant.digest import MAX_STATEMENT, read_whole, sha256, strict_json
 from requant.errors import CheckpointError, UsageError
+from requant.evidence import signatures
 from requant.evidence.statements import in_toto
 from requant.protocol import Hinted
 from requant.recipe import Recipe
 from requant.records import record
 
 FOLDER = "audits"
-SUFFIX = ".intoto.jsonl"
+SUFFIX = signatures.STATEMENT
 PREDICATE_TYPE = "urn:requant:audit:4"
 PORTABLE = "urn:requant:portable-audit:1"
 """Of an audit by hints: it says as much of the codes, but not of losses and outputs, and hints leave some freedom."""
@@ -100,7 +101,8 @@ def write_audit(recipe: Recipe, audit: Audit) -> Path:
 def read_audits(recipe: Recipe) -> dict[str, Audit]:
     """Return the audits in the recipe's folder by file name, sorted; none where there is no such folder.
 
-    Raises CheckpointError for a file that is no audit, or has been edited.
+    Their bundles are beside them, at `bundle_path`. Raises CheckpointError for a file that is no audit, or has been
+    edited, and for a bundle that is a link or without its audit.
     """
     folder = recipe.beside(FOLDER)
     try:
@@ -109,16 +111,29 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
         return {}
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror}") from None
-    return {name: read_audit(folder / name) for name in names}
+    bundles = {name for name in names if name.endswith(signatures.SUFFIX)}
+    for name in bundles:
+        confirm_regular(folder / name)
+    audits = {name: read_audit(folder / name) for name in names if name not in bundles}
+    if alone := sorted(bundles - {signatures.bundle_path(folder / name).name for name in audits}):
+        advice = f"Submit both: the audit ends in {SUFFIX}."
+        raise CheckpointError(f"{folder / alone[0]}: a signature, and its audit is not there", advice)
+    return audits
+
+
+def confirm_regular(path: Path) -> None:
+    """Raise CheckpointError where a stranger has put a link, or anything else that is no file of its own."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
 def read_audit(path: Path) -> Audit:
     """Read one audit; raise CheckpointError for anything that `write_audit` would not have written there."""
+    confirm_regular(path)
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a regular file")
-        _small(found.st_size)
         data = read_whole(path, MAX_STATEMENT)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None

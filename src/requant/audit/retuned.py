@@ -15,6 +15,7 @@ from requant.audit.distance import Distance
 from requant.audit.untuned import Untuned
 from requant.checkpoint.files import SUFFIX
 from requant.digest import canonical_json, sha256
+from requant.evidence.outcomes import Judged
 from requant.protocol import Hinted
 from requant.verdict import EXIT_STATUS, Outcome
 
@@ -132,6 +133,28 @@ class Audit:
             "requant": self.requant,
             "portable": self.portable,
         }
+
+    def judged(self) -> Judged:
+        """Return the audit as a test result: its tests are the blocks, and all that is not tuned."""
+        said = {each.block: str(each.judgement) for each in self.blocks} | {"not tuned": str(self.untuned.outcome)}
+        against = {"recipe": self.recipe, "environment": self.environment, "base": self.base}
+        return Judged(
+            verb="audit",
+            outcome=self.outcome,
+            files=self.files,
+            against=against | ({"journal": self.journal} if self.journal else {}),
+            passed=tuple(name for name, each in said.items() if each == Judgement.IDENTICAL),
+            warned=tuple(name for name, each in said.items() if each in (Judgement.INCONCLUSIVE, Judgement.UNJUDGED)),
+            failed=tuple(name for name, each in said.items() if each == Judgement.DIFFERENT),
+            details={
+                "tiny": self.tiny,
+                "hardware": self.hardware,
+                "blocks": self.count,
+                "portable": self.portable,
+                "challenge": self.challenge and self.challenge.text,
+            },
+            requant=self.requant,
+        )
 
     def text(self) -> list[str]:
         """Return what a person reads: each block, the rest, what the draw was worth, what is open, what to do next."""

@@ -12,8 +12,11 @@ from typing import Any
 from requant.build import Built, beside, build, compare, stem, words
 from requant.checkpoint.manifest import read_manifest
 from requant.diff.divergence import Divergence, divergence
+from requant.digest import sha256_file
 from requant.errors import UsageError
 from requant.evidence.journal import read_journal
+from requant.evidence.outcomes import NAMED, RESULTS, Judged, Result
+from requant.evidence.statements import environment_of, hardware_of
 from requant.model.rules import SIZES
 from requant.progress import Tell, silent
 from requant.recipe import Recipe
@@ -38,6 +41,36 @@ class Rebuilt:
             "divergences": [vars(each) for each in self.divergences],
             **self.verdict.as_json(),
         }
+
+    def judged(self, recipe: Recipe, tiny: str | None) -> Judged:
+        """Return the outcome as what is signed: of the files of the build that this one was held against."""
+        theirs, ours = (beside(each, "manifest.json") for each in (self.against, self.built.folder))
+        journal, statement = (beside(self.built.folder, name) for name in ("journal.jsonl", "intoto.jsonl"))
+        recorded = beside(self.against, "journal.jsonl")
+        tests = {"bytes": not self.verdict.differences, "journal": not self.divergences}
+        failing = RESULTS[self.verdict.outcome] is Result.FAILED
+        astray = tuple(name for name, equal in tests.items() if not equal)
+        return Judged(
+            verb="rebuild",
+            outcome=self.verdict.outcome,
+            files={path: record.sha256 for path, record in read_manifest(theirs).files.items()},
+            against={
+                "recipe": recipe.digest,
+                "manifest": sha256_file(theirs),
+                "environment": environment_of(statement),
+                **({"journal": sha256_file(recorded)} if recorded.exists() else {}),
+            },
+            passed=tuple(name for name, equal in tests.items() if equal),
+            warned=() if failing else astray,
+            failed=astray if failing else (),
+            details={
+                "tiny": tiny,
+                "hardware": hardware_of(statement),
+                "manifest": sha256_file(ours),
+                "journal": sha256_file(journal),
+                "divergences": [f"{each.block or 'header'}: {each.field}" for each in self.divergences[:NAMED]],
+            },
+        )
 
 
 def rebuild(

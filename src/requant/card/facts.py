@@ -256,13 +256,16 @@ def _recorded(recorded: Recorded) -> Found:
 
 def _coverage(records: Records) -> Found:
     covered, file = records.covered, "audits/"
-    if covered is None or not covered.counted:
+    if covered is None or not covered.decided:
         return
-    yield "audits.counted", Fact(len(covered.counted), file)
-    yield "audits.blocks", Fact(sum(each.parties > 0 for each in covered.blocks), file)
-    yield "audits.twice", Fact(sum(each.parties > 1 for each in covered.blocks), file)
+    *blocks, untuned = (each.parties if covered.named else each.claims for each in (*covered.blocks, covered.untuned))
+    counted = [each for each in covered.counted.values() if each.party.key or not covered.named]
+    yield "audits.counted", Fact(len(counted), file)
+    yield "audits.apart", Fact("keys of a list of builders" if covered.named else "the names that they give", file)
+    yield "audits.blocks", Fact(sum(each > 0 for each in blocks), file)
+    yield "audits.twice", Fact(sum(each > 1 for each in blocks), file)
     yield "audits.negative", Fact(covered.negatives, file)
-    yield "audits.untuned", Fact(covered.untuned.parties, file)
+    yield "audits.untuned", Fact(untuned, file)
 
 
 def text(fact: Fact) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from requant.audit.builders import builders_of
 from requant.audit.coverage import Coverage, coverage
 from requant.build import RECORDED, beside, stem
 from requant.build.rebuild import find
@@ -107,7 +108,7 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
         intent=read_intent(recipe.lockfiles, environment),
         baseline=known,
         recorded=_recorded(recipe, tiny, place) if there else None,
-        covered=coverage(recipe, tiny) if there and build is None else None,
+        covered=coverage(recipe, tiny, builders_of(recipe)) if there and build is None else None,
         inspection=_inspected(place, known) if build and any(place.glob(f"*{SUFFIX}")) else None,
     )
 

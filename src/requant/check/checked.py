@@ -21,9 +21,11 @@ from requant.check.findings import (
     accuses,
     merge,
 )
+from requant.evidence.outcomes import Judged
 from requant.rounding import ways as rounding
 from requant.rounding.reach import Reach, tightest
 
+UNKNOWN = "in no known way"
 SHOWN = 6
 """Names that a line of notes has."""
 
@@ -145,6 +147,25 @@ class Checked:
             lines.append(f"{self.resumed:,} bytes were read in an earlier run")
         return [*lines, "what each loader makes of it, `requant inspect` says"]
 
+    def judged(self, files: Mapping[str, str], against: Mapping[str, str], asked: Mapping[str, Any]) -> Judged:
+        """Return the check as what is signed: of these files, held against base and recipe, as it was `asked` for."""
+        return Judged(
+            verb="check",
+            outcome=self.outcome,
+            files=files,
+            against=against,
+            passed=tuple(sorted(name for name, way in self.layers.items() if way not in (UNKNOWN, FAITHFUL, NEAR))),
+            warned=tuple(dict.fromkeys(each.tensor for each in self.unmodelled)),
+            failed=tuple(dict.fromkeys(each.tensor for each in self.findings)),
+            details={
+                **asked,
+                "ways": self.ways,
+                "findings": dict(sorted(Counter(each.kind for each in self.findings).items())),
+                "read": self.read,
+                "total": self.total,
+            },
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return the check as `--json` prints it."""
         tuned = self.tuned()
@@ -174,7 +195,7 @@ def judge(
         else:
             way, found = _likeliest(whole)
         findings += found
-        layers[name] = "in no known way" if any(map(accuses, found)) else way
+        layers[name] = UNKNOWN if any(map(accuses, found)) else way
         if whole.counts.codes:
             block, projection = _position(name)
             kind = {TUNED: "tuned", NEAR: "near"}.get(way, "rounded")

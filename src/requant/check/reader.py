@@ -3,6 +3,7 @@
 A range is read into a buffer that the caller owns and uses again, so that memory does not grow with the checkpoint.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from requant.check.place import Place
 from requant.checkpoint.files import SUFFIX, is_companion, list_files
 from requant.checkpoint.loadable import Loadable, deciding, findings, opened
 from requant.checkpoint.safetensors import header_text, parse_header
-from requant.digest import canonical_json, read_whole, sha256, side_limit
+from requant.digest import CHUNK, canonical_json, read_whole, sha256, sha256_chunks, sha256_file, side_limit
 from requant.errors import CheckpointError
 from requant.formats.codec import Declaration
 from requant.hub.repository import Repository, named
@@ -150,6 +151,16 @@ class Folder:
     def whole(self, name: str) -> bytes:
         """Return the bytes of a small file; raise CheckpointError where it is not there."""
         return _told(name, lambda: read_whole(self._paths[name], side_limit(name)))
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of every file: of weights as they are open, whatever stands under their name by now."""
+        return {name: _told(name, partial(self._digest, name)) for name in self._paths}
+
+    def _digest(self, name: str) -> str:
+        if name not in self._open:
+            return sha256_file(self._paths[name])
+        starts = itertools.count(0, CHUNK)
+        return sha256_chunks(iter(lambda: os.pread(self._open[name], CHUNK, next(starts)), b""))
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """Fill a buffer with the bytes of a safetensors file; raise CheckpointError where they have gone."""

@@ -17,7 +17,7 @@ import typer
 # isort: off
 from requant.cli import new, build, tiny, plan, trial, render  # noqa: F401
 from requant.cli import verify, check, diff, inspect, identify, audit, rebuild, coverage, show  # noqa: F401
-from requant.cli import manifest, repair, card  # noqa: F401
+from requant.cli import manifest, sign, keys, repair, card  # noqa: F401
 from requant.cli import lock, dockerfiles, image, pins, update  # noqa: F401
 # isort: on
 
@@ -29,7 +29,7 @@ from requant.errors import NotAvailableError, RequantError, UsageError
 RESUMED = ("build", "rebuild")
 """Commands that, started again, resume an interrupted build after its last completed block."""
 
-for group in (app, show.show, update.update):
+for group in (app, keys.keys, show.show, update.update):
     for each in group.registered_commands:
         each.cls = Command
 

@@ -16,7 +16,19 @@ from requant.audit.references import known
 from requant.build import beside
 from requant.build.inputs import inputs_for
 from requant.build.workplace import scratch
-from requant.cli.options import VERIFY, AsJson, CheckpointFolder, SandboxOption, Size, app, recipes, tiny_size
+from requant.cli.options import (
+    VERIFY,
+    AsJson,
+    BundleFile,
+    CheckpointFolder,
+    SandboxOption,
+    SignKey,
+    Size,
+    app,
+    recipes,
+    tiny_size,
+)
+from requant.cli.sign import outcome_signer
 from requant.cli.terminal import out, print_json, progress, say
 from requant.environment.install import cache
 from requant.protocol import HINTS
@@ -99,6 +111,8 @@ def audit(
     record: Annotated[
         bool, typer.Option("--record", help="Write the audit to the folder audits/ of the recipe.")
     ] = False,
+    sign: SignKey = None,
+    bundle: BundleFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune chosen blocks of a checkpoint again, and compare them bit by bit; and compare all that is not tuned.
@@ -113,7 +127,7 @@ def audit(
     read = read_recipe(recipe)
     stand_in = tiny_size(tiny, size)
     if record and not auditor:
-        raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
+        raise typer.BadParameter("--record needs --auditor NAME: it stands in the audit, signed or not")
     name = party(auditor or "nobody")
     if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
         raise typer.BadParameter(
@@ -129,6 +143,7 @@ def audit(
     followed = (hints or beside(checkpoint.absolute(), HINTS)) if portable else None
     if followed:
         confirm(followed, reference.lines)
+    signed = outcome_signer(sign, bundle, checkpoint, "audit")
     challenge = Challenge(seed, sample) if sample else None
     if challenge:
         chosen = tuple(names.index(each) for each in draw(names, challenge))
@@ -157,8 +172,21 @@ def audit(
             out.print(escape(line))
         out.print(f"[bold]{done.outcome}[/]")
     if record:
-        say(f"recorded {escape(str(write_audit(read, done)))}: docs/audit.md says how to submit it")
+        path = write_audit(read, done)
+        say(f"recorded {escape(str(path))}: docs/audit.md says how to submit it")
+        if sign:
+            say(f"signed as well: {escape(str(sign_audit(path, sign)))}")
+    if signed:
+        signed(done.judged())
     raise typer.Exit(done.exit_status)
+
+
+def sign_audit(path: Path, key: Path) -> Path:
+    """Sign a recorded audit, and return the bundle: coverage counts by it."""
+    from requant.evidence.keys import read_private
+    from requant.evidence.signatures import sign_file
+
+    return sign_file(path, read_private(key))
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -7,9 +7,12 @@ import typer
 from rich import progress as rich_progress
 from rich.markup import escape
 
-from requant.cli.options import CPUS, VERIFY, AsJson, Threads, app, recipes
+from requant.cli.options import CPUS, VERIFY, AsJson, BundleFile, SignKey, Threads, app, recipes
+from requant.cli.sign import outcome_signer
 from requant.cli.terminal import SHOWN, out, print_json, progress
 from requant.environment.install import cache
+from requant.errors import UsageError
+from requant.progress import Progress
 from requant.recipe import read_recipe
 
 
@@ -44,11 +47,14 @@ def check(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over, even if an interrupted check could be resumed.")
     ] = False,
+    sign: SignKey = None,
+    bundle: BundleFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether every weight follows from the base: copied, rounded, or within what tuning can reach."""
     import requant.check  # numba takes half a second to import
-    from requant.check.reader import open_reader
+    from requant.check.reader import Folder, open_reader
+    from requant.evidence.outcomes import identity
     from requant.hub.repository import named
 
     read = read_recipe(recipe) if recipe else None
@@ -56,6 +62,11 @@ def check(
     for each in (checkpoint, base):
         if not Path(each).exists():
             named(each)  # both, before the first one's headers are fetched
+    for each in (checkpoint, base) if sign else ():
+        if not Path(each).exists():
+            advice = f"Download it and name the folder: {each} is not read whole over the network."
+            raise UsageError("--sign names every file by its SHA-256, so checkpoint and base must be here", advice)
+    signed = outcome_signer(sign, bundle, Path(checkpoint), "check")
     resume = None if fresh else cache() / "check"
     with (
         open_reader(checkpoint) as theirs,
@@ -64,6 +75,11 @@ def check(
     ):
         options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
         checked = requant.check.check(theirs, ours, recipe=read, tiny=tiny, tell=tell, **options)
+        if signed and isinstance(theirs.files, Folder) and isinstance(ours.files, Folder):
+            tell(Progress("hash both, to sign"))
+            against = {"base": identity(ours.files.digests()), **({"recipe": read.digest} if read else {})}
+            asked = {"tiny": tiny, "sample": sample, "seed": seed}
+            signed(checked.judged(theirs.files.digests(), against, asked))
     if as_json:
         print_json("requant.check/1", checked.as_json())
     else:

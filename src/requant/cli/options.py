@@ -98,6 +98,28 @@ SandboxOption = Annotated[
         f"{', '.join(get_args(SandboxName))} (docs/sandboxes.md).",
     ),
 ]
+SignKey = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the outcome, whatever it is, with this key: docs/signing.md."),
+]
+BundleFile = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="FILE", help="With --sign, where to. Without it, beside the checkpoint."),
+]
+Builders = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Builders and their keys. Without it, builders.toml beside the recipe's folder."),
+]
+Require = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fail unless this many independent builders of the list have confirmed all of it."),
+]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHO", help="A builder of the list, or a public key, whose word alone is enough; can be repeated."
+    ),
+]
 Size = Annotated[SizeName | None, typer.Option(help="The size of the tiny model; needs --tiny.", show_default="demo")]
 Threads = Annotated[int, typer.Option(min=1, help="Number of threads that read and compare.", show_default="all CPUs")]
 

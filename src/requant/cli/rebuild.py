@@ -7,8 +7,22 @@ import typer
 from rich.markup import escape
 
 import requant.build.rebuild
+from requant.audit.parties import write_rebuild
 from requant.build import stem
-from requant.cli.options import VERIFY, AsJson, Fresh, NewCheckpoint, RecipePath, SandboxOption, Size, app, tiny_size
+from requant.cli.options import (
+    VERIFY,
+    AsJson,
+    BundleFile,
+    Fresh,
+    NewCheckpoint,
+    RecipePath,
+    SandboxOption,
+    SignKey,
+    Size,
+    app,
+    tiny_size,
+)
+from requant.cli.sign import outcome_signer
 from requant.cli.terminal import print_json, progress, say, show
 from requant.recipe import read_recipe
 from requant.verdict import EXIT_STATUS
@@ -32,17 +46,27 @@ def rebuild(
     sandbox: SandboxOption = "auto",
     out_folder: NewCheckpoint = None,
     fresh: Fresh = False,
+    sign: SignKey = None,
+    bundle: BundleFile = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="With --sign, write the outcome to the recipe's folder rebuilds/, too."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a recipe again, and say whether its bytes and journal are those of another build, or where they diverge."""
     read = read_recipe(recipe)
     stand_in = tiny_size(tiny, size)
+    out = out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt")
+    signed = outcome_signer(sign, bundle, out, "rebuild")
+    if record and not sign:
+        raise typer.BadParameter("--record needs --sign KEY: a rebuild counts by its key")
     with progress() as tell:
         rebuilt = requant.build.rebuild.rebuild(
             read,
             against or read.path.parent,
             tiny=stand_in,
-            out=out_folder or Path("out", f"{read.name}-{stem(stand_in)}-rebuilt"),
+            out=out,
             replace_existing=out_folder is None,
             fresh=fresh,
             sandbox=sandbox,
@@ -54,4 +78,9 @@ def rebuild(
         print_json("requant.rebuild/1", rebuilt.as_json())
     else:
         show(rebuilt.verdict, f"compared with {rebuilt.against}.manifest.json and journal.jsonl")
+    if signed:
+        bundle = signed(rebuilt.judged(read, stand_in))
+        if record:
+            path = write_rebuild(read, bundle.read_bytes())
+            say(f"recorded {escape(str(path))}: docs/audit.md says how to submit it")
     raise typer.Exit(EXIT_STATUS[rebuilt.verdict.outcome])

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from requant.checkpoint.manifest import read_manifest
 from requant.cli.options import VERIFY, AsJson, Group, app
-from requant.cli.terminal import out, print_json
+from requant.cli.terminal import SHOWN, out, print_json
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.journal import read_journal
 from requant.evidence.show import journal_json, journal_lines
@@ -41,3 +42,39 @@ def journal(
         print_json("requant.journal/2", journal_json(read))
         return
     out.lines(map(escape, journal_lines(read)))
+
+
+@show.command(epilog="Example: requant show bundle builds/ec/mini.sigstore.json --key ada.pub")
+def bundle(
+    path: Annotated[Path, typer.Argument(help="A bundle, as `requant sign` writes it.")],
+    key: Annotated[list[Path], typer.Option(metavar="KEY", help="A public key that you trust; can be repeated.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Refuse a statement about other files than those of this manifest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a signed statement, and print who signed it and what it says of which files."""
+    from requant.evidence.keys import read_public
+    from requant.evidence.outcomes import told
+    from requant.evidence.signatures import confirm_subjects, verify_file
+    from requant.evidence.summaries import SUMMARY
+
+    signed = verify_file(path, [*map(read_public, key)])
+    try:
+        outcome = told(signed)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if manifest:
+        files = read_manifest(manifest).files
+        confirm_subjects(signed, {name: each.sha256 for name, each in files.items()}, str(path))
+    if as_json:
+        print_json("requant.bundle/1", signed.as_json())
+        return
+    out.lines(map(escape, [*signed.text(), *(outcome.text() if outcome else ())]))
+    if signed.predicate_type == SUMMARY:
+        out.print(escape(f"{signed.predicate.get('verificationResult')}: {signed.predicate.get('verifiedLevels')}"))
+    for kind, colour in (("failedTests", "red"), ("warnedTests", "yellow")) if outcome else ():
+        named = signed.predicate[kind]
+        out.lines(f"[{colour}]{kind.removesuffix('Tests')}[/] {escape(str(each))}" for each in named[:SHOWN])
+        if len(named) > SHOWN:
+            out.print(f"and {len(named) - SHOWN} more; --json lists them")

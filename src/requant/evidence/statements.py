@@ -1,4 +1,4 @@
-"""How a checkpoint came about: an in-toto Statement v1 with a SLSA Provenance v1 predicate, not signed yet.
+"""How a checkpoint came about: an in-toto Statement v1 with a SLSA Provenance v1 predicate.
 
 Formats: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance. Subjects and dependencies are
 named by SHA-256 only. Times, memory and host facts stand here and nowhere else.
@@ -13,6 +13,7 @@ from typing import Any
 from requant.digest import MAX_STATEMENT, canonical_json, read_whole, sha256, strict_json
 from requant.errors import CheckpointError
 
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 BUILD_TYPE = "urn:requant:build:2"
 
 
@@ -74,7 +75,7 @@ def statement(subjects: Mapping[str, str], built: Provenance) -> bytes:
 def in_toto(subjects: Mapping[str, str], predicate_type: str, predicate: Mapping[str, Any]) -> bytes:
     """Return an in-toto Statement v1 as one line of canonical JSON: what is said of files, each by SHA-256."""
     value = {
-        "_type": "https://in-toto.io/Statement/v1",
+        "_type": STATEMENT_TYPE,
         "subject": [_resource(name, digest) for name, digest in sorted(subjects.items())],
         "predicateType": predicate_type,
         "predicate": _whole(predicate),
