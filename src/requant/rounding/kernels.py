@@ -339,3 +339,37 @@ def above(values, bounds, least, found):
                     counts[i] += np.int32(1) if some[i] > bound else np.int32(0)
         for i in range(size):
             found[start + i] = np.uint8(counts[i])
+
+
+@njit(**_OPTIONS)
+def nearest(weights, codes, zeros, scales, group, top, inputs, outputs, unit, away, off):
+    """Measure how far codes are from weight / scale + zero point, and say which are not the nearest to it.
+
+    `weights` float32 and `codes` uint8, 0 to `top`, are [rows, columns], `zeros` and `scales` float32 [rows, groups].
+    A weight may err by the share `inputs` float32 [columns] and `outputs` float32 [rows] of itself, and a code that is
+    not whole yet by the share `unit`. Writes distances in steps into `away` float32 [rows, columns], and into `off`
+    uint8 1 where a code is not the nearest. What clamping explains is no distance: a clipped range may end one code
+    before 0 and `top`, where both of its ends were rounded.
+    """
+    columns = weights.shape[1]
+    close = HALF + np.float32(unit * (top + 1))
+    for r in range(weights.shape[0]):
+        for g in range(scales.shape[1]):
+            first, last = g * group, min((g + 1) * group, columns)
+            scale, zero = scales[r, g], zeros[r, g]
+            least, most = np.int32(top), np.int32(0)
+            for c in range(first, last):
+                code = np.int32(codes[r, c])
+                least = code if code < least else least
+                most = code if code > most else most
+            least = least if least < 2 else np.int32(0)
+            most = most if most > top - 2 else np.int32(top)
+            for c in range(first, last):
+                code, quotient = np.int32(codes[r, c]), weights[r, c] / scale
+                distance = np.float32(code) - (quotient + zero)
+                if (code <= least and distance > 0) or (code >= most and distance < 0):
+                    distance = NONE
+                distance = np.abs(distance)
+                away[r, c] = distance
+                limit = close + (inputs[c] + outputs[r]) * np.abs(quotient)
+                off[r, c] = np.uint8(0) if distance <= limit else np.uint8(1)
