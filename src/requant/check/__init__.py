@@ -32,7 +32,7 @@ from requant.check.finished import Finished
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import Stored, settle
-from requant.check.scaled import scale
+from requant.check.scaled import beside_unknown, scale
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, Window, trace
 from requant.check.tied import needed
@@ -182,6 +182,9 @@ def traced_spans(
         planned=planned,
     )
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
+    if scheme and scheme.scales and scheme.foreign:
+        spans = beside_unknown(spans)
+        said += [each for each in unmodelled(spans) if each not in said]
     packed = sum(span.quantized for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
     strange, narrow = narrow is None, "BF16" in _converted(spans, checkpoint) if narrow is None else narrow

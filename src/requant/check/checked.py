@@ -141,7 +141,8 @@ class Checked:
         near = sum((each["near"] for each in self.statistics.values() if "near" in each), Counts())
         if near.whole:
             error = sqrt(near.missed / near.whole)
-            lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square")
+            share = f", {sqrt(near.missed / near.best):.2f} times what rounding to nearest leaves" if near.best else ""
+            lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square{share}")
         if self.read < self.total:
             lines.append(
                 f"a sample: {self.total - self.read:,} of {self.total:,} bytes were not read, among them all of "

@@ -106,6 +106,11 @@ class Scheme:
         return str(self.value.get("version", "gemm")).lower() == "gemm" and _is(self.value.get("bits"), 4)
 
     @property
+    def scales(self) -> bool:
+        """Whether channels of norms and biases are scaled with the layers beside them."""
+        return self.value.get("quant_method") == "awq" and self.strange_tool
+
+    @property
     def strange_tool(self) -> bool:
         """Whether another tool than AutoRound made it, whose ways of rounding are not all known."""
         stated = self.value.get("quant_method") in METHODS or self.value.get("provider") == "auto-round"

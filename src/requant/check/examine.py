@@ -111,7 +111,7 @@ def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, 
     counts = _counts(seen, steps, far, moved)
     if sums:
         missed, whole = (float(each.sum(dtype=np.float64)) for each in sums)
-        counts = replace(counts, missed=missed, whole=whole)
+        counts = replace(counts, missed=missed, whole=whole, best=seen.integers.least(as_floats(seen.weights)))
     return Measured(findings, counts)
 
 
@@ -241,9 +241,7 @@ def _missed(seen: Packed) -> tuple[Array, Array]:
     span = seen.span
     wide = as_floats(seen.weights)
     starts = np.arange(0, span.columns, span.group)
-    places = np.arange(span.columns) // span.group
-    decoded = (seen.codes - seen.zeros.T[:, places].astype(np.float32)) * seen.scales.T[:, places].astype(np.float32)
-    missed = np.add.reduceat((decoded - wide) ** 2, starts, axis=1).T
+    missed = np.add.reduceat((seen.integers.decode() - wide) ** 2, starts, axis=1).T
     return missed, np.add.reduceat(wide**2, starts, axis=1).T
 
 

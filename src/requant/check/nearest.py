@@ -27,9 +27,7 @@ def whole_numbers(window: Window, checkpoint: Reader, base: Reader) -> Integers 
     """Return what is stored of some rows as whole numbers; None for a tensor or a format that has none."""
     span = window.span
     if span.packing:
-        seen = read_packed(window, span.packing, checkpoint, base)
-        zeros, scales = (np.ascontiguousarray(each.T, np.float32) for each in (seen.zeros, seen.scales))
-        return Integers(seen.codes.copy(), zeros, scales, span.group, span.packing.top)
+        return read_packed(window, span.packing, checkpoint, base).integers
     if not isinstance(span.codec, Packed | Plain):
         return None
     held = Stored.of(span, checkpoint, base)

@@ -91,7 +91,7 @@ def recompute(
     weights = as_floats(read_weights(base, span, first, last - first))
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
-    fits = False
+    fits, reference = False, None
     for formula in formulas(held.codec):
         if fits and not every:
             break
@@ -99,6 +99,7 @@ def recompute(
             continue
         made = formula.encode(weights, held.dtype, stored)
         findings[formula.name] = tuple(_differences(span, held, made, stored, first))
+        reference = reference or {**stored, **made}
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
@@ -107,9 +108,10 @@ def recompute(
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
         missed, whole = squares(held.codec.decode(stored, span.columns), weights)
+        best, _ = squares(held.codec.decode(reference or stored, span.columns), weights)
     findings[NEAR] = tuple(far_from(named(span.name, held.codes), first, missed, whole))
-    finite = np.where(np.isfinite(missed), missed, whole)
-    return Measured(findings, replace(counts, missed=float(finite.sum()), whole=float(whole.sum())))
+    finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
+    return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))
 
 
 def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> bool:

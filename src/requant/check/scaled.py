@@ -117,6 +117,17 @@ def scale(spans: Sequence[Span], checkpoint: Reader, base: Reader) -> list[Span]
     return [*(found | plain).values()]
 
 
+def beside_unknown(spans: Sequence[Span]) -> list[Span]:
+    """Return spans, norms and biases in blocks not modelled: they may be scaled with layers that nobody can read."""
+    said = "it may be scaled with layers that are not modelled"
+    return [
+        replace(span, unmodelled=said)
+        if not span.quantized and span.last - span.first == 1 and _BLOCK.fullmatch(span.name)
+        else span
+        for span in spans
+    ]
+
+
 def _norms(found: Mapping[str, Span]) -> Iterator[tuple[Span, list[Span]]]:
     """Yield the norms of blocks, as far as layers read what they put out, with these layers."""
     blocks: dict[str, dict[str, Span]] = {}
@@ -189,7 +200,8 @@ def sample(span: Span, checkpoint: Reader, base: Reader) -> Sample | None:
     window = Window(span, 0, min(rows, max(SAMPLE // align, 1) * align), 0)
     if span.unmodelled or (stored := whole_numbers(window, checkpoint, base)) is None:
         return None
-    return Sample(as_floats(read_weights(base, replace(span, factors=None), 0, window.last)).copy(), stored)
+    codes = stored.codes.copy()  # those of words lie in a buffer that is used again
+    return Sample(as_floats(read_weights(base, span, 0, window.last)), replace(stored, codes=codes))
 
 
 def _is_made(span: Span, checkpoint: Reader, base: Reader) -> bool:
