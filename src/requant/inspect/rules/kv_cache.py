@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint.checkpoint import open_checkpoint
-from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import FLOATS, widen
 from requant.formats.declarations import stated
 from requant.inspect.findings import Finding
@@ -102,14 +101,10 @@ def _declared(value: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _specs(seen: Seen) -> dict[str, Spec]:
-    return {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
-
-
 def _scales(seen: Seen) -> dict[str, dict[str, str]]:
     """Return the names of scales of k, of v, or of both as `kv`, by the attention that they belong to."""
     found: dict[str, dict[str, str]] = {}
-    for name, spec in _specs(seen).items():
+    for name, spec in seen.tensors.items():
         if spec.dtype in FLOATS and (match := _SCALE.fullmatch(name)):
             found.setdefault(match[1], {})[match[2]] = name
     return found
@@ -124,7 +119,7 @@ def _halves(seen: Seen) -> set[str]:
     if any(each.get("num_kv_shared_layers") for each in (seen.config, text) if isinstance(each, dict)):
         return set()
     both: dict[str, set[str]] = {}
-    for name in _specs(seen):
+    for name in seen.tensors:
         if match := _INPUTS.fullmatch(name):
             both.setdefault(match[1], set()).add(match[2])
     return {module for module, halves in both.items() if halves == {"k", "v"} and not _beside(module)}

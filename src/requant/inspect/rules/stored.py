@@ -25,9 +25,9 @@ _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def check(seen: Seen) -> Iterator[Finding]:
     """Yield layers that are stored otherwise than declared, and promised blocks that are not there."""
-    tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
-    yield from _promised(seen, tensors)
-    yield from _routers(seen, tensors)
+    layers = layers_of(seen.tensors)
+    yield from _promised(seen, seen.tensors)
+    yield from _routers(seen, layers)
     raw = stated(seen.config)
     try:
         declaration = declared(raw) if isinstance(raw, dict) else None
@@ -35,11 +35,10 @@ def check(seen: Seen) -> Iterator[Finding]:
         yield seen.unmodelled("N01", ["config.json: quantization_config"], f"Not modelled: {error}.")
         return
     if declaration:
-        yield from _stored(seen, declaration, tensors)
+        yield from _stored(seen, declaration, layers)
 
 
-def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
-    layers = layers_of(tensors)
+def _stored(seen: Seen, declaration: Declaration, layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
     coded = {layer for layer, held in layers.items() if holds_codes(held)}
     for layer, held in layers.items():
         try:
@@ -64,11 +63,11 @@ def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -
         yield seen.error("D31", [f"{layer}.weight"], f"Declared {codec.name}: the layer is float.")
 
 
-def _routers(seen: Seen, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+def _routers(seen: Seen, layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
     """Yield routers in codes: which loaders have a place for them is known for Qwen3.5-MoE alone (D14)."""
     if seen.modelled:
         return
-    routers = (layer for layer, held in layers_of(tensors).items() if ROUTERS.fullmatch(layer) and holds_codes(held))
+    routers = (layer for layer, held in layers.items() if ROUTERS.fullmatch(layer) and holds_codes(held))
     if names := [*routers]:
         text = "A router in codes: some loaders build it as a float whatever is declared. Not modelled for this class."
         yield seen.unmodelled("N01", names, text)
