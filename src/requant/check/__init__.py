@@ -29,6 +29,7 @@ from requant.check.declared import (
 from requant.check.examine import examine
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
+from requant.check.key_values import key_values
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import Stored, settle
@@ -98,7 +99,7 @@ def check(
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("not modelled", name, detail=why) for name, why in checkpoint.beyond]
     if checkpoint.declaration:
-        findings.append(Finding("not modelled", "tokenizer, hyperparameters", detail="key-values of GGUF files"))
+        findings += key_values(checkpoint.values, checkpoint.lists, ours)
     else:
         findings += bind(theirs, ours, scheme.foreign if scheme else "", dtypes)
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
