@@ -78,7 +78,7 @@ def key_values(values: Mapping[str, Value], lists: Mapping[str, Long], base: Sid
     """Return what key-values say otherwise than the base's files, and which of them are not compared."""
     config = _config(base)
     tokenizer = _json(base, "tokenizer.json")
-    listed = {**lists, **{key: each for key, each in values.items() if isinstance(each, tuple)}}
+    listed: dict[str, Listed] = {**lists, **{key: each for key, each in values.items() if isinstance(each, tuple)}}
     values = {key: each for key, each in values.items() if key not in listed}
     return [
         *_architecture(values, config),
@@ -179,8 +179,10 @@ def _same(found: Any, wanted: Any) -> bool:
     """Say whether a value is the base's; floats are stored in float32."""
     if isinstance(found, bool | str) or isinstance(wanted, bool | str):
         return type(found) is type(wanted) and bool(found == wanted)
-    numbers = isinstance(found, int | float) and isinstance(wanted, int | float)
-    return numbers and bool(np.float32(found) == np.float32(wanted))
+    if not (isinstance(found, int | float) and isinstance(wanted, int | float)):
+        return False
+    small = all(abs(each) < np.finfo(np.float32).max for each in (found, wanted))
+    return found == wanted or (small and bool(np.float32(found) == np.float32(wanted)))
 
 
 def _lists(lists: Mapping[str, Listed], config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Iterator[Finding]:
