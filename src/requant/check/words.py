@@ -1,6 +1,7 @@
 """Reading rows of layers in GPTQ's and AWQ's words: codes, scales, zero points, and the order of inputs."""
 
 import threading
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Scratch(threading.local):
 
     def take(self, name: str, dtype: Any, *shape: int) -> Array:
         """Return an array of undefined content."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = prod(shape) * np.dtype(dtype).itemsize
         if name not in self.buffers or self.buffers[name].size < size:
             self.buffers[name] = np.empty(size, np.uint8)
         taken: Array = self.buffers[name][:size].view(dtype).reshape(shape)
