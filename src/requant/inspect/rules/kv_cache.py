@@ -14,6 +14,7 @@ from requant.checkpoint.checkpoint import open_checkpoint
 from requant.formats.codec import FLOATS, widen
 from requant.formats.declarations import stated
 from requant.inspect.findings import Finding
+from requant.inspect.headers import MODELOPT
 from requant.inspect.rules.seen import Seen
 
 _SCALE = re.compile(r"(.+?)(?:\.(?:[kv]|qkv|qkqkv)_proj)?\.(k|v|kv)_scale")
@@ -24,10 +25,14 @@ UNTOLD = "compressed-tensors"
 
 def check(seen: Seen) -> Iterator[Finding]:
     """Yield what is declared of the cache and what is there, by headers alone."""
-    raw = stated(seen.config)
+    raw, beside = stated(seen.config), seen.headers.object(MODELOPT)
     value = raw if isinstance(raw, dict) else {}
     found = _scales(seen)
     key, said = _declared(value)
+    if beside is not None and isinstance(raw, dict) and bool(key) != bool(_declared(beside)[0]):
+        there = f"config.json: {key}" if key else MODELOPT
+        text = f"A KV cache in codes is declared there alone, and not in {MODELOPT if key else 'config.json'}."
+        yield seen.error("D04", [there], text)
     if not key:
         if found:
             text = (

@@ -7,11 +7,13 @@ what it is not, or not at all. Which loader then does what is not modelled.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import FLOATS, Declaration, holds_codes, layers_of, named
 from requant.formats.declarations import declared, left_float, stated
 from requant.inspect.findings import Finding
+from requant.inspect.headers import MODELOPT
 from requant.inspect.rules.seen import Seen
 
 SIDE = 1 << 12
@@ -28,14 +30,40 @@ def check(seen: Seen) -> Iterator[Finding]:
     layers = layers_of(seen.tensors)
     yield from _promised(seen, seen.tensors)
     yield from _routers(seen, layers)
-    raw = stated(seen.config)
-    try:
-        declaration = declared(raw) if isinstance(raw, dict) else None
-    except ValueError as error:
-        yield seen.unmodelled("N01", ["config.json: quantization_config"], f"Not modelled: {error}.")
-        return
-    if declaration:
+    read: dict[str, Declaration] = {}
+    for where, raw in _stated(seen).items():
+        try:
+            if declaration := declared(raw):
+                read[where] = declaration
+        except ValueError as error:
+            yield seen.unmodelled("N01", [where], f"Not modelled: {error}.")
+    for declaration in [*read.values()][:1]:
         yield from _stored(seen, declaration, layers)
+    if len(read) > 1:
+        yield from _apart(seen, read, layers)
+
+
+def _stated(seen: Seen) -> dict[str, Mapping[str, Any]]:
+    """Return what is declared, by its place, the one that vLLM 0.33.0 reads first (`get_quant_config`)."""
+    beside = seen.headers.object(MODELOPT)
+    found = {"config.json: quantization_config": stated(seen.config)}
+    found |= {MODELOPT: {"quant_method": "modelopt", **beside}} if beside else {}
+    return {where: value for where, value in found.items() if isinstance(value, dict)}
+
+
+def _apart(seen: Seen, read: Mapping[str, Declaration], layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
+    """Yield the layers of which a side file says otherwise than config.json."""
+    said: dict[tuple[str, ...], list[str]] = {}
+    for layer, held in layers.items():
+        if any(name in held for name in ("weight", "weight_packed")):
+            with suppress(ValueError):  # `check` says of each layer why it is not modelled
+                codecs = [declaration.codec(layer) for declaration in read.values()]
+                forms = tuple(codec.name if codec else "float" for codec in codecs)
+                if len({*forms}) > 1:
+                    said.setdefault(forms, []).append(layer)
+    for forms, names in said.items():
+        told = " and ".join(f"{form} in {where.partition(':')[0]}" for form, where in zip(forms, read, strict=True))
+        yield seen.error("D04", names, f"Declared {told}: tools do not agree on which one to read.")
 
 
 def _stored(seen: Seen, declaration: Declaration, layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
