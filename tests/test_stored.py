@@ -157,3 +157,48 @@ def test_a_router_in_the_words_of_gptq(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", "quantization_config": said}))
     named = [each for each in inspect(read_headers(tmp_path)).findings if "router" in each.consequence]
     assert [(each.rule, each.subjects) for each in named] == [("N01", (gate,))]
+
+
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"], "kv_cache_scheme": None}
+PRODUCED: dict[str, Any] = {
+    "producer": {"name": "modelopt"},
+    "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]},
+}
+EXCLUDED = {"quant_algo": "FP8", "exclude_modules": ["lm_head", "model.layers.0.b"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "wanted"),
+    [
+        (MODELOPT, PRODUCED, set()),
+        (None, PRODUCED, set()),
+        (MODELOPT, {"quantization": EXCLUDED}, {("D04", ("model.layers.0.b",))}),
+        (None, {"quantization": EXCLUDED}, {("D32", ("model.layers.0.b.weight",))}),
+        (
+            MODELOPT,
+            {"quantization": {**PRODUCED["quantization"], "quant_algo": "NVFP4"}},
+            {("D04", ("model.layers.0.a", "model.layers.0.b"))},
+        ),
+        (
+            MODELOPT,
+            {"quantization": {**PRODUCED["quantization"], "kv_cache_quant_algo": "FP8"}},
+            {("D04", ("hf_quant_config.json",))},
+        ),
+        (MODELOPT, {"quantization": {"quant_algo": "MIXED_PRECISION"}}, {("N01", ("hf_quant_config.json",))}),
+    ],
+)
+def test_modelopts_own_file_says_what_config_json_does(
+    config: dict[str, Any] | None, side: Any, wanted: set[tuple[str, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    tensors: dict[str, tuple[str, list[int], bytes]] = {"lm_head.weight": ("BF16", [4, 4], bytes(32))}
+    for layer in ("model.layers.0.a", "model.layers.0.b"):
+        tensors[f"{layer}.weight"] = ("F8_E4M3", [4, 4], bytes(16))
+        tensors |= {f"{layer}.{name}": ("F32", [], bytes(4)) for name in ("weight_scale", "input_scale")}
+    (tmp_path / "model.safetensors").write_bytes(shard(tensors))
+    stated = {"model_type": "llama", **({"quantization_config": config} if config else {})}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(side))
+    rules = {"D04", "D31", "D32", "D34"}
+    shown = {(each.rule, each.subjects) for each in inspect(read_headers(tmp_path)).findings}
+    told = {each for each in shown if each[0] in rules or each[1] == ("hf_quant_config.json",)}
+    assert told == wanted

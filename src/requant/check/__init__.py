@@ -26,14 +26,18 @@ from requant.check.declared import (
     unmodelled,
     zero_points,
 )
-from requant.check.examine import examine, shuffled, symmetric
+from requant.check.examine import examine
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
+from requant.check.key_values import key_values
+from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import Stored, settle
+from requant.check.scaled import beside_unknown, scale
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, Window, trace
 from requant.check.tied import needed
+from requant.check.words import shuffled, symmetric
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.digest import canonical_json, sha256
 from requant.errors import UsageError
@@ -52,7 +56,7 @@ CODED = 1 << 20
 """Weights of a layer that is made again in one window: what it takes as float32 stays in the processor's cache."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
-SCHEMA = 4
+SCHEMA = 5
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
 
@@ -95,7 +99,7 @@ def check(
     findings += [Finding("tensor twice", name, detail=f"also in {file}") for name, file in checkpoint.twice]
     findings += [Finding("not modelled", name, detail=why) for name, why in checkpoint.beyond]
     if checkpoint.declaration:
-        findings.append(Finding("not modelled", "tokenizer, hyperparameters", detail="key-values of GGUF files"))
+        findings += key_values(checkpoint.values, checkpoint.lists, ours)
     else:
         findings += bind(theirs, ours, scheme.foreign if scheme else "", dtypes)
     findings += [Finding("could be loaded", each.name, detail=each.why) for each in checkpoint.loadable]
@@ -134,10 +138,11 @@ def check(
     for number in sorted(results):
         window = windows[number]
         by_piece.setdefault(window.span.name, []).append(results[number])
-        if window.span.codec:
+        if window.span.recomputed:
             made_again.setdefault(window.span.name, []).append((window, results[number]))
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
     settled = settle(made_again, checkpoint, base)
+    settled |= {span.name: nearly(by_piece[span.name]) for span in spans if span.by_nearest and span.name in by_piece}
     judged, layers, statistics = judge(by_piece, settled)
     if recipe:  # nothing is left to a tool
         judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
@@ -178,10 +183,15 @@ def traced_spans(
         planned=planned,
     )
     spans, said = _as_declared(spans, scheme, checkpoint, ours)
+    if scheme and scheme.scales and scheme.foreign:
+        spans = beside_unknown(spans)
+        said += [each for each in unmodelled(spans) if each not in said]
     packed = sum(span.quantized for span in spans)
     packed += sum(each.kind == "not modelled" for each in traced)
     strange, narrow = narrow is None, "BF16" in _converted(spans, checkpoint) if narrow is None else narrow
     spans = [_of_floats(span, base, narrow, strange=strange) if span.packing else span for span in spans]
+    if strange:
+        spans = scale(spans, checkpoint, base)
     return spans, [*needed(traced, base, ours), *said, *presence(scheme, theirs, packed)], packed
 
 
@@ -205,7 +215,8 @@ def _as_declared(
         if span.group and (packing := span.packing):
             if scheme.format and scheme.format.layout == packing.layout:
                 span = replace(span, less=scheme.format.less)
-            span = replace(span, foreign=scheme.strange_tool)
+            strange = scheme.strange_tool
+            span = replace(span, foreign=strange, nearest=strange and packing.layout == "awq")
             said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
             if False in said:
                 middle = symmetric(checkpoint, span, packing)

@@ -14,6 +14,8 @@ from requant.check.findings import (
     FAITHFUL,
     NEAR,
     NOTES,
+    SCALED,
+    SMOOTHED,
     TUNED,
     Counts,
     Finding,
@@ -75,7 +77,11 @@ class Checked:
     def of(cls, found: Iterable[Finding], bound: Reach, packed: int, layers: Mapping[str, str], *rest: Any) -> Self:
         """Return a check, its findings sorted into violations, what is not modelled, and notes."""
         told = sorted(found, key=lambda each: (each.tensor, each.kind))
-        told += [Finding("not modelled", name, detail=way) for name, way in layers.items() if way in (FAITHFUL, NEAR)]
+        told += [
+            Finding("not modelled", name, detail=way)
+            for name, way in layers.items()
+            if way in (FAITHFUL, NEAR, SMOOTHED)
+        ]
         unmodelled = tuple(each for each in told if each.kind == "not modelled")
         notes = tuple(each for each in told if each.kind in NOTES)
         violations = tuple(each for each in told if each not in {*unmodelled, *notes})
@@ -137,7 +143,8 @@ class Checked:
         near = sum((each["near"] for each in self.statistics.values() if "near" in each), Counts())
         if near.whole:
             error = sqrt(near.missed / near.whole)
-            lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square")
+            share = f", {sqrt(near.missed / near.best):.2f} times what rounding to nearest leaves" if near.best else ""
+            lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square{share}")
         if self.read < self.total:
             lines.append(
                 f"a sample: {self.total - self.read:,} of {self.total:,} bytes were not read, among them all of "
@@ -198,7 +205,7 @@ def judge(
         layers[name] = UNKNOWN if any(map(accuses, found)) else way
         if whole.counts.codes:
             block, projection = _position(name)
-            kind = {TUNED: "tuned", NEAR: "near"}.get(way, "rounded")
+            kind = {TUNED: "tuned", NEAR: "near", SMOOTHED: "near"}.get(way, "rounded")
             for key in (kind, projection):
                 of_block = statistics.setdefault(block, {})
                 of_block[key] = of_block.get(key, Counts()) + whole.counts
@@ -207,7 +214,7 @@ def judge(
 
 def _likeliest(whole: Measured) -> tuple[str, tuple[Finding, ...]]:
     """Return the way that explains a tensor or layer best, and what it leaves."""
-    order = ("", COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
+    order = ("", SCALED, COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
     way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
     if NEAR in whole.findings and any(map(accuses, whole.findings[way])):
         way = NEAR  # what AutoRound's ways make of another tool's codes accuses nobody

@@ -88,18 +88,27 @@ class Scheme:
     def format(self) -> Format | None:
         """How codes lie in words; None where it is not known. What is not stated is AutoRound's default.
 
-        Of AWQ's checkpoints only AutoRound's own are known: other tools scale the weights before they round them.
+        AWQ has other orders for other kernels, of which only GEMM's is modelled.
         """
         method = self.value.get("quant_method")
         if method in METHODS:
             stated = self.value.get("packing_format", "auto_round:auto_gptq")
             found = FORMATS.get(stated) if isinstance(stated, str) else None
             return found if found and found.method == "auto-round" else None
-        if not isinstance(method, str) or (method == "awq" and self.strange_tool):
+        if not isinstance(method, str) or (method == "awq" and not self._is_gemm):
             return None
         if method == "gptq" and self.value.get("checkpoint_format", "gptq") == "gptq_v2":
             return GPTQ_V2
         return TOOLS.get(method)
+
+    @property
+    def _is_gemm(self) -> bool:
+        return str(self.value.get("version", "gemm")).lower() == "gemm" and _is(self.value.get("bits"), 4)
+
+    @property
+    def scales(self) -> bool:
+        """Whether channels of norms and biases are scaled with the layers beside them."""
+        return self.value.get("quant_method") == "awq" and self.strange_tool
 
     @property
     def strange_tool(self) -> bool:
@@ -156,7 +165,8 @@ class Scheme:
 
     def symmetric(self, layer: str) -> bool:
         """Say whether a layer's zero points are declared to be in the middle."""
-        return self.of(layer, "sym", True) is not False
+        zeros = self.value.get("quant_method") == "awq" and self.value.get("zero_point") is True
+        return self.of(layer, "sym", not zeros) is not False
 
     @cached_property
     def overrides(self) -> dict[str, Mapping[str, Any]]:

@@ -3,9 +3,7 @@
 A packed layer is tried in each way that it could have been made in; the first way without findings names it.
 """
 
-import threading
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -24,18 +22,18 @@ from requant.check.findings import (
     Measured,
     accuses,
 )
+from requant.check.nearest import examine_nearest
 from requant.check.packed import Packed
 from requant.check.reader import Reader
 from requant.check.recomputed import recompute
-from requant.check.spans import Span, Window
-from requant.check.weights import as_floats, in_pairs, read_weights
+from requant.check.spans import Window
+from requant.check.weights import as_floats, in_pairs
+from requant.check.words import read_packed, scratch
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats import ORDER as INDEX
-from requant.formats import PACKED, Packing, gptq
-from requant.formats.awq import ORDER
+from requant.formats import Packing
 from requant.formats.codec import narrow, widen
 from requant.rounding import ways as rounding
-from requant.rounding.kernels import along_inputs, along_outputs, distances, error, extremes, shares, unlike
+from requant.rounding.kernels import distances, error, shares, unlike
 from requant.rounding.reach import (
     SIGN,
     SMALLEST,
@@ -47,8 +45,6 @@ from requant.rounding.reach import (
     scale_possible,
 )
 
-CHUNK = 3 << 20
-"""Bytes of zero points read at once: whole words of any width of codes."""
 LAST = {*rounding.CHOSEN, EXTENDED}
 """Ways that are tried only where no other fits: they cost much, or allow more."""
 SHARE = 1 / 16
@@ -57,26 +53,10 @@ STRETCH = 1.25
 """A searched scale is at most so many times the widest: 8/(8 - 0.9) in 0.13.0, 1.21 where it was measured in 0.12.2."""
 
 
-class _Scratch(threading.local):
-    """A thread's own buffers, used again for every window."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, Array] = {}
-
-    def take(self, name: str, dtype: Any, *shape: int) -> Array:
-        """Return an array of undefined content."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if name not in self.buffers or self.buffers[name].size < size:
-            self.buffers[name] = np.empty(size, np.uint8)
-        taken: Array = self.buffers[name][:size].view(dtype).reshape(shape)
-        return taken
-
-
-_scratch = _Scratch()
-
-
 def examine(window: Window, checkpoint: Reader, base: Reader, bound: Reach) -> Measured:
     """Read a window of both sides and compare them."""
+    if factors := window.span.factors:
+        return examine_nearest(window, factors, checkpoint, base)
     if packing := window.span.packing:
         return _packed(window, packing, checkpoint, base, bound)
     if window.span.codec:
@@ -89,7 +69,7 @@ def _copied(window: Window, checkpoint: Reader, base: Reader) -> Measured:
     place, origin = checkpoint.tensors[span.name], base.tensors[span.base]
     bits, held = ITEM_BITS[place.spec.dtype], ITEM_BITS[origin.spec.dtype]
     theirs, ours = (
-        _scratch.take(name, np.uint8, size * wide // held) for name, wide in (("theirs", bits), ("ours", held))
+        scratch.take(name, np.uint8, size * wide // held) for name, wide in (("theirs", bits), ("ours", held))
     )
     checkpoint.read(place, start * bits // held, theirs.data)
     base.read(origin, Spec(origin.spec.dtype, (span.first, span.columns)).nbytes + start, ours.data)
@@ -115,9 +95,9 @@ def _as_dtype(data: Array, found: str, wanted: str) -> Array:
 
 
 def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, bound: Reach) -> Measured:
-    seen = _read(window, packing, checkpoint, base)
+    seen = read_packed(window, packing, checkpoint, base)
     steps = seen.scales.astype(np.float32)
-    far, moved = (_scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
+    far, moved = (scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
     distances(seen.weights, seen.codes, seen.zeros, packing.top, steps, window.span.group, far, moved)
     zeros = seen.zero(np.full(seen.stored.shape, packing.middle)) if window.span.symmetric else []
     sums = _missed(seen) if NEAR in window.ways else ()
@@ -131,34 +111,8 @@ def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, 
     counts = _counts(seen, steps, far, moved)
     if sums:
         missed, whole = (float(each.sum(dtype=np.float64)) for each in sums)
-        counts = replace(counts, missed=missed, whole=whole)
+        counts = replace(counts, missed=missed, whole=whole, best=seen.integers.least(as_floats(seen.weights)))
     return Measured(findings, counts)
-
-
-def _read(window: Window, packing: Packing, checkpoint: Reader, base: Reader) -> Packed:
-    """Read a window of a packed layer, and decode it."""
-    span, first, rows = window.span, window.first, window.last - window.first
-    words, points, scale = (f"{span.name}.{suffix}" for suffix in PACKED)
-    weights = read_weights(base, span, first, rows, _scratch.take)
-    codes, zeros = _scratch.take("codes", np.uint8, *weights.shape), np.empty((packing.groups, rows), np.uint8)
-    packed = first * packing.bits // 32, rows * packing.bits // 32
-    stored = _columns(checkpoint, points, "<u4", *packed)
-    if packing.layout == "awq":
-        along_outputs(_columns(checkpoint, words, "<u4", *packed), ORDER, codes)
-        along_outputs(stored, ORDER, zeros.T)
-    else:
-        along_inputs(_columns(checkpoint, words, "<u4", first, rows), packing.bits, codes)
-        along_inputs(np.ascontiguousarray(stored.T), packing.bits, zeros)
-    if span.shuffled and (groups := _groups(checkpoint, span)) is not None:
-        together = np.argsort(groups, kind="stable")
-        weights, codes = (np.take(each, together, axis=1) for each in (weights, codes))
-    low, high = (_scratch.take(name, np.int32, packing.groups, rows) for name in ("low", "high"))
-    extremes(weights, span.group, low, high)
-    ends = low.view(np.float32), high.view(np.float32)
-    scales = _columns(checkpoint, scale, "<f2", first, rows)
-    read = np.add(zeros, span.less, dtype=np.int32)
-    used = np.full_like(read, packing.middle) if span.symmetric else read
-    return Packed(span, packing, first, weights, codes, used, read, scales, *ends)
 
 
 def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Array, ...]) -> list[Finding]:
@@ -287,46 +241,8 @@ def _missed(seen: Packed) -> tuple[Array, Array]:
     span = seen.span
     wide = as_floats(seen.weights)
     starts = np.arange(0, span.columns, span.group)
-    places = np.arange(span.columns) // span.group
-    decoded = (seen.codes - seen.zeros.T[:, places].astype(np.float32)) * seen.scales.T[:, places].astype(np.float32)
-    missed = np.add.reduceat((decoded - wide) ** 2, starts, axis=1).T
+    missed = np.add.reduceat((seen.integers.decode() - wide) ** 2, starts, axis=1).T
     return missed, np.add.reduceat(wide**2, starts, axis=1).T
-
-
-def symmetric(checkpoint: Reader, span: Span, packing: Packing) -> bool:
-    """Say whether every zero point of a packed layer is in the middle; reads until one is not."""
-    place = checkpoint.tensors[f"{span.name}.qzeros"]
-    word = gptq.constant(packing.middle - span.less, packing.bits).view(np.uint32)
-    size = place.stop - place.start
-    for start in range(0, size, CHUNK):
-        words = np.empty(min(CHUNK, size - start) // 4, "<u4")
-        checkpoint.read(place, start, words.view(np.uint8).data)
-        if (words.reshape(-1, len(word)) != word).any():
-            return False
-    return True
-
-
-def shuffled(checkpoint: Reader, span: Span, moved: bool) -> bool | None:
-    """Say whether a layer's groups are of inputs that are not side by side; None where that cannot be told.
-
-    Without a tensor that says so they are side by side, unless the configuration says that inputs were `moved`.
-    """
-    if f"{span.name}.{INDEX}" not in checkpoint.tensors:
-        return None if moved else False
-    stated = _groups(checkpoint, span)
-    if stated is None or (np.sort(stated) != np.arange(span.columns) // span.group).any():
-        return None
-    return bool((np.diff(stated) < 0).any())
-
-
-def _groups(checkpoint: Reader, span: Span) -> Array | None:
-    """Return the group of each input, int32 [columns]; None where the tensor is of another shape or dtype."""
-    place = checkpoint.tensors[f"{span.name}.{INDEX}"]
-    if place.spec != Spec("I32", (span.columns,)):
-        return None
-    stated = np.empty(span.columns, "<i4")
-    checkpoint.read(place, 0, stated.view(np.uint8).data)
-    return stated
 
 
 def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:
@@ -338,17 +254,3 @@ def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:
     least = shares(steps, widest, shrunk)
     farthest = max(0.0, float(far.max(initial=0).view(np.float32)) - 0.5)
     return Counts(seen.codes.size, int(moved.sum()), farthest, float(least), tuple(shrunk.tolist()))
-
-
-def _columns(source: Reader, name: str, dtype: str, first: int, count: int) -> Array:
-    """Return columns of a two-dimensional tensor, [rows, count]; in one read where they are all of them."""
-    place = source.tensors[name]
-    rows, columns = place.spec.shape
-    item = np.dtype(dtype).itemsize
-    into = _scratch.take(name.rpartition(".")[2], dtype, rows, count)
-    if count == columns:
-        source.read(place, 0, into.reshape(-1).view(np.uint8).data)
-        return into
-    for row in range(rows):
-        source.read(place, (row * columns + first) * item, into[row].view(np.uint8).data)
-    return into

@@ -37,6 +37,8 @@ NOTES: tuple[Kind, ...] = (
 COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
 EXTENDED = "within reach of a scale that was searched"
 FAITHFUL, NEAR = "nearest to a scale that is not modelled", "near the base, by a rounding that is not modelled"
+SMOOTHED = "nearest to a scale that is not modelled, of channels that were scaled"
+SCALED = "the base's numbers, scaled by channel"
 """Ways in which a tensor can have been made; `rounding` has the others."""
 ROUNDED: Kind = "not rounded to nearest"
 BINS = 64
@@ -71,7 +73,7 @@ class Counts:
     `shrunk` counts groups by |scale| / (largest |weight| on its side / 8), in `BINS` bins and one for more than 1;
     `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
     of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
-    base's, where something that is stored follows from it.
+    base's, where something that is stored follows from it; `best` is what rounding to nearest would leave of `missed`.
     """
 
     codes: int = 0
@@ -82,6 +84,7 @@ class Counts:
     missed: float = 0.0
     whole: float = 0.0
     widest: float = 0.0
+    best: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -93,6 +96,7 @@ class Counts:
             self.missed + other.missed,
             self.whole + other.whole,
             max(self.widest, other.widest),
+            self.best + other.best,
         )
 
 

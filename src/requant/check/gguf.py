@@ -1,7 +1,7 @@
 """A model in GGUF files: its tensors under the names that the base has for them, each layer with a codec of its own.
 
 A model may be spread over files named `…-00001-of-00003.gguf`. Tokenizer and hyperparameters are key-values of the
-file, and are not held against the base.
+file: `key_values.py` holds them against the base's.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.check.place import Place
-from requant.checkpoint.gguf import Tensor, read_gguf
+from requant.checkpoint.gguf import Long, Tensor, Value, read_gguf
 from requant.checkpoint.safetensors import MAX_TENSORS, Spec
 from requant.errors import CheckpointError
 from requant.formats.codec import FLOATS, Codec
@@ -37,7 +37,8 @@ class Types:
 class Model:
     """The tensors by the base's names, those that two files hold, and those that no base is known to have, and why.
 
-    `heads` says of layers in how many heads their rows are, where those of each head are in another order.
+    `heads` says of layers in how many heads their rows are, where those of each head are in another order; `values` and
+    `lists` are key-values of all files.
     """
 
     tensors: Mapping[str, Place]
@@ -45,6 +46,8 @@ class Model:
     heads: Mapping[str, int]
     twice: tuple[tuple[str, str], ...]
     beyond: tuple[tuple[str, str], ...]
+    values: Mapping[str, Value]
+    lists: Mapping[str, Long]
 
 
 def is_gguf(path: Path) -> bool:
@@ -111,7 +114,8 @@ def read_model(folder: Path, names: list[str]) -> Model:
                     heads[layer] = source.heads
     if not tensors:
         raise CheckpointError(f"{folder / names[0]}: has no tensors of a base", *(why for _, why in beyond[:1]))
-    return Model(tensors, Types(codecs), heads, tuple(twice), tuple(beyond))
+    lists = {key: value for each in read.values() for key, value in each.lists.items()}
+    return Model(tensors, Types(codecs), heads, tuple(twice), tuple(beyond), values, lists)
 
 
 def _places(tensor: Tensor, source: Origin, file: str) -> list[tuple[str, Place]]:

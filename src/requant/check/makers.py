@@ -16,6 +16,7 @@ from requant.check.checked import judge
 from requant.check.declared import read_scheme
 from requant.check.examine import examine
 from requant.check.findings import Measured, accuses, merge
+from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import Stored, givers, recompute, settle
 from requant.check.spans import Span, Window
@@ -109,7 +110,7 @@ def _first(span: Span, checkpoint: Reader, base: Reader, whole: bool, rounds: bo
 
 
 def _examined(window: Window, checkpoint: Reader, base: Reader) -> Measured:
-    if window.span.codec:
+    if window.span.recomputed:
         return recompute(window, checkpoint, base, every=True)
     return examine(window, checkpoint, base, loosest())
 
@@ -118,13 +119,17 @@ def _made(name: str, count: int, results: Iterable[tuple[Window, Measured]], che
     by_layer: dict[str, list[tuple[Window, Measured]]] = {}
     for window, measured in results:
         by_layer.setdefault(window.span.name, []).append((window, measured))
-    coded = {layer: some for layer, some in by_layer.items() if some[0][0].span.codec}
+    coded = {layer: some for layer, some in by_layer.items() if some[0][0].span.recomputed}
     settled = settle(coded, checkpoint, base)
+    by_nearest = {layer: some for layer, some in by_layer.items() if some[0][0].span.by_nearest}
+    settled |= {layer: nearly(each for _, each in some) for layer, some in by_nearest.items()}
     _, ways, _ = judge({layer: [each for _, each in some] for layer, some in by_layer.items()}, settled)
     gave = {layer: named for layer, named in givers(coded, checkpoint, base).items() if not settled[layer][1]}
     tried: dict[str, None] = {}
     for layer, some in by_layer.items():
-        if (codec := some[0][0].span.codec) is None:
+        if layer in by_nearest:
+            gave[layer] = set()
+        elif (codec := some[0][0].span.codec) is None:
             found = merge(each for _, each in some).findings
             exact = {way: each for way, each in found.items() if way in (*rounding.EXACT, *rounding.CHOSEN)}
             gave[layer] = {way for way, each in exact.items() if not any(map(accuses, each))}

@@ -9,6 +9,7 @@ from requant.check.findings import Finding, Kind
 from requant.check.spans import Span
 from requant.check.weights import as_floats
 from requant.formats import Packing
+from requant.formats.codec import Integers
 from requant.rounding.reach import Array
 
 _TOLD = ("found", "least", "greatest")
@@ -32,6 +33,12 @@ class Packed:
     scales: Array
     low: Array
     high: Array
+
+    @property
+    def integers(self) -> Integers:
+        """The same as whole numbers."""
+        zeros, scales = (np.ascontiguousarray(each.T, np.float32) for each in (self.zeros, self.scales))
+        return Integers(self.codes, zeros, scales, self.span.group, self.packing.top)
 
     def values(self, groups: Array, rows: Array) -> tuple[Array, Array, Array]:
         """Return columns [n, group], their weights, and codes less zero points; what a last group lacks repeats."""

@@ -16,6 +16,7 @@ from requant.check.gguf import SUFFIX as GGUF
 from requant.check.gguf import files_of, is_gguf, read_model
 from requant.check.place import Place
 from requant.checkpoint.files import SUFFIX, is_companion, list_files
+from requant.checkpoint.gguf import Long, Value
 from requant.checkpoint.loadable import Loadable, deciding, findings, opened
 from requant.checkpoint.safetensors import header_text, parse_header
 from requant.digest import CHUNK, canonical_json, read_whole, sha256, sha256_chunks, sha256_file, side_limit
@@ -55,7 +56,7 @@ class Reader:
 
     Tensors are those of the files that a loader opens; `loadable` is whatever else could be opened or run. Of GGUF
     files, `declaration` is what they say of their layers, `heads` of which of them the rows of each head are in another
-    order, and `beyond` names what no base is known to have, and why.
+    order, `beyond` names what no base is known to have, and why, and `values` and `lists` are their key-values.
     """
 
     name: str
@@ -67,6 +68,8 @@ class Reader:
     declaration: Declaration | None = None
     heads: Mapping[str, int] = field(default_factory=dict)
     beyond: tuple[tuple[str, str], ...] = ()
+    values: Mapping[str, Value] = field(default_factory=dict)
+    lists: Mapping[str, Long] = field(default_factory=dict)
 
     def read(self, place: Place, start: int, into: memoryview) -> None:
         """Fill a buffer with bytes of a tensor, from its byte `start` on."""
@@ -117,7 +120,18 @@ def _open_gguf(path: Path) -> Reader:
     except CheckpointError:
         files.close()
         raise
-    return Reader(str(path), files, model.tensors, model.twice, False, (), model.types, model.heads, model.beyond)
+    return Reader(
+        str(path),
+        files,
+        model.tensors,
+        model.twice,
+        False,
+        declaration=model.types,
+        heads=model.heads,
+        beyond=model.beyond,
+        values=model.values,
+        lists=model.lists,
+    )
 
 
 class Folder:

@@ -87,11 +87,11 @@ def recompute(
     """
     span, first, last = window.span, window.first, window.last
     held = Stored.of(span, checkpoint, base)
-    stored = {**_tensors(span, held, checkpoint, first, last), **given}
+    stored = {**tensors(span, held, checkpoint, first, last), **given}
     weights = as_floats(read_weights(base, span, first, last - first))
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
-    fits = False
+    fits, reference = False, None
     for formula in formulas(held.codec):
         if fits and not every:
             break
@@ -99,6 +99,7 @@ def recompute(
             continue
         made = formula.encode(weights, held.dtype, stored)
         findings[formula.name] = tuple(_differences(span, held, made, stored, first))
+        reference = reference or {**stored, **made}
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
@@ -106,14 +107,11 @@ def recompute(
     if fits and all(part.sized for part in held.parts.values()):  # else a text was taken at its word
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
-        decoded = held.codec.decode(stored, span.columns)
-        starts = np.arange(0, span.columns, STRETCH)
-        missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
-        whole = np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
-        far = ~(missed <= whole)
-    findings[NEAR] = tuple(_far(named(span.name, held.codes), first, far))
-    finite = np.where(np.isfinite(missed), missed, whole)
-    return Measured(findings, replace(counts, missed=float(finite.sum()), whole=float(whole.sum())))
+        missed, whole = squares(held.codec.decode(stored, span.columns), weights)
+        best, _ = squares(held.codec.decode(reference or stored, span.columns), weights)
+    findings[NEAR] = tuple(far_from(named(span.name, held.codes), first, missed, whole))
+    finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
+    return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))
 
 
 def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> bool:
@@ -137,9 +135,17 @@ def _rows(part: Part, values: Array, first: int, last: int) -> Array:
     return values[first // part.every : -(-last // part.every)] if part.every else values
 
 
-def _far(tensor: str, first: int, far: Array) -> Iterator[Finding]:
+def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
+    """Return, by stretches of inputs, sums of squares of decoded weights less the base's, and of the base's."""
+    starts = np.arange(0, weights.shape[1], STRETCH)
+    with np.errstate(all="ignore"):
+        missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
+        return missed, np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
+
+
+def far_from(tensor: str, first: int, missed: Array, whole: Array) -> Iterator[Finding]:
     """Yield a finding where stretches of inputs, [rows, stretches], are farther from the base's than zeros are."""
-    if far.any():
+    if (far := ~(missed <= whole)).any():
         row, stretch = (int(each) for each in np.unravel_index(int(far.argmax()), far.shape))
         detail = f"decoded, farther from them than zeros are, in stretches of {STRETCH} inputs"
         yield Finding("not the base's weights", tensor, int(far.sum()), (first + row, stretch * STRETCH), detail)
@@ -269,7 +275,7 @@ def _names(codec: Codec) -> list[str]:
 def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> frozenset[str]:
     """Return the tensors of a layer that a formula takes as they are stored, but for scales of inputs."""
     last = min(span.last - span.first, held.codec.align)
-    stored = _tensors(span, held, checkpoint, 0, last)
+    stored = tensors(span, held, checkpoint, 0, last)
     made = formula.encode(np.zeros((last, span.columns), np.float32), held.dtype, stored)
     known = made.keys() | formula.whole(1.0, held.dtype).keys()
     others = (suffix for suffix, part in held.parts.items() if suffix not in known and part.holds is None)
@@ -366,7 +372,7 @@ def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
     return sides
 
 
-def _tensors(span: Span, held: Stored, checkpoint: Reader, first: int, last: int) -> dict[str, Array]:
+def tensors(span: Span, held: Stored, checkpoint: Reader, first: int, last: int) -> dict[str, Array]:
     """Read what a layer's tensors have of some outputs."""
     rows = span.last - span.first
     return {

@@ -224,7 +224,7 @@ def _configs(checkpoint: Side, base: Side, foreign: str, dtypes: Collection[str]
 
 def _templates(checkpoint: Side, base: Side) -> Iterator[Finding]:
     """Yield where chat templates differ, in whichever of three files they stand."""
-    left, right = _templates_of(checkpoint), _templates_of(base)
+    left, right = templates_of(checkpoint), templates_of(base)
     for file, theirs in left.items():
         for other, ours in right.items():
             if theirs != ours:
@@ -236,7 +236,7 @@ def _templates(checkpoint: Side, base: Side) -> Iterator[Finding]:
         yield Finding("stated by the checkpoint alone" if left else "stated by the base alone", f"{file}: {TEMPLATE}")
 
 
-def _templates_of(side: Side) -> dict[str, Any]:
+def templates_of(side: Side) -> dict[str, Any]:
     """Return the chat templates by the file that has them; jinja drops one newline at the end."""
     found: dict[str, Any] = {}
     for file in TEMPLATES:
@@ -257,7 +257,7 @@ def _templates_of(side: Side) -> dict[str, Any]:
 def _named_templates(side: Side) -> dict[str, str]:
     """Return chat templates by name: `tokenizer_config.json` may list several."""
     found: dict[str, str] = {}
-    for value in _templates_of(side).values():
+    for value in templates_of(side).values():
         if isinstance(value, str):
             found["default"] = value
         for each in value if isinstance(value, list) else ():

@@ -8,14 +8,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
 
 from requant.check.findings import Finding
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
-from requant.formats.codec import FLOATS, Codec, Declaration, Part, layer_of, named
+from requant.formats.codec import FLOATS, Array, Codec, Declaration, Part, layer_of, named
 from requant.formats.declarations import forms
 from requant.protocol import Source
 
@@ -29,6 +29,26 @@ MOST_COLUMNS = 1 << 22
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """By what a tool multiplied the weights of a layer: float32 `inputs` [columns] times `outputs` [rows].
+
+    `loose_inputs` and `loose_outputs` are by what share of itself each weight may be off for that, roundings included;
+    `unit` is the share by which a number is off when it is rounded once.
+    """
+
+    inputs: Array
+    outputs: Array
+    loose_inputs: Array
+    loose_outputs: Array
+    unit: float
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any of them is not 1."""
+        return bool((self.inputs != 1).any() or (self.outputs != 1).any())
+
+
 @dataclass(frozen=True)
 class Span:
     """Rows `first` to `last` of a base tensor seen as [rows, columns], as `Rows` says, and what the checkpoint has.
@@ -40,7 +60,8 @@ class Span:
     which its tool rounds is known; `converted`, that the checkpoint has the base's numbers in another dtype. Codes were
     made from the base's numbers rounded to BF16 where it is `narrowed`, and of a `codec` from those in `dtype`. Of
     `heads` the rows are in an order of their own: each pair that is turned together stands together; `shuffled` inputs
-    are put together by `g_idx`.
+    are put together by `g_idx`. Of one that is to have the `nearest` codes, nothing says how its scales are made;
+    `factors` are those that its weights were multiplied by.
     """
 
     name: str
@@ -61,11 +82,23 @@ class Span:
     dtype: str = ""
     heads: int = 0
     shuffled: bool = False
+    nearest: bool = False
+    factors: Factors | None = field(default=None, compare=False)
 
     @property
     def quantized(self) -> bool:
         """Whether the layer is stored as codes, modelled or not."""
         return bool(self.packing or self.codec or self.unmodelled)
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether its tensors are made again by formulas."""
+        return self.codec is not None and self.factors is None
+
+    @property
+    def by_nearest(self) -> bool:
+        """Whether its codes are held against those that are the nearest."""
+        return self.quantized and self.factors is not None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ MAX_NAME = 63
 """Bytes of a tensor's name: `GGML_MAX_NAME` counts the zero at its end."""
 MAX_DIMS = 4
 MAX_KEPT = 4096
-"""Lists of numbers that are longer are left out of what is returned, and so is every list of strings."""
+"""Lists of numbers that are longer are left where they are, and so is every list of strings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,37 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Long:
+    """A list in the header of a file: the number of its type, how many values it has, and its bytes."""
+
+    kind: int
+    count: int
+    stretch: Stretch
+
+    def read(self) -> list[str] | list[int | float]:
+        """Return the values. Raises CheckpointError where the file is not as it was."""
+        with self.stretch.path.open("rb") as file:
+            file.seek(self.stretch.start)
+            data = file.read(self.stretch.stop - self.stretch.start)
+        try:
+            if self.kind != _STRING:
+                return [*struct.unpack(f"<{self.count}{_NUMBERS[self.kind]}", data)]
+            texts, at = [], 0
+            for _ in range(self.count):
+                (size,) = struct.unpack_from("<Q", data, at)
+                texts.append(data[at + 8 : at + 8 + size].decode("utf-8", "surrogateescape"))
+                at += 8 + size
+        except struct.error as error:
+            raise CheckpointError(f"{self.stretch.path}: changed while it was read: {error}") from None
+        return texts
+
+
+@dataclass(frozen=True, slots=True)
 class Gguf:
-    """A file's key-values, short lists and single values alone, and its tensors in the order of their bytes."""
+    """A file's key-values, of which long lists stand apart, and its tensors in the order of their bytes."""
 
     values: Mapping[str, Value]
+    lists: Mapping[str, Long]
     tensors: Mapping[str, Tensor]
 
 
@@ -133,7 +160,7 @@ def parse_gguf(path: Path, file: BinaryIO, size: int) -> Gguf:
     `path` only names it. Raises CheckpointError as `read_gguf` does; of the data, no byte is read.
     """
     try:
-        return _parse(path, _Reader(file, min(size, MAX_HEADER_BYTES)), size)
+        return _parse(path, _Reader(path, file, min(size, MAX_HEADER_BYTES)), size)
     except ValueError as error:
         told = f"{path}: not a readable GGUF file: {error}"
         raise CheckpointError(told, "Download or build this file again.") from None
@@ -142,8 +169,8 @@ def parse_gguf(path: Path, file: BinaryIO, size: int) -> Gguf:
 class _Reader:
     """Reads a header from its start; what it states is never believed beyond the bytes that are there."""
 
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self.file, self.limit, self.at = file, limit, 0
+    def __init__(self, path: Path, file: BinaryIO, limit: int) -> None:
+        self.path, self.file, self.limit, self.at = path, file, limit, 0
 
     def take(self, count: int) -> bytes:
         if count > self.limit - self.at:
@@ -160,7 +187,7 @@ class _Reader:
     def string(self) -> str:
         return self.take(self.number("Q")).decode("utf-8", "strict")
 
-    def value(self) -> Value | None:
+    def value(self) -> Value | Long:
         kind = self.number("I")
         if kind == _STRING:
             return self.string()
@@ -168,17 +195,18 @@ class _Reader:
             return self._array(self.number("I"), self.number("Q"))
         return self._numbers(kind, 1)[0]
 
-    def _array(self, kind: int, count: int) -> tuple[bool | int | float, ...] | None:
+    def _array(self, kind: int, count: int) -> tuple[bool | int | float, ...] | Long:
+        start = self.at
         if kind == _STRING:
             if count > (self.limit - self.at) // 8:
                 raise ValueError(f"it states a list of {count:,} strings, more than its header can hold")
             length = struct.Struct("<Q").unpack
             for _ in range(count):
                 self.take(length(self.take(8))[0])
-            return None
+            return Long(kind, count, Stretch(self.path, start, self.at))
         if count > MAX_KEPT and kind in _NUMBERS:
             self.take(count * struct.calcsize(f"<{_NUMBERS[kind]}"))
-            return None
+            return Long(kind, count, Stretch(self.path, start, self.at))
         return self._numbers(kind, count)
 
     def _numbers(self, kind: int, count: int) -> tuple[bool | int | float, ...]:
@@ -199,7 +227,7 @@ def _parse(path: Path, reader: _Reader, size: int) -> Gguf:
         raise ValueError(f"it states {tensors:,} tensors, requant reads {MAX_TENSORS:,} at most")
     if keys > MAX_KEYS:
         raise ValueError(f"it states {keys:,} key-values, requant reads {MAX_KEYS:,} at most")
-    values: dict[str, Value | None] = {}
+    values: dict[str, Value | Long] = {}
     for _ in range(keys):
         key = reader.string()
         if not key.isprintable() or key in values:
@@ -221,7 +249,8 @@ def _parse(path: Path, reader: _Reader, size: int) -> Gguf:
         found[name] = Tensor(block.name, shape, Stretch(path, begin, end))
     if tensors and not end <= size <= -(-end // alignment) * alignment:
         raise ValueError(f"its tensors end at byte {end:,}, the file at byte {size:,}")
-    return Gguf({key: value for key, value in values.items() if value is not None}, found)
+    lists = {key: value for key, value in values.items() if isinstance(value, Long)}
+    return Gguf({key: value for key, value in values.items() if not isinstance(value, Long)}, lists, found)
 
 
 def _info(reader: _Reader) -> tuple[str, BlockType, tuple[int, ...], int]:

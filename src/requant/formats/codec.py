@@ -58,6 +58,39 @@ class Part:
         return found.dtype == self.spec.dtype and len(found.shape) == 1 and found.nbytes <= LONGEST
 
 
+@dataclass(frozen=True)
+class Integers:
+    """Some rows of a layer as whole numbers: a weight is (code - zero point) * scale.
+
+    `codes` are uint8 [rows, columns], from 0 to `top`; zero points and scales float32 [rows, groups], or what
+    broadcasts against it, where `group` inputs share one.
+    """
+
+    codes: Array
+    zeros: Array
+    scales: Array
+    group: int
+    top: int
+
+    def decode(self) -> Array:
+        """Return the weights float32 [rows, columns], rounded nowhere but in float32."""
+        with np.errstate(all="ignore"):
+            return np.asarray((self.codes - self.spread(self.zeros)) * self.spread(self.scales), np.float32)
+
+    def least(self, weights: Array) -> float:
+        """Return the sum of squares by which the nearest codes miss some weights, with these scales."""
+        zeros, scales = self.spread(self.zeros), self.spread(self.scales)
+        with np.errstate(all="ignore"):
+            codes = np.clip(np.rint(weights / scales + zeros), 0, self.top)
+            missed = ((codes - zeros) * scales - weights) ** 2
+        return float(np.where(np.isfinite(missed), missed, 0).sum(dtype=np.float64))
+
+    def spread(self, values: Array) -> Array:
+        """Return what groups have, of each weight: float32 [rows, columns]."""
+        rows, columns = self.codes.shape
+        return np.broadcast_to(values, (rows, values.shape[1])).repeat(self.group, axis=1)[:, :columns]
+
+
 class Codec(Protocol):
     """How a layer is stored."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
-from requant.formats.codec import Array, Arrays, Codec, Part, confirm_keys
+from requant.formats.codec import Array, Arrays, Codec, Integers, Part, confirm_keys
 from requant.formats.floats import E2M1, E4M3, bytes_of, dtype_of, e8m0, halves, rounded, widened
 from requant.formats.grid import Grid, grid_of
 from requant.formats.targets import Targets, targets
@@ -102,6 +102,14 @@ class Packed:
             return _product(codes, zeros[:, order], scales[:, order], stored)
         return _product(codes, self.grid.spread(zeros, rows, columns), self.grid.spread(scales, rows, columns), stored)
 
+    def integers(self, stored: Arrays, columns: int) -> Integers | None:
+        """Return some rows as whole numbers from 0; None where inputs are in an order of their own."""
+        if self.ordered:
+            return None
+        codes, middle = unpack(stored[PACKED], self.bits, columns), np.float32(1 << self.bits - 1)
+        zeros = self.zeros(stored, len(codes)) + middle
+        return _integers(codes, zeros, stored[SCALE], self.grid, self.bits)
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -150,6 +158,17 @@ class Plain:
         zeros, scales = self.zeros(stored, rows), widened(stored[SCALE])
         return _product(codes, self.grid.spread(zeros, rows, columns), self.grid.spread(scales, rows, columns), stored)
 
+    def integers(self, stored: Arrays, columns: int) -> Integers | None:
+        """Return some rows as whole numbers from 0; None for floats, and where several outputs share a scale."""
+        del columns
+        if self.float or self.grid.height not in (None, 1):
+            return None
+        middle = 1 << self.bits - 1
+        codes = (stored["weight"].astype(np.int16) + np.int16(middle)).astype(np.uint8)
+        return _integers(
+            codes, self.zeros(stored, len(codes)) + np.float32(middle), stored[SCALE], self.grid, self.bits
+        )
+
 
 @dataclass(frozen=True)
 class NVFP4:
@@ -197,6 +216,11 @@ class MXFP4:
         codes = E2M1[halves(stored[PACKED])]
         with np.errstate(all="ignore"):
             return rounded(codes * self.grid.spread(e8m0(stored[SCALE]), len(codes), columns), "BF16")
+
+
+def _integers(codes: Array, zeros: Array, scales: Array, grid: Grid, bits: int) -> Integers:
+    wide = np.atleast_2d(widened(scales))
+    return Integers(codes, zeros, wide, grid.width or codes.shape[1], (1 << bits) - 1)
 
 
 def _product(codes: Array, zeros: Array, scales: Array, stored: Arrays) -> Array:

@@ -47,9 +47,10 @@ _ENTRIES = (
     ),
     (
         "D04",
-        "config.json and quantization_config.json disagree",
-        "AutoRound writes the side file from an older value than the one in config.json. vLLM reads config.json, other "
-        "tools read the side file.",
+        "config.json and a side file that declares the same disagree",
+        "AutoRound writes quantization_config.json from an older value than the one in config.json, ModelOpt writes "
+        "hf_quant_config.json, and whoever edits one forgets the other. vLLM reads config.json first, other tools read "
+        "the side file.",
         "requant repair writes both from one configuration (pass quantization_config)",
     ),
     (

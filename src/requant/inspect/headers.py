@@ -21,7 +21,9 @@ from requant.checkpoint.safetensors import ITEM_BITS, QUOTES, Spec, header_text,
 from requant.digest import count_values, read_whole, shallow, side_limit, strict_json
 from requant.errors import CheckpointError
 
-SIDES = (INDEX, "quantization_config.json", *CONFIGS)
+MODELOPT = "hf_quant_config.json"
+"""What ModelOpt declares in a file of its own, beside or instead of `quantization_config`."""
+SIDES = (INDEX, "quantization_config.json", MODELOPT, *CONFIGS)
 """The side files that are read; of all others it matters only that they are there."""
 
 Specs = dict[str, Spec]

@@ -1,7 +1,8 @@
 """The inner loops over weights and codes, compiled by numba once per machine and kept in its cache.
 
 Written for LLVM's vectorizer: indices that start at 0, integers where a largest value is sought (positive floats
-order as their bits do), and no operation that could be reordered. Each kernel releases the interpreter's lock, so
+order as their bits do), and no operation that could be reordered. numba widens sums of int32 to int64, of which
+AVX2 makes no floats: so they are int32 again before they become one. Each kernel releases the interpreter's lock, so
 threads run side by side. Weights [rows, columns] are bits of BF16, uint16, or of float32, uint32. Codes are uint8
 [rows, columns], words those of `qweight` as uint32; a group is `group` columns of a row; what is known of a group
 stands in arrays [groups, rows].
@@ -63,10 +64,25 @@ def extremes(weights, group, low, high):
 
 
 @njit(**_OPTIONS)
+def _nibbles(words, eight):
+    """Write the eight codes of each word uint32 [n, rows] as the bytes of a uint64 [rows, n]."""
+    for start in range(0, eight.shape[0], TILE):
+        for w in range(words.shape[0]):
+            for r in range(start, min(eight.shape[0], start + TILE)):
+                wide = np.uint64(words[w, r])
+                wide = (wide | (wide << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+                wide = (wide | (wide << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
+                eight[r, w] = (wide | (wide << np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+
+
+@njit(**_OPTIONS)
 def along_inputs(words, bits, codes):
     """Write the codes uint8 [rows, columns] of words uint32 [columns * bits / 32, rows]: one stream of bits per row."""
     rows, columns = codes.shape
     mask, per_word = np.uint32((1 << bits) - 1), 32 // bits
+    if bits == 4:
+        _nibbles(words, codes.view(np.uint64))
+        return
     for start in range(0, rows, TILE):
         stop = min(rows, start + TILE)
         if 32 % bits == 0:
@@ -119,7 +135,7 @@ def distances(weights, codes, zeros, top, scales, group, far, moved):
             zero = np.int32(zeros[g, r])
             least, most = np.float32(-zero), np.float32(top - zero)
             for i in range(count):
-                code = np.float32(np.int32(some[i]) - zero)
+                code = np.float32(np.int32(np.int32(some[i]) - zero))
                 distance = code - values[i] * reciprocal
                 up = distance if code > least else NONE
                 down = -distance if code < most else NONE
@@ -127,7 +143,6 @@ def distances(weights, codes, zeros, top, scales, group, far, moved):
             farthest = total = np.int32(0)
             for i in range(count):
                 farthest = ordered[i] if ordered[i] > farthest else farthest
-            for i in range(count):
                 total += np.int32(1) if ordered[i] > HALF_BITS else np.int32(0)
             far[g, r], moved[g, r] = farthest, total
 
@@ -160,7 +175,7 @@ def unlike(weights, codes, zeros, top, divisors, narrow, group, wrong):
                 near = quotients[i]
                 near = near if near > least else least
                 near = near if near < most else most
-                total += np.int32((near + MAGIC) - MAGIC != np.float32(np.int32(some[i]) - zero))
+                total += np.int32((near + MAGIC) - MAGIC != np.float32(np.int32(np.int32(some[i]) - zero)))
             wrong[g, r] = total
 
 
@@ -339,3 +354,37 @@ def above(values, bounds, least, found):
                     counts[i] += np.int32(1) if some[i] > bound else np.int32(0)
         for i in range(size):
             found[start + i] = np.uint8(counts[i])
+
+
+@njit(**_OPTIONS)
+def nearest(weights, codes, zeros, scales, group, top, inputs, outputs, unit, away, off):
+    """Measure how far codes are from weight / scale + zero point, and say which are not the nearest to it.
+
+    `weights` float32 and `codes` uint8, 0 to `top`, are [rows, columns], `zeros` and `scales` float32 [rows, groups].
+    A weight may err by the share `inputs` float32 [columns] and `outputs` float32 [rows] of itself, and a code that is
+    not whole yet by the share `unit`. Writes distances in steps into `away` float32 [rows, columns], and into `off`
+    uint8 1 where a code is not the nearest. What clamping explains is no distance: a clipped range may end one code
+    before 0 and `top`, where both of its ends were rounded.
+    """
+    columns = weights.shape[1]
+    close = HALF + np.float32(unit * (top + 1))
+    for r in range(weights.shape[0]):
+        for g in range(scales.shape[1]):
+            first, last = g * group, min((g + 1) * group, columns)
+            scale, zero = scales[r, g], zeros[r, g]
+            least, most = np.int32(top), np.int32(0)
+            for c in range(first, last):
+                code = np.int32(codes[r, c])
+                least = code if code < least else least
+                most = code if code > most else most
+            least = least if least < 2 else np.int32(0)
+            most = most if most > top - 2 else np.int32(top)
+            for c in range(first, last):
+                code, quotient = np.int32(codes[r, c]), weights[r, c] / scale
+                distance = np.float32(code) - (quotient + zero)
+                if (code <= least and distance > 0) or (code >= most and distance < 0):
+                    distance = NONE
+                distance = np.abs(distance)
+                away[r, c] = distance
+                limit = close + (inputs[c] + outputs[r]) * np.abs(quotient)
+                off[r, c] = np.uint8(0) if distance <= limit else np.uint8(1)

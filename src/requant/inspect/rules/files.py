@@ -1,6 +1,6 @@
 """Rules about files: which tensor stands where, what the index says, side files, and what else could be loaded.
 
-D01, D02, D04, D20 to D22, D29.
+D01, D02, D04 (AutoRound's), D20 to D22, D29.
 """
 
 from collections.abc import Iterator

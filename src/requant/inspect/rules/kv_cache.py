@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from requant.checkpoint.checkpoint import open_checkpoint
-from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import FLOATS, widen
 from requant.formats.declarations import stated
 from requant.inspect.findings import Finding
+from requant.inspect.headers import MODELOPT
 from requant.inspect.rules.seen import Seen
 
 _SCALE = re.compile(r"(.+?)(?:\.(?:[kv]|qkv|qkqkv)_proj)?\.(k|v|kv)_scale")
@@ -25,10 +25,14 @@ UNTOLD = "compressed-tensors"
 
 def check(seen: Seen) -> Iterator[Finding]:
     """Yield what is declared of the cache and what is there, by headers alone."""
-    raw = stated(seen.config)
+    raw, beside = stated(seen.config), seen.headers.object(MODELOPT)
     value = raw if isinstance(raw, dict) else {}
     found = _scales(seen)
     key, said = _declared(value)
+    if beside is not None and isinstance(raw, dict) and bool(key) != bool(_declared(beside)[0]):
+        there = f"config.json: {key}" if key else MODELOPT
+        text = f"A KV cache in codes is declared there alone, and not in {MODELOPT if key else 'config.json'}."
+        yield seen.error("D04", [there], text)
     if not key:
         if found:
             text = (
@@ -102,14 +106,10 @@ def _declared(value: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _specs(seen: Seen) -> dict[str, Spec]:
-    return {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
-
-
 def _scales(seen: Seen) -> dict[str, dict[str, str]]:
     """Return the names of scales of k, of v, or of both as `kv`, by the attention that they belong to."""
     found: dict[str, dict[str, str]] = {}
-    for name, spec in _specs(seen).items():
+    for name, spec in seen.tensors.items():
         if spec.dtype in FLOATS and (match := _SCALE.fullmatch(name)):
             found.setdefault(match[1], {})[match[2]] = name
     return found
@@ -124,7 +124,7 @@ def _halves(seen: Seen) -> set[str]:
     if any(each.get("num_kv_shared_layers") for each in (seen.config, text) if isinstance(each, dict)):
         return set()
     both: dict[str, set[str]] = {}
-    for name in _specs(seen):
+    for name in seen.tensors:
         if match := _INPUTS.fullmatch(name):
             both.setdefault(match[1], set()).add(match[2])
     return {module for module, halves in both.items() if halves == {"k", "v"} and not _beside(module)}

@@ -149,7 +149,7 @@ def _everywhere(
 
 def packed_layers(seen: Seen) -> dict[str, Packing | None]:
     """Return every packed layer of a checkpoint by name, with what its three tensors say; None where they disagree."""
-    tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
+    tensors = seen.tensors
     found = {}
     for name in tensors:
         if name.endswith(".qweight"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from requant.checkpoint.safetensors import Spec
@@ -40,6 +41,11 @@ class Seen:
     def expected(self) -> Mapping[str, Spec]:
         """The tensors that the base has after the checkpoint's own config."""
         return self.model.tensors
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Spec]:
+        """All tensors of the checkpoint, by name."""
+        return {name: spec for file in self.headers.shards.values() for name, spec in file.items()}
 
     @property
     def another(self) -> bool:

@@ -7,11 +7,13 @@ what it is not, or not at all. Which loader then does what is not modelled.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import FLOATS, Declaration, holds_codes, layers_of, named
 from requant.formats.declarations import declared, left_float, stated
 from requant.inspect.findings import Finding
+from requant.inspect.headers import MODELOPT
 from requant.inspect.rules.seen import Seen
 
 SIDE = 1 << 12
@@ -25,21 +27,46 @@ _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def check(seen: Seen) -> Iterator[Finding]:
     """Yield layers that are stored otherwise than declared, and promised blocks that are not there."""
-    tensors = {name: spec for file in seen.headers.shards.values() for name, spec in file.items()}
-    yield from _promised(seen, tensors)
-    yield from _routers(seen, tensors)
-    raw = stated(seen.config)
-    try:
-        declaration = declared(raw) if isinstance(raw, dict) else None
-    except ValueError as error:
-        yield seen.unmodelled("N01", ["config.json: quantization_config"], f"Not modelled: {error}.")
-        return
-    if declaration:
-        yield from _stored(seen, declaration, tensors)
+    layers = layers_of(seen.tensors)
+    yield from _promised(seen, seen.tensors)
+    yield from _routers(seen, layers)
+    read: dict[str, Declaration] = {}
+    for where, raw in _stated(seen).items():
+        try:
+            if declaration := declared(raw):
+                read[where] = declaration
+        except ValueError as error:
+            yield seen.unmodelled("N01", [where], f"Not modelled: {error}.")
+    for declaration in [*read.values()][:1]:
+        yield from _stored(seen, declaration, layers)
+    if len(read) > 1:
+        yield from _apart(seen, read, layers)
 
 
-def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
-    layers = layers_of(tensors)
+def _stated(seen: Seen) -> dict[str, Mapping[str, Any]]:
+    """Return what is declared, by its place, the one that vLLM 0.33.0 reads first (`get_quant_config`)."""
+    beside = seen.headers.object(MODELOPT)
+    found = {"config.json: quantization_config": stated(seen.config)}
+    found |= {MODELOPT: {"quant_method": "modelopt", **beside}} if beside else {}
+    return {where: value for where, value in found.items() if isinstance(value, dict)}
+
+
+def _apart(seen: Seen, read: Mapping[str, Declaration], layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
+    """Yield the layers of which a side file says otherwise than config.json."""
+    said: dict[tuple[str, ...], list[str]] = {}
+    for layer, held in layers.items():
+        if any(name in held for name in ("weight", "weight_packed")):
+            with suppress(ValueError):  # `check` says of each layer why it is not modelled
+                codecs = [declaration.codec(layer) for declaration in read.values()]
+                forms = tuple(codec.name if codec else "float" for codec in codecs)
+                if len({*forms}) > 1:
+                    said.setdefault(forms, []).append(layer)
+    for forms, names in said.items():
+        told = " and ".join(f"{form} in {where.partition(':')[0]}" for form, where in zip(forms, read, strict=True))
+        yield seen.error("D04", names, f"Declared {told}: tools do not agree on which one to read.")
+
+
+def _stored(seen: Seen, declaration: Declaration, layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
     coded = {layer for layer, held in layers.items() if holds_codes(held)}
     for layer, held in layers.items():
         try:
@@ -64,11 +91,11 @@ def _stored(seen: Seen, declaration: Declaration, tensors: Mapping[str, Spec]) -
         yield seen.error("D31", [f"{layer}.weight"], f"Declared {codec.name}: the layer is float.")
 
 
-def _routers(seen: Seen, tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+def _routers(seen: Seen, layers: Mapping[str, Mapping[str, Spec]]) -> Iterator[Finding]:
     """Yield routers in codes: which loaders have a place for them is known for Qwen3.5-MoE alone (D14)."""
     if seen.modelled:
         return
-    routers = (layer for layer, held in layers_of(tensors).items() if ROUTERS.fullmatch(layer) and holds_codes(held))
+    routers = (layer for layer, held in layers.items() if ROUTERS.fullmatch(layer) and holds_codes(held))
     if names := [*routers]:
         text = "A router in codes: some loaders build it as a float whatever is declared. Not modelled for this class."
         yield seen.unmodelled("N01", names, text)
