@@ -6,7 +6,7 @@ resume state have: the model is run with that in the place of its blocks. tests/
 against AutoRound left to itself, bit for bit.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from requant.errors import BuildError
@@ -40,11 +40,7 @@ def install(autoround: Any, batches: Any) -> None:
 
 
 def _given(autoround: Any, layer: Any, stream: list[Any], batches: Any) -> list[Any]:
-    """Return what a layer is given, of a stream's shapes and on the CPU, where the blocks put out the stream.
-
-    Blocks return a tensor, or a tuple that begins with it, by their architecture. Taken for the other kind, a model
-    would go on with the first sample alone.
-    """
+    """Return what a layer is given, of a stream's shapes and on the CPU, where the blocks put out the stream."""
     import torch
 
     model, given = autoround.model, list[Any]()
@@ -61,23 +57,28 @@ def _given(autoround: Any, layer: Any, stream: list[Any], batches: Any) -> list[
             stack.callback(layer.register_forward_pre_hook(take).remove)
             for block in blocks:
                 stack.enter_context(instead(block, forward=lambda *_, **__: output))
-            try:
+            with suppress(_GivenError):
                 model(**batch, use_cache=False)
-            except _GivenError:
-                return found[0]
-        raise BuildError(f"{layer.global_name}: the model does not run it", "Report this with the log.")
+        return found[0] if found else None
+
+    def given_by(batch: Any, output: Any) -> Any:
+        fault = "does not run it"
+        for form in (output, (output,)):  # blocks return a tensor, or a tuple that begins with it, by their architecture
+            try:
+                found = run(batch, form)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                fault = f"fails: {error}"
+                continue
+            if found is not None:
+                if found.shape == output.shape:
+                    return found
+                fault = f"gives it {[*found.shape]}, expected {[*output.shape]}"
+        raise BuildError(f"{layer.global_name}: from what its blocks put out, the model {fault}", "Leave it float.")
 
     with torch.no_grad():
         for batch in batches:
             if len(given) == len(stream):
                 break
-            size = len(batch["input_ids"])
-            output = torch.cat(stream[len(given) : len(given) + size]).cpu()
-            found = run(batch, output)
-            if found.shape != output.shape:
-                found = run(batch, (output,))
-            if found.shape != output.shape:
-                shapes = f"{[*found.shape]}, expected {[*output.shape]}"
-                raise BuildError(f"{layer.global_name}: the model gives it {shapes}", "Leave it float.")
-            given += found.split(1)
+            output = torch.cat(stream[len(given) : len(given) + len(batch["input_ids"])]).cpu()
+            given += given_by(batch, output).split(1)
     return given
