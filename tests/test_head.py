@@ -1,7 +1,7 @@
 """A head of a scheme of its own where blocks are tuned: one more block, the last, that AutoRound would tune alike."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from requant.check.findings import TUNED
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.formats import PACKED
+from requant.new import EnvironmentName
 from requant.progress import Progress, silent
 from requant.recipe import Recipe
 from requant.verdict import Outcome
@@ -28,7 +29,7 @@ from requant.verdict import Outcome
 pytestmark = pytest.mark.worker
 
 HEAD = '\n[layers.schemes]\nlm_head = { name = "W4A16", symmetric = true, group_size = 128 }\n'
-TRIED = {
+TRIED: Mapping[str, tuple[EnvironmentName, str, Callable[[str], str]]] = {
     "llama": ("cpu", "llama", str),
     "experts, accumulating": ("cpu", "qwen3_5_moe", accumulating),
     "llama by 0.16, accumulating": ("current", "llama", accumulating),
@@ -44,14 +45,11 @@ def planned(folder: Path, name: str) -> Recipe:
     return recipe
 
 
-def test_a_head_is_the_last_block_of_a_journal(tmp_path: Path, worker: Path) -> None:
-    del worker
-    own = planned(tmp_path, "llama")
-    *blocks, head = heard(build(own, tiny="mini", out=tmp_path / "out", keep_raw=True).folder, own)
-    assert [each.block for each in blocks] == ["model.layers.0", "model.layers.1"]
-    assert head.block == "lm_head"
-    assert {*head.tensors} == {f"lm_head.{part}" for part in PACKED}
-    assert head.inputs["full"] != head.inputs["quantized"]
+def test_what_a_head_is_given_follows_from_what_the_last_block_puts_out(ask: Callable[..., Any]) -> None:
+    found = ask("given")
+    assert {name: each["a tuple"] for name, each in found.items()} == {"llama": False, "falcon": True, "gptj": True}
+    assert all(each["equal"] and each["as before"] for each in found.values())
+    assert {each["refused"].partition(":")[0] for each in found.values()} == {"unused"}
 
 
 @pytest.fixture(scope="module", params=TRIED)
@@ -71,7 +69,8 @@ def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_heard_resumed_audited_and_what_autoround_makes_alone(
     own: Recipe, first: Path, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
-    *blocks, _ = heard(first, own)
+    *blocks, head = heard(first, own)
+    assert (head.block, {*head.tensors}) == ("lm_head", {f"lm_head.{part}" for part in PACKED})
 
     def stopping(now: Progress) -> None:
         if now.stage == "tuning" and now.done == len(blocks):
@@ -96,10 +95,14 @@ def test_a_code_of_it_that_was_changed_within_reach_is_found(own: Recipe, first:
 
     assert checked(first).layers["lm_head"] == TUNED
     copy = tmp_path / "altered"
+
+    def one_off(at: int) -> Callable[[bytes], bytes]:
+        return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
     for at in range(0, 400, 4):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(first, copy)
-        alter(copy, "lm_head.qweight", lambda data, at=at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        alter(copy, "lm_head.qweight", one_off(at))
         if checked(copy).clean:
             break
     else:

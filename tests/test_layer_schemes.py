@@ -98,7 +98,7 @@ def test_a_head_that_is_tied_or_of_a_build_with_hints_stays_float() -> None:
         assert told.endswith("lm_head stays float, it is model.embed_tokens.weight, to which it is tied")
     recipe = asking(lm_head=scheme())
     told = refused(replace(recipe, tuning=replace(recipe.tuning, hints=True)))
-    assert told.endswith("no part of lm_head with tuning.hints: they are of blocks, not of what lies beside")
+    assert told.endswith("no part of lm_head with tuning.hints: they are of blocks, not of what is beside")
 
 
 def test_a_layer_is_stored_and_declared_in_its_own_way() -> None:

@@ -25,7 +25,7 @@ def given() -> dict[str, Any]:
 
 
 def of_one(name: str) -> dict[str, Any]:
-    """Answer whether blocks return a tuple, whether the inputs are equal, and what is said of a layer that is not run."""
+    """Answer whether blocks return a tuple, whether inputs are equal, and what is said of a layer that is not run."""
     torch.manual_seed(7)
     values, blocks = CONFIGS[name]
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(name, **values)).eval()
@@ -37,11 +37,11 @@ def of_one(name: str) -> dict[str, Any]:
     full = run(model, batches, model.get_submodule(f"{blocks}.1"), put_out)
     autoround = SimpleNamespace(model=model, quant_block_list=[[f"{blocks}.0", f"{blocks}.1", "lm_head"]])
     stream = [each for output in put_out for each in (output[0] if isinstance(output, tuple) else output).split(1)]
-    found = head._given(autoround, model.lm_head, stream, batches)
+    found = head.given(autoround, model.lm_head, stream, batches)
     model.unused = torch.nn.Linear(WIDTH, WIDTH)
     model.unused.global_name = "unused"
     try:
-        head._given(autoround, model.unused, stream, batches)
+        head.given(autoround, model.unused, stream, batches)
         refused = ""
     except BuildError as error:
         refused = str(error)

@@ -90,7 +90,9 @@ class Series(Protocol):
     def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
         """Return what a block puts out where `searched` listens to its layers, to the same bits."""
 
-    def layer(self, autoround: Any, layer: Any, full: list[Any], quantized: list[Any], others: Mapping[str, Any]) -> None:
+    def layer(
+        self, autoround: Any, layer: Any, full: list[Any], quantized: list[Any], others: Mapping[str, Any]
+    ) -> None:
         """Tune a layer alone by what both streams give it: tensors [1, tokens, inputs]."""
 
     def steps(self, autoround: Any, quantized: list[Any], others: Mapping[str, Any]) -> tuple[int, int]:
@@ -326,7 +328,7 @@ class _Composed:
         masks = autoround.alg_composer.block_quantizer._compute_valid_token_mask(others.get("token_ids"))
         if steps == 1:
             return 1, 1
-        counted = sum(int((each.count_nonzero() if masks else each.numel())) for each in (masks or quantized)[:steps])
+        counted = sum(int(each.count_nonzero() if masks else each.numel()) for each in (masks or quantized)[:steps])
         return min(steps, numbers["nsamples"]), max(1, counted)
 
     def numbers(self, autoround: Any) -> Mapping[str, Any]:

@@ -123,12 +123,12 @@ def _beside_blocks(autoround: Any, recipe: Recipe) -> None:
     def configure(self: Any, *args: Any, **kwargs: Any) -> None:
         decide(self, *args, **kwargs)
         if outside := installed().beside(self):
-            last = self.model.get_output_embeddings()
-            if other := next((each for each in outside if self.model.get_submodule(each) is not last), ""):
-                if not recipe.rounds:
-                    pattern = next(each for each in recipe.layers.schemes if each in other)
-                    allowed = f"no part of {other}: of what lies beside the blocks only the model's head is tuned"
-                    raise recipe.refusal("layers.schemes", pattern, allowed)
+            head_alone = self.model.get_output_embeddings()
+            other = next((each for each in outside if self.model.get_submodule(each) is not head_alone), "")
+            if other and not recipe.rounds:
+                pattern = next(each for each in recipe.layers.schemes if each in other)
+                allowed = f"no part of {other}: of what lies beside the blocks only the model's head is tuned"
+                raise recipe.refusal("layers.schemes", pattern, allowed)
             *groups, last = self.quant_block_list
             self.quant_block_list = [*groups, [*last, *outside]]
             self.has_qlayer_outside_block = False
