@@ -93,5 +93,5 @@ def test_what_is_asked_is_built_twice_resumed_checked_and_audited(
         found = {checked.layers[layer] for layer in target.plan.packed}
         assert found == ASKED[name][3] or (recipe is None and found == {ways.WIDE, ways.SEARCHED})
     if own.rounds:
-        theirs = ask("rounded", own.path, tmp_path / "base", tmp_path / "theirs", environment=own.environment)
+        theirs = ask("alone", own.path, tmp_path / "base", tmp_path / "theirs", environment=own.environment)
         assert theirs == {each: sha256(tensors[each].read()).hexdigest() for each in tensors if each.endswith(PACKED)}

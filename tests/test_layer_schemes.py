@@ -67,6 +67,7 @@ def refused(recipe: Recipe, table: Table | None = None, **more: Any) -> str:
         asking("layers.0.self_attn", mlp=scheme()),
         asking(mlp=scheme(), down_proj=scheme()),
         asking(iterations=0, lm_head=scheme()),
+        asking(lm_head=scheme()),
     ],
 )
 def test_what_loaders_join_can_have_a_scheme_together(recipe: Recipe) -> None:
@@ -91,11 +92,13 @@ def test_what_cannot_be_asked_is_named() -> None:
     assert "D17" in refused(asking(experts=scheme()), Table("x", experts="experts"), more=experts)
 
 
-def test_the_head_is_rounded_or_stays_float() -> None:
-    told = refused(asking(lm_head=scheme()))
-    assert told.endswith("what lies beside the blocks is only rounded, where tuning.iterations is 0")
-    told = refused(asking(iterations=0, lm_head=scheme()), tied=True)
-    assert told.endswith("lm_head stays float, it is model.embed_tokens.weight, to which it is tied")
+def test_a_head_that_is_tied_or_of_a_build_with_hints_stays_float() -> None:
+    for iterations in (0, 6):
+        told = refused(asking(iterations=iterations, lm_head=scheme()), tied=True)
+        assert told.endswith("lm_head stays float, it is model.embed_tokens.weight, to which it is tied")
+    recipe = asking(lm_head=scheme())
+    told = refused(replace(recipe, tuning=replace(recipe.tuning, hints=True)))
+    assert told.endswith("no part of lm_head with tuning.hints: they are of blocks, not of what is beside")
 
 
 def test_a_layer_is_stored_and_declared_in_its_own_way() -> None:

@@ -120,8 +120,7 @@ def confirm_schemes(recipe: Recipe, target: Target) -> None:
     """Raise RecipeError where layers cannot have the schemes of their own that the recipe gives them.
 
     A pattern names packed layers, and no two ask for different things of one. Layers that loaders fuse have one scheme
-    (defect D06), experts that of `[scheme]` (D17), and so has an MTP block that is rounded. What lies beside the blocks
-    can be rounded, not tuned.
+    (defect D06), experts that of `[scheme]` (D17), and so has an MTP block that is rounded. Hints are of blocks alone.
     """
     schemes, plan, table = recipe.layers.schemes, target.plan, target.table
     asked = {name: [key for key in schemes if key in name] for name in (*plan.layers, *target.mtp)}
@@ -155,9 +154,8 @@ def confirm_schemes(recipe: Recipe, target: Target) -> None:
             raise refuse(patterns[0], f"no part of {name}, which is copied from the base")
         if table.experts and f".{table.experts}." in name:
             raise refuse(patterns[0], f"nothing of {table.experts}: loaders read no override there (defect D17)")
-        if layer.packed and not recipe.rounds and not any(name.startswith(f"{each}.") for each in plan.blocks):
-            allowed = f"no part of {name}: what lies beside the blocks is only rounded, where tuning.iterations is 0"
-            raise refuse(patterns[0], allowed)
+        if layer.packed and recipe.tuning.hints and name in plan.blocks:
+            raise refuse(patterns[0], f"no part of {name} with tuning.hints: they are of blocks, not of what is beside")
     for group in table.fused:
         for parent in {name.removesuffix(part) for part in group for name in plan.packed if name.endswith(f".{part}")}:
             parts = {part: plan.packed[f"{parent}{part}"].own for part in group if f"{parent}{part}" in plan.packed}

@@ -3,7 +3,8 @@
 SignRound (Cheng et al., arXiv:2309.05516) adds to each weight, in steps of a code, an offset v that starts at 0, and
 multiplies both ends of each group's range by factors that start at 1. Each of I iterations moves each of them by the
 learning rate, up or down (auto_round/sign_sgd.py), and the rate falls linearly to 0. AutoRound 0.12.2 and 2dda035
-collect the best parameters *before* an iteration's step (compressors/base.py), so the last step never counts:
+collect the best parameters *before* an iteration's step (compressors/base.py, of a block as of a layer alone), so the
+last step never counts:
 
     |v| <= V = lr * (I - 1)(I + 2) / 2I        A = max(0, 1 - minmax_lr * (I - 1)(I + 2) / 2I) <= factor <= 1
 

@@ -20,7 +20,7 @@ from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
-from requant.worker.autoround import hints
+from requant.worker.autoround import head, hints
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -41,7 +41,7 @@ class Listener:
     """What was heard of the block that is being tuned."""
 
     keeper: Keeper
-    steps_per_iteration: int
+    steps_per_iteration: int = 1
     losses: list[float] = field(default_factory=list)
     counted: list[int | None] = field(default_factory=list)
     """Of how many tokens each loss is; None where it is of all."""
@@ -90,8 +90,9 @@ def listening(
     series = installed()
     numbers = series.numbers(autoround)
     tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()
-    tune, measure, write = tuning.function, loss_of_step.function, writing.function
-    heard = Listener(keeper, numbers["gradient_accumulate_steps"])
+    backward = series.backward(autoround)
+    tune, measure, write, go_back = tuning.function, loss_of_step.function, writing.function, backward.function
+    heard = Listener(keeper)
 
     def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
         if heard.pending:
@@ -109,14 +110,19 @@ def listening(
         begun = time.monotonic()
         streams = BlockInputs.of(input_ids, q_input, random.getstate(), heard.hashed).digests
         heard.hashed.forget()
-        inputs = {**streams, "others": digest_of_nest(series.others(input_others, rest))}
+        others, alone = series.others(input_others, rest), head.alone(block)
+        inputs = {**streams, "others": digest_of_nest(others)}
         heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
-        divisor = 1
-        if heard.steps_per_iteration > 1:
-            quantized = input_ids if q_input is None else q_input
-            divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * heard.steps_per_iteration])
+        quantized = input_ids if q_input is None else q_input
+        steps, divisor = numbers["gradient_accumulate_steps"], 1
+        if alone:
+            steps, divisor = series.steps(autoround, quantized, others)
+        elif steps > 1:
+            divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * steps])
+        heard.steps_per_iteration = steps
         tuned = time.monotonic()
-        with hints.deciding(autoround, written) if written else nullcontext():
+        hinting = hints.deciding(autoround, written) if written else nullcontext()
+        with hinting, backward.replaced(scale_and_backward) if alone else nullcontext():
             q_output, output = tune(self, block, input_ids, input_others, **rest)
         done = time.monotonic()
         loss = heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
@@ -138,6 +144,12 @@ def listening(
         heard.counted.append(series.counted(*args, **kwargs))
         heard.steps.append(time.monotonic())
         return loss
+
+    def scale_and_backward(self: Any, scaler: Any, loss: Any) -> Any:
+        heard.losses.append(loss.item())  # of a layer alone, which has no function of its own for it
+        heard.counted.append(None)
+        heard.steps.append(time.monotonic())
+        return go_back(self, scaler, loss)
 
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.after and m.global_name == heard.pending["block"]:

@@ -1,13 +1,13 @@
 """What AutoRound does at 0 iterations, in its loop over blocks: a block is rounded, by its own functions, not tuned.
 
 Told 0 iterations AutoRound takes other ways through the model, on which nobody sees a block whole, or what it is given.
-It is therefore told one, and what would tune a block rounds it. tests/worker/rounded.py holds the codes against those
+It is therefore told one, and what would tune a block rounds it. tests/worker/alone.py holds the codes against those
 of its own ways.
 """
 
 from typing import Any
 
-from requant.worker.autoround import hooks
+from requant.worker.autoround import head, hooks
 from requant.worker.autoround.series import installed
 
 
@@ -37,7 +37,7 @@ def install(autoround: Any, *, search: bool) -> None:
 
 def runs(block: Any, *, search: bool) -> bool:
     """Say whether a block is run on its inputs; of a layer alone, such as `lm_head`, AutoRound calibrates nothing."""
-    return search and any(True for _ in block.children())
+    return search and not head.alone(block)
 
 
 def _layers(autoround: Any, block: Any) -> list[str]:

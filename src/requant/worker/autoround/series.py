@@ -51,6 +51,9 @@ class Series(Protocol):
     def loss(self, autoround: Any) -> Place:
         """Return what measures the loss of one step; `counted` reads what it is given."""
 
+    def backward(self, autoround: Any) -> Place:
+        """Return what is given the loss of each step, of a block or of a layer alone, as its third argument."""
+
     def step(self) -> Place:
         """Return what moves the parameters by the signs of their gradients."""
 
@@ -87,6 +90,14 @@ class Series(Protocol):
     def heard(self, autoround: Any, block: Any, full: Any, others: Any) -> Any:
         """Return what a block puts out where `searched` listens to its layers, to the same bits."""
 
+    def layer(
+        self, autoround: Any, layer: Any, full: list[Any], quantized: list[Any], others: Mapping[str, Any]
+    ) -> None:
+        """Tune a layer alone by what both streams give it: tensors [1, tokens, inputs]."""
+
+    def steps(self, autoround: Any, quantized: list[Any], others: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the steps of an iteration on a layer alone, and what the sum of their losses is divided by."""
+
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         """Return what AutoRound tunes with, by the names of its arguments."""
 
@@ -111,6 +122,9 @@ class _OneClass:
 
     def loss(self, autoround: Any) -> Place:
         return Place(type(autoround), "_get_loss")
+
+    def backward(self, autoround: Any) -> Place:
+        return Place(type(autoround), "_scale_loss_and_backward")
 
     def step(self) -> Place:
         from auto_round.sign_sgd import SignSGD
@@ -174,7 +188,7 @@ class _OneClass:
         }
         # It would move all of the model, whose finished blocks are nowhere.
         still = Place(base, "safe_to_cpu_").replaced(lambda _: None)
-        with self._whole(autoround, search=True), still, _instead(autoround, **alone):
+        with self._whole(autoround, search=True), still, instead(autoround, **alone):
             autoround._quant_rtn_with_imatrix(layers)
         return put_out
 
@@ -184,7 +198,14 @@ class _OneClass:
     def _whole(self, autoround: Any, *, search: bool) -> AbstractContextManager[None]:
         """Let it round and not write: a block is written whole."""
         keeps = {"is_immediate_packing": False, "is_immediate_saving": False, "low_cpu_mem_usage": False}
-        return _instead(autoround, disable_opt_rtn=not search, orig_disable_opt_rtn=not search, **keeps)
+        return instead(autoround, disable_opt_rtn=not search, orig_disable_opt_rtn=not search, **keeps)
+
+    def layer(self, autoround: Any, layer: Any, full: list[Any], quantized: list[Any], _: Mapping[str, Any]) -> None:
+        autoround._quantize_layer(layer.global_name, full, quantized, device=autoround.device)
+
+    def steps(self, autoround: Any, quantized: list[Any], _: Mapping[str, Any]) -> tuple[int, int]:
+        steps = autoround.batch_size  # of one sample each, out of batch_size times as many
+        return steps, 1 if steps == 1 else sum(each.numel() for each in quantized[: steps * steps])
 
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         return {name: getattr(autoround, name) for name in (*NUMBERS, *SIZES)}
@@ -216,6 +237,11 @@ class _Composed:
         from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
 
         return Place(SignRoundQuantizer, "_get_loss")
+
+    def backward(self, _: Any) -> Place:
+        from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
+
+        return Place(SignRoundQuantizer, "_scale_loss_and_backward")
 
     def step(self) -> Place:
         from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD
@@ -290,6 +316,21 @@ class _Composed:
             each.remove()
         return quantizer, put_out
 
+    def layer(
+        self, autoround: Any, layer: Any, full: list[Any], quantized: list[Any], others: Mapping[str, Any]
+    ) -> None:
+        tokens = others.get("token_ids")
+        autoround.alg_composer.compress_layer_outside_block(layer, full, quantized, input_ids=tokens)
+
+    def steps(self, autoround: Any, quantized: list[Any], others: Mapping[str, Any]) -> tuple[int, int]:
+        numbers = self.numbers(autoround)
+        steps = numbers["batch_size"] * numbers["gradient_accumulate_steps"]  # of one sample each
+        masks = autoround.alg_composer.block_quantizer._compute_valid_token_mask(others.get("token_ids"))
+        if steps == 1:
+            return 1, 1
+        counted = sum(int(each.count_nonzero() if masks else each.numel()) for each in (masks or quantized)[:steps])
+        return min(steps, numbers["nsamples"]), max(1, counted)
+
     def numbers(self, autoround: Any) -> Mapping[str, Any]:
         sizes = {name: getattr(autoround.calibration_context, name) for name in SIZES}
         return sizes | {name: getattr(autoround, name) for name in NUMBERS}
@@ -310,7 +351,7 @@ class _Composed:
 
 
 @contextmanager
-def _instead(owner: Any, **attributes: Any) -> Iterator[None]:
+def instead(owner: Any, **attributes: Any) -> Iterator[None]:
     """Give an object attributes of its own for a while."""
     before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     vars(owner).update(attributes)

@@ -6,7 +6,7 @@ from typing import Any
 
 from requant.errors import BuildError
 from requant.recipe import DATA_TYPE, SCALE_DTYPE, Effort, LayerScheme, Recipe
-from requant.worker.autoround import rounding
+from requant.worker.autoround import head, rounding
 from requant.worker.autoround.calibration import PILE
 from requant.worker.autoround.series import installed
 
@@ -100,9 +100,11 @@ def tuner(model: Any, tokenizer: Any, batches: Any, recipe: Recipe, effort: Effo
     if series.is_text(autoround):
         _by_name(autoround, batches)
     if recipe.layers.schemes:
-        _beside_blocks(autoround)
+        _beside_blocks(autoround, recipe)
     if recipe.rounds:
         rounding.install(autoround, search=bool(tuning.search_scales))
+    elif recipe.layers.schemes:
+        head.install(autoround, batches)
     return autoround
 
 
@@ -110,10 +112,10 @@ def _config(scheme: LayerScheme) -> dict[str, Any]:
     return {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric, "data_type": DATA_TYPE}
 
 
-def _beside_blocks(autoround: Any) -> None:
+def _beside_blocks(autoround: Any, recipe: Recipe) -> None:
     """Let packed layers beside the blocks, such as `lm_head`, be blocks themselves, behind all others.
 
-    Otherwise AutoRound would write nothing before all is tuned.
+    Otherwise AutoRound would write nothing before all is tuned. Tuned can be the one that all blocks lead to.
     """
     compressor = type(autoround)
     decide = compressor.configure_layer_config
@@ -121,6 +123,12 @@ def _beside_blocks(autoround: Any) -> None:
     def configure(self: Any, *args: Any, **kwargs: Any) -> None:
         decide(self, *args, **kwargs)
         if outside := installed().beside(self):
+            head_alone = self.model.get_output_embeddings()
+            other = next((each for each in outside if self.model.get_submodule(each) is not head_alone), "")
+            if other and not recipe.rounds:
+                pattern = next(each for each in recipe.layers.schemes if each in other)
+                allowed = f"no part of {other}: of what lies beside the blocks only the model's head is tuned"
+                raise recipe.refusal("layers.schemes", pattern, allowed)
             *groups, last = self.quant_block_list
             self.quant_block_list = [*groups, [*last, *outside]]
             self.has_qlayer_outside_block = False

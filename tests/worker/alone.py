@@ -1,4 +1,4 @@
-"""`RECIPE BASE FOLDER`: what AutoRound itself makes of a base at 0 iterations, called as its own users call it."""
+"""`RECIPE BASE FOLDER`: what AutoRound itself makes of a base, left to itself and called as its own users call it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from requant.worker.autoround.series import installed
 from requant.worker.resume import digest
 
 
-def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
+def alone(recipe: str, base: str, folder: str) -> dict[str, Any]:
     """Return the digests of all packed tensors that AutoRound writes into the folder."""
     asked = read_recipe(Path(recipe))
     effort, scheme, chosen = asked.effort(tiny=True), asked.scheme, asked.tuning
@@ -38,11 +38,15 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
             for name, own in asked.layers.schemes.items()
         },
         dataset=calibration.PILE,
-        iters=0,
-        disable_opt_rtn=not chosen.search_scales,
+        iters=effort.iterations,
+        disable_opt_rtn=not chosen.search_scales if asked.rounds else None,
         nsamples=effort.samples,
         seqlen=effort.sequence_length,
         batch_size=chosen.batch_size,
+        gradient_accumulate_steps=chosen.gradient_accumulation,
+        seed=chosen.seed,
+        amp=effort.precision == "bfloat16",
+        not_use_best_mse=not chosen.keep_best,
         device_map="cpu",
         enable_deterministic_algorithms=True,
     )
@@ -59,4 +63,4 @@ def rounded(recipe: str, base: str, folder: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer(rounded)
+    answer(alone)

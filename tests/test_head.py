@@ -1,0 +1,127 @@
+"""A head of a scheme of its own where blocks are tuned: one more block, the last, that AutoRound would tune alike."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.owned import alter, computes, hold
+from tests.test_adapters import accumulating, heard, of_one_s_own
+
+import requant.audit
+from requant.audit.pool import prepare
+from requant.audit.references import known
+from requant.build import build, record
+from requant.build.inputs import tiny_inputs
+from requant.build.survey import record as renew
+from requant.check import check
+from requant.check.findings import TUNED
+from requant.check.reader import open_reader
+from requant.checkpoint.checkpoint import open_checkpoint
+from requant.formats import PACKED
+from requant.new import EnvironmentName
+from requant.progress import Progress, silent
+from requant.recipe import Recipe
+from requant.verdict import Outcome
+
+pytestmark = pytest.mark.worker
+
+HEAD = '\n[layers.schemes]\nlm_head = { name = "W4A16", symmetric = true, group_size = 128 }\n'
+TRIED: Mapping[str, tuple[EnvironmentName, str, Callable[[str], str]]] = {
+    "llama": ("cpu", "llama", str),
+    "experts, accumulating": ("cpu", "qwen3_5_moe", accumulating),
+    "llama by 0.16, accumulating": ("current", "llama", accumulating),
+    "experts by 0.16": ("current", "qwen3_5_moe", str),
+}
+
+
+def planned(folder: Path, name: str) -> Recipe:
+    """Return a recipe that asks for a head in codes, and its plan."""
+    environment, architecture, edit = TRIED[name]
+    recipe = of_one_s_own(folder, architecture, environment, lambda text: edit(text) + HEAD)
+    renew(recipe)
+    return recipe
+
+
+def test_what_a_head_is_given_follows_from_what_the_last_block_puts_out(ask: Callable[..., Any]) -> None:
+    found = ask("given")
+    assert {name: each["a tuple"] for name, each in found.items()} == {"llama": False, "falcon": True, "gptj": True}
+    assert all(each["equal"] and each["as before"] for each in found.values())
+    assert {each["refused"].partition(":")[0] for each in found.values()} == {"unused"}
+
+
+@pytest.fixture(scope="module", params=TRIED)
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return planned(tmp_path_factory.mktemp("own"), request.param)
+
+
+@pytest.fixture(scope="module")
+def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of its tiny model mini, recorded."""
+    folder = build(own, tiny="mini", out=tmp_path_factory.mktemp("first") / "built", keep_raw=True).folder
+    record(own, "mini", folder)
+    return folder
+
+
+@pytest.mark.full
+def test_it_is_heard_resumed_audited_and_what_autoround_makes_alone(
+    own: Recipe, first: Path, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    *blocks, head = heard(first, own)
+    assert (head.block, {*head.tensors}) == ("lm_head", {f"lm_head.{part}" for part in PACKED})
+
+    def stopping(now: Progress) -> None:
+        if now.stage == "tuning" and now.done == len(blocks):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(own, tiny="mini", out=tmp_path / "stopped", tell=stopping)
+    assert build(own, tiny="mini", out=tmp_path / "stopped").verdict.outcome is Outcome.IDENTICAL
+    hold(own, first, tmp_path)
+    theirs = ask("alone", own.path, tmp_path / "base", tmp_path / "theirs", environment=own.environment)
+    made = open_checkpoint(first).tensors
+    assert theirs == {name: sha256(made[name].read()).hexdigest() for name in made if name.endswith(PACKED)}
+
+
+@pytest.mark.full
+def test_a_code_of_it_that_was_changed_within_reach_is_found(own: Recipe, first: Path, tmp_path: Path) -> None:
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
+
+    def checked(folder: Path) -> Any:
+        with open_reader(str(folder)) as theirs, open_reader(str(setting.inputs.base)) as ours:
+            return check(theirs, ours, recipe=own, tiny=True)
+
+    assert checked(first).layers["lm_head"] == TUNED
+    copy = tmp_path / "altered"
+
+    def one_off(at: int) -> Callable[[bytes], bytes]:
+        return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    for at in range(0, 400, 4):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(first, copy)
+        alter(copy, "lm_head.qweight", one_off(at))
+        if checked(copy).clean:
+            break
+    else:
+        pytest.fail("no code of the first hundred can be changed within reach")
+    last = len(setting.names) - 1
+    audited = requant.audit.audit(
+        copy,
+        setting,
+        known(own, "mini", first),
+        chosen=(last - 1, last),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=tmp_path / "work",
+    )
+    assert {each.index: str(each.judgement) for each in audited.blocks} == {last - 1: "identical", last: "different"}
+    assert audited.first_divergence == "lm_head"
+
+
+@pytest.mark.full
+def test_transformers_computes_with_it(own: Recipe, first: Path, ask: Callable[..., Any], tmp_path: Path) -> None:
+    computes(own, first, ask, tmp_path)
