@@ -15,16 +15,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import Signature
+from typing import TYPE_CHECKING, Any
 
 from requant.digest import MAX_STATEMENT, canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.keys import PrivateKey, PublicKey
 from requant.evidence.statements import STATEMENT_TYPE
+
+if TYPE_CHECKING:  # imported where something is signed or verified: a build in a pod has no such library
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import Signature
 
 SUFFIX = ".sigstore.json"
 STATEMENT = ".intoto.jsonl"
@@ -195,6 +195,9 @@ def verify_file(path: Path, keys: Iterable[PublicKey], *, statement: bytes | Non
 
 def verify(bundle: Bundle, keys: Iterable[PublicKey], where: str) -> Signed:
     """Return what is signed, and with which of these keys. Raises SignatureError for what does not hold."""
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer import Signature
+
     key = next((each for each in keys if each.id == bundle.key), None)
     if key is None:
         advice = "Ask its owner, by another way than this file came, whether that is their key."
@@ -279,7 +282,9 @@ def _subject(value: Any) -> tuple[str, str]:
     raise ValueError(f"subject: found {reprlib.repr(value)}, expected a name and a SHA-256, and nothing else")
 
 
-def _envelope(statement: bytes, signatures: dict[str, Signature] | None = None) -> Envelope:
+def _envelope(statement: bytes, signatures: "dict[str, Signature] | None" = None) -> "Envelope":
+    from securesystemslib.dsse import Envelope
+
     return Envelope(statement, PAYLOAD_TYPE, signatures or {})
 
 
