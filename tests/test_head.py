@@ -74,7 +74,7 @@ def test_it_is_heard_resumed_audited_and_what_autoround_makes_left_to_itself(
     assert (head.block, {*head.tensors}) == ("lm_head", {f"lm_head.{part}" for part in PACKED})
 
     def stopping(now: Progress) -> None:
-        if now.stage == "tuning" and now.done == len(blocks):
+        if now.stage == "tuning" and now.done >= len(blocks) - 1:  # the head may be tuned between two looks
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
