@@ -181,16 +181,21 @@ def verify_file(path: Path, keys: Iterable[PublicKey], *, statement: bytes | Non
 
     A bundle that signs anything but `statement`, where that is given, proves nothing about it.
     """
+    bundle = read_file(path)
+    if statement is not None and bundle.statement != statement:
+        raise SignatureError(Fault.OTHER_STATEMENT, str(path), "")
+    return verify(bundle, keys, str(path))
+
+
+def read_file(path: Path) -> Bundle:
+    """Read a bundle, and verify nothing. Raises SignatureError for any other file, CheckpointError where none is."""
     try:
         data = read_whole(path, MAX_BUNDLE)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise SignatureError(Fault.UNREADABLE, str(path), str(error)) from None
-    bundle = read_bundle(data, str(path))
-    if statement is not None and bundle.statement != statement:
-        raise SignatureError(Fault.OTHER_STATEMENT, str(path), "")
-    return verify(bundle, keys, str(path))
+    return read_bundle(data, str(path))
 
 
 def verify(bundle: Bundle, keys: Iterable[PublicKey], where: str) -> Signed:
