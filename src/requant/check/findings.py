@@ -124,6 +124,9 @@ class Measured:
 
 def merge(windows: Iterable[Measured]) -> Measured:
     """Add up the windows of one tensor: of findings of one kind in one tensor, the first index, and all counts."""
+    windows = [*windows]
+    if len(windows) == 1:  # most tensors are experts, of one window each
+        return windows[0]
     findings: dict[str, dict[tuple[str, str], Finding]] = {}
     counts = Counts()
     ways: set[str] | None = None
