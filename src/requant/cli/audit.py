@@ -28,7 +28,7 @@ from requant.cli.options import (
     recipes,
     tiny_size,
 )
-from requant.cli.sign import outcome_signer
+from requant.cli.sign import outcome_signer, signing
 from requant.cli.terminal import out, print_json, progress, say
 from requant.environment.install import cache
 from requant.protocol import HINTS
@@ -181,12 +181,11 @@ def audit(
     raise typer.Exit(done.exit_status)
 
 
-def sign_audit(path: Path, key: Path) -> Path:
+def sign_audit(path: Path, key: str) -> Path:
     """Sign a recorded audit, and return the bundle: coverage counts by it."""
-    from requant.evidence.keys import read_private
     from requant.evidence.signatures import sign_file
 
-    return sign_file(path, read_private(key))
+    return sign_file(path, signing(key)())
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -99,8 +99,10 @@ SandboxOption = Annotated[
     ),
 ]
 SignKey = Annotated[
-    Path | None,
-    typer.Option("--sign", metavar="KEY", help="Sign the outcome, whatever it is, with this key: docs/signing.md."),
+    str | None,
+    typer.Option(
+        "--sign", metavar="KEY", help="Sign the outcome, whatever it is, with this key, or keyless: docs/signing.md."
+    ),
 ]
 BundleFile = Annotated[
     Path | None,
