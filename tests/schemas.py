@@ -35,6 +35,7 @@ from requant.environment.image.evidence import Evidence
 from requant.environment.update import Change
 from requant.evidence import journal
 from requant.evidence.journal import Block, Header, Journal
+from requant.evidence.keyless import Identity
 from requant.evidence.keys import Kind
 from requant.evidence.statements import BUILD_TYPE
 from requant.hub import pinned
@@ -147,9 +148,11 @@ PRINTED: Mapping[str, Any] = {
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
     "requant.bundle/1": shape(
         "Signed",
-        "A statement whose signature holds: the key's id and kind, and what is said of which files, path to SHA-256.",
+        "A statement whose signature holds: the id and kind of a key or an identity, and what is said of which files, "
+        "path to SHA-256.",
         key=str,
-        kind=Kind,
+        kind=OneOf((*get_args(Kind), Identity.kind)),
+        identity=shape("Identity", "Who signed keyless, and who vouches for them.", issuer=str, subject=str) | None,
         predicateType=str,
         subjects=Mapping[str, str],
         predicate=Mapping[str, Any],

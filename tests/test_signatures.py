@@ -139,7 +139,7 @@ def test_each_failure_has_its_name(kind: Kind, refuses: Refuses) -> None:
         (Fault.PAYLOAD_TYPE, enveloped(payloadType="text/plain")),
         (Fault.FORGED, enveloped(payload=other)),
         (Fault.FORGED, around(verificationMaterial=theirs)),
-        (Fault.CERTIFICATE, around(verificationMaterial={"certificate": {"rawBytes": "AA=="}})),
+        (Fault.UNREADABLE, around(verificationMaterial={"certificate": {"rawBytes": "AA=="}})),
         (Fault.UNREADABLE, around(more=1)),
         (Fault.UNREADABLE, changed(data, lambda value: value.pop("dsseEnvelope"))),
         (Fault.UNREADABLE, data[:-1]),

@@ -97,7 +97,8 @@ class Signed:
     def text(self) -> list[str]:
         """Return what a person reads."""
         files = [f"{digest} {path}" for path, digest in sorted(self.subjects.items())]
-        return [f"signed {by(self.key)}", self.predicate_type, *files]
+        signed = by(self.key) if isinstance(self.key, Identity) else f"with {self.key.kind} {self.key.id}"
+        return [f"signed {signed}", self.predicate_type, *files]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def by(key: Known) -> str:
     """Return by whom something is signed, for a person."""
     if isinstance(key, Identity):
         return f"by {visible(key.subject)}, for whom {visible(key.issuer)} vouches"
-    return f"with {key.kind} {key.id}"
+    return f"with {key.id}"
 
 
 def bundle_path(statement: Path) -> Path:
