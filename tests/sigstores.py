@@ -1,7 +1,7 @@
 """A Sigstore of one's own: a certificate authority, logs of certificates and of signatures, and who logs people in.
 
-Its answers have the form of the real ones (sigstore/fulcio: /api/v2/signingCert, sigstore/rekor: /api/v1/log/entries, OpenID
-Connect, and GitHub's endpoint for tokens of jobs), so that sigstore-python's own flow runs whole, without the internet.
+Its answers have the form of the real ones (sigstore/fulcio: /api/v2/signingCert, sigstore/rekor: /api/v1/log/entries,
+OpenID Connect, and GitHub's endpoint for tokens of jobs), so that sigstore-python's own flow runs whole, offline.
 """
 
 import base64
@@ -115,10 +115,10 @@ class Sigstore:
         }
 
     def token(self) -> str:
-        """A token that says who is at work; only the authority would look at its signature, and this one does not."""
+        """A token that says who is at work."""
         now = int(datetime.now(UTC).timestamp())
         claims = {"iss": self.issuer, "sub": self.subject, "email": self.subject, "aud": "sigstore"}
-        return jwt.encode({**claims, "iat": now, "exp": now + 600}, "a secret of 32 bytes or more, long enough", "HS256")
+        return jwt.encode({**claims, "iat": now, "exp": now + 600}, "no authority looks at this one's secret", "HS256")
 
     def certificate(self, request: x509.CertificateSigningRequest) -> list[str]:
         """Certify a key for ten minutes, and note it in the log of certificates (RFC 6962, 3.2 and 3.3)."""

@@ -1,9 +1,9 @@
 """Signatures without a key of one's own: Sigstore vouches for who somebody is, and a log for when they signed.
 
-A key is made for one signature and thrown away. Fulcio, a certificate authority, binds it for ten minutes to a subject,
-such as an address or a workflow, that an OpenID issuer has just confirmed; Rekor, a log that anybody can read, says that
-it signed within them. All of it is sigstore-python's own flow (https://github.com/sigstore/sigstore-python), which is an
-extra. Names of extensions: sigstore/fulcio, docs/oid-info.md. ADR 30 says what was decided.
+A key is made for one signature and thrown away. Fulcio, a certificate authority, binds it for ten minutes to a
+subject, such as an address or a workflow, that an OpenID issuer has just confirmed; Rekor, a log that anybody can read,
+says that it signed within them. All of it is sigstore-python's own flow, and sigstore is an extra
+(https://github.com/sigstore/sigstore-python). Extensions: sigstore/fulcio, docs/oid-info.md. ADR 30: what was decided.
 """
 
 from dataclasses import dataclass, field
