@@ -26,6 +26,7 @@ def cyclonedx(records: Records, facts: Facts, repository: str = "") -> str:
 
     `repository` is what the checkpoint is called, `owner/name`.
     """
+    build = recorded(records)
     used: set[str] = set()
 
     def of(key: str) -> str:
@@ -49,7 +50,7 @@ def cyclonedx(records: Records, facts: Facts, repository: str = "") -> str:
         ],
         "components": [
             {"type": "file", "bom-ref": f"file/{path}", "name": path, "hashes": _sha256(each.sha256)}
-            for path, each in sorted(recorded(records).manifest.files.items())
+            for path, each in sorted(build.manifest.files.items())
         ],
     }
     used.add("journal.sha256")

@@ -90,11 +90,10 @@ def spdx(records: Records, facts: Facts, repository: str = "") -> str:
         for path, each in sorted(build.manifest.files.items())
     ]
     licence = {"type": "simplelicensing_LicenseExpression", "spdxId": f"{_PLACE}license", "creationInfo": "_:creation"}
+    kinship = "other" if records.tiny else "descendantOf"
     relations = [
         _relation("contains", "checkpoint", [each["spdxId"] for each in files], completeness="complete"),
-        _relation(
-            "other" if records.tiny else "descendantOf", "checkpoint", [base["spdxId"]], comment=descent(records)
-        ),
+        _relation(kinship, "checkpoint", [base["spdxId"]], comment=descent(records)),
         _relation("trainedOn", "checkpoint", [listened["spdxId"]]),
         _relation("hasInput", "build", [*([] if records.tiny else [base["spdxId"]]), listened["spdxId"]]),
         _relation("hasOutput", "build", [model["spdxId"]]),
