@@ -1,0 +1,79 @@
+"""Workflows for other people's CI: what of them a machine without GitHub can tell."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.commands import commands, parse
+from tests.conftest import ROOT
+from tests.test_render import shellcheck
+
+FILES = sorted((ROOT / "examples" / "github").glob("*.yml"))
+files = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def jobs(file: Path) -> Iterator[dict[str, Any]]:
+    yield from yaml.safe_load(file.read_text())["jobs"].values()
+
+
+def runs(file: Path) -> list[str]:
+    return [step["run"] for job in jobs(file) for step in job["steps"] if "run" in step]
+
+
+def validated(*paths: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_they_fit_the_schema_of_workflows(tmp_path: Path) -> None:
+    assert [file.stem for file in FILES] == ["audit", "publish"]
+    assert validated(*FILES).returncode == 0
+    broken = tmp_path / "broken.yml"
+    broken.write_text(FILES[0].read_text().replace("runs-on:", "runs:"))
+    assert validated(broken).returncode == 1
+
+
+@files
+def test_shellcheck_has_nothing_to_say(file: Path, tmp_path: Path) -> None:
+    for run in runs(file):
+        assert shellcheck(f"#!/usr/bin/env bash\n{run}", tmp_path) == ""
+
+
+@files
+def test_every_command_is_one(file: Path) -> None:
+    found = [words for run in runs(file) for words in commands(run)]
+    assert len(found) > 2
+    for words in found:
+        parse(words)
+    with pytest.raises(ValueError, match="no-such-option|No such option"):
+        parse([*found[0], "--no-such-option"])
+
+
+@files
+def test_what_is_typed_in_is_no_part_of_a_script(file: Path) -> None:
+    """Inputs reach scripts as variables: put in by GitHub, they would be run."""
+    assert not any("${{" in run for run in runs(file))
+
+
+@files
+def test_actions_are_pinned_and_may_do_little(file: Path) -> None:
+    text, value = file.read_text(), yaml.safe_load(file.read_text())
+    uses = [step["uses"] for job in jobs(file) for step in job["steps"] if "uses" in step]
+    for each in uses:
+        assert re.search(rf"{re.escape(each)} # v\d+\.\d+\.\d+$", text, re.M)
+        assert re.fullmatch(r"[\w/.-]+@[0-9a-f]{40}", each)
+    assert uses and value["permissions"] == {}
+    for job in jobs(file):
+        assert job["permissions"]["id-token"] == "write"
+        assert {*job["permissions"]} <= {"contents", "id-token"}
+
+
+def test_the_hubs_token_is_seen_by_the_last_step_alone() -> None:
+    (job,) = jobs(ROOT / "examples" / "github" / "publish.yml")
+    seen = [step["name"] for step in job["steps"] if "secrets." in str(step)]
+    assert seen == [job["steps"][-1]["name"]] == ["Send"] and "secrets" not in str(job["env"])
