@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -29,7 +30,7 @@ GITHUB = "https://token.actions.githubusercontent.com"
 WORKFLOW = "https://github.com/ada/models/.github/workflows/publish.yml@refs/heads/main"
 SINCE = "2020-01-01T00:00:00Z"
 SCT = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
-HOST = "log.example"
+HOST = "127.0.0.1"
 
 
 def text(data: bytes) -> str:
@@ -187,6 +188,13 @@ class Sigstore:
         if path.startswith("/.well-known/"):
             return {"authorization_endpoint": f"{self.url}/auth", "token_endpoint": f"{self.url}/token"}
         return {"/token": {"access_token": self.token()}, "/job": {"value": self.token()}}[path.partition("?")[0]]
+
+
+def as_a_job(sigstore: Sigstore, patch: pytest.MonkeyPatch) -> None:
+    """Be a job of GitHub Actions, which is what the library asks first."""
+    patch.setenv("GITHUB_ACTIONS", "true")
+    patch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "of the job")
+    patch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", f"{sigstore.url}/job")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def full() -> Records:
     return replace(records("ec", None), recorded=records("ec").recorded)
 
 
-@pytest.fixture(params=["mini", "llama-current", pytest.param("full", marks=pytest.mark.full)])
+@pytest.fixture(params=["mini", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama-current", "full"))])
 def build(request: pytest.FixtureRequest) -> tuple[Records, Facts]:
     if request.param == "full":
         made = full()

@@ -72,7 +72,7 @@ def test_the_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
 
 def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
     page = (ROOT / "docs" / "threats.md").read_text()
-    rows = [row for row in re.findall(r"^\| (?!-|what they)(.*) \|$", page, re.M)]
+    rows: list[str] = re.findall(r"^\| (?!-|what they)(.*) \|$", page, re.M)
     assert len(rows) > 20
     for row in rows:
         *_, proof = row.split(" | ")

@@ -19,7 +19,7 @@ from sigstore.verify import Verifier
 from sigstore.verify.policy import Identity as Policy
 from tests import private
 from tests.conftest import ROOT, Refuses
-from tests.sigstores import GITHUB, WORKFLOW, Sigstore, running
+from tests.sigstores import GITHUB, WORKFLOW, Sigstore, as_a_job, running
 from typer.testing import CliRunner
 
 from requant.audit.builders import FILE, read_builders
@@ -52,10 +52,8 @@ def trust(sigstore: Sigstore, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def job(sigstore: Sigstore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Be a job of GitHub Actions, which is what the library asks first; the Sigstore is as it was afterwards."""
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "of the job")
-    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", f"{sigstore.url}/job")
+    """Be a job; the Sigstore is as it was afterwards."""
+    as_a_job(sigstore, monkeypatch)
     yield
     sigstore.issuer, sigstore.subject, sigstore.late = GITHUB, WORKFLOW, timedelta()
 
@@ -64,9 +62,7 @@ def job(sigstore: Sigstore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def bundle(sigstore: Sigstore, trust: Path) -> bytes:
     """One that holds, of the workflow."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GITHUB_ACTIONS", "true")
-        patch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "of the job")
-        patch.setenv("ACTIONS_ID_TOKEN_REQUEST_URL", f"{sigstore.url}/job")
+        as_a_job(sigstore, patch)
         return sign(STATEMENT, log_in(trust))
 
 

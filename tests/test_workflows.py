@@ -26,8 +26,8 @@ def runs(file: Path) -> list[str]:
 
 
 def validated(*paths: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    return subprocess.run([*command, *map(str, paths)], capture_output=True, text=True)
 
 
 def test_they_fit_the_schema_of_workflows(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_every_command_is_one(file: Path) -> None:
     assert len(found) > 2
     for words in found:
         parse(words)
-    with pytest.raises(ValueError, match="no-such-option|No such option"):
+    with pytest.raises(ValueError, match="No such option"):
         parse([*found[0], "--no-such-option"])
 
 
