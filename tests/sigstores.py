@@ -30,7 +30,7 @@ GITHUB = "https://token.actions.githubusercontent.com"
 WORKFLOW = "https://github.com/ada/models/.github/workflows/publish.yml@refs/heads/main"
 SINCE = "2020-01-01T00:00:00Z"
 SCT = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
-HOST = "127.0.0.1"
+HOST = "localhost"
 
 
 def text(data: bytes) -> str:
@@ -220,8 +220,8 @@ def running() -> Iterator[Sigstore]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made.url = f"http://127.0.0.1:{server.server_port}"
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        made.url = f"http://{HOST}:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield made

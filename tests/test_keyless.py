@@ -115,7 +115,7 @@ def test_the_certificate_was_not_valid_when_the_log_saw_it(late: timedelta, sigs
 
 def test_another_sigstore(bundle: bytes, trust: Path, tmp_path: Path) -> None:
     """Each of its three keys is needed: that of the authority, of the log of certificates, of the log of signatures."""
-    ours, another = json.loads(trust.read_text()), Sigstore(url="http://127.0.0.1:1").trust_config()
+    ours, another = json.loads(trust.read_text()), Sigstore(url="http://localhost:1").trust_config()
     for part, said in (
         ("certificateAuthorities", "failed to build timestamp certificate chain"),
         ("ctlogs", "failed to verify SCT"),
@@ -279,7 +279,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, bundle: bytes, refus
 
 def test_nobody_answers(tmp_path: Path, trust: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sigstore.json"
-    path.write_text(json.dumps(Sigstore(url="http://127.0.0.1:1").trust_config()))
+    path.write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()))
     with pytest.raises(NotAvailableError, match="Sigstore: "):
         log_in(path)
     monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN")

@@ -172,7 +172,7 @@ def test_npm_sigstore_keyless(
         made = sign(FAILED, log_in(trust))
         sigstore.late = timedelta(minutes=11)
         late = sign(FAILED, log_in(trust))
-    other.write_text(json.dumps(Sigstore(url="http://127.0.0.1:1").trust_config()))
+    other.write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()))
 
     def verify(data: bytes, root: Path = trust, issuer: str = GITHUB, subject: str = WORKFLOW) -> tuple[int, str]:
         bundle.write_bytes(data)

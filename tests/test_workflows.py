@@ -1,14 +1,15 @@
 """Workflows for other people's CI: what of them a machine without GitHub can tell."""
 
+import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema.validators import validator_for
 from tests.commands import commands, parse
 from tests.conftest import ROOT
 from tests.test_render import shellcheck
@@ -25,17 +26,21 @@ def runs(file: Path) -> list[str]:
     return [step["run"] for job in jobs(file) for step in job["steps"] if "run" in step]
 
 
-def validated(*paths: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
-    return subprocess.run([*command, *map(str, paths)], capture_output=True, text=True)
+def faults(value: dict[Any, Any]) -> list[str]:
+    """What GitHub's schema of workflows, as check-jsonschema brings it, has against one."""
+    place = resources.files("check_jsonschema").joinpath("builtin_schemas", "vendor", "github-workflows.json")
+    schema = json.loads(place.read_text())
+    spelled = {"on" if key is True else key: each for key, each in value.items()}  # YAML 1.1's word for true
+    return [each.message for each in validator_for(schema)(schema).iter_errors(spelled)]
 
 
-def test_they_fit_the_schema_of_workflows(tmp_path: Path) -> None:
+def test_they_fit_the_schema_of_workflows() -> None:
     assert [file.stem for file in FILES] == ["audit", "publish"]
-    assert validated(*FILES).returncode == 0
-    broken = tmp_path / "broken.yml"
-    broken.write_text(FILES[0].read_text().replace("runs-on:", "runs:"))
-    assert validated(broken).returncode == 1
+    for file in FILES:
+        value = yaml.safe_load(file.read_text())
+        assert faults(value) == []
+        next(iter(value["jobs"].values()))["runs"] = "ubuntu-latest"
+        assert faults(value)
 
 
 @files
