@@ -34,6 +34,10 @@ REFUSALS = {
 T = TypeVar("T")
 
 
+class _AbsentError(NotAvailableError):
+    """There is no such repository, or none that this token may see."""
+
+
 class Patience:
     """Until when one waits: every byte that comes puts it off a little, up to `most` bytes where so many can be right.
 
@@ -163,7 +167,8 @@ def refuse(url: str, answer: Any) -> None:
     status, code = answer.status_code, answer.headers.get("x-error-code", "")
     if status in (401, 403, 404) and code in REFUSALS:
         told, advice = REFUSALS[code]
-        raise NotAvailableError(f"{address(url)}: {told}, status {status}", advice)
+        kind = _AbsentError if code == "RepoNotFound" else NotAvailableError
+        raise kind(f"{address(url)}: {told}, status {status}", advice)
     if status in (401, 403):
         advice = "set HF_TOKEN to a token that may read this repository, and accept its conditions"
         raise NotAvailableError(f"{address(url)}: refused, status {status}", advice)
@@ -172,6 +177,11 @@ def refuse(url: str, answer: Any) -> None:
         raise NotAvailableError(f"{address(url)}: no such file, status {status}", advice)
     if status not in (200, 206, 408, 416, 429) and status < 500:
         raise NotAvailableError(f"{address(url)}: status {status}", "look at HF_ENDPOINT and at proxies")
+
+
+def is_absent(error: NotAvailableError) -> bool:
+    """Say whether an error is that there is no such repository, or none to be seen."""
+    return isinstance(error, _AbsentError)
 
 
 def unreachable(url: str, error: Exception) -> NotAvailableError:
