@@ -16,6 +16,8 @@ from requant.cli.options import app
 from requant.digest import sha256_file
 from requant.hub import download
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how the library uploads
+
 NAME = "ada/ec"
 
 
