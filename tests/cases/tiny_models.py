@@ -52,6 +52,6 @@ def _full_range(layer: Layer, weight: Content, form: Form, suffix: str) -> bytes
     if suffix == "qzeros":
         return form.zeros(form.specs(layer.shape)["qzeros"])
     if suffix == "scales":
-        return scales.T.astype("<f2").tobytes()
+        return bytes(scales.T.astype("<f2"))
     codes = np.clip(np.rint(groups / scales[..., None].astype(np.float32)), -8, 7) + 8
-    return pack(codes.astype(np.uint8).reshape(layer.shape), form.bits).astype("<i4").tobytes()
+    return bytes(pack(codes.astype(np.uint8).reshape(layer.shape), form.bits).astype("<i4"))

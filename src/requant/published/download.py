@@ -21,6 +21,7 @@ def download(found: Found, folder: Path, *, endpoint: str | None = None, tell: T
         raise CheckpointError(f"{found.name}: has no proofs", "Nothing says what its bytes are to be.")
     recorded = found.proofs.manifest.files
     beside = [path for path in found.listing.paths if path not in recorded and is_companion(path)]
+    beside = [path for path in beside if path not in found.left_out]
     if clash := _clash([*recorded, *beside]):
         raise CheckpointError(f"{found.name}: {clash}: some file systems take these for one name")
     pins = stated_pins(found.listing, beside, found.patience, had=found.held, tell=tell)

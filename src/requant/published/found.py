@@ -47,6 +47,11 @@ class Found:
         return f"{self.listing.repository}@{self.listing.commit}"
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What is in `requant/` and was not fetched: a list of builders, which only readers have."""
+        return tuple(path for path in self.listing.paths if path.startswith(f"{FOLDER}/") and path not in self.held)
+
+    @property
     def fetched(self) -> int:
         """Bytes that came for this."""
         return self.listing.bytes + sum(map(len, self.held.values()))

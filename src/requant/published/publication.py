@@ -18,6 +18,8 @@ from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.digest import MAX_INDEX, read_whole, sha256, side_limit
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence import private
+from requant.evidence.signatures import SUFFIX as BUNDLE
+from requant.evidence.signatures import SignatureError, read_bundle
 from requant.hub import web
 from requant.hub.repository import Listing, Stated
 from requant.hub.repository import listing as listed
@@ -187,9 +189,14 @@ def _told(files: Mapping[str, Sent]) -> Iterator[str]:
         last = path.rpartition("/")[2]
         if not isinstance(each.content, bytes) or last.startswith(UNSCANNED):
             continue
-        record = path.startswith(f"{FOLDER}/") and last.endswith((".jsonl", ".sigstore.json"))
-        found = private.in_record(each.content) if record else private.in_text(each.content)
-        for text in found:
+        data, record = each.content, path.startswith(f"{FOLDER}/") and last.endswith((".jsonl", BUNDLE))
+        if record and last.endswith(BUNDLE):
+            try:
+                data = read_bundle(data, path).statement  # a signature in base64 can look like anything
+            except SignatureError as error:
+                yield str(error)
+                continue
+        for text in private.in_record(data) if record else private.in_text(data):
             yield f"{path}: must not be published: {private.told(text)}"
 
 

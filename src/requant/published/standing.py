@@ -27,7 +27,6 @@ from requant.evidence.statements import environment_of, hardware_of
 from requant.hub import web
 from requant.hub.stated import MAX_FETCHED, confirm_stated
 from requant.inspect.baseline import expected, read_baseline
-from requant.inspect.headers import Headers
 from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
 from requant.published.found import Found
@@ -110,15 +109,13 @@ def standing(
     Raises NotAvailableError for the network, and CheckpointError for what cannot be read.
     """
     seen = _Seen()
-    headers = headers_at(found.listing, found.patience, tell)
     proofs = found.proofs
+    structure, header_bytes = _structure(found, proofs, tell)
     if proofs is None:
-        rungs: tuple[Rung, ...] = (_structure(headers, None),)
+        rungs: tuple[Rung, ...] = (structure,)
         advice = f"requant identify {found.name}; then requant check {found.name} --base BASE"
         unseen = ("bytes, for nothing is recorded", "weights", "blocks")
-        return Standing(
-            found.name, "", None, "nothing", False, rungs, unseen, {}, advice, found.fetched + headers.fetched
-        )
+        return Standing(found.name, "", None, "nothing", False, rungs, unseen, {}, advice, found.fetched + header_bytes)
     covered = coverage(proofs.recipe, proofs.tiny, known)
     bytes_rung = _bytes(found, proofs, seen)
     weights, refused = _weights(proofs, known)
@@ -126,7 +123,7 @@ def standing(
     rungs = (
         _built(proofs, covered),
         bytes_rung,
-        _structure(headers, proofs),
+        structure,
         weights,
         _blocks(covered),
         _rebuilt(covered),
@@ -144,7 +141,7 @@ def standing(
         unseen=tuple(_unseen(rungs, covered)),
         refused={**covered.stale, **refused, **_unlike(found)},
         next=_next(found, proofs, rungs, covered),
-        fetched=found.fetched + headers.fetched + seen.fetched,
+        fetched=found.fetched + header_bytes + seen.fetched,
         confirmed=asked,
     )
 
@@ -202,10 +199,14 @@ def _indexed(path: str, data: bytes) -> set[str]:
     return {posixpath.normpath(posixpath.join(posixpath.dirname(path), file)) for file in files}
 
 
-def _structure(headers: Headers, proofs: Proofs | None) -> Rung:
-    """Ask the default loader, and hold the headers against the manifest."""
+def _structure(found: Found, proofs: Proofs | None, tell: Tell) -> tuple[Rung, int]:
+    """Ask the default loader, and hold the headers against the manifest; return how many bytes that took, too."""
     known = expected(read_baseline(proofs.recipe)) if proofs else {}
-    inspected = requant.inspect.inspect(headers, known=known)
+    try:
+        headers = headers_at(found.listing, found.patience, tell)
+        inspected = requant.inspect.inspect(headers, known=known)
+    except CheckpointError as error:
+        return Rung("structure", "fails", "cannot be read", (str(error),)), 0
     against = [f"{each.rule}: {each.consequence}" for each in inspected.errors]
     if proofs:
         there = {
@@ -218,7 +219,8 @@ def _structure(headers: Headers, proofs: Proofs | None) -> Rung:
         against += [f"tensor: {name}" for name in astray]
     count = f"{inspected.tensors:,} tensors, headers read"
     word: Word = "fails" if against else "open" if inspected.unmodelled else "holds"
-    return Rung("structure", word, f"{inspected.outcome} for {', '.join(inspected.loaders)}, {count}", tuple(against))
+    said = f"{inspected.outcome} for {', '.join(inspected.loaders)}, {count}"
+    return Rung("structure", word, said, tuple(against)), headers.fetched
 
 
 def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[str, str]]:
