@@ -59,4 +59,8 @@ hf upload "$repository" ec/model-00001-of-00003.safetensors model-00001-of-00003
 ends 1 requant verify "$repository" --builders builders.toml --require 2
 ends 1 requant fetch "$repository" --out again --builders builders.toml --require 2
 [[ ! -e again ]]
-echo "== done"
+
+echo "== The weights are gone: what stands in requant/ makes them again"
+rm ec/*.safetensors
+requant rebuild ec/requant/builds/ec "${tiny[@]}" --out ec-again
+requant verify ec-again ec/requant/builds/ec/mini.manifest.json

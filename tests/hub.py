@@ -395,6 +395,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub, sends = self.hub, self.command != "HEAD"
         sent = content if sends else b""
         cut = sends and content and start is not None and hub.drop_at is not None and hub.drops != 0
+        cut = cut and start is not None and hub.drop_at is not None and start + len(content) > hub.drop_at
         if cut and hub.drop_at is not None and start is not None:
             sent = content[: max(0, hub.drop_at - start)]
             hub.drops = None if hub.drops is None else hub.drops - 1

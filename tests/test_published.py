@@ -12,16 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, snapshot_download
 from tests.cases.published import Project, project
 from tests.conftest import ROOT, Refuses
 from tests.hub import Hub, running
 from tests.processes import LIMIT, started
 from tests.test_coverage import audit, keyed, known
+from tests.test_schemas import held
 from typer.testing import CliRunner, Result
 
 from requant.audit.audits import write_audit
 from requant.build import beside
+from requant.check.reader import open_reader
 from requant.checkpoint.manifest import make_manifest
 from requant.cli.options import app
 from requant.digest import sha256_file
@@ -29,6 +31,8 @@ from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence.keys import PrivateKey
 from requant.evidence.signatures import Fault, sign_file
 from requant.hub import download, web
+from requant.hub.snapshots import folder_of, snapshot
+from requant.inspect.remote import open_headers
 from requant.published.download import download as downloaded
 from requant.published.found import find
 from requant.published.publication import Publication, prepare, push
@@ -121,7 +125,9 @@ def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
     done = published(hub, ours, *key)
     assert done.exit_code == 0 and "nothing was sent" in done.stdout and f"{tmp_path}/ada.key --push" in done.stdout
     assert {each.method for each in hub.requests} == {"GET"} and not hub.repositories
-    assert published(hub, ours, *key, "--push").exit_code == 0
+    document = json.loads(published(hub, ours, *key, "--push", "--json").stdout)
+    held("requant.publish/1", document)
+    assert document["commit"] == hub.head(NAME)[0] and {*document["files"]} == {*files(hub.head(NAME)[1])}
     commit, folder = hub.head(NAME)
     assert ours.files.items() <= files(folder).items()
     done = ran(hub, "verify", NAME)
@@ -309,10 +315,12 @@ def test_a_download_goes_on_and_every_byte_is_held_against_the_manifest(
     hub.troubles = {EXTRAS: [429, 503], "recipe.toml": [503]}
     assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
     assert files(Path("got")) == there
-    whole = [each for each in hub.downloads() if each.path.endswith(SHARD) and "range" not in each.headers]
+    whole = [each for each in hub.downloads() if each.path.endswith(EXTRAS) and "range" not in each.headers]
     assert len(whole) == 1 and whole[0].sent == 500_000
     got = len(hub.downloads())
-    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
+    document = json.loads(ran(hub, "fetch", NAME, "--out", "got", "--json").stdout)
+    held("requant.fetch/1", document)
+    assert document["fetched"]["downloaded"] == []
     assert not [each for each in hub.downloads()[got:] if each.path.endswith(SHARD) and "range" not in each.headers]
 
 
@@ -351,6 +359,7 @@ def test_other_files_than_the_recorded_ones_fail(hub: Hub, ours: Project, edit: 
     sent(hub, ours)
     edit(hub, ours)
     done = ran(hub, "verify", NAME, "--json")
+    held("requant.standing/1", json.loads(done.stdout))
     rungs = {each["name"]: each["word"] for each in json.loads(done.stdout)["rungs"]}
     assert done.exit_code == 1 and rungs["bytes"] == "fails"
 
@@ -405,3 +414,27 @@ def test_proofs_that_contradict_themselves_are_refused(hub: Hub, ours: Project, 
     hub.commit(NAME, {"requant/builds/two/mini.manifest.json": beside(ours.checkpoint, "manifest.json").read_bytes()})
     with pytest.raises(CheckpointError, match="proofs of 2 builds"):
         ran(hub, "verify", NAME)
+
+
+def test_what_the_hubs_cache_has_whole_is_read_there(
+    hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = sent(hub, ours)
+    assert snapshot(NAME, "main") is None and folder_of("ada") == Path("ada")
+    with pytest.raises(UsageError, match="not here"):
+        folder_of(f"{NAME}@{commit}")
+    place = Path(snapshot_download(NAME, cache_dir=tmp_path / "hub", endpoint=hub.url, token=False))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    hub.requests.clear()
+    assert snapshot(NAME, "main") == snapshot(NAME, commit) == folder_of(f"{NAME}@main") == place
+    with open_reader(f"{NAME}@{commit}") as reader:
+        assert not reader.remote
+    assert open_headers(f"{NAME}@{commit}").folder == place
+    assert all("/api/" in each.path for each in hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert snapshot(NAME, "main") == place and snapshot(NAME, "other") is None
+    (place / EXTRAS).unlink()
+    assert snapshot(NAME, commit) is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert snapshot(NAME, commit) is None

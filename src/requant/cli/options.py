@@ -69,6 +69,9 @@ def environments(incomplete: str) -> list[str]:
     return sorted(path.stem for path in Path("lockfiles").glob(f"{glob.escape(incomplete)}*.in"))
 
 
+HERE = "a folder, or owner/name@revision in the Hub's cache"
+"""What is read whole, and so has to be here."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON document.")]
 CheckpointFolder = Annotated[
     Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")

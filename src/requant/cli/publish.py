@@ -75,7 +75,9 @@ def publish(
         out.lines(map(escape, examined.text()))
     if examined.refusals:
         if as_json:
-            print_json("requant.publish/1", {"repository": repository, "refusals": list(examined.refusals)})
+            nothing: dict[str, object] = {"parent": None, "files": {}, "removed": [], "commit": None}
+            refusals = list(examined.refusals)
+            print_json("requant.publish/1", {"repository": repository, "refusals": refusals, **nothing})
         else:
             out.lines(escape(each) for each in examined.refusals)
             out.print("[bold red]not published[/]")
