@@ -10,7 +10,6 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from spdx_python_model import v3_0_1
-from tests import private
 from tests.conftest import ROOT, Refuses
 from tests.test_card import facts, records
 from typer.testing import CliRunner
@@ -23,6 +22,7 @@ from requant.card.spdx import spdx
 from requant.cli.options import app
 from requant.digest import sha256
 from requant.errors import UsageError
+from requant.evidence import private
 
 BILLS = {"cyclonedx": cyclonedx, "spdx": spdx}
 forms = pytest.mark.parametrize("form", BILLS)
@@ -150,7 +150,9 @@ def test_the_same_whenever_it_is_made(form: str) -> None:
     renamed = BILLS[form](records("ec"), facts("ec"), "ada/model")
     ours, other = (serials(form, json.loads(each)) for each in (made, renamed))
     assert len(ours) == len(other) == 1 and ours != other
-    assert {each for each in private.found(made.encode()) if not each.startswith("pkg:")} == set()
+    assert {
+        each for each in private.in_record(json.dumps(json.loads(made)).encode()) if not each.startswith("pkg:")
+    } == set()
     assert made.isascii()
 
 

@@ -17,7 +17,6 @@ from sigstore.models import Bundle as Theirs
 from sigstore.models import ClientTrustConfig
 from sigstore.verify import Verifier
 from sigstore.verify.policy import Identity as Policy
-from tests import private
 from tests.conftest import ROOT, Refuses
 from tests.sigstores import GITHUB, WORKFLOW, Sigstore, as_a_job, running
 from typer.testing import CliRunner
@@ -27,6 +26,7 @@ from requant.audit.parties import Party, party_of
 from requant.cli.options import app
 from requant.digest import canonical_json
 from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.evidence import private
 from requant.evidence.keyless import Identity, log_in
 from requant.evidence.keys import write_key
 from requant.evidence.signatures import Fault, SignatureError, read_bundle, sign, sign_file, verify
@@ -235,7 +235,7 @@ def test_somebody_logs_in(sigstore: Sigstore, trust: Path, monkeypatch: pytest.M
 
 
 def test_no_token_is_in_it(sigstore: Sigstore, trust: Path, bundle: bytes) -> None:
-    assert private.found(bundle) == []
+    assert private.in_record(bundle) == []
     assert sigstore.token().encode() not in bundle
     assert "token" not in repr(log_in(trust)).replace("token.actions", "")
 
