@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import close_session, constants, snapshot_download
+from tests import sigstores
 from tests.cases.published import Project, project
 from tests.conftest import ROOT, Refuses
 from tests.hub import Hub, running
@@ -158,6 +159,28 @@ def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
     shard = Path("confirmed", SHARD)
     shard.write_bytes(changed)
     assert CliRunner().invoke(app, ["verify", "confirmed", "--require", "2", *map(str, builders)]).exit_code == 1
+
+
+def test_published_without_a_key(hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the workflow in examples/github does: a dry run that signs, and then it is sent."""
+    with sigstores.running() as sigstore:
+        sigstores.as_a_job(sigstore, monkeypatch)
+        trust = tmp_path / "sigstore.json"
+        trust.write_text(json.dumps(sigstore.trust_config()))
+        keyless = ("--sign", f"keyless:{trust}")
+        assert published(hub, ours, *keyless).exit_code == 0
+        sigstore.asked.clear()
+        done = published(hub, ours, *keyless, "--push")
+        assert done.exit_code == 0 and not [path for path in sigstore.asked if "log" in path]  # signed once
+    table = f'[[builder]]\nname = "Ada"\nidentity = "{sigstores.WORKFLOW}"\nissuer = "{sigstores.GITHUB}"\n'
+    listed = tmp_path / "builders.toml"
+    listed.write_text(f'trust_config = "sigstore.json"\n{table}')
+    done = ran(hub, "verify", NAME, "--builders", listed)
+    assert (
+        done.exit_code == 0 and "by Ada [" in done.stdout and "checked against the base by Ada (clean)" in done.stdout
+    )
+    listed.write_text(f'trust_config = "sigstore.json"\n{table}'.replace(sigstores.GITHUB, "https://example.com"))
+    assert ran(hub, "verify", NAME, "--builders", listed).exit_code == 3
 
 
 @pytest.mark.full

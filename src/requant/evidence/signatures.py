@@ -157,15 +157,17 @@ def sign_file(statement: Path, key: Signs) -> Path:
 
     Raises CheckpointError for a file that is no statement, and UsageError where another bundle stands there.
     """
+    path = bundle_path(statement)
+    there = os.path.lexists(path)
     try:
         data = read_whole(statement, MAX_STATEMENT)
-        made = sign(data, key)
+        made = b"" if there else sign(data, key)  # a log keeps what is signed keyless: nothing is signed twice
+        parse_statement(data)
     except OSError as error:
         raise CheckpointError(f"{statement}: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{statement}: not a statement that can be signed: {error}") from None
-    path = bundle_path(statement)
-    if os.path.lexists(path):
+    if there:
         _confirm_signed(path, data, key.public)
     else:
         _write(path, made)
