@@ -161,6 +161,7 @@ def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
     assert CliRunner().invoke(app, ["verify", "confirmed", "--require", "2", *map(str, builders)]).exit_code == 1
 
 
+@pytest.mark.full
 def test_published_without_a_key(hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the workflow in examples/github does: a dry run that signs, and then it is sent."""
     with sigstores.running() as sigstore:

@@ -161,8 +161,11 @@ def sign_file(statement: Path, key: Signs) -> Path:
     there = os.path.lexists(path)
     try:
         data = read_whole(statement, MAX_STATEMENT)
-        made = b"" if there else sign(data, key)  # a log keeps what is signed keyless: nothing is signed twice
-        parse_statement(data)
+        made = b""
+        if there:  # a log keeps for good what is signed keyless: nothing is signed twice
+            parse_statement(data)
+        else:
+            made = sign(data, key)
     except OSError as error:
         raise CheckpointError(f"{statement}: {error.strerror}") from None
     except ValueError as error:
