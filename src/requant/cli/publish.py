@@ -14,7 +14,7 @@ from requant.build import words
 from requant.cli.folding import several
 from requant.cli.options import PUBLISH, AsJson, CheckpointFolder, Endpoint, SignKey, Size, app, recipes, tiny_size
 from requant.cli.sign import signing
-from requant.cli.terminal import err, out, print_json, progress, say
+from requant.cli.terminal import SHOWN, err, out, print_json, progress, say
 from requant.errors import UsageError
 from requant.recipe import read_recipe
 
@@ -80,7 +80,9 @@ def publish(
             refusals = list(examined.refusals)
             print_json("requant.publish/1", {"repository": repository, "refusals": refusals, **nothing})
         else:
-            out.lines(escape(each) for each in examined.refusals)
+            out.lines(map(escape, examined.refusals[:SHOWN]))
+            if len(examined.refusals) > SHOWN:
+                out.print(f"and {len(examined.refusals) - SHOWN} more; --json lists them all")
             out.print("[bold red]not published[/]")
         raise typer.Exit(DIFFERENT)
     if obtain:

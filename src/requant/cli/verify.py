@@ -75,8 +75,9 @@ def verify(
             told = f"{checkpoint}: no such folder; of a repository, no MANIFEST, --sign and --tensors"
             raise UsageError(told, f"requant fetch {checkpoint} downloads it first.")
         _by_name(checkpoint, builders, registry, require, trust or [], endpoint, as_json)
+    brought = manifest is None
     manifest = manifest or _beside(folder)
-    found = _confirmed(manifest, require, trust or [], builders) if require or trust else None
+    found = _confirmed(manifest, require, trust or [], builders, registry, brought) if require or trust else None
     if builders and not found:
         raise typer.BadParameter("--builders needs --require or --trust")
     signed = outcome_signer(sign, bundle, folder, "summary" if found else "verify")
@@ -105,10 +106,17 @@ def verify(
     raise typer.Exit(status or (found.exit_status if found else 0))
 
 
-def _confirmed(manifest: Path, required: int | None, trust: list[str], listed: Path | None) -> Confirmed:
-    """Return who has confirmed what a manifest records."""
+def _confirmed(
+    manifest: Path, required: int | None, trust: list[str], listed: Path | None, registry: Path | None, brought: bool
+) -> Confirmed:
+    """Return who has confirmed what a manifest records; one that a checkpoint `brought` brings no builders with it."""
     recipe, tiny = build_of(manifest)
-    known, trusted = requant.audit.confirmed.builders(recipe, listed, trust)
+    if brought:
+        from requant.published.found import builders_for, registry_for
+
+        known, trusted = builders_for(registry_for(registry), listed, trust)
+    else:
+        known, trusted = requant.audit.confirmed.builders(recipe, listed, trust)
     return confirmed(coverage(recipe, tiny, known), known, required, trusted)
 
 
