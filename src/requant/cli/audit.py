@@ -17,10 +17,10 @@ from requant.build import beside
 from requant.build.inputs import inputs_for
 from requant.build.workplace import scratch
 from requant.cli.options import (
+    HERE,
     VERIFY,
     AsJson,
     BundleFile,
-    CheckpointFolder,
     SandboxOption,
     SignKey,
     Size,
@@ -28,9 +28,10 @@ from requant.cli.options import (
     recipes,
     tiny_size,
 )
-from requant.cli.sign import outcome_signer
+from requant.cli.sign import outcome_signer, signing
 from requant.cli.terminal import out, print_json, progress, say
 from requant.environment.install import cache
+from requant.hub.snapshots import folder_of
 from requant.protocol import HINTS
 from requant.recipe import read_recipe
 
@@ -46,7 +47,7 @@ MOST = 9999
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-tiny --recipe builds/ec --blocks 3 --tiny")
 def audit(
-    checkpoint: CheckpointFolder,
+    named: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {HERE}.")],
     recipe: Annotated[
         Path,
         typer.Option(
@@ -124,7 +125,7 @@ def audit(
     make_pool = (
         cluster.make_pool(address or None, workers, base) if engine == "ray" else requant.audit.local(workers or 1)
     )
-    read = read_recipe(recipe)
+    read, checkpoint = read_recipe(recipe), folder_of(named)
     stand_in = tiny_size(tiny, size)
     if record and not auditor:
         raise typer.BadParameter("--record needs --auditor NAME: it stands in the audit, signed or not")
@@ -133,7 +134,7 @@ def audit(
         raise typer.BadParameter(
             "choose the blocks in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
         )
-    named = numbers(blocks) if blocks else ()
+    asked = numbers(blocks) if blocks else ()
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal cannot be used together")
     reference = known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
@@ -148,7 +149,7 @@ def audit(
     if challenge:
         chosen = tuple(names.index(each) for each in draw(names, challenge))
     else:
-        chosen = tuple(range(len(names))) if everything else named
+        chosen = tuple(range(len(names))) if everything else asked
     requant.audit.confirm(read, stand_in, checkpoint, reference, chosen)
     with scratch(cache() / "audits") as work, progress() as tell:
         inputs = inputs_for(read, stand_in, base, work, tell, INSTEAD)
@@ -181,12 +182,11 @@ def audit(
     raise typer.Exit(done.exit_status)
 
 
-def sign_audit(path: Path, key: Path) -> Path:
+def sign_audit(path: Path, key: str) -> Path:
     """Sign a recorded audit, and return the bundle: coverage counts by it."""
-    from requant.evidence.keys import read_private
     from requant.evidence.signatures import sign_file
 
-    return sign_file(path, read_private(key))
+    return sign_file(path, signing(key)())
 
 
 def numbers(text: str) -> tuple[int, ...]:
