@@ -30,7 +30,7 @@ from requant.digest import sha256_file
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence.keys import PrivateKey
 from requant.evidence.signatures import Fault, sign_file
-from requant.hub import download, web
+from requant.hub import download
 from requant.hub.snapshots import folder_of, snapshot
 from requant.inspect.remote import open_headers
 from requant.published.download import download as downloaded
@@ -61,8 +61,7 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
     monkeypatch.setenv("HF_TOKEN", "hf_write")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (download, web):
-        monkeypatch.setattr(module, "PAUSE", 0.001)
+    monkeypatch.setattr(download, "PAUSE", 0.001)
     waiting = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", waiting)
     monkeypatch.chdir(tmp_path)
