@@ -29,6 +29,7 @@ from requant.environment.image import build_image, debian_base
 from requant.environment.image.engine import Engine
 from requant.environment.image.evidence import Image
 from requant.environment.lock import read_lock
+from requant.hub import web
 from requant.recipe import read_recipe
 
 # Examples are drawn alike in every run, so that a change is judged by what it changed, at any speed of the machine;
@@ -117,6 +118,14 @@ class Shared(AmberSnapshotExtension):
     @classmethod
     def get_snapshot_name(cls, *, test_location: PyTestLocation, index: SnapshotIndex = 0) -> str:
         return f"{test_location.methodname}.{index}" if index else test_location.methodname
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """No test waits before it asks a hub once more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "PAUSE", 0.001)
+        yield
 
 
 @pytest.fixture

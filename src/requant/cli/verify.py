@@ -70,10 +70,10 @@ def verify(
     how far it was confirmed, by what its proofs and the Hub say, and without its weights: docs/publish.md.
     """
     folder = Path(checkpoint)
-    if not folder.exists():
-        if manifest or sign or tensors:
-            told = f"{checkpoint}: no such folder; of a repository, no MANIFEST, --sign and --tensors"
-            raise UsageError(told, f"requant fetch {checkpoint} downloads it first.")
+    if manifest is None and not folder.exists():
+        if sign or tensors:
+            told = "--sign and --tensors read all of a checkpoint, so it must be here"
+            raise UsageError(told, f"requant fetch {checkpoint} downloads it.")
         _by_name(checkpoint, builders, registry, require, trust or [], endpoint, as_json)
     brought = manifest is None
     manifest = manifest or _beside(folder)
