@@ -162,7 +162,7 @@ PRINTED: Mapping[str, Any] = {
         card=str,
     ),
     "requant.card-comparison/1": Comparison,
-    "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
+    "requant.check/1": printed(Checked, without=("counts",), outcome=CHECKED, ways=Mapping[str, int]),
     "requant.coverage/3": printed(Coverage, confirmed=CONFIRMED | None),
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,

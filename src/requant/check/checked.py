@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from math import sqrt
 from typing import Any, Self
@@ -57,8 +57,8 @@ class Checked:
 
     `findings` are violations; `unmodelled` is what could not be held against the base, and why; `notes` are differences
     that accuse nobody. `packed` counts the layers that are not float. `statistics` adds up codes and scales by block
-    and projection. `read` of `total` bytes were read, `resumed` of them in an earlier run; `unread` names what a sample
-    left out altogether.
+    and projection, and `counts` has them layer by layer, where there are any. `read` of `total` bytes were read,
+    `resumed` of them in an earlier run; `unread` names what a sample left out altogether.
     """
 
     bound: Reach
@@ -68,6 +68,7 @@ class Checked:
     packed: int
     layers: Mapping[str, str]
     statistics: Mapping[str, Mapping[str, Counts]]
+    counts: Mapping[str, Counts]
     total: int
     read: int
     resumed: int
@@ -181,20 +182,21 @@ class Checked:
             "outcome": str(self.outcome),
             "bound": {**asdict(self.bound), "fits": {"most_iterations_at_default_rate": fits}},
             "ways": self.ways,
-            **{key: value for key, value in asdict(self).items() if key != "bound"},
+            **{key: value for key, value in asdict(replace(self, counts={})).items() if key not in ("bound", "counts")},
         }
 
 
 def judge(
     by_piece: Mapping[str, Sequence[Measured]], settled: Mapping[str, tuple[str, tuple[Finding, ...]]]
-) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]]]:
-    """Return findings, the way in which each tensor or layer was made, and statistics, from all windows of each.
+) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]], dict[str, Counts]]:
+    """Return findings, the way in which each tensor or layer was made, statistics, and counts, from all windows of each.
 
     The way of layers that are `settled`, and what is found in them, is known.
     """
     findings: list[Finding] = []
     layers: dict[str, str] = {}
     statistics: dict[str, dict[str, Counts]] = {}
+    counts: dict[str, Counts] = {}
     for name, some in by_piece.items():
         whole = merge(some)
         if name in settled:
@@ -204,12 +206,13 @@ def judge(
         findings += found
         layers[name] = UNKNOWN if any(map(accuses, found)) else way
         if whole.counts.codes:
-            block, projection = _position(name)
+            counts[name] = whole.counts
+            block, projection, _ = position(name)
             kind = {TUNED: "tuned", NEAR: "near", SMOOTHED: "near"}.get(way, "rounded")
             for key in (kind, projection):
                 of_block = statistics.setdefault(block, {})
                 of_block[key] = of_block.get(key, Counts()) + whole.counts
-    return findings, layers, statistics
+    return findings, layers, statistics, counts
 
 
 def _likeliest(whole: Measured) -> tuple[str, tuple[Finding, ...]]:
@@ -247,9 +250,10 @@ def _weight(findings: Sequence[Finding]) -> tuple[bool, int]:
     return any(each.tensor.endswith(".scales") for each in serious), sum(max(1, each.count) for each in serious)
 
 
-def _position(layer: str) -> tuple[str, str]:
-    """Split `….layers.3.mlp.experts.7.up_proj` into the block and `mlp.experts.up_proj`."""
+def position(layer: str) -> tuple[str, str, int | None]:
+    """Split `….layers.3.mlp.experts.7.up_proj` into the block, `mlp.experts.up_proj`, and the expert, if there is one."""
     parts = layer.split(".")
-    numbers = [at for at, part in enumerate(parts) if part.isdigit()]
+    numbers = [at for at, part in enumerate(parts) if part.isdecimal()]
     cut = numbers[0] + 1 if numbers else 0
-    return ".".join(parts[:cut]), ".".join(part for part in parts[cut:] if not part.isdigit())
+    projection = ".".join(part for part in parts[cut:] if not part.isdecimal())
+    return ".".join(parts[:cut]), projection, int(parts[numbers[1]]) if numbers[1:] else None

@@ -1,0 +1,510 @@
+"""What evidence amounts to: a verdict in a sentence, the ladder with the rung that was reached, findings, and the rest.
+
+Each rung is another verb's own outcome; the words are this page's. What one rung has found wrong no other makes good.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from requant.audit.confirmed import Confirmed
+from requant.audit.coverage import UNTUNED, Coverage, Result
+from requant.check.findings import Finding as Checking
+from requant.diff import Diff
+from requant.inspect.findings import Severity, fold
+from requant.report.evidence import Evidence
+from requant.verdict import Outcome, Verdict
+
+NAMED = 200
+"""Findings that a page names of one kind; how many there are it always says."""
+SUBJECTS = 4
+
+
+class State(StrEnum):
+    """What a page says in a word, and in a colour and a shape."""
+
+    GOOD = "good"
+    BAD = "bad"
+    OPEN = "open"
+    """Nothing speaks against it, and not enough for it."""
+    FAILED = "failed"
+    """Something that decides is missing or cannot be read."""
+
+
+WORDS = {State.GOOD: "Good", State.BAD: "Bad", State.OPEN: "Not decided", State.FAILED: "Cannot be judged"}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One level of evidence: what it asks, whether it was reached, who says so, and in how many words.
+
+    `state` is None where nobody has looked.
+    """
+
+    name: str
+    asks: str
+    state: State | None
+    by: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was found, by whom, and where: a tensor, a key, a block, a line."""
+
+    state: Literal[State.BAD, State.OPEN, State.FAILED]
+    by: str
+    what: str
+    where: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of a build: `findings` are the first of each kind, of `found` in all; `unseen` nobody looked at.
+
+    `parties` are the builders who reproduced all of it, `reproduced` how many; `verified` is whether a list of keys
+    vouches for them. `notes` are differences that accuse nobody.
+    """
+
+    state: State
+    sentence: str
+    rungs: tuple[Rung, ...]
+    findings: tuple[Finding, ...]
+    found: int
+    notes: tuple[Finding, ...]
+    unseen: tuple[str, ...]
+    reproduced: int
+    parties: tuple[str, ...]
+    verified: bool
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        return WORDS[self.state]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the judgement as `--json` prints it."""
+        return {"word": self.word, **asdict(self)}
+
+    @property
+    def reached(self) -> Rung | None:
+        """The highest rung that was reached."""
+        return next((each for each in reversed(self.rungs) if each.state is State.GOOD), None)
+
+
+def judge(evidence: Evidence) -> Judgement:
+    """Say what evidence amounts to."""
+    findings = [*_findings(evidence)]
+    bad = [each for each in findings if each.state is State.BAD]
+    failed = [each for each in findings if each.state is State.FAILED]
+    rungs = tuple(_rungs(evidence))
+    reproduced, parties, verified = reproducing(evidence)
+    if bad:
+        state, sentence = State.BAD, _accused(evidence, bad)
+    elif failed:
+        state, sentence = State.FAILED, _unjudged(failed)
+    else:
+        state, sentence = _held(evidence, reproduced, parties, verified)
+    return Judgement(
+        state=state,
+        sentence=sentence,
+        rungs=rungs,
+        findings=tuple(_first(bad) + _first(failed) + _first([each for each in findings if each.state is State.OPEN])),
+        found=len(findings),
+        notes=tuple(_first([*_notes(evidence)])),
+        unseen=tuple(_unseen(evidence)),
+        reproduced=reproduced,
+        parties=parties,
+        verified=verified,
+    )
+
+
+def reproducing(evidence: Evidence) -> tuple[int, tuple[str, ...], bool]:
+    """Return how many parties reproduced every block and the rest, who did any of it, and whether a list names them.
+
+    The maker never counts. Files that are not the recorded ones were reproduced by nobody.
+    """
+    rows, verified = _rows(evidence)
+    if not rows or not _as_recorded(evidence):
+        return 0, (), verified
+    names = sorted({name for by in rows.values() for name in by})
+    return min(map(len, rows.values())), tuple(names), verified
+
+
+def _rows(evidence: Evidence) -> tuple[dict[str, tuple[str, ...]], bool]:
+    """Return who reproduced each block, and the rest: those whom a list names, or where there is none anybody."""
+    covered, found = evidence.covered, evidence.confirmed
+    if covered is None or found is None or not covered.own:
+        return {}, False
+    if covered.named:
+        return dict(found.rows), True
+    rows = (*covered.blocks, covered.untuned)
+    return {each.block: tuple(sorted({name for by in each.claimed.values() for name in by})) for each in rows}, False
+
+
+def _as_recorded(evidence: Evidence) -> bool:
+    """Whether what is recorded, and was audited, is what the page is about."""
+    return evidence.verified is None or evidence.verified.outcome in (Outcome.IDENTICAL, Outcome.EQUIVALENT)
+
+
+# The sentence
+
+
+def _accused(evidence: Evidence, bad: Sequence[Finding]) -> str:
+    first = bad[0]
+    where = f" ({first.where})" if first.where else ""
+    more = f" There {'is' if len(bad) == 2 else 'are'} {several(len(bad) - 1, 'more finding')} like this."
+    if all(each.by == "card" for each in bad):
+        count = several(len(bad), "statement")
+        return (
+            f"Its card says what is not so: {count} that the records contradict, first {first.what}{where}. "
+            f"Of the checkpoint itself {_aside(evidence)}"
+        )
+    return f"{_sentence(first)}{more if len(bad) > 1 else ''}"
+
+
+def _sentence(finding: Finding) -> str:
+    where = f" in {finding.where}" if finding.where else ""
+    return f"{_LEADS[finding.by]}{finding.what}{where}{f': {finding.detail}' if finding.detail else ''}."
+
+
+_LEADS = {
+    "verify": "These are not the recorded files: ",
+    "check": "It does not follow from its base: ",
+    "audit": "Tuned again, it came out different: ",
+    "rebuild": "Built again, it came out different: ",
+    "inspect": "A loader would misread it: ",
+    "card": "Its card says what is not so: ",
+}
+
+
+def _aside(evidence: Evidence) -> str:
+    outcome = evidence.verified and evidence.verified.outcome
+    said = "every file has the recorded bytes" if outcome is Outcome.IDENTICAL else "nothing else was found wrong"
+    return f"{said}."
+
+
+def _unjudged(failed: Sequence[Finding]) -> str:
+    first = failed[0]
+    more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return (
+        f"A record that decides is not there or cannot be read: {first.where} ({first.what}){more}. "
+        "That is no accusation, and no evidence either."
+    )
+
+
+def _held(evidence: Evidence, reproduced: int, parties: Sequence[str], verified: bool) -> tuple[State, str]:
+    if other := _another_class(evidence):
+        return State.OPEN, other
+    if evidence.verified and evidence.verified.outcome is Outcome.INCONCLUSIVE:
+        return State.OPEN, f"The files are not the recorded ones, and that decides nothing: {_reasons(evidence)}."
+    parts = [*_for(evidence)]
+    if reproduced:
+        who = several(reproduced, "independent party", "independent parties")
+        if verified:
+            parts.append(f"{who} made all of it again to the same bits")
+            return State.GOOD, _joined(parts)
+        parts.append(f"{several(reproduced, 'name')} that nobody has verified made all of it again to the same bits")
+        return State.OPEN, _joined(parts)
+    if evidence.checked and evidence.checked.outcome == "clean":
+        rest = f"{_some(evidence)} were made again by others" if parties else "nobody else has made it again"
+        return State.GOOD, f"{_joined(parts)} {rest[:1].upper()}{rest[1:]}."
+    if evidence.checked:
+        return State.OPEN, f"Nothing contradicts its base, and the check ended as {evidence.checked.outcome}."
+    if parties:
+        return State.OPEN, f"{_joined(parts)} {_some(evidence)} were made again to the same bits: not all of it."
+    if not (evidence.kept and evidence.kept.any):
+        return State.OPEN, "Nothing is recorded of this build, so there is nothing to hold against anything."
+    return State.OPEN, f"{_joined([*parts, 'only its builder says how it was made'])} Nobody has made it again."
+
+
+def _for(evidence: Evidence) -> Iterator[str]:
+    if evidence.verified and evidence.verified.outcome is Outcome.IDENTICAL:
+        yield "every file has the recorded bytes"
+    elif evidence.verified and evidence.verified.outcome is Outcome.EQUIVALENT:
+        yield "every tensor has the recorded bytes, though not every file"
+    if evidence.checked and evidence.checked.outcome == "clean":
+        yield "every weight follows from its base"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    if not parts:
+        return ""
+    text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _some(evidence: Evidence) -> str:
+    rows, _ = _rows(evidence)
+    blocks = [by for row, by in rows.items() if row != UNTUNED]
+    return f"{sum(map(bool, blocks))} of {several(len(blocks), 'block')}"
+
+
+def _reasons(evidence: Evidence) -> str:
+    return "; ".join(evidence.verified.reasons) if evidence.verified else ""
+
+
+def _another_class(evidence: Evidence) -> str:
+    """Return the sentence for a build of another hardware class than the recorded one; nothing for any other."""
+    verdict, own, recorded = evidence.verified, evidence.own, evidence.recorded
+    if not (verdict and verdict.outcome is Outcome.INCONCLUSIVE and own and recorded):
+        return ""
+    if not (own.hardware and recorded.hardware and own.hardware != recorded.hardware):
+        return ""
+    return (
+        f"It was built on another class of hardware: {device(own.hardware)}, recorded is {device(recorded.hardware)}. "
+        f"{several(len(verdict.differences), 'difference')} from the record accuse nobody there; "
+        "only a build or an audit of the same class decides."
+    )
+
+
+def device(hardware: object) -> str:
+    """Return a hardware class in a few words."""
+    stated = hardware if isinstance(hardware, dict) else {}
+    return str(stated.get("model") or stated.get("accelerator") or "unknown")
+
+
+# The ladder
+
+
+def _rungs(evidence: Evidence) -> Iterator[Rung]:
+    yield _record(evidence)
+    yield _verify(evidence)
+    yield _check(evidence)
+    yield from _others(evidence)
+
+
+def _record(evidence: Evidence) -> Rung:
+    kept, maker = evidence.kept, evidence.covered and evidence.covered.maker
+    by = maker.label if maker else "its builder, unsigned"
+    asks = "Has the builder left a manifest, a journal and a statement?"
+    if kept is None or not kept.any:
+        return Rung("Recorded", asks, None, "", "No record is there.")
+    if kept.absent:
+        return Rung("Recorded", asks, State.FAILED, by, f"Missing: {', '.join(kept.absent)}.")
+    if not (kept.manifest and kept.journal and kept.hardware) or evidence.problems:
+        return Rung("Recorded", asks, State.FAILED, by, "Not all records can be read, or belong together.")
+    blocks, files = len(kept.journal.blocks), len(kept.manifest.files)
+    return Rung("Recorded", asks, State.GOOD, by, f"{several(files, 'file')}, {several(blocks, 'tuned block')}.")
+
+
+def _verify(evidence: Evidence) -> Rung:
+    asks, verdict = "Are these the recorded bytes?", evidence.verified
+    if verdict is None:
+        said = "No manifest to hold it against." if evidence.folder else "No checkpoint was at hand, only its records."
+        return Rung("Verified", asks, None, "", said)
+    states = {Outcome.IDENTICAL: State.GOOD, Outcome.EQUIVALENT: State.GOOD, Outcome.DIFFERENT: State.BAD}
+    counted = several(len(verdict.differences), "difference")
+    said = "Every file, byte for byte." if verdict.outcome is Outcome.IDENTICAL else f"{verdict.outcome}: {counted}."
+    return Rung("Verified", asks, states.get(verdict.outcome, State.OPEN), "this report", said)
+
+
+def _check(evidence: Evidence) -> Rung:
+    asks, checked = "Does every weight follow from the base?", evidence.checked
+    if checked is None:
+        return Rung("Checked", asks, None, "", "The base was not at hand.")
+    states = {"clean": State.GOOD, "violations": State.BAD}
+    said = f"{several(checked.packed, 'packed layer')}, {checked.read:,} bytes read."
+    if checked.findings:
+        said = f"{several(len(checked.findings), 'violation')}; {said}"
+    return Rung("Checked", asks, states.get(str(checked.outcome), State.OPEN), "this report", said)
+
+
+def _others(evidence: Evidence) -> Iterator[Rung]:
+    asks = "Were blocks tuned again by others, to the same bits?", "Was all of it built again by others?"
+    covered, rows = evidence.covered, _rows(evidence)[0]
+    if covered is None or not covered.own:
+        yield Rung("Audited", asks[0], None, "", "Nothing is recorded that could be audited.")
+        yield Rung("Rebuilt", asks[1], None, "", "Nothing is recorded that could be rebuilt.")
+        return
+    if not _as_recorded(evidence):
+        said = "What others reproduced are the recorded files, and these are others."
+        yield Rung("Audited", asks[0], None, "", said)
+        yield Rung("Rebuilt", asks[1], None, "", said)
+        return
+    audited = [each for each in covered.counted.values() if each.what == "audit"]
+    against = sum(len(covered.against(row)) for row in (*covered.blocks, covered.untuned))
+    whole, some = all(rows.values()), any(rows.values())
+    names = ", ".join(sorted({name for by in rows.values() for name in by}))
+    state = State.BAD if against else State.GOOD if whole else State.OPEN if audited or some else None
+    unverified = "" if covered.named else " (unverified)"
+    found = f"; {several(against, 'negative result')}" if against else ""
+    untuned = "and all that is not tuned" if rows.get(UNTUNED) else "and not the rest"
+    said = f"{_some(evidence)} {untuned}{found}." if state else "Nobody has audited it."
+    yield Rung("Audited", asks[0], state, f"{names}{unverified}" if names else "", said)
+    yield _rebuilt(covered, asks[1])
+
+
+def _rebuilt(covered: Coverage, asks: str) -> Rung:
+    row = covered.rebuilt
+    names = ", ".join(sorted({name for by in row.identical.values() for name in by}))
+    if row.different:
+        return Rung("Rebuilt", asks, State.BAD, _by(row.different), "Other bytes came of it.")
+    if names:
+        return Rung("Rebuilt", asks, State.GOOD, names, "The same bytes came of it.")
+    if row.open:
+        return Rung("Rebuilt", asks, State.OPEN, _by(row.open), "Other bytes, where that accuses nobody.")
+    return Rung("Rebuilt", asks, None, "", "Nobody has rebuilt it.")
+
+
+def _by(results: Sequence[Result]) -> str:
+    return ", ".join(sorted({each.party.label for each in results}))
+
+
+# Findings
+
+
+def _findings(evidence: Evidence) -> Iterator[Finding]:
+    for each in evidence.problems:
+        yield Finding(State.FAILED, "records", each.said, each.what)
+    if evidence.checked:
+        yield from (_of_check(each, State.BAD) for each in evidence.checked.findings)
+        yield from (_of_check(each, State.OPEN) for each in evidence.checked.unmodelled)
+    if evidence.verified:
+        yield from _of_verify(evidence.verified)
+    yield from _of_coverage(evidence)
+    if evidence.inspected:
+        for found in evidence.inspected.findings:
+            if found.severity is not Severity.NOTE and not found.known:
+                state = State.BAD if found.severity is Severity.ERROR else State.OPEN
+                yield Finding(state, "inspect", found.consequence.rstrip("."), _subjects(found.subjects), found.repair)
+    if evidence.compared:
+        for line in evidence.compared.statements:
+            if line.verdict == "wrong":
+                said = f"{line.key}: the card says {line.stated}, recorded is {line.recorded}"
+                yield Finding(State.BAD, "card", said, f"line {line.line}", line.source)
+
+
+def _of_check(found: Checking, state: Literal[State.BAD, State.OPEN]) -> Finding:
+    count = f"{found.count:,} × " if found.count > 1 else ""
+    index = f", first at {list(found.index)}" if found.index and found.count > 1 else ""
+    at = f" {list(found.index)}" if found.index and found.count <= 1 else ""
+    return Finding(state, "check", f"{count}{found.kind}{index}", f"{found.tensor}{at}", found.detail)
+
+
+def _of_verify(verdict: Verdict) -> Iterator[Finding]:
+    state: Literal[State.BAD, State.OPEN] = State.BAD if verdict.outcome is Outcome.DIFFERENT else State.OPEN
+    order = ("changed tensor", "missing tensor", "extra tensor")
+    found = sorted(verdict.differences, key=lambda each: each.kind not in order)  # what is in a file before the file
+    for each in found:
+        yield Finding(state, "verify", each.kind, each.name, each.file if each.file != each.name else "")
+
+
+def _of_coverage(evidence: Evidence) -> Iterator[Finding]:
+    covered = evidence.covered
+    if covered is None:
+        return
+    for row in covered.rows:
+        by = "rebuild" if row is covered.rebuilt else "audit"
+        against = covered.against(row)
+        for each in against:
+            yield Finding(State.BAD, by, f"{each.party.label} found it different", row.block, each.what)
+        for each in (*row.open, *(row.disputed if covered.named else ())):
+            yield Finding(State.OPEN, by, f"{each.party.label} decides nothing", row.block, each.what)
+    for file, why in covered.stale.items():
+        yield Finding(State.OPEN, "audit", f"not counted: {why}", file)
+
+
+def _notes(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.checked:
+        yield from (_of_check(each, State.OPEN) for each in evidence.checked.notes)
+    if evidence.inspected:
+        for found in evidence.inspected.findings:
+            if found.known or found.severity is Severity.NOTE:
+                yield Finding(State.OPEN, "inspect", found.consequence.rstrip("."), _subjects(found.subjects))
+    for each in evidence.divergences:
+        yield Finding(State.OPEN, "journal", str(each), each.block or "header")
+
+
+def _subjects(names: Sequence[str]) -> str:
+    folded = fold(names)
+    shown = ", ".join(f"{each} ({count:,})" if count > 1 else each for each, count in folded[:SUBJECTS])
+    left = sum(count for _, count in folded[SUBJECTS:])
+    return f"{shown} and {left:,} more" if left else shown
+
+
+def _first(found: list[Finding]) -> list[Finding]:
+    return found[:NAMED]
+
+
+# What nobody has looked at
+
+
+def _unseen(evidence: Evidence) -> Iterator[str]:
+    if not evidence.folder:
+        yield "The checkpoint itself: this page is made of records alone, and no byte of a weight was read for it."
+    if evidence.checked is None:
+        yield "Whether every weight follows from the base: add --base to a checkpoint."
+    elif evidence.checked.unread:
+        yield f"{several(len(evidence.checked.unread), 'tensor and layer', 'tensors and layers')} that a sample left out."
+    yield from _unaudited(evidence.confirmed, evidence)
+    if evidence.inspected:
+        looked = ", ".join(evidence.inspected.loaders)
+        degrees = ", ".join(map(str, evidence.inspected.degrees))
+        yield f"Other loaders than {looked}, and other degrees of tensor parallelism than {degrees}."
+    elif evidence.folder:
+        yield "What a loader makes of it."
+    else:
+        yield "What any loader makes of it."
+    if evidence.compared:
+        left = len({each.line for each in evidence.compared.uncompared})
+        yield f"{several(left, 'line')} of the card that state nothing which a record has."
+    else:
+        yield "What its published card says."
+    kept = evidence.kept
+    if kept and kept.taints:
+        yield f"The base itself: this build is no evidence about it ({'; '.join(kept.taints)})."
+    yield "How well the model answers: nothing here measures that."
+
+
+def _unaudited(found: Confirmed | None, evidence: Evidence) -> Iterator[str]:
+    if found is None or not found.rows:
+        return
+    rows, _ = _rows(evidence)
+    blocks = [row for row, by in rows.items() if not by and row != UNTUNED]
+    if len(blocks) == len(rows) - 1:
+        yield f"Every tuned block: none of {several(len(blocks), 'block')} was tuned again by anybody but its maker."
+    elif blocks:
+        yield f"{several(len(blocks), 'block')} that nobody but its maker has tuned: {ranges(evidence, blocks)}."
+    if not rows.get(UNTUNED):
+        yield "All that is not tuned: nobody has compared it with what base and recipe give."
+
+
+def ranges(evidence: Evidence, blocks: Sequence[str]) -> str:
+    """Return the places of blocks among all, from 0, in a few words: `0–3, 7`."""
+    places = {each.block: number for number, each in enumerate(evidence.covered.blocks)} if evidence.covered else {}
+    runs: list[list[int]] = []
+    for number in sorted(places[each] for each in blocks):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def differences(differing: Diff | Verdict) -> tuple[str, list[tuple[str, str]]]:
+    """Return the outcome of holding two builds against each other, and each difference: what, and where."""
+    if isinstance(differing, Verdict):
+        return differing.outcome, [(each.name, each.kind) for each in differing.differences]
+    found = [(name, str(each) if isinstance(each, str) else _steps(each)) for name, each in differing.tensors.items()]
+    found += [(name, "in the first only") for name in differing.only_first]
+    found += [(name, "in the second only") for name in differing.only_second]
+    found += [(name, each) for name, some in differing.files.items() for each in some]
+    return differing.outcome, found + [("arrangement", each) for each in differing.arrangement]
+
+
+def _steps(each: object) -> str:
+    from requant.diff.difference import Numbers, Steps
+
+    if isinstance(each, Steps):
+        steps = ", ".join(f"{step:+d}: {count:,}" for step, count in each.histogram.items())
+        return f"{each.differ:,} of {each.total:,} codes differ; steps {steps}"
+    assert isinstance(each, Numbers)  # noqa: S101
+    return f"{each.differ:,} of {each.total:,} numbers differ, by {each.largest:.6g} at most"
+
+
+def several(count: int, word: str, words: str = "") -> str:
+    """Return a count with its noun: `1 block`, `31,030 layers`."""
+    return f"{count:,} {word if count == 1 else words or f'{word}s'}"
