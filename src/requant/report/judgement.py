@@ -155,33 +155,28 @@ def _as_recorded(evidence: Evidence) -> bool:
 def _accused(evidence: Evidence, bad: Sequence[Finding]) -> str:
     first = bad[0]
     where = f" ({first.where})" if first.where else ""
-    more = f" There {'is' if len(bad) == 2 else 'are'} {several(len(bad) - 1, 'more finding')} like this."
+    more = f" {several(len(bad) - 1, 'more finding')} below." if len(bad) > 1 else ""
     if all(each.by == "card" for each in bad):
         count = several(len(bad), "statement")
         return (
             f"Its card says what is not so: {count} that the records contradict, first {first.what}{where}. "
             f"Of the checkpoint itself {_aside(evidence)}"
         )
-    return f"{_sentence(first)}{more if len(bad) > 1 else ''}"
-
-
-def _sentence(finding: Finding) -> str:
-    where = f" in {finding.where}" if finding.where else ""
-    return f"{_LEADS[finding.by]}{finding.what}{where}{f': {finding.detail}' if finding.detail else ''}."
+    return f"{_LEADS[first.by]}{first.what}{f' in {first.where}' if first.where else ''}.{more}"
 
 
 _LEADS = {
     "verify": "These are not the recorded files: ",
     "check": "It does not follow from its base: ",
-    "audit": "Tuned again, it came out different: ",
-    "rebuild": "Built again, it came out different: ",
+    "audit": "Tuned again, it came out otherwise: ",
+    "rebuild": "Built again, it came out otherwise: ",
     "inspect": "A loader would misread it: ",
     "card": "Its card says what is not so: ",
 }
 
 
 def _aside(evidence: Evidence) -> str:
-    outcome = evidence.verified and evidence.verified.outcome
+    outcome = evidence.verified.outcome if evidence.verified is not None else None
     said = "every file has the recorded bytes" if outcome is Outcome.IDENTICAL else "nothing else was found wrong"
     return f"{said}."
 
@@ -198,7 +193,7 @@ def _unjudged(failed: Sequence[Finding]) -> str:
 def _held(evidence: Evidence, reproduced: int, parties: Sequence[str], verified: bool) -> tuple[State, str]:
     if other := _another_class(evidence):
         return State.OPEN, other
-    if evidence.verified and evidence.verified.outcome is Outcome.INCONCLUSIVE:
+    if evidence.verified is not None and evidence.verified.outcome is Outcome.INCONCLUSIVE:
         return State.OPEN, f"The files are not the recorded ones, and that decides nothing: {_reasons(evidence)}."
     parts = [*_for(evidence)]
     if reproduced:
@@ -221,9 +216,9 @@ def _held(evidence: Evidence, reproduced: int, parties: Sequence[str], verified:
 
 
 def _for(evidence: Evidence) -> Iterator[str]:
-    if evidence.verified and evidence.verified.outcome is Outcome.IDENTICAL:
+    if evidence.verified is not None and evidence.verified.outcome is Outcome.IDENTICAL:
         yield "every file has the recorded bytes"
-    elif evidence.verified and evidence.verified.outcome is Outcome.EQUIVALENT:
+    elif evidence.verified is not None and evidence.verified.outcome is Outcome.EQUIVALENT:
         yield "every tensor has the recorded bytes, though not every file"
     if evidence.checked and evidence.checked.outcome == "clean":
         yield "every weight follows from its base"
@@ -243,13 +238,13 @@ def _some(evidence: Evidence) -> str:
 
 
 def _reasons(evidence: Evidence) -> str:
-    return "; ".join(evidence.verified.reasons) if evidence.verified else ""
+    return "; ".join(evidence.verified.reasons) if evidence.verified is not None else ""
 
 
 def _another_class(evidence: Evidence) -> str:
     """Return the sentence for a build of another hardware class than the recorded one; nothing for any other."""
     verdict, own, recorded = evidence.verified, evidence.own, evidence.recorded
-    if not (verdict and verdict.outcome is Outcome.INCONCLUSIVE and own and recorded):
+    if not (verdict is not None and verdict.outcome is Outcome.INCONCLUSIVE and own and recorded):
         return ""
     if not (own.hardware and recorded.hardware and own.hardware != recorded.hardware):
         return ""
@@ -296,8 +291,8 @@ def _verify(evidence: Evidence) -> Rung:
         said = "No manifest to hold it against." if evidence.folder else "No checkpoint was at hand, only its records."
         return Rung("Verified", asks, None, "", said)
     states = {Outcome.IDENTICAL: State.GOOD, Outcome.EQUIVALENT: State.GOOD, Outcome.DIFFERENT: State.BAD}
-    counted = several(len(verdict.differences), "difference")
-    said = "Every file, byte for byte." if verdict.outcome is Outcome.IDENTICAL else f"{verdict.outcome}: {counted}."
+    counted = several(len(verdict.differences), "file or tensor differs", "files and tensors differ")
+    said = "Every file, byte for byte." if verdict.outcome is Outcome.IDENTICAL else f"{counted}."
     return Rung("Verified", asks, states.get(verdict.outcome, State.OPEN), "this report", said)
 
 
@@ -328,11 +323,11 @@ def _others(evidence: Evidence) -> Iterator[Rung]:
     against = sum(len(covered.against(row)) for row in (*covered.blocks, covered.untuned))
     whole, some = all(rows.values()), any(rows.values())
     names = ", ".join(sorted({name for by in rows.values() for name in by}))
-    state = State.BAD if against else State.GOOD if whole else State.OPEN if audited or some else None
+    state = State.BAD if against else State.GOOD if rows and whole else State.OPEN if audited or some else None
     unverified = "" if covered.named else " (unverified)"
     found = f"; {several(against, 'negative result')}" if against else ""
     untuned = "and all that is not tuned" if rows.get(UNTUNED) else "and not the rest"
-    said = f"{_some(evidence)} {untuned}{found}." if state else "Nobody has audited it."
+    said = f"{_some(evidence)} {untuned}{found}." if state else ""
     yield Rung("Audited", asks[0], state, f"{names}{unverified}" if names else "", said)
     yield _rebuilt(covered, asks[1])
 
@@ -346,7 +341,7 @@ def _rebuilt(covered: Coverage, asks: str) -> Rung:
         return Rung("Rebuilt", asks, State.GOOD, names, "The same bytes came of it.")
     if row.open:
         return Rung("Rebuilt", asks, State.OPEN, _by(row.open), "Other bytes, where that accuses nobody.")
-    return Rung("Rebuilt", asks, None, "", "Nobody has rebuilt it.")
+    return Rung("Rebuilt", asks, None, "", "")
 
 
 def _by(results: Sequence[Result]) -> str:
@@ -362,7 +357,7 @@ def _findings(evidence: Evidence) -> Iterator[Finding]:
     if evidence.checked:
         yield from (_of_check(each, State.BAD) for each in evidence.checked.findings)
         yield from (_of_check(each, State.OPEN) for each in evidence.checked.unmodelled)
-    if evidence.verified:
+    if evidence.verified is not None:
         yield from _of_verify(evidence.verified)
     yield from _of_coverage(evidence)
     if evidence.inspected:
@@ -400,9 +395,11 @@ def _of_coverage(evidence: Evidence) -> Iterator[Finding]:
         by = "rebuild" if row is covered.rebuilt else "audit"
         against = covered.against(row)
         for each in against:
-            yield Finding(State.BAD, by, f"{each.party.label} found it different", row.block, each.what)
+            detail = each.what.removeprefix(f"{row.block}: ")
+            yield Finding(State.BAD, by, f"{each.party.label} got other bits", row.block, detail)
         for each in (*row.open, *(row.disputed if covered.named else ())):
-            yield Finding(State.OPEN, by, f"{each.party.label} decides nothing", row.block, each.what)
+            detail = each.what.removeprefix(f"{row.block}: ")
+            yield Finding(State.OPEN, by, f"{each.party.label} could not decide", row.block, detail)
     for file, why in covered.stale.items():
         yield Finding(State.OPEN, "audit", f"not counted: {why}", file)
 

@@ -6,11 +6,14 @@ scale the chosen one is, on average, from the `BINS` bins that a check counts gr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import mul
 
 from requant.check.checked import UNKNOWN, Checked, position
 from requant.check.findings import BINS, Counts
 
 CHANGED, SHRUNK = "Changed codes", "Shrink of scales"
+MIDDLES = (*((each + 0.5) / BINS for each in range(BINS)), 1.0)
+"""What a scale in each bin counts as, in shares of the widest it could be."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Grid:
     def least(self) -> float:
         """The smallest share."""
         return min((each for row in self.values for each in row if each is not None), default=0.0)
+
+    @property
+    def gaps(self) -> bool:
+        """Whether something was not measured, for it is not there."""
+        return any(each is None for row in self.values for each in row)
 
 
 def grids(checked: Checked) -> tuple[Grid, ...]:
@@ -89,10 +97,7 @@ def changed(counts: Counts) -> float | None:
 def shrink(counts: Counts) -> float | None:
     """Return how much narrower scales are than the widest possible ones, on average; None where none were counted."""
     groups = sum(counts.shrunk)
-    if not groups:
-        return None
-    widths = sum(count * min(1.0, (bin_ + 0.5) / BINS) for bin_, count in enumerate(counts.shrunk))
-    return max(0.0, 1 - widths / groups)
+    return max(0.0, 1 - sum(map(mul, counts.shrunk, MIDDLES)) / groups) if groups else None
 
 
 def _order(block: str) -> tuple[str, int]:

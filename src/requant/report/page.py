@@ -6,7 +6,8 @@ strangers wrote passes through `shown`, once and for all of it, and is then esca
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -31,11 +32,11 @@ FIRST = 12
 MOST = 1_000
 """Characters of one text, and rows of differences, that a page has."""
 STEPS: Mapping[State | None, str] = {
-    State.GOOD: "yes",
-    State.BAD: "no",
-    State.OPEN: "not decided",
-    State.FAILED: "cannot be judged",
-    None: "nobody has looked",
+    State.GOOD: "Yes.",
+    State.BAD: "No.",
+    State.OPEN: "Not decided.",
+    State.FAILED: "Cannot be judged.",
+    None: "Nobody has looked.",
 }
 TAGS = {State.BAD: "bad", State.OPEN: "open", State.FAILED: "unreadable"}
 SAID = {"identical": "the same bits", "different": "different", "open": "decides nothing", "": "not done"}
@@ -106,7 +107,7 @@ class Drawn:
     """A heat map: the picture, where it lies, what is written around it, and rings around what is wrong."""
 
     grid: Grid
-    image: str
+    image: Markup
     width: int
     height: int
     left: int
@@ -128,7 +129,9 @@ def page(evidence: Evidence, home: str = "") -> str:
     values = [
         (each.block, float.fromhex(each.loss.initial), float.fromhex(each.loss.best)) for each in tuned if each.loss
     ]
-    outcome, differing = differences(evidence.differing) if evidence.differing else ("could not be compared", [])
+    outcome, differing = (
+        differences(evidence.differing) if evidence.differing is not None else ("could not be compared", [])
+    )
     tables = tuple(_tables(evidence))
     manifest = kept.manifest if kept else None
     return render(
@@ -209,13 +212,13 @@ def _strips(covered: Coverage) -> Iterator[Strip]:
         for state, results in (("open", row.open), ("different", (*row.different, *row.disputed))):
             for each in results:
                 note(number, each.party.label, each.hardware, state)
-    side = min(18.0, (WIDTH - 8) / len(rows) - 3)
+    side = min(18.0, (WIDTH - 110) / len(rows) - 3)
     step = side + 3
-    every = max(1, round(24 / step))
+    every = _every(24 / step)
     for (party, hardware), states in sorted(found.items()):
         names = [str(at) if at % every == 0 else "" for at in range(len(covered.blocks))]
         x = [round(at * step, 1) for at in range(len(covered.blocks))]
-        x += [round((len(covered.blocks) + extra) * step + 14 + 44 * extra, 1) for extra in (0, 1)]
+        x += [round((len(covered.blocks) + extra) * step + 26 + 50 * extra, 1) for extra in (0, 1)]
         cells = tuple(Cell(*each) for each in zip(x, states, [*names, "not tuned", "rebuilt"], strict=True))
         same = sum(state == "identical" for state in states[: len(covered.blocks)])
         said = f"{same} of {several(len(covered.blocks), 'block')} came out the same"
@@ -284,14 +287,14 @@ def _drawn(grid: Grid) -> Drawn:
     wide = min(30.0, (WIDTH - left - 10) / columns)
     high = 6.0 if grid.title and rows > 12 else 18.0
     across, down = round(wide * columns, 1), round(high * rows, 1)
-    skip_x, skip_y = max(1, round(26 / wide)), max(1, round(14 / high))
+    skip_x, skip_y = _every(30 / wide), _every(14 / high)
     marked = tuple((round(left + (x + 0.5) * wide, 1), round((y + 0.5) * high, 1)) for y, x in grid.marked)
     what = f"{grid.measure}{f' of {grid.title}' if grid.title else ''}"
     span = f"from {_percent(grid.least)} to {_percent(grid.most)} percent"
     return Drawn(
         grid=grid,
-        image=pictures.heat(grid),
-        width=WIDTH,
+        image=Markup(pictures.heat(grid)),  # noqa: S704 (base64 of our own pixels)
+        width=round(left + across + 10),
         height=round(down + 24),
         left=left,
         across=across,
@@ -307,13 +310,25 @@ def _drawn(grid: Grid) -> Drawn:
     )
 
 
+def _every(count: float) -> int:
+    """Return how many places lie between two that are named, at least so many: a round number."""
+    return next((each for each in (1, 2, 5, 10, 20, 50, 100) if each >= count), 200)
+
+
 def _short(name: str) -> str:
     return name if len(name) <= 30 else f"…{name[-29:]}"
 
 
-def _numbers(names: Iterable[str]) -> Iterator[str]:
-    """Yield names by their last number: `3` for `model.layers.3`."""
-    return (each.rpartition(".")[2] or each for each in names)
+def _numbers(names: Sequence[str]) -> list[str]:
+    """Return names by their last number: `3` for `model.layers.3`, and `mtp 0` for a block that lies elsewhere."""
+    stems = Counter(each.rpartition(".")[0] for each in names)
+    most = max(stems, key=lambda each: stems[each], default="")
+
+    def short(name: str) -> str:
+        stem, _, number = name.rpartition(".")
+        return number if stem == most else f"{stem.partition('.')[0]} {number}"
+
+    return [short(each) for each in names]
 
 
 def _percent(share: float | None) -> str:
