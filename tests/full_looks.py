@@ -45,7 +45,7 @@ def checked() -> Checked:
         counts[layer] = Counts(1 << 20, int(moved), 0.4, 0.7, tuple(shrunk.tolist()))
     bad = f"{BLOCKS[17]}.mlp.experts.101.up_proj"
     found = Finding("code out of reach", f"{bad}.qweight", 1, (12, 700), "found 3, least 6, greatest 7")
-    ways = {name: TUNED for name in counts} | {bad: UNKNOWN}
+    ways = dict.fromkeys(counts, TUNED) | {bad: UNKNOWN}
     return Checked.of([found], loosest(), len(counts), ways, {}, counts, 1 << 36, 1 << 36, 0, ())
 
 

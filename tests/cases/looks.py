@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from tests.tiny import EC, tiny, write_tiny
 
 from requant import passes
 from requant.audit.audits import write_audit
-from requant.audit.retuned import Judgement, Retuned
 from requant.audit.distance import Distance
+from requant.audit.retuned import Judgement, Retuned
 from requant.build import RECORDED, beside
 from requant.card.facts import facts_of
 from requant.card.records import read_records
@@ -142,9 +142,9 @@ def healthy(folder: Path) -> Look:
     record(recipe.beside(SIZE), checkpoint)
     for name in RECORDED:
         shutil.copyfile(beside(recipe.beside(SIZE), name), beside(checkpoint, name))
-    known(folder / "builds", **{"Ada Lovelace": keyed("ada", folder), "Grace Hopper": keyed("grace", folder)})
-    audited(recipe, "Ada Lovelace", folder, dict.fromkeys(range(4), "identical"))
-    audited(recipe, "Grace Hopper", folder, dict.fromkeys(range(4), "identical"), hardware=GPU)
+    known(folder / "builds", Ada=keyed("ada", folder), Grace=keyed("grace", folder))
+    audited(recipe, "Ada", folder, dict.fromkeys(range(4), "identical"))
+    audited(recipe, "Grace", folder, dict.fromkeys(range(4), "identical"), hardware=GPU)
     records = read_records(recipe, SIZE)
     (checkpoint / "README.md").write_text(render(records, facts_of(records), "somebody/ec-mini"))
     return Look("healthy", recipe, checkpoint, base)
@@ -161,7 +161,7 @@ def audited(recipe: Recipe, who: str, keys: Path, judgements: Mapping[int, str],
         **changes,
     )
     made = replace(made, blocks=tuple(_told(each) for each in made.blocks))
-    sign_file(write_audit(recipe, made), keyed(who.partition(" ")[0].lower(), keys))
+    sign_file(write_audit(recipe, made), keyed(who.lower(), keys))
 
 
 def _told(block: Retuned) -> Retuned:
@@ -183,7 +183,7 @@ def flipped(folder: Path) -> Look:
 def failed(folder: Path) -> Look:
     """One of the builders found a block different, on hardware and in an environment as the build's."""
     look = healthy(folder)
-    audited(look.recipe, "Grace Hopper", folder, {2: "different", 3: "unjudged"}, finished="2026-11-23T09:00:00Z")
+    audited(look.recipe, "Grace", folder, {2: "different", 3: "unjudged"}, finished="2026-11-23T09:00:00Z")
     return replace(look, name="a failed audit")
 
 
@@ -191,10 +191,14 @@ def another_class(folder: Path) -> Look:
     """It was built on other hardware than what is recorded, and some of its codes are others, within reach."""
     look = healthy(folder)
     for layer in (f"{NAMES[1]}.mlp.experts.0.up_proj", f"{NAMES[3]}.mlp.experts.2.gate_proj"):
-        change(look.checkpoint, f"{layer}.qweight", lambda _, layer=layer: layer_of(layer, other=1)[0])
+        change(look.checkpoint, f"{layer}.qweight", partial(_other, layer))
     (look.checkpoint / "README.md").unlink()
     record(look.checkpoint, look.checkpoint, GPU)
     return replace(look, name="a build of another class")
+
+
+def _other(layer: str, _: bytes) -> bytes:
+    return layer_of(layer, other=1)[0]
 
 
 def without_journal(folder: Path) -> Look:

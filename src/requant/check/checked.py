@@ -189,7 +189,7 @@ class Checked:
 def judge(
     by_piece: Mapping[str, Sequence[Measured]], settled: Mapping[str, tuple[str, tuple[Finding, ...]]]
 ) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]], dict[str, Counts]]:
-    """Return findings, the way in which each tensor or layer was made, statistics, and counts, from all windows of each.
+    """Return findings, the way in which each tensor or layer was made, statistics and counts, from all windows of each.
 
     The way of layers that are `settled`, and what is found in them, is known.
     """
@@ -251,7 +251,7 @@ def _weight(findings: Sequence[Finding]) -> tuple[bool, int]:
 
 
 def position(layer: str) -> tuple[str, str, int | None]:
-    """Split `….layers.3.mlp.experts.7.up_proj` into the block, `mlp.experts.up_proj`, and the expert, if there is one."""
+    """Split `….layers.3.mlp.experts.7.up_proj` into the block, `mlp.experts.up_proj`, and the expert, or None."""
     parts = layer.split(".")
     numbers = [at for at, part in enumerate(parts) if part.isdecimal()]
     cut = numbers[0] + 1 if numbers else 0

@@ -78,7 +78,7 @@ def report(
         if against:
             found = beside_another(found, None if is_recipe else build, against)
     judgement = judge(found)
-    text = page(found)
+    text = page(found, judgement)
     try:
         with out_file.open("x", encoding="utf-8") as file:
             file.write(text)

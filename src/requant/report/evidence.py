@@ -17,12 +17,11 @@ from requant.card.compare import Comparison
 from requant.card.compare import compare as compare_card
 from requant.card.facts import Facts, facts_of, facts_of_record
 from requant.card.markdown import read_card
-from requant.card.records import read_records, read_recorded
+from requant.card.records import read_recorded, read_records
 from requant.checkpoint.files import SUFFIX
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.diff import Diff, diff
 from requant.diff.divergence import Divergence, divergence
-from requant.digest import sha256_file
 from requant.errors import CheckpointError, RequantError
 from requant.evidence.journal import Journal, read_journal
 from requant.evidence.statements import hardware_of

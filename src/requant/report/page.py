@@ -1,7 +1,7 @@
 """A page of one build: evidence and what it amounts to, laid out for `report.html`.
 
-One file without a script, which loads nothing: its policy forbids both, and allows this style alone, by its digest. What
-strangers wrote passes through `shown`, once and for all of it, and is then escaped by Jinja.
+One file without a script, which loads nothing: its policy forbids both, and allows this style alone, by its digest.
+What strangers wrote passes through `shown`, once and for all of it, and is then escaped by Jinja.
 """
 
 import base64
@@ -17,13 +17,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from requant.audit.coverage import Coverage, Covered, Result
+from requant.audit.coverage import Coverage, Covered
 from requant.build import words
 from requant.card.facts import Facts, packages
 from requant.card.facts import text as fact_text
 from requant.report import pictures
 from requant.report.evidence import Evidence
-from requant.report.judgement import State, differences, judge, several
+from requant.report.findings import State, differences, several
+from requant.report.judgement import Judgement
 from requant.report.measures import Grid, grids
 from requant.verdict import visible
 
@@ -74,10 +75,10 @@ def style() -> tuple[Markup, str]:
     return Markup(text), policy  # noqa: S704 (this package's own file)
 
 
-def render(name: str, **values: Any) -> str:
+def render(template: str, /, **values: Any) -> str:
     """Return a template of this package, filled; the style and its policy are given to all."""
     css, policy = style()
-    return templates().get_template(name).render(style=css, policy=policy, **values)
+    return templates().get_template(template).render(style=css, policy=policy, **values)
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,8 @@ class Drawn:
     said: str
 
 
-def page(evidence: Evidence, home: str = "") -> str:
-    """Return the page of a build; `home` is where the board is that it belongs to."""
-    judgement = judge(evidence)
+def page(evidence: Evidence, judgement: Judgement, home: str = "") -> str:
+    """Return the page of a build, and what it amounts to; `home` is where the board is that it belongs to."""
     strips = tuple(_strips(evidence.covered)) if evidence.covered else ()
     drawn = tuple(map(_drawn, grids(evidence.checked))) if evidence.checked else ()
     kept = evidence.kept

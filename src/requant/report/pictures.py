@@ -1,8 +1,8 @@
 """Pictures as numbers: where lines, circles and cells are, and heat maps as PNG of one hue in many opacities.
 
-A heat map is one byte per cell, an index into a palette of opacities of one colour. So one picture serves light and dark
-pages and paper, and forty blocks of 256 experts take a few kilobytes. What is written around it, and into SVG, is the
-templates': only they make markup.
+A heat map is one byte per cell, an index into a palette of opacities of one colour. So one picture serves light pages,
+dark ones and paper, and forty blocks of 256 experts take a few kilobytes. What is written around it, and into SVG, is
+the templates': only they make markup.
 
 PNG: W3C recommendation, third edition, 11.2 (IHDR, PLTE, tRNS, IDAT, IEND) and 5.3 (chunks).
 """
