@@ -1,6 +1,7 @@
 """A build of full size as nobody has one here: 40 blocks and 31,030 layers by the names of `ec`, and drawn numbers."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from tests.test_coverage import GPU, HARDWARE
@@ -35,14 +36,17 @@ def layers() -> Iterator[str]:
             yield from (f"{block}.mlp.experts.{expert}.{each}_proj" for expert in range(EXPERTS))
 
 
+@cache
 def checked() -> Checked:
     """A check that found one code out of reach, in an expert."""
     draw = np.random.default_rng(7)
-    counts: dict[str, Counts] = {}
-    for layer in layers():
-        moved, shrunk = 2e5 + 3e4 * draw.standard_normal(), np.zeros(BINS + 1, int)
-        shrunk[int(draw.integers(54, 63))], shrunk[63] = 4096, 4096
-        counts[layer] = Counts(1 << 20, int(moved), 0.4, 0.7, tuple(shrunk.tolist()))
+    names = [*layers()]
+    moved, least = 2e5 + 3e4 * draw.standard_normal(len(names)), draw.integers(54, 63, len(names))
+    bins = [tuple(4096 * (each in (place, 63)) for each in range(BINS + 1)) for place in range(BINS)]
+    counts = {
+        layer: Counts(1 << 20, int(many), 0.4, 0.7, bins[place])
+        for layer, many, place in zip(names, moved, least, strict=True)
+    }
     bad = f"{BLOCKS[17]}.mlp.experts.101.up_proj"
     found = Finding("code out of reach", f"{bad}.qweight", 1, (12, 700), "found 3, least 6, greatest 7")
     ways = dict.fromkeys(counts, TUNED) | {bad: UNKNOWN}

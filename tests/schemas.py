@@ -46,6 +46,8 @@ from requant.inspect.findings import Finding
 from requant.model.summary import Alike, Size, Summary
 from requant.recipe import Layers, LayerScheme, Recipe, Tuning
 from requant.repair import Repair
+from requant.report.board import Board
+from requant.report.judgement import Judgement
 from requant.rounding.reach import Reach
 from requant.verdict import Outcome, Verdict
 
@@ -204,6 +206,8 @@ PRINTED: Mapping[str, Any] = {
     "requant.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]
     ),
+    "requant.board/1": Board,
+    "requant.report/1": printed(Judgement, build=str, tiny=str | None, word=str),
     "requant.repair/1": printed(Repair, needed=bool),
     "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
     "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),

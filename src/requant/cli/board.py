@@ -26,15 +26,13 @@ def board(
     as_json: AsJson = False,
 ) -> None:
     """Write a static site: each build with its status, by whom and on what it was reproduced, and all that changed."""
-    from requant.report.board import Board, extended, places, read_board, read_builds
-    from requant.report.board import builders as builders_in
+    from requant.report.board import make_board, places, read_board, read_builds
     from requant.report.site import write_site
 
     named = places(builds)
     before = read_board(out_folder)
     found = tuple(read_builds(named, builders))
-    entries = tuple(each.entry for each in found)
-    made = Board(entries, builders_in(found), extended(before.history, entries))
+    made = make_board(found, before)
     try:
         count = write_site(out_folder, made, found, before)
     except OSError as error:
@@ -43,7 +41,7 @@ def board(
         print_json("requant.board/1", made.as_json())
         return
     say(escape(f"{out_folder}: {several(count, 'file')}"))
-    counts = Counter(each.status for each in entries)
+    counts = Counter(each.status for each in made.builds)
     new = len(made.history) - len(before.history)
     told = ", ".join(f"{counts[status]} {status}" for status in ("reproduced", "bad", "failed", "unknown"))
-    out.print(escape(f"{several(len(entries), 'build')}: {told}; {several(new, 'change')} since the last board"))
+    out.print(escape(f"{several(len(made.builds), 'build')}: {told}; {several(new, 'change')} since the last board"))

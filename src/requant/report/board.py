@@ -97,11 +97,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Board:
-    """All builds, all builders, and every event since the first board, oldest first."""
+    """All builds, all builders, and every event since the first board, oldest first.
+
+    `head` is the SHA-256 of the last event: whoever has kept it can tell whether history was rewritten.
+    """
 
     builds: tuple[Entry, ...]
     builders: tuple[Known, ...]
     history: tuple[Event, ...]
+    head: str
 
     def as_json(self) -> dict[str, Any]:
         """Return the board as `index.json` has it, but for its schema."""
@@ -285,7 +289,7 @@ def read_board(site: Path) -> Board:
             if site.exists() and any(site.iterdir()):
                 advice = "Name a new folder, or one that `requant board` has written."
                 raise UsageError(f"{site}: is not empty, and has no {INDEX} of a board", advice)
-            return Board((), (), ())
+            return Board((), (), (), "")
         value = strict_json(read_whole(path, MOST))
         if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
             raise ValueError(f"not of schema {SCHEMA}")
@@ -296,15 +300,26 @@ def read_board(site: Path) -> Board:
         raise CheckpointError(f"{path}: not the index of a board: {error}") from None
     for number, each in enumerate(board.history):
         if each.previous != _digest(board.history[number - 1] if number else None):
-            advice = "Restore it from a copy, or begin a new board in another folder."
-            raise CheckpointError(f"{path}: event {number} does not follow from the one before it", advice)
+            raise CheckpointError(f"{path}: event {number} does not follow from the one before it", _RESTORE)
+    if board.head != _head(board.history):
+        raise CheckpointError(f"{path}: its last event is not the one that its head names", _RESTORE)
     return board
+
+
+_RESTORE = "Restore it from a copy, or begin a new board in another folder."
 
 
 def pages(board: Board) -> tuple[str, ...]:
     """Return the files of a board that are of one build or builder; a name that was put there by hand is none."""
     named = [name for each in board.builds for name in (each.page, each.badge)] + [each.page for each in board.builders]
     return tuple(name for name in named if _PAGE.fullmatch(name) and ".." not in name)
+
+
+def make_board(found: Sequence[Read], before: Board) -> Board:
+    """Return the board of what was read; the history of the one `before` goes on."""
+    entries = tuple(each.entry for each in found)
+    history = extended(before.history, entries)
+    return Board(entries, builders(found), history, _head(history))
 
 
 def extended(history: Sequence[Event], builds: Iterable[Entry]) -> tuple[Event, ...]:
@@ -342,6 +357,10 @@ def extended(history: Sequence[Event], builds: Iterable[Entry]) -> tuple[Event, 
 
 def _rests_on(entry: Entry | None) -> str:
     return sha256(canonical_json(entry.evidence)) if entry and entry.evidence else ""
+
+
+def _head(history: Sequence[Event]) -> str:
+    return _digest(history[-1]) if history else ""
 
 
 def _digest(event: Event | None) -> str:

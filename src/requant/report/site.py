@@ -67,7 +67,9 @@ def write_site(folder: Path, board: Board, found: Sequence[Read], before: Board)
         label=label,
         names=names,
     )
-    files["history.html"] = render("history.html", changes=changes, states=STATES, names=names, home="index.html")
+    files["history.html"] = render(
+        "history.html", head=board.head or "none yet", changes=changes, states=STATES, names=names, home="index.html"
+    )
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
