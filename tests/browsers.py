@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
             pytest.fail(f"no chromium, and {REQUIRED} is 1")
         pytest.skip("no chromium: apt-get install chromium")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-lcd-text"])
         yield running
         running.close()
 
@@ -55,7 +55,7 @@ def opened(
     seen = Seen(page)
     page.on("console", lambda message: seen.said.append(message.text))
     page.on("pageerror", lambda error: seen.said.append(str(error)))
-    page.on("dialog", lambda dialog: (seen.said.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", lambda dialog: seen.said.append(dialog.message))
     page.on("request", lambda request: seen.asked.append(request.url))
     page.emulate_media(media=media)
     page.goto(path.as_uri())

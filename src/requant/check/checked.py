@@ -57,8 +57,8 @@ class Checked:
 
     `findings` are violations; `unmodelled` is what could not be held against the base, and why; `notes` are differences
     that accuse nobody. `packed` counts the layers that are not float. `statistics` adds up codes and scales by block
-    and projection, and `counts` has them layer by layer, where there are any. `read` of `total` bytes were read,
-    `resumed` of them in an earlier run; `unread` names what a sample left out altogether.
+    and projection. `read` of `total` bytes were read, `resumed` of them in an earlier run; `unread` names what a sample
+    left out altogether.
     """
 
     bound: Reach
@@ -69,6 +69,7 @@ class Checked:
     layers: Mapping[str, str]
     statistics: Mapping[str, Mapping[str, Counts]]
     counts: Mapping[str, Counts]
+    """Of each layer that has any: what `statistics` adds up. It is not printed."""
     total: int
     read: int
     resumed: int

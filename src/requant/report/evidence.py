@@ -17,7 +17,7 @@ from requant.card.compare import Comparison
 from requant.card.compare import compare as compare_card
 from requant.card.facts import Facts, facts_of, facts_of_record
 from requant.card.markdown import read_card
-from requant.card.records import read_recorded, read_records
+from requant.card.records import Recorded, read_recorded, read_records
 from requant.checkpoint.files import SUFFIX
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.diff import Diff, diff
@@ -146,11 +146,11 @@ def of_build(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> 
     """Return what is known of a recorded build, of a recipe or of its tiny model of a size, from its records alone."""
     gathering = _Gathering()
     place = recipe.beside(stem(tiny))
-    kept = gathering.kept(place)
     recorded = None
-    if not kept.absent and not gathering.problems:
+    if all(beside(place, name).is_file() for name in RECORDED):
         base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
         recorded = gathering.tried(place.name, lambda: read_recorded(recipe, tiny, place, base, text))
+    kept = _kept(recorded) if recorded else gathering.kept(place)
     covered = None
     if not gathering.problems:
         covered = gathering.tried("audits and rebuilds", lambda: coverage(recipe, tiny, known))
@@ -158,12 +158,17 @@ def of_build(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> 
         name=recipe.name,
         recipe=recipe,
         tiny=tiny,
-        recorded=replace(kept, taints=recorded.stated.taints) if recorded else kept,
+        recorded=kept,
         facts=facts_of_record(recipe, tiny, recorded),
         covered=covered,
         confirmed=confirmed(covered, known, 1, frozenset()) if covered else None,
         problems=tuple(gathering.problems),
     )
+
+
+def _kept(recorded: Recorded) -> Kept:
+    stated = recorded.stated
+    return Kept(recorded.name, recorded.manifest, recorded.journal, stated.hardware, stated.taints)
 
 
 def of_checkpoint(
