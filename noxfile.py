@@ -179,7 +179,7 @@ def board(session: nox.Session) -> None:
 @nox.session
 def pictures(session: nox.Session) -> None:
     """Draw docs/pictures anew: pages of recorded tiny builds, in Debian's Chromium."""
-    needs(session, "tests")
+    needs(session, "pictures", "tests")
     session.run("python", "-m", "tests.pictures")
 
 

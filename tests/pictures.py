@@ -3,9 +3,11 @@
 `nox -s pictures`, or `python -m tests.pictures`, draws them anew. Fonts differ between machines, so no test compares them.
 """
 
+import io
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from tests.browsers import browser, opened
 from tests.conftest import ROOT
 
@@ -17,7 +19,8 @@ from requant.report.page import page
 
 FOLDER = ROOT / "docs" / "pictures"
 NAMES = ("ec", "gb10", "intel")
-SIZE = (920, 800)
+SIZE = (900, 800)
+COLOURS = 64
 
 
 def main() -> None:
@@ -33,7 +36,9 @@ def main() -> None:
                 end = seen.page.locator("#made").bounding_box()
                 assert end
                 whole = {"x": 0, "y": 0, "width": SIZE[0], "height": end["y"] - 20}
-                seen.page.screenshot(path=FOLDER / f"report-{name}.png", full_page=True, clip=whole)  # type: ignore[arg-type]
+                drawn = seen.page.screenshot(full_page=True, clip=whole)  # type: ignore[arg-type]
+            few = Image.open(io.BytesIO(drawn)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+            few.save(FOLDER / f"report-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
