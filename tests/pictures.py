@@ -1,6 +1,6 @@
 """Pictures of pages for the docs: those of three recorded tiny builds, to where the tables of how they were made begin.
 
-`nox -s pictures`, or `python -m tests.pictures`, draws them anew. Fonts differ between machines, so no test compares them.
+`nox -s pictures`, or `python -m tests.pictures`, draws them anew. Fonts differ by machine, so no test compares them.
 """
 
 import io
