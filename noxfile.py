@@ -171,7 +171,7 @@ def schemas(session: nox.Session) -> None:
 
 @nox.session
 def board(session: nox.Session) -> None:
-    """Write the board of builds/ into site/, or extend the one that is there; `-- theirs=FOLDER` adds others' builds."""
+    """Write the board of builds/ into site/, or extend the one that is there; `-- theirs=FOLDER` adds others'."""
     needs(session)
     session.run("requant", "board", "builds", *session.posargs, "--out", "site")
 
