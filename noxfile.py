@@ -170,6 +170,20 @@ def schemas(session: nox.Session) -> None:
 
 
 @nox.session
+def board(session: nox.Session) -> None:
+    """Write the board of builds/ into site/, or extend the one that is there; `-- theirs=FOLDER` adds others'."""
+    needs(session)
+    session.run("requant", "board", "builds", *session.posargs, "--out", "site")
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """Draw docs/pictures anew: pages of recorded tiny builds, in Debian's Chromium."""
+    needs(session, "pictures", "tests")
+    session.run("python", "-m", "tests.pictures")
+
+
+@nox.session
 def cpus(session: nox.Session) -> None:
     """Tune a very small tiny model here and on emulated CPUs, and compare the journals; `-- MODEL …` names others."""
     needs(session, "tests")

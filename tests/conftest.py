@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,6 +39,9 @@ settings.register_profile("repeatable", derandomize=True, max_examples=40, **TIM
 settings.register_profile("more", derandomize=True, max_examples=200, **TIMELESS)
 settings.register_profile("search", max_examples=3000, **TIMELESS)
 settings.load_profile("repeatable")
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
 OTHERS = {"gb10", "intel"}
@@ -217,6 +220,15 @@ def ask(worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return json.loads(programs.run(command, cwd=ROOT, env=env).splitlines()[-1])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator["Browser"]:
+    """Debian's Chromium, started once for all tests that look at pages."""
+    from tests.browsers import browser
+
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

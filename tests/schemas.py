@@ -48,6 +48,8 @@ from requant.model.summary import Alike, Size, Summary
 from requant.published.standing import Standing
 from requant.recipe import Layers, LayerScheme, Recipe, Tuning
 from requant.repair import Repair
+from requant.report.board import Board
+from requant.report.judgement import Judgement
 from requant.rounding.reach import Reach
 from requant.verdict import Outcome, Verdict
 
@@ -169,7 +171,7 @@ PRINTED: Mapping[str, Any] = {
         card=str,
     ),
     "requant.card-comparison/1": Comparison,
-    "requant.check/1": printed(Checked, outcome=CHECKED, ways=Mapping[str, int]),
+    "requant.check/1": printed(Checked, without=("counts",), outcome=CHECKED, ways=Mapping[str, int]),
     "requant.coverage/3": printed(Coverage, confirmed=CONFIRMED | None),
     "requant.defect/1": Defect,
     "requant.diff/1": Diff,
@@ -227,6 +229,8 @@ PRINTED: Mapping[str, Any] = {
     "requant.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]
     ),
+    "requant.board/1": Board,
+    "requant.report/1": printed(Judgement, build=str, tiny=str | None, word=str),
     "requant.repair/1": printed(Repair, needed=bool),
     "requant.standing/1": STANDING,
     "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),

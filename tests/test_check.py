@@ -658,7 +658,7 @@ def test_findings_that_say_the_same_are_one_line() -> None:
     """Those with a count of their own are lines of their own; the document has all of them."""
     equal = [Finding("missing tensor", f"layers.{number}.weight") for number in range(98)]
     counted = [Finding(kind, "a.weight", 3, (0,)) for kind in ("not the base's bytes", "scale out of reach")]
-    result = Checked.of([*equal, *counted], loosest(), 0, {}, {}, 1, 1, 0, ())
+    result = Checked.of([*equal, *counted], loosest(), 0, {}, {}, {}, 1, 1, 0, ())
     lines = result.text(12)
     assert lines[:2] == [
         "not the base's bytes: a.weight: 3, first at [0]",

@@ -13,7 +13,7 @@ from requant.checkpoint.files import SUFFIX
 from requant.environment.image.dockerfile import BASES, pinned_base
 from requant.model.plan import FILE as PLAN
 from requant.model.plan import Specs
-from requant.recipe import DATA_TYPE, FILE, SCALE_DTYPE
+from requant.recipe import DATA_TYPE, FILE, SCALE_DTYPE, Recipe
 
 Value = int | float | bool | str | tuple[str, ...] | tuple[int, ...]
 Unit = Literal["", "bytes", "seconds", "loss", "version", "device", "commit"]
@@ -48,7 +48,13 @@ Facts = Mapping[str, Fact]
 
 def facts_of(records: Records) -> dict[str, Fact]:
     """Return every fact of a build, by its key, in the order of the records."""
-    found = [_recipe(records), _pins(records), _plan(records), _config(records), _environment(records)]
+    found = [
+        _recipe(records.recipe, records.tiny),
+        _pins(records),
+        _plan(records),
+        _config(records),
+        _environment(records),
+    ]
     if records.recorded:
         found += [_recorded(records.recorded), _coverage(records)]
     return {key: fact for each in found for key, fact in each}
@@ -57,8 +63,13 @@ def facts_of(records: Records) -> dict[str, Fact]:
 Found = Iterator[tuple[str, Fact]]
 
 
-def _recipe(records: Records) -> Found:
-    recipe, tiny = records.recipe, records.tiny is not None
+def facts_of_record(recipe: Recipe, tiny: str | None, recorded: Recorded | None) -> dict[str, Fact]:
+    """Return what a recipe asks for, of the base or of its tiny model of a size, and what is recorded of one build."""
+    return dict([*_recipe(recipe, tiny), *(_recorded(recorded) if recorded else ())])
+
+
+def _recipe(recipe: Recipe, size: str | None) -> Found:
+    tiny = size is not None
     effort = recipe.effort(tiny)
 
     def said(key: str, value: Value, where: str = "", unit: Unit = "") -> tuple[str, Fact]:
@@ -69,8 +80,8 @@ def _recipe(records: Records) -> Found:
 
     yield said("build.name", recipe.name, "the name of its folder")
     yield "build.recipe", Fact(recipe.digest, f"{FILE}: the digest of its values")
-    if records.tiny:
-        yield "build.tiny", Fact(records.tiny, "the size of the tiny model that was asked for")
+    if size:
+        yield "build.tiny", Fact(size, "the size of the tiny model that was asked for")
     yield said("base.repository", recipe.base.repository)
     yield said("base.revision", recipe.base.revision, unit="commit")
     scheme, tuning, calibration = recipe.scheme, recipe.tuning, recipe.calibration

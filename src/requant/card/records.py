@@ -99,7 +99,6 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
         raise CheckpointError(f"{absent[0]}: no such file", f"It belongs to {there[0]}: a card needs both.")
     environment = recipe.effort(tiny is not None).environment
     base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
-    pinned = {} if tiny else _pinned(recipe, base, text)  # a tiny model is made of neither
     known = read_baseline(recipe)
     return Records(
         recipe=recipe,
@@ -111,7 +110,7 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
         lock=read_lock(recipe.lockfiles, environment),
         intent=read_intent(recipe.lockfiles, environment),
         baseline=known,
-        recorded=_recorded(recipe, tiny, place, pinned) if there else None,
+        recorded=read_recorded(recipe, tiny, place, base, text) if there else None,
         covered=coverage(recipe, tiny, builders_of(recipe)) if there and build is None else None,
         inspection=_inspected(place, known) if build and any(place.glob(f"*{SUFFIX}")) else None,
     )
@@ -121,7 +120,12 @@ def _inspected(folder: Path, known: tuple[Known, ...]) -> Inspection:
     return inspect(read_headers(folder), LOADERS, TENSOR_PARALLEL, look_at_values=True, known=expected(known))
 
 
-def _recorded(recipe: Recipe, tiny: str | None, place: Path, pinned: Mapping[str, str]) -> Recorded:
+def read_recorded(recipe: Recipe, tiny: str | None, place: Path, base: Pins, text: Pins) -> Recorded:
+    """Read the records of a build beside a place; raise CheckpointError where they are not of one build of the recipe.
+
+    `base` and `text` are what the recipe pins, which a full build must have been made from.
+    """
+    pinned = {} if tiny else _pinned(recipe, base, text)  # a tiny model is made of neither
     manifest_path, journal_path, statement_path = (beside(place, each) for each in RECORDED)
     manifest, journal = read_manifest(manifest_path), read_journal(journal_path)
     if (journal.header.recipe, journal.header.tiny) != (recipe.digest, tiny):

@@ -143,12 +143,14 @@ def check(
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
     settled = settle(made_again, checkpoint, base)
     settled |= {span.name: nearly(by_piece[span.name]) for span in spans if span.by_nearest and span.name in by_piece}
-    judged, layers, statistics = judge(by_piece, settled)
+    judged, layers, statistics, counts = judge(by_piece, settled)
     if recipe:  # nothing is left to a tool
         judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
     if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
         judged.append(Finding("not modelled", "quantization_config: iters", tuned, detail="0, and layers were tuned"))
-    return Checked.of([*findings, *judged], bound, packed, layers, statistics, everything, done, resumed, unread)
+    return Checked.of(
+        [*findings, *judged], bound, packed, layers, statistics, counts, everything, done, resumed, unread
+    )
 
 
 def side_of(reader: Reader) -> Side:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from math import sqrt
 from typing import Any, Self
@@ -68,6 +68,8 @@ class Checked:
     packed: int
     layers: Mapping[str, str]
     statistics: Mapping[str, Mapping[str, Counts]]
+    counts: Mapping[str, Counts]
+    """Of each layer that has any: what `statistics` adds up. It is not printed."""
     total: int
     read: int
     resumed: int
@@ -181,20 +183,21 @@ class Checked:
             "outcome": str(self.outcome),
             "bound": {**asdict(self.bound), "fits": {"most_iterations_at_default_rate": fits}},
             "ways": self.ways,
-            **{key: value for key, value in asdict(self).items() if key != "bound"},
+            **{key: value for key, value in asdict(replace(self, counts={})).items() if key not in ("bound", "counts")},
         }
 
 
 def judge(
     by_piece: Mapping[str, Sequence[Measured]], settled: Mapping[str, tuple[str, tuple[Finding, ...]]]
-) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]]]:
-    """Return findings, the way in which each tensor or layer was made, and statistics, from all windows of each.
+) -> tuple[list[Finding], dict[str, str], dict[str, dict[str, Counts]], dict[str, Counts]]:
+    """Return findings, the way in which each tensor or layer was made, statistics and counts, from all windows of each.
 
     The way of layers that are `settled`, and what is found in them, is known.
     """
     findings: list[Finding] = []
     layers: dict[str, str] = {}
     counted: dict[str, dict[str, list[Counts]]] = {}
+    counts: dict[str, Counts] = {}
     for name, some in by_piece.items():
         whole = merge(some)
         if name in settled:
@@ -204,7 +207,8 @@ def judge(
         findings += found
         layers[name] = UNKNOWN if any(map(accuses, found)) else way
         if whole.counts.codes:
-            block, projection = _position(name)
+            counts[name] = whole.counts
+            block, projection, _ = position(name)
             kind = {TUNED: "tuned", NEAR: "near", SMOOTHED: "near"}.get(way, "rounded")
             for key in (kind, projection):
                 counted.setdefault(block, {}).setdefault(key, []).append(whole.counts)
@@ -212,6 +216,7 @@ def judge(
         findings,
         layers,
         {block: {key: Counts.total(each) for key, each in inside.items()} for block, inside in counted.items()},
+        counts,
     )
 
 
@@ -250,9 +255,10 @@ def _weight(findings: Sequence[Finding]) -> tuple[bool, int]:
     return any(each.tensor.endswith(".scales") for each in serious), sum(max(1, each.count) for each in serious)
 
 
-def _position(layer: str) -> tuple[str, str]:
-    """Split `….layers.3.mlp.experts.7.up_proj` into the block and `mlp.experts.up_proj`."""
+def position(layer: str) -> tuple[str, str, int | None]:
+    """Split `….layers.3.mlp.experts.7.up_proj` into the block, `mlp.experts.up_proj`, and the expert, or None."""
     parts = layer.split(".")
-    numbers = [at for at, part in enumerate(parts) if part.isdigit()]
+    numbers = [at for at, part in enumerate(parts) if part.isdecimal()]
     cut = numbers[0] + 1 if numbers else 0
-    return ".".join(parts[:cut]), ".".join(part for part in parts[cut:] if not part.isdigit())
+    projection = ".".join(part for part in parts[cut:] if not part.isdecimal())
+    return ".".join(parts[:cut]), projection, int(parts[numbers[1]]) if numbers[1:] else None
