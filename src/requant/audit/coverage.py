@@ -2,9 +2,9 @@
 
 It merges the audits in `builds/<name>/audits/`. What is audited is the recorded build: its recipe, its base, and its
 files by SHA-256; audits of anything else are named and not counted. Equal bits are evidence wherever they come
-from; those that were found by hints are a class of their own. Other bits accuse only in the environment of the build
-and, unless hints led to them, in its hardware class, held against its own journal or none; elsewhere they are shown as
-open, with the reason. A negative result counts as much as a positive one. Parties are
+from; those that were found by hints, or by single steps, are classes of their own. Other bits accuse only in the
+environment of the build and, unless hints or steps led to them, in its hardware class, held against its own journal or
+none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive one. Parties are
 told apart by what they call themselves: until audits are signed, nothing proves that two are two.
 """
 
@@ -124,6 +124,7 @@ class _Build:
     hardware: Mapping[str, Any]
     manifest: Manifest
     names: tuple[str, ...]
+    iterations: int
 
     def stale(self, audit: Audit) -> str:
         """Return why an audit is not one of this build; nothing where it is."""
@@ -135,6 +136,8 @@ class _Build:
             return f"of other files than the recorded ones: {reprlib.repr(files)[1:-1]}"
         if audit.count != len(self.names) or any(self.names[each.index] != each.block for each in audit.blocks):
             return "its blocks are not those of the recorded journal"
+        if audit.steps and not audit.steps.is_drawn(self.journal, self.names, self.iterations):
+            return "its text draws other steps, or those of another journal"
         drawn = draw(self.names, audit.challenge) if audit.challenge else None
         if drawn and not _as_drawn(audit, {*drawn}):
             return f"its text draws other blocks: {', '.join(drawn)}"
@@ -187,6 +190,7 @@ def coverage(recipe: Recipe, tiny: str | None) -> Coverage:
         hardware=hardware_of(statement_path),
         manifest=read_manifest(manifest_path),
         names=tuple(each.block for each in journal.blocks),
+        iterations=recipe.effort(tiny is not None).iterations,
     )
     stale = {file: reason for file, audit in found.items() if (reason := build.stale(audit))}
     audits = {file: audit for file, audit in found.items() if file not in stale}
@@ -252,8 +256,9 @@ def _covered(name: str, audits: Mapping[str, Audit], said: Said) -> Covered:
 
 
 def _class_of(audit: Audit) -> str:
-    """Return the class of an audit; what was found by hints stands apart, for it is another proof."""
-    return f"{_class(audit.hardware)}{', by hints' if audit.portable else ''}"
+    """Return the class of an audit; what was found by hints or by steps stands apart, for it is another proof."""
+    means = ", by steps" if audit.steps else ", by hints" if audit.portable else ""
+    return f"{_class(audit.hardware)}{means}"
 
 
 def _class(hardware: Mapping[str, Any]) -> str:

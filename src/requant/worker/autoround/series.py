@@ -51,6 +51,12 @@ class Series(Protocol):
     def loss(self, autoround: Any) -> Place:
         """Return what measures the loss of one step; `counted` reads what it is given."""
 
+    def forward(self, autoround: Any) -> Place:
+        """Return what a step lets the block put out: it is given the block, its inputs, `others`, and which samples.
+
+        What else calls it gives no samples.
+        """
+
     def step(self) -> Place:
         """Return what moves the parameters by the signs of their gradients."""
 
@@ -111,6 +117,9 @@ class _OneClass:
 
     def loss(self, autoround: Any) -> Place:
         return Place(type(autoround), "_get_loss")
+
+    def forward(self, autoround: Any) -> Place:
+        return Place(type(autoround), "_get_current_q_output")
 
     def step(self) -> Place:
         from auto_round.sign_sgd import SignSGD
@@ -216,6 +225,11 @@ class _Composed:
         from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
 
         return Place(SignRoundQuantizer, "_get_loss")
+
+    def forward(self, _: Any) -> Place:
+        from auto_round.algorithms.block_runner import BlockForwardRunner
+
+        return Place(BlockForwardRunner, "forward")
 
     def step(self) -> Place:
         from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD
