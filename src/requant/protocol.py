@@ -7,6 +7,7 @@
     passed.jsonl inputs/00003/         of `Replay`: a `Passed` for each block, and what a chosen one is given
     jobs/00003/ answers/00003/         of `Tune`: what a block is given, and its record beside what it was packed to
                                        and with hints what came of them, a `Hinted`
+    revealed/ given/                   of both, where steps are opened: `requant.worker.autoround.steps`
     survey.json                        of `Survey`: `Answers`
 
 A file or folder appears under its name when it is whole, but for `passed.jsonl`, whose lines do. Standard library only.
@@ -35,6 +36,15 @@ BLOCK = "block.json"
 HINTS = "hints"
 """In a resume state the folder of all hints, one file for each block; in a job, that file."""
 HINTED = "hinted.json"
+STEPS = "steps.json"
+"""In a job, which iterations are to be opened, `Steps`."""
+OWN = "own"
+"""In a job to judge, what the block is given by what was computed here."""
+REVEALED = "revealed"
+"""In a job to judge, what was revealed of the block; of a replay to reveal, the routes of each block, by its number."""
+DECISIONS = "decisions.safetensors"
+SEGMENT = 8
+"""Iterations from one state that a build in bfloat16 commits to to the next."""
 SURVEY = "survey.json"
 
 LEASH = "REQUANT_LEASH"
@@ -91,6 +101,8 @@ class Replay:
     """Go through the blocks with the codes of the files `checkpoint`; write what `blocks` are given.
 
     At most `waiting` of these lie in `inputs/` at a time. `hints` is the folder of the hints to go by, if there is one.
+    Where it is to `reveal`, it writes the routes of each block. The folder `given` has what was revealed: for a chosen
+    block what the one before is given, and its routes, so that no other one need be gone through.
     """
 
     tuning: Tuning
@@ -98,6 +110,8 @@ class Replay:
     blocks: tuple[int, ...]
     waiting: int
     hints: str | None = None
+    reveal: bool = False
+    given: str | None = None
 
     @property
     def portable(self) -> bool:
@@ -176,6 +190,15 @@ class Passed:
     inputs: Mapping[str, str]
     random_state: str
     lost: str = ""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which iterations of a block are to be opened, in order, and the journal's losses: the first and the best one."""
+
+    opened: tuple[int, ...]
+    initial: str
+    best: str
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,23 @@ from requant.protocol import (
     HINTS,
     INPUTS,
     JOBS,
+    OWN,
     RAW,
+    REVEALED,
+    STEPS,
+    Hinted,
     Passed,
     Replay,
+    Steps,
     Tune,
     label,
+    read,
     say_passed,
     write,
 )
 from requant.recipe import Effort, Format, Recipe
 from requant.worker import determinism
-from requant.worker.autoround import hints, hooks, rounding
+from requant.worker.autoround import hints, hooks, rounding, steps
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest_of_nest
@@ -54,8 +60,10 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
     """Go through the blocks up to the last one chosen, with published codes; say of each what it is given."""
     chosen = sorted(task.blocks)
     published = _Published([Path(path) for path in task.checkpoint])
-    block_inputs = folder / INPUTS
+    block_inputs, revealed = folder / INPUTS, folder / REVEALED
     block_inputs.mkdir()
+    revealed.mkdir()
+    revealing = steps.Revealing(revealed) if task.reveal else None
 
     def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
         series = installed()
@@ -72,17 +80,24 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
                 given.write(block_inputs / label(number))
             if number == chosen[-1]:
                 break
+            if task.given:
+                if number + 1 not in chosen:
+                    _draw(self)
+                    continue
+                before = BlockInputs.read(Path(task.given, label(number + 1), INPUTS, label(number)))
+                full, quantized = before.full, before.quantized
             block = model.get_submodule(name)
             hooks.bare(block, self.amp_dtype, self.device)
             block.to(self.device)
 
-            bounds = Bounds(effort.sequence_length, number)
+            bounds = Bounds(effort.sequence_length, 0 if task.given else number, effort.precision)
             bounds.look_at(block)
 
             def run(
                 stream: Any, block: Any = block, followed: hints.Followed | None = None, bounds: Bounds = bounds
             ) -> Any:
-                with hints.routing(followed, bounds) if followed else nullcontext():
+                decisions = followed or revealing
+                with hints.routing(decisions, bounds if followed else None) if decisions else nullcontext():
                     return series.run(self, block, stream, others)
 
             if recipe.rounds:  # no block hears of the codes of another
@@ -91,12 +106,14 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
                 block.to("meta")
                 continue
             try:
-                followed = hints.Followed((Path(task.hints) / label(number)).read_bytes()) if task.hints else None
+                followed = _followed(task, effort, number)
                 after = run(full, followed=followed)
                 if followed:
                     followed.skip_to_last_routes()
                 published.load(block, name, recipe.scheme.format)
                 full, quantized = after, run(full if quantized is None else quantized, followed=followed)
+                if revealing:
+                    revealing.end(f"{label(number)}.before.safetensors")
             except (BeyondError, NoHintError) as error:
                 say_passed(folder, Passed({}, "", lost=f"{name}: {error}"))
                 break
@@ -110,12 +127,23 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
     through(autoround, recipe, blocks, folder)
 
 
+def _followed(task: Replay, effort: Effort, number: int) -> hints.Followed | None:
+    if not task.hints:
+        return None
+    from safetensors.torch import load_file
+
+    revealed = Path(task.given, label(number + 1), REVEALED) if task.given else None
+    routes = load_file(revealed / f"{label(number)}.before.safetensors") if revealed else {}
+    return hints.Followed((Path(task.hints) / label(number)).read_bytes(), hints.losses_of(effort), routes)
+
+
 def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Callable[[], None], folder: Path) -> None:
     """Tune each block whose inputs appear in `jobs/`, for as long as the host lets it; answer in `answers/`.
 
     `confirm` raises BuildError where the worker is no longer deterministic; without it there is no answer.
     An answer is the block's record as a journal has it, and what it was packed to; it appears when it is whole.
     A portable task's says what came of the hints, too, and where a block could not be tuned to its end, that alone.
+    Where a job has `STEPS`, these are opened: revealed, or of a portable task judged.
     """
     jobs, answers = folder / JOBS, folder / ANSWERS
     jobs.mkdir(exist_ok=True)
@@ -156,11 +184,18 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
                 def run(name: str = name, given: BlockInputs = given) -> None:
                     loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
 
+                opened = read(job / STEPS, Steps) if (job / STEPS).exists() else None
                 if task.portable:
-                    write(
-                        keeper.part() / HINTED,
-                        hints.follow(self, effort, keeper.number, (job / HINTS).read_bytes(), run),
-                    )
+                    data = (job / HINTS).read_bytes()
+                    if opened:
+                        hinted = _judged(self, effort, data, job, given, opened, lambda: heard.totals()[-1], run)
+                    else:
+                        hinted = hints.follow(self, effort, keeper.number, data, run)
+                    write(keeper.part() / HINTED, hinted)
+                    heard.forget()
+                    keeper.give()
+                elif opened:
+                    steps.reveal(self, effort, opened.opened, keeper.part(), run)
                     heard.forget()
                     keeper.give()
                 else:
@@ -168,6 +203,29 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
                 model.get_submodule(name).to("meta")
 
         through(autoround, recipe, blocks, folder)
+
+
+def _judged(
+    autoround: Any,
+    effort: Effort,
+    data: bytes,
+    job: Path,
+    given: BlockInputs,
+    opened: Steps,
+    total: Callable[[], float],
+    run: Callable[[], None],
+) -> Hinted:
+    """Judge what was revealed of a block, `given` among it, against what is computed here."""
+    own = BlockInputs.read(job / OWN)
+    bounds = Bounds(effort.sequence_length, 0, effort.precision)
+    block = autoround.model.get_submodule(installed().blocks(autoround)[int(job.name)])
+    bounds.look_at(block)
+    try:
+        steps.apart(own, given, bounds)
+    except BeyondError as error:
+        return bounds.hinted("", str(error))
+    random.setstate(own.random_state)
+    return steps.judge(autoround, effort, data, job / REVEALED, opened, total, run)
 
 
 def through(autoround: Any, recipe: Recipe, blocks: Loop, folder: Path) -> None:
