@@ -195,7 +195,9 @@ def test_what_was_quantized_is_exact(architecture: str, kind: str, tmp_path: Pat
     found = checked(tmp_path, architecture, stored(architecture, base(architecture)), kind)
     assert found.findings == ()
     assert found.unmodelled == ()
-    assert found.outcome == Outcome.CLEAN
+    # A Llama's rows are put in another order, by a rule of its own, so its layers count where the others are copied.
+    copied = kind in ("F16", "BF16") and architecture != "llama"
+    assert found.outcome == (Outcome.NOTHING if copied else Outcome.CLEAN)
 
 
 def _another_order(tensors: dict[str, Array]) -> None:

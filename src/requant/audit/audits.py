@@ -93,8 +93,12 @@ def _bytes(audit: Audit) -> bytes:
 
 def write_audit(recipe: Recipe, audit: Audit) -> Path:
     """Write an audit's statement into the recipe's folder, and return its path: that of the same audit, always."""
-    data = statement(audit)
-    path = recipe.beside(FOLDER) / f"{sha256(data)}{SUFFIX}"
+    return submit(recipe.beside(FOLDER), statement(audit), SUFFIX)
+
+
+def submit(folder: Path, data: bytes, suffix: str) -> Path:
+    """Write a file into a folder of what people submit, under the SHA-256 of its bytes, and return its path."""
+    path = folder / f"{sha256(data)}{suffix}"
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
@@ -109,12 +113,7 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
     edited, and for a bundle that is a link or without its audit.
     """
     folder = recipe.beside(FOLDER)
-    try:
-        names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror}") from None
+    names = submitted(folder)
     bundles = {name for name in names if name.endswith(signatures.SUFFIX)}
     for name in bundles:
         confirm_regular(folder / name)
@@ -123,6 +122,19 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
         advice = f"Submit both: the audit ends in {SUFFIX}."
         raise CheckpointError(f"{folder / alone[0]}: a signature, and its audit is not there", advice)
     return audits
+
+
+def submitted(folder: Path) -> list[str]:
+    """Return the names of what people have submitted to a folder, sorted; none where there is no such folder.
+
+    Raises CheckpointError for one that cannot be read.
+    """
+    try:
+        return sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror}") from None
 
 
 def confirm_regular(path: Path) -> None:

@@ -49,9 +49,9 @@ class Confirmed:
     identical: bool = True
 
     @property
-    def short(self) -> dict[str, int]:
-        """Rows that fewer have confirmed than are required, by how many."""
-        return {row: len(by) for row, by in self.rows.items() if self.required is None or len(by) < self.required}
+    def short(self) -> tuple[str, ...]:
+        """Rows that fewer have confirmed than are required."""
+        return tuple(row for row, by in self.rows.items() if self.required is None or len(by) < self.required)
 
     @property
     def holds(self) -> bool:
@@ -89,9 +89,9 @@ class Confirmed:
         builders = ", ".join(sorted({name for by in self.rows.values() for name in by})) or "nobody"
         if self.holds:
             return [*lines, f"all of it is confirmed by at least {self.required}: {builders}{aside}"]
-        names = [*self.short]
+        names = self.short
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        blocks = ",".join(str(number) for number, row in enumerate(self.rows) if row in self.short and row != UNTUNED)
+        blocks = ",".join(str(number) for number, row in enumerate(self.rows) if row in names and row != UNTUNED)
         return [
             *lines,
             f"all of it is confirmed by {min(map(len, self.rows.values()), default=0)} of {self.required}, "
@@ -127,7 +127,7 @@ def builders(recipe: Recipe, listed: Path | None, trust: Sequence[str]) -> tuple
     names = {same_party(each.name): each.key.id for each in known.values()}
     trusted: set[str] = set()
     for who in trust:
-        if (same_party(who)) in names:
+        if same_party(who) in names:
             trusted.add(names[same_party(who)])
         elif Path(who).is_file():
             key = read_public(Path(who))

@@ -131,7 +131,7 @@ class Coverage:
     @property
     def negatives(self) -> int:
         """How many times a block, or what is not tuned, came out different, as those say who decide."""
-        return sum(len(each.different if self.named else each.disputed) for each in self.rows)
+        return sum(len(self.against(each)) for each in self.rows)
 
     @property
     def disputes(self) -> int:
@@ -141,7 +141,15 @@ class Coverage:
     @property
     def decided(self) -> bool:
         """Whether anybody counts who decides: a builder of the list, and anybody where it names nobody."""
-        return any(each.party.key or not self.named for each in self.counted.values())
+        return any(map(self.decides, self.counted.values()))
+
+    def decides(self, label: Label) -> bool:
+        """Whether what is counted is of a builder of the list, or of anybody where it names nobody."""
+        return bool(label.party.key or not self.named)
+
+    def against(self, row: Covered) -> tuple[Result, ...]:
+        """Return the negative results of a row, as those say who decide."""
+        return row.different if self.named else row.disputed
 
     @property
     def exit_status(self) -> int:

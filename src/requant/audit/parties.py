@@ -10,13 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.audit.audits import confirm_regular
+from requant.audit.audits import confirm_regular, submit, submitted
 from requant.audit.builders import Builder
 from requant.checkpoint.manifest import Manifest
-from requant.digest import read_whole, sha256
-from requant.errors import CheckpointError
+from requant.digest import sha256
 from requant.evidence.outcomes import told
-from requant.evidence.signatures import MAX_BUNDLE, SUFFIX, Fault, SignatureError, Signed, confirm_subjects, verify_file
+from requant.evidence.signatures import (
+    SUFFIX,
+    Fault,
+    SignatureError,
+    Signed,
+    confirm_subjects,
+    read_file,
+    verify,
+    verify_file,
+)
 from requant.recipe import Recipe
 from requant.verdict import Outcome
 
@@ -74,12 +82,7 @@ def party_of(bundle: Path, statement: bytes, known: Mapping[str, Builder], claim
 
 def write_rebuild(recipe: Recipe, bundle: bytes) -> Path:
     """Write a signed outcome of a rebuild into the recipe's folder, and return its path."""
-    path = recipe.beside(FOLDER) / f"{sha256(bundle)}{SUFFIX}"
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(bundle)
-    partial.rename(path)
-    return path
+    return submit(recipe.beside(FOLDER), bundle, SUFFIX)
 
 
 def read_rebuilds(
@@ -91,16 +94,10 @@ def read_rebuilds(
     CheckpointError for a folder that cannot be read.
     """
     folder = recipe.beside(FOLDER)
-    try:
-        names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
-    except FileNotFoundError:
-        return {}, {}
-    except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror}") from None
     files = {path: record.sha256 for path, record in manifest.files.items()}
     found: dict[str, Rebuild] = {}
     refused: dict[str, str] = {}
-    for name in names:
+    for name in submitted(folder):
         try:
             if rebuild := _rebuild(folder / name, tiny, files, known, digest):
                 found[f"{FOLDER}/{name}"] = rebuild
@@ -116,9 +113,10 @@ def _rebuild(
 ) -> Rebuild | None:
     """Read one; None for one of another size. Raises SignatureError, or ValueError for what is none of this build."""
     confirm_regular(path)
-    if path.name != f"{sha256(read_whole(path, MAX_BUNDLE))}{SUFFIX}":
+    bundle = read_file(path)
+    if path.name != f"{sha256(bundle.as_bytes())}{SUFFIX}":
         raise ValueError("its name is not the SHA-256 of its bytes")
-    signed = verify_file(path, [each.key for each in known.values()])
+    signed = verify(bundle, [each.key for each in known.values()], str(path))
     outcome = told(signed)
     if outcome is None or outcome.verb != "rebuild":
         raise ValueError("not the outcome of a rebuild")

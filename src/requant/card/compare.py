@@ -104,10 +104,8 @@ class _Judge:
         self._files = records.recorded.manifest.files if records.recorded else None
         self._manifest = f"{records.recorded.name}.manifest.json: files" if records.recorded else "no manifest"
         target = records.target
-        layers = {**target.plan.layers, **target.mtp}
-        self._float: Mapping[str, bool] = {
-            name: not layer.packed or (name in target.mtp and target.policy != "rtn") for name, layer in layers.items()
-        }
+        packed = target.plan.packed.keys() | target.rounded.keys()
+        self._float: Mapping[str, bool] = {name: name not in packed for name in (*target.plan.layers, *target.mtp)}
 
     def of(self, said: Said) -> Found:
         """Yield what a thing that a card says states of facts; nothing where it is not understood."""

@@ -159,9 +159,8 @@ def _plan(records: Records) -> Found:
     yield said("quantized_layers", len(plan.packed), "layers")
     yield said("float_layers", len(plan.layers) - len(plan.packed), "layers")
     if target.mtp:
-        packed = sum(layer.packed for layer in target.mtp.values()) if target.policy == "rtn" else 0
         yield said("mtp_layers", len(target.mtp), "layers that lie in tensors of MTP")
-        yield said("mtp_rounded_layers", packed, "layers that lie in tensors of MTP")
+        yield said("mtp_rounded_layers", len(target.rounded), "layers that lie in tensors of MTP")
     for part, prefix in target.table.extras.items():
         count = sum(name.startswith(prefix) for name in target.extras)
         if count:
@@ -259,7 +258,7 @@ def _coverage(records: Records) -> Found:
     if covered is None or not covered.decided:
         return
     *blocks, untuned = (each.parties if covered.named else each.claims for each in (*covered.blocks, covered.untuned))
-    counted = [each for each in covered.counted.values() if each.party.key or not covered.named]
+    counted = [each for each in covered.counted.values() if covered.decides(each)]
     yield "audits.counted", Fact(len(counted), file)
     yield "audits.apart", Fact("keys of a list of builders" if covered.named else "the names that they give", file)
     yield "audits.blocks", Fact(sum(each > 0 for each in blocks), file)

@@ -92,22 +92,25 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
     are not of one build, and what `read_recipe`, `target_of` and `read_lock` raise.
     """
     place = recipe.beside(stem(tiny)) if build is None else find(build, tiny, "--build")
-    there = [path for path in (beside(place, each) for each in RECORDED) if path.exists()]
-    if there and (absent := [path for each in RECORDED if not (path := beside(place, each)).exists()]):
+    paths = [beside(place, each) for each in RECORDED]
+    there = [path for path in paths if path.exists()]
+    if there and (absent := [path for path in paths if path not in there]):
         raise CheckpointError(f"{absent[0]}: no such file", f"It belongs to {there[0]}: a card needs both.")
     environment = recipe.effort(tiny is not None).environment
+    base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
+    pinned = {} if tiny else _pinned(recipe, base, text)  # a tiny model is made of neither
     known = read_baseline(recipe)
     return Records(
         recipe=recipe,
         tiny=tiny,
         target=target_of(recipe, tiny),
         config=config_of(recipe, tiny),
-        base=read_pins(recipe.beside(recipe.base.files)),
-        text=read_pins(recipe.beside(recipe.calibration.files)),
+        base=base,
+        text=text,
         lock=read_lock(recipe.lockfiles, environment),
         intent=read_intent(recipe.lockfiles, environment),
         baseline=known,
-        recorded=_recorded(recipe, tiny, place) if there else None,
+        recorded=_recorded(recipe, tiny, place, pinned) if there else None,
         covered=coverage(recipe, tiny, builders_of(recipe)) if there and build is None else None,
         inspection=_inspected(place, known) if build and any(place.glob(f"*{SUFFIX}")) else None,
     )
@@ -117,7 +120,7 @@ def _inspected(folder: Path, known: tuple[Known, ...]) -> Inspection:
     return inspect(read_headers(folder), LOADERS, TENSOR_PARALLEL, look_at_values=True, known=expected(known))
 
 
-def _recorded(recipe: Recipe, tiny: str | None, place: Path) -> Recorded:
+def _recorded(recipe: Recipe, tiny: str | None, place: Path, pinned: Mapping[str, str]) -> Recorded:
     manifest_path, journal_path, statement_path = (beside(place, each) for each in RECORDED)
     manifest, journal = read_manifest(manifest_path), read_journal(journal_path)
     if (journal.header.recipe, journal.header.tiny) != (recipe.digest, tiny):
@@ -127,7 +130,7 @@ def _recorded(recipe: Recipe, tiny: str | None, place: Path) -> Recorded:
         )
     digest = sha256_file(journal_path)
     files = {path: each.sha256 for path, each in manifest.files.items()}
-    stated = _stated(statement_path, files, digest, recipe, tiny)
+    stated = _stated(statement_path, files, digest, recipe, tiny, pinned)
     return Recorded(place.name, manifest, journal, digest, stated)
 
 
@@ -170,7 +173,9 @@ class _Spent:
     seconds: Mapping[str, Any]
 
 
-def _stated(path: Path, files: Mapping[str, str], journal: str, recipe: Recipe, tiny: str | None) -> Stated:
+def _stated(
+    path: Path, files: Mapping[str, str], journal: str, recipe: Recipe, tiny: str | None, pinned: Mapping[str, str]
+) -> Stated:
     """Return what a statement says; raise CheckpointError where it is no statement of this very build."""
     try:
         value = strict_json(read_whole(path, MAX_STATEMENT))
@@ -196,7 +201,7 @@ def _stated(path: Path, files: Mapping[str, str], journal: str, recipe: Recipe, 
         "recipe": (external.recipe, external.tiny) == (recipe.digest, tiny),
         "list of files": subjects == files,
         "journal": made.get("journal") == journal,
-        "base or text": tiny is not None or _pinned(recipe).items() <= needed.items(),
+        "base or text": pinned.items() <= needed.items(),
     }
     if other := [what for what, same in about.items() if not same]:
         advice = "Manifest, journal and statement of one build belong together."
@@ -218,9 +223,8 @@ def _stated(path: Path, files: Mapping[str, str], journal: str, recipe: Recipe, 
     )
 
 
-def _pinned(recipe: Recipe) -> dict[str, str]:
+def _pinned(recipe: Recipe, base: Pins, text: Pins) -> dict[str, str]:
     """Return what a full build of a recipe needs, by the names and digests that its statement has."""
-    base, text = read_pins(recipe.beside(recipe.base.files)), read_pins(recipe.beside(recipe.calibration.files))
     digests = {f"base/{path}": file.sha256 for path, file in base.files.items() if file.sha256}
     return digests | {"calibration": str(text.files[recipe.calibration.file].sha256)}
 

@@ -8,8 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
-
-from huggingface_hub import ModelCard, ModelCardData
+from typing import TYPE_CHECKING
 
 from requant.build import words
 from requant.build.inputs import LOCAL
@@ -23,6 +22,9 @@ from requant.inspect.findings import Severity, Target
 from requant.model.templates import fold
 from requant.verdict import visible
 
+if TYPE_CHECKING:  # it takes a fifth of a second to import
+    from huggingface_hub import ModelCardData
+
 TEMPLATE = "card.md.template"
 UNNAMED = "OWNER/NAME"
 """Stands for the repository where nobody has named it."""
@@ -35,6 +37,8 @@ def render(records: Records, facts: Facts, repository: str = "") -> str:
 
     Raises UsageError for another name.
     """
+    from huggingface_hub import ModelCard
+
     if repository and not ((match := NAME.fullmatch(repository)) and not match[2]):
         raise UsageError(f"--repository {repository}: expected owner/name")
     template = resources.files(__name__.rpartition(".")[0]).joinpath(TEMPLATE).read_text(encoding="utf-8")
@@ -78,8 +82,10 @@ def plain(said: str) -> str:
 _ESCAPED = str.maketrans({"|": "\\|", "`": "'", **{each: f"&#{ord(each)};" for each in "<>[]*"}})
 
 
-def _metadata(records: Records, facts: Facts) -> ModelCardData:
+def _metadata(records: Records, facts: Facts) -> "ModelCardData":
     """Return the metadata block: what the Hub knows of a model by name. A tiny model has no base model and no data."""
+    from huggingface_hub import ModelCardData
+
     tags = [f"{facts['scheme.bits'].value}-bit", "auto-round", "requant"]
     if records.tiny:
         return ModelCardData(tags=[*tags, "tiny-model"])

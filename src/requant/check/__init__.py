@@ -334,10 +334,7 @@ def _expected(recipe: Recipe, target: Target, tiny: bool) -> dict[str, str]:
     if recipe.rounds:
         half = recipe.effort(tiny).precision == "bfloat16"
         kind = ("searched" if recipe.tuning.search_scales else "rounded") + (" in BF16" if half else "")
-    packed = dict.fromkeys(target.plan.packed, kind)
-    if target.policy == "rtn":
-        packed |= {name: "rtn" for name, layer in target.mtp.items() if layer.packed}
-    return packed
+    return dict.fromkeys(target.plan.packed, kind) | dict.fromkeys(target.rounded, "rtn")
 
 
 def _form(target: Target, span: Span) -> Form:

@@ -108,7 +108,7 @@ def recompute(
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
         missed, whole = squares(held.codec.decode(stored, span.columns), weights)
-        best, _ = squares(held.codec.decode(reference or stored, span.columns), weights)
+        best = squares(held.codec.decode(reference, span.columns), weights)[0] if reference else missed
     findings[NEAR] = tuple(far_from(named(span.name, held.codes), first, missed, whole))
     finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
     return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))

@@ -59,7 +59,7 @@ def coverage_table(covered: Coverage) -> Iterator[RenderableType]:
     for each in rows:
         by = [each.identical.get(hardware, ()) + each.claimed.get(hardware, ()) for hardware in covered.hardware]
         counts = [each.parties, each.claims, *map(len, by)]
-        against = each.different if covered.named else each.disputed
+        against = covered.against(each)
         different = f"[red]{len(against)}[/]" if against else ""
         left = len(each.open) + (len(each.disputed) if covered.named else 0)
         sheet.add(escape(name(each.block)), *(str(count or "") for count in counts), different, str(left or ""))

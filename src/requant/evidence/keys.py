@@ -7,22 +7,14 @@ SHA-256 of the latter in DER, 64 hexadecimal digits: `openssl pkey -pubin -in NA
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from typing import TYPE_CHECKING, Literal, get_args
 
 from requant.digest import read_whole, sha256
 from requant.errors import UsageError
+
+if TYPE_CHECKING:  # imported where a key is used: a build in a pod has neither
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+    from securesystemslib.signer import CryptoSigner, SSlibKey
 
 Kind = Literal["ed25519", "ecdsa-p256"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -41,8 +33,11 @@ class PublicKey:
     pem: str
     id: str
 
-    def library_key(self) -> SSlibKey:
+    def library_key(self) -> "SSlibKey":
         """Return the key as securesystemslib has it, under its id."""
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+        from securesystemslib.signer import SSlibKey
+
         return SSlibKey.from_crypto(load_pem_public_key(self.pem.encode()), self.id)
 
 
@@ -51,7 +46,7 @@ class PrivateKey:
     """What its owner signs with; `signer` is never shown."""
 
     public: PublicKey
-    signer: CryptoSigner = field(repr=False)
+    signer: "CryptoSigner" = field(repr=False)
 
 
 def write_key(name: Path, kind: Kind) -> PublicKey:
@@ -59,6 +54,9 @@ def write_key(name: Path, kind: Kind) -> PublicKey:
 
     Raises UsageError where one of them exists, or cannot be written.
     """
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     made = _private(Ed25519PrivateKey.generate() if kind == "ed25519" else generate_private_key(SECP256R1()))
     texts = {PUBLIC: (made.public.pem.encode(), 0o644), PRIVATE: (made.signer.private_bytes, 0o600)}
     for suffix in texts:
@@ -75,6 +73,9 @@ def write_key(name: Path, kind: Kind) -> PublicKey:
 
 def read_private(path: Path) -> PrivateKey:
     """Read a key that signs. Raises UsageError for any other file, and never says what stands in it."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
         return _private(load_pem_private_key(_read(path), None))
     except (ValueError, TypeError, UnsupportedAlgorithm):  # whose messages may quote the file
@@ -94,14 +95,21 @@ def read_public(path: Path) -> PublicKey:
 
 def parse_public(pem: bytes) -> PublicKey:
     """Return a public key from its PEM; raise ValueError for anything else."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
         return _public(load_pem_public_key(pem))
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ValueError("not a public key of Ed25519 or ECDSA P-256 in PEM") from None
 
 
-def _public(key: PublicKeyTypes) -> PublicKey:
+def _public(key: "PublicKeyTypes") -> PublicKey:
     """Return our value of a key; raise ValueError for one of another kind."""
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     if not isinstance(key, Ed25519PublicKey) and not (
         isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
     ):
@@ -113,8 +121,10 @@ def _public(key: PublicKeyTypes) -> PublicKey:
     )
 
 
-def _private(key: PrivateKeyTypes) -> PrivateKey:
+def _private(key: "PrivateKeyTypes") -> PrivateKey:
     """Return our value of a key; raise ValueError for one of another kind."""
+    from securesystemslib.signer import CryptoSigner
+
     public = _public(key.public_key())
     return PrivateKey(public, CryptoSigner(key, public.library_key()))
 

@@ -15,16 +15,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import Signature
+from typing import TYPE_CHECKING, Any
 
 from requant.digest import MAX_STATEMENT, canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.keys import PrivateKey, PublicKey
 from requant.evidence.statements import STATEMENT_TYPE
+
+if TYPE_CHECKING:  # imported where something is signed or verified: a build in a pod has no such library
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import Signature
 
 SUFFIX = ".sigstore.json"
 STATEMENT = ".intoto.jsonl"
@@ -181,20 +181,28 @@ def verify_file(path: Path, keys: Iterable[PublicKey], *, statement: bytes | Non
 
     A bundle that signs anything but `statement`, where that is given, proves nothing about it.
     """
+    bundle = read_file(path)
+    if statement is not None and bundle.statement != statement:
+        raise SignatureError(Fault.OTHER_STATEMENT, str(path), "")
+    return verify(bundle, keys, str(path))
+
+
+def read_file(path: Path) -> Bundle:
+    """Read a bundle, and verify nothing. Raises SignatureError for any other file, CheckpointError where none is."""
     try:
         data = read_whole(path, MAX_BUNDLE)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise SignatureError(Fault.UNREADABLE, str(path), str(error)) from None
-    bundle = read_bundle(data, str(path))
-    if statement is not None and bundle.statement != statement:
-        raise SignatureError(Fault.OTHER_STATEMENT, str(path), "")
-    return verify(bundle, keys, str(path))
+    return read_bundle(data, str(path))
 
 
 def verify(bundle: Bundle, keys: Iterable[PublicKey], where: str) -> Signed:
     """Return what is signed, and with which of these keys. Raises SignatureError for what does not hold."""
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer import Signature
+
     key = next((each for each in keys if each.id == bundle.key), None)
     if key is None:
         advice = "Ask its owner, by another way than this file came, whether that is their key."
@@ -279,7 +287,9 @@ def _subject(value: Any) -> tuple[str, str]:
     raise ValueError(f"subject: found {reprlib.repr(value)}, expected a name and a SHA-256, and nothing else")
 
 
-def _envelope(statement: bytes, signatures: dict[str, Signature] | None = None) -> Envelope:
+def _envelope(statement: bytes, signatures: "dict[str, Signature] | None" = None) -> "Envelope":
+    from securesystemslib.dsse import Envelope
+
     return Envelope(statement, PAYLOAD_TYPE, signatures or {})
 
 

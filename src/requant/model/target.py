@@ -45,6 +45,11 @@ class Target:
         return self.plan.beside_blocks(prefix, self.ignore) if prefix else {}
 
     @cached_property
+    def rounded(self) -> dict[str, Layer]:
+        """The layers of the MTP block that are rounded to nearest; none unless the policy is `rtn`."""
+        return {name: layer for name, layer in self.mtp.items() if layer.packed} if self.policy == "rtn" else {}
+
+    @cached_property
     def places(self) -> dict[str, Source]:
         """Where in the base layers lie, and what stays float under a name that is not the base's."""
         layers = {**self.plan.layers, **self.mtp}

@@ -24,10 +24,8 @@ def mtp(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     copies the rest. AutoRound at the pinned versions leaves the experts fused in a block declared packed.
     """
     packed: dict[str, Tensor] = {}
-    if context.target.policy == "rtn":
-        for name, layer in context.target.mtp.items():
-            if layer.packed:
-                packed |= rounded(name, layer, context.weight(layer).content, context.target.form)
+    for name, layer in context.target.rounded.items():
+        packed |= rounded(name, layer, context.weight(layer).content, context.target.form)
     prefix = context.target.table.extras.get("mtp")
     names = [name for name in context.target.extras if prefix and name.startswith(prefix)]
     return _with_extras(checkpoint, {name: packed.get(name) or context.untuned(name) for name in names})

@@ -92,8 +92,7 @@ def _blocks(context: Aim) -> list[str]:
     names = list(
         dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks if name not in target.plan.layers)
     )
-    rounded = target.policy == "rtn" and any(layer.packed for layer in target.mtp.values())
-    return [*names, f"{target.table.extras['mtp']}layers"] if rounded else names
+    return [*names, f"{target.table.extras['mtp']}layers"] if target.rounded else names
 
 
 def _float_layers(context: Aim) -> list[str]:
