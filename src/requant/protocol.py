@@ -4,10 +4,10 @@
     worker.json                        what it says of itself, a `Report`
     error.json                         why it ended, an `Ended`
     resume/ raw/                       of `Build`: the resume state with its journal, and AutoRound's own output
-    passed.jsonl inputs/00003/         of `Replay`: a `Passed` for each block, and what a chosen one is given
+    passed.jsonl inputs/00003/         of `Replay` and `Connect`: a `Passed` for each block, what a chosen one is given
     jobs/00003/ answers/00003/         of `Tune`: what a block is given, and its record beside what it was packed to
                                        and with hints what came of them, a `Hinted`
-    revealed/ given/                   of both, where steps are opened: `requant.worker.autoround.steps`
+    revealed/                          of `Replay`, where steps are to be revealed: the routes of each block
     survey.json                        of `Survey`: `Answers`
 
 A file or folder appears under its name when it is whole, but for `passed.jsonl`, whose lines do. Standard library only.
@@ -38,8 +38,6 @@ HINTS = "hints"
 HINTED = "hinted.json"
 STEPS = "steps.json"
 """In a job, which iterations are to be opened, `Steps`."""
-OWN = "own"
-"""In a job to judge, what the block is given by what was computed here."""
 REVEALED = "revealed"
 """In a job to judge, what was revealed of the block; of a replay to reveal, the routes of each block, by its number."""
 DECISIONS = "decisions.safetensors"
@@ -101,8 +99,7 @@ class Replay:
     """Go through the blocks with the codes of the files `checkpoint`; write what `blocks` are given.
 
     At most `waiting` of these lie in `inputs/` at a time. `hints` is the folder of the hints to go by, if there is one.
-    Where it is to `reveal`, it writes the routes of each block. The folder `given` has what was revealed: for a chosen
-    block what the one before is given, and its routes, so that no other one need be gone through.
+    Where it is to `reveal`, it writes the routes of each block.
     """
 
     tuning: Tuning
@@ -111,12 +108,31 @@ class Replay:
     waiting: int
     hints: str | None = None
     reveal: bool = False
-    given: str | None = None
 
     @property
     def portable(self) -> bool:
         """Whether it goes by hints."""
         return self.hints is not None
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Hold what a `response` says that `blocks` are given against what the block before each puts out; pass it on.
+
+    Where it does not follow there is a `Hinted` in its place. What else it is told is what `Replay` is.
+    """
+
+    tuning: Tuning
+    checkpoint: tuple[str, ...]
+    blocks: tuple[int, ...]
+    waiting: int
+    hints: str
+    response: str
+
+    @property
+    def portable(self) -> bool:
+        """Whether it runs without caps: on any hardware."""
+        return True
 
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -138,8 +154,14 @@ class Survey:
     models: Mapping[str, Model]
 
 
-Task = Build | Tune | Replay | Survey
-TASKS: dict[str, type[Task]] = {"build": Build, "tune": Tune, "replay": Replay, "survey": Survey}
+Task = Build | Tune | Replay | Connect | Survey
+TASKS: dict[str, type[Task]] = {
+    "build": Build,
+    "tune": Tune,
+    "replay": Replay,
+    "connect": Connect,
+    "survey": Survey,
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from requant.environment import Environment
 from requant.errors import BuildError
 from requant.model.target import Target, target_of
 from requant.progress import Tell
-from requant.protocol import ANSWERS, INPUTS, JOBS, REPORT, Passed, Replay, Task, Tune, Tuning, label, passed
+from requant.protocol import ANSWERS, INPUTS, JOBS, REPORT, Connect, Passed, Replay, Task, Tune, Tuning, label, passed
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
 from requant.sandbox.running import Running, Sandbox
@@ -152,7 +152,7 @@ Watch = Callable[[Path, Sequence[Passed], set[int]], set[int]]
 
 def answers(
     setting: Setting,
-    task: Replay,
+    task: Replay | Connect,
     readable: Sequence[Path],
     make_pool: MakePool,
     work: Path,

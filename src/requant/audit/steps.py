@@ -9,8 +9,9 @@ rounding, from what the block before is given. docs/portable.md has the proof an
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from requant.audit import finished, same_hardware
 from requant.audit.audited import Audited
@@ -24,12 +25,12 @@ from requant.errors import BuildError, CheckpointError, UsageError
 from requant.evidence.journal import Journal
 from requant.progress import Progress, Tell
 from requant.protocol import (
+    HINTED,
     HINTS,
-    INPUTS,
-    OWN,
     REPORT,
     REVEALED,
     STEPS,
+    Connect,
     Passed,
     Replay,
     Report,
@@ -195,31 +196,27 @@ def judge(
     manifest, companions = audited.manifest(tell), audited.companions()
 
     def dress(number: int, block_inputs: Path) -> bool:
-        own, revealed = block_inputs.with_name(f".{block_inputs.name}"), response / label(number)
-        block_inputs.rename(own)
-        shutil.copytree(revealed / INPUTS / label(number), block_inputs)
-        own.rename(block_inputs / OWN)
-        shutil.copytree(revealed / REVEALED, block_inputs / REVEALED)
+        if (block_inputs / HINTED).exists():
+            judged(number, block_inputs, read(place / REPLAY / REPORT, Report).hardware)
+            return False
+        shutil.copytree(response / label(number) / REVEALED, block_inputs / REVEALED)
         shutil.copyfile(hints / label(number), block_inputs / HINTS)
         write(block_inputs / STEPS, wanted[number])
         return True
 
-    def watch(chain: Path, passed: Sequence[Passed], still: set[int]) -> set[int]:
+    def watch(*_: object) -> set[int]:
         tell(Progress("judge", len(found), len(wanted)))
-        if (astray := audited.astray(passed)) is None:
-            return set()
-        hardware = read(chain / REPORT, Report).hardware
-        for each in audited.unjudged(astray, passed[astray], still, hardware):
-            found.setdefault(each.index, each)
-        return {number for number in still if number >= astray}
+        return set()
+
+    def judged(number: int, answer: Path, hardware: Mapping[str, Any]) -> None:
+        found[number] = audited.followed(number, answer, hardware, (number - 1,) if number else ())
 
     with tempfile.TemporaryDirectory(dir=work, prefix="judge-") as name:
         place = Path(name)
-        task = Replay(setting.tuning, audited.paths, tuple(wanted), 2, str(hints.resolve()), given=str(response))
+        task = Connect(setting.tuning, audited.paths, tuple(wanted), 2, str(hints.resolve()), str(response))
         readable = [*audited.folders, hints.resolve(), response]
         for number, answer in answers(setting, task, readable, make_pool, place, dress, watch):
-            hardware = same_hardware(place / REPLAY, answer)
-            found[number] = audited.followed(number, answer, hardware, (number - 1,) if number else ())
+            judged(number, answer, same_hardware(place / REPLAY, answer))
         report = read(place / REPLAY / REPORT, Report)
-    judged = tuple(found[number] for number in sorted(found))
-    return finished(audited, manifest, companions, report, judged, auditor=auditor, challenge=None, steps=asked)
+    blocks = tuple(found[number] for number in sorted(found))
+    return finished(audited, manifest, companions, report, blocks, auditor=auditor, challenge=None, steps=asked)

@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import unwrap
 from typing import Any
 
-from requant.protocol import Hinted
 from requant.worker.autoround.series import Place, installed
 
 SIGMAS = 9.0
@@ -59,6 +58,9 @@ class Bounds:
         self._counted = False
         self._again: Again | None = None
         self._trying, self._tries = False, 0
+        self._routed: list[tuple[Any, Any]] = []
+        self._scores: list[Any] = []
+        self._off = 0.0
         self._sequence_length, self._number = sequence_length, number
         self._operations = 0
         self._widths: dict[str, int] = {}
@@ -69,9 +71,28 @@ class Bounds:
         self._outputs = 0.0
         self._cancelled = 1.0
 
-    def try_again(self, again: "Again") -> None:
-        """Hear how the forward pass that comes next is done again: of a step in bfloat16 that tells how exact it is."""
+    def try_again(self, again: Again) -> None:
+        """Hear how the forward pass that comes next is done again: in bfloat16 that tells how exact it is."""
         self._again = again
+        self._routed, self._scores = [], []
+
+    def tried(self) -> Any:
+        """Do that pass again, as another machine might, and return what comes of it; routes are held against it."""
+        with self._otherwise() as again:
+            return again()
+
+    @contextmanager
+    def _otherwise(self) -> Iterator[Callable[[], Any]]:
+        from requant.worker.autoround.perturbed import RoundedAtRandom
+
+        assert self._again  # noqa: S101 (asked for)
+        self._trying = True
+        with self._again() as again, RoundedAtRandom(self._tries):
+            yield again
+        self._trying, self._again = False, None
+        self._tries += 1
+        for (scores, gap), other in zip(self._routed, self._scores, strict=False):
+            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)))
 
     def look_at(self, block: Any) -> None:
         """Take a block's layers and modules for what gradients would tell, where there are none.
@@ -85,14 +106,9 @@ class Bounds:
 
     def relative(self, tokens: int) -> float:
         """Return how far a result can be off, of itself, where a sum goes over so many tokens."""
-        return SIGMAS * self._deviation(tokens)
-
-    def _deviation(self, tokens: int) -> float:
-        """Return the standard deviation of a result, at most, of itself."""
         sums = tokens + sum(self._widths.values()) + 2 * self._sequence_length
-        blocks = self._number + 1
         square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * self._operations
-        return math.sqrt(square * blocks)
+        return SIGMAS * math.sqrt(square * (self._number + 1))
 
     def _gradient(self, layer: "_Layer") -> float:
         return self.relative(layer.tokens) * math.sqrt(1 + self._cancelled)
@@ -157,15 +173,22 @@ class Bounds:
     def routes(self, scores: Any, values: Any, theirs: Any) -> None:
         """Confirm that a router's `theirs` are as good as its own choices, `values`: scores [..., experts].
 
-        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest.
+        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest; where
+        the pass is to be tried again, what comes of that.
         Raises BeyondError where one is further away than rounding explains.
         """
         if self._trying:
+            self._scores.append(scores.detach())
             return
-        rows = scores.double().abs().flatten(0, -2)
+        gap = _rows(values - theirs).abs().amax(-1)
+        if self._again:
+            self._routed.append((scores.detach(), gap))
+            return
+        rows = _rows(scores).abs()
         largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
-        bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
-        gap = (values.double().flatten(0, -2) - theirs.double().flatten(0, -2)).abs().amax(-1)
+        self._explain_routes(gap, self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64)))
+
+    def _explain_routes(self, gap: Any, bound: Any) -> None:
         for place in (~(gap <= bound)).nonzero().view(-1).tolist():
             raise BeyondError(
                 f"its hints send token {place} of a batch to other experts, whose scores are "
@@ -188,47 +211,37 @@ class Bounds:
                 f"{least:.6g}, and rounding explains {allowed:.2g}"
             )
 
-    def least(self, losses: list[float], iteration: int) -> None:
-        """Raise BeyondError unless of losses that a build states that of `iteration` is the first least one."""
-        if not all(map(math.isfinite, losses)) or losses.index(min(losses)) != iteration:
-            raise BeyondError(f"its hints say that iteration {iteration} was the best, and its own losses do not")
-
     def loss(self, iteration: int, theirs: float, own: float) -> None:
         """Raise BeyondError unless a loss can be `theirs` where it is `own` here, in units of AutoRound's own.
 
-        As `best` has it; outputs are many, so that their errors, in the mean of squares, are one standard deviation.
+        By the triangle inequality the root of a mean of squares is off by no more than the root of the mean square of
+        what each number is off by; and of these there are so many that a try tells that.
         """
-        mean = self._pending
+        mean, off = self._pending, math.sqrt(self._off)
         self.stepped()
         told = theirs / own * mean if own else theirs
-        off = self._deviation(0) * math.sqrt(self._outputs)
-        allowed = sum(math.sqrt(max(each, 0.0)) * off for each in (told, mean)) + off**2
-        if not abs(told - mean) <= allowed:
+        if not (told >= 0 and abs(math.sqrt(told) - math.sqrt(mean)) <= off):
             raise BeyondError(
                 f"iteration {iteration}: its loss is said to be {theirs:.6g}, which is {own:.6g} here, and rounding "
-                f"explains {allowed / mean * own if mean else allowed:.2g}"
+                f"explains {((math.sqrt(mean) + off) ** 2 / mean - 1) * own if mean else off**2:.2g} at most"
             )
 
-    def inputs(self, what: str, off: Any) -> None:
-        """Raise BeyondError unless tokens of block inputs are so far `off`, of themselves, as rounding explains."""
-        bound = self.relative(0)
-        for place in (~(off <= bound)).nonzero().view(-1).tolist():
-            raise BeyondError(
-                f"its revealed inputs are not those that the block before it puts out: {what}, token {place} is "
-                f"{float(off[place] / bound):.3g} times as far off as rounding explains"
-            )
+    def inputs(self, what: str, own: list[Any], tried: list[Any], theirs: list[Any]) -> None:
+        """Raise BeyondError unless block inputs [1, tokens, hidden] are as near to own ones as rounding explains."""
+        from torch.linalg import vector_norm
 
-    def hinted(self, inconclusive: str, beyond: str) -> Hinted:
-        """Return what came of it all."""
-        return Hinted(
-            decided=self.decided,
-            signs=self.signs_taken,
-            routes=self.routes_taken,
-            free_per_million=math.ceil(self.free * 1e6),
-            furthest_percent=math.ceil(self.furthest * 100),
-            inconclusive=inconclusive,
-            beyond=beyond,
-        )
+        for number, (mine, other, given) in enumerate(zip(own, tried, theirs, strict=True)):
+            if given.shape != mine.shape:
+                raise BeyondError(f"its revealed inputs are not of the form that the block before it puts out: {what}")
+            mine = mine.double()
+            size = vector_norm(mine, dim=-1).view(-1)
+            off, far = (vector_norm(each.double() - mine, dim=-1).view(-1) / size for each in (other, given))
+            bound = _spread(off)
+            for place in (~(far <= bound)).nonzero().view(-1).tolist():
+                raise BeyondError(
+                    f"its revealed inputs are not those that the block before it puts out: {what}, sample {number}, "
+                    f"token {place} is {float(far[place] / bound[place]):.3g} times as far off as rounding explains"
+                )
 
     @contextmanager
     def measuring(self, autoround: Any) -> Iterator[None]:
@@ -278,26 +291,23 @@ class Bounds:
         """Do a forward pass and its backward pass again, as another machine might; layers hear of both."""
         import torch
 
-        from requant.worker.autoround.perturbed import RoundedAtRandom
-
-        assert self._again  # noqa: S101 (asked for)
         moved = [each for layer in self._layers.values() for each in layer.parameters]
         gradients = [each.grad for each in moved]
-        self._trying = True
-        with self._again() as again, RoundedAtRandom(self._tries):
+        with self._otherwise() as again:
             with torch.no_grad():
                 # What is expected was rounded as well, as independently, and about as often.
                 other = expected + (again() - put_out.detach()).to(expected)
-            (measure(again(), other) * 1000).backward()  # as AutoRound does, `_scale_loss_and_backward`
-        self._trying = False
-        self._tries += 1
+            out = again()
+            (measure(out, other) * 1000).backward()  # as AutoRound does, `_scale_loss_and_backward`
+        off = (out - other).detach().double() - (put_out - expected).detach().double()
+        self._off += float(off.square().mean())
         for each, gradient in zip(moved, gradients, strict=True):
             each.grad = gradient
 
     def stepped(self) -> None:
         """Hear that an iteration has ended."""
         self._losses.append(self._pending)
-        self._pending = 0.0
+        self._pending = self._off = 0.0
 
 
 class _Layer:
@@ -396,6 +406,15 @@ class _Layer:
             off = (off * steps).sum(1)
         bound = (off + 2 * PLACE * (products * steps).sum(1) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
         return bound * counts if layer.sym else bound
+
+
+def _rows(tensor: Any) -> Any:
+    return tensor.double().reshape(-1, tensor.shape[-1])
+
+
+def _spread(off: Any) -> Any:
+    """Return how far numbers [tokens] can be off that were `off` in a try, or as far as all in the mean."""
+    return SIGMAS * (off.square() + off.square().mean()).sqrt()
 
 
 def _depth(node: Any) -> int:

@@ -89,9 +89,19 @@ class Followed:
         self._data, self._at, self._end = data, len(MAGIC), len(data) - tail.size
         *self.losses, self.best_iteration = tail.unpack_from(data, self._end)
         self._revealed = revealed or {}
+        self._routes: list[Any] = []
+        self._repeated: Iterator[Any] | None = None
 
     def decide(self, kind: bytes, own: Any, count: int) -> Any:
         """Return what the build decided; raise NoHintError where that cannot be told."""
+        if self._repeated:
+            return next(self._repeated)
+        found = self._decided(kind, own, count)
+        if kind == ROUTES:
+            self._routes.append(found)
+        return found
+
+    def _decided(self, kind: bytes, own: Any, count: int) -> Any:
         import torch
 
         there, length, room, digest, payload = self._record()
@@ -117,6 +127,23 @@ class Followed:
         if sha256(theirs.cpu().numpy().tobytes()).digest() != digest:
             raise NoHintError("its hints do not give the decisions that they are of")
         return theirs
+
+    def begin_pass(self) -> None:
+        """Forget the routes so far: those of the forward pass that comes next can be `repeated`."""
+        self._routes.clear()
+
+    @contextmanager
+    def repeated(self, again: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+        """Give what does a forward pass again, with the same routes."""
+
+        def repeat() -> Any:
+            self._repeated = iter(self._routes)
+            return again()
+
+        try:
+            yield repeat
+        finally:
+            self._repeated = None
 
     def skip_to_last_routes(self) -> None:
         """Go to the routes behind the last step: those of the forward pass with the quantized weights."""
@@ -148,8 +175,8 @@ class Followed:
 def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callable[[], None]) -> Hinted:
     """Tune block `number` by its hints: `run` lets AutoRound do it. Return what came of them."""
     bounds = Bounds(effort.sequence_length, number, effort.precision)
-    inconclusive = beyond = ""
-    try:
+
+    def follow_all() -> None:
         followed = Followed(data, losses_of(effort))
         if not 0 <= followed.best_iteration < effort.iterations:
             raise NoHintError(f"its hints say that iteration {followed.best_iteration} was the best")
@@ -157,11 +184,28 @@ def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callab
             run()
         bounds.best(followed.best_iteration)
         followed.finish()
+
+    return explained(follow_all, bounds)
+
+
+def explained(holding: Callable[[], None], bounds: Bounds) -> Hinted:
+    """Return what comes of holding a block against bounds."""
+    inconclusive = beyond = ""
+    try:
+        holding()
     except NoHintError as error:
         inconclusive = str(error)
     except BeyondError as error:
         beyond = str(error)
-    return bounds.hinted(inconclusive, beyond)
+    return Hinted(
+        decided=bounds.decided,
+        signs=bounds.signs_taken,
+        routes=bounds.routes_taken,
+        free_per_million=math.ceil(bounds.free * 1e6),
+        furthest_percent=math.ceil(bounds.furthest * 100),
+        inconclusive=inconclusive,
+        beyond=beyond,
+    )
 
 
 def losses_of(effort: Effort) -> int:
@@ -255,6 +299,8 @@ def routing(decisions: Decisions, bounds: "Bounds | None") -> Iterator[None]:
             taken = scores.gather(-1, chosen)
             bounds.routes(scores, values, taken)
             values = taken
+        elif bounds:
+            bounds.routes(scores, values, values)
         return torch.return_types.topk((values, chosen))
 
     with Place(torch, "topk").replaced(topk), Place(torch.Tensor, "topk").replaced(topk):

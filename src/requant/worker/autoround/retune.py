@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ from requant.protocol import (
     HINTS,
     INPUTS,
     JOBS,
-    OWN,
     RAW,
     REVEALED,
     STEPS,
-    Hinted,
+    Connect,
     Passed,
     Replay,
     Steps,
@@ -75,22 +75,15 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
             inputs = {**given.digests, "others": seen}
             say_passed(folder, Passed(inputs, determinism.random_state()))
             if number in chosen:
-                while sum(1 for _ in block_inputs.iterdir()) >= task.waiting:
-                    time.sleep(GLANCE)
+                _wait(block_inputs, task.waiting)
                 given.write(block_inputs / label(number))
             if number == chosen[-1]:
                 break
-            if task.given:
-                if number + 1 not in chosen:
-                    _draw(self)
-                    continue
-                before = BlockInputs.read(Path(task.given, label(number + 1), INPUTS, label(number)))
-                full, quantized = before.full, before.quantized
             block = model.get_submodule(name)
             hooks.bare(block, self.amp_dtype, self.device)
             block.to(self.device)
 
-            bounds = Bounds(effort.sequence_length, 0 if task.given else number, effort.precision)
+            bounds = Bounds(effort.sequence_length, number, effort.precision)
             bounds.look_at(block)
 
             def run(
@@ -106,7 +99,7 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
                 block.to("meta")
                 continue
             try:
-                followed = _followed(task, effort, number)
+                followed = hints.Followed(_hints(task.hints, number), hints.losses_of(effort)) if task.hints else None
                 after = run(full, followed=followed)
                 if followed:
                     followed.skip_to_last_routes()
@@ -127,14 +120,66 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
     through(autoround, recipe, blocks, folder)
 
 
-def _followed(task: Replay, effort: Effort, number: int) -> hints.Followed | None:
-    if not task.hints:
-        return None
+def _hints(folder: str, number: int) -> bytes:
+    return (Path(folder) / label(number)).read_bytes()
+
+
+def connect(autoround: Any, recipe: Recipe, effort: Effort, task: Connect, folder: Path) -> None:
+    """Pass on what chosen blocks are said to be given, where it follows from what the block before each is given."""
     from safetensors.torch import load_file
 
-    revealed = Path(task.given, label(number + 1), REVEALED) if task.given else None
-    routes = load_file(revealed / f"{label(number)}.before.safetensors") if revealed else {}
-    return hints.Followed((Path(task.hints) / label(number)).read_bytes(), hints.losses_of(effort), routes)
+    published = _Published([Path(path) for path in task.checkpoint])
+    block_inputs = folder / INPUTS
+    block_inputs.mkdir()
+
+    def blocks(self: Any, model: Any, inputs: Any, names: list[str], **_: Any) -> None:
+        first, others = self._preprocess_block_inputs(inputs)
+
+        def confirm(number: int, theirs: BlockInputs, revealed: Path, bounds: Bounds) -> None:
+            if not number:
+                if theirs.digests != BlockInputs.of(first, None, None).digests:
+                    raise NoHintError("what the first block is given is not what the base gives it here")
+                return
+            name, before = names[number - 1], label(number - 1)
+            block = model.get_submodule(name)
+            hooks.bare(block, self.amp_dtype, self.device)
+            block.to(self.device)
+            bounds.look_at(block)
+            routes = load_file(revealed / REVEALED / f"{before}.before.safetensors")
+            steps.connect(
+                lambda stream: installed().run(self, block, stream, others),
+                lambda: published.load(block, name, recipe.scheme.format),
+                BlockInputs.read(revealed / INPUTS / before),
+                theirs,
+                hints.Followed(_hints(task.hints, number - 1), hints.losses_of(effort), routes),
+                bounds,
+            )
+            block.to("meta")
+
+        for number in range(max(task.blocks) + 1):
+            say_passed(folder, Passed({}, ""))
+            if number in task.blocks:
+                revealed = Path(task.response, label(number))
+                theirs = BlockInputs.read(revealed / INPUTS / label(number))
+                bounds = Bounds(effort.sequence_length, 0, effort.precision)
+                found = hints.explained(lambda: confirm(number, theirs, revealed, bounds), bounds)  # noqa: B023
+                _wait(block_inputs, task.waiting)
+                if found.beyond or found.inconclusive:
+                    part = block_inputs / f".{label(number)}.part"
+                    part.mkdir()
+                    write(part / HINTED, found)
+                    part.rename(block_inputs / label(number))
+                else:
+                    replace(theirs, random_state=random.getstate()).write(block_inputs / label(number))
+            _draw(self)
+
+    through(autoround, recipe, blocks, folder)
+
+
+def _wait(block_inputs: Path, waiting: int) -> None:
+    """Wait until fewer than so many block inputs wait themselves."""
+    while sum(1 for _ in block_inputs.iterdir()) >= waiting:
+        time.sleep(GLANCE)
 
 
 def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Callable[[], None], folder: Path) -> None:
@@ -188,7 +233,8 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
                 if task.portable:
                     data = (job / HINTS).read_bytes()
                     if opened:
-                        hinted = _judged(self, effort, data, job, given, opened, lambda: heard.totals()[-1], run)
+                        revealed, total = job / REVEALED, lambda: heard.totals()[-1]
+                        hinted = steps.judge(self, effort, data, revealed, opened, total, run)
                     else:
                         hinted = hints.follow(self, effort, keeper.number, data, run)
                     write(keeper.part() / HINTED, hinted)
@@ -203,29 +249,6 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
                 model.get_submodule(name).to("meta")
 
         through(autoround, recipe, blocks, folder)
-
-
-def _judged(
-    autoround: Any,
-    effort: Effort,
-    data: bytes,
-    job: Path,
-    given: BlockInputs,
-    opened: Steps,
-    total: Callable[[], float],
-    run: Callable[[], None],
-) -> Hinted:
-    """Judge what was revealed of a block, `given` among it, against what is computed here."""
-    own = BlockInputs.read(job / OWN)
-    bounds = Bounds(effort.sequence_length, 0, effort.precision)
-    block = autoround.model.get_submodule(installed().blocks(autoround)[int(job.name)])
-    bounds.look_at(block)
-    try:
-        steps.apart(own, given, bounds)
-    except BeyondError as error:
-        return bounds.hinted("", str(error))
-    random.setstate(own.random_state)
-    return steps.judge(autoround, effort, data, job / REVEALED, opened, total, run)
 
 
 def through(autoround: Any, recipe: Recipe, blocks: Loop, folder: Path) -> None:

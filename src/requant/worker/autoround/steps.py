@@ -9,6 +9,7 @@ What is revealed of a block lies in a folder: `decisions.safetensors`, by their 
 begin with, `00008.safetensors`; the first state of all is AutoRound's own.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
@@ -19,9 +20,9 @@ from requant.protocol import DECISIONS, SEGMENT, Hinted, Steps, label
 from requant.recipe import Effort
 from requant.worker.autoround import hints
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
-from requant.worker.autoround.hints import ROUTES, SIGNS, STATE, Followed
+from requant.worker.autoround.hints import SIGNS, STATE, Followed
 from requant.worker.autoround.series import installed
-from requant.worker.resume import digest
+from requant.worker.resume import BlockInputs, digest
 
 
 class EnoughError(Exception):
@@ -103,6 +104,32 @@ def committing(autoround: Any, written: hints.Written) -> Iterator[None]:
         yield
 
 
+def connect(
+    run: Callable[[Any], Any],
+    load: Callable[[], None],
+    before: BlockInputs,
+    theirs: BlockInputs,
+    followed: Followed,
+    bounds: Bounds,
+) -> None:
+    """Raise BeyondError unless block inputs are those that the block before puts out, but for rounding, which is tried.
+
+    `run` lets that block put out a stream; `load` gives it its published codes; `followed` are its hints.
+    """
+
+    def confirm(what: str, given: Any, found: Any) -> None:
+        followed.begin_pass()
+        bounds.try_again(lambda: followed.repeated(lambda: run(given)))
+        own = run(given)
+        bounds.inputs(what, own, bounds.tried(), found)
+
+    with hints.routing(followed, bounds):
+        confirm("full", before.full, theirs.full)
+        followed.skip_to_last_routes()
+        load()
+        confirm("quantized", before.quantized or before.full, theirs.quantized)
+
+
 class Revealing:
     """Writes what is to be revealed of a block to a folder; without `opened` iterations the routes outside all."""
 
@@ -162,8 +189,6 @@ class Committed(Followed):
         self.states: dict[int, str] = {}
         self.signs: list[str] = []
         self.followed = True
-        self._routes: list[Any] = []
-        self._repeated: Iterator[Any] | None = None
         self._begins: dict[int, int] = {}
         first = self._at
         for kind, found, end in self._records():
@@ -183,30 +208,7 @@ class Committed(Followed):
 
     def decide(self, kind: bytes, own: Any, count: int) -> Any:
         """Return what the build decided; where nobody follows it any more, `own`."""
-        if not self.followed:
-            return own
-        if self._repeated:
-            return next(self._repeated)
-        found = super().decide(kind, own, count)
-        self._routes += [found] * (kind == ROUTES)
-        return found
-
-    def begin_pass(self) -> None:
-        """Keep the routes from here on, to be repeated."""
-        self._routes = []
-
-    @contextmanager
-    def repeated(self, again: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
-        """Give what does a forward pass again, with the same routes."""
-
-        def repeat() -> Any:
-            self._repeated = iter(self._routes)
-            return again()
-
-        try:
-            yield repeat
-        finally:
-            self._repeated = None
+        return super().decide(kind, own, count) if self.followed else own
 
     def signs_of(self, iteration: int) -> Any:
         """Return the revealed signs of an iteration."""
@@ -231,23 +233,18 @@ def judge(
     from safetensors.torch import load_file
 
     bounds = Bounds(effort.sequence_length, 0, effort.precision)
-    inconclusive = beyond = ""
-    try:
+
+    def open_all() -> None:
         committed = Committed(data, effort.iterations, load_file(folder / DECISIONS))
-        best = committed.best_iteration
-        bounds.least(committed.losses, best)
-        if best not in steps.opened or (committed.losses[0].hex(), committed.losses[best].hex()) != (
-            steps.initial,
-            steps.best,
-        ):
+        losses, best = committed.losses, committed.best_iteration
+        if not all(map(math.isfinite, losses)) or losses.index(min(losses)) != best:
+            raise BeyondError(f"its hints say that iteration {best} was the best, and its own losses do not")
+        if best not in steps.opened or (losses[0].hex(), losses[best].hex()) != (steps.initial, steps.best):
             raise BeyondError("its hints state other losses than its journal, or another best iteration")
         with _opening(autoround, committed, bounds, folder, steps.opened, total):
             run()
-    except NoHintError as error:
-        inconclusive = str(error)
-    except BeyondError as error:
-        beyond = str(error)
-    return bounds.hinted(inconclusive, beyond)
+
+    return hints.explained(open_all, bounds)
 
 
 @contextmanager
@@ -332,16 +329,3 @@ def _opening(
         stack.enter_context(bounds.measuring(autoround))
         stack.enter_context(passing(autoround, begins, lambda iteration: iteration not in opened, passed))
         yield
-
-
-def apart(own: Any, theirs: Any, bounds: Bounds) -> None:
-    """Raise BeyondError unless revealed block inputs are as near to those computed here as one block's rounding."""
-    import torch
-
-    for what, here, there in (("full", own.full, theirs.full), ("quantized", own.quantized, theirs.quantized)):
-        if (here is None) != (there is None) or (here and [e.shape for e in here] != [e.shape for e in there]):
-            raise BeyondError(f"its revealed inputs have another form than those that are computed here: {what}")
-        for number, (mine, given) in enumerate(zip(here or (), there or (), strict=True)):
-            mine, given = mine.double(), given.double()
-            off = torch.linalg.vector_norm(given - mine, dim=-1) / torch.linalg.vector_norm(mine, dim=-1)
-            bounds.inputs(f"{what}, sample {number}", off.view(-1))
