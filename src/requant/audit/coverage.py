@@ -2,10 +2,10 @@
 
 It merges the audits in `builds/<name>/audits/`, and the rebuilds that known builders signed in `rebuilds/`. What is
 audited is the recorded build: its recipe, its base, and its files by SHA-256; audits of anything else are named and not
-counted. Equal bits are evidence wherever they come from; those that were found by hints, or by single steps, are
-classes of their own. Other bits accuse only in the environment of the build and, unless hints or steps led to them, in
-its hardware class, held against its own journal or none; elsewhere they are shown as open, with the reason. A negative
-result counts as much as a positive one.
+counted. Equal bits are evidence wherever they come from; those that were found by hints are a class of their own, and
+single steps that follow leave their block open: nobody has computed the others. Other bits accuse only in the
+environment of the build and, unless hints or steps led to them, in its hardware class, held against its own journal or
+none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive one.
 
 A party is a key of `builders.toml`, and its name there a label. What is not signed, or with a key that is not in that
 list, is shown apart, by what its author calls themselves: nothing proves that two of those are two. Where the list
@@ -334,7 +334,10 @@ def _of_block(build: _Build, name: str, audits: Mapping[str, Audit]) -> Said:
         for each in audit.blocks:
             if each.block != name:
                 continue
-            if each.judgement is Judgement.IDENTICAL:
+            if audit.steps and each.judgement is Judgement.IDENTICAL:
+                drawn, every = len(audit.steps.by_block[each.index]), audit.steps.iterations
+                yield file, Outcome.INCONCLUSIVE, f"{name}: {drawn} of its {every} steps follow, drawn and revealed"
+            elif each.judgement is Judgement.IDENTICAL:
                 yield file, Outcome.IDENTICAL, ""
             elif each.judgement is Judgement.DIFFERENT and not build.doubt(audit):
                 yield file, Outcome.DIFFERENT, each.line()

@@ -141,8 +141,9 @@ class Audit:
         """Return the audit as a test result: its tests are the blocks, and all that is not tuned."""
         said = {each.block: str(each.judgement) for each in self.blocks} | {"not tuned": str(self.untuned.outcome)}
         against = {"recipe": self.recipe, "environment": self.environment, "base": self.base}
+        drawn = self.steps or self.challenge
         return Judged(
-            verb="audit",
+            verb="judge" if self.steps else "audit",
             outcome=self.outcome,
             files=self.files,
             against=against | ({"journal": self.journal} if self.journal else {}),
@@ -154,7 +155,7 @@ class Audit:
                 "hardware": self.hardware,
                 "blocks": self.count,
                 "portable": self.portable,
-                "challenge": self.challenge and self.challenge.text,
+                "challenge": drawn and drawn.text,
             },
             requant=self.requant,
         )

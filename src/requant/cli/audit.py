@@ -157,7 +157,7 @@ def audit(
 def named_party(auditor: str, *, record: bool) -> str:
     """Return the name that an audit is to have."""
     if record and not auditor:
-        raise typer.BadParameter("--record needs --auditor NAME: coverage counts parties by name")
+        raise typer.BadParameter("--record needs --auditor NAME: it stands in the audit, signed or not")
     return party(auditor or "nobody")
 
 
@@ -167,8 +167,8 @@ def answer(
     *,
     record: bool,
     as_json: bool,
-    sign: Path | None = None,
-    signed: Callable[[Judged], Path] | None = None,
+    sign: Path | None,
+    signed: Callable[[Judged], Path] | None,
 ) -> NoReturn:
     """Print what came of an audit, write it down and sign it where it is to be, and end."""
     if as_json and done.steps:

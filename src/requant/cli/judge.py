@@ -18,6 +18,7 @@ from requant.cli.options import (
     VERIFY,
     AsJson,
     BaseOption,
+    BundleFile,
     ChallengeFile,
     CheckpointFolder,
     HintsOption,
@@ -25,11 +26,13 @@ from requant.cli.options import (
     JournalOption,
     RecipeOption,
     SandboxOption,
+    SignKey,
     Size,
     Workers,
     app,
     tiny_size,
 )
+from requant.cli.sign import outcome_signer
 from requant.cli.terminal import progress
 from requant.environment.install import cache
 from requant.protocol import HINTS
@@ -54,6 +57,8 @@ def judge(
     sandbox: SandboxOption = "auto",
     auditor: Auditor = "",
     record: Record = False,
+    sign: SignKey = None,
+    bundle: BundleFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute the drawn steps of a build in bfloat16 from what its builder has revealed, on whatever hardware."""
@@ -65,6 +70,7 @@ def judge(
     followed = hints or beside(checkpoint.absolute(), HINTS)
     confirm(followed, reference.lines)
     steps.confirm_response(response, read, stand_in, reference, asked)
+    signed = outcome_signer(sign, bundle, checkpoint, "judge")
     with scratch(cache() / "audits") as work, progress() as tell:
         inputs = inputs_for(read, stand_in, base, work, tell, INSTEAD)
         done = steps.judge(
@@ -79,4 +85,4 @@ def judge(
             work=work,
             tell=tell,
         )
-    answer(read, done, record=record, as_json=as_json)
+    answer(read, done, record=record, as_json=as_json, sign=sign, signed=signed)
