@@ -6,10 +6,11 @@ The auditor's numerics are those of a worker without caps, on SSE alone: what ev
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -27,10 +28,10 @@ from requant.build import beside, build
 from requant.build.inputs import Inputs, tiny_inputs
 from requant.checkpoint.checkpoint import write_file
 from requant.checkpoint.safetensors import read_header
-from requant.digest import sha256, sha256_file
+from requant.digest import canonical_json, sha256, sha256_chunks, sha256_file, strict_json
 from requant.evidence.journal import Writer, read_journal
 from requant.progress import silent
-from requant.protocol import DECISIONS, HINTS, REVEALED, label
+from requant.protocol import DECISIONS, HINTS, INPUTS, REVEALED, label
 from requant.recipe import Recipe
 
 pytestmark = [pytest.mark.worker, pytest.mark.full]
@@ -148,14 +149,15 @@ def commit(opened: Opened, number: int, kind: bytes, place: int, forge: Callable
     path.write_bytes(data)
 
 
-def journalled(opened: Opened) -> Opened:
-    """Write a journal with the hints as they are now, and a challenge to it that draws the same steps."""
+def journalled(opened: Opened, inputs: Mapping[int, Mapping[str, str]] = MappingProxyType({})) -> Opened:
+    """Write a journal with the hints as they are now, and other digests of `inputs`; let the same steps be drawn."""
     path = beside(opened.checkpoint, "journal.jsonl")
     journal = read_journal(path)
     path.unlink()
     with Writer(path, journal.header) as writer:
         for number, line in enumerate(journal.blocks):
-            writer.append(replace(line, hints=sha256_file(beside(opened.checkpoint, HINTS) / label(number))))
+            hints = sha256_file(beside(opened.checkpoint, HINTS) / label(number))
+            writer.append(replace(line, hints=hints, inputs={**line.inputs, **inputs.get(number, {})}))
     asked = drawn(path)
     (opened.response / CHALLENGE).write_bytes(asked.to_json())
     return replace(opened, asked=asked)
@@ -187,6 +189,34 @@ def test_a_builder_that_committed_to_a_lie_is_named(opened: Opened, tmp_path: Pa
         r"iteration 5: model\.layers\.0\.\S+: its hints change the sign of value \d+, whose gradient is ", first.reason
     )
     assert second.reason == "iteration 8: what its signs lead to is not the state that the build committed to"
+
+
+def given_otherwise(response: Path, number: int, token: int) -> dict[str, str]:
+    """Let a token of a block's quantized stream be a tenth larger; return the digests."""
+    folder = response / label(number) / INPUTS / label(number)
+    path = folder / "quantized.safetensors"
+    tensors = {name: (spec, b"".join(there.chunks())) for name, (spec, there) in read_header(path)[0].items()}
+    name = min(tensors)
+    spec, data = tensors[name]
+    numbers = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(spec.shape).copy()
+    numbers[:, token] *= 1.1
+    tensors[name] = spec, (numbers.view("<u4") >> 16).astype("<u2").tobytes()
+    path.unlink()
+    write_file(path, {each: (spec, [data]) for each, (spec, data) in tensors.items()})
+    said = strict_json((folder / "inputs.json").read_bytes())["said"]
+    said["digests"]["quantized"] = sha256_chunks(tensors[each][1] for each in sorted(tensors))
+    (folder / "inputs.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
+    return {"quantized": said["digests"]["quantized"]}
+
+
+def test_a_builder_that_gave_a_block_something_else_is_named(opened: Opened, tmp_path: Path) -> None:
+    copy = opened.copied(tmp_path)
+    first, second = journalled(copy, {1: given_otherwise(copy.response, 1, 3)}).judge(tmp_path / "work").blocks
+    assert [str(each.judgement) for each in (first, second)] == ["identical", "different"]
+    assert re.match(
+        r"its revealed inputs are not those that the block before it puts out: quantized, sample 0, token 3 is ",
+        second.reason,
+    )
 
 
 def test_a_state_that_was_not_committed_to_accuses_nobody(opened: Opened, tmp_path: Path) -> None:
