@@ -1,26 +1,26 @@
-"""What a build in bfloat16 pays for its commitments: `python benchmarks/commitments.py [TOKENS ...]`.
+"""What a build in bfloat16 pays for its commitments: `python benchmarks/commitments.py`.
 
 Signs are packed and hashed in each iteration, the parameters in every eighth. The peer is what an iteration cannot do
-without, in the same run: the products of the layers of a block, forward and backward, of so many tokens. The block is
-as wide as one of Qwen3-0.6B. CPU seconds of one thread, medians of `RUNS`, in the Python of the environment `cpu`.
+without, in the same run: the products of the layers of a block as wide as Qwen3-0.6B's, forward and backward. CPU
+seconds of one thread, medians of `RUNS`, in the Python of the environment `cpu`.
 """
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RUNS = 3
+TOKENS = 64
 GROUP = 128
 WIDTHS = ((2048, 1024), (1024, 1024), (1024, 1024), (1024, 2048), (3072, 1024), (3072, 1024), (1024, 3072))
 """Outputs and inputs of each layer: q, k, v, o, gate, up, down."""
 
 
-def main(*tokens: str) -> None:
-    """Print a row for each number of tokens in an iteration."""
+def main() -> None:
+    """Print what commitments take, and how much that is of an iteration of so many tokens."""
     import torch
 
     from requant.protocol import SEGMENT
@@ -45,20 +45,21 @@ def main(*tokens: str) -> None:
         f"signs {signs:.3f} s, a state {state:.3f} s: {each_iteration / count * 1e9:.2f} ns for each parameter",
         flush=True,
     )
-    print("\n| tokens of an iteration | its products | commitments, of that |\n|---|---|---|")
-    for number in map(int, tokens or ("128", "512", "2048")):
-        products = seconds(lambda number=number: multiply(number))
-        print(f"| {number:,} | {products:.2f} s | {each_iteration / products:.1%} |", flush=True)
+    token = seconds(multiply) / TOKENS
+    print(f"products {token:.4f} s for each token\n")
+    print("| tokens of an iteration | commitments, of its products |\n|---|---|")
+    for tokens in (1024, 4096, 16384):
+        print(f"| {tokens:,} | {each_iteration / (token * tokens):.2%} |")
 
 
-def multiply(tokens: int) -> None:
+def multiply() -> None:
     """Compute the products of all layers in bfloat16, and the gradients of inputs and weights."""
     import torch
 
     for rows, columns in WIDTHS:
         given, weight = (
             torch.full(shape, 0.01, dtype=torch.bfloat16, requires_grad=True)
-            for shape in ((tokens, columns), (rows, columns))
+            for shape in ((TOKENS, columns), (rows, columns))
         )
         out = given @ weight.T
         out.backward(torch.ones_like(out))
@@ -76,11 +77,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     if "torch" in os.environ.get("REQUANT_WITHIN", ""):
-        main(*sys.argv[1:])
+        main()
     else:
         from requant.environment.install import bytecode, virtual_environment
         from requant.environment.lock import read_lock
 
         python = virtual_environment(read_lock(ROOT / "lockfiles", "cpu"))
         env = {"PYTHONPATH": str(ROOT / "src"), "PYTHONPYCACHEPREFIX": str(bytecode(python)), "REQUANT_WITHIN": "torch"}
-        os.execve(python, [str(python), "-s", __file__, *sys.argv[1:]], {**os.environ, **env})  # noqa: S606 (this file)
+        os.execve(python, [str(python), "-s", __file__], {**os.environ, **env})  # noqa: S606 (this file)
