@@ -213,19 +213,18 @@ def _as_declared(
     made = []
     for span in spans:
         if span.group and (packing := span.packing):
-            if scheme.format and scheme.format.layout == packing.layout:
-                span = replace(span, less=scheme.format.less)
             strange = scheme.strange_tool
-            span = replace(span, foreign=strange, nearest=strange and packing.layout == "awq")
-            said = {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}
-            if False in said:
-                middle = symmetric(checkpoint, span, packing)
+            known: dict[str, Any] = {"foreign": strange, "nearest": strange and packing.layout == "awq"}
+            if scheme.format and scheme.format.layout == packing.layout:
+                known["less"] = scheme.format.less
+            if False in {each.symmetric(span.name) for each in (scheme, *scheme.asides.values())}:
+                middle = symmetric(checkpoint, replace(span, **known), packing)
                 found += zero_points(scheme, span.name, middle)
-                span = replace(span, symmetric=middle or scheme.symmetric(span.name))
+                known["symmetric"] = middle or scheme.symmetric(span.name)
             moved = shuffled(checkpoint, span, scheme.value.get("desc_act") is True)
             if moved is None:
-                span = replace(span, group=0, unmodelled="inputs in the order of g_idx")
-            span = replace(span, shuffled=bool(moved))
+                known |= {"group": 0, "unmodelled": "inputs in the order of g_idx"}
+            span = replace(span, **known, shuffled=bool(moved))
         made.append(span)
     return made, [*found, *unmodelled(made)]
 

@@ -113,7 +113,7 @@ class Checked:
 
     def tuned(self) -> Counts:
         """Return what was measured on all packed layers that are within reach and not rounded to nearest."""
-        return sum((each["tuned"] for each in self.statistics.values() if "tuned" in each), Counts())
+        return Counts.total(each["tuned"] for each in self.statistics.values() if "tuned" in each)
 
     def text(self, shown: int) -> list[str]:
         """Return what a person reads: findings, ways, statistics, what was not read."""
@@ -140,7 +140,7 @@ class Checked:
                 f"farthest offset {tuned.farthest:.6f} of {self.bound.offset:.6f}, smallest factor {tuned.least:.6f} "
                 f"of {self.bound.factor:.6f}: what {most} at AutoRound's default rate can reach"
             )
-        near = sum((each["near"] for each in self.statistics.values() if "near" in each), Counts())
+        near = Counts.total(each["near"] for each in self.statistics.values() if "near" in each)
         if near.whole:
             error = sqrt(near.missed / near.whole)
             share = f", {sqrt(near.missed / near.best):.2f} times what rounding to nearest leaves" if near.best else ""
@@ -194,7 +194,7 @@ def judge(
     """
     findings: list[Finding] = []
     layers: dict[str, str] = {}
-    statistics: dict[str, dict[str, Counts]] = {}
+    counted: dict[str, dict[str, list[Counts]]] = {}
     for name, some in by_piece.items():
         whole = merge(some)
         if name in settled:
@@ -207,9 +207,12 @@ def judge(
             block, projection = _position(name)
             kind = {TUNED: "tuned", NEAR: "near", SMOOTHED: "near"}.get(way, "rounded")
             for key in (kind, projection):
-                of_block = statistics.setdefault(block, {})
-                of_block[key] = of_block.get(key, Counts()) + whole.counts
-    return findings, layers, statistics
+                counted.setdefault(block, {}).setdefault(key, []).append(whole.counts)
+    return (
+        findings,
+        layers,
+        {block: {key: Counts.total(each) for key, each in inside.items()} for block, inside in counted.items()},
+    )
 
 
 def _likeliest(whole: Measured) -> tuple[str, tuple[Finding, ...]]:

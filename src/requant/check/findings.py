@@ -86,17 +86,20 @@ class Counts:
     widest: float = 0.0
     best: float = 0.0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.codes + other.codes,
-            self.moved + other.moved,
-            max(self.farthest, other.farthest),
-            min(self.least, other.least),
-            tuple(a + b for a, b in zip(self.shrunk, other.shrunk, strict=True)),
-            self.missed + other.missed,
-            self.whole + other.whole,
-            max(self.widest, other.widest),
-            self.best + other.best,
+    @classmethod
+    def total(cls, some: Iterable["Counts"]) -> "Counts":
+        """Return what several add up to; of none, nothing."""
+        each = [*some]
+        return cls(
+            sum(one.codes for one in each),
+            sum(one.moved for one in each),
+            max((one.farthest for one in each), default=cls.farthest),
+            min((one.least for one in each), default=cls.least),
+            tuple(map(sum, zip(*(one.shrunk for one in each), strict=True))) or cls.shrunk,
+            sum(one.missed for one in each),
+            sum(one.whole for one in each),
+            max((one.widest for one in each), default=cls.widest),
+            sum(one.best for one in each),
         )
 
 
@@ -124,11 +127,12 @@ class Measured:
 
 def merge(windows: Iterable[Measured]) -> Measured:
     """Add up the windows of one tensor: of findings of one kind in one tensor, the first index, and all counts."""
+    windows = [*windows]
+    if len(windows) == 1:  # most tensors are experts, of one window each
+        return windows[0]
     findings: dict[str, dict[tuple[str, str], Finding]] = {}
-    counts = Counts()
     ways: set[str] | None = None
     for window in windows:
-        counts += window.counts
         ways = {*window.findings} if ways is None else ways & {*window.findings}
         for way, some in window.findings.items():
             for each in some:
@@ -138,4 +142,7 @@ def merge(windows: Iterable[Measured]) -> Measured:
                 findings[way][each.kind, each.tensor] = Finding(
                     each.kind, each.tensor, count, first.index, first.detail
                 )
-    return Measured({way: tuple(findings.get(way, {}).values()) for way in sorted(ways or ())}, counts)
+    return Measured(
+        {way: tuple(findings.get(way, {}).values()) for way in sorted(ways or ())},
+        Counts.total(each.counts for each in windows),
+    )

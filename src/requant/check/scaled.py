@@ -139,8 +139,9 @@ def _norms(found: Mapping[str, Span]) -> Iterator[tuple[Span, list[Span]]]:
         for name, span in inside.items():
             expressions = [_BEHIND[name]] if name in _BEHIND else []
             expressions += [_FEED] if name == feeding else []
-            behind = [each for one, each in inside.items() if any(re.fullmatch(e, one) for e in expressions)]
-            if behind and not span.quantized and span.last - span.first == 1:
+            if not expressions or span.quantized or span.last - span.first != 1:
+                continue  # most names are those of experts, and each would be held against all the others
+            if behind := [each for one, each in inside.items() if any(re.fullmatch(e, one) for e in expressions)]:
                 yield span, behind
 
 

@@ -17,6 +17,8 @@ from numba.extending import overload
 SHIFT, NIBBLE, UPPER = np.uint32(16), np.uint32(15), np.uint32(0xFFFF0000)
 TILE = 64
 """Rows or columns that are transposed at once, so that both sides stay in the cache."""
+LINE = 8
+"""Codes of so many words, eight bytes each, are a line of a cache."""
 STRETCH = 1024
 """Numbers that are compared with several bounds at once."""
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
@@ -45,34 +47,41 @@ def error(bits: int) -> float:
 def extremes(weights, group, low, high):
     """Write each group's least and greatest weight, zero among them, as bits of float32 into int32 [groups, rows].
 
-    NaN counts as beyond infinity.
+    Positive floats order as signed integers, negative ones, the least of them last, as unsigned ones. NaN counts as
+    beyond infinity.
     """
     columns = weights.shape[1]
-    ordered = np.empty(group, np.int32)
     for r in range(weights.shape[0]):
         for g in range(low.shape[0]):
             some = weights[r, g * group : min((g + 1) * group, columns)]
+            least, most = some[0], _signed(some[0])
             for i in range(some.shape[0]):
-                wide = np.int32(_wide(some[i]))
-                ordered[i] = wide ^ ((wide >> SIGN) & MAGNITUDE)
-            least = most = np.int32(0)
-            for i in range(some.shape[0]):
-                least = ordered[i] if ordered[i] < least else least
-                most = ordered[i] if ordered[i] > most else most
-            low[g, r] = least ^ ((least >> SIGN) & MAGNITUDE)
-            high[g, r] = most
+                least = max(least, some[i])
+                most = max(most, _signed(some[i]))
+            low[g, r] = min(np.int32(_wide(least)), 0)
+            high[g, r] = max(np.int32(_wide(most)), 0)
 
 
 @njit(**_OPTIONS)
 def _nibbles(words, eight):
-    """Write the eight codes of each word uint32 [n, rows] as the bytes of a uint64 [rows, n]."""
+    """Write the eight codes of each word uint32 [n, rows] as the bytes of a uint64 [rows, n].
+
+    Words are spread side by side first, which is vectorized, and then change places.
+    """
+    spread = np.empty((LINE, TILE), np.uint64)
     for start in range(0, eight.shape[0], TILE):
-        for w in range(words.shape[0]):
-            for r in range(start, min(eight.shape[0], start + TILE)):
-                wide = np.uint64(words[w, r])
-                wide = (wide | (wide << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
-                wide = (wide | (wide << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
-                eight[r, w] = (wide | (wide << np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        rows = min(TILE, eight.shape[0] - start)
+        for first in range(0, words.shape[0], LINE):
+            count = min(LINE, words.shape[0] - first)
+            for w in range(count):
+                for r in range(rows):
+                    wide = np.uint64(words[first + w, start + r])
+                    wide = (wide | (wide << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+                    wide = (wide | (wide << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
+                    spread[w, r] = (wide | (wide << np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+            for r in range(rows):
+                for w in range(count):
+                    eight[start + r, first + w] = spread[w, r]
 
 
 @njit(**_OPTIONS)
@@ -193,9 +202,22 @@ def _wide(weight: Any) -> Any:
 @overload(_wide, inline="always")
 def _wide_of(weight):
     """Choose by dtype while it compiles: a shift that is not constant costs a third."""
-    if weight == types.uint16:
+    if weight in (types.uint16, types.int16):
         return lambda weight: np.uint32(weight) << SHIFT
     return lambda weight: np.uint32(weight)
+
+
+def _signed(weight: Any) -> Any:
+    """Return the bits of a weight as a signed integer of the same width."""
+    raise NotImplementedError
+
+
+@overload(_signed, inline="always")
+def _signed_of(weight):
+    """Choose by dtype while it compiles: the narrower integers are, the more of them are compared at once."""
+    if weight == types.uint16:
+        return lambda weight: np.int16(weight)
+    return lambda weight: np.int32(weight)
 
 
 @njit(inline="always")
@@ -230,15 +252,41 @@ def shares(scales, widest, counts):
 def halves(values):
     """Return float32 >= 0, [n], rounded to float16, ties to even, as bits uint16: ten times as fast as numpy does."""
     result = np.empty(values.shape[0], np.uint16)
-    bits = values.view(np.uint32)
-    lifted = np.abs(values) + HALF  # 0.5 has float16's smallest step as its last place
-    small = lifted.view(np.uint32)
     for i in range(values.shape[0]):
-        wide = bits[i] & UNSIGNED  # 0 may be a negative one
-        normal = (wide - REBIAS + ((wide >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
-        half = small[i] - np.uint32(0x3F000000) if wide < np.uint32(0x38800000) else normal
-        result[i] = np.uint16(half if half < np.uint32(0x7C00) else np.uint32(0x7C00))
+        result[i] = _half(values[i])
     return result
+
+
+@njit(**_OPTIONS)
+def _half(value):
+    """Return a float32 >= 0 as the bits of the nearest float16."""
+    wide = np.float32(value).view(np.uint32) & UNSIGNED  # 0 may be a negative one
+    lifted = np.float32(np.abs(value) + HALF).view(np.uint32)  # 0.5 has float16's smallest step as its last place
+    normal = (wide - REBIAS + ((wide >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
+    half = lifted - np.uint32(0x3F000000) if wide < np.uint32(0x38800000) else normal
+    return np.uint16(half if half < np.uint32(0x7C00) else np.uint32(0x7C00))
+
+
+@njit(**_OPTIONS)
+def scales_within(scales, low, high, possible, factor, middle, smallest):
+    """Write into `possible`, bool, which scales, float16 bits uint16, come from a range [low, high] that is tuned.
+
+    All are [groups, rows], `low` <= 0 <= `high` float32. Tuning multiplies an end by `factor` float32 to 1; `middle`
+    float32 is the zero point, and the bits `smallest` are what a scale is at least. A positive scale comes from the
+    low end, where that can be the wider one; a negative from the high end.
+    """
+    for g in range(scales.shape[0]):
+        for r in range(scales.shape[1]):
+            below, above = -low[g, r], high[g, r]
+            negative, magnitude = scales[g, r] >= np.uint16(0x8000), scales[g, r] & np.uint16(0x7FFF)
+            own, across = (above, below * factor) if negative else (below, above * factor)
+            most, least = _half(own / middle), _half(max(below, above) * factor / middle)
+            wins = own > across or (negative and own == across)
+            within = magnitude <= max(most, smallest) and magnitude >= max(least, smallest)
+            # What underflows to zero becomes the smallest positive scale, whatever its sign was.
+            small = scales[g, r] == smallest and least == 0
+            finite = np.isfinite(below) and np.isfinite(above) and magnitude < np.uint16(0x7C00)
+            possible[g, r] = finite and (small or (wins and within and not (negative and most == 0)))
 
 
 @njit(fastmath={"reassoc", "contract"}, **_OPTIONS)

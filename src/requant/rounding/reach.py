@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.recipe import Recipe
-from requant.rounding.kernels import error, halves
+from requant.rounding.kernels import error, halves, scales_within
 
 F32 = np.float32
 Array = npt.NDArray[Any]
@@ -116,19 +116,12 @@ def half(ends: Array) -> Array:
 def scale_possible(scales: Array, low: Array, high: Array, bound: Reach, middle: int = 8) -> npt.NDArray[np.bool_]:
     """Say of each scale, float16 bits uint16, whether tuning can reach it from a range [low, high], low <= 0 <= high.
 
-    `middle` is the zero point of symmetric codes. A positive scale comes from the low end, where that end can be the
-    wider one; a negative from the high end.
+    `middle` is the zero point of symmetric codes.
     """
-    below, negative, magnitude = -low, scales >= SIGN, scales & ~SIGN
-    widest = np.maximum(below, high)
-    own, across = np.where(negative, high, below), np.where(negative, below, high) * F32(bound.factor)
-    wins = (own > across) | (negative & (own == across))
-    most, least = half(own / F32(middle)), half(widest * F32(bound.factor) / F32(middle))
-    within = (magnitude <= np.maximum(most, SMALLEST)) & (magnitude >= np.maximum(least, SMALLEST))
-    possible = wins & within & ~(negative & (most == 0))
-    # What underflows to zero becomes the smallest positive scale, whatever its sign was.
-    possible |= (scales == SMALLEST) & (least == 0)
-    return np.asarray(possible & np.isfinite(widest) & (magnitude < INFINITE))
+    possible = np.empty(scales.shape, np.bool_)
+    flat = (np.ascontiguousarray(each).reshape(1, -1) for each in (scales, low, high, possible))
+    scales_within(*flat, F32(bound.factor), F32(middle), SMALLEST)
+    return possible
 
 
 def range_possible(
