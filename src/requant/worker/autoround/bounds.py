@@ -92,7 +92,7 @@ class Bounds:
         self._trying, self._again = False, None
         self._tries += 1
         for (scores, gap), other in zip(self._routed, self._scores, strict=False):
-            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)))
+            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)), NoHintError)
 
     def look_at(self, block: Any) -> None:
         """Take a block's layers and modules for what gradients would tell, where there are none.
@@ -188,9 +188,9 @@ class Bounds:
         largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
         self._explain_routes(gap, self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64)))
 
-    def _explain_routes(self, gap: Any, bound: Any) -> None:
+    def _explain_routes(self, gap: Any, bound: Any, error: type[Exception] = BeyondError) -> None:
         for place in (~(gap <= bound)).nonzero().view(-1).tolist():
-            raise BeyondError(
+            raise error(
                 f"its hints send token {place} of a batch to other experts, whose scores are "
                 f"{float(gap[place] / bound[place]):.3g} times as far from the best as rounding explains"
             )

@@ -136,6 +136,7 @@ def connect(autoround: Any, recipe: Recipe, effort: Effort, task: Connect, folde
         first, others = self._preprocess_block_inputs(inputs)
 
         def confirm(number: int, theirs: BlockInputs, revealed: Path, bounds: Bounds) -> None:
+            steps.Committed(_hints(task.hints, number), effort.iterations, {})
             if not number:
                 if theirs.digests != BlockInputs.of(first, None, None).digests:
                     raise NoHintError("what the first block is given is not what the base gives it here")
