@@ -27,7 +27,7 @@ from requant.recipe import read_recipe
 
 @app.command(
     rich_help_panel=VERIFY,
-    epilog='Example: requant challenge CHECKPOINT --recipe builds/qwen3-0.6b --text "drand 5000000" --out challenge.json',
+    epilog='Example: requant challenge CHECKPOINT --recipe builds/mine --text "drand 5000000" --out challenge.json',
 )
 def challenge(
     checkpoint: CheckpointFolder,

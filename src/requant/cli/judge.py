@@ -41,7 +41,7 @@ from requant.recipe import read_recipe
 
 @app.command(
     rich_help_panel=VERIFY,
-    epilog="Example: requant judge CHECKPOINT response --recipe builds/qwen3-0.6b --challenge challenge.json",
+    epilog="Example: requant judge CHECKPOINT response --recipe builds/mine --challenge challenge.json",
 )
 def judge(
     checkpoint: CheckpointFolder,

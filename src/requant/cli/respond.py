@@ -37,7 +37,7 @@ INSTEAD = "Only the build's own hardware class repeats its bits."
 
 @app.command(
     rich_help_panel=VERIFY,
-    epilog="Example: requant respond CHECKPOINT --recipe builds/qwen3-0.6b --challenge challenge.json --out response",
+    epilog="Example: requant respond CHECKPOINT --recipe builds/mine --challenge challenge.json --out response",
 )
 def respond(
     checkpoint: CheckpointFolder,
