@@ -4,11 +4,19 @@ Addresses as in huggingface_hub 1.11 and 2.4: files under `/[datasets/]{reposito
 listings under `/api/{models,datasets}/{repository}/…`. Large files answer as LFS does, with a redirect to
 another host where `cdn` is set. The library reads HF_ENDPOINT once, when it is imported: hand `Hub.url` to
 `endpoint=`, or set HF_ENDPOINT for a new process (`Hub.environment`).
+
+Where it has a `store`, models can be written to: repositories made, and commits of files that are sent along or lie in
+its LFS store, which takes them by the protocol of git-lfs (batch, `basic` transfer) and keeps none that came in part.
+There is no Xet. Whether Xet is used decides the library, which is told so by HF_HUB_DISABLE_XET: from 2.0 on it asks no
+server and falls back from none.
 """
 
+import base64
 import hashlib
 import json
+import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,18 +30,22 @@ from urllib.parse import parse_qs, unquote, urlsplit
 PREFIXES = {"model": "", "dataset": "datasets/"}
 
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)")
+_BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+_OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
 _LISTING = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, and how many bytes of a file's content were sent in answer."""
+    """What was asked, how many bytes of a file's content were sent in answer, and how many had come with it."""
 
     method: str
     path: str
     headers: dict[str, str]
     status: int
     sent: int
+    received: int = 0
 
 
 @dataclass
@@ -55,9 +67,56 @@ class Hub:
     cdn: bool = False  # send large files from another host
     large: int = 1024  # bytes from which on a file is stored as LFS stores it
 
+    store: Path | None = None  # take what is written, and keep it there
+    history: dict[tuple[str, str], Path] = field(default_factory=dict)  # repository and commit: what it was then
+    cut_at: int | None = None  # read so many bytes of what is uploaded, and cut the connection
+    cuts: int | None = None  # how many times (None: always)
+    troubles: dict[str, list[int]] = field(default_factory=dict)  # part of an address: statuses to answer with first
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
     def serve(self, kind: str, repository: str, commit: str, folder: Path) -> None:
         """Serve the files below `folder` as one revision of a repository."""
         self.repositories[PREFIXES[kind] + repository] = (commit, folder)
+
+    def at(self, name: str, revision: str) -> tuple[str, Path | None]:
+        """Return the commit that a revision of a repository is, and its files; "" and None where there is none."""
+        if name not in self.repositories:
+            return "", None
+        commit, folder = self.repositories[name]
+        return (commit, folder) if revision in (commit, "main") else (revision, self.history.get((name, revision)))
+
+    def head(self, repository: str) -> tuple[str, Path]:
+        """Return the newest commit of a repository, and the folder of its files."""
+        return self.repositories[repository]
+
+    def commit(self, repository: str, files: dict[str, bytes | Path], deleted: Iterable[str] = ()) -> str:
+        """Make the next commit of a repository: files that are written, or lie in the LFS store, and some that go."""
+        assert self.store
+        before, old = self.repositories.get(repository, ("", None))
+        commit = _sha1("".join((before, repository, *sorted(files), *deleted)).encode())
+        folder = self.store / "trees" / commit
+        shutil.copytree(old, folder, copy_function=os.link) if old else folder.mkdir(parents=True)
+        for path in deleted:
+            (folder / path).unlink()
+        for path, content in files.items():
+            place = folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            place.write_bytes(content) if isinstance(content, bytes) else os.link(content, place)
+        if old:
+            self.history[repository, before] = old
+        self.repositories[repository] = (commit, folder)
+        return commit
+
+    def object(self, digest: str) -> Path:
+        """Return where the LFS store has an object, whether it is there or not."""
+        assert self.store
+        (self.store / "lfs").mkdir(parents=True, exist_ok=True)
+        return self.store / "lfs" / digest
+
+    def uploads(self) -> list[str]:
+        """Return the digests of objects that came whole, in order."""
+        return [each.path.rpartition("/")[2] for each in self.requests if each.method == "PUT" and each.status == 200]
 
     def downloads(self) -> list[Request]:
         """Return the requests that content was sent for."""
@@ -117,6 +176,7 @@ def answering(answer: Callable[[str], Iterable[bytes]]) -> Iterator[tuple[str, l
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
+    received = 0
     protocol_version = "HTTP/1.1"
 
     def handle(self) -> None:
@@ -135,27 +195,135 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        hub, body = self.hub, self._body()
+        self.received = len(body)
         url = unquote(urlsplit(self.path).path)
-        if url.startswith("/cdn/"):
+        with hub.lock:
+            trouble = next((found for part, found in hub.troubles.items() if part in url and found), None)
+            status = trouble.pop(0) if trouble else 0
+        if self.close_connection and self.command == "PUT":
+            hub.requests.append(Request("PUT", self.path, {}, 0, 0, len(body)))
+        elif status:
+            self._end(status, {"Retry-After": "0"}, start=None)
+        elif url.startswith("/cdn/"):
             self._file(url.removeprefix("/cdn"), cdn=True)
         elif self.hub.token is not None and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self._end(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "this repository asks for a token"})
         elif _FILE.fullmatch(url):
             self._file(url, cdn=False)
+        elif hub.store and self._written(url, body):
+            pass
         elif match := _LISTING.fullmatch(url):
             self._listing(body, *match.groups())
         else:
             self._end(404)
 
+    def _body(self) -> bytes:
+        """Read what comes with a request; of an upload that is to be cut, a part, and then no more."""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            data = b""
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size + 2)[:-2]
+            self.rfile.readline()
+            return data
+        size = int(self.headers.get("Content-Length", 0))
+        hub = self.hub
+        if self.command == "PUT" and hub.cut_at is not None and hub.cuts != 0 and size > hub.cut_at:
+            hub.cuts = None if hub.cuts is None else hub.cuts - 1
+            data = self.rfile.read(hub.cut_at)
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return data
+        return self.rfile.read(size)
+
+    def _written(self, url: str, body: bytes) -> bool:
+        """Answer what writes, and say whether it was that."""
+        hub = self.hub
+        if url == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            if name in hub.repositories:
+                self._end(409, {}, start=None)
+            else:
+                hub.commit(name, {})
+                self._json({"url": f"{hub.url}/{name}"})
+        elif url == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif match := _BATCH.fullmatch(url):
+            self._json({"transfer": "basic", "objects": [*map(self._batched, json.loads(body)["objects"])]})
+        elif match := _OBJECT.fullmatch(url):
+            self._object(match[1], body)
+        elif match := _COMMIT.fullmatch(url):
+            if match[1] not in hub.repositories:
+                self._end(404, {"X-Error-Code": "RepoNotFound"}, start=None)
+            elif match[3] != "main":
+                self._end(404, {"X-Error-Code": "RevisionNotFound"}, start=None)
+            else:
+                self._preupload(match[1], body) if match[2] == "preupload" else self._commit(match[1], body)
+        else:
+            return False
+        return True
+
+    def _batched(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if self.hub.object(asked["oid"]).exists():
+            return asked
+        return {**asked, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}"}}}
+
+    def _object(self, digest: str, body: bytes) -> None:
+        if _sha256(body) != digest:
+            return self._end(400, start=None)
+        place = self.hub.object(digest)
+        partial = place.with_name(f"{digest}.{threading.get_ident()}")
+        partial.write_bytes(body)
+        partial.rename(place)
+        return self._end(200, start=None)
+
+    def _preupload(self, repository: str, body: bytes) -> None:
+        _, folder = self.hub.head(repository)
+        answer = []
+        for asked in json.loads(body)["files"]:
+            large = asked["size"] >= self.hub.large
+            entry = {"path": asked["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            if (there := folder / asked["path"]).is_file():
+                known = self._entry(folder, there)
+                entry["oid"] = known["lfs"]["oid"] if "lfs" in known else known["oid"]
+            answer.append(entry)
+        self._json({"files": answer})
+
+    def _commit(self, repository: str, body: bytes) -> None:
+        hub = self.hub
+        header, *operations = (json.loads(line) for line in body.splitlines())
+        files: dict[str, bytes | Path] = {}
+        deleted = []
+        for each in operations:
+            value = each["value"]
+            if each["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif each["key"] == "lfsFile":
+                files[value["path"]] = hub.object(value["oid"])
+            else:
+                deleted.append(value["path"])
+        with hub.lock:
+            if header["value"].get("parentCommit", hub.head(repository)[0]) != hub.head(repository)[0]:
+                return self._end(412, {"X-Error-Message": "the parent is not the newest commit"}, start=None)
+            if any(isinstance(each, Path) and not each.exists() for each in files.values()):
+                return self._end(400, {"X-Error-Message": "an LFS file is not there"}, start=None)
+            commit = hub.commit(repository, files, deleted)
+        return self._json(
+            {"success": True, "commitOid": commit, "commitUrl": f"{hub.url}/{repository}/commit/{commit}"}
+        )
+
     def _file(self, url: str, *, cdn: bool) -> None:
         match = _FILE.fullmatch(url)
         prefix, repository, revision, path = match.groups() if match else ("", "", "", "")
-        commit, folder = self.hub.repositories.get((prefix or "") + repository, ("", Path()))
+        commit, folder = self.hub.at((prefix or "") + repository, revision)
         if not commit:
             return self._end(404, {"X-Error-Code": "RepoNotFound"})
-        if revision not in (commit, "main"):
+        if folder is None:
             return self._end(404, {"X-Error-Code": "RevisionNotFound"})
         if not (folder / path).is_file():
             return self._end(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
@@ -185,10 +353,10 @@ class _Handler(BaseHTTPRequestHandler):
         self, body: bytes, kinds: str, repository: str, what: str | None, revision: str, below: str | None
     ) -> None:
         name = PREFIXES[kinds.removesuffix("s")] + repository
-        commit, folder = self.hub.repositories.get(name, ("", Path()))
+        commit, folder = self.hub.at(name, revision or "main")
         if not commit:  # a stranger is not told which private ones there are
             return self._end(404 if self.headers.get("Authorization") else 401, {"X-Error-Code": "RepoNotFound"})
-        if what and revision not in (commit, "main"):
+        if folder is None:
             return self._end(404, {"X-Error-Code": "RevisionNotFound"})
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if what == "tree":
@@ -227,11 +395,13 @@ class _Handler(BaseHTTPRequestHandler):
         hub, sends = self.hub, self.command != "HEAD"
         sent = content if sends else b""
         cut = sends and content and start is not None and hub.drop_at is not None and hub.drops != 0
+        cut = cut and start is not None and hub.drop_at is not None and start + len(content) > hub.drop_at
         if cut and hub.drop_at is not None and start is not None:
             sent = content[: max(0, hub.drop_at - start)]
             hub.drops = None if hub.drops is None else hub.drops - 1
         asked = {name.lower(): value for name, value in self.headers.items()}
-        hub.requests.append(Request(self.command, self.path, asked, status, 0 if start is None else len(sent)))
+        sent_of_file = 0 if start is None else len(sent)
+        hub.requests.append(Request(self.command, self.path, asked, status, sent_of_file, self.received))
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -250,6 +420,10 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
 def _git(content: bytes) -> str:
     """Return git's name for a blob, the entity tag of what is not stored as LFS."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return _sha1(b"blob %d\0" % len(content) + content)

@@ -36,6 +36,7 @@ from requant.environment.image.evidence import Evidence
 from requant.environment.update import Change
 from requant.evidence import journal
 from requant.evidence.journal import Block, Header, Journal
+from requant.evidence.keyless import Identity
 from requant.evidence.keys import Kind
 from requant.evidence.statements import BUILD_TYPE
 from requant.hub import pinned
@@ -45,6 +46,7 @@ from requant.inspect import Inspection
 from requant.inspect.defects import Defect
 from requant.inspect.findings import Finding
 from requant.model.summary import Alike, Size, Summary
+from requant.published.standing import Standing
 from requant.recipe import Layers, LayerScheme, Recipe, Tuning
 from requant.repair import Repair
 from requant.rounding.reach import Reach
@@ -136,6 +138,9 @@ LOSS = "Mean squared error of a block's output; iterations count from 0."
 CHECKED = OneOf(("clean", "violations", "not modelled", "nothing to check"))
 SPEC = tuple[str, tuple[int, ...]]
 CONFIRMED = printed(Confirmed, holds=bool)
+FETCHED: Any = shape("Fetched", "A folder, its files, and the new ones.", folder=str, files=int, downloaded=list[str])
+SENT: Any = shape("Sent", "A file, and whether it is there already.", bytes=int, sha256=str, there=bool)
+STANDING = printed(Standing, confirmed=CONFIRMED | None)
 AS_PRINTED: Mapping[Any, Any] = {
     Covered: printed(Covered, parties=int, claims=int),
     Untuned: printed(Untuned, outcome=Outcome),
@@ -150,9 +155,11 @@ PRINTED: Mapping[str, Any] = {
     "requant.build/1": printed(Verdict, folder=str, taints=tuple[str, ...]),
     "requant.bundle/1": shape(
         "Signed",
-        "A statement whose signature holds: the key's id and kind, and what is said of which files, path to SHA-256.",
+        "A statement whose signature holds: the id and kind of a key or an identity, and what is said of which files, "
+        "path to SHA-256.",
         key=str,
-        kind=Kind,
+        kind=OneOf((*get_args(Kind), Identity.kind)),
+        identity=shape("Identity", "Who signed keyless, and who vouches for them.", issuer=str, subject=str) | None,
         predicateType=str,
         subjects=Mapping[str, str],
         predicate=Mapping[str, Any],
@@ -177,6 +184,12 @@ PRINTED: Mapping[str, Any] = {
         message=str,
         advice=str,
         exit_status=int,
+    ),
+    "requant.fetch/1": shape(
+        "Fetch",
+        "How a published checkpoint stands, and what of it was downloaded to where; null where nothing was.",
+        standing=STANDING,
+        fetched=FETCHED | None,
     ),
     "requant.identify/3": Fingerprint,
     "requant.image/1": printed(Evidence, reference=str, differences=tuple[str, ...]),
@@ -206,11 +219,22 @@ PRINTED: Mapping[str, Any] = {
         tensors=Mapping[str, tuple[Alike, ...] | Mapping[str, SPEC]],
         asked=NotRequired[Asked],
     ),
+    "requant.publish/1": shape(
+        "Publication",
+        "What goes where, after which commit, and what keeps it from going; `commit` is null where nothing was sent.",
+        repository=str,
+        parent=str | None,
+        files=Mapping[str, SENT],
+        removed=list[str],
+        refusals=list[str],
+        commit=str | None,
+    ),
     "requant.rebuild/1": printed(
         Verdict, folder=str, against=str, taints=tuple[str, ...], divergences=tuple[Divergence, ...]
     ),
     "requant.repair/1": printed(Repair, needed=bool),
     "requant.response/1": shape("Response", "Where what was asked of which blocks lies.", folder=str, blocks=list[str]),
+    "requant.standing/1": STANDING,
     "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
     "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
     "requant.verify/1": printed(Verdict, confirmed=CONFIRMED | None),

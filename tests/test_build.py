@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import private
 from tests.conftest import ROOT, Refuses
 from tests.hub import running
 from tests.processes import LIMIT, all_ended, signalled, started
@@ -29,6 +28,7 @@ from requant.digest import sha256_file
 from requant.environment import Environment
 from requant.environment import install as installation
 from requant.errors import BuildError, CheckpointError, LockError, NotAvailableError, RecipeError, UsageError
+from requant.evidence import private
 from requant.evidence.journal import Block, Header, Loss, Writer, read_journal
 from requant.evidence.statements import hardware_of
 from requant.hub.pinned import read_pins
@@ -192,7 +192,7 @@ def test_the_log_is_published_without_the_machine_and_named_as_it_is(built: Call
     statement = json.loads(beside(folder, "intoto.jsonl").read_text())
     byproducts = {each["name"]: each["digest"] for each in statement["predicate"]["runDetails"]["byproducts"]}
     assert byproducts["log"] == {"sha256": sha256_file(beside(folder, "log"))}
-    assert private.found(beside(folder, "intoto.jsonl").read_bytes()) == []
+    assert private.in_record(beside(folder, "intoto.jsonl").read_bytes()) == []
 
 
 def test_a_tiny_model_says_which_values_of_the_recipe_it_did_not_use(built: Callable[[str], Built]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import private
 from tests.checkpoints import shard, write
 from tests.conftest import Refuses, Worded
 from tests.test_coverage import GPU, HARDWARE, JOURNAL, audit, copied, keyed, known
@@ -22,6 +21,7 @@ from requant.checkpoint.manifest import make_manifest
 from requant.cli.options import app
 from requant.digest import canonical_json, sha256, sha256_file, strict_json
 from requant.errors import UsageError
+from requant.evidence import private
 from requant.evidence.keys import PrivateKey
 from requant.evidence.outcomes import Judged
 from requant.evidence.signatures import Fault, Signed, bundle_path, sign, sign_file, verify_file
@@ -393,7 +393,7 @@ def test_what_was_decided_is_signed_as_a_summary(registry: Registry) -> None:
         path = registry.place / f"{name}.sigstore.json"
         done = registry.verify(*words, "--sign", key, "--bundle", path)
         found = verify_file(path, [registry.eve.public])
-        assert private.found(found.statement) == [] and found.predicate_type == SUMMARY
+        assert private.in_record(found.statement) == [] and found.predicate_type == SUMMARY
         assert found.predicate["verificationResult"] == ("FAILED" if done.exit_code else "PASSED")
         shown = CliRunner().invoke(app, ["show", "bundle", str(path), "--key", str(key)])
         assert found.predicate["verificationResult"] in shown.stdout

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
+from tests.commands import commands, parse
 from tests.conftest import ROOT
 from tests.schemas import WRITTEN
 
@@ -27,6 +28,16 @@ def test_links_lead_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_command_is_one() -> None:
+    """In what is set as code, each line that begins with requant is read by the command line itself."""
+    count = 0
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for words in commands("\n".join(re.findall(r"^(?: {4}|\t)(.*)$", page.read_text(), re.M))):
+            parse(words)
+            count += 1
+    assert count > 60
 
 
 def test_every_exit_status_has_its_line() -> None:
@@ -57,6 +68,18 @@ def test_the_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
     assert words == sorted(words, key=str.casefold)
     assert {"tiny model", "worker", "sandbox", "worker pool", "block inputs", "resume state", "span"} <= {*words}
     assert {"source", "taint", "pass", "party", "reach"} <= {*words}
+
+
+def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "threats.md").read_text()
+    rows: list[str] = re.findall(r"^\| (?!-|what they)(.*) \|$", page, re.M)
+    assert len(rows) > 20
+    for row in rows:
+        *_, proof = row.split(" | ")
+        named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", proof)
+        assert named or proof == "nothing", row
+        for module, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / f"{module}.py").read_text(), re.M), row
 
 
 def test_tests_that_the_claims_name_exist() -> None:

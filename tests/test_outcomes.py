@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import private
 from tests.cases.audits import AUDIT, FOLLOWED
 from tests.checkpoints import frame, shard, write
 from tests.conftest import ROOT, Refuses, Worded
@@ -26,6 +25,7 @@ from requant.cli.options import app
 from requant.diff.divergence import Divergence
 from requant.digest import canonical_json, sha256, sha256_file
 from requant.errors import CheckpointError, UsageError
+from requant.evidence import private
 from requant.evidence.keys import read_private, write_key
 from requant.evidence.outcomes import LONGEST, NAMED, RESULTS, TEST_RESULT, Judged, short, told
 from requant.evidence.signatures import Signed, verify_file, write_signed
@@ -52,7 +52,7 @@ def ran(*words: str | Path) -> Result:
 def signed(path: Path, key: Path) -> Signed:
     """What a bundle says, its signature verified; nothing of this machine is in it."""
     found = verify_file(path, [read_private(key).public])
-    assert private.found(found.statement) == []
+    assert private.in_record(found.statement) == []
     assert found.predicate_type == TEST_RESULT
     return found
 

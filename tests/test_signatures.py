@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import private
 from tests.cases.audits import AUDIT
 from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
@@ -32,6 +31,7 @@ from requant.checkpoint.manifest import read_manifest
 from requant.cli.options import app
 from requant.digest import MAX_STATEMENT, canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
+from requant.evidence import private
 from requant.evidence.keys import KINDS, Kind, PrivateKey, parse_public, read_private, read_public, write_key
 from requant.evidence.signatures import (
     MAX_BUNDLE,
@@ -139,7 +139,7 @@ def test_each_failure_has_its_name(kind: Kind, refuses: Refuses) -> None:
         (Fault.PAYLOAD_TYPE, enveloped(payloadType="text/plain")),
         (Fault.FORGED, enveloped(payload=other)),
         (Fault.FORGED, around(verificationMaterial=theirs)),
-        (Fault.CERTIFICATE, around(verificationMaterial={"certificate": {"rawBytes": "AA=="}})),
+        (Fault.UNREADABLE, around(verificationMaterial={"certificate": {"rawBytes": "AA=="}})),
         (Fault.UNREADABLE, around(more=1)),
         (Fault.UNREADABLE, changed(data, lambda value: value.pop("dsseEnvelope"))),
         (Fault.UNREADABLE, data[:-1]),
@@ -394,13 +394,13 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_scan_finds_what_is_planted(planted: str) -> None:
-    assert private.found(in_toto({"a": "0a" * 32}, "urn:x", {"taints": ["none", planted]})) == [planted]
-    assert private.found(in_toto({"a": "0a" * 32}, "urn:x", {planted: 1})) == [planted]
+    assert private.in_record(in_toto({"a": "0a" * 32}, "urn:x", {"taints": ["none", planted]})) == [planted]
+    assert private.in_record(in_toto({"a": "0a" * 32}, "urn:x", {planted: 1})) == [planted]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "builds").rglob("*.intoto.jsonl")), ids=lambda path: path.parent.name)
 def test_nothing_of_a_machine_is_recorded(path: Path) -> None:
-    assert private.found(path.read_bytes()) == []
+    assert private.in_record(path.read_bytes()) == []
 
 
 def test_a_bundle_has_a_statement_a_digest_a_signature_and_no_more() -> None:

@@ -1,6 +1,7 @@
 """Tools of others accept our bundles and keys, and refuse what was changed.
 
-They are securesystemslib, sigstore-python, npm's sigstore, and OpenSSF's model_signing.
+They are securesystemslib, sigstore-python, npm's sigstore, and OpenSSF's model_signing; of keyless ones npm's here, and
+sigstore-python in tests/test_keyless.py.
 
 What each demands: docs/adr/0025-a-key-is-the-party-and-a-name-its-label.md.
 """
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from sigstore.models import Bundle, InvalidBundle
 from sigstore_models.bundle.v1 import Bundle as Model
 from tests.checkpoints import shard, write
 from tests.conftest import ROOT
+from tests.sigstores import GITHUB, WORKFLOW, Sigstore, as_a_job, running
 
 from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json
+from requant.evidence.keyless import log_in
 from requant.evidence.keys import KINDS, Kind, read_private, write_key
 from requant.evidence.outcomes import Judged
 from requant.evidence.signatures import sign
@@ -124,14 +128,14 @@ def test_sigstore_python(kind: Kind, signed: bytes, statement: bytes, tmp_path: 
 def npm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """npm's packages, installed as they are locked; none of their scripts is run."""
     folder = tmp_path_factory.mktemp("npm")
-    for name in ("package.json", "package-lock.json", "verify.js"):
+    for name in ("package.json", "package-lock.json", "verify.js", "keyless.js"):
         shutil.copyfile(NPM / name, folder / name)
     quiet = ("--silent", "--ignore-scripts", "--no-audit", "--no-fund")
     done = subprocess.run([PROGRAMS / "npm", "ci", *quiet], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, f"npm ci: {done.stdout}{done.stderr}"
 
-    def verify(*paths: Path) -> subprocess.CompletedProcess[str]:
-        command = [PROGRAMS / "node", folder / "verify.js", *paths]
+    def verify(*words: Path | str, script: str = "verify.js") -> subprocess.CompletedProcess[str]:
+        command = [PROGRAMS / "node", folder / script, *words]
         return subprocess.run(command, capture_output=True, text=True)
 
     return verify
@@ -152,6 +156,38 @@ def test_npm_sigstore(signed: bytes, tmp_path: Path, npm: Callable[..., subproce
     bundle.write_bytes(enveloped(signed, signatures=[]))
     done = npm(bundle, ours)
     assert done.returncode == 1 and "invalid bundle" in done.stderr
+
+
+@pytest.mark.full
+def test_npm_sigstore_keyless(
+    tmp_path: Path,
+    npm: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a Sigstore of our own; sigstore-python verifies the same in tests/test_keyless.py."""
+    bundle, trust, other = (tmp_path / name for name in ("b.sigstore.json", "trust.json", "other.json"))
+    with running() as sigstore:
+        as_a_job(sigstore, monkeypatch)
+        trust.write_text(json.dumps(sigstore.trust_config()))
+        made = sign(FAILED, log_in(trust))
+        sigstore.late = timedelta(minutes=11)
+        late = sign(FAILED, log_in(trust))
+    other.write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()))
+
+    def verify(data: bytes, root: Path = trust, issuer: str = GITHUB, subject: str = WORKFLOW) -> tuple[int, str]:
+        bundle.write_bytes(data)
+        done = npm(bundle, root, issuer, subject, script="keyless.js")
+        return done.returncode, done.stderr
+
+    assert verify(made) == (0, "")
+    for refused, said in (
+        (verify(made, subject=f"{WORKFLOW}s"), "certificate identity"),
+        (verify(made, issuer="https://example.com"), "extension"),
+        (verify(made, root=other), "Error"),
+        (verify(late), "Error"),
+        (verify(forged(made)[0]), "Error"),
+    ):
+        assert refused[0] == 1 and said in refused[1], refused
 
 
 MODEL = {"model.safetensors": shard({"a": ("F32", [1], b"abcd")}), "config.json": b"{}", "sub/tokenizer.json": b"{}"}

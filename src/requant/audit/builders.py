@@ -1,4 +1,4 @@
-"""Known builders: `builders.toml`, in which whoever keeps a registry of builds says whose a key is.
+"""Known builders: `builders.toml`, in which whoever keeps a registry of builds says whose a key or an identity is.
 
 It stands beside the folders of the builds. Each table has a name, a public key in PEM, and perhaps its last day:
 
@@ -13,6 +13,13 @@ It stands beside the folders of the builds. Each table has a name, a public key 
 
 A signature by one of these keys counts as this builder's; the name is a label that the list gives to the key. Nothing
 says when a signature was made, so after its last day, in UTC, all that a key has signed counts no more.
+
+Whoever signs keyless has an identity instead, the subject exactly as in the certificate, and who vouches for it:
+
+    identity = "https://github.com/ada/models/.github/workflows/publish.yml@refs/heads/main"
+    issuer = "https://token.actions.githubusercontent.com"
+
+Of another Sigstore than the public one, `trust_config`, above the tables, names the configuration, beside the list.
 """
 
 import os
@@ -26,18 +33,21 @@ from pathlib import Path
 from requant.audit.audits import party, same_party
 from requant.digest import MAX_TOML, read_whole
 from requant.errors import CheckpointError, UsageError
-from requant.evidence.keys import PublicKey, parse_public
+from requant.evidence.keyless import Identity
+from requant.evidence.keys import parse_public
+from requant.evidence.signatures import Known
 from requant.recipe import Recipe
 
 FILE = "builders.toml"
+TRUST = "trust_config"
 
 
 @dataclass(frozen=True)
 class Builder:
-    """Whose a key is, by the list, and the last day on which it counts."""
+    """Whose a key or an identity is, by the list, and the last day on which it counts."""
 
     name: str
-    key: PublicKey
+    key: Known
     until: date | None = None
 
     @property
@@ -56,15 +66,19 @@ def builders_of(recipe: Recipe, named: Path | None = None) -> Mapping[str, Build
 
 
 def read_builders(path: Path) -> Mapping[str, Builder]:
-    """Return the builders of a list by the id of their key.
+    """Return the builders of a list by the id of their key or identity.
 
     Raises CheckpointError for anything else than names and keys, and for two of one name or of one key.
     """
     try:
         value = tomllib.loads(read_whole(path, MAX_TOML).decode())
+        named = value.pop(TRUST, None)
         if value.keys() - {"builder"} or not isinstance(value.get("builder", []), list):
             raise ValueError(f"found {reprlib.repr([*value])}, expected tables [[builder]] alone")
-        builders = [_builder(each) for each in value.get("builder", [])]
+        if named is not None and (not isinstance(named, str) or Path(named).name != named):
+            raise ValueError(f"{TRUST}: found {reprlib.repr(named)}, expected the name of a file beside the list")
+        trust = path.parent / named if named else None
+        builders = [_builder(each, trust) for each in value.get("builder", [])]
         for what, found in (
             ("name", [same_party(each.name) for each in builders]),
             ("key", [each.key.id for each in builders]),
@@ -78,20 +92,23 @@ def read_builders(path: Path) -> Mapping[str, Builder]:
     return {each.key.id: each for each in builders}
 
 
-def _builder(value: object) -> Builder:
-    types = {"name": str, "key": str, "until": date}
+def _builder(value: object, trust: Path | None) -> Builder:
+    types = {"name": str, "key": str, "identity": str, "issuer": str, "until": date}
     if (
         not isinstance(value, dict)
-        or not {"name", "key"} <= value.keys() <= types.keys()
+        or value.keys() - {"until"} not in ({"name", "key"}, {"name", "identity", "issuer"})
         or any(type(each) is not types[key] for key, each in value.items())
     ):
-        raise ValueError(f"found {reprlib.repr(value)}, expected a name and a key, and until when they hold")
+        told = "expected a name and a key, or an identity and its issuer, and until when they hold"
+        raise ValueError(f"found {reprlib.repr(value)}, {told}")
     try:
         name = party(value["name"])
     except UsageError:
         name = ""
     if not name or name != value["name"]:
         raise ValueError(f"name: found {reprlib.repr(value['name'])}, expected printable text with single spaces")
+    if "identity" in value:
+        return Builder(name, Identity(value["issuer"], value["identity"], trust), value.get("until"))
     try:
         return Builder(name, parse_public(value["key"].strip().encode()), value.get("until"))
     except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from requant.audit.audits import same_party
 from requant.audit.builders import Builder, builders_of
 from requant.audit.coverage import UNTUNED, Coverage
-from requant.build import stem
+from requant.build import stem, words
 from requant.errors import UsageError
 from requant.evidence.keys import read_public
 from requant.evidence.summaries import Summary
@@ -34,8 +34,8 @@ class Confirmed:
 
     `rows` says of each block and the rest who reproduced it, without the maker. `trusted` are those whose word is
     enough, and who have given it. `refused` says of each statement that does not count why, and `counted` are the
-    others by SHA-256. `policy` is what was asked: how many, and of whom, by the ids of keys. `identical` is whether the
-    files at hand are those that the statements are about.
+    others by SHA-256. `policy` is what was asked: how many, and of whom, by the ids of keys. `tiny` is the size of a
+    tiny model, and `identical` whether the files at hand are those that the statements are about.
     """
 
     required: int | None
@@ -46,6 +46,7 @@ class Confirmed:
     refused: Mapping[str, str]
     counted: Mapping[str, str]
     policy: Mapping[str, Any]
+    tiny: str | None
     identical: bool = True
 
     @property
@@ -98,7 +99,7 @@ class Confirmed:
             f"parts of it by {builders}{aside}",
             f"by fewer than {self.required}: {', '.join(names[:SHOWN])}{more}" if names else "nothing is recorded",
             "next: requant audit CHECKPOINT --recipe RECIPE "
-            f"--blocks {blocks or '0'} --auditor NAME --record --sign KEY",
+            f"--blocks {blocks or '0'}{words(self.tiny)} --auditor NAME --record --sign KEY",
         ]
 
 
@@ -123,7 +124,12 @@ def builders(recipe: Recipe, listed: Path | None, trust: Sequence[str]) -> tuple
     Who is trusted is named as in the list, or by the file of a public key, which need not be in the list. Raises
     UsageError for anybody else.
     """
-    known = dict(builders_of(recipe, listed))
+    return trusted_of(builders_of(recipe, listed), trust)
+
+
+def trusted_of(listed: Mapping[str, Builder], trust: Sequence[str]) -> tuple[Mapping[str, Builder], frozenset[str]]:
+    """Return the builders of a list and those who are trusted besides, and the ids of these, as `builders` does."""
+    known = dict(listed)
     names = {same_party(each.name): each.key.id for each in known.values()}
     trusted: set[str] = set()
     for who in trust:
@@ -166,6 +172,7 @@ def confirmed(
             "trusted": sorted(trusted),
             "builders": sorted(known),
         },
+        tiny=covered.tiny,
     )
 
 

@@ -16,8 +16,8 @@ from requant.checkpoint.manifest import Manifest
 from requant.digest import sha256
 from requant.evidence.outcomes import told
 from requant.evidence.signatures import (
+    NOBODY_KNOWN,
     SUFFIX,
-    Fault,
     SignatureError,
     Signed,
     confirm_subjects,
@@ -62,7 +62,7 @@ class Rebuild:
 def party_of(bundle: Path, statement: bytes, known: Mapping[str, Builder], claimed: str) -> Party:
     """Return whose a statement is, by the bundle beside it; where nobody known signed it, whoever is `claimed`.
 
-    A key that is not known, or has expired, or a certificate, says nothing for the statement, and nothing against it.
+    A key or an identity that is not known, or has expired, says nothing for the statement, and nothing against it.
     Raises SignatureError where the bundle does not hold, or is of something else.
     """
     if not os.path.lexists(bundle):
@@ -71,7 +71,7 @@ def party_of(bundle: Path, statement: bytes, known: Mapping[str, Builder], claim
     try:
         signed = verify_file(bundle, [each.key for each in known.values()], statement=statement)
     except SignatureError as error:
-        if error.fault not in (Fault.UNKNOWN_KEY, Fault.CERTIFICATE):
+        if error.fault not in NOBODY_KNOWN:
             raise
         return Party("", claimed, error.said)
     try:

@@ -53,13 +53,14 @@ class Stated:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One build, by its records: `name` is how their files begin, `journal_sha256` is of the journal's file."""
+    """One build, by its records: `name` is how their files begin, and the digests are of its files."""
 
     name: str
     manifest: Manifest
     journal: Journal
     journal_sha256: str
     stated: Stated
+    statement_sha256: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _recorded(recipe: Recipe, tiny: str | None, place: Path, pinned: Mapping[str
     digest = sha256_file(journal_path)
     files = {path: each.sha256 for path, each in manifest.files.items()}
     stated = _stated(statement_path, files, digest, recipe, tiny, pinned)
-    return Recorded(place.name, manifest, journal, digest, stated)
+    return Recorded(place.name, manifest, journal, digest, stated, sha256_file(statement_path))
 
 
 @dataclass(frozen=True)

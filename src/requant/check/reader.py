@@ -23,6 +23,7 @@ from requant.digest import CHUNK, canonical_json, read_whole, sha256, sha256_chu
 from requant.errors import CheckpointError
 from requant.formats.codec import Declaration
 from requant.hub.repository import Repository, named
+from requant.hub.snapshots import snapshot
 
 T = TypeVar("T")
 
@@ -83,13 +84,15 @@ class Reader:
 
 
 def open_reader(name: str, endpoint: str | None = None) -> Reader:
-    """Open a folder, a GGUF file, or `owner/name@revision` on the Hub where there is neither.
+    """Open a folder, a GGUF file, or `owner/name@revision` where there is neither: in the Hub's cache, or on the Hub.
 
     Raises CheckpointError for what cannot be read, NotAvailableError for the network, UsageError for neither.
     """
     files: Files
     if is_gguf(Path(name)):
         return _open_gguf(Path(name))
+    if not Path(name).exists() and (here := snapshot(*named(name), endpoint)):
+        name = str(here)
     remote = not Path(name).exists()
     files = Repository.open(*named(name), endpoint) if remote else Folder(Path(name))
     with ExitStack() as cleanup:

@@ -34,8 +34,8 @@ COMPANIONS += ("*.sig", "*.sigstore.json", "*.manifest.json", "*.journal.jsonl",
 
 LICENSE is none of them, because the manifests of builds record it.
 """
-COMPANION_FOLDERS = (".git/", ".cache/huggingface/", ".eval_results/", ".requant-fetch/")
-"""git's own, the record of a download into a local folder, a hub's scores, and what `fetch` has in part."""
+COMPANION_FOLDERS = (".git/", ".cache/huggingface/", ".eval_results/", ".requant-fetch/", "requant/")
+"""git's own, the record of a download into a local folder, a hub's scores, what `fetch` has in part, and proofs."""
 
 
 @dataclass(frozen=True)

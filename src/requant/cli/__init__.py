@@ -18,7 +18,7 @@ import typer
 from requant.cli import new, build, tiny, plan, trial, render  # noqa: F401
 from requant.cli import verify, check, diff, inspect, identify, audit, rebuild, coverage, show  # noqa: F401
 from requant.cli import challenge, respond, judge  # noqa: F401
-from requant.cli import manifest, sign, keys, repair, card  # noqa: F401
+from requant.cli import manifest, sign, keys, repair, card, publish, fetch  # noqa: F401
 from requant.cli import lock, dockerfiles, image, pins, update  # noqa: F401
 # isort: on
 

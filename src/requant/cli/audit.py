@@ -19,11 +19,11 @@ from requant.build import beside
 from requant.build.inputs import inputs_for
 from requant.build.workplace import scratch
 from requant.cli.options import (
+    HERE,
     VERIFY,
     AsJson,
     BaseOption,
     BundleFile,
-    CheckpointFolder,
     IsTiny,
     JournalOption,
     RecipeOption,
@@ -33,10 +33,11 @@ from requant.cli.options import (
     app,
     tiny_size,
 )
-from requant.cli.sign import outcome_signer
+from requant.cli.sign import outcome_signer, signing
 from requant.cli.terminal import out, print_json, progress, say
 from requant.environment.install import cache
 from requant.evidence.outcomes import Judged
+from requant.hub.snapshots import folder_of
 from requant.protocol import HINTS
 from requant.recipe import Recipe, read_recipe
 
@@ -54,7 +55,7 @@ MOST = 9999
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-tiny --recipe builds/ec --blocks 3 --tiny")
 def audit(
-    checkpoint: CheckpointFolder,
+    named: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {HERE}.")],
     recipe: RecipeOption,
     base: BaseOption = None,
     journal: JournalOption = None,
@@ -112,14 +113,14 @@ def audit(
     make_pool = (
         cluster.make_pool(address or None, workers, base) if engine == "ray" else requant.audit.local(workers or 1)
     )
-    read = read_recipe(recipe)
+    read, checkpoint = read_recipe(recipe), folder_of(named)
     stand_in = tiny_size(tiny, size)
     name = named_party(auditor, record=record)
     if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
         raise typer.BadParameter(
             "choose the blocks in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
         )
-    named = numbers(blocks) if blocks else ()
+    asked = numbers(blocks) if blocks else ()
     if journal and no_journal:
         raise typer.BadParameter("--journal and --no-journal cannot be used together")
     reference = known(read, stand_in, checkpoint.absolute(), journal, compared=not no_journal)
@@ -134,7 +135,7 @@ def audit(
     if challenge:
         chosen = tuple(names.index(each) for each in draw(names, challenge))
     else:
-        chosen = tuple(range(len(names))) if everything else named
+        chosen = tuple(range(len(names))) if everything else asked
     requant.audit.confirm(read, stand_in, checkpoint, reference, chosen)
     with scratch(cache() / "audits") as work, progress() as tell:
         inputs = inputs_for(read, stand_in, base, work, tell, INSTEAD)
@@ -167,7 +168,7 @@ def answer(
     *,
     record: bool,
     as_json: bool,
-    sign: Path | None,
+    sign: str | None,
     signed: Callable[[Judged], Path] | None,
 ) -> NoReturn:
     """Print what came of an audit, write it down and sign it where it is to be, and end."""
@@ -189,12 +190,11 @@ def answer(
     raise typer.Exit(done.exit_status)
 
 
-def sign_audit(path: Path, key: Path) -> Path:
+def sign_audit(path: Path, key: str) -> Path:
     """Sign a recorded audit, and return the bundle: coverage counts by it."""
-    from requant.evidence.keys import read_private
     from requant.evidence.signatures import sign_file
 
-    return sign_file(path, read_private(key))
+    return sign_file(path, signing(key)())
 
 
 def numbers(text: str) -> tuple[int, ...]:

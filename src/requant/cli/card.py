@@ -1,24 +1,28 @@
-"""`requant card`: the model card of a build, and a published card beside the truth."""
+"""`requant card`: the model card of a build, also as a bill of materials, and a published card beside the truth."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from requant.card.compare import Comparison, compare
+from requant.card.cyclonedx import cyclonedx
 from requant.card.facts import as_json as facts_json
 from requant.card.facts import facts_of
 from requant.card.markdown import read_card
 from requant.card.records import read_records
 from requant.card.render import render
+from requant.card.spdx import spdx
 from requant.cli.folding import several
 from requant.cli.options import PUBLISH, AsJson, RecipePath, Size, app, tiny_size
-from requant.cli.terminal import out, print_json, say
+from requant.cli.terminal import out, print_document, print_json, say
 from requant.errors import NotAvailableError, UsageError
 from requant.recipe import read_recipe
 
+Form = Literal["markdown", "cyclonedx", "spdx"]
+BILLS = {"cyclonedx": cyclonedx, "spdx": spdx}
 COLOURS = {"true": "green", "wrong": "red", "not backed": "yellow"}
 
 
@@ -40,6 +44,13 @@ def card(
     repository: Annotated[
         str, typer.Option(metavar="OWNER/NAME", help="Where the checkpoint is published, for the card's commands.")
     ] = "",
+    form: Annotated[
+        Form,
+        typer.Option(
+            metavar="FORM",
+            help="markdown, or the same facts with the digest of every file as a bill of materials: cyclonedx, spdx.",
+        ),
+    ] = "markdown",
     compare_with: Annotated[
         Path | None,
         typer.Option("--compare", metavar="CARD", help="Hold this card against the build, line by line, instead."),
@@ -50,8 +61,10 @@ def card(
     as_json: AsJson = False,
 ) -> None:
     """Write the model card of a build from its records, or say how much of a published card is true."""
-    if compare_with and (out_file or repository):
-        raise UsageError("--compare writes no card", "Leave --out and --repository out.")
+    if compare_with and (out_file or repository or form != "markdown"):
+        raise UsageError("--compare writes no card", "Leave --out, --repository and --form out.")
+    if as_json and form != "markdown":
+        raise UsageError(f"--form {form} is JSON by itself", "Leave --json out.")
     if out_file and out_file.exists():
         raise UsageError(f"{out_file}: already exists", "Name another file with --out, or remove this one.")
     published = read_card(compare_with) if compare_with else ""
@@ -64,7 +77,7 @@ def card(
         else:
             out.lines(comparison_text(compared))
         raise typer.Exit(compared.exit_status)
-    text = render(records, facts, repository)
+    text = BILLS[form](records, facts, repository) if form in BILLS else render(records, facts, repository)
     if out_file:
         try:
             with out_file.open("x", encoding="utf-8") as file:
@@ -75,6 +88,8 @@ def card(
         print_json("requant.card/1", {"build": records.recipe.name, "facts": facts_json(facts), "card": text})
     elif out_file:
         say(f"{escape(str(out_file))}: {several(len(facts), 'fact')}")
+    elif form in BILLS:
+        print_document(text)
     else:
         out.lines(escape(line) for line in text.splitlines())
 

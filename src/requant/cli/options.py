@@ -69,6 +69,9 @@ def environments(incomplete: str) -> list[str]:
     return sorted(path.stem for path in Path("lockfiles").glob(f"{glob.escape(incomplete)}*.in"))
 
 
+HERE = "a folder, or owner/name@revision in the Hub's cache"
+"""What is read whole, and so has to be here."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON document.")]
 CheckpointFolder = Annotated[
     Path, typer.Argument(help="The checkpoint's folder: .safetensors files, and the files beside them.")
@@ -133,8 +136,10 @@ SandboxOption = Annotated[
     ),
 ]
 SignKey = Annotated[
-    Path | None,
-    typer.Option("--sign", metavar="KEY", help="Sign the outcome, whatever it is, with this key: docs/signing.md."),
+    str | None,
+    typer.Option(
+        "--sign", metavar="KEY", help="Sign the outcome, whatever it is, with this key, or keyless: docs/signing.md."
+    ),
 ]
 BundleFile = Annotated[
     Path | None,
@@ -143,6 +148,12 @@ BundleFile = Annotated[
 Builders = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Builders and their keys. Without it, builders.toml beside the recipe's folder."),
+]
+Registry = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="A folder of recorded builds that you trust, and its builders.toml. Without it, builds/."
+    ),
 ]
 Require = Annotated[
     int | None,
@@ -153,6 +164,9 @@ Trust = Annotated[
     typer.Option(
         metavar="WHO", help="A builder of the list, or a public key, whose word alone is enough; can be repeated."
     ),
+]
+Endpoint = Annotated[
+    str | None, typer.Option(metavar="URL", help="The address of the Hub. Without it, HF_ENDPOINT or huggingface.co.")
 ]
 Size = Annotated[SizeName | None, typer.Option(help="The size of the tiny model; needs --tiny.", show_default="demo")]
 Workers = Annotated[

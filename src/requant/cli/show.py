@@ -47,19 +47,36 @@ def journal(
 @show.command(epilog="Example: requant show bundle builds/ec/mini.sigstore.json --key ada.pub")
 def bundle(
     path: Annotated[Path, typer.Argument(help="A bundle, as `requant sign` writes it.")],
-    key: Annotated[list[Path], typer.Option(metavar="KEY", help="A public key that you trust; can be repeated.")],
+    key: Annotated[
+        list[Path] | None, typer.Option(metavar="KEY", help="A public key that you trust; can be repeated.")
+    ] = None,
+    identity: Annotated[
+        str, typer.Option(metavar="SUBJECT", help="Whom you trust, as their certificate names them; needs --issuer.")
+    ] = "",
+    issuer: Annotated[str, typer.Option(metavar="URL", help="Who vouches for the identity.")] = "",
+    builders: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A builders.toml, whose keys and identities you trust.")
+    ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="Refuse a statement about other files than those of this manifest.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify a signed statement, and print who signed it and what it says of which files."""
+    from requant.audit.builders import read_builders
+    from requant.evidence.keyless import Identity
     from requant.evidence.keys import read_public
     from requant.evidence.outcomes import told
     from requant.evidence.signatures import confirm_subjects, verify_file
     from requant.evidence.summaries import SUMMARY
 
-    signed = verify_file(path, [*map(read_public, key)])
+    if bool(identity) != bool(issuer):
+        raise typer.BadParameter("--identity and --issuer belong together")
+    known = [each.key for each in read_builders(builders).values()] if builders else []
+    known += [*map(read_public, key or ()), *([Identity(issuer, identity)] if identity else ())]
+    if not known:
+        raise typer.BadParameter("whom do you trust: --key KEY, --identity SUBJECT --issuer URL, or --builders FILE")
+    signed = verify_file(path, known)
     try:
         outcome = told(signed)
     except ValueError as error:

@@ -91,6 +91,11 @@ def print_json(schema: str, value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps({"schema": schema, **value}, indent=2) + "\n")
 
 
+def print_document(text: str) -> None:
+    """Print a document of another's format whole; it is printable ASCII."""
+    sys.stdout.write(text)
+
+
 def say(text: str) -> None:
     """Print what is not the result, to standard error."""
     err.print(text)

@@ -1,9 +1,9 @@
-"""Signed statements: an in-toto Statement v1 in a DSSE envelope in a Sigstore bundle, signed with a key.
+"""Signed statements: an in-toto Statement v1 in a DSSE envelope in a Sigstore bundle, signed with a key, or keyless.
 
 Formats: https://github.com/secure-systems-lab/dsse (v1.0.0); sigstore/protobuf-specs, sigstore_bundle.proto (v0.3).
 One statement and one signature per bundle. A bundle stands beside its statement and holds the very bytes of that file.
 What is signed is public whole, so there is one form of it, canonical JSON, and a reader refuses any other: no bit of a
-bundle can change unseen. ADR 25 says what other tools make of it.
+bundle signed with a key can change unseen. ADR 25 says what other tools make of it.
 """
 
 import base64
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from requant.digest import MAX_STATEMENT, canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError, UsageError
+from requant.evidence.keyless import Identity, LoggedIn, certified, confirm
 from requant.evidence.keys import PrivateKey, PublicKey
 from requant.evidence.statements import STATEMENT_TYPE
+from requant.verdict import visible
 
 if TYPE_CHECKING:  # imported where something is signed or verified: a build in a pod has no such library
     from securesystemslib.dsse import Envelope
@@ -30,8 +32,8 @@ SUFFIX = ".sigstore.json"
 STATEMENT = ".intoto.jsonl"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-MAX_BUNDLE = MAX_STATEMENT * 4 // 3 + (1 << 12)
-"""Bytes of a bundle: its statement in base64, and little else."""
+MAX_BUNDLE = MAX_STATEMENT * 4 // 3 + (1 << 15)
+"""Bytes of a bundle: its statement in base64, and little else; of a keyless one, certificate, log entry and time."""
 MAX_SUBJECTS = 1024
 """Of a statement: sigstore-go reads no more (pkg/verify/signature.go, maxAllowedSubjects), and with it cosign."""
 
@@ -42,15 +44,24 @@ class Fault(StrEnum):
     """Why a bundle proves nothing."""
 
     UNREADABLE = "not a bundle as requant writes it"
-    CERTIFICATE = "signed with a certificate, and only keys are verified here"
+    CERTIFICATE = "its certificate does not hold"
     UNSIGNED = "its signature was removed"
     SEVERAL = "more than one signature"
     PAYLOAD_TYPE = "not the payload of a statement"
     UNKNOWN_KEY = "signed with a key that is not among those given"
+    UNKNOWN_IDENTITY = "signed by an identity that is not among those given"
+    OTHER_ISSUER = "signed by an identity for which another issuer vouches"
     FORGED = "the signature is not this key's for these bytes"
     STATEMENT = "what is signed is not a statement"
     OTHER_STATEMENT = "signs another statement than the one beside it"
     OTHER_SUBJECTS = "a statement about other files"
+
+
+NOBODY_KNOWN = (Fault.UNKNOWN_KEY, Fault.UNKNOWN_IDENTITY, Fault.OTHER_ISSUER)
+"""Nobody who is known says so: a statement with such a bundle is as good as one with none."""
+Known = PublicKey | Identity
+"""By whom a statement can be signed."""
+Signs = PrivateKey | LoggedIn
 
 
 class SignatureError(CheckpointError):
@@ -63,9 +74,9 @@ class SignatureError(CheckpointError):
 
 @dataclass(frozen=True)
 class Signed:
-    """A statement whose signature holds: the key, the statement's bytes, and what they say of which files."""
+    """A statement whose signature holds: whose it is, the statement's bytes, and what they say of which files."""
 
-    key: PublicKey
+    key: Known
     statement: bytes
     predicate_type: str
     subjects: Mapping[str, str]
@@ -73,9 +84,11 @@ class Signed:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as `--json` prints it."""
+        who = {"issuer": self.key.issuer, "subject": self.key.subject} if isinstance(self.key, Identity) else None
         return {
             "key": self.key.id,
             "kind": self.key.kind,
+            "identity": who,
             "predicateType": self.predicate_type,
             "subjects": dict(self.subjects),
             "predicate": dict(self.predicate),
@@ -84,16 +97,22 @@ class Signed:
     def text(self) -> list[str]:
         """Return what a person reads."""
         files = [f"{digest} {path}" for path, digest in sorted(self.subjects.items())]
-        return [f"signed with {self.key.kind} {self.key.id}", self.predicate_type, *files]
+        signed = by(self.key) if isinstance(self.key, Identity) else f"with {self.key.kind} {self.key.id}"
+        return [f"signed {signed}", self.predicate_type, *files]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that is well formed, and not verified: `key` is the id of the key that it says it was signed with."""
+    """A bundle that is well formed, and not verified: `key` is the id of the key that it says it was signed with.
+
+    Of a keyless one it is the id of the `identity` that its certificate names, and `material` is what verifies it.
+    """
 
     key: str
     statement: bytes
     signature: bytes
+    identity: Identity | None = None
+    material: Mapping[str, Any] | None = None
 
     def as_bytes(self) -> bytes:
         """Return the one form of the bundle: canonical JSON, one line."""
@@ -104,9 +123,16 @@ class Bundle:
             "signatures": [{"keyid": "", "sig": base64.b64encode(self.signature).decode()}],
         }
         hint = base64.b64encode(bytes.fromhex(self.key)).decode()  # as sigstore-go has it
-        material = {"publicKey": {"hint": hint}, "tlogEntries": []}
+        material = self.material or {"publicKey": {"hint": hint}, "tlogEntries": []}
         value = {"mediaType": MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
         return canonical_json(value) + b"\n"
+
+
+def by(key: Known) -> str:
+    """Return by whom something is signed, for a person."""
+    if isinstance(key, Identity):
+        return f"by {visible(key.subject)}, for whom {visible(key.issuer)} vouches"
+    return f"with {key.id}"
 
 
 def bundle_path(statement: Path) -> Path:
@@ -114,36 +140,44 @@ def bundle_path(statement: Path) -> Path:
     return statement.with_name(f"{statement.name.removesuffix(STATEMENT)}{SUFFIX}")
 
 
-def sign(statement: bytes, key: PrivateKey) -> bytes:
+def sign(statement: bytes, key: Signs) -> bytes:
     """Return the bundle of a statement; raise ValueError for bytes that are none, and are not signed as one."""
     if len(statement) > MAX_STATEMENT:
         raise ValueError(f"{len(statement):,} bytes, expected at most {MAX_STATEMENT:,}")
     parse_statement(statement)
+    if isinstance(key, LoggedIn):
+        signature, material = key.sign(statement)
+        return Bundle(key.public.id, statement, signature, key.public, material).as_bytes()
     made = _envelope(statement).sign(key.signer)
     return Bundle(key.public.id, statement, bytes.fromhex(made.signature)).as_bytes()
 
 
-def sign_file(statement: Path, key: PrivateKey) -> Path:
+def sign_file(statement: Path, key: Signs) -> Path:
     """Sign a statement's file, and return the bundle's path: it stays as it is where this key has signed it already.
 
     Raises CheckpointError for a file that is no statement, and UsageError where another bundle stands there.
     """
+    path = bundle_path(statement)
+    there = os.path.lexists(path)
     try:
         data = read_whole(statement, MAX_STATEMENT)
-        made = sign(data, key)
+        made = b""
+        if there:  # a log keeps for good what is signed keyless: nothing is signed twice
+            parse_statement(data)
+        else:
+            made = sign(data, key)
     except OSError as error:
         raise CheckpointError(f"{statement}: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{statement}: not a statement that can be signed: {error}") from None
-    path = bundle_path(statement)
-    if os.path.lexists(path):
+    if there:
         _confirm_signed(path, data, key.public)
     else:
         _write(path, made)
     return path
 
 
-def write_signed(path: Path, statement: bytes, key: PrivateKey) -> None:
+def write_signed(path: Path, statement: bytes, key: Signs) -> None:
     """Sign a statement that has no file of its own, and write its bundle. Raises UsageError where that cannot be."""
     try:
         made = sign(statement, key)
@@ -168,7 +202,7 @@ def _write(path: Path, bundle: bytes) -> None:
         ) from None
 
 
-def _confirm_signed(path: Path, statement: bytes, key: PublicKey) -> None:
+def _confirm_signed(path: Path, statement: bytes, key: Known) -> None:
     try:
         verify_file(path, [key], statement=statement)
     except SignatureError as error:
@@ -176,7 +210,7 @@ def _confirm_signed(path: Path, statement: bytes, key: PublicKey) -> None:
         raise UsageError(f"{path}: exists, and is not this statement signed with this key: {error}", advice) from None
 
 
-def verify_file(path: Path, keys: Iterable[PublicKey], *, statement: bytes | None = None) -> Signed:
+def verify_file(path: Path, keys: Iterable[Known], *, statement: bytes | None = None) -> Signed:
     """Read and verify a bundle; see `verify`. Raises SignatureError, and CheckpointError for a file that is not there.
 
     A bundle that signs anything but `statement`, where that is given, proves nothing about it.
@@ -198,25 +232,45 @@ def read_file(path: Path) -> Bundle:
     return read_bundle(data, str(path))
 
 
-def verify(bundle: Bundle, keys: Iterable[PublicKey], where: str) -> Signed:
-    """Return what is signed, and with which of these keys. Raises SignatureError for what does not hold."""
-    from securesystemslib.exceptions import VerificationError
-    from securesystemslib.signer import Signature
-
-    key = next((each for each in keys if each.id == bundle.key), None)
+def verify(bundle: Bundle, keys: Iterable[Known], where: str) -> Signed:
+    """Return what is signed, and by which of these. Raises SignatureError for what does not hold."""
+    known = {each.id: each for each in keys}
+    key = known.get(bundle.key)
     if key is None:
-        advice = "Ask its owner, by another way than this file came, whether that is their key."
-        raise SignatureError(Fault.UNKNOWN_KEY, where, bundle.key, advice)
-    try:
-        signature = Signature(key.id, bundle.signature.hex())
-        _envelope(bundle.statement, {key.id: signature}).verify([key.library_key()], 1)
-    except VerificationError:
-        raise SignatureError(Fault.FORGED, where, f"key {key.id}") from None
+        raise _unknown(bundle, known.values(), where)
+    if isinstance(key, Identity):
+        try:
+            confirm(bundle.as_bytes(), key)
+        except ValueError as error:
+            raise SignatureError(Fault.CERTIFICATE, where, str(error)) from None
+    elif bundle.identity or not _signed_with(key, bundle):
+        raise SignatureError(Fault.FORGED, where, f"key {key.id}")
     try:
         predicate_type, subjects, predicate = parse_statement(bundle.statement)
     except ValueError as error:
         raise SignatureError(Fault.STATEMENT, where, str(error)) from None
     return Signed(key, bundle.statement, predicate_type, subjects, predicate)
+
+
+def _unknown(bundle: Bundle, known: Iterable[Known], where: str) -> SignatureError:
+    advice = "Ask its owner, by another way than this file came, whether that is their key."
+    if bundle.identity is None:
+        return SignatureError(Fault.UNKNOWN_KEY, where, bundle.key, advice)
+    same = any(isinstance(each, Identity) and each.subject == bundle.identity.subject for each in known)
+    fault = Fault.OTHER_ISSUER if same else Fault.UNKNOWN_IDENTITY
+    return SignatureError(fault, where, by(bundle.identity), advice.replace("key", "identity"))
+
+
+def _signed_with(key: PublicKey, bundle: Bundle) -> bool:
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer import Signature
+
+    signature = Signature(key.id, bundle.signature.hex())
+    try:
+        _envelope(bundle.statement, {key.id: signature}).verify([key.library_key()], 1)
+    except VerificationError:
+        return False
+    return True
 
 
 def confirm_subjects(signed: Signed, files: Mapping[str, str], where: str) -> None:
@@ -234,8 +288,6 @@ def read_bundle(data: bytes, where: str) -> Bundle:
     try:
         value = strict_json(data)
         material, envelope = value["verificationMaterial"], value["dsseEnvelope"]
-        if material.keys() & {"certificate", "x509CertificateChain"}:
-            raise refused(Fault.CERTIFICATE)
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise refused(Fault.PAYLOAD_TYPE, reprlib.repr(envelope["payloadType"]))
         signatures = envelope["signatures"]
@@ -243,10 +295,15 @@ def read_bundle(data: bytes, where: str) -> Bundle:
             raise refused(Fault.UNSIGNED)
         if len(signatures) > 1:
             raise refused(Fault.SEVERAL, str(len(signatures)))
-        key = _decoded(material["publicKey"]["hint"]).hex()
-        if not _HEX.fullmatch(key):
-            raise ValueError("its hint is not a SHA-256")
-        bundle = Bundle(key, _decoded(envelope["payload"]), _decoded(signatures[0]["sig"]))
+        statement, signature = _decoded(envelope["payload"]), _decoded(signatures[0]["sig"])
+        if "certificate" in material:
+            identity = certified(_decoded(material["certificate"]["rawBytes"]))
+            bundle = Bundle(identity.id, statement, signature, identity, material)
+        else:
+            key = _decoded(material["publicKey"]["hint"]).hex()
+            if not _HEX.fullmatch(key):
+                raise ValueError("its hint is not a SHA-256")
+            bundle = Bundle(key, statement, signature)
     except KeyError as error:
         raise refused(Fault.UNREADABLE, f"no {error}") from None
     except (ValueError, TypeError, AttributeError) as error:

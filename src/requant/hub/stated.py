@@ -43,7 +43,7 @@ def stated_pins(
         digest = said.sha256
         if path in had or digest is None:
             data = had[path] if path in had else web.whole(url, "", patience, side_limit(path))[1]
-            _confirm(url, said, data)
+            confirm_stated(url, said, data)
             digest = sha256(data)
         files[path] = PinnedFile(said.bytes, digest)
     who = web.address(found.endpoint)
@@ -54,7 +54,8 @@ def stated_pins(
     return Pins("model", found.repository, found.commit, provenance, files)
 
 
-def _confirm(url: str, said: Stated, data: bytes) -> None:
+def confirm_stated(url: str, said: Stated, data: bytes) -> None:
+    """Raise CheckpointError where bytes that came are not those that the hub states."""
     if said.sha256 is None:
         kind, expected = "git blob", said.git
         came = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

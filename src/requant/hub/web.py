@@ -19,6 +19,10 @@ TIMEOUT = 300.0
 SLOWEST = 1 << 14
 """Bytes that must come in a second, on average and after `TIMEOUT`."""
 REDIRECTS = 5
+ATTEMPTS = 3
+"""How often a small file or a list is asked for, where waiting may mend what came instead."""
+PAUSE = 1.0
+"""Seconds before the second time, doubled with every further one."""
 REFUSALS = {
     "GatedRepo": (
         "the repository is gated",
@@ -32,6 +36,10 @@ REFUSALS = {
 }
 """What the Hub means by `X-Error-Code`: to who has no token it says 401 of a repository that does not exist."""
 T = TypeVar("T")
+
+
+class _AbsentError(NotAvailableError):
+    """There is no such repository, or none that this token may see."""
 
 
 class Patience:
@@ -133,12 +141,15 @@ def chunks(url: str, answer: Any, patience: Patience) -> Iterator[bytes]:
 
 
 def whole(url: str, part: str, patience: Patience, limit: int) -> tuple[Any, bytes]:
-    """Return an answer, for its headers, and its bytes; raise where it is refused, not the `part`, or over `limit`."""
+    """Return an answer, for its headers, and its bytes; raise where it is refused, not the `part`, or over `limit`.
 
-    def read(answer: Any) -> tuple[Any, bytes]:
+    What waiting may mend, a broken connection or a server that is busy (429, 503), is waited for, a few times.
+    """
+
+    def read(answer: Any) -> tuple[Any, bytes] | int:
         refuse(url, answer)
         if answer.status_code not in (200, 206):
-            raise NotAvailableError(f"{address(url)}: status {answer.status_code}", "try again later")
+            return int(answer.status_code)
         if part and answer.status_code != 206:
             raise NotAvailableError(
                 f"{address(url)}: does not serve parts of files", "Download the checkpoint instead."
@@ -150,12 +161,21 @@ def whole(url: str, part: str, patience: Patience, limit: int) -> tuple[Any, byt
                 raise CheckpointError(f"{address(url)}: more than {limit:,} bytes", "look at HF_ENDPOINT")
         return answer, bytes(data)
 
-    try:
-        return ask(url, part, patience, read)
-    except Exception as error:
-        if not is_of_the_network(error):
-            raise
-        raise unreachable(url, error) from None
+    failed = NotAvailableError("")
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            found = ask(url, part, patience, read)
+        except Exception as error:
+            if not is_of_the_network(error):
+                raise
+            failed = unreachable(url, error)
+            continue
+        if not isinstance(found, int):
+            return found
+        failed = NotAvailableError(f"{address(url)}: status {found}", "try again later")
+    raise failed
 
 
 def refuse(url: str, answer: Any) -> None:
@@ -163,7 +183,8 @@ def refuse(url: str, answer: Any) -> None:
     status, code = answer.status_code, answer.headers.get("x-error-code", "")
     if status in (401, 403, 404) and code in REFUSALS:
         told, advice = REFUSALS[code]
-        raise NotAvailableError(f"{address(url)}: {told}, status {status}", advice)
+        kind = _AbsentError if code == "RepoNotFound" else NotAvailableError
+        raise kind(f"{address(url)}: {told}, status {status}", advice)
     if status in (401, 403):
         advice = "set HF_TOKEN to a token that may read this repository, and accept its conditions"
         raise NotAvailableError(f"{address(url)}: refused, status {status}", advice)
@@ -172,6 +193,11 @@ def refuse(url: str, answer: Any) -> None:
         raise NotAvailableError(f"{address(url)}: no such file, status {status}", advice)
     if status not in (200, 206, 408, 416, 429) and status < 500:
         raise NotAvailableError(f"{address(url)}: status {status}", "look at HF_ENDPOINT and at proxies")
+
+
+def is_absent(error: NotAvailableError) -> bool:
+    """Say whether an error is that there is no such repository, or none to be seen."""
+    return isinstance(error, _AbsentError)
 
 
 def unreachable(url: str, error: Exception) -> NotAvailableError:

@@ -13,6 +13,7 @@ from requant.digest import side_limit
 from requant.errors import CheckpointError, NotAvailableError
 from requant.hub import web
 from requant.hub.repository import Listing, confirm_headers, listing, named
+from requant.hub.snapshots import snapshot
 from requant.inspect.headers import SIDES, Headers, read_headers, specs, without_collector
 from requant.progress import Progress, Tell, silent
 
@@ -43,8 +44,12 @@ class _Hub:
 
 
 def open_headers(text: str) -> Headers:
-    """Read the headers of a folder, or of a repository as `owner/name@revision` where no such folder is."""
-    return read_headers(Path(text)) if Path(text).exists() else remote_headers(text)
+    """Read the headers of a folder, or of a repository as `owner/name@revision` where no such folder is.
+
+    A snapshot in the Hub's cache that is whole is a folder too.
+    """
+    folder = Path(text) if Path(text).exists() else snapshot(*named(text))
+    return read_headers(folder) if folder else remote_headers(text)
 
 
 def remote_headers(text: str, endpoint: str | None = None) -> Headers:

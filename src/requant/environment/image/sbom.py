@@ -18,7 +18,7 @@ def sbom(lock: Lock, environment: str, worker: str, debian: Iterable[tuple[str, 
     `environment` and `worker` are digests; `debian` holds name and version of each package of the base.
     """
     components = [_worker(worker)]
-    components += [_python(pin.name, pin.version, pin.sha256) for pin in lock.pins]
+    components += [python(pin.name, pin.version, pin.sha256) for pin in lock.pins]
     components += [_debian(name, version) for name, version in sorted(debian)]
     value = {
         "bomFormat": "CycloneDX",
@@ -41,7 +41,8 @@ def _worker(digest: str) -> dict[str, Any]:
     return {"type": "application", "name": "requant.worker", "version": digest, "bom-ref": "worker"}
 
 
-def _python(name: str, version: str, sha256: str) -> dict[str, Any]:
+def python(name: str, version: str, sha256: str) -> dict[str, Any]:
+    """Return a Python package, its wheel by SHA-256, as CycloneDX has it."""
     url = f"pkg:pypi/{name}@{quote(version, safe='')}"
     hashes = [{"alg": "SHA-256", "content": sha256}]
     return {"type": "library", "name": name, "version": version, "purl": url, "bom-ref": url, "hashes": hashes}

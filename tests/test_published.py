@@ -1,0 +1,464 @@
+"""A build is published, found by name, judged and fetched, by a real server that speaks the Hub's protocol."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, close_session, constants, snapshot_download
+from tests import sigstores
+from tests.cases.published import Project, project
+from tests.conftest import ROOT, Refuses
+from tests.hub import Hub, running
+from tests.processes import LIMIT, started
+from tests.test_coverage import audit, keyed, known
+from tests.test_schemas import held
+from typer.testing import CliRunner, Result
+
+from requant.audit.audits import write_audit
+from requant.build import beside
+from requant.check.reader import open_reader
+from requant.checkpoint.manifest import make_manifest
+from requant.cli.options import app
+from requant.digest import sha256_file
+from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.evidence.keys import PrivateKey
+from requant.evidence.signatures import Fault, sign_file
+from requant.hub import download, web
+from requant.hub.snapshots import folder_of, snapshot
+from requant.inspect.remote import open_headers
+from requant.published.download import download as downloaded
+from requant.published.found import find
+from requant.published.publication import Publication, prepare, push
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how the library uploads
+
+NAME = "ada/ec"
+SHARD, EXTRAS = "model-00001-of-00003.safetensors", "model_extra_tensors.safetensors"
+ALL = dict.fromkeys(range(4), "identical")
+CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+CARD = "---\nlicense: apache-2.0\n---\n\n# A card\n"
+
+
+@pytest.fixture(autouse=True)
+def _only_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No test asks for an address elsewhere, sends a developer's token, waits before it tries again, or uses Xet."""
+    ask = socket.getaddrinfo
+
+    def loopback(host: Any, *args: Any, **more: Any) -> Any:
+        assert host in ("127.0.0.1", "localhost", b"127.0.0.1", b"localhost"), host
+        return ask(host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", loopback)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (download, web):
+        monkeypatch.setattr(module, "PAUSE", 0.001)
+    waiting = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", waiting)
+    monkeypatch.chdir(tmp_path)
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def ours(tmp_path: Path, shared: Path) -> Project:
+    return project(tmp_path / "project", shared)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with running() as served:
+        served.store = tmp_path / "store"
+        yield served
+
+
+def ran(hub: Hub, *words: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, words), "--endpoint", hub.url], catch_exceptions=False)
+
+
+def published(hub: Hub, ours: Project, *words: object) -> Result:
+    command = ("publish", ours.checkpoint, NAME, "--recipe", ours.recipe.path.parent, "--tiny", "--size", "mini")
+    return ran(hub, *command, *words)
+
+
+def prepared(hub: Hub, ours: Project, **options: Any) -> Publication:
+    return prepare(NAME, ours.checkpoint, ours.recipe, "mini", CARD, endpoint=hub.url, **options)
+
+
+def sent(hub: Hub, ours: Project, **options: Any) -> str:
+    """Publish without asking anything of the checkpoint first."""
+    return push(prepared(hub, ours, **options), message="a test", endpoint=hub.url)
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def audited(ours: Project, by: PrivateKey | None, judgements: dict[int, str] = ALL, **changes: Any) -> None:
+    path = write_audit(ours.recipe, audit(judgements, files=ours.files, **changes))
+    if by:
+        sign_file(path, by)
+
+
+def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
+    hub: Hub, ours: Project, tmp_path: Path
+) -> None:
+    """What examples/publish_and_verify.sh does, with audits that were not tuned."""
+    ada, bob, carol = (keyed(name, tmp_path) for name in ("ada", "bob", "carol"))
+    key = ("--sign", tmp_path / "ada.key")
+    done = published(hub, ours, *key)  # of all weights, for the outcome of check is signed
+    assert done.exit_code == 0 and "nothing was sent" in done.stdout and f"{tmp_path}/ada.key --push" in done.stdout
+    assert {each.method for each in hub.requests} == {"GET"} and not hub.repositories
+    document = json.loads(published(hub, ours, *key, "--push", "--json").stdout)
+    held("requant.publish/1", document)
+    assert document["commit"] == hub.head(NAME)[0] and {*document["files"]} == {*files(hub.head(NAME)[1])}
+    commit, folder = hub.head(NAME)
+    assert ours.files.items() <= files(folder).items()
+    done = ran(hub, "verify", NAME)
+    assert done.exit_code == 3 and "nobody whom you know says so" in done.stdout
+    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
+    assert files(Path("got")) == files(folder)
+    assert CliRunner().invoke(app, ["verify", "got"]).exit_code == 0
+    for by in (bob, carol):
+        audited(ours, by, auditor=by.public.id[:8])
+    builders = ("--builders", known(tmp_path, Ada=ada, Bob=bob, Carol=carol))
+    assert ran(hub, "verify", NAME, "--require", 2, *builders).exit_code == 3
+    uploads = len(hub.uploads())
+    assert sent(hub, ours, replace=True) != commit
+    assert len(hub.uploads()) == uploads + 4  # two audits and their signatures, and no weight
+    done = ran(hub, "verify", NAME, "--require", 2, *builders)
+    assert done.exit_code == 0 and "confirmed by at least 2: Bob, Carol; Ada built it" in done.stdout
+    assert "checked against the base by Ada (clean)" in done.stdout
+    assert ran(hub, "verify", NAME, "--require", 3, *builders).exit_code == 3
+    assert ran(hub, "fetch", NAME, "--out", "confirmed", "--require", 2, *builders).exit_code == 0
+    changed = bytearray((ours.checkpoint / SHARD).read_bytes())
+    changed[100_000] ^= 1
+    HfApi(endpoint=hub.url).upload_file(path_or_fileobj=bytes(changed), path_in_repo=SHARD, repo_id=NAME)
+    hub.requests.clear()
+    for verb in (("verify", NAME), ("fetch", NAME, "--out", "no")):
+        done = ran(hub, *verb, "--require", 2, *builders)
+        assert done.exit_code == 1 and f"changed file: {SHARD}" in done.stdout
+    assert not Path("no").exists() and sum(each.sent for each in hub.downloads()) < 2_000_000
+    shard = Path("confirmed", SHARD)
+    shard.write_bytes(changed)
+    assert CliRunner().invoke(app, ["verify", "confirmed", "--require", "2", *map(str, builders)]).exit_code == 1
+
+
+@pytest.mark.full
+def test_published_without_a_key(hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the workflow in examples/github does: a dry run that signs, and then it is sent."""
+    with sigstores.running() as sigstore:
+        sigstores.as_a_job(sigstore, monkeypatch)
+        trust = tmp_path / "sigstore.json"
+        trust.write_text(json.dumps(sigstore.trust_config()))
+        keyless = ("--sign", f"keyless:{trust}")
+        assert published(hub, ours, *keyless).exit_code == 0
+        sigstore.asked.clear()
+        done = published(hub, ours, *keyless, "--push")
+        assert done.exit_code == 0 and not [path for path in sigstore.asked if "log" in path]  # signed once
+    table = f'[[builder]]\nname = "Ada"\nidentity = "{sigstores.WORKFLOW}"\nissuer = "{sigstores.GITHUB}"\n'
+    listed = tmp_path / "builders.toml"
+    listed.write_text(f'trust_config = "sigstore.json"\n{table}')
+    done = ran(hub, "verify", NAME, "--builders", listed)
+    assert (
+        done.exit_code == 0 and "by Ada [" in done.stdout and "checked against the base by Ada (clean)" in done.stdout
+    )
+    listed.write_text(f'trust_config = "sigstore.json"\n{table}'.replace(sigstores.GITHUB, "https://example.com"))
+    assert ran(hub, "verify", NAME, "--builders", listed).exit_code == 3
+
+
+@pytest.mark.full
+@pytest.mark.worker
+def test_the_script_of_the_docs(worker: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    with running() as hub:
+        hub.store = tmp_path / "store"
+        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, **hub.environment, "PATH": programs, "HF_HOME": str(tmp_path / "hf")}
+        environment["XDG_CACHE_HOME"] = CACHE
+        script = ("bash", ROOT / "examples" / "publish_and_verify.sh", ROOT, NAME)
+        with started(script, cwd=tmp_path / "here", env=environment) as process:
+            assert process.wait(LIMIT) == 0
+
+
+def test_what_does_not_hold_is_not_published(hub: Hub, ours: Project) -> None:
+    shard = bytearray((ours.checkpoint / SHARD).read_bytes())
+    shard[-1] ^= 0x40
+    (ours.checkpoint / SHARD).write_bytes(shard)
+    beside(ours.checkpoint, "manifest.json").write_bytes(make_manifest(ours.checkpoint).to_json())
+    done = published(hub, ours, "--push")
+    assert done.exit_code == 1 and "not published" in done.stdout and not hub.requests
+
+
+SECRET = "hf_" + "aB3" * 12
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", f"token {SECRET}"),
+        ("README.md", "built in /home/ada/models"),
+        ("../ec.intoto.jsonl", None),
+        ("../../builds/ec/plan.json", f'{{"a": "{SECRET}"}}'),
+    ],
+)
+def test_secrets_and_paths_stay_here(hub: Hub, ours: Project, name: str, text: str | None, refuses: Refuses) -> None:
+    path = ours.checkpoint / name
+    path.write_text(path.read_text().replace('"taints":[', '"taints":["/home/ada/x",') if text is None else text)
+    publication = prepared(hub, ours)
+    assert publication.refusals and SECRET not in str(publication.refusals)
+    with refuses(UsageError):
+        push(publication, message="no", endpoint=hub.url)
+    assert {each.method for each in hub.requests} == {"GET"}
+
+
+def test_another_card_and_other_files_are_replaced_on_demand_only(hub: Hub, ours: Project) -> None:
+    stale = "requant/builds/ec/demo.manifest.json"
+    hub.commit(NAME, {"README.md": b"# Mine\n", "old.safetensors": b"x", "figure.png": b"y", stale: b"{}"})
+    publication = prepared(hub, ours)
+    assert publication.removed == ("old.safetensors", stale)
+    assert "-# Mine" in publication.card_diff and "+# A card" in publication.card_diff
+    assert len(publication.refusals) == 2
+    sent(hub, ours, replace=True)
+    there = files(hub.head(NAME)[1])
+    assert "figure.png" in there and not {"old.safetensors", stale} & there.keys()
+    assert not prepared(hub, ours).refusals
+
+
+def test_what_the_publisher_wrote_is_the_card(hub: Hub, ours: Project) -> None:
+    (ours.checkpoint / "README.md").write_text(f"{CARD}By hand.\n")
+    sent(hub, ours)
+    assert (hub.head(NAME)[1] / "README.md").read_text().endswith("By hand.\n")
+
+
+def test_what_came_whole_is_not_sent_again(hub: Hub, ours: Project, refuses: Refuses) -> None:
+    hub.troubles = {"/lfs/": [429, 503], "/commit/": [503]}  # of which the library tries the first again
+    with refuses(NotAvailableError):
+        sent(hub, ours)
+    uploads = hub.uploads()
+    assert len(uploads) == len({*uploads}) > 10 and not files(hub.head(NAME)[1])
+    sent(hub, ours)
+    assert hub.uploads() == uploads
+    commits = [each for each in hub.requests if "/commit/" in each.path]
+    sent(hub, ours)  # and nothing is committed where nothing is new
+    assert [each for each in hub.requests if "/commit/" in each.path] == commits
+
+
+@pytest.mark.parametrize("cuts", [2, None])
+def test_a_cut_upload_goes_on_with_what_is_missing(hub: Hub, ours: Project, cuts: int | None) -> None:
+    hub.cut_at, hub.cuts = 100_000, cuts
+    if cuts is None:
+        with pytest.raises(NotAvailableError, match=NAME):
+            sent(hub, ours)
+        hub.cut_at = None
+    sent(hub, ours)
+    assert len(hub.uploads()) == len({*hub.uploads()})
+    assert ours.files.items() <= files(hub.head(NAME)[1]).items()
+
+
+def test_who_changed_it_meanwhile_is_not_overwritten(hub: Hub, ours: Project, refuses: Refuses) -> None:
+    sent(hub, ours)
+    audited(ours, None, auditor="Bob")
+    publication = prepared(hub, ours)
+    commit = hub.commit(NAME, {"figure.png": b"z"})
+    with refuses(NotAvailableError):
+        push(publication, message="late", endpoint=hub.url)
+    assert hub.head(NAME)[0] == commit
+
+
+def test_a_file_that_changes_after_it_was_verified_is_not_committed(hub: Hub, ours: Project, refuses: Refuses) -> None:
+    publication = prepared(hub, ours)
+    shard = bytearray((ours.checkpoint / SHARD).read_bytes())
+    shard[-1] ^= 1
+    (ours.checkpoint / SHARD).write_bytes(shard)
+    with refuses(CheckpointError):
+        push(publication, message="no", endpoint=hub.url)
+    assert not files(hub.head(NAME)[1])
+
+
+def test_a_hub_that_keeps_other_bytes_is_found_out(hub: Hub, ours: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.commit
+    monkeypatch.setattr(hub, "commit", lambda name, files, gone=(): commit(name, {**files, SHARD: b"other"}, gone))
+    with pytest.raises(CheckpointError, match="Hub states"):
+        sent(hub, ours)
+
+
+PUSHING = """
+import sys
+from pathlib import Path
+from requant.published.publication import prepare, push
+from requant.recipe import read_recipe
+prepared = prepare("ada/ec", Path(sys.argv[1]), read_recipe(Path(sys.argv[2])), "mini", "# A card\\n")
+print(push(prepared, message="a test"))
+"""
+
+
+@pytest.mark.full
+def test_killed_at_any_moment_it_goes_on(hub: Hub, ours: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, **hub.environment}
+    command = (sys.executable, "-c", PUSHING, ours.checkpoint, ours.recipe.path.parent)
+    for number in (1, 4, 12):  # of uploads that came whole by then
+        with started(command, env=environment) as process:
+            while len(hub.uploads()) < number and process.poll() is None:
+                time.sleep(0.001)
+            os.kill(process.pid, signal.SIGKILL)
+    with started(command, env=environment) as process:
+        assert process.wait(LIMIT) == 0
+    assert ours.files.items() <= files(hub.head(NAME)[1]).items()
+    assert len(hub.uploads()) == len({*hub.uploads()})
+
+
+def test_a_download_goes_on_and_every_byte_is_held_against_the_manifest(
+    hub: Hub, ours: Project, refuses: Refuses
+) -> None:
+    sent(hub, ours)
+    there = files(hub.head(NAME)[1])
+    hub.content[EXTRAS] = (ours.checkpoint / EXTRAS).read_bytes()[:-1] + b"?"
+    with refuses(CheckpointError):
+        ran(hub, "fetch", NAME, "--out", "got")
+    hub.content.clear()
+    hub.requests.clear()
+    hub.drop_at, hub.drops = 500_000, 2
+    hub.troubles = {EXTRAS: [429, 503], "recipe.toml": [503]}
+    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
+    assert files(Path("got")) == there
+    whole = [each for each in hub.downloads() if each.path.endswith(EXTRAS) and "range" not in each.headers]
+    assert len(whole) == 1 and whole[0].sent == 500_000
+    got = len(hub.downloads())
+    document = json.loads(ran(hub, "fetch", NAME, "--out", "got", "--json").stdout)
+    held("requant.fetch/1", document)
+    assert document["fetched"]["downloaded"] == []
+    assert not [each for each in hub.downloads()[got:] if each.path.endswith(SHARD) and "range" not in each.headers]
+
+
+def test_a_commit_stays_that_commit(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    first = sent(hub, ours)
+    found = find(NAME, "main", None, tmp_path / "work", endpoint=hub.url)
+    hub.commit(NAME, {SHARD: b"another"})
+    downloaded(found, tmp_path / "got", endpoint=hub.url)
+    assert found.listing.commit == first and ours.files.items() <= files(tmp_path / "got").items()
+
+
+Edit = Callable[[Hub, Project], object]
+
+
+def replayed(hub: Hub, ours: Project) -> None:
+    """Proofs of another checkpoint, true ones."""
+    hub.commit(NAME, {SHARD: b"other"})
+
+
+def pickled(hub: Hub, ours: Project) -> None:
+    hub.commit(NAME, {"requant/pytorch_model.bin": b"other"})
+
+
+def missing(hub: Hub, ours: Project) -> None:
+    hub.commit(NAME, {}, ["tokenizer.json"])
+
+
+def edited(hub: Hub, ours: Project) -> None:
+    hub.commit(NAME, {"config.json": (ours.checkpoint / "config.json").read_bytes() + b"\n"})
+
+
+@pytest.mark.parametrize(
+    "edit", [replayed, edited, *(pytest.param(each, marks=pytest.mark.full) for each in (pickled, missing))]
+)
+def test_other_files_than_the_recorded_ones_fail(hub: Hub, ours: Project, edit: Edit) -> None:
+    sent(hub, ours)
+    edit(hub, ours)
+    done = ran(hub, "verify", NAME, "--json")
+    held("requant.standing/1", json.loads(done.stdout))
+    rungs = {each["name"]: each["word"] for each in json.loads(done.stdout)["rungs"]}
+    assert done.exit_code == 1 and rungs["bytes"] == "fails"
+
+
+def test_nobody_is_known_by_what_a_repository_says(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    eve = keyed("eve", tmp_path)
+    audited(ours, eve, auditor="Eve")
+    sent(hub, ours)
+    hub.commit(NAME, {"requant/builds/builders.toml": known(tmp_path, Eve=eve).read_bytes()})
+    assert ran(hub, "verify", NAME, "--require", 1).exit_code == 3
+    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
+    assert not Path("got/requant/builds/builders.toml").exists()
+    known(Path("got/requant/builds"), Eve=eve)  # as any other download would leave it
+    assert CliRunner().invoke(app, ["verify", "got", "--require", "1"]).exit_code == 3
+    listed = ("--builders", known(tmp_path, Eve=eve))
+    assert ran(hub, "verify", NAME, "--require", 1, *listed).exit_code == 0
+
+
+def test_what_a_registry_records_decides(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    sent(hub, ours)
+    ours.record()
+    bob = keyed("bob", tmp_path)
+    audited(ours, bob, auditor="Bob")
+    known(ours.registry, Bob=bob)
+    done = ran(hub, "verify", NAME, "--registry", ours.registry, "--require", 1)
+    assert done.exit_code == 0 and "all of it is confirmed by at least 1: Bob" in done.stdout
+    hub.commit(NAME, {}, [path for path in files(hub.head(NAME)[1]) if path.startswith("requant/")])
+    assert ran(hub, "verify", NAME, "--registry", ours.registry).exit_code == 0
+    negative = audit({0: "different"}, files=ours.files, auditor="Bob")
+    sign_file(write_audit(ours.recipe, negative), bob)
+    assert ran(hub, "verify", NAME, "--registry", ours.registry).exit_code == 1
+
+
+def test_without_proofs_there_is_little_to_say(hub: Hub, ours: Project) -> None:
+    hub.commit(NAME, {path: (ours.checkpoint / path).read_bytes() for path in ours.files})
+    done = ran(hub, "verify", NAME)
+    assert done.exit_code == 3 and "no proofs are known of it" in done.stdout and "requant identify" in done.stdout
+    assert ran(hub, "fetch", NAME, "--out", "no").exit_code == 3 and not Path("no").exists()
+
+
+@pytest.mark.full
+def test_proofs_that_contradict_themselves_are_refused(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    sign_file(beside(ours.checkpoint, "intoto.jsonl"), keyed("ada", tmp_path))
+    sent(hub, ours)
+    there = hub.head(NAME)[1]
+    statement = "requant/builds/ec/mini.intoto.jsonl"
+    text = (there / statement).read_bytes()
+    hub.commit(NAME, {statement: text.replace(b'"taints":[', b'"taints":["none",')})
+    done = ran(hub, "verify", NAME, "--trust", tmp_path / "ada.key")
+    assert done.exit_code == 3 and Fault.OTHER_STATEMENT in done.stdout
+    hub.commit(NAME, {"requant/builds/two/recipe.toml": (there / "requant/builds/ec/recipe.toml").read_bytes()})
+    hub.commit(NAME, {"requant/builds/two/mini.manifest.json": beside(ours.checkpoint, "manifest.json").read_bytes()})
+    with pytest.raises(CheckpointError, match="proofs of 2 builds"):
+        ran(hub, "verify", NAME)
+
+
+def test_what_the_hubs_cache_has_whole_is_read_there(
+    hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = sent(hub, ours)
+    assert snapshot(NAME, "main") is None and folder_of("ada") == Path("ada")
+    with pytest.raises(UsageError, match="not here"):
+        folder_of(f"{NAME}@{commit}")
+    place = Path(snapshot_download(NAME, cache_dir=tmp_path / "hub", endpoint=hub.url, token=False))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    hub.requests.clear()
+    assert snapshot(NAME, "main") == snapshot(NAME, commit) == folder_of(f"{NAME}@main") == place
+    with open_reader(f"{NAME}@{commit}") as reader:
+        assert not reader.remote
+    assert open_headers(f"{NAME}@{commit}").folder == place
+    assert all("/api/" in each.path for each in hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert snapshot(NAME, "main") == place and snapshot(NAME, "other") is None
+    (place / EXTRAS).unlink()
+    assert snapshot(NAME, commit) is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert snapshot(NAME, commit) is None
