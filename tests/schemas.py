@@ -16,7 +16,8 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_t
 
 from tests.conftest import ROOT
 
-from requant.audit.audits import PORTABLE, PREDICATE_TYPE
+from requant.audit.audits import PORTABLE, PREDICATE_TYPE, STEPS
+from requant.audit.challenge import StepChallenge
 from requant.audit.confirmed import Confirmed
 from requant.audit.coverage import Coverage, Covered
 from requant.audit.retuned import Audit
@@ -99,7 +100,9 @@ RESOURCE = shape(
     digest=shape("Digest", "Its SHA-256, in hexadecimal digits.", sha256=str),
     annotations=NotRequired[Mapping[str, Any]],
 )
-AUDITED = printed(Audit, without=("files",), outcome=Outcome, first_divergence=str | None, checkpoint=str)
+MADE: Mapping[str, Any] = {"outcome": Outcome, "first_divergence": str | None, "checkpoint": str}
+AUDITED = printed(Audit, without=("files", "steps"), **MADE)
+STEPPED = printed(Audit, without=("files",), **MADE, steps=StepChallenge)
 BUILD = shape(
     "Provenance",
     "A SLSA Provenance v1 predicate.",
@@ -171,6 +174,7 @@ PRINTED: Mapping[str, Any] = {
         card=str,
     ),
     "requant.card-comparison/1": Comparison,
+    "requant.challenge/1": StepChallenge,
     "requant.check/1": printed(Checked, without=("counts",), outcome=CHECKED, ways=Mapping[str, int]),
     "requant.coverage/3": printed(Coverage, confirmed=CONFIRMED | None),
     "requant.defect/1": Defect,
@@ -196,6 +200,7 @@ PRINTED: Mapping[str, Any] = {
         Journal,
         blocks=several(printed(Block, loss=shape("Loss", LOSS, initial=float, best=float, best_iteration=int) | None)),
     ),
+    "requant.judge/1": STEPPED,
     "requant.pins/1": shape("Pins", "Every pin of a project.", pins=tuple[Pinned, ...], incomplete=int, known=int),
     "requant.new/1": shape(
         "New",
@@ -232,6 +237,7 @@ PRINTED: Mapping[str, Any] = {
     "requant.board/1": Board,
     "requant.report/1": printed(Judgement, build=str, tiny=str | None, word=str),
     "requant.repair/1": printed(Repair, needed=bool),
+    "requant.response/1": shape("Response", "Where what was asked of which blocks lies.", folder=str, blocks=list[str]),
     "requant.standing/1": STANDING,
     "requant.trial/1": printed(Trial, without=("verdict",), **get_type_hints(Verdict)),
     "requant.update/1": shape("Update", "What would change.", changes=tuple[Change, ...], files=tuple[str, ...]),
@@ -242,6 +248,7 @@ PRINTED: Mapping[str, Any] = {
 WRITTEN: Mapping[str, Any] = {
     f"audit-statement/{PREDICATE_TYPE.rpartition(':')[2]}": statement(PREDICATE_TYPE, AUDITED),
     f"portable-audit-statement/{PORTABLE.rpartition(':')[2]}": statement(PORTABLE, AUDITED),
+    f"step-audit-statement/{STEPS.rpartition(':')[2]}": statement(STEPS, STEPPED),
     f"build-statement/{BUILD_TYPE.rpartition(':')[2]}": statement("https://slsa.dev/provenance/v1", BUILD),
     "image-evidence/1": Evidence,
     f"journal-line/{journal.SCHEMA}": printed(Header, schema=OneOf((journal.SCHEMA,)))

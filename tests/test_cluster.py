@@ -13,8 +13,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.processes import awaited
 
-from requant.audit import _same_hardware as same_hardware
-from requant.audit import audit, cluster, local
+from requant.audit import audit, cluster, local, same_hardware
 from requant.audit.cluster import ATTEMPTS, Cluster, make_pool
 from requant.audit.pool import Setting, prepare
 from requant.audit.ray_worker import Order, Worker, order

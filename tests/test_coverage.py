@@ -22,7 +22,7 @@ from tests.processes import requant
 from requant.audit import coverage as module
 from requant.audit.audits import statement, write_audit
 from requant.audit.builders import builders_of, read_builders
-from requant.audit.challenge import Challenge, draw
+from requant.audit.challenge import Challenge, StepChallenge, draw, draw_steps
 from requant.audit.coverage import Coverage
 from requant.audit.distance import Distance
 from requant.audit.parties import Party
@@ -285,6 +285,28 @@ def test_what_hints_led_to_is_a_class_of_its_own_and_accuses_from_every_class_of
     assert covered(recipe, followed({1: "different"}, environment="0" * 64)).negatives == 0
     assert covered(recipe, audit({1: "different"}, hardware=elsewhere)).negatives == 0
     assert covered(recipe, followed({1: "different"})).negatives == 1
+
+
+def test_single_steps_leave_their_blocks_open_and_accuse_from_every_class_of_cpus(recipe: Recipe) -> None:
+    drawn = draw_steps("drand 1", sha256_file(EC / "mini.journal.jsonl"), NAMES, recipe.effort(tiny=True).iterations, 3)
+
+    def judged(judgement: str, steps: StepChallenge = drawn) -> Audit:
+        found = tuple(replace(each, hinted=HINTED) for each in blocks(dict.fromkeys(steps.by_block, judgement)))
+        elsewhere = {**HARDWARE, "caps": {"capability": "AVX512", "threads": "2"}}
+        return audit({}, hardware=elsewhere, portable=True, blocks=found, steps=steps)
+
+    found = covered(recipe, judged("identical"))
+    assert claims(found) == [0, 0, 0, 0]
+    assert (found.untuned.claims, found.exit_status, found.stale) == (1, 0, {})
+    assert [len(each.open) for each in found.blocks] == [int(index in drawn.by_block) for index in range(4)]
+    index, iterations = next(iter(drawn.by_block.items()))
+    said = f"{NAMES[index]}: {len(iterations)} of its {drawn.iterations} steps follow, drawn and revealed"
+    assert found.blocks[index].open[0].what == said
+    assert covered(recipe, judged("different")).negatives == len(drawn.by_block)
+    other = replace(drawn, text="drand 2")
+    assert [*covered(recipe, judged("identical", other)).stale.values()] == [
+        "its text draws other steps, or those of another journal"
+    ]
 
 
 def test_a_draw_is_drawn_again(recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ from requant.protocol import (
     TASKS,
     Answers,
     Ended,
+    Hinted,
     Layer,
     Own,
     Passed,
@@ -28,6 +29,7 @@ from requant.protocol import (
     Seconds,
     Source,
     Spent,
+    Steps,
     Task,
     Tuning,
     ask,
@@ -61,7 +63,7 @@ def test_a_task_is_read_as_it_was_asked(task: Task) -> None:
 
 
 @on_a_disk
-@given(value=st.one_of(reports, *map(st.from_type, (Answers, Ended, Block, Passed))))
+@given(value=st.one_of(reports, *map(st.from_type, (Answers, Ended, Block, Passed, Steps, Hinted))))
 def test_a_value_is_read_as_it_was_written(value: Any) -> None:
     with on_disk({}) as folder:
         write(folder / "said.json", value)
@@ -87,7 +89,7 @@ def test_passed_blocks_are_read_line_by_line(tmp_path: Path, refuses: Refuses) -
 OWN = Own(8, 32, True, "why")
 TUNING = Tuning(None, "base", "text", "e", "b", "", ("a.0",), ("a.0.w",), {"a.0.w": OWN})
 GIVEN = {"tuning": {**vars(TUNING), "blocks": ["a.0"], "packed": ["a.0.w"], "own": {"a.0.w": vars(OWN)}}}
-REPLAY = {"task": "replay", **GIVEN, "checkpoint": ["x"], "blocks": [3], "waiting": 2, "hints": None}
+REPLAY = {"task": "replay", **GIVEN, "checkpoint": ["x"], "blocks": [3], "waiting": 2, "hints": None, "reveal": False}
 
 
 @pytest.mark.parametrize(

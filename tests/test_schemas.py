@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.cases.audits import AUDIT, FOLLOWED
+from tests.cases.audits import AUDIT, DRAWN, FOLLOWED, STEPPED
 from tests.cases.mutations import CASES
 from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT
@@ -116,6 +116,9 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("show", "journal", EC / "mini.journal.jsonl"),
             ("show", "bundle", bundle, "--key", folder / "ada.pub"),
             ("audit", ours, "--recipe", EC, *tiny, "--all"),
+            ("challenge", ours, "--recipe", EC, *tiny, "--text", "drand 1"),
+            ("respond", ours, "--recipe", EC, *tiny, "--challenge", folder / "c", "--out", folder / "r"),
+            ("judge", ours, folder / "r", "--recipe", EC, *tiny, "--challenge", folder / "c"),
             ("build", EC, *tiny),
             ("trial", EC, "--work", folder / "trial"),
             ("rebuild", EC, *tiny),
@@ -141,6 +144,15 @@ def _stand_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr("requant.cli.audit.inputs_for", lambda *_, **__: None)
     patch.setattr("requant.cli.audit.prepare", lambda *_, **__: SimpleNamespace(names=("layers.0", "layers.1")))
     patch.setattr("requant.audit.confirm", lambda *_, **__: None)
+    for verb in ("respond", "judge"):
+        patch.setattr(f"requant.cli.{verb}.inputs_for", lambda *_, **__: None)
+        patch.setattr(f"requant.cli.{verb}.prepare", lambda *_, **__: None)
+    patch.setattr("requant.cli.judge.confirm", lambda *_, **__: None)
+    patch.setattr("requant.audit.steps.challenge", lambda *_, **__: DRAWN)
+    patch.setattr("requant.audit.steps.read_challenge", lambda *_, **__: DRAWN)
+    patch.setattr("requant.audit.steps.confirm_response", lambda *_, **__: None)
+    patch.setattr("requant.audit.steps.respond", lambda *_, **__: ("layers.0",))
+    patch.setattr("requant.audit.steps.judge", lambda *_, **__: STEPPED)
     patch.setattr("requant.audit.audit", lambda *_, **__: AUDIT)
     patch.setattr("requant.cli.image.find", lambda: None)
     patch.setattr("requant.environment.image.build_image", lambda *_, **__: Image("requant/cpu:01", EVIDENCE))
@@ -192,6 +204,7 @@ def lines(path: Path) -> list[Any]:
 FILES: dict[str, Callable[[], list[Any]]] = {
     "audit-statement": lambda: [json.loads(statement(AUDIT))],
     "portable-audit-statement": lambda: [json.loads(statement(FOLLOWED))],
+    "step-audit-statement": lambda: [json.loads(statement(STEPPED))],
     "build-statement": lambda: [each for path in ROOT.glob("builds/*/*.intoto.jsonl") for each in lines(path)],
     "image-evidence": lambda: [json.loads(EVIDENCE.to_json())],
     "journal-line": lambda: [each for path in ROOT.glob("builds/*/*.journal.jsonl") for each in lines(path)],

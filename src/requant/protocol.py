@@ -4,9 +4,10 @@
     worker.json                        what it says of itself, a `Report`
     error.json                         why it ended, an `Ended`
     resume/ raw/                       of `Build`: the resume state with its journal, and AutoRound's own output
-    passed.jsonl inputs/00003/         of `Replay`: a `Passed` for each block, and what a chosen one is given
+    passed.jsonl inputs/00003/         of `Replay` and `Connect`: a `Passed` for each block, what a chosen one is given
     jobs/00003/ answers/00003/         of `Tune`: what a block is given, and its record beside what it was packed to
                                        and with hints what came of them, a `Hinted`
+    revealed/                          of `Replay`, where steps are to be revealed: the routes of each block
     survey.json                        of `Survey`: `Answers`
 
 A file or folder appears under its name when it is whole, but for `passed.jsonl`, whose lines do. Standard library only.
@@ -35,6 +36,13 @@ BLOCK = "block.json"
 HINTS = "hints"
 """In a resume state the folder of all hints, one file for each block; in a job, that file."""
 HINTED = "hinted.json"
+STEPS = "steps.json"
+"""In a job, which iterations are to be opened, `Steps`."""
+REVEALED = "revealed"
+"""In a job to judge, what was revealed of the block; of a replay to reveal, the routes of each block, by its number."""
+DECISIONS = "decisions.safetensors"
+SEGMENT = 8
+"""Iterations from one state that a build in bfloat16 commits to to the next."""
 SURVEY = "survey.json"
 
 LEASH = "REQUANT_LEASH"
@@ -91,6 +99,7 @@ class Replay:
     """Go through the blocks with the codes of the files `checkpoint`; write what `blocks` are given.
 
     At most `waiting` of these lie in `inputs/` at a time. `hints` is the folder of the hints to go by, if there is one.
+    Where it is to `reveal`, it writes the routes of each block.
     """
 
     tuning: Tuning
@@ -98,11 +107,32 @@ class Replay:
     blocks: tuple[int, ...]
     waiting: int
     hints: str | None = None
+    reveal: bool = False
 
     @property
     def portable(self) -> bool:
         """Whether it goes by hints."""
         return self.hints is not None
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Hold what a `response` says that `blocks` are given against what the block before each puts out; pass it on.
+
+    Where it does not follow there is a `Hinted` in its place. What else it is told is what `Replay` is.
+    """
+
+    tuning: Tuning
+    checkpoint: tuple[str, ...]
+    blocks: tuple[int, ...]
+    waiting: int
+    hints: str
+    response: str
+
+    @property
+    def portable(self) -> bool:
+        """Whether it runs without caps: on any hardware."""
+        return True
 
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -124,8 +154,14 @@ class Survey:
     models: Mapping[str, Model]
 
 
-Task = Build | Tune | Replay | Survey
-TASKS: dict[str, type[Task]] = {"build": Build, "tune": Tune, "replay": Replay, "survey": Survey}
+Task = Build | Tune | Replay | Connect | Survey
+TASKS: dict[str, type[Task]] = {
+    "build": Build,
+    "tune": Tune,
+    "replay": Replay,
+    "connect": Connect,
+    "survey": Survey,
+}
 
 
 @dataclass(frozen=True)
@@ -176,6 +212,15 @@ class Passed:
     inputs: Mapping[str, str]
     random_state: str
     lost: str = ""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which iterations of a block are to be opened, in order, and the journal's losses: the first and the best one."""
+
+    opened: tuple[int, ...]
+    initial: str
+    best: str
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Audits that nobody made: one to change by hand, and any that could be written."""
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from hypothesis import strategies as st
 
 from requant.audit.audits import party
-from requant.audit.challenge import Challenge
+from requant.audit.challenge import Challenge, draw_steps
 from requant.audit.distance import Distance
 from requant.audit.retuned import Audit, Judgement, Retuned
 from requant.audit.untuned import KINDS, NAMED, Deviation, Untuned
@@ -34,7 +35,14 @@ AUDIT = Audit(
     requant="0.1.0",
 )
 HINTED = Hinted(decided=6_289_920, signs=4, routes=1, free_per_million=36, furthest_percent=8)
+DRAWN = next(
+    drawn
+    for drawn in (draw_steps(f"drand {number}", "04" * 32, ("layers.0", "layers.1"), 20, 2) for number in count())
+    if drawn.by_block.keys() == {0}
+)
 FOLLOWED = replace(AUDIT, portable=True, blocks=(replace(AUDIT.blocks[0], hinted=HINTED),))
+
+STEPPED = replace(FOLLOWED, steps=DRAWN)
 
 text = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=6)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)

@@ -32,7 +32,7 @@ class Liar(Bounds):
     """A builder that knows the bounds: it lets a gradient have the sign that it wants, and writes that down."""
 
     def __init__(self, sequence_length: int, chosen: Callable[[Any, str, Any, Any], Any]) -> None:
-        super().__init__(sequence_length, 0)
+        super().__init__(sequence_length, 0, "float32")
         self.chosen, self.written, self.altered = chosen, hints.Written("float32"), 0
 
     def turn(self, iteration: int, parameters: list[Any]) -> None:
@@ -71,7 +71,7 @@ def lying(autoround: Any, liar: Liar) -> Iterator[None]:
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
         liar.stepped()
         liar.turn(iteration, parameters)
-        liar.written.decide(hints.SIGNS, hints._signs(parameters), sum(each.numel() for each in parameters))
+        liar.written.decide(hints.SIGNS, hints.signs(parameters), sum(each.numel() for each in parameters))
         iteration += 1
         return taken(optimizer, *args, **kwargs)
 
@@ -233,7 +233,7 @@ def told_by(name: str, recipe: str, base: str) -> Told:
     kept, _ = first_block(recipe, base, lambda autoround, run: within_context(lying(autoround, liar), run))
     assert kept.block.loss
     best = kept.block.loss.best_iteration
-    return Told(liar, liar.written.end(best), codes_of(recipe, kept.packed), best)
+    return Told(liar, liar.written.end(best, ()), codes_of(recipe, kept.packed), best)
 
 
 def followed(recipe: str, base: str, data: bytes) -> tuple[Hinted, dict[str, Any]]:

@@ -7,34 +7,29 @@ is all that is not tuned, whatever blocks were chosen, and that needs no worker 
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from requant.audit.audited import Audited, confirm_form, confirm_journal
-from requant.audit.challenge import Challenge
-from requant.audit.pool import Local, Setting, WorkerPool
+from requant.audit.challenge import Challenge, StepChallenge
+from requant.audit.pool import REPLAY, Local, MakePool, Setting, answers
 from requant.audit.references import Reference
 from requant.audit.retuned import Audit, Retuned, settle
 from requant.checkpoint.checkpoint import open_checkpoint
+from requant.checkpoint.manifest import Manifest
 from requant.digest import sha256_file
 from requant.errors import BuildError, RecipeError, UsageError
 from requant.evidence.statements import differing
 from requant.model.target import target_of
 from requant.progress import Progress, Tell, silent
-from requant.protocol import HINTS, INPUTS, REPORT, Replay, Report, label, passed, read
+from requant.protocol import HINTS, REPORT, Passed, Replay, Report, label, read
 from requant.recipe import Recipe
-
-GLANCE = 0.1
-"""Seconds between two looks at the workers."""
 
 WAITING = 2
 """Block inputs that wait on disk for a free worker, at most: 8.6 GB each at full scale."""
-
-MakePool = Callable[[Setting, Path], WorkerPool]
 
 
 def names(recipe: Recipe, tiny: str | None) -> list[str]:
@@ -95,12 +90,28 @@ def audit(
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work, prefix="audit-") as name:
         found, worker = _tune(audited, chosen, make_pool, Path(name), tell)
+    return finished(audited, manifest, companions, worker, found, auditor=auditor, challenge=challenge)
+
+
+def finished(
+    audited: Audited,
+    manifest: Manifest,
+    companions: tuple[str, ...],
+    worker: Report,
+    found: tuple[Retuned, ...],
+    *,
+    auditor: str,
+    challenge: Challenge | None,
+    steps: StepChallenge | None = None,
+) -> Audit:
+    """Return what came of an audit, its blocks being judged; all that is not tuned is compared here."""
+    setting, journal = audited.setting, audited.reference.journal
     return Audit(
         recipe=setting.recipe.digest,
         tiny=setting.tiny,
         environment=setting.environment.digest,
         base=setting.inputs.base_digest,
-        journal=sha256_file(reference.journal) if reference.journal else None,
+        journal=sha256_file(journal) if journal else None,
         files={path: record.sha256 for path, record in manifest.files.items()},
         companions=companions,
         hardware=worker.hardware,
@@ -111,7 +122,8 @@ def audit(
         auditor=auditor,
         finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         requant=version("requant"),
-        portable=hints is not None,
+        portable=audited.hints is not None,
+        steps=steps,
     )
 
 
@@ -119,50 +131,37 @@ def _tune(
     audited: Audited, chosen: tuple[int, ...], make_pool: MakePool, work: Path, tell: Tell
 ) -> tuple[tuple[Retuned, ...], Report]:
     found: dict[int, Retuned] = {}
-    left = set(chosen)
-    given: set[int] = set()
-    with make_pool(audited.setting, work / "pool") as pool:
-        files = tuple(str(path.resolve()) for path in audited.files)
-        hints = audited.hints.resolve() if audited.hints else None
-        task = Replay(audited.setting.tuning, files, tuple(sorted(chosen)), WAITING, str(hints) if hints else None)
-        readable = sorted({path.resolve().parent for path in audited.files})  # in the Hub's cache, the blobs
-        readable += [hints] if hints else []
-        with audited.setting.start(work / "replay", task, *readable) as chain:
-            while left:
-                running = chain.poll()
-                lines = passed(chain.folder)
-                if (astray := audited.astray(lines)) is not None:
-                    hardware = read(chain.folder / REPORT, Report).hardware
-                    for each in audited.unjudged(astray, lines[astray], left, hardware):
-                        found.setdefault(each.index, each)
-                    left = {number for number in left if number < astray}
-                for number in sorted(number for number in left - given if number < len(lines)):
-                    block_inputs = chain.folder / INPUTS / label(number)
-                    if not pool.free() or not block_inputs.exists():
-                        break
-                    if hints:
-                        shutil.copyfile(hints / label(number), block_inputs / HINTS)
-                    pool.give(number, block_inputs)
-                    given.add(number)
-                for number, answer in pool.take():
-                    if number not in left:  # given before it was known that its inputs are not the journal's
-                        continue
-                    found[number] = audited.judged(number, answer, _same_hardware(chain.folder, answer))
-                    shutil.rmtree(answer)
-                    left.discard(number)
-                tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen)))
-                if not running:
-                    chain.confirm()
-                    if not all((chain.folder / INPUTS / label(number)).exists() for number in left - given):
-                        raise BuildError("the replaying worker has ended before all chosen blocks", "Report this.")
-                time.sleep(GLANCE)
-            report = read(chain.folder / REPORT, Report)
+    files = audited.paths
+    hints = audited.hints.resolve() if audited.hints else None
+    task = Replay(audited.setting.tuning, files, tuple(sorted(chosen)), WAITING, str(hints) if hints else None)
+    readable = [*audited.folders, *([hints] if hints else [])]
+
+    def dress(number: int, block_inputs: Path) -> bool:
+        if hints:
+            shutil.copyfile(hints / label(number), block_inputs / HINTS)
+        return True
+
+    def watch(chain: Path, lines: Sequence[Passed], left: set[int]) -> set[int]:
+        tell(Progress("audit", len(set(chosen) & found.keys()), len(chosen)))
+        if (astray := audited.astray(lines)) is None:
+            return set()
+        hardware = read(chain / REPORT, Report).hardware
+        for each in audited.unjudged(astray, lines[astray], left, hardware):
+            found.setdefault(each.index, each)
+        return {number for number in left if number >= astray}
+
+    for number, answer in answers(audited.setting, task, readable, make_pool, work, dress, watch):
+        found[number] = audited.judged(number, answer, same_hardware(work / REPLAY, answer))
+    report = read(work / REPLAY / REPORT, Report)
     judged = tuple(found[number] for number in sorted(found))
     return (judged if audited.lines else settle(judged)), report
 
 
-def _same_hardware(chain: Path, answer: Path) -> Mapping[str, Any]:
-    """Return the hardware class of both; an audit speaks of one, so another one is a BuildError, and no verdict."""
+def same_hardware(chain: Path, answer: Path) -> Mapping[str, Any]:
+    """Return the hardware class of two workers' folders.
+
+    An audit speaks of one, so another one is a BuildError, and no verdict.
+    """
     expected, found = (read(folder / REPORT, Report).hardware for folder in (chain, answer))
     for key in differing(expected, found):
         raise BuildError(

@@ -94,6 +94,8 @@ class Audited:
         self.checkpoint = open_checkpoint(folder)
         self.published = self.checkpoint.tensors
         self.files = [folder / name for name in self.checkpoint.shards]
+        self.paths = tuple(str(path.resolve()) for path in self.files)
+        self.folders = sorted({path.resolve().parent for path in self.files})  # in the Hub's cache, the blobs
         self.packed = _meant(setting.target)
         confirm_form(folder, self.published, setting.target, setting.recipe, setting.tiny)
         confirm_journal(reference, setting.recipe, setting.tiny, self.names)
@@ -176,7 +178,7 @@ class Audited:
         """Compare a block's packed tensors, tuned again, with the published ones, and its record with the journal's."""
         name = self.names[number]
         if self.hints:
-            return self._followed(number, answer, hardware)
+            return self.followed(number, answer, hardware, range(number))
         record = read(answer / BLOCK, Block)
         inputs_agree = outputs_agree = None
         if self.lines:
@@ -202,11 +204,14 @@ class Audited:
             lambda name: self.setting.target.form_at(name).bits,
         )
 
-    def _followed(self, number: int, answer: Path, hardware: Mapping[str, Any]) -> Retuned:
-        """Judge a block that was tuned by hints: what it was given is the build's where all codes before it are."""
+    def followed(self, number: int, answer: Path, hardware: Mapping[str, Any], behind: Sequence[int]) -> Retuned:
+        """Judge a block that was tuned by hints.
+
+        It was given what the build's was where the codes of the blocks `behind` are the journal's.
+        """
         name, hinted = self.names[number], read(answer / HINTED, Hinted)
         ended = not (hinted.beyond or hinted.inconclusive)
-        before = next((each for each in range(number) if self._unlike(each)), None)
+        before = next((each for each in behind if self._unlike(each)), None)
         doubt = self.reference.doubt(self.setting, hardware)
         if before is not None:
             doubt = f"{self.names[before]}, before it, has not the codes of the journal"

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from requant.audit.challenge import MAX_TEXT, Challenge, is_text
+from requant.audit.challenge import MAX_TEXT, Challenge, Step, StepChallenge, is_text
 from requant.audit.distance import Distance
 from requant.audit.retuned import Audit, Judgement, Retuned
 from requant.audit.untuned import KINDS, NAMED, Deviation, Untuned
@@ -33,6 +33,9 @@ SUFFIX = signatures.STATEMENT
 PREDICATE_TYPE = "urn:requant:audit:4"
 PORTABLE = "urn:requant:portable-audit:1"
 """Of an audit by hints: it says as much of the codes, but not of losses and outputs, and hints leave some freedom."""
+STEPS = "urn:requant:step-audit:1"
+"""Of an audit of single steps, drawn and revealed: its codes follow from a state, and of how that came about it knows
+these."""
 MOST = 2**53
 """The first whole number that JSON readers take for another one."""
 
@@ -84,7 +87,8 @@ def statement(audit: Audit) -> bytes:
 
 
 def _bytes(audit: Audit) -> bytes:
-    return in_toto(audit.files, PORTABLE if audit.portable else PREDICATE_TYPE, audit.as_json())
+    kind = STEPS if audit.steps else PORTABLE if audit.portable else PREDICATE_TYPE
+    return in_toto(audit.files, kind, audit.as_json())
 
 
 def write_audit(recipe: Recipe, audit: Audit) -> Path:
@@ -178,7 +182,8 @@ def _parse(path: Path, data: bytes) -> Audit:
             auditor=_text(predicate["auditor"]),
             finished=_text(predicate["finished"]),
             requant=_text(predicate["requant"]),
-            portable=value["predicateType"] == PORTABLE,
+            portable=value["predicateType"] in (PORTABLE, STEPS),
+            steps=_steps(predicate["steps"]) if value["predicateType"] == STEPS else None,
         )
         if _hex(predicate["checkpoint"]) != audit.checkpoint:
             raise ValueError(f"checkpoint: found {predicate['checkpoint']}, its subjects give {audit.checkpoint}")
@@ -213,6 +218,8 @@ def _confirm(audit: Audit) -> None:
             raise ValueError(f"{each.block}: identical in a portable audit, and not tuned by hints")
         if identical and each.hinted and (each.hinted.beyond or each.hinted.inconclusive):
             raise ValueError(f"{each.block}: identical, and not followed to its end")
+    if audit.steps:
+        _confirm_steps(audit, audit.steps)
     if not any(path.endswith(WEIGHTS) for path in audit.files):
         raise ValueError(f"no subject is a file of weights, *{WEIGHTS}")
     if not len(audit.untuned.deviations) == min(audit.untuned.count, NAMED):
@@ -223,6 +230,23 @@ def _confirm(audit: Audit) -> None:
         raise ValueError(f"{audit.challenge.drawn} drawn of {audit.count} blocks")
     if not _TIME.fullmatch(audit.finished):
         raise ValueError(f"finished: found {audit.finished!r}, expected a time as 2026-04-24T00:00:09Z")
+
+
+def _confirm_steps(audit: Audit, asked: StepChallenge) -> None:
+    places = [(each.index, each.iteration) for each in asked.steps]
+    if not places or places != sorted({*places}) or any(each.iteration >= asked.iterations for each in asked.steps):
+        raise ValueError(f"steps {reprlib.repr(places)}, expected some, in order, each once")
+    if {(each.index, each.block) for each in asked.steps} != {(each.index, each.block) for each in audit.blocks}:
+        raise ValueError("steps of other blocks than were judged")
+    if asked.journal != audit.journal or audit.challenge:
+        raise ValueError("steps of another journal, or beside a challenge of blocks")
+
+
+def _steps(value: Any) -> StepChallenge:
+    steps = tuple(
+        Step(_text(each["block"]), _count(each["index"]), _count(each["iteration"])) for each in _list(value["steps"])
+    )
+    return StepChallenge(_text(value["text"]), _hex(value["journal"]), _count(value["iterations"]), steps)
 
 
 def _challenge(value: Any) -> Challenge:

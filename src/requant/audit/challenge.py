@@ -1,4 +1,4 @@
-"""Which blocks an audit draws from a public text, so that nobody could know them before the text was public.
+"""Which blocks or steps an audit draws from a public text: nobody could know them before the text was public.
 
 A block's place in the draw is the SHA-256 of the text, a line end and the block's name; the first k are drawn. So
 anybody can draw again, and docs/audit.md has the line of shell that does. Every set of k blocks is equally likely,
@@ -7,11 +7,16 @@ as far as SHA-256 is random: nothing is taken modulo anything.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
-from requant.digest import sha256
+from requant.digest import canonical_json, sha256
 from requant.errors import UsageError
 
+STEPS_SCHEMA = "requant.challenge/1"
+MOST_STEPS = 10_000
+"""Steps of a challenge, at most."""
 MAX_TEXT = 1000
 """Characters of the longest text that an audit records."""
 
@@ -22,6 +27,48 @@ class Challenge:
 
     text: str
     drawn: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration of one block; `index` is the block's place among all of the journal, from 0."""
+
+    block: str
+    index: int
+    iteration: int
+
+
+@dataclass(frozen=True)
+class StepChallenge:
+    """The steps that a text draws from those of a journal, which is named by the SHA-256 of its file."""
+
+    text: str
+    journal: str
+    iterations: int
+    steps: tuple[Step, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the challenge as `--json` prints it."""
+        return asdict(self)
+
+    def to_json(self) -> bytes:
+        """Return the file of a challenge, in its one form."""
+        return canonical_json({"schema": STEPS_SCHEMA, **self.as_json()}) + b"\n"
+
+    def is_drawn(self, journal: str, names: Sequence[str], iterations: int) -> bool:
+        """Whether its text draws these steps, of a journal, all its blocks and so many iterations of each."""
+        try:
+            return self == draw_steps(self.text, journal, names, iterations, len(self.steps))
+        except UsageError:
+            return False
+
+    @cached_property
+    def by_block(self) -> dict[int, tuple[int, ...]]:
+        """The iterations that are drawn of each block."""
+        found: dict[int, list[int]] = {}
+        for each in self.steps:
+            found.setdefault(each.index, []).append(each.iteration)
+        return {index: tuple(iterations) for index, iterations in found.items()}
 
 
 def draw(names: Sequence[str], challenge: Challenge) -> tuple[str, ...]:
@@ -39,6 +86,26 @@ def draw(names: Sequence[str], challenge: Challenge) -> tuple[str, ...]:
     placed = sorted(names, key=lambda name: sha256(f"{challenge.text}\n{name}".encode()))
     drawn = {*placed[: challenge.drawn]}
     return tuple(name for name in names if name in drawn)
+
+
+def draw_steps(text: str, journal: str, names: Sequence[str], iterations: int, count: int) -> StepChallenge:
+    """Return the `count` steps whose SHA-256 come first: of the text, the journal, the block's name and the iteration.
+
+    These are joined by line ends. So anybody draws the same, and each set is equally likely.
+
+    Raises UsageError for a text that cannot be written down, or where there are not so many steps.
+    """
+    if not text or not is_text(text):
+        advice = "Give one that was public only after the journal was: a drand round, a block hash."
+        raise UsageError(f"--text: expected 1 to {MAX_TEXT} printable characters", advice)
+    if not 1 <= count <= min(MOST_STEPS, len(names) * iterations):
+        raise UsageError(
+            f"--steps {count}: there are {len(names) * iterations:,}, and a challenge has {MOST_STEPS:,} at most"
+        )
+    every = (Step(name, index, each) for index, name in enumerate(names) for each in range(iterations))
+    placed = sorted(every, key=lambda each: sha256(f"{text}\n{journal}\n{each.block}\n{each.iteration}".encode()))
+    drawn = sorted(placed[:count], key=lambda each: (each.index, each.iteration))
+    return StepChallenge(text, journal, iterations, tuple(drawn))
 
 
 def is_text(text: str) -> bool:

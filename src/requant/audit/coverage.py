@@ -2,10 +2,10 @@
 
 It merges the audits in `builds/<name>/audits/`, and the rebuilds that known builders signed in `rebuilds/`. What is
 audited is the recorded build: its recipe, its base, and its files by SHA-256; audits of anything else are named and not
-counted. Equal bits are evidence wherever they come from; those that were found by hints are a class of their own. Other
-bits accuse only in the environment of the build and, unless hints led to them, in its hardware class, held against its
-own journal or none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive
-one.
+counted. Equal bits are evidence wherever they come from; those that were found by hints are a class of their own, and
+single steps that follow leave their block open: nobody has computed the others. Other bits accuse only in the
+environment of the build and, unless hints or steps led to them, in its hardware class, held against its own journal or
+none; elsewhere they are shown as open, with the reason. A negative result counts as much as a positive one.
 
 A party is a key of `builders.toml`, and its name there a label. What is not signed, or with a key that is not in that
 list, is shown apart, by what its author calls themselves: nothing proves that two of those are two. Where the list
@@ -177,6 +177,7 @@ class _Build:
     hardware: Mapping[str, Any]
     manifest: Manifest
     names: tuple[str, ...]
+    iterations: int
 
     def stale(self, audit: Audit) -> str:
         """Return why an audit is not one of this build; nothing where it is."""
@@ -188,6 +189,8 @@ class _Build:
             return f"of other files than the recorded ones: {reprlib.repr(files)[1:-1]}"
         if audit.count != len(self.names) or any(self.names[each.index] != each.block for each in audit.blocks):
             return "its blocks are not those of the recorded journal"
+        if audit.steps and not audit.steps.is_drawn(self.journal, self.names, self.iterations):
+            return "its text draws other steps, or those of another journal"
         drawn = draw(self.names, audit.challenge) if audit.challenge else None
         if drawn and not _as_drawn(audit, {*drawn}):
             return f"its text draws other blocks: {', '.join(drawn)}"
@@ -264,6 +267,7 @@ def coverage(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> 
         hardware=hardware_of(statement_path),
         manifest=read_manifest(manifest_path),
         names=tuple(each.block for each in journal.blocks),
+        iterations=recipe.effort(tiny is not None).iterations,
     )
     stale = {file: reason for file, audit in found.items() if (reason := build.stale(audit))}
     parties: dict[str, Party] = {}
@@ -330,7 +334,10 @@ def _of_block(build: _Build, name: str, audits: Mapping[str, Audit]) -> Said:
         for each in audit.blocks:
             if each.block != name:
                 continue
-            if each.judgement is Judgement.IDENTICAL:
+            if audit.steps and each.judgement is Judgement.IDENTICAL:
+                drawn, every = len(audit.steps.by_block[each.index]), audit.steps.iterations
+                yield file, Outcome.INCONCLUSIVE, f"{name}: {drawn} of its {every} steps follow, drawn and revealed"
+            elif each.judgement is Judgement.IDENTICAL:
                 yield file, Outcome.IDENTICAL, ""
             elif each.judgement is Judgement.DIFFERENT and not build.doubt(audit):
                 yield file, Outcome.DIFFERENT, each.line()
@@ -380,8 +387,9 @@ def _covered(name: str, counted: Mapping[str, Label], said: Said) -> Covered:
 
 
 def _class_of(audit: Audit) -> str:
-    """Return the class of an audit; what was found by hints stands apart, for it is another proof."""
-    return f"{_class(audit.hardware)}{', by hints' if audit.portable else ''}"
+    """Return the class of an audit; what was found by hints or by steps stands apart, for it is another proof."""
+    means = ", by steps" if audit.steps else ", by hints" if audit.portable else ""
+    return f"{_class(audit.hardware)}{means}"
 
 
 def _class(hardware: Mapping[str, Any]) -> str:

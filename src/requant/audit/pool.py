@@ -1,7 +1,8 @@
 """Who tunes an audit's blocks: workers that are given the inputs of one block after the other, here or elsewhere."""
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,14 @@ from requant.environment import Environment
 from requant.errors import BuildError
 from requant.model.target import Target, target_of
 from requant.progress import Tell
-from requant.protocol import ANSWERS, JOBS, REPORT, Task, Tune, Tuning, label
+from requant.protocol import ANSWERS, INPUTS, JOBS, REPORT, Connect, Passed, Replay, Task, Tune, Tuning, label, passed
 from requant.recipe import Recipe
 from requant.sandbox.choice import choose
 from requant.sandbox.running import Running, Sandbox
+
+GLANCE = 0.1
+"""Seconds between two looks at the workers."""
+REPLAY = "replay"
 
 
 @dataclass(frozen=True)
@@ -138,3 +143,54 @@ class Local:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+MakePool = Callable[[Setting, Path], WorkerPool]
+Dress = Callable[[int, Path], bool]
+Watch = Callable[[Path, Sequence[Passed], set[int]], set[int]]
+
+
+def answers(
+    setting: Setting,
+    task: Replay | Connect,
+    readable: Sequence[Path],
+    make_pool: MakePool,
+    work: Path,
+    dress: Dress,
+    watch: Watch,
+) -> Iterator[tuple[int, Path]]:
+    """Let one worker replay, in `work/replay`, and a pool tune the blocks that it comes to; yield number and answer.
+
+    `dress` adds to the inputs of a block what else its worker is to have, and says whether one is to have them at all.
+    `watch` is called several times a second with the replaying worker's folder, the blocks that it has come to, and
+    those that are open; it returns those to give up.
+
+    Raises BuildError where a worker fails.
+    """
+    left, given = {*task.blocks}, set[int]()
+    with make_pool(setting, work / "pool") as pool, setting.start(work / REPLAY, task, *readable) as chain:
+        while left:
+            running = chain.poll()
+            lines = passed(chain.folder)
+            left -= watch(chain.folder, lines, left)
+            for number in sorted(number for number in left - given if number < len(lines)):
+                block_inputs = chain.folder / INPUTS / label(number)
+                if not pool.free() or not block_inputs.exists():
+                    break
+                if dress(number, block_inputs):
+                    pool.give(number, block_inputs)
+                    given.add(number)
+                else:
+                    shutil.rmtree(block_inputs)
+                    left.discard(number)
+            for number, answer in pool.take():
+                if number not in left:  # given before it was known that its inputs are not the journal's
+                    continue
+                yield number, answer
+                shutil.rmtree(answer)
+                left.discard(number)
+            if not running:
+                chain.confirm()
+                if not all((chain.folder / INPUTS / label(number)).exists() for number in left - given):
+                    raise BuildError("the replaying worker has ended before all chosen blocks", "Report this.")
+            time.sleep(GLANCE)

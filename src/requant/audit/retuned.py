@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from requant.audit.challenge import Challenge, odds
+from requant.audit.challenge import Challenge, StepChallenge, odds
 from requant.audit.distance import Distance
 from requant.audit.untuned import Untuned
 from requant.checkpoint.files import SUFFIX
@@ -52,7 +52,7 @@ class Retuned:
         if self.distance:
             text += f", {self.distance}"
         if self.hinted and self.hinted.decided:
-            text += f", {self.hinted.signs:,} of {self.hinted.decided:,} signs taken from hints"
+            text += f", {self.hinted.signs:,} of {self.hinted.decided:,} signs taken from the build"
         return f"{text}; {self.reason}" if self.reason else text
 
 
@@ -63,7 +63,8 @@ class Audit:
     `files` are those that were audited, by SHA-256; `companions` lay beside them, and no loader reads them; `journal`
     is the SHA-256 of the journal's file, None where there was none. `count` is the number of blocks of the model.
     `auditor` is what the person calls themselves: nothing here proves it. `finished` is UTC, as 2026-04-24T00:00:09Z.
-    A `portable` audit tuned by hints: `hardware` need not be of the build's class.
+    A `portable` audit tuned by hints: `hardware` need not be of the build's class. Where single `steps` were computed
+    from what the builder has revealed, these were asked for.
     """
 
     recipe: str
@@ -82,6 +83,7 @@ class Audit:
     finished: str
     requant: str
     portable: bool = False
+    steps: StepChallenge | None = None
 
     @property
     def checkpoint(self) -> str:
@@ -132,14 +134,16 @@ class Audit:
             "finished": self.finished,
             "requant": self.requant,
             "portable": self.portable,
+            **({"steps": asdict(self.steps)} if self.steps else {}),
         }
 
     def judged(self) -> Judged:
         """Return the audit as a test result: its tests are the blocks, and all that is not tuned."""
         said = {each.block: str(each.judgement) for each in self.blocks} | {"not tuned": str(self.untuned.outcome)}
         against = {"recipe": self.recipe, "environment": self.environment, "base": self.base}
+        drawn = self.steps or self.challenge
         return Judged(
-            verb="audit",
+            verb="judge" if self.steps else "audit",
             outcome=self.outcome,
             files=self.files,
             against=against | ({"journal": self.journal} if self.journal else {}),
@@ -151,7 +155,7 @@ class Audit:
                 "hardware": self.hardware,
                 "blocks": self.count,
                 "portable": self.portable,
-                "challenge": self.challenge and self.challenge.text,
+                "challenge": drawn and drawn.text,
             },
             requant=self.requant,
         )
@@ -160,6 +164,11 @@ class Audit:
         """Return what a person reads: each block, the rest, what the draw was worth, what is open, what to do next."""
         lines = [*(each.line() for each in self.blocks), *self.untuned.text()]
         lines.append(f"{len(self.blocks)} of {self.count} blocks tuned again")
+        if self.steps:
+            every = self.steps.iterations * self.count
+            lines[-1] = (
+                f"{len(self.steps.steps)} of {every:,} steps judged, in {len(self.blocks)} of {self.count} blocks"
+            )
         if self.challenge:
             chance = odds(self.count, self.challenge.drawn, 1)
             lines[-1] += f", drawn from {self.challenge.text!r}: one bad block is found with {chance:.0%}"

@@ -17,6 +17,7 @@ import typer
 # isort: off
 from requant.cli import new, build, tiny, plan, trial, render  # noqa: F401
 from requant.cli import verify, check, diff, inspect, identify, audit, rebuild, coverage, show  # noqa: F401
+from requant.cli import challenge, respond, judge  # noqa: F401
 from requant.cli import manifest, sign, keys, repair, card, report, board, publish, fetch  # noqa: F401
 from requant.cli import lock, dockerfiles, image, pins, update  # noqa: F401
 # isort: on
@@ -26,7 +27,7 @@ from requant.cli.terminal import answer_error, fail
 from requant.crash import CLOSED, INTERNAL, INTERRUPTED
 from requant.errors import NotAvailableError, RequantError, UsageError
 
-RESUMED = ("build", "rebuild")
+RESUMED = ("build", "rebuild", "respond")
 """Commands that, started again, resume an interrupted build after its last completed block."""
 
 for group in (app, keys.keys, show.show, update.update):

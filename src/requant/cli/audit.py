@@ -1,7 +1,8 @@
 """`requant audit`: tune blocks of a checkpoint again, and compare."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.markup import escape
@@ -13,6 +14,7 @@ from requant.audit.challenge import Challenge, draw
 from requant.audit.pool import prepare
 from requant.audit.portable import confirm
 from requant.audit.references import known
+from requant.audit.retuned import Audit
 from requant.build import beside
 from requant.build.inputs import inputs_for
 from requant.build.workplace import scratch
@@ -20,20 +22,24 @@ from requant.cli.options import (
     HERE,
     VERIFY,
     AsJson,
+    BaseOption,
     BundleFile,
+    IsTiny,
+    JournalOption,
+    RecipeOption,
     SandboxOption,
     SignKey,
     Size,
     app,
-    recipes,
     tiny_size,
 )
 from requant.cli.sign import outcome_signer, signing
 from requant.cli.terminal import out, print_json, progress, say
 from requant.environment.install import cache
+from requant.evidence.outcomes import Judged
 from requant.hub.snapshots import folder_of
 from requant.protocol import HINTS
-from requant.recipe import read_recipe
+from requant.recipe import Recipe, read_recipe
 
 INSTEAD = (
     "Audit it on a machine that has them. `requant check CHECKPOINT --base BASE` needs no GPU, and finds what tuning "
@@ -41,6 +47,8 @@ INSTEAD = (
 )
 """Advice for an audit of the full checkpoint on a machine that cannot tune it; the tiny model is no substitute."""
 
+Auditor = Annotated[str, typer.Option(help="Your name, as it is to appear in the audit.")]
+Record = Annotated[bool, typer.Option("--record", help="Write the audit to the folder audits/ of the recipe.")]
 MOST = 9999
 """The greatest number of a block that is read; a model has fewer."""
 
@@ -48,24 +56,9 @@ MOST = 9999
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant audit out/ec-tiny --recipe builds/ec --blocks 3 --tiny")
 def audit(
     named: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {HERE}.")],
-    recipe: Annotated[
-        Path,
-        typer.Option(
-            metavar="RECIPE", help="The recipe that it is a build of: a folder under builds/.", autocompletion=recipes
-        ),
-    ],
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder of the base, the unquantized model. Without it, it is downloaded (with --tiny: written)."
-        ),
-    ] = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            help="The journal of its build. Without it, the recorded one, or else the one beside the checkpoint."
-        ),
-    ] = None,
+    recipe: RecipeOption,
+    base: BaseOption = None,
+    journal: JournalOption = None,
     no_journal: Annotated[bool, typer.Option("--no-journal", help="Compare only tensors, without a journal.")] = False,
     blocks: Annotated[
         str, typer.Option(help="The blocks (decoder layers) to tune again, counted from 0, such as 3,17 or 0-5.")
@@ -92,10 +85,7 @@ def audit(
             help="The address of the Ray cluster, as HOST:PORT. Without it, the cluster that this machine is part of."
         ),
     ] = "",
-    tiny: Annotated[
-        bool,
-        typer.Option("--tiny", help="The checkpoint is a build of the tiny model, the small stand-in for the base."),
-    ] = False,
+    tiny: IsTiny = False,
     size: Size = None,
     portable: Annotated[
         bool,
@@ -108,10 +98,8 @@ def audit(
         ),
     ] = None,
     sandbox: SandboxOption = "auto",
-    auditor: Annotated[str, typer.Option(help="Your name, as it is to appear in the audit.")] = "",
-    record: Annotated[
-        bool, typer.Option("--record", help="Write the audit to the folder audits/ of the recipe.")
-    ] = False,
+    auditor: Auditor = "",
+    record: Record = False,
     sign: SignKey = None,
     bundle: BundleFile = None,
     as_json: AsJson = False,
@@ -127,9 +115,7 @@ def audit(
     )
     read, checkpoint = read_recipe(recipe), folder_of(named)
     stand_in = tiny_size(tiny, size)
-    if record and not auditor:
-        raise typer.BadParameter("--record needs --auditor NAME: it stands in the audit, signed or not")
-    name = party(auditor or "nobody")
+    name = named_party(auditor, record=record)
     if (bool(sample), bool(blocks), everything).count(True) != 1 or bool(seed) != bool(sample):
         raise typer.BadParameter(
             "choose the blocks in exactly one way: --blocks 3,17, --sample 4 --seed TEXT, or --all"
@@ -166,14 +152,36 @@ def audit(
             hints=followed,
             tell=tell,
         )
-    if as_json:
+    answer(read, done, record=record, as_json=as_json, sign=sign, signed=signed)
+
+
+def named_party(auditor: str, *, record: bool) -> str:
+    """Return the name that an audit is to have."""
+    if record and not auditor:
+        raise typer.BadParameter("--record needs --auditor NAME: it stands in the audit, signed or not")
+    return party(auditor or "nobody")
+
+
+def answer(
+    recipe: Recipe,
+    done: Audit,
+    *,
+    record: bool,
+    as_json: bool,
+    sign: str | None,
+    signed: Callable[[Judged], Path] | None,
+) -> NoReturn:
+    """Print what came of an audit, write it down and sign it where it is to be, and end."""
+    if as_json and done.steps:
+        print_json("requant.judge/1", done.as_json())
+    elif as_json:
         print_json("requant.audit/2", done.as_json())
     else:
         for line in done.text():
             out.print(escape(line))
         out.print(f"[bold]{done.outcome}[/]")
     if record:
-        path = write_audit(read, done)
+        path = write_audit(recipe, done)
         say(f"recorded {escape(str(path))}: docs/audit.md says how to submit it")
         if sign:
             say(f"signed as well: {escape(str(sign_audit(path, sign)))}")

@@ -83,10 +83,44 @@ EnvironmentNames = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over, even if an interrupted build could be resumed.")]
 Lockfiles = Annotated[Path, typer.Option("--folder", help="The folder with the locks and images.toml.")]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        help="The folder of the base, the unquantized model. Without it, it is downloaded (with --tiny: written).",
+    ),
+]
+ChallengeFile = Annotated[
+    Path, typer.Option("--challenge", metavar="FILE", help="The challenge, as challenge wrote it.")
+]
+HintsOption = Annotated[
+    Path | None,
+    typer.Option("--hints", metavar="FOLDER", help="The build's hints. Without it, CHECKPOINT.hints beside it."),
+]
+IsTiny = Annotated[
+    bool,
+    typer.Option("--tiny", help="The checkpoint is a build of the tiny model, the small stand-in for the base."),
+]
+JournalOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal",
+        help="The journal of its build. Without it, the recorded one, or else the one beside the checkpoint.",
+    ),
+]
 NewCheckpoint = Annotated[
     Path | None,
     typer.Option(
         "--out", help="The folder to write; it must not exist. Without it, one under out/, which is replaced."
+    ),
+]
+RecipeOption = Annotated[
+    Path,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="The recipe that it is a build of: a folder under builds/.",
+        autocompletion=recipes,
     ),
 ]
 RecipePath = Annotated[
@@ -135,6 +169,9 @@ Endpoint = Annotated[
     str | None, typer.Option(metavar="URL", help="The address of the Hub. Without it, HF_ENDPOINT or huggingface.co.")
 ]
 Size = Annotated[SizeName | None, typer.Option(help="The size of the tiny model; needs --tiny.", show_default="demo")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Blocks to work on at the same time, each on a CPU thread or a GPU.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Number of threads that read and compare.", show_default="all CPUs")]
 
 

@@ -30,7 +30,7 @@ NAMED = 100
 LONGEST = 200
 """Characters of a name, at most: a stranger chose it."""
 
-Verb = Literal["verify", "check", "audit", "rebuild"]
+Verb = Literal["verify", "check", "audit", "judge", "rebuild"]
 
 
 class Result(StrEnum):

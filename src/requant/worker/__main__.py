@@ -13,7 +13,7 @@ from typing import Any
 from requant import protocol
 from requant.errors import BuildError, RequantError
 from requant.evidence.journal import Header
-from requant.protocol import Answers, Build, Ended, Replay, Report, Seconds, Spent, Survey, Tune
+from requant.protocol import Answers, Build, Connect, Ended, Replay, Report, Seconds, Spent, Survey, Tune
 from requant.recipe import FILE, Recipe, read_recipe
 from requant.worker import determinism
 from requant.worker.autoround import caching, calibration, hooks, retune, survey, tuning
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
         tune(folder, task, recipe)
 
 
-def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
+def tune(folder: Path, task: Build | Tune | Replay | Connect, recipe: Recipe) -> None:
     """Prepare AutoRound as the recipe says and do a task that runs the model."""
     given = task.tuning
     effort = recipe.effort(tiny=given.tiny is not None)
@@ -81,6 +81,8 @@ def tune(folder: Path, task: Build | Tune | Replay, recipe: Recipe) -> None:
                 seconds = build(autoround, recipe, resume_state, folder, effort.precision, seconds)
             case Replay():
                 retune.replay(autoround, recipe, effort, task, folder)
+            case Connect():
+                retune.connect(autoround, recipe, effort, task, folder)
             case Tune():
                 retune.tune(autoround, recipe, effort, task, confirm, folder)
     confirm()

@@ -20,16 +20,17 @@ smaller. Two machines can be a place of each apart, and a place of the smallest 
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import unwrap
 from typing import Any
 
 from requant.worker.autoround.series import Place, installed
 
 SIGMAS = 9.0
 """By chance one decision in 2e17 is further away than this; a build of 35 billion weights makes 1e13."""
-UNIT = 2.0**-24
-"""Of float32: of a tuning in bfloat16 no decisions are taken from hints."""
+UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""Unit roundoffs: the greatest relative error of one rounding."""
 PLACE, LEAST = 2.0**-10, 2.0**-24
 """Of float16: the distance of two neighbours, of themselves, and the least one."""
 
@@ -42,13 +43,24 @@ class BeyondError(Exception):
     """A decision of the build is none that rounding explains."""
 
 
+Again = Callable[[], AbstractContextManager[Callable[[], Any]]]
+"""Gives a function that does a forward pass again, as long as the context lasts."""
+
+
 class Bounds:
     """The bounds of one block, and what was taken within them."""
 
-    def __init__(self, sequence_length: int, number: int) -> None:
+    def __init__(self, sequence_length: int, number: int, precision: str) -> None:
         """Begin with block `number`, counted from 0, on sequences of so many tokens."""
+        self._precision = precision
         self.decided = self.signs_taken = self.routes_taken = 0
         self.free = self.furthest = 0.0
+        self._counted = False
+        self._again: Again | None = None
+        self._trying, self._tries = False, 0
+        self._routed: list[tuple[Any, Any]] = []
+        self._scores: list[Any] = []
+        self._off = 0.0
         self._sequence_length, self._number = sequence_length, number
         self._operations = 0
         self._widths: dict[str, int] = {}
@@ -58,6 +70,29 @@ class Bounds:
         self._pending = 0.0
         self._outputs = 0.0
         self._cancelled = 1.0
+
+    def try_again(self, again: Again) -> None:
+        """Hear how the forward pass that comes next is done again: in bfloat16 that tells how exact it is."""
+        self._again = again
+        self._routed, self._scores = [], []
+
+    def tried(self) -> Any:
+        """Do that pass again, as another machine might, and return what comes of it; routes are held against it."""
+        with self._otherwise() as again:
+            return again()
+
+    @contextmanager
+    def _otherwise(self) -> Iterator[Callable[[], Any]]:
+        from requant.worker.autoround.perturbed import RoundedAtRandom
+
+        assert self._again  # noqa: S101 (asked for)
+        self._trying = True
+        with self._again() as again, RoundedAtRandom(self._tries):
+            yield again
+        self._trying, self._again = False, None
+        self._tries += 1
+        for (scores, gap), other in zip(self._routed, self._scores, strict=False):
+            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)), NoHintError)
 
     def look_at(self, block: Any) -> None:
         """Take a block's layers and modules for what gradients would tell, where there are none.
@@ -72,7 +107,8 @@ class Bounds:
     def relative(self, tokens: int) -> float:
         """Return how far a result can be off, of itself, where a sum goes over so many tokens."""
         sums = tokens + sum(self._widths.values()) + 2 * self._sequence_length
-        return SIGMAS * UNIT * math.sqrt((sums + 2 * self._operations) * (self._number + 1))
+        square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * self._operations
+        return SIGMAS * math.sqrt(square * (self._number + 1))
 
     def _gradient(self, layer: "_Layer") -> float:
         return self.relative(layer.tokens) * math.sqrt(1 + self._cancelled)
@@ -85,7 +121,7 @@ class Bounds:
         import torch
 
         self.decided += sum(each.numel() for each in parameters)
-        if iteration == 0:
+        if not self._counted:
             self._count_free(parameters)
         start = 0
         for each in parameters if signs is not None else ():
@@ -127,6 +163,7 @@ class Bounds:
                 grad = each.grad.view(-1)
                 within += int(((bound > 0) & (grad.abs() <= bound)).sum())
         self.free = within / self.decided
+        self._counted = True
 
     def _owner(self, parameter: Any) -> tuple["_Layer", str]:
         if found := self._owners.get(id(parameter)):
@@ -136,15 +173,24 @@ class Bounds:
     def routes(self, scores: Any, values: Any, theirs: Any) -> None:
         """Confirm that a router's `theirs` are as good as its own choices, `values`: scores [..., experts].
 
-        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest.
+        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest; where
+        the pass is to be tried again, what comes of that.
         Raises BeyondError where one is further away than rounding explains.
         """
-        rows = scores.double().abs().flatten(0, -2)
+        if self._trying:
+            self._scores.append(scores.detach())
+            return
+        gap = _rows(values - theirs).abs().amax(-1)
+        if self._again:
+            self._routed.append((scores.detach(), gap))
+            return
+        rows = _rows(scores).abs()
         largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
-        bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
-        gap = (values.double().flatten(0, -2) - theirs.double().flatten(0, -2)).abs().amax(-1)
+        self._explain_routes(gap, self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64)))
+
+    def _explain_routes(self, gap: Any, bound: Any, error: type[Exception] = BeyondError) -> None:
         for place in (~(gap <= bound)).nonzero().view(-1).tolist():
-            raise BeyondError(
+            raise error(
                 f"its hints send token {place} of a batch to other experts, whose scores are "
                 f"{float(gap[place] / bound[place]):.3g} times as far from the best as rounding explains"
             )
@@ -165,17 +211,52 @@ class Bounds:
                 f"{least:.6g}, and rounding explains {allowed:.2g}"
             )
 
+    def loss(self, iteration: int, theirs: float, own: float) -> None:
+        """Raise BeyondError unless a loss can be `theirs` where it is `own` here, in units of AutoRound's own.
+
+        By the triangle inequality the root of a mean of squares is off by no more than the root of the mean square of
+        what each number is off by; and of these there are so many that a try tells that.
+        """
+        mean, off = self._pending, math.sqrt(self._off)
+        self.stepped()
+        told = theirs / own * mean if own else theirs
+        if not (told >= 0 and abs(math.sqrt(told) - math.sqrt(mean)) <= off):
+            raise BeyondError(
+                f"iteration {iteration}: its loss is said to be {theirs:.6g}, which is {own:.6g} here, and rounding "
+                f"explains {((math.sqrt(mean) + off) ** 2 / mean - 1) * own if mean else off**2:.2g} at most"
+            )
+
+    def inputs(self, what: str, own: list[Any], tried: list[Any], theirs: list[Any]) -> None:
+        """Raise BeyondError unless block inputs [1, tokens, hidden] are as near to own ones as rounding explains."""
+        from torch.linalg import vector_norm
+
+        for number, (mine, other, given) in enumerate(zip(own, tried, theirs, strict=True)):
+            if given.shape != mine.shape:
+                raise BeyondError(f"its revealed inputs are not of the form that the block before it puts out: {what}")
+            mine = mine.double()
+            size = vector_norm(mine, dim=-1).view(-1)
+            off, far = (vector_norm(each.double() - mine, dim=-1).view(-1) / size for each in (other, given))
+            bound = _spread(off)
+            for place in (~(far <= bound)).nonzero().view(-1).tolist():
+                raise BeyondError(
+                    f"its revealed inputs are not those that the block before it puts out: {what}, sample {number}, "
+                    f"token {place} is {float(far[place] / bound[place]):.3g} times as far off as rounding explains"
+                )
+
     @contextmanager
     def measuring(self, autoround: Any) -> Iterator[None]:
         """Look at what gradients and losses are made of."""
         from auto_round.wrapper import WrapperLinear
+
+        from requant.worker.autoround.perturbed import unperturbed
 
         forward, quantize = Place(WrapperLinear, "linear_forward"), Place(WrapperLinear, "_qdq_weight")
         losing = installed().loss(autoround)
         linear, rounded, measure = forward.function, quantize.function, losing.function
 
         def _qdq_weight(wrapper: Any, *args: Any) -> Any:
-            weight, scale, zero = rounded(wrapper, *args)
+            with unperturbed() if self._trying else nullcontext():
+                weight, scale, zero = rounded(wrapper, *args)
             layer = self._layers.get(id(wrapper))
             if scale is not None:
                 layer = self._layers[id(wrapper)] = layer or _Layer(wrapper)
@@ -187,11 +268,13 @@ class Bounds:
         def linear_forward(wrapper: Any, given: Any, weight: Any, bias: Any) -> Any:
             out = linear(wrapper, given, weight, bias)
             if out.requires_grad and (layer := self._layers.get(id(wrapper))):
-                seen = given.detach()
-                out.register_hook(lambda gradient: layer.add(seen, gradient))
+                out.register_hook(layer.heard(given.detach(), trying=self._trying))
             return out
 
         def get_loss(quantizer: Any, put_out: Any, expected: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._again:
+                bare = unwrap(measure)
+                self._try(put_out, expected, lambda out, other: bare(quantizer, out, other, *args, **kwargs))
             loss = measure(quantizer, put_out, expected, *args, **kwargs)
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
             mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
@@ -204,37 +287,91 @@ class Bounds:
         with forward.replaced(linear_forward), quantize.replaced(_qdq_weight), losing.replaced(get_loss):
             yield
 
+    def _try(self, put_out: Any, expected: Any, measure: Callable[[Any, Any], Any]) -> None:
+        """Do a forward pass and its backward pass again, as another machine might; layers hear of both."""
+        import torch
+
+        moved = [each for layer in self._layers.values() for each in layer.parameters]
+        gradients = [each.grad for each in moved]
+        with self._otherwise() as again:
+            with torch.no_grad():
+                # What is expected was rounded as well, as independently, and about as often.
+                other = expected + (again() - put_out.detach()).to(expected)
+            out = again()
+            (measure(out, other) * 1000).backward()  # as AutoRound does, `_scale_loss_and_backward`
+        off = (out - other).detach().double() - (put_out - expected).detach().double()
+        self._off += float(off.square().mean())
+        for each, gradient in zip(moved, gradients, strict=True):
+            each.grad = gradient
+
     def stepped(self) -> None:
         """Hear that an iteration has ended."""
         self._losses.append(self._pending)
-        self._pending = 0.0
+        self._pending = self._off = 0.0
 
 
 class _Layer:
-    """What the gradients of one layer's parameters are sums of."""
+    """What the gradients of one layer's parameters are sums of.
+
+    Where its passes are `tried` again, each token's input and gradient have a relative error of their own. As a number
+    that is a sum is off by more than of itself where it is small, both count for it: itself, and its row's mean square.
+    """
 
     def __init__(self, wrapper: Any) -> None:
         self.name = str(wrapper.orig_layer.global_name)
         self.weight: Any = None
         self.scale: Any = None
         self.tokens = 0
+        self.tried: list[list[Any]] = []
         self._wrapper = wrapper
         self._squares: Any = 0.0
+        self._errors: Any = 0.0
         self._unit: Any = 0.0
+        self._passes = 0
 
-    def add(self, given: Any, gradient: Any) -> None:
+    @property
+    def parameters(self) -> list[Any]:
+        """Its parameters that are tuned."""
+        return [*self._wrapper.params.values()]
+
+    def heard(self, given: Any, *, trying: bool) -> Callable[[Any], None]:
+        """Return what hears of the gradient of what is put out for an input."""
+        if trying:
+            self.tried.append(tried := [given])
+            return lambda gradient: tried.append(gradient.detach())
+        number, self._passes = self._passes, self._passes + 1
+        return lambda gradient: self.add(given, gradient, number)
+
+    def add(self, given: Any, gradient: Any, number: int) -> None:
         """Add a forward pass: the weight's gradient [out, in] is that of its outputs, transposed, times its inputs."""
         given, gradient = (each.detach().float().flatten(0, -2) for each in (given, gradient))
         self._unit = self._unit or float(gradient.abs().max())
-        if self._unit:  # squares of gradients themselves would be too small for float32
-            self._squares = self._squares + (gradient / self._unit).square().T @ given.square()
         self.tokens += len(given)
+        if not self._unit:
+            return
+        # Squares of gradients themselves would be too small for float32.
+        inputs, gradients = given.square(), (gradient / self._unit).square()
+        self._squares = self._squares + gradients.T @ inputs
+        if self.tried:
+            off_inputs, off_gradients = (
+                ((again.float().flatten(0, -2) - each) / unit).square().sum(-1, keepdim=True)
+                for again, each, unit in zip(self.tried[number], (given, gradient), (1.0, self._unit), strict=True)
+            )
+            off_inputs, off_gradients = (
+                (off / each.sum(-1, keepdim=True).clamp(min=1e-30))
+                for off, each in ((off_inputs, inputs), (off_gradients, gradients))
+            )
+            wide_inputs, wide_gradients = (each + each.mean(-1, keepdim=True) for each in (inputs, gradients))
+            self._errors = self._errors + (off_gradients * wide_gradients).T @ inputs
+            self._errors = self._errors + (off_inputs * gradients).T @ wide_inputs
+            self.tried[number] = []
 
     def bound(self, key: str, relative: float) -> Any:
         """Return how far from zero each gradient of a parameter can have another sign; `key` is AutoRound's name.
 
-        `relative` is how far each product can be off, of itself. A gradient that is zero by what was computed on single
-        numbers alone is zero everywhere: that of a weight beyond its range, and of the lesser end of a symmetric one.
+        `relative` is how far each product can be off, of itself, where that was not tried. A gradient that is zero by
+        what was computed on single numbers alone is zero everywhere: that of a weight beyond its range, and of the
+        lesser end of a symmetric one.
         """
         import torch
         from auto_round.data_type.utils import reshape_pad_tensor_by_group_size
@@ -249,10 +386,11 @@ class _Layer:
         if not self._unit:
             return torch.zeros_like(getattr(wrapper, key))
         products = grouped(self._squares).sqrt() * self._unit
+        off = SIGMAS * grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
         code, before = grouped(self.weight) / signed, grouped(layer.weight.detach()) / signed
         if key == "value":
             inside = (before + wrapper.value.detach() - code).abs() < 0.75  # else it was not rounded, but clamped
-            return products * scale * relative * inside
+            return off * scale * inside
         # Through the scale each weight counts by its code and by what it is before rounding, both in steps; through an
         # asymmetric zero point by all codes at most.
         steps = code.abs() + before.abs()
@@ -260,8 +398,23 @@ class _Layer:
         low, high = (each.abs().float().view(-1) for each in (wrapper.weight_min, wrapper.weight_max))
         low_end, high_end = (low * wrapper.min_scale.detach().view(-1), high * wrapper.max_scale.detach().view(-1))
         own, counts = (low, low_end >= high_end) if key == "min_scale" else (high, high_end >= low_end)
-        bound = ((products * steps).sum(1) * (relative + 2 * PLACE) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
+        if self.tried:
+            # What the gradient of a weight is off by goes both ways, and so through the difference of both.
+            ways = (code - before).abs() if layer.sym else steps
+            off = ((off.square() + (SIGMAS * UNITS["bfloat16"] * products).square()) * ways.square()).sum(1).sqrt()
+        else:
+            off = (off * steps).sum(1)
+        bound = (off + 2 * PLACE * (products * steps).sum(1) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
         return bound * counts if layer.sym else bound
+
+
+def _rows(tensor: Any) -> Any:
+    return tensor.double().reshape(-1, tensor.shape[-1])
+
+
+def _spread(off: Any) -> Any:
+    """Return how far numbers [tokens] can be off that were `off` in a try, or as far as all in the mean."""
+    return SIGMAS * (off.square() + off.square().mean()).sqrt()
 
 
 def _depth(node: Any) -> int:

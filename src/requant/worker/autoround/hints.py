@@ -7,11 +7,12 @@ sketches. Whoever tunes again, on whatever machine, holds its own decisions agai
 only where its own gradient is so close to zero that rounding explains the difference.
 
 A file of hints, one for each block, holds a record for each decision, in order, and the `best_iteration` at its end.
+Of a tuning in bfloat16 the records are commitments, to some states too, and all losses stand before the end: `steps`.
 """
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ RECORD = struct.Struct("<cQI32s")
 """Of a record: its kind, the length of the decisions in bytes, the capacity of their sketch, their SHA-256."""
 PLAIN, COMMITTED = 0, 2**32 - 1
 """Capacities of what is no sketch: the decisions stand there as they are, or their digest alone does."""
-SIGNS, ROUTES = b"s", b"r"
+SIGNS, ROUTES, STATE = b"s", b"r", b"p"
 PER_MILLION = {SIGNS: 16.0, ROUTES: 1000.0}
 """Decisions that may differ, for each million, before a sketch is too small; docs/portable.md measures how many do."""
 AT_LEAST = {SIGNS: 64, ROUTES: 16}
@@ -54,36 +55,53 @@ class Written:
     """
 
     def __init__(self, precision: str) -> None:
-        self._committed = precision != "float32"
+        self.committed = precision != "float32"
         self._parts: list[bytes] = [MAGIC]
 
     def decide(self, kind: bytes, own: Any, count: int) -> Any:
         """Add a record; return `own`."""
         plain = own.cpu().numpy().tobytes()
-        room = COMMITTED if self._committed else form(kind, count, len(plain))
+        room = COMMITTED if self.committed else form(kind, count, len(plain))
         payload = b"" if room == COMMITTED else plain if room == PLAIN else sketch.sketch(own, room)
         self._parts += [RECORD.pack(kind, len(plain), room, sha256(plain).digest()), payload]
         return own
 
-    def end(self, best_iteration: int) -> bytes:
+    def commit(self, digest: str) -> None:
+        """Add a record of a state."""
+        self._parts.append(RECORD.pack(STATE, 0, COMMITTED, bytes.fromhex(digest)))
+
+    def end(self, best_iteration: int, losses: Sequence[float]) -> bytes:
         """Return the file of a block, and begin the next one."""
-        data = b"".join([*self._parts, struct.pack("<q", best_iteration)])
+        told = losses if self.committed else ()
+        data = b"".join([*self._parts, struct.pack(f"<{len(told)}dq", *told, best_iteration)])
         self._parts = [MAGIC]
         return data
 
 
 class Followed:
-    """Reads what was decided, and says it."""
+    """Reads what was decided, and says it; what there are digests of only is looked up among what was `revealed`."""
 
-    def __init__(self, data: bytes) -> None:
-        """Take the file of a block; raise NoHintError where it is none."""
-        if not data.startswith(MAGIC) or len(data) < len(MAGIC) + 8:
+    def __init__(self, data: bytes, losses: int = 0, revealed: Mapping[str, Any] | None = None) -> None:
+        """Take the file of a block, in which so many losses stand; raise NoHintError where it is none."""
+        tail = struct.Struct(f"<{losses}dq")
+        if not data.startswith(MAGIC) or len(data) < len(MAGIC) + tail.size:
             raise NoHintError("its hints are not of a form that this requant reads")
-        self._data, self._at, self._end = data, len(MAGIC), len(data) - 8
-        (self.best_iteration,) = struct.unpack_from("<q", data, self._end)
+        self._data, self._at, self._end = data, len(MAGIC), len(data) - tail.size
+        *self.losses, self.best_iteration = tail.unpack_from(data, self._end)
+        self._revealed = revealed or {}
+        self._routes: list[Any] = []
+        self._repeated: Iterator[Any] | None = None
 
     def decide(self, kind: bytes, own: Any, count: int) -> Any:
         """Return what the build decided; raise NoHintError where that cannot be told."""
+        if self._repeated:
+            return next(self._repeated)
+        found = self._decided(kind, own, count)
+        if kind == ROUTES:
+            self._routes.append(found)
+        return found
+
+    def _decided(self, kind: bytes, own: Any, count: int) -> Any:
         import torch
 
         there, length, room, digest, payload = self._record()
@@ -92,8 +110,12 @@ class Followed:
         if sha256(own.cpu().numpy().tobytes()).digest() == digest:
             return own
         if room == COMMITTED:
-            raise NoHintError("some of its decisions differ here, and of a tuning in bfloat16 there are digests only")
-        if room == PLAIN:
+            if (theirs := self._revealed.get(digest.hex())) is None or len(theirs) != length:
+                raise NoHintError(
+                    "some of its decisions differ here, and of a tuning in bfloat16 there are digests only"
+                )
+            theirs = theirs.to(own.device)
+        elif room == PLAIN:
             theirs = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(own.device)
         else:
             changes = sketch.changes(payload, own.cpu(), room)
@@ -106,13 +128,32 @@ class Followed:
             raise NoHintError("its hints do not give the decisions that they are of")
         return theirs
 
+    def begin_pass(self) -> None:
+        """Forget the routes so far: those of the forward pass that comes next can be `repeated`."""
+        self._routes.clear()
+
+    @contextmanager
+    def repeated(self, again: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+        """Give what does a forward pass again, with the same routes."""
+
+        def repeat() -> Any:
+            self._repeated = iter(self._routes)
+            return again()
+
+        try:
+            yield repeat
+        finally:
+            self._repeated = None
+
     def skip_to_last_routes(self) -> None:
         """Go to the routes behind the last step: those of the forward pass with the quantized weights."""
-        at = self._at
+        self._at = max([self._at, *(end for kind, _, end in self._records() if kind == SIGNS)])
+
+    def _records(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """Yield kind and digest of each record from here on, and where it ends; go to the end."""
         while self._at < self._end:
-            kind, *_ = self._record()
-            at = self._at if kind == SIGNS else at
-        self._at = at
+            kind, _, _, digest, _ = self._record()
+            yield kind, digest, self._at
 
     def finish(self) -> None:
         """Raise NoHintError where something is left."""
@@ -133,16 +174,25 @@ class Followed:
 
 def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callable[[], None]) -> Hinted:
     """Tune block `number` by its hints: `run` lets AutoRound do it. Return what came of them."""
-    bounds = Bounds(effort.sequence_length, number)
-    inconclusive = beyond = ""
-    try:
-        followed = Followed(data)
+    bounds = Bounds(effort.sequence_length, number, effort.precision)
+
+    def follow_all() -> None:
+        followed = Followed(data, losses_of(effort))
         if not 0 <= followed.best_iteration < effort.iterations:
             raise NoHintError(f"its hints say that iteration {followed.best_iteration} was the best")
         with deciding(autoround, followed, bounds):
             run()
         bounds.best(followed.best_iteration)
         followed.finish()
+
+    return explained(follow_all, bounds)
+
+
+def explained(holding: Callable[[], None], bounds: Bounds) -> Hinted:
+    """Return what comes of holding a block against bounds."""
+    inconclusive = beyond = ""
+    try:
+        holding()
     except NoHintError as error:
         inconclusive = str(error)
     except BeyondError as error:
@@ -158,6 +208,11 @@ def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callab
     )
 
 
+def losses_of(effort: Effort) -> int:
+    """Return how many losses stand in hints."""
+    return effort.iterations if effort.precision != "float32" else 0
+
+
 @contextmanager
 def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = None) -> Iterator[None]:
     """Tell `decisions` of what a block's tuning decides; with `bounds` what comes back is held against them."""
@@ -171,7 +226,7 @@ def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = Non
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal iteration
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
-        own = _signs(parameters)
+        own = signs(parameters)
         count = sum(each.numel() for each in parameters)
         theirs = decisions.decide(SIGNS, own, count)
         if bounds:
@@ -200,7 +255,7 @@ def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = Non
         yield
 
 
-def _signs(parameters: list[Any]) -> Any:
+def signs(parameters: list[Any]) -> Any:
     """Return which gradients are positive, and then which are zero, eight to a byte, the first in the highest bit.
 
     A parameter without a gradient has zeros: neither moves it.
@@ -244,6 +299,8 @@ def routing(decisions: Decisions, bounds: "Bounds | None") -> Iterator[None]:
             taken = scores.gather(-1, chosen)
             bounds.routes(scores, values, taken)
             values = taken
+        elif bounds:
+            bounds.routes(scores, values, values)
         return torch.return_types.topk((values, chosen))
 
     with Place(torch, "topk").replaced(topk), Place(torch.Tensor, "topk").replaced(topk):
@@ -251,7 +308,7 @@ def routing(decisions: Decisions, bounds: "Bounds | None") -> Iterator[None]:
 
 
 def unpacked(signs: Any, count: int) -> Any:
-    """Return the signs, -1, 0 or 1, of so many gradients: `_signs` packed them."""
+    """Return the signs, -1, 0 or 1, of so many gradients: `signs` packed them."""
     import torch
 
     shifts, half = torch.arange(7, -1, -1, device=signs.device), len(signs) // 2

@@ -9,8 +9,9 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import pairwise
 from statistics import median
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
-from requant.worker.autoround import head, hints
+from requant.worker.autoround import head, hints, steps
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -49,6 +50,8 @@ class Listener:
     after: BlockInputs | None = None
     """What the next block is given."""
     hints: bytes | None = None
+    divisor: int = 1
+    """Of the losses of an iteration's steps, for AutoRound's own unit."""
     hashed: Hashed = field(default_factory=Hashed)
     tuning: list[float] = field(default_factory=list)
     """Seconds that AutoRound took for each block."""
@@ -63,16 +66,21 @@ class Listener:
         """Listen to the next block."""
         self.pending, self.after, self.hints = {}, None, None
 
-    def loss(self, divisor: int) -> Loss:
-        """Return the losses of the block's iterations as AutoRound adds up its steps; the first best one counts.
+    def totals(self) -> list[float]:
+        """Return the losses of the block's iterations as AutoRound adds up their steps.
 
         Each is divided by `divisor`, or where tokens are left out by how many count in the iteration.
         """
         steps, totals = self.steps_per_iteration, []
         for i in range(0, len(self.losses), steps):
             tokens = [each for each in self.counted[i : i + steps] if each is not None]
-            by = max(sum(tokens), 1) if tokens else divisor
+            by = max(sum(tokens), 1) if tokens else self.divisor
             totals.append(sum((loss / by for loss in self.losses[i : i + steps]), start=0.0))
+        return totals
+
+    def loss(self) -> Loss:
+        """Return the losses of the block's iterations; the first best one counts."""
+        totals = self.totals()
         if not all(map(math.isfinite, totals)):
             raise BuildError(f"{self.pending['block']}: a loss that is not finite", "AutoRound would have gone on.")
         best = min(range(len(totals)), key=totals.__getitem__)
@@ -114,20 +122,25 @@ def listening(
         inputs = {**streams, "others": digest_of_nest(others)}
         heard.pending = {"block": block.global_name, "random_state": random_state(), "inputs": inputs}
         quantized = input_ids if q_input is None else q_input
-        steps, divisor = numbers["gradient_accumulate_steps"], 1
+        count, heard.divisor = numbers["gradient_accumulate_steps"], 1
         if alone:
-            steps, divisor = series.steps(autoround, quantized, others)
-        elif steps > 1:
-            divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * steps])
-        heard.steps_per_iteration = steps
+            count, heard.divisor = series.steps(autoround, quantized, others)
+        elif count > 1:
+            heard.divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * count])
+        heard.steps_per_iteration = count
         tuned = time.monotonic()
-        hinting = hints.deciding(autoround, written) if written else nullcontext()
-        with hinting, backward.replaced(scale_and_backward) if alone else nullcontext():
+        with ExitStack() as stack:
+            if alone:
+                stack.enter_context(backward.replaced(scale_and_backward))
+            if written:
+                stack.enter_context(hints.deciding(autoround, written))
+            if written and written.committed:
+                stack.enter_context(steps.committing(autoround, written))
             q_output, output = tune(self, block, input_ids, input_others, **rest)
         done = time.monotonic()
-        loss = heard.pending["loss"] = heard.loss(divisor) if heard.losses else None
+        loss = heard.pending["loss"] = heard.loss() if heard.losses else None
         if written and loss:
-            heard.hints = written.end(loss.best_iteration)
+            heard.hints = written.end(loss.best_iteration, heard.totals())
             heard.pending["hints"] = sha256(heard.hints)
         heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
         heard.pending["outputs"] = heard.after.digests
@@ -138,6 +151,7 @@ def listening(
         heard.listening += tuned - begun + time.monotonic() - done
         return q_output, output
 
+    @wraps(measure)
     def get_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = measure(self, *args, **kwargs)
         heard.losses.append(loss.item())

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,21 @@ from requant.protocol import (
     INPUTS,
     JOBS,
     RAW,
+    REVEALED,
+    STEPS,
+    Connect,
     Passed,
     Replay,
+    Steps,
     Tune,
     label,
+    read,
     say_passed,
     write,
 )
 from requant.recipe import Effort, Format, Recipe
 from requant.worker import determinism
-from requant.worker.autoround import hints, hooks, rounding
+from requant.worker.autoround import hints, hooks, rounding, steps
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest_of_nest
@@ -54,8 +60,10 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
     """Go through the blocks up to the last one chosen, with published codes; say of each what it is given."""
     chosen = sorted(task.blocks)
     published = _Published([Path(path) for path in task.checkpoint])
-    block_inputs = folder / INPUTS
+    block_inputs, revealed = folder / INPUTS, folder / REVEALED
     block_inputs.mkdir()
+    revealed.mkdir()
+    revealing = steps.Revealing(revealed) if task.reveal else None
 
     def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
         series = installed()
@@ -67,8 +75,7 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
             inputs = {**given.digests, "others": seen}
             say_passed(folder, Passed(inputs, determinism.random_state()))
             if number in chosen:
-                while sum(1 for _ in block_inputs.iterdir()) >= task.waiting:
-                    time.sleep(GLANCE)
+                _wait(block_inputs, task.waiting)
                 given.write(block_inputs / label(number))
             if number == chosen[-1]:
                 break
@@ -76,13 +83,14 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
             hooks.bare(block, self.amp_dtype, self.device)
             block.to(self.device)
 
-            bounds = Bounds(effort.sequence_length, number)
+            bounds = Bounds(effort.sequence_length, number, effort.precision)
             bounds.look_at(block)
 
             def run(
                 stream: Any, block: Any = block, followed: hints.Followed | None = None, bounds: Bounds = bounds
             ) -> Any:
-                with hints.routing(followed, bounds) if followed else nullcontext():
+                decisions = followed or revealing
+                with hints.routing(decisions, bounds if followed else None) if decisions else nullcontext():
                     return series.run(self, block, stream, others)
 
             if recipe.rounds:  # no block hears of the codes of another
@@ -91,12 +99,14 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
                 block.to("meta")
                 continue
             try:
-                followed = hints.Followed((Path(task.hints) / label(number)).read_bytes()) if task.hints else None
+                followed = hints.Followed(_hints(task.hints, number), hints.losses_of(effort)) if task.hints else None
                 after = run(full, followed=followed)
                 if followed:
                     followed.skip_to_last_routes()
                 published.load(block, name, recipe.scheme.format)
                 full, quantized = after, run(full if quantized is None else quantized, followed=followed)
+                if revealing:
+                    revealing.end(f"{label(number)}.before.safetensors")
             except (BeyondError, NoHintError) as error:
                 say_passed(folder, Passed({}, "", lost=f"{name}: {error}"))
                 break
@@ -110,12 +120,76 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
     through(autoround, recipe, blocks, folder)
 
 
+def _hints(folder: str, number: int) -> bytes:
+    return (Path(folder) / label(number)).read_bytes()
+
+
+def connect(autoround: Any, recipe: Recipe, effort: Effort, task: Connect, folder: Path) -> None:
+    """Pass on what chosen blocks are said to be given, where it follows from what the block before each is given."""
+    from safetensors.torch import load_file
+
+    published = _Published([Path(path) for path in task.checkpoint])
+    block_inputs = folder / INPUTS
+    block_inputs.mkdir()
+
+    def blocks(self: Any, model: Any, inputs: Any, names: list[str], **_: Any) -> None:
+        first, others = self._preprocess_block_inputs(inputs)
+
+        def confirm(number: int, theirs: BlockInputs, revealed: Path, bounds: Bounds) -> None:
+            steps.Committed(_hints(task.hints, number), effort.iterations, {})
+            if not number:
+                if theirs.digests != BlockInputs.of(first, None, None).digests:
+                    raise NoHintError("what the first block is given is not what the base gives it here")
+                return
+            name, before = names[number - 1], label(number - 1)
+            block = model.get_submodule(name)
+            hooks.bare(block, self.amp_dtype, self.device)
+            block.to(self.device)
+            bounds.look_at(block)
+            routes = load_file(revealed / REVEALED / f"{before}.before.safetensors")
+            steps.connect(
+                lambda stream: installed().run(self, block, stream, others),
+                lambda: published.load(block, name, recipe.scheme.format),
+                BlockInputs.read(revealed / INPUTS / before),
+                theirs,
+                hints.Followed(_hints(task.hints, number - 1), hints.losses_of(effort), routes),
+                bounds,
+            )
+            block.to("meta")
+
+        for number in range(max(task.blocks) + 1):
+            say_passed(folder, Passed({}, ""))
+            if number in task.blocks:
+                revealed = Path(task.response, label(number))
+                theirs = BlockInputs.read(revealed / INPUTS / label(number))
+                bounds = Bounds(effort.sequence_length, 0, effort.precision)
+                found = hints.explained(lambda: confirm(number, theirs, revealed, bounds), bounds)  # noqa: B023
+                _wait(block_inputs, task.waiting)
+                if found.beyond or found.inconclusive:
+                    part = block_inputs / f".{label(number)}.part"
+                    part.mkdir()
+                    write(part / HINTED, found)
+                    part.rename(block_inputs / label(number))
+                else:
+                    replace(theirs, random_state=random.getstate()).write(block_inputs / label(number))
+            _draw(self)
+
+    through(autoround, recipe, blocks, folder)
+
+
+def _wait(block_inputs: Path, waiting: int) -> None:
+    """Wait until fewer than so many block inputs wait themselves."""
+    while sum(1 for _ in block_inputs.iterdir()) >= waiting:
+        time.sleep(GLANCE)
+
+
 def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Callable[[], None], folder: Path) -> None:
     """Tune each block whose inputs appear in `jobs/`, for as long as the host lets it; answer in `answers/`.
 
     `confirm` raises BuildError where the worker is no longer deterministic; without it there is no answer.
     An answer is the block's record as a journal has it, and what it was packed to; it appears when it is whole.
     A portable task's says what came of the hints, too, and where a block could not be tuned to its end, that alone.
+    Where a job has `STEPS`, these are opened: revealed, or of a portable task judged.
     """
     jobs, answers = folder / JOBS, folder / ANSWERS
     jobs.mkdir(exist_ok=True)
@@ -156,11 +230,19 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
                 def run(name: str = name, given: BlockInputs = given) -> None:
                     loop(self, model, {**inputs, "input_ids": given.full}, [name], q_input=given.quantized, **rest)
 
+                opened = read(job / STEPS, Steps) if (job / STEPS).exists() else None
                 if task.portable:
-                    write(
-                        keeper.part() / HINTED,
-                        hints.follow(self, effort, keeper.number, (job / HINTS).read_bytes(), run),
-                    )
+                    data = (job / HINTS).read_bytes()
+                    if opened:
+                        revealed, total = job / REVEALED, lambda: heard.totals()[-1]
+                        hinted = steps.judge(self, effort, data, revealed, opened, total, run)
+                    else:
+                        hinted = hints.follow(self, effort, keeper.number, data, run)
+                    write(keeper.part() / HINTED, hinted)
+                    heard.forget()
+                    keeper.give()
+                elif opened:
+                    steps.reveal(self, effort, opened.opened, keeper.part(), run)
                     heard.forget()
                     keeper.give()
                 else:

@@ -54,6 +54,12 @@ class Series(Protocol):
     def backward(self, autoround: Any) -> Place:
         """Return what is given the loss of each step, of a block or of a layer alone, as its third argument."""
 
+    def forward(self, autoround: Any) -> Place:
+        """Return what a step lets the block put out: it is given the block, its inputs, `others`, and which samples.
+
+        What else calls it gives no samples.
+        """
+
     def step(self) -> Place:
         """Return what moves the parameters by the signs of their gradients."""
 
@@ -125,6 +131,9 @@ class _OneClass:
 
     def backward(self, autoround: Any) -> Place:
         return Place(type(autoround), "_scale_loss_and_backward")
+
+    def forward(self, autoround: Any) -> Place:
+        return Place(type(autoround), "_get_current_q_output")
 
     def step(self) -> Place:
         from auto_round.sign_sgd import SignSGD
@@ -242,6 +251,11 @@ class _Composed:
         from auto_round.algorithms.quantization.sign_round.quantizer import SignRoundQuantizer
 
         return Place(SignRoundQuantizer, "_scale_loss_and_backward")
+
+    def forward(self, _: Any) -> Place:
+        from auto_round.algorithms.block_runner import BlockForwardRunner
+
+        return Place(BlockForwardRunner, "forward")
 
     def step(self) -> Place:
         from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD
