@@ -1,6 +1,7 @@
 """A board lists every build by what is known of it, forgets nothing, and is the same from the same records."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,6 +127,39 @@ def test_what_cannot_be_read_is_listed_as_failed_and_stops_nobody(ours: Path, tm
     assert "journal" in (tmp_path / "site" / entry(board).page).read_text()
 
 
+def test_what_a_broken_recipe_has_recorded_is_not_withdrawn(ours: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    made(ours, site)
+    (ours / "ec" / "recipe.toml").write_bytes(b"\0\xff")
+    board = made(ours, site)
+    assert [(each.id, each.status) for each in board.history[2:]] == [
+        ("ours/ec/full", "failed"),
+        ("ours/ec/mini", "failed"),
+    ]
+    assert not any(str(tmp_path) in text.decode() for text in bytes_of(site).values())  # nor where it was made
+
+
+def test_a_name_that_is_no_text_is_a_build_like_others(ours: Path, tmp_path: Path) -> None:
+    shutil.copytree(ours / "ec", ours / os.fsdecode(b"\xff<b>"))
+    board = made(ours, tmp_path / "site")
+    assert entry(board, "ours/\\xff<b>/mini").status == "unknown"
+    assert read_board(tmp_path / "site") == board
+
+
+@pytest.mark.parametrize("name", ["builds/ours", "builds/ours/ec-mini.html", "index.html"])
+def test_a_link_in_a_site_leads_nowhere(name: str, ours: Path, tmp_path: Path, refuses: Refuses) -> None:
+    site, mine = tmp_path / "site", tmp_path / "mine"
+    made(ours, site)
+    mine.mkdir()
+    path = site / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(mine if name == "builds/ours" else mine / "file", target_is_directory=name == "builds/ours")
+    before = bytes_of(site)
+    with refuses(UsageError):
+        made(ours, site)
+    assert bytes_of(site) == before and not [*mine.iterdir()]
+
+
 def test_what_nobody_has_signed_for_reproduces_nothing(ours: Path, tmp_path: Path) -> None:
     (ours / "builders.toml").unlink()
     write_audit(read_recipe(ours / "ec"), audit(dict.fromkeys(range(len(JOURNAL.blocks)), "identical"), auditor="Eve"))
@@ -180,6 +214,7 @@ def test_an_index_leads_to_no_file_outside_of_the_site(ours: Path, tmp_path: Pat
 
 def test_names_of_strangers_are_safe_and_apart() -> None:
     names = ["ec", "EC", "a/b", "a-b", "..", ".", "\u202e", "", "é", "e" * 300, "e" * 301, "a b", "a\nb"]
+    names += [slug("EC"), slug("a b")]  # nobody can take the place that another's name is given
     slugs = [slug(each) for each in names]
     assert len({*slugs}) == len(names)
     assert all(each.strip(".") == each and set(each) <= {*"abcdefghijklmnopqrstuvwxyz0123456789._-"} for each in slugs)

@@ -99,6 +99,12 @@ def test_the_rung_reached_is_the_highest_and_whoever_reached_it_is_named(known: 
     assert flipped.reproduced == 0  # what others reproduced are other files
 
 
+def test_green_blocks_of_other_files_are_said_to_be_of_others(known: Callable[[str], Evidence]) -> None:
+    said = "The ones at hand are others"
+    pages = {name: page(known(name), judge(known(name))) for name in QUICK}
+    assert {name for name, text in pages.items() if said in text} == {"a flipped code"}
+
+
 def test_records_alone_are_their_builders_word(worded: Worded) -> None:
     for size in ("mini", None):
         recipe = read_recipe(ROOT / "builds" / "ec")
@@ -193,6 +199,7 @@ def test_a_heat_map_is_a_png_with_a_pixel_for_each_cell() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(1e-9, 1e3), st.floats(0, 1e3)), min_size=1, max_size=90))
+@settings(max_examples=25)
 def test_losses_are_drawn_inside_the_picture(values: list[tuple[float, float]]) -> None:
     drawn = pictures.losses([(f"b.{number}", *each) for number, each in enumerate(values)])
     for point, (before, after) in zip(drawn.points, values, strict=True):
@@ -208,6 +215,7 @@ def full() -> str:
     return page(found, judge(found))
 
 
+@pytest.mark.full
 def test_a_build_of_full_size_is_one_small_page(full: str) -> None:
     assert len(full.encode()) < 1_000_000
     assert len(re.findall(r"<td>\d", full)) >= 2 * 3 * 40 * EXPERTS  # each share of each expert, as text
@@ -294,8 +302,8 @@ def test_what_is_too_long_is_cut_and_what_hides_is_spelled_out() -> None:
     assert str(shown("x" * 5000)).endswith("… (5,000 characters)")
 
 
-def test_a_page_forbids_scripts_and_the_network(full: str) -> None:
-    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', full)
+def test_a_page_forbids_scripts_and_the_network() -> None:
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', spoken("word"))
     said = dict(each.split(" ", 1) for each in policy.replace("&#39;", "'").split("; "))
     assert said.pop("style-src").startswith("'sha256-")
     assert said == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
@@ -349,6 +357,7 @@ def test_a_hostile_page_in_a_browser(chromium: Browser, tmp_path: Path) -> None:
         assert (seen.said, seen.asked) == ([], [])
 
 
+@pytest.mark.full
 def test_a_page_is_walked_through_by_keys(known: Callable[[str], Evidence], chromium: Browser, tmp_path: Path) -> None:
     """The first key leads past the head; each fold opens by the keyboard, and headings lose no level."""
     found = known("healthy")

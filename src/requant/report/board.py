@@ -5,9 +5,10 @@ lines of a journal do, so a board can be extended by whoever has its `index.json
 asked: an event has the time of the latest evidence that it rests on.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,7 @@ def places(words: Sequence[str]) -> tuple[Place, ...]:
         folder = Path(path)
         if not folder.is_dir():
             raise UsageError(f"{path}: no folder of builds", f"In each of its folders stands a {FILE}.")
-        found.append(Place(label or folder.resolve().name, folder))
+        found.append(Place(os.fsencode(label or folder.resolve().name).decode("utf-8", "backslashreplace"), folder))
     for place in found:
         if [each.label for each in found].count(place.label) > 1:
             raise UsageError(
@@ -157,7 +158,7 @@ def read_builds(places: Iterable[Place], listed: Path | None = None) -> Iterator
     for place in places:
         for path in sorted(place.folder.glob(f"*/{FILE}")):
             for tiny, evidence in _of_folder(path.parent, listed):
-                yield _entry(place.label, path.parent.name, tiny, evidence)
+                yield _entry(place.label, path.parent.name, tiny, _at_home(evidence, place.folder))
 
 
 def _of_folder(folder: Path, listed: Path | None) -> Iterator[tuple[str | None, Evidence]]:
@@ -165,17 +166,33 @@ def _of_folder(folder: Path, listed: Path | None) -> Iterator[tuple[str | None, 
         recipe = read_recipe(folder)
         known: Mapping[str, Builder] = builders_of(recipe, listed)
     except RequantError as error:
-        yield None, Evidence(folder.name, problems=(Problem(FILE, str(error)),))
+        for tiny in _sizes(folder):
+            yield tiny, Evidence(folder.name, tiny=tiny, problems=(Problem(FILE, str(error)),))
         return
+    for tiny in _sizes(folder):
+        try:
+            yield tiny, of_build(recipe, tiny, known)
+        except (RequantError, OSError) as error:
+            yield tiny, Evidence(folder.name, tiny=tiny, problems=(Problem(folder.name, str(error)),))
+
+
+def _sizes(folder: Path) -> Iterator[str | None]:
+    """Yield None for the base, and each size of tiny model of which anything is recorded."""
     for tiny in (None, *SIZES):
-        if tiny is None or any(beside(recipe.beside(stem(tiny)), name).exists() for name in RECORDED):
-            try:
-                yield tiny, of_build(recipe, tiny, known)
-            except (RequantError, OSError) as error:
-                yield tiny, Evidence(folder.name, tiny=tiny, problems=(Problem(folder.name, str(error)),))
+        if tiny is None or any(beside(folder / stem(tiny), name).exists() for name in RECORDED):
+            yield tiny
 
 
-def _entry(label: str, name: str, tiny: str | None, evidence: Evidence) -> Read:
+def _at_home(evidence: Evidence, folder: Path) -> Evidence:
+    """Return evidence whose problems say where files stand in a folder of builds, and not where that stands."""
+    inside = f"{folder}/"
+    own = f"{inside}{evidence.name}/"
+    told = (replace(each, said=each.said.replace(own, "").replace(inside, "")) for each in evidence.problems)
+    return replace(evidence, problems=tuple(told))
+
+
+def _entry(label: str, folder: str, tiny: str | None, evidence: Evidence) -> Read:
+    name = os.fsencode(folder).decode("utf-8", "backslashreplace")  # of bytes that are no text a name has surrogates
     judgement, covered = judge(evidence), evidence.covered
     classes: dict[str, set[str]] = {}
     for row in covered.rows if covered else ():
@@ -219,9 +236,17 @@ def _status(judgement: Judgement) -> Status:
 
 
 def slug(name: str) -> str:
-    """Return a name that is safe in a path and an address, and another for every other name."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
-    return plain if plain == name else f"{plain or 'x'}-{sha256(name.encode())[:8]}"
+    """Return a name that is safe in a path and an address, and another for every other name.
+
+    A plain name is its own; one that ends as those do which were made safe is made safe too.
+    """
+    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60].rstrip("-.")
+    if plain == name and not _MADE_SAFE.search(name):
+        return plain
+    return f"{plain or 'x'}-{sha256(name.encode())[:16]}"
+
+
+_MADE_SAFE = re.compile(r"-[0-9a-f]{16}$")
 
 
 def builders(found: Iterable[Read]) -> tuple[Known, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from requant.audit.confirmed import Confirmed
-from requant.audit.coverage import UNTUNED
+from requant.audit.coverage import REBUILT, UNTUNED
 from requant.check.findings import Finding as Checking
 from requant.diff import Diff
 from requant.diff.difference import Steps
@@ -85,13 +85,14 @@ def _of_coverage(evidence: Evidence) -> Iterator[Finding]:
         return
     for row in covered.rows:
         by = "rebuild" if row is covered.rebuilt else "audit"
+        where = {UNTUNED: "what is not tuned", REBUILT: ""}.get(row.block, row.block)
         against = covered.against(row)
         for each in against:
             detail = each.what.removeprefix(f"{row.block}: ")
-            yield Finding(State.BAD, by, f"{each.party.label} got other bits", row.block, detail)
+            yield Finding(State.BAD, by, f"{each.party.label} got other bits", where, detail)
         for each in (*row.open, *(row.disputed if covered.named else ())):
             detail = each.what.removeprefix(f"{row.block}: ")
-            yield Finding(State.OPEN, by, f"{each.party.label} could not decide", row.block, detail)
+            yield Finding(State.OPEN, by, f"{each.party.label} could not decide", where, detail)
     for file, why in covered.stale.items():
         yield Finding(State.OPEN, "audit", f"not counted: {why}", file)
 

@@ -100,13 +100,13 @@ def reproducing(evidence: Evidence) -> tuple[int, tuple[str, ...], bool]:
     The maker never counts. Files that are not the recorded ones were reproduced by nobody.
     """
     rows, verified = reproducers(evidence)
-    if not rows or not _as_recorded(evidence):
+    if not rows or not as_recorded(evidence):
         return 0, (), verified
     names = sorted({name for by in rows.values() for name in by})
     return min(map(len, rows.values())), tuple(names), verified
 
 
-def _as_recorded(evidence: Evidence) -> bool:
+def as_recorded(evidence: Evidence) -> bool:
     """Whether what is recorded, and was audited, is what the page is about."""
     return evidence.verified is None or evidence.verified.outcome in (Outcome.IDENTICAL, Outcome.EQUIVALENT)
 
@@ -119,11 +119,8 @@ def _accused(evidence: Evidence, bad: Sequence[Finding]) -> str:
     where = f" ({first.where})" if first.where else ""
     more = f" {several(len(bad) - 1, 'more finding')} below." if len(bad) > 1 else ""
     if all(each.by == "card" for each in bad):
-        count = several(len(bad), "statement")
-        return (
-            f"Its card says what is not so: {count} that the records contradict, first {first.what}{where}. "
-            f"Of the checkpoint itself {_aside(evidence)}"
-        )
+        more = f", and {several(len(bad) - 1, 'more statement')}" if len(bad) > 1 else ""
+        return f"{_LEADS['card']}{first.what}{where}{more}. Of the checkpoint itself, {_aside(evidence)}"
     return f"{_LEADS[first.by]}{first.what}{f' in {first.where}' if first.where else ''}.{more}"
 
 
@@ -272,11 +269,16 @@ def _check(evidence: Evidence) -> Rung:
 def _others(evidence: Evidence) -> Iterator[Rung]:
     asks = "Were blocks tuned again by others, to the same bits?", "Was all of it built again by others?"
     covered, rows = evidence.covered, reproducers(evidence)[0]
+    if covered is None and evidence.recipe is not None:
+        said = "The records cannot be read, so nobody's results were counted."
+        yield Rung("Audited", asks[0], State.FAILED, "", said)
+        yield Rung("Rebuilt", asks[1], State.FAILED, "", said)
+        return
     if covered is None or not covered.own:
         yield Rung("Audited", asks[0], None, "", "Nothing is recorded that could be audited.")
         yield Rung("Rebuilt", asks[1], None, "", "Nothing is recorded that could be rebuilt.")
         return
-    if not _as_recorded(evidence):
+    if not as_recorded(evidence):
         said = "What others reproduced are the recorded files, and these are others."
         yield Rung("Audited", asks[0], None, "", said)
         yield Rung("Rebuilt", asks[1], None, "", said)

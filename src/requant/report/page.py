@@ -24,7 +24,7 @@ from requant.card.facts import text as fact_text
 from requant.report import pictures
 from requant.report.evidence import Evidence
 from requant.report.findings import State, differences, several
-from requant.report.judgement import Judgement
+from requant.report.judgement import Judgement, as_recorded
 from requant.report.measures import Grid, grids
 from requant.verdict import visible
 
@@ -148,6 +148,7 @@ def page(evidence: Evidence, judgement: Judgement, home: str = "") -> str:
         strips=strips,
         rows=[each.block for each in evidence.covered.rows] if evidence.covered else [],
         said_of=SAID,
+        others=not as_recorded(evidence),
         nobody=_nobody(evidence),
         losses=pictures.losses(values) if values else None,
         losses_said=_losses_said(values),

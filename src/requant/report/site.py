@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from requant.errors import UsageError
 from requant.report.board import INDEX, SCHEMA, Board, Entry, Event, Read, Status, pages
 from requant.report.findings import State
 from requant.report.page import page, render
@@ -45,7 +46,10 @@ class Changed:
 
 
 def write_site(folder: Path, board: Board, found: Sequence[Read], before: Board) -> int:
-    """Write a site into a folder, and return how many files it has; pages of the board `before` that are no more go."""
+    """Write a site into a folder, and return how many files it has; pages of the board `before` that are no more go.
+
+    Raises UsageError, and writes nothing, where a link in the folder leads out of it.
+    """
     files: dict[str, str] = {INDEX: index(board), "feed.xml": feed(board)}
     names = {each.id: each for each in board.builds}
     for each in found:
@@ -70,13 +74,16 @@ def write_site(folder: Path, board: Board, found: Sequence[Read], before: Board)
     files["history.html"] = render(
         "history.html", head=board.head or "none yet", changes=changes, states=STATES, names=names, home="index.html"
     )
+    gone = [name for name in pages(before) if name not in files]
+    for name in (*files, *gone):
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{folder / name}: a link that leads out of the site", "Remove it.")
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for name in pages(before):
-        if name not in files:
-            (folder / name).unlink(missing_ok=True)
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
     return len(files)
 
 
@@ -101,9 +108,9 @@ def said(event: Event) -> str:
 
 
 def badge(entry: Entry) -> str:
-    """Return a badge as SVG, for cards: its words are text, and its width follows from how many letters they have."""
+    """Return a badge as SVG, for cards: its words are text, and its width follows from their letters."""
     left, right = "requant", label(entry)
-    widths = [7 * len(each) + 14 for each in (left, right)]
+    widths = [round(sum(4.2 if letter in "fijlrt1 " else 6.8 for letter in each)) + 14 for each in (left, right)]
     return render("badge.svg", left=left, right=right, widths=widths, colour=COLOURS[entry.status], name=entry.build)
 
 
