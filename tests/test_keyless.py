@@ -158,6 +158,19 @@ def test_what_was_changed_is_found(bundle: bytes, trust: Path) -> None:
     assert fault(unsigned, workflow(trust))[0] is Fault.UNSIGNED
 
 
+def test_a_bundle_of_a_stranger_stops_nothing(bundle: bytes, trust: Path) -> None:
+    certificate = json.loads(bundle)["verificationMaterial"]["certificate"]["rawBytes"]
+    version = b"\xa0\x03\x02\x01"
+    unheard_of = base64.b64decode(certificate).replace(version + b"\x02", version + b"\x09", 1)
+    material = ("verificationMaterial",)
+    infinite = changed(bundle, *material, "more", to=7).replace(b'"more":7', b'"more":1e999')
+    for data in (
+        changed(bundle, *material, "certificate", "rawBytes", to=base64.b64encode(unheard_of).decode()),
+        infinite,
+    ):
+        assert data != bundle and fault(data, workflow(trust))[0] is Fault.UNREADABLE
+
+
 def test_a_certificate_is_no_key(bundle: bytes, trust: Path, tmp_path: Path) -> None:
     """A bundle whose hint is the id of an identity, or whose material is a key's, is nobody's."""
     hint = base64.b64encode(bytes.fromhex(workflow(trust).id)).decode()

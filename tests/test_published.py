@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,19 +24,23 @@ from tests.test_schemas import held
 from typer.testing import CliRunner, Result
 
 from requant.audit.audits import write_audit
+from requant.audit.untuned import Untuned
 from requant.build import beside
 from requant.check.reader import open_reader
-from requant.checkpoint.manifest import make_manifest
+from requant.checkpoint.manifest import FileRecord, make_manifest, read_manifest
 from requant.cli.options import app
-from requant.digest import sha256_file
+from requant.digest import canonical_json, sha256_file
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence.keys import PrivateKey
 from requant.evidence.signatures import Fault, sign_file
 from requant.hub import download
+from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
+from requant.hub.web import Patience
 from requant.inspect.remote import open_headers
 from requant.published.download import download as downloaded
-from requant.published.found import find
+from requant.published.found import Found, find
+from requant.published.proofs import Proofs
 from requant.published.publication import Publication, prepare, push
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how the library uploads
@@ -212,7 +217,8 @@ SECRET = "hf_" + "aB3" * 12
     ("name", "text"),
     [
         ("README.md", f"token {SECRET}"),
-        ("README.md", "built in /home/ada/models"),
+        pytest.param("README.md", "built in /home/ada/models", marks=pytest.mark.full),
+        ("tokenizer_config.json", '{"name_or_path": "/home/ada/models/base"}'),
         ("../ec.intoto.jsonl", None),
         ("../../builds/ec/plan.json", f'{{"a": "{SECRET}"}}'),
     ],
@@ -220,11 +226,21 @@ SECRET = "hf_" + "aB3" * 12
 def test_secrets_and_paths_stay_here(hub: Hub, ours: Project, name: str, text: str | None, refuses: Refuses) -> None:
     path = ours.checkpoint / name
     path.write_text(path.read_text().replace('"taints":[', '"taints":["/home/ada/x",') if text is None else text)
+    if name == "tokenizer_config.json":
+        beside(ours.checkpoint, "manifest.json").write_bytes(make_manifest(ours.checkpoint).to_json())
     publication = prepared(hub, ours)
     assert publication.refusals and SECRET not in str(publication.refusals)
     with refuses(UsageError):
         push(publication, message="no", endpoint=hub.url)
     assert {each.method for each in hub.requests} == {"GET"}
+
+
+@pytest.mark.full
+def test_what_is_to_be_private_goes_to_no_public_repository(hub: Hub, ours: Project, refuses: Refuses) -> None:
+    hub.commit(NAME, {"figure.png": b"y"})
+    with refuses(UsageError):
+        push(prepared(hub, ours), message="no", private_one=True, endpoint=hub.url)
+    assert not hub.uploads()
 
 
 def test_another_card_and_other_files_are_replaced_on_demand_only(hub: Hub, ours: Project) -> None:
@@ -346,6 +362,34 @@ def test_a_download_goes_on_and_every_byte_is_held_against_the_manifest(
     assert not [each for each in hub.downloads()[got:] if each.path.endswith(SHARD) and "range" not in each.headers]
 
 
+@pytest.mark.parametrize(
+    "path", ["requant/builds/builders.toml", "requant/builds/Builders.TOML", ".git/config", "a/.git"]
+)
+def test_nothing_that_speaks_for_its_reader_is_a_file_of_a_checkpoint(
+    path: str, ours: Project, tmp_path: Path, refuses: Refuses
+) -> None:
+    manifest = read_manifest(beside(ours.checkpoint, "manifest.json"))
+    lies = replace(manifest, files={**manifest.files, path: FileRecord(1, "0a" * 32)})
+    nowhere = Listing("http://localhost:1", NAME, "0a" * 20, (), 0)
+    with refuses(CheckpointError):
+        downloaded(
+            Found(nowhere, Proofs(ours.recipe, "mini", lies), None, (), {}, Patience()),
+            tmp_path / "got",
+            endpoint=nowhere.endpoint,
+        )
+
+
+@pytest.mark.full
+def test_what_a_folder_has_already_is_no_part_of_what_is_fetched(hub: Hub, ours: Project, refuses: Refuses) -> None:
+    sent(hub, ours)
+    hub.commit(NAME, {".git/config": b"[core]", "requant/builds/Builders.toml": b""})  # which no git would take
+    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
+    assert not Path("got/.git").exists() and not Path("got/requant/builds/Builders.toml").exists()
+    Path("got/more.safetensors").write_bytes(b"x")
+    with refuses(UsageError):
+        ran(hub, "fetch", NAME, "--out", "got")
+
+
 @pytest.mark.full
 def test_a_commit_stays_that_commit(hub: Hub, ours: Project, tmp_path: Path) -> None:
     first = sent(hub, ours)
@@ -437,6 +481,37 @@ def test_proofs_that_contradict_themselves_are_refused(hub: Hub, ours: Project, 
     hub.commit(NAME, {"requant/builds/two/mini.manifest.json": beside(ours.checkpoint, "manifest.json").read_bytes()})
     with pytest.raises(CheckpointError, match="proofs of 2 builds"):
         ran(hub, "verify", NAME)
+
+
+@pytest.mark.full
+def test_a_folder_of_proofs_that_lies(hub: Hub, ours: Project, tmp_path: Path, refuses: Refuses) -> None:
+    bob = keyed("bob", tmp_path)
+    listed = ("--builders", known(tmp_path, Bob=bob))
+    audited(ours, bob, dict.fromkeys(range(4), "inconclusive"), untuned=Untuned((), 0, "not looked at"))
+    sent(hub, ours)
+    assert ran(hub, "verify", NAME, *listed).exit_code == 3  # whoever found nothing says nothing for it
+    build = "requant/builds/ec"
+    true = {path.name: path.read_bytes() for path in (hub.head(NAME)[1] / build).iterdir() if path.is_file()}
+
+    def told(name: str, data: bytes) -> Result:
+        hub.commit(NAME, {f"{build}/{name}": data})
+        done = ran(hub, "verify", NAME)
+        hub.commit(NAME, {f"{build}/{name}": true[name]})
+        return done
+
+    recipe = true["recipe.toml"].replace(b"iterations = ", b"iterations = 1", 1)
+    assert recipe != true["recipe.toml"]
+    done = told("recipe.toml", recipe)
+    assert done.exit_code == 1 and "contradict each other" in done.stdout and str(tmp_path) not in done.stdout
+    assert told("baseline.toml", b"known = [{ rule = 'D29', loaders = [[]] }]").exit_code == 3  # is not even read
+    statement = json.loads(true["mini.intoto.jsonl"])
+    statement["predicate"]["buildDefinition"]["internalParameters"]["hardware"] = {"model": "x", "n": 7}
+    text = canonical_json(statement) + b"\n"
+    with refuses(CheckpointError):
+        told("mini.intoto.jsonl", text.replace(b'"n":7', b'"n":1e999'))
+    hub.commit(NAME, {f"{build}/outcomes/a/b": b"x"})
+    ours.record()
+    assert ran(hub, "verify", NAME, "--registry", ours.registry).exit_code == 0
 
 
 def test_what_the_hubs_cache_has_whole_is_read_there(

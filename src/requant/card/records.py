@@ -231,6 +231,10 @@ def _stated(
 def _pinned(recipe: Recipe, base: Pins, text: Pins) -> dict[str, str]:
     """Return what a full build of a recipe needs, by the names and digests that its statement has."""
     digests = {f"base/{path}": file.sha256 for path, file in base.files.items() if file.sha256}
+    if recipe.calibration.file not in text.files:
+        raise recipe.refusal(
+            "calibration.file", recipe.calibration.file, f"one of those that are pinned: {text.repository}"
+        )
     return digests | {"calibration": str(text.files[recipe.calibration.file].sha256)}
 
 

@@ -106,9 +106,12 @@ def confirm(bundle: bytes, identity: Identity) -> None:
 
 def certified(der: bytes) -> Identity:
     """Return whom a certificate names, which proves nothing; raise ValueError for one that names nobody."""
-    from cryptography.x509 import load_der_x509_certificate
+    from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
-    return identity_of(load_der_x509_certificate(der))
+    try:
+        return identity_of(load_der_x509_certificate(der))
+    except InvalidVersion as error:
+        raise ValueError(str(error)) from None
 
 
 def identity_of(certificate: "Certificate", trust: Path | None = None) -> Identity:

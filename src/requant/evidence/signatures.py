@@ -304,12 +304,12 @@ def read_bundle(data: bytes, where: str) -> Bundle:
             if not _HEX.fullmatch(key):
                 raise ValueError("its hint is not a SHA-256")
             bundle = Bundle(key, statement, signature)
+        if bundle.as_bytes() != data:
+            raise ValueError("unknown keys, or another way of writing the same")
     except KeyError as error:
         raise refused(Fault.UNREADABLE, f"no {error}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise refused(Fault.UNREADABLE, str(error)[:200]) from None
-    if bundle.as_bytes() != data:
-        raise refused(Fault.UNREADABLE, "unknown keys, or another way of writing the same")
     return bundle
 
 

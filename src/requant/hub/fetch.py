@@ -17,6 +17,8 @@ from requant.hub.pinned import PinnedFile, Pins, path_fault
 
 PARTS = ".requant-fetch"
 """Folder of what has arrived in part, each file under the digest that it is to have."""
+REJECTED = ".rejected"
+"""End of the name under which a file of other bytes is moved aside."""
 
 
 def _silent(*_: object) -> None:
@@ -123,7 +125,7 @@ def missing(pins: Pins, folder: Path, *, wanted: Collection[str] | None = None) 
 def _move_aside(folder: Path, survey: Survey) -> None:
     for path in survey.wrong:
         place = _place(folder, path)
-        place.replace(place.with_name(f"{place.name}.rejected"))
+        place.replace(place.with_name(f"{place.name}{REJECTED}"))
     if survey.wrong:
         found = "\n".join(f"{folder / path}: {wrong}" for path, wrong in survey.wrong.items())
         raise CheckpointError(found, "each was moved aside as <name>.rejected: look at it, then fetch again")

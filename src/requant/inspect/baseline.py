@@ -35,8 +35,8 @@ def read_baseline(recipe: Recipe) -> tuple[Known, ...]:
         return tuple(
             Known(
                 str(each["rule"]),
-                tuple(each["loaders"]),
-                tuple(each["tensor_parallel"]),
+                tuple(map(str, each["loaders"])),
+                tuple(map(int, each["tensor_parallel"])),
                 Severity(each["at_most"]),
                 str(each["why"]),
             )
@@ -44,7 +44,7 @@ def read_baseline(recipe: Recipe) -> tuple[Known, ...]:
         )
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise RecipeError(f"{path}: not a baseline: {error!r}", "baseline.py describes the format.") from None
 
 

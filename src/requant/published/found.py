@@ -12,7 +12,7 @@ from requant.audit import audits, parties
 from requant.audit.builders import FILE as BUILDERS
 from requant.audit.builders import Builder, read_builders
 from requant.audit.confirmed import trusted_of
-from requant.checkpoint.files import SUFFIX
+from requant.checkpoint.files import SUFFIX, folded_case
 from requant.errors import CheckpointError, UsageError
 from requant.hub import web
 from requant.hub.repository import Listing, listing
@@ -47,11 +47,6 @@ class Found:
         return f"{self.listing.repository}@{self.listing.commit}"
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """What is in `requant/` and was not fetched: a list of builders, which only readers have."""
-        return tuple(path for path in self.listing.paths if path.startswith(f"{FOLDER}/") and path not in self.held)
-
-    @property
     def fetched(self) -> int:
         """Bytes that came for this."""
         return self.listing.bytes + sum(map(len, self.held.values()))
@@ -75,7 +70,11 @@ def find(
     held = _fetched(found, patience, tell)
     theirs, merged = work / "theirs", work / "merged"
     for path, data in held.items():
-        _write(theirs / path.removeprefix(f"{FOLDER}/"), data)
+        try:
+            _write(theirs / path.removeprefix(f"{FOLDER}/"), data)
+        except OSError as error:
+            told = f"{found.repository}@{found.commit}: {path}: no name for a file beside the others: {error.strerror}"
+            raise CheckpointError(told) from None
     own = only(theirs / "builds", f"{found.repository}@{found.commit}")
     weights = {path: each.sha256 for path, each in found.stated.items() if path.endswith(SUFFIX)}
     recorded = read_proofs(registry) if registry else []
@@ -93,14 +92,19 @@ def find(
     for said in SAID:
         for source in own.recipe.beside(said).glob("*") if own else ():
             place = merged / "builds" / match.recipe.name / said / source.name
-            if not place.exists():
+            if source.is_file() and not place.exists():
                 _write(place, source.read_bytes())
     chosen = only(merged / "builds", str(registry))
     return Found(found, chosen, match.recipe.path.parent, others, held, patience)
 
 
+def is_list(path: str) -> bool:
+    """Say whether a file of a repository would be taken for a list of builders, by whatever file system."""
+    return path.startswith(f"{FOLDER}/") and folded_case(path).endswith(f"/{BUILDERS}")
+
+
 def _fetched(found: Listing, patience: web.Patience, tell: Tell) -> dict[str, bytes]:
-    paths = [path for path in found.paths if path.startswith(f"{FOLDER}/") and not path.endswith(f"/{BUILDERS}")]
+    paths = [path for path in found.paths if path.startswith(f"{FOLDER}/") and not is_list(path)]
     if (total := sum(found.stated[path].bytes for path in paths)) > MAX_FETCHED:
         told = f"{found.repository}@{found.commit}: {FOLDER}/ has {total:,} bytes, expected {MAX_FETCHED:,} at most"
         raise CheckpointError(told)

@@ -27,7 +27,7 @@ from requant.published.proofs import FOLDER, proofs_of, records_of
 from requant.recipe import Recipe
 
 CARD = "README.md"
-UNSCANNED = ("tokenizer", "vocab", "merges", "tekken")
+UNSCANNED = ("tokenizer.", "vocab.", "merges.", "tekken.")
 """How the names begin of files that are words of a language, and where some look like keys."""
 
 
@@ -203,8 +203,9 @@ def _told(files: Mapping[str, Sent]) -> Iterator[str]:
 def push(publication: Publication, *, message: str, private_one: bool = False, endpoint: str | None = None) -> str:
     """Make one commit of a publication, and return it. Whatever came whole before is not sent again.
 
-    Raises UsageError where something keeps it from being published, NotAvailableError for the network, a refusal, or a
-    repository that somebody else has changed meanwhile, CheckpointError where the Hub does not state what was sent.
+    Raises UsageError where something keeps it from being published, or a `private_one` is there for everybody;
+    NotAvailableError for the network, a refusal, or a repository that somebody else has made or changed meanwhile;
+    CheckpointError where the Hub does not state what was sent.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -218,7 +219,9 @@ def push(publication: Publication, *, message: str, private_one: bool = False, e
     ]
     try:
         if there is None:
-            api.create_repo(name, private=private_one or None, exist_ok=True)
+            api.create_repo(name, private=private_one or None)
+        elif private_one and not api.model_info(name).private:
+            raise UsageError(f"{name}: is there, and not private", "Make it so on its page, or leave --private out.")
         api.preupload_lfs_files(name, adds, free_memory=False)
         for each in adds:
             _confirm_sent(each.path_in_repo, publication.files[each.path_in_repo], each.upload_info.sha256.hex())
@@ -249,7 +252,7 @@ def _refused(name: str, error: Exception) -> Exception:
     """Return the error to raise for one of the library's: what it says, without what it quotes of a request."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | UsageError):
         return error
     inner = error.__cause__ if isinstance(error, RuntimeError) else None  # what went wrong with one upload of several
     cause = inner if isinstance(inner, Exception) else error

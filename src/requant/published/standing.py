@@ -6,6 +6,7 @@ what people have signed. Nobody's word counts whom the reader does not know, and
 """
 
 import posixpath
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -15,16 +16,18 @@ from requant.audit.audits import submitted
 from requant.audit.builders import Builder
 from requant.audit.confirmed import Confirmed, confirmed
 from requant.audit.coverage import Coverage, coverage
-from requant.build import recorded, words
+from requant.build import recorded, stem, words
 from requant.build.inputs import LOCAL
+from requant.card.records import read_recorded
 from requant.checkpoint.files import is_companion, is_index, weight_map
 from requant.digest import sha256, side_limit
-from requant.errors import CheckpointError
-from requant.evidence.outcomes import Result, told
+from requant.errors import CheckpointError, RecipeError
+from requant.evidence.outcomes import Result, Told, told
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, SignatureError, confirm_subjects, verify_file
 from requant.evidence.statements import environment_of, hardware_of
 from requant.hub import web
+from requant.hub.pinned import read_pins
 from requant.hub.stated import MAX_FETCHED, confirm_stated
 from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.remote import headers_at
@@ -52,7 +55,8 @@ class Standing:
     """How a published checkpoint stands, at one commit.
 
     `recorded` says whose record it was held against: a folder of the reader's registry, `the repository` itself, or
-    nothing. `known` is whether anybody decides whom the reader knows: the registry, who signed, or who confirmed.
+    nothing. `known` is whether anybody speaks for it whom the reader knows: the registry, who built it, or who found
+    some of it identical.
     `unseen` is what nobody has looked at, `refused` what does not count, and why, and `next` what would raise it.
     """
 
@@ -119,9 +123,8 @@ def standing(
     covered = coverage(proofs.recipe, proofs.tiny, known)
     bytes_rung = _bytes(found, proofs, seen)
     weights, refused = _weights(proofs, known)
-    maker = covered.maker
     rungs = (
-        _built(proofs, covered),
+        _built(found, proofs, covered),
         bytes_rung,
         structure,
         weights,
@@ -136,7 +139,7 @@ def standing(
         build=proofs.recipe.name,
         tiny=proofs.tiny,
         recorded=str(found.registry) if found.registry else "the repository",
-        known=bool(found.registry or maker or any(label.party.key for label in covered.counted.values())),
+        known=bool(found.registry or covered.maker or any(row.parties for row in covered.rows)),
         rungs=rungs,
         unseen=tuple(_unseen(rungs, covered)),
         refused={**covered.stale, **refused, **_unlike(found)},
@@ -146,14 +149,30 @@ def standing(
     )
 
 
-def _built(proofs: Proofs, covered: Coverage) -> Rung:
+def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
     statement = recorded(proofs.recipe, proofs.tiny, "intoto.jsonl")
     hardware = hardware_of(statement)
     on = hardware.get("model") or hardware.get("accelerator") or "unknown hardware"
     how = f"environment {environment_of(statement)[:12]}, on {on}"
+    if not found.registry and (fault := _contradiction(proofs)):
+        return Rung("built", "fails", f"its records contradict each other; {how}", (fault,))
     if covered.maker:
         return Rung("built", "holds", f"by {covered.maker.label}, {how}")
     return Rung("built", "open", f"by nobody whom you know, as they say: {how}")
+
+
+def _contradiction(proofs: Proofs) -> str:
+    """Say where recipe, manifest, journal and statement of a repository are not of one build; nothing where they are.
+
+    Each can be true, and signed, and stand beside another's: a recipe that a reader would run, say.
+    """
+    recipe = proofs.recipe
+    try:
+        base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
+        read_recorded(recipe, proofs.tiny, recipe.beside(stem(proofs.tiny)), base, text)
+    except (CheckpointError, RecipeError) as error:
+        return str(error).replace(f"{recipe.path.parent.parent}/", "")
+    return ""
 
 
 def _bytes(found: Found, proofs: Proofs, seen: _Seen) -> Rung:
@@ -201,7 +220,7 @@ def _indexed(path: str, data: bytes) -> set[str]:
 
 def _structure(found: Found, proofs: Proofs | None, tell: Tell) -> tuple[Rung, int]:
     """Ask the default loader, and hold the headers against the manifest; return how many bytes that took, too."""
-    known = expected(read_baseline(proofs.recipe)) if proofs else {}
+    known = expected(read_baseline(proofs.recipe)) if proofs and found.registry else {}  # no excuses of a stranger's
     try:
         headers = headers_at(found.listing, found.patience, tell)
         inspected = requant.inspect.inspect(headers, known=known)
@@ -240,6 +259,8 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
             if name != f"{sha256((folder / name).read_bytes())}{BUNDLE}":
                 raise ValueError("its name is not the SHA-256 of its bytes")
             confirm_subjects(signed, proofs.files, where)
+            if outcome.verb == "check" and not _is_of(outcome, proofs):
+                raise ValueError("held against another recipe, or against none")
         except SignatureError as error:
             refused[where] = (
                 "signed with a key that you do not know" if error.fault is Fault.UNKNOWN_KEY else error.said
@@ -251,13 +272,20 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
         if outcome.verb == "check":
             read, total = outcome.details.get("read"), outcome.details.get("total")
             part = "" if read == total else f", {read} of {total} bytes"
-            said.setdefault(outcome.result, []).append(f"{known[signed.key.id].name} ({outcome.outcome}{part})")
+            kind = Result.WARNED if part and outcome.result is Result.PASSED else outcome.result
+            said.setdefault(kind, []).append(f"{known[signed.key.id].name} ({outcome.outcome}{part})")
     if failed := said.get(Result.FAILED):
         return Rung("weights", "fails", f"checked against the base by {', '.join(failed)}", tuple(failed)), refused
     if passed := said.get(Result.PASSED):
         return Rung("weights", "holds", f"checked against the base by {', '.join(passed)}"), refused
-    others = f"; not modelled: {', '.join(said[Result.WARNED])}" if Result.WARNED in said else ""
+    others = f"; in part by {', '.join(said[Result.WARNED])}" if Result.WARNED in said else ""
     return Rung("weights", "open", f"checked against the base by nobody whom you know{others}"), refused
+
+
+def _is_of(outcome: Told, proofs: Proofs) -> bool:
+    """Say whether a check was of this build: by its recipe, and against the tiny model where it is one."""
+    tiny = outcome.details.get("tiny")
+    return outcome.against.get("recipe") == proofs.recipe.digest and tiny == (proofs.tiny is not None)
 
 
 def _blocks(covered: Coverage) -> Rung:
@@ -302,14 +330,15 @@ def _unlike(found: Found) -> dict[str, str]:
 def _next(found: Found, proofs: Proofs, rungs: tuple[Rung, ...], covered: Coverage) -> str:
     """Return the command that would raise the lowest rung that does not hold yet."""
     word = {each.name: each.word for each in rungs}
-    recipe, tiny = found.registry or f"NAME/{FOLDER}/builds/{proofs.recipe.name}", words(proofs.tiny)
+    recipe = shlex.quote(str(found.registry or f"NAME/{FOLDER}/builds/{proofs.recipe.name}"))
+    tiny = words(proofs.tiny)
     if "fails" in word.values():
-        return f"requant fetch {found.name} --out NAME, and look at what fails"
+        return f"requant verify {found.name} --json, which names all that fails"
     if word["weights"] == "open":
         base = f"{proofs.recipe.base.repository}@{proofs.recipe.base.revision}"
         if proofs.tiny or base.startswith(LOCAL):
             base = "BASE"
-        return f"requant check {found.name} --base {base}"
+        return f"requant check {found.name} --base {shlex.quote(base)}"
     if word["blocks"] == "open":
         bare = ",".join(str(number) for number, row in enumerate(covered.blocks) if not row.parties) or "0"
         return (
