@@ -27,6 +27,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import close_session, constants
+
+from requant.hub import download
+
 PREFIXES = {"model": "", "dataset": "datasets/"}
 
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -34,6 +39,25 @@ _COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)")
 _BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 _OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
 _LISTING = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
+
+
+@contextmanager
+def only_loopback(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    """Ask for no address elsewhere, send no token of a developer's, who has none in `folder`, and hardly wait."""
+    ask = socket.getaddrinfo
+
+    def loopback(host: Any, *args: Any, **more: Any) -> Any:
+        assert host in ("127.0.0.1", "localhost", b"127.0.0.1", b"localhost"), host
+        return ask(host, *args, **more)
+
+    patch.setattr(socket, "getaddrinfo", loopback)
+    patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
+    patch.delenv("HF_TOKEN", raising=False)
+    patch.setenv("NO_PROXY", "*")
+    patch.setattr(download, "PAUSE", 0.001)
+    close_session()
+    yield
+    close_session()
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, close_session, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from tests.conftest import Refuses
-from tests.hub import Hub, running
+from tests.hub import Hub, only_loopback, running
 
 from requant.errors import CheckpointError, NotAvailableError, RecipeError
-from requant.hub import download
 from requant.hub.fetch import PARTS, Fetched, fetch, missing, verify_folder
 from requant.hub.pinned import PinnedFile, Pins
 
@@ -46,20 +44,8 @@ def pinned(kind: str = "model", more: dict[str, PinnedFile] | None = None, *, si
 @pytest.fixture(autouse=True)
 def _only_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No test asks for an address elsewhere, sends a developer's token, or waits long before it tries again."""
-    ask = socket.getaddrinfo
-
-    def loopback(host: Any, *args: Any, **more: Any) -> Any:
-        assert host in ("127.0.0.1", "localhost", b"127.0.0.1", b"localhost"), host
-        return ask(host, *args, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", loopback)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(download, "PAUSE", 0.001)
-    close_session()
-    yield
-    close_session()
+    with only_loopback(monkeypatch, tmp_path):
+        yield
 
 
 @pytest.fixture

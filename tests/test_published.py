@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, close_session, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from tests import sigstores
 from tests.cases.published import Project, project
 from tests.conftest import ROOT, Refuses
-from tests.hub import Hub, running
+from tests.hub import Hub, only_loopback, running
 from tests.processes import LIMIT, started
 from tests.test_coverage import audit, keyed, known
 from tests.test_schemas import held
@@ -33,7 +32,6 @@ from requant.digest import canonical_json, sha256_file
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence.keys import PrivateKey
 from requant.evidence.signatures import Fault, sign_file
-from requant.hub import download
 from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
 from requant.hub.web import Patience
@@ -55,25 +53,14 @@ CARD = "---\nlicense: apache-2.0\n---\n\n# A card\n"
 @pytest.fixture(autouse=True)
 def _only_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No test asks for an address elsewhere, sends a developer's token, waits before it tries again, or uses Xet."""
-    ask = socket.getaddrinfo
-
-    def loopback(host: Any, *args: Any, **more: Any) -> Any:
-        assert host in ("127.0.0.1", "localhost", b"127.0.0.1", b"localhost"), host
-        return ask(host, *args, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", loopback)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", "hf_write")
-    monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "PAUSE", 0.001)
     waiting = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", waiting)
     monkeypatch.chdir(tmp_path)
-    close_session()
-    yield
-    close_session()
+    with only_loopback(monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,7 @@ BIG = b"x" * (1 << 16)
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NO_PROXY", "*")
-    for module in (download, hub):
-        monkeypatch.setattr(module, "PAUSE", 0.001)
+    monkeypatch.setattr(download, "PAUSE", 0.001)
     yield
     close_session()
 

@@ -165,7 +165,7 @@ def confirmed(
         trusted=tuple(sorted(vouching)),
         negatives=sum(len(each.different) for each in covered.rows),
         refused={**covered.stale, **unsigned},
-        counted={file: _digest(file) for file, each in covered.counted.items() if each.party.key}
+        counted={file: digest for file, digest in covered.digests.items() if covered.counted[file].party.key}
         | ({"build": covered.statement} if maker else {}),
         policy={
             "require": required,
@@ -174,8 +174,3 @@ def confirmed(
         },
         tiny=covered.tiny,
     )
-
-
-def _digest(file: str) -> str:
-    """Return what an audit, or the bundle of a rebuild, is named by: the SHA-256 of its bytes."""
-    return file.rpartition("/")[2].partition(".")[0]

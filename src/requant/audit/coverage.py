@@ -124,6 +124,11 @@ class Coverage:
         return (*self.blocks, self.untuned, self.rebuilt)
 
     @property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of what counts, by file: an audit, or the bundle of a rebuild, is named by its own."""
+        return {file: file.rpartition("/")[2].partition(".")[0] for file in self.counted}
+
+    @property
     def rebuilding(self) -> int:
         """How many rebuilds count."""
         return sum(each.what == "rebuild" for each in self.counted.values())

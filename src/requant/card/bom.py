@@ -7,7 +7,7 @@ records have equal bills: there is no clock and no random number in them, and a 
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from requant.card.facts import Facts, Value
@@ -54,8 +54,31 @@ def references(records: Records) -> Iterator[Reference]:
     yield Reference("manifest", f"{build.name}.manifest.json", sha256(build.manifest.to_json()))
     yield Reference("journal", f"{build.name}.journal.jsonl", build.journal_sha256)
     yield Reference("statement", f"{build.name}.intoto.jsonl", build.statement_sha256)
-    for file in sorted(records.covered.counted) if records.covered else ():
-        yield Reference("audit", file, file.rpartition("/")[2].partition(".")[0])  # they are named by their digest
+    for file, digest in sorted(records.covered.digests.items()) if records.covered else ():
+        yield Reference("audit", file, digest)
+
+
+@dataclass
+class Telling:
+    """Facts on their way into a bill; `used` are those that it has already: the journal's digest is in a reference."""
+
+    facts: Facts
+    used: set[str] = field(default_factory=lambda: {"journal.sha256"})
+
+    def of(self, key: str) -> str:
+        """Return a fact as text, and count it as told."""
+        self.used.add(key)
+        return said(self.facts[key].value)
+
+    def left(self, *prefixes: str) -> dict[str, str]:
+        """Return the facts that begin so and have not been told, as texts, and count them as told."""
+        found = {
+            key: said(fact.value)
+            for key, fact in self.facts.items()
+            if key.startswith(prefixes) and key not in self.used
+        }
+        self.used.update(found)
+        return found
 
 
 def said(value: Value) -> str:
@@ -63,11 +86,6 @@ def said(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def under(facts: Facts, *prefixes: str) -> dict[str, str]:
-    """Return the facts whose keys begin so, as texts."""
-    return {key: said(fact.value) for key, fact in facts.items() if key.startswith(prefixes)}
 
 
 def serial(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from requant.card.bom import OWN_TEXT, descent, name, recorded, references, said, serial, text, under
+from requant.card.bom import OWN_TEXT, Telling, descent, name, recorded, references, serial, text
 from requant.card.facts import Facts
 from requant.card.records import Records
 from requant.environment.image.sbom import python
@@ -27,22 +27,17 @@ def cyclonedx(records: Records, facts: Facts, repository: str = "") -> str:
     `repository` is what the checkpoint is called, `owner/name`.
     """
     build = recorded(records)
-    used: set[str] = set()
-
-    def of(key: str) -> str:
-        used.add(key)
-        return said(facts[key].value)
-
-    base = _base(records.base, of, files=not records.tiny)
-    calibration = _calibration(facts, of)
-    hardware = {"type": "device", "bom-ref": "hardware", "name": _device(of, facts)}
-    formula = {"bom-ref": "build", "components": [*_packages(records, facts, of), hardware]}
+    telling = Telling(facts)
+    base = _base(records.base, telling, files=not records.tiny)
+    calibration = _calibration(telling)
+    hardware = {"type": "device", "bom-ref": "hardware", "name": _device(telling)}
+    formula = {"bom-ref": "build", "components": [*_packages(records, telling), hardware]}
     model = {
         "type": "machine-learning-model",
         "bom-ref": "checkpoint",
         "name": repository or name(records),
-        "version": of("manifest.identity"),
-        "modelCard": _model_card(facts, of),
+        "version": telling.of("manifest.identity"),
+        "modelCard": _model_card(telling),
         "pedigree": {"ancestors": [base], "notes": descent(records)},
         "externalReferences": [
             {"type": KINDS[each.kind], "url": quote(each.file), "hashes": _sha256(each.sha256)}
@@ -53,12 +48,10 @@ def cyclonedx(records: Records, facts: Facts, repository: str = "") -> str:
             for path, each in sorted(build.manifest.files.items())
         ],
     }
-    used.add("journal.sha256")
     if "license.name" in facts:
-        model["licenses"] = [{"license": {"name": of("license.name")}}]
-    environment = {key: value for key, value in under(facts, *OF_THE_ENVIRONMENT).items() if key not in used}
-    rest = {key: value for key, value in under(facts, "").items() if key not in used | environment.keys()}
-    model["properties"] = _properties(rest)
+        model["licenses"] = [{"license": {"name": telling.of("license.name")}}]
+    environment = telling.left(*OF_THE_ENVIRONMENT)
+    model["properties"] = _properties(telling.left(""))
     value = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.7",
@@ -76,8 +69,8 @@ def cyclonedx(records: Records, facts: Facts, repository: str = "") -> str:
     return text({**value, "serialNumber": serial(value)})
 
 
-def _base(pins: Pins, of: Any, *, files: bool) -> dict[str, Any]:
-    revision, repository = of("base.revision"), of("base.repository")
+def _base(pins: Pins, telling: Telling, *, files: bool) -> dict[str, Any]:
+    revision, repository = telling.of("base.revision"), telling.of("base.repository")
     made = {
         "type": "machine-learning-model",
         "bom-ref": "base",
@@ -93,44 +86,44 @@ def _base(pins: Pins, of: Any, *, files: bool) -> dict[str, Any]:
     return made | ({"components": held} if held else {})
 
 
-def _calibration(facts: Facts, of: Any) -> dict[str, Any]:
-    digest = of("calibration.sha256") if "calibration.sha256" in facts else of("statement.text")
+def _calibration(telling: Telling) -> dict[str, Any]:
+    digest = telling.of("calibration.sha256" if "calibration.sha256" in telling.facts else "statement.text")
     made = {"type": "data", "bom-ref": "calibration", "name": OWN_TEXT, "hashes": _sha256(digest)}
-    if "calibration.dataset" in facts:
-        made |= {"name": of("calibration.dataset"), "version": of("calibration.revision")}
+    if "calibration.dataset" in telling.facts:
+        made |= {"name": telling.of("calibration.dataset"), "version": telling.of("calibration.revision")}
     return made | {"data": [{"type": "dataset", "name": made["name"]}]}
 
 
-def _packages(records: Records, facts: Facts, of: Any) -> Iterator[dict[str, Any]]:
+def _packages(records: Records, telling: Telling) -> Iterator[dict[str, Any]]:
     """Yield the packages of the environment, with their wheels where this lock was used."""
+    facts = telling.facts
     pins = {pin.name: pin for pin in records.lock.pins} if "environment.lock" in facts else {}
     for key in sorted(each for each in facts if each.startswith("package.")):
-        package, version = key.partition(".")[2], of(key)
+        package, version = key.partition(".")[2], telling.of(key)
         pin = pins.get(package)
         url = f"pkg:pypi/{package}@{quote(version, safe='')}"
-        made = {"type": "library", "name": package, "version": version, "purl": url, "bom-ref": url}
+        made: dict[str, Any] = {"type": "library", "name": package, "version": version, "purl": url, "bom-ref": url}
         if pin and pin.version == version:
             made = python(package, version, pin.sha256)
         if f"commit.{package}" in facts:
-            made["pedigree"] = {"commits": [{"uid": of(f"commit.{package}")}]}
+            made["pedigree"] = {"commits": [{"uid": telling.of(f"commit.{package}")}]}
         yield made
 
 
-def _device(of: Any, facts: Facts) -> str:
-    key = next((each for each in ("hardware.accelerator", "hardware.device") if each in facts), "")
-    return str(of(key))
+def _device(telling: Telling) -> str:
+    return telling.of(next(each for each in ("hardware.accelerator", "hardware.device") if each in telling.facts))
 
 
-def _model_card(facts: Facts, of: Any) -> dict[str, Any]:
+def _model_card(telling: Telling) -> dict[str, Any]:
     """Return family and class, what it listened to, and the loss of each block before and after it was tuned."""
     losses = []
-    for key in facts:
+    for key in telling.facts:
         if match := _LOSS.fullmatch(key):
             kind = f"mean squared error of a block's output, {match[2]} tuning"
-            losses.append({"type": kind, "value": of(key), "slice": f"block {match[1]}"})
-    parameters: dict[str, Any] = {"architectureFamily": of("model.type"), "datasets": [{"ref": "calibration"}]}
-    if "model.class" in facts:
-        parameters["modelArchitecture"] = of("model.class")
+            losses.append({"type": kind, "value": telling.of(key), "slice": f"block {match[1]}"})
+    parameters: dict[str, Any] = {"architectureFamily": telling.of("model.type"), "datasets": [{"ref": "calibration"}]}
+    if "model.class" in telling.facts:
+        parameters["modelArchitecture"] = telling.of("model.class")
     analysis = {"quantitativeAnalysis": {"performanceMetrics": losses}} if losses else {}
     return {"modelParameters": parameters, **analysis}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from requant.card.bom import OWN_TEXT, descent, name, recorded, references, said, serial, text, under
+from requant.card.bom import OWN_TEXT, Telling, descent, name, recorded, references, serial, text
 from requant.card.facts import Facts
 from requant.card.records import Records
 from requant.evidence.statements import BUILD_TYPE
@@ -32,13 +32,8 @@ def spdx(records: Records, facts: Facts, repository: str = "") -> str:
     `repository` is what the checkpoint is called, `owner/name`.
     """
     build = recorded(records)
-    used: set[str] = set()
-
-    def of(key: str) -> str:
-        used.add(key)
-        return said(facts[key].value)
-
-    used.add("journal.sha256")
+    telling = Telling(facts)
+    of = telling.of
     base = {
         **_element("ai_AIPackage", "base", of("base.repository")),
         "software_packageVersion": of("base.revision"),
@@ -47,7 +42,7 @@ def spdx(records: Records, facts: Facts, repository: str = "") -> str:
     }
     license_name = of("license.name") if "license.name" in facts else ""
     license_id = IDENTIFIERS.get(license_name)
-    listened = _calibration(facts, of)
+    listened = _calibration(telling)
     model = {
         **_element("ai_AIPackage", "checkpoint", repository or name(records)),
         "software_packageVersion": of("manifest.identity"),
@@ -64,8 +59,7 @@ def spdx(records: Records, facts: Facts, repository: str = "") -> str:
             for each in references(records)
         ],
     }
-    losses = under(facts, "loss.")
-    if losses:
+    if losses := telling.left("loss."):
         model["ai_metric"] = _entries(losses)
     made = {
         **_element("build_Build", "build", f"build of {name(records)}"),
@@ -75,12 +69,9 @@ def spdx(records: Records, facts: Facts, repository: str = "") -> str:
         "build_configSourceEntrypoint": ["recipe.toml"],
         "build_configSourceDigest": _sha256(of("build.recipe")),
     }
-    hyperparameters = {key: value for key, value in under(facts, *HYPERPARAMETERS).items() if key not in used}
-    environment = {key: value for key, value in under(facts, *ENVIRONMENT).items() if key not in used}
-    named = used | losses.keys() | hyperparameters.keys() | environment.keys()
-    rest = {key: value for key, value in under(facts, "").items() if key not in named}
-    model["ai_hyperparameter"] = _entries(hyperparameters)
-    made |= {"build_environment": _entries(environment), "build_parameter": _entries(rest)}
+    model["ai_hyperparameter"] = _entries(telling.left(*HYPERPARAMETERS))
+    made["build_environment"] = _entries(telling.left(*ENVIRONMENT))
+    made["build_parameter"] = _entries(telling.left(""))
     files = [
         {
             **_element("software_File", f"file/{quote(path)}", path),
@@ -131,9 +122,9 @@ def _document(elements: list[dict[str, Any]], created: str) -> str:
     return text(value).replace(f'"{_PLACE}', f'"{serial(value)}#')
 
 
-def _calibration(facts: Facts, of: Any) -> dict[str, Any]:
-    known = "calibration.dataset" in facts
-    digest = of("calibration.sha256") if "calibration.sha256" in facts else of("statement.text")
+def _calibration(telling: Telling) -> dict[str, Any]:
+    of, known = telling.of, "calibration.dataset" in telling.facts
+    digest = of("calibration.sha256" if "calibration.sha256" in telling.facts else "statement.text")
     made = {
         **_element("dataset_DatasetPackage", "calibration", of("calibration.dataset") if known else OWN_TEXT),
         "dataset_datasetType": ["text"],

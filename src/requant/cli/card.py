@@ -17,8 +17,8 @@ from requant.card.render import render
 from requant.card.spdx import spdx
 from requant.cli.folding import several
 from requant.cli.options import PUBLISH, AsJson, RecipePath, Size, app, tiny_size
-from requant.cli.terminal import out, print_document, print_json, say
-from requant.errors import NotAvailableError, UsageError
+from requant.cli.terminal import confirm_new, out, print_document, print_json, say, write_new
+from requant.errors import UsageError
 from requant.recipe import read_recipe
 
 Form = Literal["markdown", "cyclonedx", "spdx"]
@@ -65,8 +65,8 @@ def card(
         raise UsageError("--compare writes no card", "Leave --out, --repository and --form out.")
     if as_json and form != "markdown":
         raise UsageError(f"--form {form} is JSON by itself", "Leave --json out.")
-    if out_file and out_file.exists():
-        raise UsageError(f"{out_file}: already exists", "Name another file with --out, or remove this one.")
+    if out_file:
+        confirm_new(out_file)
     published = read_card(compare_with) if compare_with else ""
     records = read_records(read_recipe(recipe), tiny_size(tiny, size), build)
     facts = facts_of(records)
@@ -79,11 +79,7 @@ def card(
         raise typer.Exit(compared.exit_status)
     text = BILLS[form](records, facts, repository) if form in BILLS else render(records, facts, repository)
     if out_file:
-        try:
-            with out_file.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise NotAvailableError(f"{out_file}: {error.strerror}", "Name a file in a folder of yours.") from None
+        write_new(out_file, text)
     if as_json:
         print_json("requant.card/1", {"build": records.recipe.name, "facts": facts_json(facts), "card": text})
     elif out_file:

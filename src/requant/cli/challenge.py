@@ -20,8 +20,7 @@ from requant.cli.options import (
     app,
     tiny_size,
 )
-from requant.cli.terminal import out, print_json, say
-from requant.errors import UsageError
+from requant.cli.terminal import confirm_new, out, print_json, say, write_new
 from requant.recipe import read_recipe
 
 
@@ -43,13 +42,13 @@ def challenge(
     as_json: AsJson = False,
 ) -> None:
     """Draw steps of a build in bfloat16 from a public text, for its builder to reveal: docs/portable.md."""
+    if out_file:
+        confirm_new(out_file)
     stand_in, read = tiny_size(tiny, size), read_recipe(recipe)
     reference = known(read, stand_in, checkpoint.absolute(), journal)
     drawn = steps.challenge(read, stand_in, reference, text, count)
     if out_file:
-        if out_file.exists():
-            raise UsageError(f"{out_file}: is there already", "Name another --out.")
-        out_file.write_bytes(drawn.to_json())
+        write_new(out_file, drawn.to_json().decode())
         say(f"wrote {escape(str(out_file))}")
     if as_json:
         print_json("requant.challenge/1", drawn.as_json())

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from requant.audit.builders import builders_of
 from requant.cli.options import CPUS, PUBLISH, AsJson, Builders, Size, Threads, app, recipes, tiny_size
-from requant.cli.terminal import out, print_json, progress, say
-from requant.errors import NotAvailableError, UsageError
+from requant.cli.terminal import confirm_new, out, print_json, progress, say, write_new
+from requant.errors import UsageError
 from requant.recipe import FILE, read_recipe
 
 COLOURS = {"good": "green", "bad": "red", "open": "yellow", "failed": "magenta"}
@@ -55,8 +55,7 @@ def report(
     from requant.report.judgement import judge
     from requant.report.page import page
 
-    if out_file.exists():
-        raise UsageError(f"{out_file}: already exists", "Name another file with --out, or remove this one.")
+    confirm_new(out_file)
     named = build if build.name == FILE else build / FILE
     is_recipe = named.is_file()
     if is_recipe and (base or card or recipe):
@@ -79,11 +78,7 @@ def report(
             found = beside_another(found, None if is_recipe else build, against)
     judgement = judge(found)
     text = page(found, judgement)
-    try:
-        with out_file.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise NotAvailableError(f"{out_file}: {error.strerror}", "Name a file in a folder of yours.") from None
+    write_new(out_file, text)
     if as_json:
         print_json("requant.report/1", {"build": found.name, "tiny": found.tiny, **judgement.as_json()})
     else:

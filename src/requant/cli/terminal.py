@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich import progress as rich_progress
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from requant.cli.folding import NARROW, Folded
 from requant.crash import INTERNAL, INTERRUPTED
-from requant.errors import RequantError
+from requant.errors import NotAvailableError, RequantError, UsageError
 from requant.progress import Progress, Tell
 from requant.verdict import Outcome, Verdict, visible
 
@@ -94,6 +95,21 @@ def print_json(schema: str, value: Mapping[str, Any]) -> None:
 def print_document(text: str) -> None:
     """Print a document of another's format whole; it is printable ASCII."""
     sys.stdout.write(text)
+
+
+def confirm_new(path: Path) -> None:
+    """Raise UsageError where a file stands that a command is to write."""
+    if path.exists():
+        raise UsageError(f"{path}: already exists", "Name another file with --out, or remove this one.")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet; raise NotAvailableError where it cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise NotAvailableError(f"{path}: {error.strerror}", "Name a file in a folder of yours.") from None
 
 
 def say(text: str) -> None:

@@ -5,7 +5,6 @@ Addresses, token, proxies and the offline switch are huggingface_hub's, as in do
 
 import re
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -27,8 +26,6 @@ MAX_HEADERS = 1 << 26
 MAX_LISTING = 1 << 23
 """Bytes of the longest list of files: far more than so many names take."""
 ATTEMPTS = 5
-PAUSE = 1.0
-"""Seconds before a second attempt, doubled with every further one."""
 BLOCK = 1 << 23
 """Bytes asked for at a time: neighbouring tensors come in one answer."""
 BLOCKS = 24
@@ -214,9 +211,7 @@ class Repository:
         if 0 < self._sizes.get(name, start + 1) <= start:
             return b""
         trouble = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
+        for _ in web.attempts(ATTEMPTS):
             try:
                 status, total, data = _get(url, start, self._patience)
             except Exception as error:

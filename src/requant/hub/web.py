@@ -140,6 +140,14 @@ def chunks(url: str, answer: Any, patience: Patience) -> Iterator[bytes]:
         yield chunk
 
 
+def attempts(most: int) -> Iterator[int]:
+    """Yield as often as something is tried, from 0, and wait before each but the first: twice as long every time."""
+    for number in range(most):
+        if number:
+            time.sleep(PAUSE * 2 ** (number - 1))
+        yield number
+
+
 def whole(url: str, part: str, patience: Patience, limit: int) -> tuple[Any, bytes]:
     """Return an answer, for its headers, and its bytes; raise where it is refused, not the `part`, or over `limit`.
 
@@ -162,9 +170,7 @@ def whole(url: str, part: str, patience: Patience, limit: int) -> tuple[Any, byt
         return answer, bytes(data)
 
     failed = NotAvailableError("")
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE * 2 ** (attempt - 1))
+    for _ in attempts(ATTEMPTS):
         try:
             found = ask(url, part, patience, read)
         except Exception as error:

@@ -199,8 +199,7 @@ def _entry(label: str, folder: str, tiny: str | None, evidence: Evidence) -> Rea
         for by in (row.identical, row.claimed):
             for hardware, names in by.items():
                 classes.setdefault(hardware, set()).update(names)
-    counted = covered.counted if covered else {}
-    digests = {file: file.rpartition("/")[2].partition(".")[0] for file in counted}
+    counted, digests = (covered.counted, covered.digests) if covered else ({}, {})
     kept = evidence.kept
     if covered and covered.statement:
         digests[f"{stem(tiny)}.intoto.jsonl"] = covered.statement

@@ -4,7 +4,7 @@ Changed codes are those that are not the nearest to weight/scale. Shrink is how 
 scale the chosen one is, on average, from the `BINS` bins that a check counts groups in: exact to half a bin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import mul
 
@@ -63,7 +63,7 @@ def grids(checked: Checked) -> tuple[Grid, ...]:
             experts.setdefault(projection, {})[block, str(expert)] = counts
         if checked.layers.get(layer) == UNKNOWN:
             bad |= {("", projection, block)} | ({(projection, block, str(expert))} if expert is not None else set())
-    whole = {place: _together(some) for place, some in parts.items()}
+    whole = {place: Counts.total(some) for place, some in parts.items()}
     found = [_grid(measure, "", projections, blocks, whole, bad) for measure in (CHANGED, SHRUNK)]
     for projection, inside in experts.items():
         rows = tuple(each for each in blocks if any(block == each for block, _ in inside))
@@ -88,12 +88,6 @@ def _grid(
         (y, x) for y, row in enumerate(rows) for x, column in enumerate(columns) if (title, row, column) in bad
     )
     return Grid(measure, title, rows, columns, "expert" if title else "block", values, marked)
-
-
-def _together(some: Sequence[Counts]) -> Counts:
-    """Return what is drawn of many layers as of one: adding each to the next takes seconds for 31,030."""
-    shrunk = tuple(map(sum, zip(*(each.shrunk for each in some), strict=True)))
-    return Counts(sum(each.codes for each in some), sum(each.moved for each in some), shrunk=shrunk)
 
 
 def changed(counts: Counts) -> float | None:

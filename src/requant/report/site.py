@@ -58,7 +58,7 @@ def write_site(folder: Path, board: Board, found: Sequence[Read], before: Board)
         files[each.entry.badge] = badge(each.entry)
     for builder in board.builders:
         files[builder.page] = render("builder.html", builder=builder, names=names, home="../index.html")
-    changes = [Changed(number, each, said(each)) for number, each in enumerate(board.history)][::-1]
+    changes = changed(board)
     groups = [(status, STATES[status], [each for each in board.builds if each.status == status]) for status in ORDER]
     files["index.html"] = render(
         "board.html",
@@ -85,6 +85,11 @@ def write_site(folder: Path, board: Board, found: Sequence[Read], before: Board)
     for name in gone:
         (folder / name).unlink(missing_ok=True)
     return len(files)
+
+
+def changed(board: Board) -> list[Changed]:
+    """Return the history in words, newest first."""
+    return [Changed(number, each, said(each)) for number, each in enumerate(board.history)][::-1]
 
 
 def index(board: Board) -> str:
@@ -117,6 +122,5 @@ def badge(entry: Entry) -> str:
 def feed(board: Board) -> str:
     """Return the history as an Atom feed, newest first."""
     names = {each.id: each for each in board.builds}
-    entries = [Changed(number, each, said(each)) for number, each in enumerate(board.history)][::-1]
     updated = max((each.finished for each in board.history if each.finished), default=NO_TIME)
-    return render("feed.xml", entries=entries, updated=updated, names=names, no_time=NO_TIME)
+    return render("feed.xml", entries=changed(board), updated=updated, names=names, no_time=NO_TIME)
