@@ -7,7 +7,6 @@ from typing import Any
 
 from typer.main import get_command
 
-import requant.cli  # noqa: F401 (registers the commands)
 from requant.cli.options import app
 
 COMMAND = re.compile(r"^ *(?:\$ )?(requant (?!\.\.\.|VERB).*)$", re.M)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from syrupy.types import SnapshotIndex
 from tests.engines import buildable
 from xdist.scheduler import LoadScopeScheduling
 
-from requant import programs
+from requant import cli, programs
 from requant.build import Built, build
 from requant.environment import install as installation
 from requant.environment.image import build_image, debian_base
@@ -39,6 +40,12 @@ settings.register_profile("repeatable", derandomize=True, max_examples=40, **TIM
 settings.register_profile("more", derandomize=True, max_examples=200, **TIMELESS)
 settings.register_profile("search", max_examples=3000, **TIMELESS)
 settings.load_profile("repeatable")
+
+# A terminal's colours are decided once, by these, when the first help or error is drawn.
+for each in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"):
+    os.environ.pop(each, None)
+import_module("typer.rich_utils")
+cli.load()
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

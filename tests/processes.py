@@ -102,6 +102,8 @@ import json, os, sys
 from requant import cli
 from requant.__main__ import main
 
+cli.load()
+
 for line in sys.stdin:
     words, cwd, env, *streams = json.loads(line)
     child = os.fork()

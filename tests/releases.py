@@ -11,7 +11,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from requant.environment.install import cache
+from requant.inspect.loaders import DEFAULT, Loader
 
 HERE = Path(__file__).parent / "oracle"
 WANTED = (
@@ -27,6 +28,12 @@ WANTED = (
 )
 SOURCE = ("--no-binary", ":all:", "--no-build-isolation")
 WHEEL = ("--only-binary", ":all:", "--python-version", "3.11", "--platform", "manylinux_2_34_x86_64")
+
+
+def tried(loaders: Sequence[Loader]) -> list[Any]:
+    """Return what to try for each of some loaders: of vLLM the newest, and what came before it in the full tier."""
+    older = [each.name for each in loaders if each.program == DEFAULT.program and each is not DEFAULT]
+    return [pytest.param(each, id=each.name, marks=[pytest.mark.full] * (each.name in older)) for each in loaders]
 
 
 def release(requirement: str) -> Path:

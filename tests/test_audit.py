@@ -85,6 +85,7 @@ def test_all_blocks_are_identical(name: str, built: Callable[[str], Built], judg
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@pytest.mark.full
 def test_ruined_around_a_healthy_block_it_is_different(
     built: Callable[[str], Built], judged: Judged, tmp_path: Path
 ) -> None:

@@ -327,7 +327,8 @@ def test_numbers_too_large_to_print(tmp_path: Path, key: str, value: str) -> Non
 
 INTERRUPTING = """
 import requant
-from requant.cli import main
+from requant.cli import load, main
+load()
 def interrupt(*_, **__):
     raise KeyboardInterrupt
 requant.build.build = requant.build.trial.trial = requant.verify.verify = interrupt

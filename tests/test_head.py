@@ -46,6 +46,7 @@ def planned(folder: Path, name: str) -> Recipe:
     return recipe
 
 
+@pytest.mark.full
 def test_what_a_head_is_given_follows_from_what_the_last_block_puts_out(ask: Callable[..., Any]) -> None:
     found = ask("given")
     assert {name: each["a tuple"] for name, each in found.items()} == {"llama": False, "falcon": True, "gptj": True}

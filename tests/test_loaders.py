@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import Refuses
-from tests.releases import Ask, oracle
+from tests.releases import Ask, oracle, tried
 from tests.tiny import config
 
 from requant.errors import CheckpointError, UsageError
@@ -62,7 +62,7 @@ BY_HAND: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELLED, ids=lambda loader: loader.name)
+@pytest.fixture(scope="module", params=tried(MODELLED))
 def released(request: pytest.FixtureRequest) -> Iterator[tuple[Loader, Ask]]:
     with oracle(request.param.name) as ask:
         yield request.param, ask

@@ -188,6 +188,7 @@ def test_a_resumed_build_writes_the_same_hints(llama: Hinted, tmp_path: Path) ->
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.full
 def test_a_builder_that_lies_is_named_or_not_believed(llama: Hinted, ask: Ask) -> None:
     """A sign further from zero than rounding explains, a best iteration that was not; and files that make no sense."""
     found = ask(

@@ -27,7 +27,6 @@ BASE, RESUME = 67, 33
     [
         (True, 2 * BASE + RESUME, []),
         (True, 2 * BASE + RESUME - 2, [f"disk: {2 * BASE + RESUME - 1} GiB under "]),
-        (False, BASE + RESUME, []),
         (False, BASE + 1, [f"disk: {BASE + RESUME - 1} GiB under "]),
         (False, BASE - 1, [f"disk: {BASE} GiB under ", f"disk: {BASE + RESUME - 1} GiB under "]),
     ],

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.cases.tiny_models import healthy
-from tests.releases import Ask, oracle, release
+from tests.releases import Ask, oracle, release, tried
 from tests.test_loaders import GLOBAL
 
 from requant.checkpoint.checkpoint import write_checkpoint
@@ -65,7 +65,7 @@ BY_HAND: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=AUTO_ROUND, ids=lambda loader: loader.name)
+@pytest.fixture(scope="module", params=tried(AUTO_ROUND))
 def released(request: pytest.FixtureRequest) -> Iterator[tuple[Loader, Ask]]:
     with oracle(request.param.name) as ask:
         yield request.param, ask

@@ -133,7 +133,7 @@ def test_a_pod_needs_nothing_that_its_image_lacks() -> None:
         assert required - locked == {"google-re2", "numba", "pip", "securesystemslib[crypto]"}, environment
     names = ["re2", "numba", "pip", "securesystemslib", "cryptography"]
     absent = f"import sys; sys.modules.update(dict.fromkeys({names}))"
-    subprocess.run([sys.executable, "-c", f"{absent}; import requant.cli, requant.build"], check=True)
+    subprocess.run([sys.executable, "-c", f"{absent}; from requant import build, cli; cli.load()"], check=True)
     with pytest.raises(subprocess.CalledProcessError):
         subprocess.run(
             [sys.executable, "-c", f"{absent}; import requant.rounding.kernels"], check=True, capture_output=True

@@ -9,18 +9,11 @@ as well. Exit statuses: docs/exit-statuses.md.
 import io
 import signal
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
-
-# Each module registers its command, and help lists them in this order.
-# isort: off
-from requant.cli import new, build, tiny, plan, trial, render  # noqa: F401
-from requant.cli import verify, check, diff, inspect, identify, audit, rebuild, coverage, show  # noqa: F401
-from requant.cli import challenge, respond, judge  # noqa: F401
-from requant.cli import manifest, sign, keys, repair, card, report, board, publish, fetch  # noqa: F401
-from requant.cli import lock, dockerfiles, image, pins, update  # noqa: F401
-# isort: on
 
 from requant.cli.options import Command, app
 from requant.cli.terminal import answer_error, fail
@@ -30,9 +23,23 @@ from requant.errors import NotAvailableError, RequantError, UsageError
 RESUMED = ("build", "rebuild", "respond")
 """Commands that, started again, resume an interrupted build after its last completed block."""
 
-for group in (app, keys.keys, show.show, update.update):
-    for each in group.registered_commands:
-        each.cls = Command
+VERBS = (
+    *("new", "build", "tiny", "plan", "trial", "render"),
+    *("verify", "check", "diff", "inspect", "identify", "audit", "rebuild", "coverage", "show"),
+    *("challenge", "respond", "judge"),
+    *("manifest", "sign", "keys", "repair", "card", "report", "board", "publish", "fetch"),
+    *("lock", "dockerfiles", "image", "pins", "update"),
+)
+"""The commands, each the name of its module here, in the order in which help lists them."""
+
+
+def load(verbs: Iterable[str] = VERBS) -> None:
+    """Import the modules of commands: each registers its own. A command that is run waits for no other's imports."""
+    for verb in verbs:
+        import_module(f"{__name__}.{verb}")
+    for group in (app, *(each.typer_instance for each in app.registered_groups)):
+        for each in group.registered_commands if group else ():
+            each.cls = Command
 
 
 def main() -> int:
@@ -45,6 +52,7 @@ def main() -> int:
         fail("standard output is closed", "Results are written to it.", NotAvailableError.exit_status)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
+    load(sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in VERBS else VERBS)
     try:
         status = app(prog_name="requant", standalone_mode=False)  # what the command's typer.Exit carries
         if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt

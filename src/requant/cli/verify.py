@@ -10,12 +10,8 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.markup import escape
 
-import requant.audit.confirmed
 import requant.verify
-from requant.audit.confirmed import Confirmed, build_of, confirmed
-from requant.audit.coverage import coverage
 from requant.checkpoint.manifest import read_manifest
-from requant.cli.coverage import show_confirmed
 from requant.cli.folding import Sheet, several
 from requant.cli.options import (
     VERIFY,
@@ -35,7 +31,8 @@ from requant.errors import UsageError
 from requant.progress import counted
 from requant.verdict import EXIT_STATUS, Outcome
 
-if TYPE_CHECKING:  # the Hub's part is imported where a repository is named
+if TYPE_CHECKING:  # what others say of a checkpoint is imported where it is asked for
+    from requant.audit.confirmed import Confirmed
     from requant.published.standing import Standing
 
 COLOURS = {"holds": "green", "fails": "red", "open": "yellow"}
@@ -95,7 +92,7 @@ def verify(
         )
         show(verdict, f"compared with {manifest}: {counted_files}")
         if found:
-            show_confirmed(found)
+            _show(found)
     if signed:
         from requant.evidence.outcomes import verified
 
@@ -108,16 +105,25 @@ def verify(
 
 def _confirmed(
     manifest: Path, required: int | None, trust: list[str], listed: Path | None, registry: Path | None, brought: bool
-) -> Confirmed:
+) -> "Confirmed":
     """Return who has confirmed what a manifest records; one that a checkpoint `brought` brings no builders with it."""
-    recipe, tiny = build_of(manifest)
+    from requant.audit import confirmed as confirming
+    from requant.audit.coverage import coverage
+
+    recipe, tiny = confirming.build_of(manifest)
     if brought:
         from requant.published.found import builders_for, registry_for
 
         known, trusted = builders_for(registry_for(registry), listed, trust)
     else:
-        known, trusted = requant.audit.confirmed.builders(recipe, listed, trust)
-    return confirmed(coverage(recipe, tiny, known), known, required, trusted)
+        known, trusted = confirming.builders(recipe, listed, trust)
+    return confirming.confirmed(coverage(recipe, tiny, known), known, required, trusted)
+
+
+def _show(found: "Confirmed") -> None:
+    from requant.cli.coverage import show_confirmed
+
+    show_confirmed(found)
 
 
 def _beside(folder: Path) -> Path:
@@ -157,7 +163,7 @@ def _by_name(
     else:
         out.lines(standing_table(stands))
         if stands.confirmed:
-            show_confirmed(stands.confirmed)
+            _show(stands.confirmed)
     raise typer.Exit(stands.exit_status)
 
 
