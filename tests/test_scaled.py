@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.channels import CONFIG, GROUP, HIDDEN, base
+from tests.channels import CONFIG, GROUP, HIDDEN, HYBRID, base, hybrid
 from tests.checkpoints import shard
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
-from requant.check.findings import CONVERTED, COPIED, SCALED, SMOOTHED
+from requant.check.findings import CONVERTED, COPIED, RETURNED, SCALED, SMOOTHED
 from requant.check.makers import made_again
 from requant.check.reader import open_reader
 from requant.checkpoint.safetensors import header_text, parse_header
@@ -36,6 +36,9 @@ CODES, SCALES, ZEROS = (
 Held = dict[str, tuple[str, list[int], bytearray]]
 
 
+MIN_MAX, TWO = "compressed-tensors, min-max", "llm_compressor_hybrid"
+
+
 def stored(tool: str) -> Held:
     """The tensors of a fixture, to be damaged."""
     path = FIXTURES / f"{tool}.safetensors"
@@ -47,14 +50,19 @@ def stored(tool: str) -> Held:
     }
 
 
-def checked(folder: Path, tool: str, held: Held) -> Checked:
-    for name, tensors, config in (
-        ("base", {key: ("BF16", [*bits.shape], bits.tobytes()) for key, bits in base().items()}, CONFIG),
-        ("made", {key: (dtype, shape, bytes(data)) for key, (dtype, shape, data) in held.items()}, {}),
+def checked(folder: Path, tool: str, held: Held, **changed: str) -> Checked:
+    config, weights = (HYBRID, hybrid()) if tool == TWO else (CONFIG, base())
+    for name, tensors, said in (
+        ("base", {key: ("BF16", [*bits.shape], bits.tobytes()) for key, bits in weights.items()}, {}),
+        (
+            "made",
+            {key: (dtype, shape, bytes(data)) for key, (dtype, shape, data) in held.items()},
+            {"quantization_config": STATED[tool.removesuffix("_hybrid")]},
+        ),
     ):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(shard(tensors))
-        stated = CONFIG | ({} if name == "base" else {"quantization_config": STATED[tool]}) | config
+        stated = config | changed | said
         (folder / name / "config.json").write_text(json.dumps(stated))
     with open_reader(str(folder / "made")) as theirs, open_reader(str(folder / "base")) as ours:
         return check(theirs, ours, threads=1)
@@ -69,7 +77,7 @@ def test_what_the_tools_made_is_nearest_to_the_base(tool: str, tmp_path: Path) -
         found.ways
         == {
             "auto_awq": {SMOOTHED: 7, SCALED: 3, CONVERTED: 5},
-            "llm_compressor": {SMOOTHED: 6, SCALED: 2, COPIED: 6, "compressed-tensors, min-max": 1},  # o_proj as it is
+            "llm_compressor": {SMOOTHED: 6, SCALED: 2, COPIED: 6, MIN_MAX: 1},  # o_proj as it is
         }[tool]
     )
     near = [each["near"] for each in found.statistics.values() if "near" in each]
@@ -167,3 +175,40 @@ def test_no_formula_is_taken_for_a_fingerprint(tool: str, tmp_path: Path) -> Non
     given = {"auto_awq": 0, "llm_compressor": 1}[tool]  # o_proj, which was not scaled
     assert max(made.gave.values(), default=0) == given
     assert made.ways[SMOOTHED] == made.layers - given
+
+
+def test_norms_that_add_one(tmp_path: Path) -> None:
+    """What was scaled behind them is found; those that were not are the base's, 1 added and taken off in BF16."""
+    found = checked(tmp_path, TWO, stored(TWO))
+    assert found.findings == () and found.outcome == Outcome.NOT_MODELLED
+    made = {SMOOTHED: 11, SCALED: 6, RETURNED: 3, COPIED: 6, MIN_MAX: 2}
+    assert found.ways == made
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("model.norm.weight", {"model.norm.weight"}),
+        ("model.layers.1.self_attn.q_norm.weight", {"model.layers.1.self_attn.q_norm.weight"}),
+        ("model.layers.0.linear_attn.norm.weight", {"model.layers.0.linear_attn.norm.weight"}),
+        (
+            "model.layers.0.input_layernorm.weight",
+            {f"model.layers.0.linear_attn.in_proj_{each}" for each in ("qkv.weight_packed", "z.weight_packed")}
+            | {f"model.layers.0.linear_attn.in_proj_{each}.weight" for each in "ab"},
+        ),
+        ("model.layers.0.linear_attn.in_proj_b.weight", {"model.layers.0.linear_attn.in_proj_b.weight"}),
+    ],
+)
+def test_a_number_that_was_changed_is_named(name: str, where: set[str], tmp_path: Path) -> None:
+    held = stored(TWO)
+    numbers(held, name, "<u2")[7] ^= 1 << 5
+    found = checked(tmp_path, TWO, held)
+    assert found.outcome == Outcome.VIOLATIONS
+    assert {each.tensor for each in found.findings} == where
+
+
+def test_where_no_norm_adds_one_none_is_returned(tmp_path: Path) -> None:
+    """The same numbers in a model that multiplies by them alone are not the base's."""
+    found = checked(tmp_path, TWO, stored(TWO), model_type="qwen3_text")
+    assert RETURNED not in found.ways and SCALED not in found.ways
+    assert {"model.norm.weight", "model.layers.1.self_attn.q_norm.weight"} <= {each.tensor for each in found.findings}

@@ -33,7 +33,7 @@ from requant.check.key_values import key_values
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import Stored, settle
-from requant.check.scaled import beside_unknown, scale
+from requant.check.scaled import adding, beside_unknown, scale
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, Window, trace
 from requant.check.tied import needed
@@ -193,7 +193,7 @@ def traced_spans(
     strange, narrow = narrow is None, "BF16" in _converted(spans, checkpoint) if narrow is None else narrow
     spans = [_of_floats(span, base, narrow, strange=strange) if span.packing else span for span in spans]
     if strange:
-        spans = scale(spans, checkpoint, base)
+        spans = scale(adding(spans, ours.config()), checkpoint, base)
     return spans, [*needed(traced, base, ours), *said, *presence(scheme, theirs, packed)], packed
 
 

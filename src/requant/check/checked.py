@@ -14,6 +14,7 @@ from requant.check.findings import (
     FAITHFUL,
     NEAR,
     NOTES,
+    RETURNED,
     SCALED,
     SMOOTHED,
     TUNED,
@@ -222,7 +223,8 @@ def judge(
 
 def _likeliest(whole: Measured) -> tuple[str, tuple[Finding, ...]]:
     """Return the way that explains a tensor or layer best, and what it leaves."""
-    order = ("", SCALED, COPIED, CONVERTED, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
+    floats = ("", SCALED, COPIED, CONVERTED, RETURNED)
+    order = (*floats, *rounding.EXACT, TUNED, *rounding.CHOSEN, EXTENDED, FAITHFUL, NEAR)
     way = min(whole.findings, key=lambda each: (*_weight(whole.findings[each]), order.index(each)))
     if NEAR in whole.findings and any(map(accuses, whole.findings[way])):
         way = NEAR  # what AutoRound's ways make of another tool's codes accuses nobody

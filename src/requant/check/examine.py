@@ -14,6 +14,7 @@ from requant.check.findings import (
     EXTENDED,
     FAITHFUL,
     NEAR,
+    RETURNED,
     ROUNDED,
     TUNED,
     Counts,
@@ -27,7 +28,7 @@ from requant.check.packed import Packed
 from requant.check.reader import Reader
 from requant.check.recomputed import recompute
 from requant.check.spans import Window
-from requant.check.weights import as_floats, in_pairs
+from requant.check.weights import as_floats, in_pairs, returned
 from requant.check.words import read_packed, scratch
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import Packing
@@ -81,12 +82,19 @@ def _copied(window: Window, checkpoint: Reader, base: Reader) -> Measured:
     wide = np.uint64 if size % 8 == 0 and bits == held else np.uint8
     if np.array_equal(theirs.view(wide), ours.view(wide)):
         return Measured({way: ()})
+    if span.added and not span.converted and _is_returned(theirs, ours, span.added, origin.spec.dtype):
+        return Measured({RETURNED: ()})
     apart: Array = np.bitwise_xor(theirs, ours)
     each = np.unpackbits(apart, bitorder="little").reshape(-1, bits) if bits % 8 else apart.reshape(-1, bits // 8)
     differ = np.flatnonzero(each.any(axis=1))
     index = np.unravel_index(8 * start // held + int(differ[0]), place.spec.shape) if place.spec.shape else ()
     finding = Finding("not the base's bytes", span.name, len(differ), tuple(int(each) for each in index))
     return Measured({way: (finding,)})
+
+
+def _is_returned(theirs: Array, ours: Array, added: int, dtype: str) -> bool:
+    made = returned(widen(ours.view(f"<u{ITEM_BITS[dtype] // 8}"), dtype), added, dtype)
+    return np.array_equal(theirs, narrow(made, dtype).view(np.uint8))
 
 
 def _as_dtype(data: Array, found: str, wanted: str) -> Array:

@@ -39,6 +39,7 @@ EXTENDED = "within reach of a scale that was searched"
 FAITHFUL, NEAR = "nearest to a scale that is not modelled", "near the base, by a rounding that is not modelled"
 SMOOTHED = "nearest to a scale that is not modelled, of channels that were scaled"
 SCALED = "the base's numbers, scaled by channel"
+RETURNED = "the base's numbers, 1 added and taken off again"
 """Ways in which a tensor can have been made; `rounding` has the others."""
 ROUNDED: Kind = "not rounded to nearest"
 BINS = 64

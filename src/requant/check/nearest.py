@@ -103,9 +103,9 @@ def _floats(window: Window, factors: Factors, checkpoint: Reader, base: Reader) 
     at = start * 8 // held + np.arange(own.size)
     rows, columns = at // span.columns, at % span.columns
     with np.errstate(all="ignore"):
-        wanted = own * factors.inputs[columns] * factors.outputs[rows]
+        wanted = (own + span.added) * factors.inputs[columns] * factors.outputs[rows]
         loose = factors.loose_inputs[columns] + factors.loose_outputs[rows]
-        off = ~(np.abs(found - wanted) <= loose * np.abs(wanted))
+        off = ~(np.abs(found + span.added - wanted) <= loose * np.abs(wanted))
     count = int(np.count_nonzero(off))
     place = int(at[off.argmax()]) if count else 0
     index = tuple(int(each) for each in np.unravel_index(place, theirs.spec.shape))

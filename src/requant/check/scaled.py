@@ -6,13 +6,17 @@ them. Behind a norm, stored as floats, they are the base's norm by the checkpoin
 linear layers each code of the second one bounds the factor of its column, as far as it is the nearest; some rows leave
 a few thousandths of it, and the rows of the first one must fit their reciprocals.
 
+A norm of some architectures multiplies by its numbers and 1; there the sums are what is divided. llm-compressor adds
+the 1 to each such norm and takes it off again, whatever it does to the rest, so that these are rounded twice.
+
 Which layers share a factor: `get_layers_for_scaling` of AutoAWQ 0.2.9 and the mappings of llm-compressor 0.14.0.1
-(modifiers/transform/awq). Fused layers have those of their parts.
+(modifiers/transform/awq); where 1 is added: modeling/offset_norm.py there. Fused layers have those of their parts.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +25,14 @@ from requant.check.nearest import whole_numbers
 from requant.check.reader import Reader
 from requant.check.recomputed import recompute
 from requant.check.spans import Factors, Span, Window
-from requant.check.weights import as_floats, read_weights
+from requant.check.weights import as_floats, read_weights, returned
 from requant.checkpoint.safetensors import ITEM_BITS
 from requant.formats.codec import Array, Integers, converted, widen
 
 ROUNDINGS = 4
-"""How often a weight, or the norm before it, is rounded to the model's dtype on its way to a code."""
+"""UNITs by which a weight may be off on its way to a code: it is rounded, and the norm before it was."""
 UNIT: Mapping[str, float] = {"BF16": 2.0**-9, "F16": 2.0**-12, "F32": 2.0**-24}
-"""By what share of itself a number errs when it is rounded once."""
+"""By what share of the next power of two a number errs when it is rounded once: of itself, by up to two of these."""
 LEAST: Mapping[str, float] = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 """The least number of a dtype that has all its places."""
 SAMPLE, LAYERS = 256, 4
@@ -41,10 +45,13 @@ _FEED += r"|gate|router|shared_expert_gate)"
 _BEFORE_FEED = ("pre_feedforward_layernorm", "pre_mlp_layernorm", "post_attention_layernorm", "input_layernorm")
 """Norms before the second half of a block: the first of these that a block has."""
 _BEHIND: Mapping[str, str] = {
-    "input_layernorm": r"self_attn\.(?:(?:q|k|v|qkv|q_a|gate)_proj|kv_a_proj_with_mqa)",
+    "input_layernorm": r"self_attn\.(?:(?:q|k|v|qkv|q_a|gate)_proj|kv_a_proj_with_mqa)|linear_attn\.in_proj_.+",
     "self_attn.q_a_layernorm": r"self_attn\.q_b_proj",
     "self_attn.kv_a_layernorm": r"self_attn\.kv_b_proj",
 }
+_ADDING = ("gemma", "gemma2", "gemma3", "qwen3_next", "qwen3_5", "qwen3_5_moe")
+"""The `model_type`, less `_text`, of bases whose norms multiply by their numbers and 1, but for `_PLAIN` ones."""
+_PLAIN = (".linear_attn.", ".visual.", "vision_tower.")
 _PAIRS: Mapping[str, Mapping[str, int]] = {
     "o_proj": {"v_proj": 1, "qkv_proj": 3},
     "down_proj": {"up_proj": 1, "gate_up_proj": 2},
@@ -117,6 +124,20 @@ def scale(spans: Sequence[Span], checkpoint: Reader, base: Reader) -> list[Span]
     return [*(found | plain).values()]
 
 
+def adding(spans: Sequence[Span], config: Mapping[str, Any] | None) -> list[Span]:
+    """Return spans, those of norms marked that multiply by their numbers and 1."""
+    if str((config or {}).get("model_type")).removesuffix("_text") not in _ADDING:
+        return [*spans]
+    return [
+        replace(span, added=1)
+        if span.last - span.first == 1
+        and span.name.endswith("norm.weight")
+        and not any(each in span.name for each in _PLAIN)
+        else span
+        for span in spans
+    ]
+
+
 def beside_unknown(spans: Sequence[Span]) -> list[Span]:
     """Return spans, norms and biases in blocks not modelled: they may be scaled with layers that nobody can read."""
     said = "it may be scaled with layers that are not modelled"
@@ -151,13 +172,20 @@ def _behind(
     """Return a norm and the layers behind it with their factors; nothing where it was not scaled."""
     theirs, ours = _vector(checkpoint, norm.name), _vector(base, norm.base)
     dtype, own = checkpoint.tensors[norm.name].spec.dtype, base.tensors[norm.base].spec.dtype
-    if np.count_nonzero(theirs != converted(ours, own, dtype)) < CHANGED * theirs.size:
-        return {}
+    known = converted(ours, own, dtype)
+    for each in (known, returned(known, norm.added, dtype)):
+        if np.count_nonzero(theirs != each) < CHANGED * theirs.size:
+            return {}
+    rest = np.abs(theirs)  # what the last rounding, of the numbers less what was added to them, is a share of
+    theirs, ours = theirs + np.float32(norm.added), ours + np.float32(norm.added)
     samples = [each for each in (sample(span, checkpoint, base) for span in behind[:LAYERS]) if each]
     with np.errstate(all="ignore"):
         factors = ours / theirs
     told = (np.abs(theirs) >= LEAST[dtype]) & np.isfinite(factors) & (factors > 0)
     loose = np.full(theirs.size, ROUNDINGS * UNIT[dtype], np.float32)
+    if norm.added:  # the sum was rounded before it was divided, and the quotient less what was added after it
+        share = np.divide(rest, np.abs(theirs), where=told, out=np.zeros_like(rest))
+        loose += np.float32(2 * UNIT[dtype]) * (1 + share)
     if samples and not told.all():
         by_codes, share = samples[0].factors(UNIT[dtype])
         factors, loose = np.where(told, factors, by_codes), np.where(told, loose, loose + share)

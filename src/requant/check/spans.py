@@ -34,7 +34,7 @@ class Factors:
     """By what a tool multiplied the weights of a layer: float32 `inputs` [columns] times `outputs` [rows].
 
     `loose_inputs` and `loose_outputs` are by what share of itself each weight may be off for that, roundings included;
-    `unit` is the share by which a number is off when it is rounded once.
+    `unit` is by what share of the next power of two a number is off when it is rounded once.
     """
 
     inputs: Array
@@ -61,7 +61,7 @@ class Span:
     made from the base's numbers rounded to BF16 where it is `narrowed`, and of a `codec` from those in `dtype`. Of
     `heads` the rows are in an order of their own: each pair that is turned together stands together; `shuffled` inputs
     are put together by `g_idx`. Of one that is to have the `nearest` codes, nothing says how its scales are made;
-    `factors` are those that its weights were multiplied by.
+    `factors` are those that its weights were multiplied by. A norm multiplies by its numbers and `added`.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Span:
     heads: int = 0
     shuffled: bool = False
     nearest: bool = False
+    added: int = 0
     factors: Factors | None = field(default=None, compare=False)
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 from requant.check.reader import Reader
 from requant.check.spans import Span
 from requant.checkpoint.safetensors import ITEM_BITS
-from requant.formats.codec import Array, narrow, widen
+from requant.formats.codec import Array, converted, narrow, widen
 
 Take = Callable[..., Array]
 """Gives an array of undefined content for a name, a dtype and a shape."""
@@ -50,6 +50,11 @@ def in_pairs(rows: Array, span: Span) -> Array:
     """Return whole heads of rows in the order of llama.cpp: row j of a head's d beside row j + d/2."""
     pairs = rows.reshape(-1, 2, (span.last - span.first) // span.heads // 2, span.columns).swapaxes(1, 2)
     return np.ascontiguousarray(pairs).reshape(rows.shape)
+
+
+def returned(values: Array, added: int, dtype: str) -> Array:
+    """Return float32 numbers to which a number was added, and taken off again, rounded to a dtype each time."""
+    return converted(converted(values + np.float32(added), "F32", dtype) - np.float32(added), "F32", dtype)
 
 
 def as_floats(weights: Array) -> Array:
