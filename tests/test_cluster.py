@@ -225,6 +225,7 @@ def test_what_a_killed_worker_left_is_removed_by_the_next_one(setting: Setting) 
     assert not left.exists()
 
 
+@pytest.mark.full
 def test_an_error_of_a_node_that_prepares_itself_is_raised_at_once(
     nodes: Nodes, setting: Setting, tmp_path: Path
 ) -> None:

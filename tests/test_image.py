@@ -135,6 +135,7 @@ def test_a_debian_base_is_advised_where_apt_has_its_python(
         assert "this machine's Debian only" in refused.value.advice
 
 
+@pytest.mark.full
 def test_the_command_says_what_names_the_image(project: Project, builder: Engine, debian: str) -> None:
     words = ("image", "tiny", "--base", debian, "--folder", str(project()))
     done = requant(*words, "--json")

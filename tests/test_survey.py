@@ -300,7 +300,7 @@ def answers(ask: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
     for base in BASES:
         given = corpus(base)
         requests.append(request(base, base=given, mini=(given[0], None)))
-    wide, mini, llama = config("wide"), config("mini"), corpus("base-llama")
+    mini, llama = config("mini"), corpus("base-llama")
     odd = planned("mini") | {"mtp.odd.weight": ["BF16", [7]]}
     tied = corpus("base-llama_tied")
     stored = tied[1] | {"lm_head.weight": tied[1]["model.embed_tokens.weight"]}
@@ -310,8 +310,7 @@ def answers(ask: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
         request("stored", base=(tied[0], stored), mini=(tied[0], None)),
         request("bare", base=(llama[0], bare), mini=(llama[0], None)),
         request("numbered", base=(llama[0], numbered), mini=(llama[0] | {"num_hidden_layers": 1}, None)),
-        request("wide", base=(wide, planned("wide")), mini=(mini, None), demo=(config("demo"), None)),
-        request("lone", base=(wide, planned("wide"))),
+        request("sizes", base=(mini, planned("mini")), mini=(mini, None), demo=(config("demo"), None)),
         request("lacking", base=(llama[0], without_last(llama[1]))),
         request("other", base=(llama[0] | {"hidden_size": 128}, llama[1])),
         request("odd", base=(mini, odd), mini=(mini, None)),
@@ -411,10 +410,9 @@ def test_a_block_that_is_numbered_on_from_the_others_is_so_in_a_smaller_model(an
 
 
 @pytest.mark.worker
-@pytest.mark.parametrize(("target", "size"), [("base", "wide"), ("mini", "mini"), ("demo", "demo")])
-def test_the_plan_at_any_size_is_what_is_recorded(target: str, size: str, answers: dict[str, Any]) -> None:
-    """The wide one's numbers are too many to count: its sources follow the mini model's."""
-    is_the_plan(answers["wide"][target], size)
+@pytest.mark.parametrize("size", ["mini", "demo"])
+def test_the_plan_at_any_size_is_what_is_recorded(size: str, answers: dict[str, Any]) -> None:
+    is_the_plan(answers["sizes"][size], size)
 
 
 def is_the_plan(found: dict[str, Any], size: str) -> None:
@@ -432,12 +430,17 @@ def is_the_plan(found: dict[str, Any], size: str) -> None:
 @pytest.mark.worker
 @pytest.mark.full
 def test_the_plan_of_the_whole_base(ask: Callable[..., Any], tmp_path: Path) -> None:
-    models = {
-        "base": Model(config_in(tmp_path / "base", config(None)), typed(planned("base"))),
-        "mini": Model(config_in(tmp_path / "mini", config("mini")), None),
-    }
-    ask_worker(tmp_path, Survey(models))
-    found = ask("survey", tmp_path)[tmp_path.name]["base"]
+    """Its numbers are too many to count, and so are the wide model's: their sources follow the mini model's."""
+    mini = {"mini": Model(config_in(tmp_path / "mini", config("mini")), None)}
+    requests = {}
+    for name, size, beside in (("base", None, mini), ("wide", "wide", mini), ("lone", "wide", {})):
+        model = Model(config_in(tmp_path / name / "config", config(size)), typed(planned(size or "base")))
+        ask_worker(tmp_path / name, Survey({"base": model, **beside}))
+        requests[name] = tmp_path / name
+    answers = ask("survey", *requests.values())
+    is_the_plan(answers["wide"]["base"], "wide")
+    assert "there is no smaller model of its class" in answers["lone"]
+    found = answers["base"]["base"]
     is_the_plan(found, "base")
     assert sum(layer["reason"] == "" for layer in found["layers"].values()) == 31_030
 
@@ -446,7 +449,6 @@ def test_the_plan_of_the_whole_base(ask: Callable[..., Any], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("request_", "said"),
     {
-        "lone": "there is no smaller model of its class",
         "lacking": "the base's files have not",
         "other": "by config.json",
         "odd": "mtp.odd.weight: nothing says what size 7 would be",
