@@ -108,7 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def again(*case: object) -> Any:
-    """One of the full tier: in the other, `test_what_is_longer_is_refused_by_name` holds the same readers, or nearly."""
+    """One of the full tier: in the other, `test_what_is_longer_is_refused_by_name` holds nearly the same readers."""
     return pytest.param(*case, marks=pytest.mark.full)
 
 
