@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
-from requant.formats.compressed_tensors import MXFP4, NVFP4, Packed, Plain
+from requant.formats.compressed_tensors import MX, NVFP4, Packed, Plain
 from requant.formats.declarations import declared
 from requant.formats.fp8 import Blocks, PerTensor
 from requant.formats.ggml import LAYOUTS, Ggml
@@ -47,6 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "FP8, blocks": integers("float-quantized", 8, strategy="block", block_structure=[128, 128], type="float"),
     "NVFP4": integers("nvfp4-pack-quantized", 4, strategy="tensor_group", group_size=16, type="float"),
     "MXFP4": integers("mxfp4-pack-quantized", 4, strategy="group", group_size=32, type="float"),
+    "MXFP8": integers("mxfp8-quantized", 8, strategy="group", group_size=32, type="float"),
     "FP8 of DeepSeek": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "FP8 of AutoFP8": {"quant_method": "fp8", "activation_scheme": "static"},
     "FP8 of ModelOpt": {"quant_method": "modelopt", "quant_algo": "FP8"},
@@ -82,7 +83,7 @@ TRIED: Mapping[type[Codec], str] = {
     Int8: "bitsandbytes 0.50.2 on a CPU; CUDA's from its source",
     ModelOptFP8: "nvidia-modelopt 0.47.0 on a CPU; the GPU's form is derived",
     ModelOptNVFP4: "nvidia-modelopt 0.47.0 on a CPU, `NVFP4QTensor.quantize`",
-    MXFP4: "compressed-tensors 0.20.1",
+    MX: "compressed-tensors 0.20.1",
     NVFP4: "compressed-tensors 0.20.1",
     Packed: "compressed-tensors 0.20.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton form on no GPU",
     PerTensor: "AutoFP8 505a7ed",

@@ -14,7 +14,7 @@ from tests import awkward
 from tests.fixture import Stored, damaged, load, wrong
 
 from requant.formats import codec, floats
-from requant.formats.compressed_tensors import FLOATS, MXFP4, NVFP4, Packed, Plain, pack, read, unpack
+from requant.formats.compressed_tensors import FLOATS, MX, NVFP4, Packed, Plain, pack, read, unpack
 from requant.formats.grid import Grid
 from requant.formats.targets import targets
 from requant.rounding.compressed_tensors import MinMax
@@ -37,7 +37,8 @@ CASES: dict[str, tuple[codec.Codec, int, int]] = {
     "fp8block": (Plain("float-quantized", 8, True, BLOCK), 136, 144),
     "fp8signed": (Plain("float-quantized", 8, True, CHANNEL), 16, 64),
     "nvfp4": (NVFP4(), 16, 64),
-    "mxfp4": (MXFP4(), 16, 64),
+    "mxfp4": (MX(4), 16, 64),
+    "mxfp8": (MX(8), 16, 64),
 }
 EVERY = pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name in CASES for dtype in FLOATS])
 

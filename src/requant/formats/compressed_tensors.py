@@ -5,7 +5,8 @@ tensor, a channel (an output), a group of inputs, or a block of both. `pack-quan
 along `in` in words `weight_packed` int32, the lowest bits first (compressors/pack_quantized/helpers.py);
 `int-quantized`, `float-quantized` and `naive-quantized` have `weight`, int8 or F8_E4M3, as it is. Of floats of 4 bits
 (E2M1), two in a byte of `weight_packed`, `nvfp4-pack-quantized` has a scale F8_E4M3 per 16 inputs, which is divided by
-`weight_global_scale`, and `mxfp4-pack-quantized` has the exponent of one per 32, plus 127.
+`weight_global_scale`, and `mxfp4-pack-quantized` has the exponent of one per 32, plus 127, as `mxfp8-quantized` has
+beside a `weight` F8_E4M3.
 """
 
 import re
@@ -27,6 +28,8 @@ GLOBAL = "weight_global_scale"
 KEYS = "quant_method config_groups format ignore kv_cache_scheme quantization_status version sparsity_config "
 KEYS += "transform_config global_compression_ratio"
 """Of a configuration: those that are read, or change nothing of weights."""
+MX_FORMS = {4: "mxfp4-pack-quantized", 8: "mxfp8-quantized"}
+"""By bits."""
 FLOATS = ("BF16", "F16", "F32")
 """What bases are in; scales are alike."""
 
@@ -197,23 +200,34 @@ class NVFP4:
 
 
 @dataclass(frozen=True)
-class MXFP4:
-    """`mxfp4-pack-quantized`."""
+class MX:
+    """`mxfp4-pack-quantized`, and `mxfp8-quantized`."""
 
+    bits: int
     inputs: tuple[str, ...] = ()
-    name = "mxfp4-pack-quantized, groups of 32"
     align = 1
     grid = Grid(1, 32)
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"{MX_FORMS[self.bits]}, {self.grid}"
+
+    @property
+    def codes(self) -> str:
+        """The tensor that has the codes."""
+        return "weight" if self.bits == 8 else PACKED
 
     def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
         """Return the tensors of a weight. Raises ValueError for an impossible one."""
         _checked(dtype)
-        scale = self.grid.part("U8", rows, columns)
-        return {PACKED: Part(Spec("U8", (rows, columns // 2))), SCALE: scale} | _inputs(self.inputs, dtype)
+        codes = Spec("F8_E4M3", (rows, columns)) if self.bits == 8 else Spec("U8", (rows, columns // 2))
+        return {self.codes: Part(codes), SCALE: self.grid.part("U8", rows, columns)} | _inputs(self.inputs, dtype)
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return weights as compressed-tensors decompresses them: in BF16."""
-        codes = E2M1[halves(stored[PACKED])]
+        raw = stored[self.codes].view(np.uint8)
+        codes = E4M3[raw] if self.bits == 8 else E2M1[halves(raw)]
         with np.errstate(all="ignore"):
             return rounded(codes * self.grid.spread(e8m0(stored[SCALE]), len(codes), columns), "BF16")
 
@@ -323,12 +337,12 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
         if weights.get("actorder") in ("group", "dynamic", True):
             raise ValueError(f"{form} with inputs in another order")
         return Plain(form, bits, kind == "float", grid, symmetric, inputs)
-    if kind == "float" and bits == 4 and symmetric:
+    if kind == "float" and symmetric:
         said = str(weights.get("scale_dtype") or "").removeprefix("torch.")
-        if form == "nvfp4-pack-quantized" and grid == NVFP4.grid and said in ("", "float8_e4m3fn"):
+        if form == "nvfp4-pack-quantized" and bits == 4 and grid == NVFP4.grid and said in ("", "float8_e4m3fn"):
             return NVFP4(inputs)
-        if form == "mxfp4-pack-quantized" and grid == MXFP4.grid and said in ("", "uint8"):
-            return MXFP4(inputs)
+        if form == MX_FORMS.get(bits) and grid == MX.grid and said in ("", "uint8"):
+            return MX(bits, inputs)
     raise ValueError(
         f"the format {form!r:.40} with {'' if symmetric else 'a'}symmetric weights of type {kind}, {bits} bits, {grid}"
     )

@@ -8,7 +8,8 @@ is max|w| / ((2^b - 1) / 2), of FP8 max|w| / 448; asymmetric, (max - min) / (2^b
 
 NVFP4: the global scale is 448 * 6 / max|w|, in the base's dtype, of a layer or of those that loaders fuse; a scale is
 F8_E4M3 of max|w| / 6, in the base's dtype, times it, or 0.125 for 0, and codes are weight / (scale / global scale) in
-float32. MXFP4: a scale is a power of two, a quarter of max|w| when it is rounded to one at 1.75 up.
+float32. MXFP4 and MXFP8: a scale is a power of two, 2^-2 or 2^-8 of max|w| when it is rounded to one at 1.75 up
+(`generate_mx_scales`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
-from requant.formats.compressed_tensors import GLOBAL, MXFP4, NVFP4, PACKED, SCALE, ZERO, Packed, Plain, pack
+from requant.formats.compressed_tensors import GLOBAL, MX, NVFP4, PACKED, SCALE, ZERO, Packed, Plain, pack
 from requant.formats.grid import Grid
 from requant.rounding.formula import Formula
 from requant.rounding.quotients import PLACES, e2m1, e4m3, ends, integers, widest
@@ -153,28 +154,29 @@ class MinMaxNVFP4:
 
 
 @dataclass(frozen=True)
-class MinMaxMXFP4:
-    """It, of floats of 4 bits with scales that are powers of two (`generate_mx_scales`, 0.15.0.1 and 0.20.1)."""
+class MinMaxMX:
+    """It, of floats with scales that are powers of two: of 4 bits in 0.15.0.1 and 0.20.1, of 8 in 0.20.1."""
 
-    codec: MXFP4
+    codec: MX
     name = "compressed-tensors, min-max"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
         del stored
-        most = _widest(weights, self.codec.grid)
+        most, highest = _widest(weights, self.codec.grid), 8 if self.codec.bits == 8 else 2
         # Exponents of the dtype: its subnormal numbers have none, and count as zeros.
         lifted = most.view(np.uint32) + np.uint32(1 << 21)
-        exponents = (lifted >> np.uint32(23)).astype(np.int32) - 2
+        exponents = (lifted >> np.uint32(23)).astype(np.int32) - highest
         if dtype == "F16":
             exponents[most < _TINY["F16"]] = 0
-            exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * 0.75)] = 127 - 14 - 2
+            exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * 0.75)] = 127 - 14 - highest
         exponents = np.clip(exponents, 0, 255)
         with np.errstate(all="ignore"):
             scales = floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
         lost = scales == 0
         scales, exponents = np.where(lost, np.float32(1), scales), np.where(lost, 127, exponents)
-        return {PACKED: _fp4(weights, scales, self.codec.grid, dtype), SCALE: exponents.astype(np.uint8)}
+        coded = _fp8 if self.codec.bits == 8 else _fp4
+        return {self.codec.codes: coded(weights, scales, self.codec.grid, dtype), SCALE: exponents.astype(np.uint8)}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
@@ -200,11 +202,18 @@ def _fp4(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
     return floats.bytes_of(codes)
 
 
+def _fp8(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
+    codes = np.empty(weights.shape, np.uint8)
+    steps = grid.steps(*weights.shape)
+    e4m3(np.ascontiguousarray(weights, np.float32), scales, *steps, PLACES[dtype], False, False, codes)
+    return codes
+
+
 def nvfp4(codec: NVFP4) -> Sequence[Formula]:
     """Return the form that can have made layers of a codec."""
     return (MinMaxNVFP4(codec),)
 
 
-def mxfp4(codec: MXFP4) -> Sequence[Formula]:
+def mx(codec: MX) -> Sequence[Formula]:
     """Return the form that can have made layers of a codec."""
-    return (MinMaxMXFP4(codec),)
+    return (MinMaxMX(codec),)

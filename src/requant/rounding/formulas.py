@@ -5,7 +5,7 @@ from typing import Any
 
 from requant.formats.bitsandbytes import FourBit, Int8
 from requant.formats.codec import Codec
-from requant.formats.compressed_tensors import MXFP4, NVFP4, Packed, Plain
+from requant.formats.compressed_tensors import MX, NVFP4, Packed, Plain
 from requant.formats.fp8 import Blocks, PerTensor
 from requant.formats.ggml import Ggml
 from requant.formats.mlx import Affine, Float
@@ -24,7 +24,7 @@ FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Int8: bitsandbytes.int8,
     ModelOptFP8: modelopt.fp8,
     ModelOptNVFP4: modelopt.nvfp4,
-    MXFP4: compressed_tensors.mxfp4,
+    MX: compressed_tensors.mx,
     NVFP4: compressed_tensors.nvfp4,
     Packed: compressed_tensors.min_max,
     PerTensor: fp8.per_tensor,
