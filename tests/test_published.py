@@ -38,7 +38,7 @@ from requant.hub.web import Patience
 from requant.inspect.remote import open_headers
 from requant.published.download import download as downloaded
 from requant.published.found import Found, find
-from requant.published.proofs import Proofs
+from requant.published.proofs import PAGE, Proofs
 from requant.published.publication import Publication, prepare, push
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how the library uploads
@@ -133,7 +133,7 @@ def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
     assert ran(hub, "verify", NAME, "--require", 2, *builders).exit_code == 3
     uploads = len(hub.uploads())
     assert sent(hub, ours, replace=True) != commit
-    assert len(hub.uploads()) == uploads + 4  # two audits and their signatures, and no weight
+    assert len(hub.uploads()) == uploads + 5  # two audits and their signatures, a page, and no weight
     done = ran(hub, "verify", NAME, "--require", 2, *builders)
     assert done.exit_code == 0 and "confirmed by at least 2: Bob, Carol; Ada built it" in done.stdout
     assert "checked against the base by Ada (clean)" in done.stdout
@@ -247,6 +247,27 @@ def test_what_the_publisher_wrote_is_the_card(hub: Hub, ours: Project) -> None:
     (ours.checkpoint / "README.md").write_text(f"{CARD}By hand.\n")
     sent(hub, ours)
     assert (hub.head(NAME)[1] / "README.md").read_text().endswith("By hand.\n")
+
+
+def test_the_page_beside_it_is_one_that_anybody_can_make_again(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    audited(ours, keyed("bob", tmp_path), auditor="Bob")
+    hub.commit(NAME, {PAGE: b"an old page"})
+    sent(hub, ours)
+    there = hub.head(NAME)[1]
+    text = (there / PAGE).read_text()
+    command = ("report", str(there / "requant/builds/ec"), "--tiny", "--size", "mini", "--out", "again.html")
+    assert CliRunner().invoke(app, command).exit_code == 0 and Path("again.html").read_text() == text
+    assert "Bob (unverified)" in text and str(tmp_path) not in text
+    hub.requests.clear()
+    find(NAME, "main", None, tmp_path / "work", endpoint=hub.url)
+    assert not [each for each in hub.requests if each.path.endswith(PAGE)]  # whoever asks by name has no need of it
+
+
+def test_records_that_contradict_each_other_stay_here(hub: Hub, ours: Project) -> None:
+    journal = beside(ours.checkpoint, "journal.jsonl")
+    journal.write_bytes((ROOT / "builds" / "ec" / "demo.journal.jsonl").read_bytes())
+    publication = prepared(hub, ours)
+    assert "mini.journal.jsonl: is of another recipe" in publication.refusals[0] and PAGE not in publication.files
 
 
 def test_what_came_whole_is_not_sent_again(hub: Hub, ours: Project, refuses: Refuses) -> None:

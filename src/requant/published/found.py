@@ -18,7 +18,7 @@ from requant.hub import web
 from requant.hub.repository import Listing, listing
 from requant.hub.stated import MAX_FETCHED, confirm_stated
 from requant.progress import Progress, Tell, silent
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs, only, proofs_of, read_proofs
+from requant.published.proofs import FOLDER, OUTCOMES, PAGE, Proofs, lay_out, only, proofs_of, read_proofs
 
 SAID = (audits.FOLDER, parties.FOLDER, OUTCOMES)
 """Folders of what people have said of a build."""
@@ -71,7 +71,7 @@ def find(
     theirs, merged = work / "theirs", work / "merged"
     for path, data in held.items():
         try:
-            _write(theirs / path.removeprefix(f"{FOLDER}/"), data)
+            lay_out({path: data}, theirs)
         except OSError as error:
             told = f"{found.repository}@{found.commit}: {path}: no name for a file beside the others: {error.strerror}"
             raise CheckpointError(told) from None
@@ -87,13 +87,12 @@ def find(
     )
     if match is None:
         return Found(found, own, None, others, held, patience)
-    for path, source in proofs_of(match.recipe, match.tiny, work / "nothing").items():
-        _write(merged / path.removeprefix(f"{FOLDER}/"), source.read_bytes())
+    laid = proofs_of(match.recipe, match.tiny, work / "nothing")
     for said in SAID:
         for source in own.recipe.beside(said).glob("*") if own else ():
-            place = merged / "builds" / match.recipe.name / said / source.name
-            if source.is_file() and not place.exists():
-                _write(place, source.read_bytes())
+            if source.is_file():
+                laid.setdefault(f"{FOLDER}/builds/{match.recipe.name}/{said}/{source.name}", source)
+    lay_out({path: source.read_bytes() for path, source in laid.items()}, merged)
     chosen = only(merged / "builds", str(registry))
     return Found(found, chosen, match.recipe.path.parent, others, held, patience)
 
@@ -104,7 +103,7 @@ def is_list(path: str) -> bool:
 
 
 def _fetched(found: Listing, patience: web.Patience, tell: Tell) -> dict[str, bytes]:
-    paths = [path for path in found.paths if path.startswith(f"{FOLDER}/") and not is_list(path)]
+    paths = [path for path in found.paths if path.startswith(f"{FOLDER}/") and path != PAGE and not is_list(path)]
     if (total := sum(found.stated[path].bytes for path in paths)) > MAX_FETCHED:
         told = f"{found.repository}@{found.commit}: {FOLDER}/ has {total:,} bytes, expected {MAX_FETCHED:,} at most"
         raise CheckpointError(told)
@@ -115,11 +114,6 @@ def _fetched(found: Listing, patience: web.Patience, tell: Tell) -> dict[str, by
         held[path] = web.whole(url, "", patience, stated.bytes)[1] if stated.bytes else b""
         confirm_stated(url, stated, held[path])
     return held
-
-
-def _write(place: Path, data: bytes) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(data)
 
 
 def registry_for(named: Path | None) -> Path | None:

@@ -33,6 +33,8 @@ from requant.model.rules import SIZES
 from requant.recipe import FILE, Recipe, read_recipe
 
 FOLDER = "requant"
+PAGE = f"{FOLDER}/report.html"
+"""What the proofs say, for whoever would rather look than read; no verb reads it."""
 OUTCOMES = "outcomes"
 """Folder of signed outcomes of `verify` and `check`, beside a recipe: each a bundle under the SHA-256 of its bytes."""
 
@@ -94,6 +96,14 @@ def proofs_of(recipe: Recipe, tiny: str | None, checkpoint: Path) -> dict[str, P
         if path.is_file() and _subjects(path) == files:
             made[f"{build}/{OUTCOMES}/{sha256(path.read_bytes())}{SUFFIX}"] = path
     return dict(sorted(made.items()))
+
+
+def lay_out(proofs: Mapping[str, bytes], folder: Path) -> None:
+    """Write proofs, path in the repository to bytes, as the project that they are; raise OSError for odd names."""
+    for path, data in proofs.items():
+        place = folder / path.removeprefix(f"{FOLDER}/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
 
 
 def _said(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Path]:
