@@ -531,6 +531,7 @@ def test_what_the_hubs_cache_has_whole_is_read_there(
     with pytest.raises(UsageError, match="not here"):
         folder_of(f"{NAME}@{commit}")
     place = Path(snapshot_download(NAME, cache_dir=tmp_path / "hub", endpoint=hub.url, token=False))
+    public = constants.ENDPOINT
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     hub.requests.clear()
     assert snapshot(NAME, "main") == snapshot(NAME, commit) == folder_of(f"{NAME}@main") == place
@@ -544,3 +545,8 @@ def test_what_the_hubs_cache_has_whole_is_read_there(
     assert snapshot(NAME, commit) is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert snapshot(NAME, commit) is None
+    monkeypatch.setattr(constants, "ENDPOINT", public)
+    for read in (open_headers, open_reader):
+        hub.requests.clear()
+        read(f"{NAME}@{commit}", hub.url)
+        assert len([each for each in hub.requests if "/api/" in each.path]) == 1  # of what is here in part, one list
