@@ -16,7 +16,7 @@ from requant.audit.confirmed import Confirmed, build_of, confirmed
 from requant.audit.coverage import coverage
 from requant.checkpoint.manifest import read_manifest
 from requant.cli.coverage import show_confirmed
-from requant.cli.folding import Sheet, several
+from requant.cli.folding import Sheet
 from requant.cli.options import (
     VERIFY,
     AsJson,
@@ -33,7 +33,7 @@ from requant.cli.sign import outcome_signer
 from requant.cli.terminal import SHOWN, out, print_json, progress, show
 from requant.errors import UsageError
 from requant.progress import counted
-from requant.verdict import EXIT_STATUS, Outcome
+from requant.verdict import EXIT_STATUS, Outcome, several
 
 if TYPE_CHECKING:  # the Hub's part is imported where a repository is named
     from requant.published.standing import Standing
