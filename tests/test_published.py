@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,31 +16,40 @@ import pytest
 from huggingface_hub import HfApi, constants, snapshot_download
 from tests import sigstores
 from tests.cases.published import Project, project
-from tests.conftest import ROOT, Refuses
+from tests.conftest import ROOT, Refuses, Worded
 from tests.hub import Hub, only_loopback, running
 from tests.processes import LIMIT, started
 from tests.test_coverage import audit, keyed, known
 from tests.test_schemas import held
 from typer.testing import CliRunner, Result
 
-from requant.audit.audits import write_audit
+from requant.audit.audits import read_audits, submit, write_audit
+from requant.audit.builders import read_builders
+from requant.audit.coverage import coverage
 from requant.audit.untuned import Untuned
 from requant.build import beside
 from requant.check.reader import open_reader
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.checkpoint.manifest import FileRecord, make_manifest, read_manifest
 from requant.cli.options import app
 from requant.digest import canonical_json, sha256_file
-from requant.errors import CheckpointError, NotAvailableError, UsageError
+from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
 from requant.evidence.keys import PrivateKey
-from requant.evidence.signatures import Fault, sign_file
+from requant.evidence.outcomes import Judged, identity
+from requant.evidence.signatures import SUFFIX as BUNDLE
+from requant.evidence.signatures import Fault, sign, sign_file
 from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
 from requant.hub.web import Patience
 from requant.inspect.remote import open_headers
+from requant.model.target import tiny_model
 from requant.published.download import download as downloaded
+from requant.published.examined import examine
 from requant.published.found import Found, find
-from requant.published.proofs import PAGE, Proofs
+from requant.published.proofs import OUTCOMES, PAGE, Proofs, proofs_of, recorded_base
 from requant.published.publication import Publication, prepare, push
+from requant.published.standing import _weights
+from requant.recipe import read_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how the library uploads
 
@@ -195,6 +205,13 @@ def test_what_does_not_hold_is_not_published(hub: Hub, ours: Project) -> None:
     beside(ours.checkpoint, "manifest.json").write_bytes(make_manifest(ours.checkpoint).to_json())
     done = published(hub, ours, "--push")
     assert done.exit_code == 1 and "not published" in done.stdout and not hub.requests
+
+
+def test_a_build_is_held_against_the_base_of_which_it_was_made(ours: Project, tmp_path: Path) -> None:
+    write_checkpoint(tiny_model(ours.recipe, "mini"), tmp_path / "base")
+    (tmp_path / "base" / "notes.txt").write_text("mine")
+    refusals = examine(ours.checkpoint, ours.recipe, "mini", str(tmp_path / "base"), sample=0.01).refusals
+    assert refusals == ("check: notes.txt: not the base of which this was built",)
 
 
 SECRET = "hf_" + "aB3" * 12
@@ -381,7 +398,7 @@ def test_nothing_that_speaks_for_its_reader_is_a_file_of_a_checkpoint(
     nowhere = Listing("http://localhost:1", NAME, "0a" * 20, (), 0)
     with refuses(CheckpointError):
         downloaded(
-            Found(nowhere, Proofs(ours.recipe, "mini", lies), None, (), {}, Patience()),
+            Found(nowhere, Proofs(ours.recipe, "mini", lies), None, (), {}, {}, Patience()),
             tmp_path / "got",
             endpoint=nowhere.endpoint,
         )
@@ -466,6 +483,55 @@ def test_what_a_registry_records_decides(hub: Hub, ours: Project, tmp_path: Path
     negative = audit({0: "different"}, files=ours.files, auditor="Bob")
     sign_file(write_audit(ours.recipe, negative), bob)
     assert ran(hub, "verify", NAME, "--registry", ours.registry).exit_code == 1
+
+
+def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_path: Path) -> None:
+    ours.record()
+    bob, folder = keyed("bob", tmp_path), ours.recipe.beside(OUTCOMES)
+    proofs = Proofs(ours.recipe, "mini", read_manifest(beside(ours.checkpoint, "manifest.json")))
+    base = recorded_base(ours.recipe.beside("mini.intoto.jsonl"))
+
+    def said(outcome: str, **changes: str) -> tuple[str, list[str]]:
+        against = {"base": identity({**base, **changes}), "recipe": ours.recipe.digest}
+        judged = Judged("check", outcome, ours.files, against, details={"tiny": True, "read": 1, "total": 1})
+        path = submit(folder, sign(judged.statement(), bob), BUNDLE)
+        rung, refused = _weights(proofs, read_builders(known(tmp_path, Bob=bob)))
+        path.unlink()
+        return rung.word, [*refused.values()]
+
+    assert (said("clean"), said("violations")) == (("holds", []), ("fails", []))
+    for path in ("config.json", "another.safetensors"):
+        for outcome in ("clean", "violations"):
+            assert said(outcome, **{path: "0a" * 32}) == ("open", ["held against other files than those of the base"])
+
+
+JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}
+JUNK |= {"rebuilds": b"", "outcomes": b""}
+
+
+def test_what_is_no_audit_is_named_and_stops_nobody(hub: Hub, ours: Project, tmp_path: Path, worded: Worded) -> None:
+    audited(ours, None, auditor="Bob")
+    build = "requant/builds/ec"
+    proofs = proofs_of(ours.recipe, "mini", ours.checkpoint)
+    there = {path: place.read_bytes() for path, place in proofs.items() if path.startswith(build)}
+    hub.commit(NAME, there | {path: (ours.checkpoint / path).read_bytes() for path in ours.files})
+    hub.commit(NAME, {f"{build}/{path}": data for path, data in JUNK.items()})
+    ours.record()
+
+    def asked(registry: Path | None) -> Found:
+        return find(NAME, "main", registry, Path(tempfile.mkdtemp(dir=tmp_path)), endpoint=hub.url)
+
+    for registry in (None, ours.registry):
+        found = asked(registry)
+        assert {*found.astray} == {f"{build}/{path.removesuffix('/b')}" for path in JUNK}
+        assert found.proofs and coverage(found.proofs.recipe, "mini", {}).blocks[0].claims == 1
+    worded("\n".join(f"{path}: {why}" for path, why in found.astray.items()))
+    downloaded(found, Path("got"), endpoint=hub.url)
+    assert not Path("got", build, "audits/a").exists() and len(read_audits(read_recipe(Path("got", build)))) == 1
+    hub.commit(NAME, {f"{build}/recipe.toml": b"x"})
+    assert [*asked(ours.registry).astray] == ["requant"]
+    with pytest.raises(RecipeError):
+        asked(None)
 
 
 def test_without_proofs_there_is_little_to_say(hub: Hub, ours: Project) -> None:

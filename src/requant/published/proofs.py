@@ -12,6 +12,7 @@ from pathlib import Path
 from requant.audit import audits, parties
 from requant.audit.audits import confirm_regular, read_audits, submitted
 from requant.build import RECORDED, beside, recorded, stem
+from requant.checkpoint.files import is_companion
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.digest import sha256
 from requant.environment.identity import dockerfile_path
@@ -28,6 +29,7 @@ from requant.evidence.signatures import (
     verify_file,
     write_signed,
 )
+from requant.evidence.statements import base_of
 from requant.inspect import baseline
 from requant.model.rules import SIZES
 from requant.recipe import FILE, Recipe, read_recipe
@@ -96,6 +98,11 @@ def proofs_of(recipe: Recipe, tiny: str | None, checkpoint: Path) -> dict[str, P
         if path.is_file() and _subjects(path) == files:
             made[f"{build}/{OUTCOMES}/{sha256(path.read_bytes())}{SUFFIX}"] = path
     return dict(sorted(made.items()))
+
+
+def recorded_base(statement: Path) -> dict[str, str]:
+    """Return the files of the base that a build's statement states, as `check` finds them in a folder."""
+    return {path: digest for path, digest in base_of(statement).items() if not is_companion(path)}
 
 
 def lay_out(proofs: Mapping[str, bytes], folder: Path) -> None:

@@ -16,13 +16,13 @@ from requant.audit.audits import submitted
 from requant.audit.builders import Builder
 from requant.audit.confirmed import Confirmed, confirmed
 from requant.audit.coverage import Coverage, coverage
-from requant.build import recorded, stem, words
+from requant.build import RECORDED, recorded, stem, words
 from requant.build.inputs import LOCAL
 from requant.card.records import read_recorded
 from requant.checkpoint.files import is_companion, is_index, weight_map
 from requant.digest import sha256, side_limit
 from requant.errors import CheckpointError, RecipeError
-from requant.evidence.outcomes import Result, Told, told
+from requant.evidence.outcomes import Result, Told, identity, told
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, SignatureError, confirm_subjects, verify_file
 from requant.evidence.statements import environment_of, hardware_of
@@ -33,7 +33,7 @@ from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
 from requant.published.found import Found
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs
+from requant.published.proofs import FOLDER, OUTCOMES, Proofs, recorded_base
 
 Word = Literal["holds", "fails", "open"]
 SHOWN = 6
@@ -142,7 +142,7 @@ def standing(
         known=bool(found.registry or covered.maker or any(row.parties for row in covered.rows)),
         rungs=rungs,
         unseen=tuple(_unseen(rungs, covered)),
-        refused={**covered.stale, **refused, **_unlike(found)},
+        refused={**covered.stale, **refused, **found.astray, **_unlike(found)},
         next=_next(found, proofs, rungs, covered),
         fetched=found.fetched + header_bytes + seen.fetched,
         confirmed=asked,
@@ -150,7 +150,7 @@ def standing(
 
 
 def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
-    statement = recorded(proofs.recipe, proofs.tiny, "intoto.jsonl")
+    statement = recorded(proofs.recipe, proofs.tiny, RECORDED[2])
     hardware = hardware_of(statement)
     on = hardware.get("model") or hardware.get("accelerator") or "unknown hardware"
     how = f"environment {environment_of(statement)[:12]}, on {on}"
@@ -259,8 +259,8 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
             if name != f"{sha256((folder / name).read_bytes())}{BUNDLE}":
                 raise ValueError("its name is not the SHA-256 of its bytes")
             confirm_subjects(signed, proofs.files, where)
-            if outcome.verb == "check" and not _is_of(outcome, proofs):
-                raise ValueError("held against another recipe, or against none")
+            if outcome.verb == "check" and (fault := _unlike_build(outcome, proofs)):
+                raise ValueError(fault)
         except SignatureError as error:
             refused[where] = (
                 "signed with a key that you do not know" if error.fault is Fault.UNKNOWN_KEY else error.said
@@ -282,10 +282,13 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
     return Rung("weights", "open", f"checked against the base by nobody whom you know{others}"), refused
 
 
-def _is_of(outcome: Told, proofs: Proofs) -> bool:
-    """Say whether a check was of this build: by its recipe, and against the tiny model where it is one."""
+def _unlike_build(outcome: Told, proofs: Proofs) -> str:
+    """Say why a check was not of this build: of other files than its base's, say; nothing where it was."""
     tiny = outcome.details.get("tiny")
-    return outcome.against.get("recipe") == proofs.recipe.digest and tiny == (proofs.tiny is not None)
+    if outcome.against.get("recipe") != proofs.recipe.digest or tiny != (proofs.tiny is not None):
+        return "held against another recipe, or against none"
+    base = recorded_base(recorded(proofs.recipe, proofs.tiny, RECORDED[2]))
+    return "" if outcome.against.get("base") == identity(base) else "held against other files than those of the base"
 
 
 def _blocks(covered: Coverage) -> Rung:
