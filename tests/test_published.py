@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants, snapshot_download
-from tests import sigstores
+import typer
+from huggingface_hub import constants, snapshot_download
+from tests import shell, sigstores
 from tests.cases.published import Project, project
 from tests.conftest import ROOT, Refuses, Worded
 from tests.hub import Hub, only_loopback, running
@@ -27,14 +29,14 @@ from requant.audit.audits import read_audits, submit, write_audit
 from requant.audit.builders import read_builders
 from requant.audit.coverage import coverage
 from requant.audit.untuned import Untuned
-from requant.build import beside
+from requant.build import RECORDED, beside
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import write_checkpoint
 from requant.checkpoint.manifest import FileRecord, make_manifest, read_manifest
 from requant.cli.options import app
 from requant.digest import canonical_json, sha256_file
 from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
-from requant.evidence.keys import PrivateKey
+from requant.evidence.keys import PrivateKey, read_private
 from requant.evidence.outcomes import Judged, identity
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, sign, sign_file
@@ -118,47 +120,59 @@ def audited(ours: Project, by: PrivateKey | None, judgements: dict[int, str] = A
         sign_file(path, by)
 
 
-def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
-    hub: Hub, ours: Project, tmp_path: Path
+def instead(words: list[str], ours: Project) -> None:
+    """Leave what a command would that starts the worker; its options are read as it reads them."""
+    with typer.main.get_group(app).commands[words[0]].make_context(words[0], words[1:]) as context:
+        asked = context.params
+    if words[0] == "audit":
+        made = audit(ALL, files=ours.files, auditor=asked["auditor"])
+        sign_file(write_audit(read_recipe(asked["recipe"]), made), read_private(Path(asked["sign"])))
+        return
+    out = asked["out_folder"]
+    shutil.copytree(ours.checkpoint, out)
+    for name in RECORDED:
+        shutil.copyfile(beside(ours.checkpoint, name), beside(out, name))
+
+
+def test_the_script_of_the_docs_with_nothing_tuned(
+    hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What examples/publish_and_verify.sh does, with audits that were not tuned."""
-    ada, bob, carol = (keyed(name, tmp_path) for name in ("ada", "bob", "carol"))
-    key = ("--sign", tmp_path / "ada.key")
-    done = published(hub, ours, *key)  # of all weights, for the outcome of check is signed
-    assert done.exit_code == 0 and "nothing was sent" in done.stdout and f"{tmp_path}/ada.key --push" in done.stdout
-    assert {each.method for each in hub.requests} == {"GET"} and not hub.repositories
-    document = json.loads(published(hub, ours, *key, "--push", "--json").stdout)
-    held("requant.publish/1", document)
-    assert document["commit"] == hub.head(NAME)[0] and {*document["files"]} == {*files(hub.head(NAME)[1])}
-    commit, folder = hub.head(NAME)
-    assert ours.files.items() <= files(folder).items()
-    done = ran(hub, "verify", NAME)
-    assert done.exit_code == 3 and "nobody whom you know says so" in done.stdout
-    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
-    assert files(Path("got")) == files(folder)
-    assert CliRunner().invoke(app, ["verify", "got"]).exit_code == 0
-    for by in (bob, carol):
-        audited(ours, by, auditor=by.public.id[:8])
-    builders = ("--builders", known(tmp_path, Ada=ada, Bob=bob, Carol=carol))
-    assert ran(hub, "verify", NAME, "--require", 2, *builders).exit_code == 3
-    uploads = len(hub.uploads())
-    assert sent(hub, ours, replace=True) != commit
-    assert len(hub.uploads()) == uploads + 5  # two audits and their signatures, a page, and no weight
-    done = ran(hub, "verify", NAME, "--require", 2, *builders)
-    assert done.exit_code == 0 and "confirmed by at least 2: Bob, Carol; Ada built it" in done.stdout
-    assert "checked against the base by Ada (clean)" in done.stdout
-    assert ran(hub, "fetch", NAME, "--out", "confirmed", "--require", 2, *builders).exit_code == 0
-    changed = bytearray((ours.checkpoint / SHARD).read_bytes())
-    changed[100_000] ^= 1
-    HfApi(endpoint=hub.url).upload_file(path_or_fileobj=bytes(changed), path_in_repo=SHARD, repo_id=NAME)
-    hub.requests.clear()
-    for verb in (("verify", NAME), ("fetch", NAME, "--out", "no")):
-        done = ran(hub, *verb, "--require", 2, *builders)
-        assert done.exit_code == 1 and f"changed file: {SHARD}" in done.stdout
-    assert not Path("no").exists() and sum(each.sent for each in hub.downloads()) < 2_000_000
-    shard = Path("confirmed", SHARD)
-    shard.write_bytes(changed)
-    assert CliRunner().invoke(app, ["verify", "confirmed", "--require", "2", *map(str, builders)]).exit_code == 1
+    """All that it says is done but `build`, `audit` and `rebuild`: from a build to a threshold of two, and its end."""
+    done: list[tuple[list[str], int, str, int, int]] = []
+
+    def answer(words: list[str]) -> tuple[int, str]:
+        before = len(hub.uploads()), sum(each.sent for each in hub.downloads())
+        if words[0] in ("build", "audit", "rebuild"):
+            instead(words, ours)
+            status, said = 0, ""
+        else:
+            pushed = words[0] == "publish" and "--push" in words
+            there = ("--endpoint", hub.url) if words[0] in ("publish", "verify", "fetch") else ()
+            result = CliRunner().invoke(app, [*words, *there, *(["--json"] if pushed else [])], catch_exceptions=False)
+            status, said = result.exit_code, result.stdout
+            assert pushed or words[0] != "publish" or not hub.repositories  # a dry run
+        after = len(hub.uploads()), sum(each.sent for each in hub.downloads())
+        done.append((words, status, said, after[0] - before[0], after[1] - before[1]))
+        return status, said
+
+    script = ("bash", ROOT / "examples" / "publish_and_verify.sh", ours.place, NAME, "ec")
+    (tmp_path / "here").mkdir()
+    programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **hub.environment, **programs}
+    assert shell.run(script, answer, tmp_path / "bin", environment, monkeypatch, tmp_path / "here") == 0
+    first, second = (json.loads(said) for words, _, said, _, _ in done if words[-1] == "--push")
+    for document in (first, second):
+        held("requant.publish/1", document)
+        assert not document["refusals"] and document["commit"]
+    again = next(sent for words, _, _, sent, _ in done[::-1] if words[-1] == "--push")
+    assert again == 5  # two audits and their signatures, a page, and no weight
+    demanded = [(status, said) for words, status, said, _, _ in done if "--require" in words and words[0] != "fetch"]
+    assert "all of it is confirmed by at least 2: bob, carol" in demanded[0][1]
+    assert [status for status, _ in demanded] == [0, 3, 1, 1] and f"changed file: {SHARD}" in demanded[3][1]
+    assert sum(got for words, _, _, _, got in done[-4:-2]) < 1_000_000  # no weight comes where something fails
+    listed = ("--builders", known(tmp_path, Ada=read_private(tmp_path / "here/ada/ada.key")))
+    stands = ran(hub, "verify", f"{NAME}@{second['commit']}", *listed)
+    assert stands.exit_code == 0 and "checked against the base by Ada (clean)" in stands.stdout
 
 
 @pytest.mark.full
