@@ -169,6 +169,8 @@ def test_the_script_of_the_docs_with_nothing_tuned(
     demanded = [(status, said) for words, status, said, _, _ in done if "--require" in words and words[0] != "fetch"]
     assert "all of it is confirmed by at least 2: bob, carol" in demanded[0][1]
     assert [status for status, _ in demanded] == [0, 3, 1, 1] and f"changed file: {SHARD}" in demanded[3][1]
+    screen = " ".join(demanded[3][1].split())
+    assert "fails: bytes " in screen and "blocks open of the recorded files: 4 of 4 tuned again" in screen
     assert sum(got for words, _, _, _, got in done[-4:-2]) < 1_000_000  # no weight comes where something fails
     listed = ("--builders", known(tmp_path, Ada=read_private(tmp_path / "here/ada/ada.key")))
     stands = ran(hub, "verify", f"{NAME}@{second['commit']}", *listed)

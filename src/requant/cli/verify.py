@@ -176,7 +176,10 @@ def standing_table(stands: "Standing") -> Iterator[RenderableType]:
     if stands.unseen:
         yield escape(f"nobody has looked at: {', '.join(stands.unseen)}")
     if stands.fails:
-        yield "[bold red]fails[/]"
+        yield f"[bold red]fails[/]: {', '.join(each.name for each in stands.rungs if each.word == 'fails')}"
     elif not stands.known:
-        yield "[bold yellow]nobody whom you know says so[/]: --registry or --builders names whom you do"
-    yield escape(f"next: {stands.next}")
+        yield "[bold yellow]nobody whom you know speaks for it[/]: --builders or --registry names whom you know"
+    else:
+        yield "[bold green]nothing speaks against it[/], and somebody whom you know speaks for it"
+    if not stands.confirmed:
+        yield escape(f"next: {stands.next}")
