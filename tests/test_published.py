@@ -522,7 +522,7 @@ def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_pat
 
 
 JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}
-JUNK |= {"rebuilds": b"", "outcomes": b""}
+JUNK |= {"rebuilds/a/b": b"x", "outcomes": b""}
 
 
 def test_what_is_no_audit_is_named_and_stops_nobody(hub: Hub, ours: Project, tmp_path: Path, worded: Worded) -> None:
@@ -541,6 +541,7 @@ def test_what_is_no_audit_is_named_and_stops_nobody(hub: Hub, ours: Project, tmp
         found = asked(registry)
         assert {*found.astray} == {f"{build}/{path.removesuffix('/b')}" for path in JUNK}
         assert found.proofs and coverage(found.proofs.recipe, "mini", {}).blocks[0].claims == 1
+        assert _weights(found.proofs, {})[0].word == "open"
     worded("\n".join(f"{path}: {why}" for path, why in found.astray.items()))
     downloaded(found, Path("got"), endpoint=hub.url)
     assert not Path("got", build, "audits/a").exists() and len(read_audits(read_recipe(Path("got", build)))) == 1

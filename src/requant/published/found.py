@@ -110,15 +110,17 @@ def find(
 
 def _passed_over(recipe: Recipe) -> dict[str, str]:
     """Remove from a copy of a repository's proofs what is said there in no form that anybody reads, and say why."""
-    build = f"{FOLDER}/builds/{recipe.name}"
-    found = {f"{build}/{said}": "not a folder" for said in SAID if recipe.beside(said).is_file()}
+    place = recipe.path.parent
+    found = {place / said: "not a folder" for said in SAID if (place / said).is_file()}
+    found |= {each: "not a file" for said in SAID for each in (place / said).glob("*") if each.is_dir()}
+    if place / audits.FOLDER not in found:
+        strays = audits.sorted_out(place / audits.FOLDER)[1]
+        for name, error in strays.items():
+            path = place / audits.FOLDER / name
+            found.setdefault(path, str(error).removeprefix(f"{path}: "))
     for path in found:
-        recipe.beside(path.removeprefix(f"{build}/")).unlink()
-    folder = recipe.beside(audits.FOLDER)
-    for name, error in audits.sorted_out(folder)[1].items():
-        found[f"{build}/{audits.FOLDER}/{name}"] = str(error).removeprefix(f"{folder / name}: ")
-        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-    return found
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return {f"{FOLDER}/builds/{recipe.name}/{path.relative_to(place)}": why for path, why in found.items()}
 
 
 def is_list(path: str) -> bool:
