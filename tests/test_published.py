@@ -40,6 +40,7 @@ from requant.evidence.keys import PrivateKey, read_private
 from requant.evidence.outcomes import Judged, identity
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, sign, sign_file
+from requant.hub.pinned import read_pins
 from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
 from requant.hub.web import Patience
@@ -48,7 +49,7 @@ from requant.model.target import tiny_model
 from requant.published.download import download as downloaded
 from requant.published.examined import examine
 from requant.published.found import Found, find
-from requant.published.proofs import OUTCOMES, PAGE, Proofs, proofs_of, recorded_base
+from requant.published.proofs import OUTCOMES, PAGE, Proofs, base_files, proofs_of
 from requant.published.publication import Publication, prepare, push
 from requant.published.standing import _weights
 from requant.recipe import read_recipe
@@ -505,7 +506,7 @@ def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_pat
     ours.record()
     bob, folder = keyed("bob", tmp_path), ours.recipe.beside(OUTCOMES)
     proofs = Proofs(ours.recipe, "mini", read_manifest(beside(ours.checkpoint, "manifest.json")))
-    base = recorded_base(ours.recipe.beside("mini.intoto.jsonl"))
+    base = base_files(ours.recipe, "mini", ours.recipe.beside("mini.intoto.jsonl"))
 
     def said(outcome: str, **changes: str) -> tuple[str, list[str]]:
         against = {"base": identity({**base, **changes}), "recipe": ours.recipe.digest}
@@ -519,6 +520,13 @@ def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_pat
     for path in ("config.json", "another.safetensors"):
         for outcome in ("clean", "violations"):
             assert said(outcome, **{path: "0a" * 32}) == ("open", ["held against other files than those of the base"])
+    pinned = read_pins(ours.recipe.beside(ours.recipe.base.files)).files
+    weighed = {path for path in pinned if path.endswith(".safetensors")}
+    of_the_base = base_files(ours.recipe, None, tmp_path / "no statement is asked")
+    assert weighed < {*of_the_base} < {*pinned} and "README.md" not in of_the_base
+    statement = ours.recipe.beside("mini.intoto.jsonl")
+    statement.write_bytes(statement.read_bytes().replace(b'"base/', b'"other/'))
+    assert said("clean") == ("open", ["nothing records which files the base has"])
 
 
 JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}

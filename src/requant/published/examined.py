@@ -23,7 +23,7 @@ from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.headers import read_headers
 from requant.model.target import tiny_model
 from requant.progress import Tell, counted, silent
-from requant.published.proofs import recorded_base, records_of
+from requant.published.proofs import base_files, records_of
 from requant.recipe import Recipe
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
@@ -34,7 +34,7 @@ class Examined:
     """What three verbs say of a checkpoint, and what may be signed of it: the outcomes of `verify` and `check`.
 
     That of `check` only where the base is a folder: read over the network, it is not known by its digests. `unlike`
-    are files of that folder that are not those of which the checkpoint was built, as its statement has them.
+    are files of that folder that are not those of the base of which the checkpoint was built.
     """
 
     verdict: Verdict
@@ -89,7 +89,7 @@ def examine(
         )
         unlike: list[str] = []
         if isinstance(ours.files, Folder):
-            held, built = ours.files.digests(), recorded_base(records[RECORDED[2]])
+            held, built = ours.files.digests(), base_files(recipe, tiny, records[RECORDED[2]])
             unlike = sorted({path for path, _ in held.items() ^ built.items()})
             if verdict.outcome is Outcome.IDENTICAL:
                 against = {"base": identity(held), "recipe": recipe.digest}

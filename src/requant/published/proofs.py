@@ -30,6 +30,7 @@ from requant.evidence.signatures import (
     write_signed,
 )
 from requant.evidence.statements import base_of
+from requant.hub.pinned import read_pins
 from requant.inspect import baseline
 from requant.model.rules import SIZES
 from requant.recipe import FILE, Recipe, read_recipe
@@ -100,9 +101,17 @@ def proofs_of(recipe: Recipe, tiny: str | None, checkpoint: Path) -> dict[str, P
     return dict(sorted(made.items()))
 
 
-def recorded_base(statement: Path) -> dict[str, str]:
-    """Return the files of the base that a build's statement states, as `check` finds them in a folder."""
-    return {path: digest for path, digest in base_of(statement).items() if not is_companion(path)}
+def base_files(recipe: Recipe, tiny: str | None, statement: Path) -> dict[str, str]:
+    """Return the files of the base of a build, path to SHA-256, as `check` finds them in a folder.
+
+    They are those that the recipe pins; of a tiny model, which nothing pins, those that the build's statement states.
+    """
+    if tiny:
+        found = base_of(statement)
+    else:
+        pins = read_pins(recipe.beside(recipe.base.files)).files
+        found = {path: each.sha256 for path, each in pins.items() if each.sha256}
+    return {path: digest for path, digest in found.items() if not is_companion(path)}
 
 
 def lay_out(proofs: Mapping[str, bytes], folder: Path) -> None:

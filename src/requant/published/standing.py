@@ -33,7 +33,7 @@ from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
 from requant.published.found import Found
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs, recorded_base
+from requant.published.proofs import FOLDER, OUTCOMES, Proofs, base_files
 
 Word = Literal["holds", "fails", "open"]
 SHOWN = 6
@@ -311,7 +311,10 @@ def _unlike_build(outcome: Told, proofs: Proofs) -> str:
     tiny = outcome.details.get("tiny")
     if outcome.against.get("recipe") != proofs.recipe.digest or tiny != (proofs.tiny is not None):
         return "held against another recipe, or against none"
-    base = recorded_base(recorded(proofs.recipe, proofs.tiny, RECORDED[2]))
+    try:
+        base = base_files(proofs.recipe, proofs.tiny, recorded(proofs.recipe, proofs.tiny, RECORDED[2]))
+    except (CheckpointError, RecipeError):
+        return "nothing records which files the base has"
     return "" if outcome.against.get("base") == identity(base) else "held against other files than those of the base"
 
 
