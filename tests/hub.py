@@ -19,7 +19,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,7 +113,7 @@ class Hub:
         """Return the newest commit of a repository, and the folder of its files."""
         return self.repositories[repository]
 
-    def commit(self, repository: str, files: dict[str, bytes | Path], deleted: Iterable[str] = ()) -> str:
+    def commit(self, repository: str, files: Mapping[str, bytes | Path], deleted: Iterable[str] = ()) -> str:
         """Make the next commit of a repository: files that are written, or lie in the LFS store, and some that go."""
         assert self.store
         before, old = self.repositories.get(repository, ("", None))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,34 +14,45 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants, snapshot_download
-from tests import sigstores
+import typer
+from huggingface_hub import constants, snapshot_download
+from tests import shell, sigstores
 from tests.cases.published import Project, project
-from tests.conftest import ROOT, Refuses
+from tests.conftest import ROOT, Refuses, Worded
 from tests.hub import Hub, only_loopback, running
 from tests.processes import LIMIT, started
 from tests.test_coverage import audit, keyed, known
 from tests.test_schemas import held
 from typer.testing import CliRunner, Result
 
-from requant.audit.audits import write_audit
+from requant.audit.audits import read_audits, submit, write_audit
+from requant.audit.builders import read_builders
+from requant.audit.coverage import coverage
 from requant.audit.untuned import Untuned
-from requant.build import beside
+from requant.build import RECORDED, beside
 from requant.check.reader import open_reader
+from requant.checkpoint.checkpoint import write_checkpoint
 from requant.checkpoint.manifest import FileRecord, make_manifest, read_manifest
 from requant.cli.options import app
 from requant.digest import canonical_json, sha256_file
-from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.evidence.keys import PrivateKey
-from requant.evidence.signatures import Fault, sign_file
+from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
+from requant.evidence.keys import PrivateKey, read_private
+from requant.evidence.outcomes import Judged, identity
+from requant.evidence.signatures import SUFFIX as BUNDLE
+from requant.evidence.signatures import Fault, sign, sign_file
+from requant.hub.pinned import read_pins
 from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
 from requant.hub.web import Patience
 from requant.inspect.remote import open_headers
+from requant.model.target import tiny_model
 from requant.published.download import download as downloaded
+from requant.published.examined import examine
 from requant.published.found import Found, find
-from requant.published.proofs import Proofs
+from requant.published.proofs import OUTCOMES, PAGE, Proofs, base_files, proofs_of
 from requant.published.publication import Publication, prepare, push
+from requant.published.standing import _weights
+from requant.recipe import read_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how the library uploads
 
@@ -108,47 +121,61 @@ def audited(ours: Project, by: PrivateKey | None, judgements: dict[int, str] = A
         sign_file(path, by)
 
 
-def test_from_a_build_to_a_threshold_of_two_and_one_byte_that_undoes_it(
-    hub: Hub, ours: Project, tmp_path: Path
+def instead(words: list[str], ours: Project) -> None:
+    """Leave what a command would that starts the worker; its options are read as it reads them."""
+    with typer.main.get_group(app).commands[words[0]].make_context(words[0], words[1:]) as context:
+        asked = context.params
+    if words[0] == "audit":
+        made = audit(ALL, files=ours.files, auditor=asked["auditor"])
+        sign_file(write_audit(read_recipe(asked["recipe"]), made), read_private(Path(asked["sign"])))
+        return
+    out = asked["out_folder"]
+    shutil.copytree(ours.checkpoint, out)
+    for name in RECORDED:
+        shutil.copyfile(beside(ours.checkpoint, name), beside(out, name))
+
+
+def test_the_script_of_the_docs_with_nothing_tuned(
+    hub: Hub, ours: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What examples/publish_and_verify.sh does, with audits that were not tuned."""
-    ada, bob, carol = (keyed(name, tmp_path) for name in ("ada", "bob", "carol"))
-    key = ("--sign", tmp_path / "ada.key")
-    done = published(hub, ours, *key)  # of all weights, for the outcome of check is signed
-    assert done.exit_code == 0 and "nothing was sent" in done.stdout and f"{tmp_path}/ada.key --push" in done.stdout
-    assert {each.method for each in hub.requests} == {"GET"} and not hub.repositories
-    document = json.loads(published(hub, ours, *key, "--push", "--json").stdout)
-    held("requant.publish/1", document)
-    assert document["commit"] == hub.head(NAME)[0] and {*document["files"]} == {*files(hub.head(NAME)[1])}
-    commit, folder = hub.head(NAME)
-    assert ours.files.items() <= files(folder).items()
-    done = ran(hub, "verify", NAME)
-    assert done.exit_code == 3 and "nobody whom you know says so" in done.stdout
-    assert ran(hub, "fetch", NAME, "--out", "got").exit_code == 0
-    assert files(Path("got")) == files(folder)
-    assert CliRunner().invoke(app, ["verify", "got"]).exit_code == 0
-    for by in (bob, carol):
-        audited(ours, by, auditor=by.public.id[:8])
-    builders = ("--builders", known(tmp_path, Ada=ada, Bob=bob, Carol=carol))
-    assert ran(hub, "verify", NAME, "--require", 2, *builders).exit_code == 3
-    uploads = len(hub.uploads())
-    assert sent(hub, ours, replace=True) != commit
-    assert len(hub.uploads()) == uploads + 4  # two audits and their signatures, and no weight
-    done = ran(hub, "verify", NAME, "--require", 2, *builders)
-    assert done.exit_code == 0 and "confirmed by at least 2: Bob, Carol; Ada built it" in done.stdout
-    assert "checked against the base by Ada (clean)" in done.stdout
-    assert ran(hub, "fetch", NAME, "--out", "confirmed", "--require", 2, *builders).exit_code == 0
-    changed = bytearray((ours.checkpoint / SHARD).read_bytes())
-    changed[100_000] ^= 1
-    HfApi(endpoint=hub.url).upload_file(path_or_fileobj=bytes(changed), path_in_repo=SHARD, repo_id=NAME)
-    hub.requests.clear()
-    for verb in (("verify", NAME), ("fetch", NAME, "--out", "no")):
-        done = ran(hub, *verb, "--require", 2, *builders)
-        assert done.exit_code == 1 and f"changed file: {SHARD}" in done.stdout
-    assert not Path("no").exists() and sum(each.sent for each in hub.downloads()) < 2_000_000
-    shard = Path("confirmed", SHARD)
-    shard.write_bytes(changed)
-    assert CliRunner().invoke(app, ["verify", "confirmed", "--require", "2", *map(str, builders)]).exit_code == 1
+    """All that it says is done but `build`, `audit` and `rebuild`: from a build to a threshold of two, and its end."""
+    done: list[tuple[list[str], int, str, int, int]] = []
+
+    def answer(words: list[str]) -> tuple[int, str]:
+        before = len(hub.uploads()), sum(each.sent for each in hub.downloads())
+        if words[0] in ("build", "audit", "rebuild"):
+            instead(words, ours)
+            status, said = 0, ""
+        else:
+            pushed = words[0] == "publish" and "--push" in words
+            there = ("--endpoint", hub.url) if words[0] in ("publish", "verify", "fetch") else ()
+            result = CliRunner().invoke(app, [*words, *there, *(["--json"] if pushed else [])], catch_exceptions=False)
+            status, said = result.exit_code, result.stdout
+            assert pushed or words[0] != "publish" or not hub.repositories  # a dry run
+        after = len(hub.uploads()), sum(each.sent for each in hub.downloads())
+        done.append((words, status, said, after[0] - before[0], after[1] - before[1]))
+        return status, said
+
+    script = ("bash", ROOT / "examples" / "publish_and_verify.sh", ours.place, NAME, "ec")
+    (tmp_path / "here").mkdir()
+    programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **hub.environment, **programs}
+    assert shell.run(script, answer, tmp_path / "bin", environment, monkeypatch, tmp_path / "here") == 0
+    first, second = (json.loads(said) for words, _, said, _, _ in done if words[-1] == "--push")
+    for document in (first, second):
+        held("requant.publish/1", document)
+        assert not document["refusals"] and document["commit"]
+    again = next(sent for words, _, _, sent, _ in done[::-1] if words[-1] == "--push")
+    assert again == 5  # two audits and their signatures, a page, and no weight
+    demanded = [(status, said) for words, status, said, _, _ in done if "--require" in words and words[0] != "fetch"]
+    assert "all of it is confirmed by at least 2: bob, carol" in demanded[0][1]
+    assert [status for status, _ in demanded] == [0, 3, 1, 1] and f"changed file: {SHARD}" in demanded[3][1]
+    screen = " ".join(demanded[3][1].split())
+    assert "fails: bytes " in screen and "blocks open of the recorded files: 4 of 4 tuned again" in screen
+    assert sum(got for words, _, _, _, got in done[-4:-2]) < 1_000_000  # no weight comes where something fails
+    listed = ("--builders", known(tmp_path, Ada=read_private(tmp_path / "here/ada/ada.key")))
+    stands = ran(hub, "verify", f"{NAME}@{second['commit']}", *listed)
+    assert stands.exit_code == 0 and "checked against the base by Ada (clean)" in stands.stdout
 
 
 @pytest.mark.full
@@ -195,6 +222,13 @@ def test_what_does_not_hold_is_not_published(hub: Hub, ours: Project) -> None:
     beside(ours.checkpoint, "manifest.json").write_bytes(make_manifest(ours.checkpoint).to_json())
     done = published(hub, ours, "--push")
     assert done.exit_code == 1 and "not published" in done.stdout and not hub.requests
+
+
+def test_a_build_is_held_against_the_base_of_which_it_was_made(ours: Project, tmp_path: Path) -> None:
+    write_checkpoint(tiny_model(ours.recipe, "mini"), tmp_path / "base")
+    (tmp_path / "base" / "notes.txt").write_text("mine")
+    refusals = examine(ours.checkpoint, ours.recipe, "mini", str(tmp_path / "base"), sample=0.01).refusals
+    assert refusals == ("check: notes.txt: not the base of which this was built",)
 
 
 SECRET = "hf_" + "aB3" * 12
@@ -247,6 +281,27 @@ def test_what_the_publisher_wrote_is_the_card(hub: Hub, ours: Project) -> None:
     (ours.checkpoint / "README.md").write_text(f"{CARD}By hand.\n")
     sent(hub, ours)
     assert (hub.head(NAME)[1] / "README.md").read_text().endswith("By hand.\n")
+
+
+def test_the_page_beside_it_is_one_that_anybody_can_make_again(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    audited(ours, keyed("bob", tmp_path), auditor="Bob")
+    hub.commit(NAME, {PAGE: b"an old page"})
+    sent(hub, ours)
+    there = hub.head(NAME)[1]
+    text = (there / PAGE).read_text()
+    command = ("report", str(there / "requant/builds/ec"), "--tiny", "--size", "mini", "--out", "again.html")
+    assert CliRunner().invoke(app, command).exit_code == 0 and Path("again.html").read_text() == text
+    assert "Bob (unverified)" in text and str(tmp_path) not in text
+    hub.requests.clear()
+    find(NAME, "main", None, tmp_path / "work", endpoint=hub.url)
+    assert not [each for each in hub.requests if each.path.endswith(PAGE)]  # whoever asks by name has no need of it
+
+
+def test_records_that_contradict_each_other_stay_here(hub: Hub, ours: Project) -> None:
+    journal = beside(ours.checkpoint, "journal.jsonl")
+    journal.write_bytes((ROOT / "builds" / "ec" / "demo.journal.jsonl").read_bytes())
+    publication = prepared(hub, ours)
+    assert "mini.journal.jsonl: is of another recipe" in publication.refusals[0] and PAGE not in publication.files
 
 
 def test_what_came_whole_is_not_sent_again(hub: Hub, ours: Project, refuses: Refuses) -> None:
@@ -360,7 +415,7 @@ def test_nothing_that_speaks_for_its_reader_is_a_file_of_a_checkpoint(
     nowhere = Listing("http://localhost:1", NAME, "0a" * 20, (), 0)
     with refuses(CheckpointError):
         downloaded(
-            Found(nowhere, Proofs(ours.recipe, "mini", lies), None, (), {}, Patience()),
+            Found(nowhere, Proofs(ours.recipe, "mini", lies), None, (), {}, {}, Patience()),
             tmp_path / "got",
             endpoint=nowhere.endpoint,
         )
@@ -447,6 +502,63 @@ def test_what_a_registry_records_decides(hub: Hub, ours: Project, tmp_path: Path
     assert ran(hub, "verify", NAME, "--registry", ours.registry).exit_code == 1
 
 
+def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_path: Path) -> None:
+    ours.record()
+    bob, folder = keyed("bob", tmp_path), ours.recipe.beside(OUTCOMES)
+    proofs = Proofs(ours.recipe, "mini", read_manifest(beside(ours.checkpoint, "manifest.json")))
+    base = base_files(ours.recipe, "mini", ours.recipe.beside("mini.intoto.jsonl"))
+
+    def said(outcome: str, **changes: str) -> tuple[str, list[str]]:
+        against = {"base": identity({**base, **changes}), "recipe": ours.recipe.digest}
+        judged = Judged("check", outcome, ours.files, against, details={"tiny": True, "read": 1, "total": 1})
+        path = submit(folder, sign(judged.statement(), bob), BUNDLE)
+        rung, refused = _weights(proofs, read_builders(known(tmp_path, Bob=bob)))
+        path.unlink()
+        return rung.word, [*refused.values()]
+
+    assert (said("clean"), said("violations")) == (("holds", []), ("fails", []))
+    for path in ("config.json", "another.safetensors"):
+        for outcome in ("clean", "violations"):
+            assert said(outcome, **{path: "0a" * 32}) == ("open", ["held against other files than those of the base"])
+    pinned = read_pins(ours.recipe.beside(ours.recipe.base.files)).files
+    weighed = {path for path in pinned if path.endswith(".safetensors")}
+    of_the_base = base_files(ours.recipe, None, tmp_path / "no statement is asked")
+    assert weighed < {*of_the_base} < {*pinned} and "README.md" not in of_the_base
+    statement = ours.recipe.beside("mini.intoto.jsonl")
+    statement.write_bytes(statement.read_bytes().replace(b'"base/', b'"other/'))
+    assert said("clean") == ("open", ["nothing records which files the base has"])
+
+
+JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}
+JUNK |= {"rebuilds/a/b": b"x", "outcomes": b""}
+
+
+def test_what_is_no_audit_is_named_and_stops_nobody(hub: Hub, ours: Project, tmp_path: Path, worded: Worded) -> None:
+    audited(ours, None, auditor="Bob")
+    build = "requant/builds/ec"
+    proofs = proofs_of(ours.recipe, "mini", ours.checkpoint)
+    there = {path: place.read_bytes() for path, place in proofs.items() if path.startswith(build)}
+    hub.commit(NAME, there | {path: (ours.checkpoint / path).read_bytes() for path in ours.files})
+    hub.commit(NAME, {f"{build}/{path}": data for path, data in JUNK.items()})
+    ours.record()
+
+    def asked(registry: Path | None) -> Found:
+        return find(NAME, "main", registry, Path(tempfile.mkdtemp(dir=tmp_path)), endpoint=hub.url)
+
+    for registry in (None, ours.registry):
+        found = asked(registry)
+        assert {*found.astray} == {f"{build}/{path.removesuffix('/b')}" for path in JUNK}
+        assert found.proofs and coverage(found.proofs.recipe, "mini", {}).blocks[0].claims == 1
+        assert _weights(found.proofs, {})[0].word == "open"
+    worded("\n".join(f"{path}: {why}" for path, why in found.astray.items()))
+    downloaded(found, Path("got"), endpoint=hub.url)
+    assert not Path("got", build, "audits/a").exists() and len(read_audits(read_recipe(Path("got", build)))) == 1
+    hub.commit(NAME, {f"{build}/recipe.toml": b"x"})
+    assert [*asked(ours.registry).astray] == ["requant"]
+    with pytest.raises(RecipeError):
+        asked(None)
+
+
 def test_without_proofs_there_is_little_to_say(hub: Hub, ours: Project) -> None:
     hub.commit(NAME, {path: (ours.checkpoint / path).read_bytes() for path in ours.files})
     done = ran(hub, "verify", NAME)
@@ -510,6 +622,7 @@ def test_what_the_hubs_cache_has_whole_is_read_there(
     with pytest.raises(UsageError, match="not here"):
         folder_of(f"{NAME}@{commit}")
     place = Path(snapshot_download(NAME, cache_dir=tmp_path / "hub", endpoint=hub.url, token=False))
+    public = constants.ENDPOINT
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     hub.requests.clear()
     assert snapshot(NAME, "main") == snapshot(NAME, commit) == folder_of(f"{NAME}@main") == place
@@ -523,3 +636,8 @@ def test_what_the_hubs_cache_has_whole_is_read_there(
     assert snapshot(NAME, commit) is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert snapshot(NAME, commit) is None
+    monkeypatch.setattr(constants, "ENDPOINT", public)
+    for read in (open_headers, open_reader):
+        hub.requests.clear()
+        read(f"{NAME}@{commit}", hub.url)
+        assert len([each for each in hub.requests if "/api/" in each.path]) == 1  # of what is here in part, one list

@@ -14,7 +14,7 @@ from requant.checkpoint.checkpoint import write_checkpoint
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.inspect import inspect
 from requant.inspect.headers import read_headers
-from requant.inspect.remote import open_headers, remote_headers
+from requant.inspect.remote import open_headers
 
 COMMIT = "c" * 40
 
@@ -40,7 +40,7 @@ def header_bytes(folder: Path) -> int:
 @pytest.mark.parametrize("cdn", [False, True])
 def test_a_repository_is_what_its_folder_is(hub: Hub, folder: Path, cdn: bool) -> None:
     hub.cdn = cdn
-    there, here = remote_headers(f"o/n@{COMMIT}", hub.url), read_headers(folder)
+    there, here = open_headers(f"o/n@{COMMIT}", hub.url), read_headers(folder)
     assert (there.shards, there.data_bytes, there.sides, there.paths) == (
         here.shards,
         here.data_bytes,
@@ -51,7 +51,7 @@ def test_a_repository_is_what_its_folder_is(hub: Hub, folder: Path, cdn: bool) -
 
 
 def test_no_byte_of_a_weight_is_asked_for(hub: Hub, folder: Path) -> None:
-    found = remote_headers("o/n@main", hub.url)
+    found = open_headers("o/n@main", hub.url)
     sent = [request for request in hub.downloads() if request.path.endswith(".safetensors")]
     assert all("range" in request.headers for request in sent)
     assert sum(request.sent for request in sent) == header_bytes(folder)
@@ -73,14 +73,14 @@ def test_the_command_finds_the_hub_by_its_own_variable(hub: Hub) -> None:
 def test_a_server_without_ranges_is_told(hub: Hub, refuses: Refuses) -> None:
     hub.ranges = False
     with refuses(NotAvailableError):
-        remote_headers("o/n@main", hub.url)
+        open_headers("o/n@main", hub.url)
 
 
 @pytest.mark.parametrize("start", [1, 100])
 def test_another_part_than_asked_for_is_refused(hub: Hub, start: int, refuses: Refuses) -> None:
     hub.start = start
     with refuses(NotAvailableError):
-        remote_headers("o/n@main", hub.url)
+        open_headers("o/n@main", hub.url)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_another_part_than_asked_for_is_refused(hub: Hub, start: int, refuses: R
 )
 def test_what_is_not_there_is_named(hub: Hub, asked: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=asked.partition("@")[0]):
-        remote_headers(asked, hub.url)
+        open_headers(asked, hub.url)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 def test_a_refusal_is_an_error(hub: Hub, status: int, refuses: Refuses) -> None:
     hub.status["config.json"] = status
     with refuses(NotAvailableError):
-        remote_headers("o/n@main", hub.url)
+        open_headers("o/n@main", hub.url)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_a_refusal_is_an_error(hub: Hub, status: int, refuses: Refuses) -> None:
 def test_a_broken_header_is_named(hub: Hub, content: bytes) -> None:
     hub.content["model_extra_tensors.safetensors"] = content
     with pytest.raises((CheckpointError, NotAvailableError), match="model_extra_tensors"):
-        remote_headers("o/n@main", hub.url)
+        open_headers("o/n@main", hub.url)
 
 
 def test_a_dropped_connection_is_an_error(hub: Hub) -> None:
     hub.drop_at = 100
     with pytest.raises((CheckpointError, NotAvailableError)):
-        remote_headers("o/n@main", hub.url)
+        open_headers("o/n@main", hub.url)
 
 
 def test_a_folder_comes_before_a_repository(

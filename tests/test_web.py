@@ -22,12 +22,12 @@ from requant.hub import download, web
 from requant.hub import repository as hub
 from requant.hub.fetch import fetch
 from requant.hub.pinned import PinnedFile, Pins
-from requant.inspect.remote import remote_headers
+from requant.inspect.remote import open_headers
 
 COMMIT = "c" * 40
 FINE = {"sha": COMMIT, "siblings": [{"rfilename": "model.safetensors"}, {"rfilename": "config.json"}]}
 REFUSED = (CheckpointError, NotAvailableError)
-VERBS: tuple[Callable[[str, str], Any], ...] = (remote_headers, open_reader)
+VERBS: tuple[Callable[[str, str], Any], ...] = (open_headers, open_reader)
 BIG = b"x" * (1 << 16)
 
 
@@ -153,7 +153,7 @@ def test_nothing_is_asked_but_the_list_and_files(tmp_path: Path) -> None:
     write_checkpoint(healthy("ec"), tmp_path / "ec")
     with running() as served:
         served.serve("model", "o/n", COMMIT, tmp_path / "ec")
-        remote_headers("o/n@main", served.url)
+        open_headers("o/n@main", served.url)
         with open_reader("o/n@main", served.url):
             pass
         lists = {each.path for each in served.requests if "/resolve/" not in each.path}

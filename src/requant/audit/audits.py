@@ -112,16 +112,32 @@ def read_audits(recipe: Recipe) -> dict[str, Audit]:
     Their bundles are beside them, at `bundle_path`. Raises CheckpointError for a file that is no audit, or has been
     edited, and for a bundle that is a link or without its audit.
     """
-    folder = recipe.beside(FOLDER)
-    names = submitted(folder)
-    bundles = {name for name in names if name.endswith(signatures.SUFFIX)}
-    for name in bundles:
-        confirm_regular(folder / name)
-    audits = {name: read_audit(folder / name) for name in names if name not in bundles}
-    if alone := sorted(bundles - {signatures.bundle_path(folder / name).name for name in audits}):
-        advice = f"Submit both: the audit ends in {SUFFIX}."
-        raise CheckpointError(f"{folder / alone[0]}: a signature, and its audit is not there", advice)
+    audits, errors = sorted_out(recipe.beside(FOLDER))
+    for error in errors.values():
+        raise error
     return audits
+
+
+def sorted_out(folder: Path) -> tuple[dict[str, Audit], dict[str, CheckpointError]]:
+    """Return the audits in a folder by file name, sorted, and of everything else there what `read_audits` raises."""
+    audits: dict[str, Audit] = {}
+    errors: dict[str, CheckpointError] = {}
+    bundles = []
+    for name in submitted(folder):
+        try:
+            if name.endswith(signatures.SUFFIX):
+                confirm_regular(folder / name)
+                bundles.append(name)
+            else:
+                audits[name] = read_audit(folder / name)
+        except CheckpointError as error:
+            errors[name] = error
+    signed = {signatures.bundle_path(folder / name).name for name in audits}
+    for name in bundles:
+        if name not in signed:
+            advice = f"Submit both: the audit ends in {SUFFIX}."
+            errors[name] = CheckpointError(f"{folder / name}: a signature, and its audit is not there", advice)
+    return audits, errors
 
 
 def submitted(folder: Path) -> list[str]:

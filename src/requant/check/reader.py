@@ -22,8 +22,9 @@ from requant.checkpoint.safetensors import header_text, parse_header
 from requant.digest import CHUNK, canonical_json, read_whole, sha256, sha256_chunks, sha256_file, side_limit
 from requant.errors import CheckpointError
 from requant.formats.codec import Declaration
+from requant.hub import web
 from requant.hub.repository import Repository, named
-from requant.hub.snapshots import snapshot
+from requant.hub.snapshots import here_or_there
 
 T = TypeVar("T")
 
@@ -91,10 +92,13 @@ def open_reader(name: str, endpoint: str | None = None) -> Reader:
     files: Files
     if is_gguf(Path(name)):
         return _open_gguf(Path(name))
-    if not Path(name).exists() and (here := snapshot(*named(name), endpoint)):
-        name = str(here)
-    remote = not Path(name).exists()
-    files = Repository.open(*named(name), endpoint) if remote else Folder(Path(name))
+    patience = web.Patience()
+    found = Path(name) if Path(name).exists() else here_or_there(*named(name), patience, endpoint)
+    remote = not isinstance(found, Path)
+    if isinstance(found, Path):
+        name, files = str(found), Folder(found)
+    else:
+        files = Repository(found, patience)
     with ExitStack() as cleanup:
         cleanup.callback(files.close)
         tensors: dict[str, Place] = {}

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from requant.cli.folding import several
 from requant.cli.options import PUBLISH, AsJson, Builders, app
 from requant.cli.terminal import out, print_json, say
 from requant.errors import NotAvailableError
+from requant.verdict import several
 
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: requant board builds theirs=../other/builds --out site")

@@ -15,11 +15,11 @@ from requant.card.markdown import read_card
 from requant.card.records import read_records
 from requant.card.render import render
 from requant.card.spdx import spdx
-from requant.cli.folding import several
 from requant.cli.options import PUBLISH, AsJson, RecipePath, Size, app, tiny_size
 from requant.cli.terminal import confirm_new, out, print_document, print_json, say, write_new
 from requant.errors import UsageError
 from requant.recipe import read_recipe
+from requant.verdict import several
 
 Form = Literal["markdown", "cyclonedx", "spdx"]
 BILLS = {"cyclonedx": cyclonedx, "spdx": spdx}

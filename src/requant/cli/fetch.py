@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from requant.cli.folding import several
 from requant.cli.options import PUBLISH, AsJson, Builders, Endpoint, Registry, Require, Trust, app
 from requant.cli.terminal import out, print_json, progress, say
+from requant.verdict import several
 
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: requant fetch ada/ec-tiny --require 2 --builders builders.toml")

@@ -51,11 +51,6 @@ def name(text: str) -> str:
     return _SPACES.sub(r"\\x20", text)
 
 
-def several(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 file`, `1,049 tensors`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def _indent(width: int) -> int:
     return INDENT if width > 4 * INDENT else 0
 

@@ -8,9 +8,10 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from requant.cli.folding import Sheet, several
+from requant.cli.folding import Sheet
 from requant.cli.options import VERIFY, AsJson, app
 from requant.cli.terminal import out, print_json
+from requant.verdict import several
 
 if TYPE_CHECKING:
     from requant.check.makers import Made

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from requant.cli.folding import several
 from requant.cli.options import MAINTAIN, AsJson, EnvironmentNames, Group, Lockfiles, app
 from requant.cli.terminal import out, print_json, say
 from requant.environment.update import Update, update_images, update_locks
+from requant.verdict import several
 
 Write = Annotated[bool, typer.Option("--write", help="Write the changes. Without it, they are only shown.")]
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 import requant.verify
 from requant.checkpoint.manifest import read_manifest
-from requant.cli.folding import Sheet, several
+from requant.cli.folding import Sheet
 from requant.cli.options import (
     VERIFY,
     AsJson,
@@ -29,7 +29,7 @@ from requant.cli.sign import outcome_signer
 from requant.cli.terminal import SHOWN, out, print_json, progress, show
 from requant.errors import UsageError
 from requant.progress import counted
-from requant.verdict import EXIT_STATUS, Outcome
+from requant.verdict import EXIT_STATUS, Outcome, several
 
 if TYPE_CHECKING:  # what others say of a checkpoint is imported where it is asked for
     from requant.audit.confirmed import Confirmed
@@ -182,7 +182,10 @@ def standing_table(stands: "Standing") -> Iterator[RenderableType]:
     if stands.unseen:
         yield escape(f"nobody has looked at: {', '.join(stands.unseen)}")
     if stands.fails:
-        yield "[bold red]fails[/]"
+        yield f"[bold red]fails[/]: {', '.join(each.name for each in stands.rungs if each.word == 'fails')}"
     elif not stands.known:
-        yield "[bold yellow]nobody whom you know says so[/]: --registry or --builders names whom you do"
-    yield escape(f"next: {stands.next}")
+        yield "[bold yellow]nobody whom you know speaks for it[/]: --builders or --registry names whom you know"
+    else:
+        yield "[bold green]nothing speaks against it[/], and somebody whom you know speaks for it"
+    if not stands.confirmed:
+        yield escape(f"next: {stands.next}")

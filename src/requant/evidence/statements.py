@@ -103,9 +103,30 @@ def environment_of(path: Path) -> str:
     return environment
 
 
+def base_of(path: Path) -> dict[str, str]:
+    """Return the files of the base that a recorded statement states, path to SHA-256.
+
+    Raises CheckpointError where it states none.
+    """
+    try:
+        needed = {each["name"]: each["digest"]["sha256"] for each in _definition(path)["resolvedDependencies"]}
+        if base := {name.removeprefix("base/"): each for name, each in needed.items() if name.startswith("base/")}:
+            return base
+        raise ValueError("no base")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a statement of a build: {error!r}") from None
+
+
 def _internal(path: Path, key: str) -> Any:
     try:
-        return strict_json(read_whole(path, MAX_STATEMENT))["predicate"]["buildDefinition"]["internalParameters"][key]
+        return _definition(path)["internalParameters"][key]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a statement of a build: {error!r}") from None
+
+
+def _definition(path: Path) -> Any:
+    try:
+        return strict_json(read_whole(path, MAX_STATEMENT))["predicate"]["buildDefinition"]
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:

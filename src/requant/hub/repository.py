@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from requant.checkpoint.safetensors import header_length
 from requant.digest import side_limit, strict_json
@@ -128,20 +128,14 @@ def confirm_headers(name: str, size: int) -> None:
 class Repository:
     """The files of a repository at one commit."""
 
-    def __init__(self, url: str, found: Listing, patience: web.Patience) -> None:
+    def __init__(self, found: Listing, patience: web.Patience) -> None:
         self.identity = f"{found.repository}@{found.commit}"
-        self._url, self._names, self._patience = url, list(found.paths), patience
+        self._url = f"{found.endpoint}/{found.repository}/resolve/{found.commit}"
+        self._names, self._patience = list(found.paths), patience
         self._sizes: dict[str, int] = {}
         self._header_bytes = 0
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
-
-    @classmethod
-    def open(cls, repository: str, revision: str, endpoint: str | None = None) -> Self:
-        """Find the commit that a revision stands for, and its files; raise NotAvailableError where there is none."""
-        patience = web.Patience()
-        found = listing(repository, revision, patience, endpoint)
-        return cls(f"{found.endpoint}/{repository}/resolve/{found.commit}", found, patience)
 
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""

@@ -10,27 +10,52 @@ from requant.checkpoint.files import INDEX, SUFFIX, is_companion, weight_map
 from requant.digest import MAX_INDEX, read_whole
 from requant.errors import UsageError
 from requant.hub import web
-from requant.hub.repository import NAME, SHA1, listing
+from requant.hub.repository import NAME, SHA1, Listing, listing
 
 
-def snapshot(repository: str, revision: str, endpoint: str | None = None) -> Path | None:
+def snapshot(repository: str, revision: str) -> Path | None:
     """Return the folder of a snapshot that has every file of a checkpoint; None where there is none.
 
     Raises NotAvailableError where the Hub, which is asked if there is any snapshot at all, does not answer.
     """
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
-    if not (folder / "snapshots").is_dir():
+    if not (_cached(repository) / "snapshots").is_dir():
         return None
     if constants.HF_HUB_OFFLINE:
-        commit = revision if SHA1.fullmatch(revision) else _ref(folder / "refs" / revision)
-        place = folder / "snapshots" / commit
-        return place if commit and all((place / name).is_file() for name in _named(place)) else None
-    found = listing(repository, revision, web.Patience(), endpoint)
-    place = folder / "snapshots" / found.commit
-    here = all((place / path).is_file() for path in found.paths if not is_companion(path))
-    return place if place.is_dir() and here else None
+        return _offline(repository, revision)
+    found = here_or_there(repository, revision, web.Patience())
+    return found if isinstance(found, Path) else None
+
+
+def here_or_there(
+    repository: str, revision: str, patience: web.Patience, endpoint: str | None = None
+) -> Path | Listing:
+    """Return the folder of a whole snapshot, or else what the Hub lists of the repository, which is asked once.
+
+    Raises NotAvailableError where it does not answer.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE and (place := _offline(repository, revision)):
+        return place
+    found = listing(repository, revision, patience, endpoint)
+    place = _cached(repository) / "snapshots" / found.commit
+    here = place.is_dir() and all((place / path).is_file() for path in found.paths if not is_companion(path))
+    return place if here else found
+
+
+def _cached(repository: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+
+
+def _offline(repository: str, revision: str) -> Path | None:
+    folder = _cached(repository)
+    commit = revision if SHA1.fullmatch(revision) else _ref(folder / "refs" / revision)
+    place = folder / "snapshots" / commit
+    return place if commit and all((place / name).is_file() for name in _named(place)) else None
 
 
 def folder_of(text: str) -> Path:

@@ -12,8 +12,8 @@ from requant.checkpoint.safetensors import header_length
 from requant.digest import side_limit
 from requant.errors import CheckpointError, NotAvailableError
 from requant.hub import web
-from requant.hub.repository import Listing, confirm_headers, listing, named
-from requant.hub.snapshots import snapshot
+from requant.hub.repository import Listing, confirm_headers, named
+from requant.hub.snapshots import here_or_there
 from requant.inspect.headers import SIDES, Headers, read_headers, specs, without_collector
 from requant.progress import Progress, Tell, silent
 
@@ -43,22 +43,17 @@ class _Hub:
         return data, size
 
 
-def open_headers(text: str) -> Headers:
+def open_headers(text: str, endpoint: str | None = None) -> Headers:
     """Read the headers of a folder, or of a repository as `owner/name@revision` where no such folder is.
 
-    A snapshot in the Hub's cache that is whole is a folder too.
+    A snapshot in the Hub's cache that is whole is a folder too. Raises NotAvailableError, CheckpointError, or
+    UsageError for another name.
     """
-    folder = Path(text) if Path(text).exists() else snapshot(*named(text))
-    return read_headers(folder) if folder else remote_headers(text)
-
-
-def remote_headers(text: str, endpoint: str | None = None) -> Headers:
-    """Read the headers and side files of `owner/name@revision`.
-
-    Raises NotAvailableError, CheckpointError, or UsageError for another name.
-    """
+    if Path(text).exists():
+        return read_headers(Path(text))
     patience = web.Patience()
-    return headers_at(listing(*named(text), patience, endpoint), patience)
+    found = here_or_there(*named(text), patience, endpoint)
+    return read_headers(found) if isinstance(found, Path) else headers_at(found, patience)
 
 
 def headers_at(found: Listing, patience: web.Patience, tell: Tell = silent) -> Headers:

@@ -30,7 +30,7 @@ def download(found: Found, folder: Path, *, endpoint: str | None = None, tell: T
     if taken := [path for path in recorded if _is_not_theirs(path)]:
         raise CheckpointError(f"{found.name}: {taken[0]}: recorded, and never a file of a checkpoint")
     beside = [path for path in found.listing.paths if path not in recorded and is_companion(path)]
-    beside = [path for path in beside if not _is_not_theirs(path)]
+    beside = [path for path in beside if not (_is_not_theirs(path) or _is_astray(path, found))]
     if clash := _clash([*recorded, *beside]):
         raise CheckpointError(f"{found.name}: {clash}: some file systems take these for one name")
     pins = stated_pins(found.listing, beside, found.patience, had=found.held, tell=tell)
@@ -52,6 +52,11 @@ def _is_not_theirs(path: str) -> bool:
     """Say whether a file would speak for its reader: git's own, which can name programs, or a list of builders."""
     parts = folded_case(path).split("/")
     return ".git" in parts or is_list(path) or folded_case(path).startswith(OURS)
+
+
+def _is_astray(path: str, found: Found) -> bool:
+    """Say whether a file was passed over, or lies in a folder that was."""
+    return any(path == each or path.startswith(f"{each}/") for each in found.astray)
 
 
 def _clash(paths: list[str]) -> str:

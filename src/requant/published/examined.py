@@ -23,7 +23,7 @@ from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.headers import read_headers
 from requant.model.target import tiny_model
 from requant.progress import Tell, counted, silent
-from requant.published.proofs import records_of
+from requant.published.proofs import base_files, records_of
 from requant.recipe import Recipe
 from requant.verdict import Outcome, Verdict
 from requant.verify import verify
@@ -33,19 +33,22 @@ from requant.verify import verify
 class Examined:
     """What three verbs say of a checkpoint, and what may be signed of it: the outcomes of `verify` and `check`.
 
-    That of `check` only where the base is a folder: read over the network, it is not known by its digests.
+    That of `check` only where the base is a folder: read over the network, it is not known by its digests. `unlike`
+    are files of that folder that are not those of the base of which the checkpoint was built.
     """
 
     verdict: Verdict
     inspection: Inspection
     checked: Checked
     outcomes: tuple[Judged, ...]
+    unlike: tuple[str, ...] = ()
 
     @property
     def refusals(self) -> tuple[str, ...]:
         """Why this is not to be published; nothing where it is."""
         found = [f"verify: {each}" for each in self.verdict.differences]
         found += [f"inspect: {each.rule}: {each.consequence}" for each in self.inspection.errors if not each.known]
+        found += [f"check: {each}: not the base of which this was built" for each in self.unlike]
         return tuple(found + [f"check: {each.kind}: {each.tensor}" for each in self.checked.findings])
 
     def text(self) -> list[str]:
@@ -64,7 +67,8 @@ def examine(
 
     Raises UsageError where no base can be read, and what `verify`, `inspect` and `check` raise.
     """
-    manifest = read_manifest(records_of(recipe, tiny, checkpoint)[RECORDED[0]])
+    records = records_of(recipe, tiny, checkpoint)
+    manifest = read_manifest(records[RECORDED[0]])
     total = sum(each.bytes for each in manifest.files.values())
     verdict = verify(checkpoint, manifest, counted(tell, "verify", total))
     inspection = requant.inspect.inspect(
@@ -83,10 +87,14 @@ def examine(
             resume=cache() / "check",
             tell=tell,
         )
-        if isinstance(ours.files, Folder) and verdict.outcome is Outcome.IDENTICAL:
-            against = {"base": identity(ours.files.digests()), "recipe": recipe.digest}
-            outcomes.append(checked.judged(files, against, {"tiny": tiny is not None, "sample": sample, "seed": 0}))
-    return Examined(verdict, inspection, checked, tuple(outcomes))
+        unlike: list[str] = []
+        if isinstance(ours.files, Folder):
+            held, built = ours.files.digests(), base_files(recipe, tiny, records[RECORDED[2]])
+            unlike = sorted({path for path, _ in held.items() ^ built.items()})
+            if verdict.outcome is Outcome.IDENTICAL:
+                against = {"base": identity(held), "recipe": recipe.digest}
+                outcomes.append(checked.judged(files, against, {"tiny": tiny is not None, "sample": sample, "seed": 0}))
+    return Examined(verdict, inspection, checked, tuple(outcomes), tuple(unlike))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from requant.audit import audits, parties
 from requant.audit.audits import confirm_regular, read_audits, submitted
 from requant.build import RECORDED, beside, recorded, stem
+from requant.checkpoint.files import is_companion
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.digest import sha256
 from requant.environment.identity import dockerfile_path
@@ -28,11 +29,15 @@ from requant.evidence.signatures import (
     verify_file,
     write_signed,
 )
+from requant.evidence.statements import base_of
+from requant.hub.pinned import read_pins
 from requant.inspect import baseline
 from requant.model.rules import SIZES
 from requant.recipe import FILE, Recipe, read_recipe
 
 FOLDER = "requant"
+PAGE = f"{FOLDER}/report.html"
+"""What the proofs say, for whoever would rather look than read; no verb reads it."""
 OUTCOMES = "outcomes"
 """Folder of signed outcomes of `verify` and `check`, beside a recipe: each a bundle under the SHA-256 of its bytes."""
 
@@ -94,6 +99,27 @@ def proofs_of(recipe: Recipe, tiny: str | None, checkpoint: Path) -> dict[str, P
         if path.is_file() and _subjects(path) == files:
             made[f"{build}/{OUTCOMES}/{sha256(path.read_bytes())}{SUFFIX}"] = path
     return dict(sorted(made.items()))
+
+
+def base_files(recipe: Recipe, tiny: str | None, statement: Path) -> dict[str, str]:
+    """Return the files of the base of a build, path to SHA-256, as `check` finds them in a folder.
+
+    They are those that the recipe pins; of a tiny model, which nothing pins, those that the build's statement states.
+    """
+    if tiny:
+        found = base_of(statement)
+    else:
+        pins = read_pins(recipe.beside(recipe.base.files)).files
+        found = {path: each.sha256 for path, each in pins.items() if each.sha256}
+    return {path: digest for path, digest in found.items() if not is_companion(path)}
+
+
+def lay_out(proofs: Mapping[str, bytes], folder: Path) -> None:
+    """Write proofs, path in the repository to bytes, as the project that they are; raise OSError for odd names."""
+    for path, data in proofs.items():
+        place = folder / path.removeprefix(f"{FOLDER}/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
 
 
 def _said(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Path]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from requant.build import RECORDED
+from requant.build.workplace import scratch
 from requant.checkpoint.files import SUFFIX, is_companion, listing
 from requant.checkpoint.manifest import Manifest, read_manifest
 from requant.digest import MAX_INDEX, read_whole, sha256, side_limit
+from requant.environment.install import cache
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evidence import private
 from requant.evidence.signatures import SUFFIX as BUNDLE
@@ -23,8 +25,11 @@ from requant.evidence.signatures import SignatureError, read_bundle
 from requant.hub import web
 from requant.hub.repository import Listing, Stated
 from requant.hub.repository import listing as listed
-from requant.published.proofs import FOLDER, proofs_of, records_of
-from requant.recipe import Recipe
+from requant.published.proofs import FOLDER, PAGE, lay_out, proofs_of, records_of
+from requant.recipe import Recipe, read_recipe
+from requant.report.evidence import of_build
+from requant.report.judgement import judge
+from requant.report.page import page
 
 CARD = "README.md"
 UNSCANNED = ("tokenizer.", "vocab.", "merges.", "tekken.")
@@ -97,14 +102,17 @@ def prepare(
     replace: bool = False,
     endpoint: str | None = None,
 ) -> Publication:
-    """Say what would be published of a checkpoint that was verified, with its proofs and its `card`.
+    """Say what would be published of a checkpoint that was verified, with its proofs, a page of them, and its `card`.
 
     A README.md in the checkpoint's folder goes in place of `card`. With `replace` the repository's own card, and files
     that make of it another checkpoint, may go. Raises UsageError and CheckpointError as `proofs_of` does, and
     NotAvailableError for the network.
     """
     manifest = read_manifest(records_of(recipe, tiny, checkpoint)[RECORDED[0]])
-    files = {**dict(_checkpoint(checkpoint, manifest)), **dict(_proofs(proofs_of(recipe, tiny, checkpoint)))}
+    proofs = {path: _whole(place, path) for path, place in proofs_of(recipe, tiny, checkpoint).items()}
+    pages, problems = _page(proofs, recipe, tiny)
+    proofs |= pages
+    files = {**dict(_checkpoint(checkpoint, manifest)), **{path: _held(data) for path, data in proofs.items()}}
     if CARD not in files:
         own = listing(checkpoint).companions.get(CARD)
         files[CARD] = _held(_whole(own, CARD) if own else card.encode())
@@ -115,7 +123,7 @@ def prepare(
     if there and theirs and not files[CARD].is_stated(theirs):
         diff = tuple(_diff(there, files[CARD]))
     removed = tuple(path for path in stated if path not in files and _astray(path, recipe))
-    refusals = [*_told(files)]
+    refusals = [*_told(files), *problems]
     if diff and not replace:
         refusals.append(f"{CARD}: the repository has another one; --replace puts this one in its place")
     if removed and not replace:
@@ -137,9 +145,18 @@ def _checkpoint(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Sent]]:
         yield path, held
 
 
-def _proofs(found: Mapping[str, Path]) -> Iterator[tuple[str, Sent]]:
-    for path, place in found.items():
-        yield path, _held(_whole(place, path))
+def _page(proofs: Mapping[str, bytes], recipe: Recipe, tiny: str | None) -> tuple[dict[str, bytes], list[str]]:
+    """Return the page of what is published, and what is wrong with the records, of which there is no page then.
+
+    It is what `requant report requant/builds/NAME` writes where that was fetched. A page that calls itself good proves
+    nothing, so this one has what anybody can make again, to the same bytes: what is recorded, and by nobody's list of
+    builders, for a repository brings none.
+    """
+    with scratch(cache() / "published") as work:
+        lay_out(proofs, work)
+        found = of_build(read_recipe(work / "builds" / recipe.name), tiny, {})
+        problems = [f"{each.what}: {each.said}".replace(f"{work}/", "") for each in found.problems]
+        return ({} if problems else {PAGE: page(found, judge(found)).encode()}), problems
 
 
 def _held(data: bytes) -> Sent:

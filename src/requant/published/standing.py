@@ -8,7 +8,7 @@ what people have signed. Nobody's word counts whom the reader does not know, and
 import posixpath
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import requant.inspect
@@ -16,13 +16,13 @@ from requant.audit.audits import submitted
 from requant.audit.builders import Builder
 from requant.audit.confirmed import Confirmed, confirmed
 from requant.audit.coverage import Coverage, coverage
-from requant.build import recorded, stem, words
+from requant.build import RECORDED, recorded, stem, words
 from requant.build.inputs import LOCAL
 from requant.card.records import read_recorded
 from requant.checkpoint.files import is_companion, is_index, weight_map
 from requant.digest import sha256, side_limit
 from requant.errors import CheckpointError, RecipeError
-from requant.evidence.outcomes import Result, Told, told
+from requant.evidence.outcomes import Result, Told, identity, told
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, SignatureError, confirm_subjects, verify_file
 from requant.evidence.statements import environment_of, hardware_of
@@ -33,7 +33,7 @@ from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
 from requant.published.found import Found
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs
+from requant.published.proofs import FOLDER, OUTCOMES, Proofs, base_files
 
 Word = Literal["holds", "fails", "open"]
 SHOWN = 6
@@ -118,19 +118,15 @@ def standing(
     if proofs is None:
         rungs: tuple[Rung, ...] = (structure,)
         advice = f"requant identify {found.name}; then requant check {found.name} --base BASE"
-        unseen = ("bytes, for nothing is recorded", "weights", "blocks")
+        unseen = ("bytes (nothing is recorded)", "weights against the base", "blocks")
         return Standing(found.name, "", None, "nothing", False, rungs, unseen, {}, advice, found.fetched + header_bytes)
     covered = coverage(proofs.recipe, proofs.tiny, known)
     bytes_rung = _bytes(found, proofs, seen)
     weights, refused = _weights(proofs, known)
-    rungs = (
-        _built(found, proofs, covered),
-        bytes_rung,
-        structure,
-        weights,
-        _blocks(covered),
-        _rebuilt(covered),
-    )
+    others: tuple[Rung, ...] = (weights, _blocks(covered), _rebuilt(covered))
+    if bytes_rung.word == "fails":
+        others = tuple(map(_of_recorded, others))
+    rungs = (_built(found, proofs, covered), bytes_rung, structure, *others)
     asked = confirmed(covered, known, required, trusted) if required or trusted else None
     if asked and bytes_rung.word != "holds":
         asked = Confirmed(**{**vars(asked), "identical": False})
@@ -141,24 +137,31 @@ def standing(
         recorded=str(found.registry) if found.registry else "the repository",
         known=bool(found.registry or covered.maker or any(row.parties for row in covered.rows)),
         rungs=rungs,
-        unseen=tuple(_unseen(rungs, covered)),
-        refused={**covered.stale, **refused, **_unlike(found)},
+        unseen=tuple(_unseen(rungs, covered, refused)),
+        refused={**covered.stale, **refused, **found.astray, **_unlike(found)},
         next=_next(found, proofs, rungs, covered),
         fetched=found.fetched + header_bytes + seen.fetched,
         confirmed=asked,
     )
 
 
+def _of_recorded(rung: Rung) -> Rung:
+    """Return what was said of recorded files, where the published ones are others."""
+    return replace(rung, word="open" if rung.word == "holds" else rung.word, said=f"of the recorded files: {rung.said}")
+
+
 def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
-    statement = recorded(proofs.recipe, proofs.tiny, "intoto.jsonl")
+    recipe, statement = proofs.recipe, recorded(proofs.recipe, proofs.tiny, RECORDED[2])
     hardware = hardware_of(statement)
     on = hardware.get("model") or hardware.get("accelerator") or "unknown hardware"
-    how = f"environment {environment_of(statement)[:12]}, on {on}"
+    base = f"{recipe.base.repository}@{recipe.base.revision[:8]}"
+    made = f"{recipe.scheme.name} of {f'a tiny model of {base}' if proofs.tiny else base}"
+    how = f"{made}, in environment {environment_of(statement)[:12]}, on {on}"
     if not found.registry and (fault := _contradiction(proofs)):
         return Rung("built", "fails", f"its records contradict each other; {how}", (fault,))
     if covered.maker:
-        return Rung("built", "holds", f"by {covered.maker.label}, {how}")
-    return Rung("built", "open", f"by nobody whom you know, as they say: {how}")
+        return Rung("built", "holds", f"by {covered.maker.label}: {how}")
+    return Rung("built", "open", f"by nobody whom you know; its statement says: {how}")
 
 
 def _contradiction(proofs: Proofs) -> str:
@@ -246,6 +249,7 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
     """Return what signed outcomes of `check` say of these files, and which of them do not count, and why."""
     refused: dict[str, str] = {}
     said: dict[str, list[str]] = {}
+    against: list[str] = []
     folder = proofs.recipe.beside(OUTCOMES)
     for name in submitted(folder):
         where = f"{OUTCOMES}/{name}"
@@ -259,8 +263,8 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
             if name != f"{sha256((folder / name).read_bytes())}{BUNDLE}":
                 raise ValueError("its name is not the SHA-256 of its bytes")
             confirm_subjects(signed, proofs.files, where)
-            if outcome.verb == "check" and not _is_of(outcome, proofs):
-                raise ValueError("held against another recipe, or against none")
+            if outcome.verb == "check" and (fault := _unlike_build(outcome, proofs)):
+                raise ValueError(fault)
         except SignatureError as error:
             refused[where] = (
                 "signed with a key that you do not know" if error.fault is Fault.UNKNOWN_KEY else error.said
@@ -270,22 +274,48 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
             refused[where] = str(error)
             continue
         if outcome.verb == "check":
-            read, total = outcome.details.get("read"), outcome.details.get("total")
-            part = "" if read == total else f", {read} of {total} bytes"
+            name, part = known[signed.key.id].name, _part(outcome)
             kind = Result.WARNED if part and outcome.result is Result.PASSED else outcome.result
-            said.setdefault(kind, []).append(f"{known[signed.key.id].name} ({outcome.outcome}{part})")
-    if failed := said.get(Result.FAILED):
-        return Rung("weights", "fails", f"checked against the base by {', '.join(failed)}", tuple(failed)), refused
-    if passed := said.get(Result.PASSED):
-        return Rung("weights", "holds", f"checked against the base by {', '.join(passed)}"), refused
-    others = f"; in part by {', '.join(said[Result.WARNED])}" if Result.WARNED in said else ""
-    return Rung("weights", "open", f"checked against the base by nobody whom you know{others}"), refused
+            said.setdefault(kind, []).append(f"{name} ({outcome.outcome}{part})")
+            if kind is Result.FAILED:
+                against.append(f"{name}: {_findings(outcome)}")
+    failed, passed, others = (said.get(each, []) for each in (Result.FAILED, Result.PASSED, Result.WARNED))
+    if failed or passed:
+        word: Word = "fails" if failed else "holds"
+        return Rung(
+            "weights", word, f"checked against the base by {', '.join([*failed, *passed])}", tuple(against)
+        ), refused
+    aside = f"; in part by {', '.join(others)}" if others else ""
+    return Rung("weights", "open", f"checked against the base by nobody whom you know{aside}"), refused
 
 
-def _is_of(outcome: Told, proofs: Proofs) -> bool:
-    """Say whether a check was of this build: by its recipe, and against the tiny model where it is one."""
+def _part(outcome: Told) -> str:
+    """Say how much a check has read, where that was not all; nothing where it was."""
+    read, total = outcome.details.get("read"), outcome.details.get("total")
+    if read == total:
+        return ""
+    if isinstance(read, int) and isinstance(total, int):
+        return f", {read:,} of {total:,} bytes"
+    return ", of a part"
+
+
+def _findings(outcome: Told) -> str:
+    """Return what a check has found wrong, in kinds."""
+    found = outcome.details.get("findings")
+    kinds = [f"{count} x {kind}" for kind, count in found.items()] if isinstance(found, dict) else []
+    return ", ".join(kinds) or outcome.outcome
+
+
+def _unlike_build(outcome: Told, proofs: Proofs) -> str:
+    """Say why a check was not of this build: of other files than its base's, say; nothing where it was."""
     tiny = outcome.details.get("tiny")
-    return outcome.against.get("recipe") == proofs.recipe.digest and tiny == (proofs.tiny is not None)
+    if outcome.against.get("recipe") != proofs.recipe.digest or tiny != (proofs.tiny is not None):
+        return "held against another recipe, or against none"
+    try:
+        base = base_files(proofs.recipe, proofs.tiny, recorded(proofs.recipe, proofs.tiny, RECORDED[2]))
+    except (CheckpointError, RecipeError):
+        return "nothing records which files the base has"
+    return "" if outcome.against.get("base") == identity(base) else "held against other files than those of the base"
 
 
 def _blocks(covered: Coverage) -> Rung:
@@ -294,9 +324,11 @@ def _blocks(covered: Coverage) -> Rung:
     verified = sum(row.parties > 0 for row in covered.blocks)
     claimed = sum(row.parties == 0 and row.claims > 0 for row in covered.blocks)
     names = {name for row in rows for by in row.identical.values() for name in by}
-    by = _some(sorted(names)) or "nobody whom you know"
-    aside = f"; {claimed} more as names say that nobody has signed for" if claimed else ""
-    said = f"{verified} of {len(covered.blocks)} tuned again to the same bits, by {by}{aside}"
+    said = f"{verified} of {len(covered.blocks)} tuned again to the same bits"
+    said += f", by {_some(sorted(names))}" if names else " by anybody whom you know"
+    if verified == len(covered.blocks) and not covered.untuned.parties:
+        said += "; what is not tuned was compared by nobody whom you know"
+    said += f"; {claimed} more by names that nobody has signed for" if claimed else ""
     whole = verified == len(covered.blocks) and covered.untuned.parties > 0
     return Rung("blocks", "fails" if negatives else "holds" if whole else "open", said, negatives)
 
@@ -304,7 +336,7 @@ def _blocks(covered: Coverage) -> Rung:
 def _rebuilt(covered: Coverage) -> Rung:
     negatives = tuple(f"{result.party.label}: {result.what}" for result in covered.against(covered.rebuilt))
     names = sorted({name for by in covered.rebuilt.identical.values() for name in by})
-    said = f"by {_some(names) or 'nobody whom you know'}"
+    said = f"all of it made again to the same bytes by {_some(names) or 'nobody whom you know'}"
     return Rung("rebuilt", "fails" if negatives else "holds" if names else "open", said, negatives)
 
 
@@ -313,12 +345,14 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
 
-def _unseen(rungs: Iterable[Rung], covered: Coverage) -> Iterator[str]:
-    """Yield what nobody has looked at: not even somebody whom the reader does not know."""
-    if any(each.name == "weights" and each.word == "open" for each in rungs):
+def _unseen(rungs: Iterable[Rung], covered: Coverage, refused: Iterable[str]) -> Iterator[str]:
+    """Yield what nobody has looked at: not even somebody whom the reader does not know, or whose word is `refused`."""
+    claimed = any(each.startswith(f"{OUTCOMES}/") for each in refused)
+    if not claimed and any(each.name == "weights" and each.word == "open" for each in rungs):
         yield "weights against the base"
     if bare := [str(number) for number, row in enumerate(covered.blocks) if not (row.parties or row.claims)]:
-        yield f"blocks {','.join(bare)}" if len(bare) < len(covered.blocks) else "all blocks"
+        some = f"block{'s' * (len(bare) > 1)} {','.join(bare)}"
+        yield some if len(bare) < len(covered.blocks) else "all blocks"
     if not (covered.untuned.parties or covered.untuned.claims):
         yield "what is not tuned"
 
@@ -328,23 +362,26 @@ def _unlike(found: Found) -> dict[str, str]:
 
 
 def _next(found: Found, proofs: Proofs, rungs: tuple[Rung, ...], covered: Coverage) -> str:
-    """Return the command that would raise the lowest rung that does not hold yet."""
+    """Return the command that would raise the lowest rung that does not hold yet, or look again at one that fails."""
     word = {each.name: each.word for each in rungs}
     recipe = shlex.quote(str(found.registry or f"NAME/{FOLDER}/builds/{proofs.recipe.name}"))
-    tiny = words(proofs.tiny)
-    if "fails" in word.values():
-        return f"requant verify {found.name} --json, which names all that fails"
-    if word["weights"] == "open":
+    tiny, fetched = words(proofs.tiny), f"requant fetch {found.name} --out NAME; "
+    if "fails" in (word["built"], word["bytes"], word["structure"]):
+        return f"requant verify {found.listing.repository}@COMMIT, of an earlier commit; or ask whoever published it"
+    lowest = next((each for each in ("weights", "blocks", "rebuilt") if word[each] == "fails"), "")
+    lowest = lowest or next((each for each in ("weights", "blocks", "rebuilt") if word[each] == "open"), "")
+    if lowest == "weights" and proofs.tiny:
+        base = f"requant tiny {recipe} --size {proofs.tiny} --out BASE; "
+        return f"{fetched}{base}requant check NAME --base BASE --recipe {recipe} --tiny --sign KEY"
+    if lowest == "weights":
         base = f"{proofs.recipe.base.repository}@{proofs.recipe.base.revision}"
-        if proofs.tiny or base.startswith(LOCAL):
-            base = "BASE"
-        return f"requant check {found.name} --base {shlex.quote(base)}"
-    if word["blocks"] == "open":
-        bare = ",".join(str(number) for number, row in enumerate(covered.blocks) if not row.parties) or "0"
+        return f"requant check {found.name} --base {'BASE' if base.startswith(LOCAL) else shlex.quote(base)}"
+    if lowest == "blocks":
+        open_ones = [number for number, row in enumerate(covered.blocks) if not row.parties or covered.against(row)]
+        blocks = ",".join(map(str, open_ones)) or "0"
         return (
-            f"requant fetch {found.name} --out NAME; requant audit NAME --recipe {recipe} --blocks {bare}{tiny} "
-            "--auditor YOU --record --sign KEY"
+            f"{fetched}requant audit NAME --recipe {recipe} --blocks {blocks}{tiny} --auditor YOU --record --sign KEY"
         )
-    if word["rebuilt"] == "open":
-        return f"requant rebuild {recipe}{tiny} --sign KEY --record"
-    return f"requant fetch {found.name} --out NAME: reads every byte"
+    if lowest == "rebuilt":
+        return f"{'' if found.registry else fetched}requant rebuild {recipe}{tiny} --sign KEY --record"
+    return f"{fetched.removesuffix('; ')}, which reads every byte"

@@ -14,7 +14,7 @@ from requant.diff import Diff
 from requant.diff.difference import Steps
 from requant.inspect.findings import Severity, fold
 from requant.report.evidence import Evidence
-from requant.verdict import Outcome, Verdict
+from requant.verdict import Outcome, Verdict, several
 
 SUBJECTS = 4
 """Kinds of names that a finding shows."""
@@ -199,8 +199,3 @@ def _steps(each: object) -> str:
         return f"{each.differ:,} of {each.total:,} codes differ; steps {steps}"
     assert isinstance(each, Numbers)  # noqa: S101
     return f"{each.differ:,} of {each.total:,} numbers differ, by {each.largest:.6g} at most"
-
-
-def several(count: int, word: str, words: str = "") -> str:
-    """Return a count with its noun: `1 block`, `31,030 layers`."""
-    return f"{count:,} {word if count == 1 else words or f'{word}s'}"

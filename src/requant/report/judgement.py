@@ -10,8 +10,8 @@ from typing import Any
 
 from requant.audit.coverage import UNTUNED, Coverage, Result
 from requant.report.evidence import Evidence
-from requant.report.findings import Finding, State, findings, notes, reproducers, several, unseen
-from requant.verdict import Outcome
+from requant.report.findings import Finding, State, findings, notes, reproducers, unseen
+from requant.verdict import Outcome, several
 
 NAMED = 200
 """Findings that a page names of one kind; how many there are it always says."""

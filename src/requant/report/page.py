@@ -23,10 +23,10 @@ from requant.card.facts import Facts, packages
 from requant.card.facts import text as fact_text
 from requant.report import pictures
 from requant.report.evidence import Evidence
-from requant.report.findings import State, differences, several
+from requant.report.findings import State, differences
 from requant.report.judgement import Judgement, as_recorded
 from requant.report.measures import Grid, grids
-from requant.verdict import visible
+from requant.verdict import several, visible
 
 FIRST = 12
 """Findings that are shown at once; the others unfold."""
