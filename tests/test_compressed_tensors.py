@@ -27,6 +27,8 @@ CASES: dict[str, tuple[codec.Codec, int, int]] = {
     "pack4channel": (Packed(4, CHANNEL), 16, 52),
     "pack4tensor": (Packed(4, TENSOR), 16, 64),
     "pack4loose": (Packed(4, GROUP, symmetric=False), 20, 96),
+    "pack2group": (Packed(2, GROUP), 16, 96),
+    "pack2loose": (Packed(2, GROUP, symmetric=False), 20, 96),
     "pack8group": (Packed(8, GROUP), 16, 96),
     "pack8loosechannel": (Packed(8, CHANNEL, symmetric=False), 18, 50),
     "int8channel": (Plain("int-quantized", 8, False, CHANNEL), 16, 64),

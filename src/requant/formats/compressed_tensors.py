@@ -35,21 +35,27 @@ FLOATS = ("BF16", "F16", "F32")
 
 
 def pack(codes: Array, bits: int) -> npt.NDArray[np.int32]:
-    """Pack codes uint8 [rows, n] of 4 or 8 bits into words int32 [rows, ceil(n * bits / 32)]; the rest of them is 0."""
+    """Pack codes uint8 [rows, n] of 2, 4 or 8 bits into words int32 [rows, ceil(n * bits / 32)]; the rest is 0."""
     left = -codes.shape[1] % (32 // bits)
     whole = np.pad(codes, ((0, 0), (0, left))) if left else codes
-    return np.ascontiguousarray(bytes_of(whole) if bits == 4 else whole).view("<i4")
+    if bits == 2:
+        whole = whole[:, 0::2] | (whole[:, 1::2] << 2)
+    return np.ascontiguousarray(bytes_of(whole) if bits < 8 else whole).view("<i4")
 
 
 def unpack(words: Array, bits: int, count: int) -> npt.NDArray[np.uint8]:
     """Unpack words int32 [rows, m] into codes uint8 [rows, count]."""
-    octets = np.ascontiguousarray(words).view(np.uint8)
-    return (halves(octets) if bits == 4 else octets)[:, :count]
+    codes = np.ascontiguousarray(words).view(np.uint8)
+    if bits < 8:
+        codes = halves(codes)
+    if bits == 2:
+        codes = np.stack([codes & 3, codes >> 2], -1).reshape(len(codes), -1)
+    return codes[:, :count]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """`pack-quantized`: codes of 4 or 8 bits in words; `ordered` where `weight_g_idx` says the group of each input."""
+    """`pack-quantized`: codes of 2, 4 or 8 bits in words; `ordered` where `weight_g_idx` says each input's group."""
 
     bits: int
     grid: Grid
@@ -325,7 +331,7 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
     if weights.get("dynamic"):
         raise ValueError("weights are quantized while the model runs")
     grid, inputs = _grid(weights), _activations(scheme.get("input_activations"))
-    if form == "pack-quantized" and kind == "int" and bits in (4, 8) and grid.height in (None, 1):
+    if form == "pack-quantized" and kind == "int" and bits in (2, 4, 8) and grid.height in (None, 1):
         _plain_scales(weights)
         ordered = weights.get("actorder") in ("group", "dynamic", True)
         return Packed(bits, grid, symmetric, ordered, inputs)
