@@ -10,9 +10,13 @@ NVFP4: the global scale is 448 * 6 / max|w|, in the base's dtype, of a layer or 
 F8_E4M3 of max|w| / 6, in the base's dtype, times it, or 0.125 for 0, and codes are weight / (scale / global scale) in
 float32. MXFP4 and MXFP8: a scale is a power of two, 2^-2 or 2^-8 of max|w| when it is rounded to one at 1.75 up
 (`generate_mx_scales`).
+
+The observer `memoryless_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) tries 20 ranges for each group, the
+least and the greatest weight times 1, 0.99, to 0.81, each rounded to the dtype, and takes the one that errs least by a
+sum that depends on the machine. So which one was taken is read from the scales, and all else is recomputed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +30,9 @@ from requant.rounding.quotients import PLACES, e2m1, e4m3, ends, integers, wides
 
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """What a scale of 0 becomes, by dtype (`torch.finfo(dtype).eps`); of FP8's scales with FP4 it is 0.125."""
+SEARCHED = "within reach of compressed-tensors' MSE search"
+SHRINKS = tuple(np.float32(1 - step / 100) for step in range(20))
+"""The shares of a group's range that the search tries."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +42,20 @@ class MinMax:
     `wide`: quotients are not rounded to the base's dtype, as in the Triton kernel of 0.20.1 that runs on a GPU.
     `clamped`: no scale is below 2^-23, as up to 0.12.2; else a scale of 0 is replaced by the dtype's epsilon.
     `signed`: no zero point is added to weights of FP8, so that -0 stays, as in llm-compressor's `model_free_ptq`.
+    `searched`: the range of each group is the one of `SHRINKS` that its scale tells.
     """
 
     codec: Packed | Plain
     wide: bool = False
     clamped: bool = False
     signed: bool = False
+    searched: bool = False
 
     @property
     def name(self) -> str:
         """What people read."""
         said = "compressed-tensors to 0.12, min-max" if self.clamped else "compressed-tensors, min-max"
+        said = SEARCHED if self.searched else said
         return f"{said}{', quotients in float32' if self.wide else ''}{', -0 kept' if self.signed else ''}"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
@@ -57,7 +67,7 @@ class MinMax:
             scales = floats.widened(stored[SCALE]).reshape(1, 1)
             zeros = codec.zeros(stored, rows)
         else:
-            scales, zeros = self._groups(weights, grid, dtype)
+            scales, zeros = self._groups(weights, grid, dtype, stored)
             own[SCALE] = narrow(scales, dtype)
             if not codec.symmetric:
                 own[ZERO] = self._zeros(zeros)
@@ -78,16 +88,28 @@ class MinMax:
             return {}
         return {SCALE: narrow(self._symmetric(np.full(1, widest, np.float32), dtype), dtype)}
 
-    def _groups(self, weights: Array, grid: Grid, dtype: str) -> tuple[Array, Array]:
+    def _groups(self, weights: Array, grid: Grid, dtype: str, stored: Arrays) -> tuple[Array, Array]:
         """Return scales and zero points, float32 [n, m]."""
         shape = grid.shape(*weights.shape)
         low, high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        steps = grid.steps(*weights.shape)
-        if self.codec.symmetric:
+        steps, symmetric = grid.steps(*weights.shape), self.codec.symmetric
+        if symmetric:
             widest(weights.view(np.int32), *steps, high)
-            return self._symmetric(high.view(np.float32), dtype), np.zeros(shape, np.float32)
-        ends(weights.view(np.int32), *steps, low, high)
-        return self._asymmetric(low.view(np.float32), high.view(np.float32), dtype)
+        else:
+            ends(weights.view(np.int32), *steps, low, high)
+        low, high = low.view(np.float32), high.view(np.float32)
+
+        def made(share: np.float32) -> tuple[Array, Array]:
+            least, most = (floats.rounded(each * share, dtype) for each in (low, high))
+            if symmetric:
+                return self._symmetric(most, dtype), np.zeros(shape, np.float32)
+            return self._asymmetric(least, most, dtype)
+
+        if not self.searched:
+            return made(SHRINKS[0])
+        held, points = stored[SCALE].reshape(shape), self.codec.zeros(stored, weights.shape[0]).reshape(shape)
+        scales, zeros = _told(made, lambda scales, zeros: (narrow(scales, dtype) == held) & (zeros == points))
+        return scales, zeros
 
     def _symmetric(self, most: Array, dtype: str) -> Array:
         codec = self.codec
@@ -123,7 +145,23 @@ def min_max(codec: Packed | Plain) -> Sequence[Formula]:
     forms = [MinMax(codec), MinMax(codec, wide=True), MinMax(codec, clamped=True)]
     if isinstance(codec, Plain) and codec.float:
         forms += [MinMax(codec, wide=True, signed=True), MinMax(codec, signed=True)]
+    if codec.grid.height is not None:
+        forms += [MinMax(codec, searched=True), MinMax(codec, searched=True, wide=True)]
     return forms
+
+
+def _told(made: Callable[[np.float32], tuple[Array, ...]], fits: Callable[..., Array]) -> tuple[Array, ...]:
+    """Return, for each group, what is `made` of the first of `SHRINKS` that `fits`; of the first of all where none."""
+    taken = made(SHRINKS[0])
+    known = fits(*taken)
+    for share in SHRINKS[1:]:
+        if known.all():
+            break
+        tried = made(share)
+        new = ~known & fits(*tried)
+        taken = tuple(np.where(new, one, other) for one, other in zip(tried, taken, strict=True))
+        known |= new
+    return taken
 
 
 @dataclass(frozen=True)
@@ -131,16 +169,27 @@ class MinMaxNVFP4:
     """It, of floats of 4 bits with scales in FP8. Source: the same, and `generate_gparam` of 0.12.2 to 0.20.1."""
 
     codec: NVFP4
-    name = "compressed-tensors, min-max"
+    searched: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return SEARCHED if self.searched else "compressed-tensors, min-max"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; the global scale, which other layers have part in, is taken as stored."""
         whole, most = stored[GLOBAL].astype(np.float32), _widest(weights, self.codec.grid)
-        scales = np.empty(most.shape, np.uint8)
-        with np.errstate(all="ignore"):
-            exact = floats.rounded(most / np.float32(6), dtype) * whole
+
+        def made(share: np.float32) -> tuple[Array]:
+            scales = np.empty(most.shape, np.uint8)
+            exact = floats.rounded(floats.rounded(most * share, dtype) / np.float32(6), dtype) * whole
             e4m3(exact, np.ones((1, 1), np.float32), len(exact) or 1, exact.shape[1] or 1, 0, False, False, scales)
             scales[scales == 0] = _EIGHTH
+            return (scales,)
+
+        held = stored[SCALE].view(np.uint8).reshape(most.shape)
+        with np.errstate(all="ignore"):
+            (scales,) = _told(made, lambda scales: scales == held) if self.searched else made(SHRINKS[0])
             divisors = floats.E4M3[scales] / whole
         return {PACKED: _fp4(weights, divisors, self.codec.grid, "F32"), SCALE: scales}
 
@@ -210,8 +259,8 @@ def _fp8(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
 
 
 def nvfp4(codec: NVFP4) -> Sequence[Formula]:
-    """Return the form that can have made layers of a codec."""
-    return (MinMaxNVFP4(codec),)
+    """Return the forms that can have made layers of a codec."""
+    return MinMaxNVFP4(codec), MinMaxNVFP4(codec, searched=True)
 
 
 def mx(codec: MX) -> Sequence[Formula]:
