@@ -62,7 +62,7 @@ class Bounds:
         self._scores: list[Any] = []
         self._off = 0.0
         self._sequence_length, self._number = sequence_length, number
-        self._operations = 0
+        self._operations = self._depth = 0
         self._widths: dict[str, int] = {}
         self._layers: dict[int, _Layer] = {}
         self._owners: dict[int, tuple[_Layer, str]] = {}
@@ -92,13 +92,10 @@ class Bounds:
         self._trying, self._again = False, None
         self._tries += 1
         for (scores, gap), other in zip(self._routed, self._scores, strict=False):
-            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)), NoHintError)
+            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)))
 
     def look_at(self, block: Any) -> None:
-        """Take a block's layers and modules for what gradients would tell, where there are none.
-
-        A module counts as one operation.
-        """
+        """Take the widths of a block's layers, and its modules for operations, until gradients tell how many there are."""
         kinds = {re.sub(r"\d+", "*", name): module for name, module in block.named_modules()}
         weights = {name: getattr(module, "weight", None) for name, module in kinds.items()}
         self._widths = {name: sum(each.shape) for name, each in weights.items() if each is not None and each.dim() == 2}
@@ -107,7 +104,7 @@ class Bounds:
     def relative(self, tokens: int) -> float:
         """Return how far a result can be off, of itself, where a sum goes over so many tokens."""
         sums = tokens + sum(self._widths.values()) + 2 * self._sequence_length
-        square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * self._operations
+        square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * (self._depth or self._operations)
         return SIGMAS * math.sqrt(square * (self._number + 1))
 
     def _gradient(self, layer: "_Layer") -> float:
@@ -188,9 +185,9 @@ class Bounds:
         largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
         self._explain_routes(gap, self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64)))
 
-    def _explain_routes(self, gap: Any, bound: Any, error: type[Exception] = BeyondError) -> None:
+    def _explain_routes(self, gap: Any, bound: Any) -> None:
         for place in (~(gap <= bound)).nonzero().view(-1).tolist():
-            raise error(
+            raise BeyondError(
                 f"its hints send token {place} of a batch to other experts, whose scores are "
                 f"{float(gap[place] / bound[place]):.3g} times as far from the best as rounding explains"
             )
@@ -261,7 +258,6 @@ class Bounds:
             if scale is not None:
                 layer = self._layers[id(wrapper)] = layer or _Layer(wrapper)
                 layer.weight, layer.scale = weight.detach(), scale.detach()
-                self._widths[re.sub(r"\d+", "*", layer.name)] = sum(weight.shape)
                 self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
             return weight, scale, zero
 
@@ -278,7 +274,7 @@ class Bounds:
             loss = measure(quantizer, put_out, expected, *args, **kwargs)
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
             mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
-            self._operations = self._operations or _depth(loss.grad_fn)
+            self._depth = self._depth or _depth(loss.grad_fn)
             self._outputs = float(expected.detach().double().square().mean())
             self._cancelled = max(self._outputs / mean, 1.0) if mean else 1.0
             self._pending += mean

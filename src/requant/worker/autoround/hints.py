@@ -172,9 +172,10 @@ class Followed:
         return self._data[self._at - size : self._at]
 
 
-def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callable[[], None]) -> Hinted:
-    """Tune block `number` by its hints: `run` lets AutoRound do it. Return what came of them."""
+def follow(autoround: Any, effort: Effort, number: int, block: Any, data: bytes, run: Callable[[], None]) -> Hinted:
+    """Tune a block, the one of this `number`, by its hints: `run` lets AutoRound do it. Return what came of them."""
     bounds = Bounds(effort.sequence_length, number, effort.precision)
+    bounds.look_at(block)
 
     def follow_all() -> None:
         followed = Followed(data, losses_of(effort))

@@ -20,7 +20,7 @@ from requant.protocol import DECISIONS, SEGMENT, Hinted, Steps, label
 from requant.recipe import Effort
 from requant.worker.autoround import hints
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
-from requant.worker.autoround.hints import ROUTES, SIGNS, STATE, Followed
+from requant.worker.autoround.hints import SIGNS, STATE, Followed
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest
 
@@ -58,11 +58,12 @@ def passing(
     begins: Callable[[int, Any], None],
     left_out: Callable[[int], bool] = lambda _: False,
     passed: Callable[[Callable[[], Any]], None] = lambda _: None,
+    whole: Callable[[Callable[[], Any]], Any] = lambda run: run(),
 ) -> Iterator[None]:
     """Tell of each iteration, by its number and with the block, before it begins; leave its forward passes out or not.
 
     Of an iteration that is left out the loss is zero, and so are all gradients. `passed` is given what does a forward
-    pass again, before it is done.
+    pass again, before it is done; `whole` is given what does one of a whole stream, and returns what comes of it.
     """
     import torch
 
@@ -75,7 +76,7 @@ def passing(
     def passes(self: Any, block: Any, inputs: Any, others: Any, indices: Any = None, *rest: Any, **named: Any) -> Any:
         nonlocal count, iteration
         if indices is None:
-            return put_out(self, block, inputs, others, indices, *rest, **named)
+            return whole(lambda: put_out(self, block, inputs, others, indices, *rest, **named))
         iteration, step = divmod(count, steps)
         count += 1
         if not step:
@@ -88,7 +89,15 @@ def passing(
     def get_loss(self: Any, found: Any, *args: Any, **named: Any) -> Any:
         return found if left_out(iteration) else measure(self, found, *args, **named)
 
-    with forward.replaced(passes), losing.replaced(get_loss):
+    def run_whole(*given: Any, **named: Any) -> Any:
+        return whole(lambda: run(*given, **named))
+
+    with ExitStack() as stack:
+        stack.enter_context(forward.replaced(passes))
+        stack.enter_context(losing.replaced(get_loss))
+        if place := series.whole(autoround):
+            run = place.function
+            stack.enter_context(place.replaced(run_whole))
         yield
 
 
@@ -192,8 +201,6 @@ class Committed(Followed):
         self._begins: dict[int, int] = {}
         first = self._at
         for kind, found, end in self._records():
-            if kind == ROUTES:  # with the routes of an honest build, tried bounds have named a token
-                raise NoHintError("its routers send tokens to experts, and steps of such blocks are not judged yet")
             if kind == STATE:
                 self.states[len(self.signs)] = found.hex()
                 self._begins[len(self.signs)] = end
@@ -222,6 +229,7 @@ class Committed(Followed):
 def judge(
     autoround: Any,
     effort: Effort,
+    block: Any,
     data: bytes,
     folder: Path,
     steps: Steps,
@@ -235,6 +243,7 @@ def judge(
     from safetensors.torch import load_file
 
     bounds = Bounds(effort.sequence_length, 0, effort.precision)
+    bounds.look_at(block)
 
     def open_all() -> None:
         committed = Committed(data, effort.iterations, load_file(folder / DECISIONS))
@@ -295,6 +304,14 @@ def _opening(
         committed.begin_pass()
         bounds.try_again(lambda: committed.repeated(again))
 
+    def whole(run: Callable[[], Any]) -> Any:
+        if not committed.followed:  # behind the last iteration
+            return run()
+        passed(run)
+        found = run()
+        bounds.tried()
+        return found
+
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         iteration, block = current
         moved = [each for group in optimizer.param_groups for each in group["params"]]
@@ -329,5 +346,5 @@ def _opening(
         stack.enter_context(place.replaced(step))
         stack.enter_context(collecting.replaced(collect))
         stack.enter_context(bounds.measuring(autoround))
-        stack.enter_context(passing(autoround, begins, lambda iteration: iteration not in opened, passed))
+        stack.enter_context(passing(autoround, begins, lambda iteration: iteration not in opened, passed, whole))
         yield
