@@ -58,7 +58,8 @@ class Bounds:
         self._counted = False
         self._again: Again | None = None
         self._trying, self._tries = False, 0
-        self._routed: list[tuple[Any, Any]] = []
+        self._what = ""
+        self._routed: list[tuple[Any, Any, Any]] = []
         self._scores: list[Any] = []
         self._off = 0.0
         self._sequence_length, self._number = sequence_length, number
@@ -71,9 +72,9 @@ class Bounds:
         self._outputs = 0.0
         self._cancelled = 1.0
 
-    def try_again(self, again: Again) -> None:
-        """Hear how the forward pass that comes next is done again: in bfloat16 that tells how exact it is."""
-        self._again = again
+    def try_again(self, what: str, again: Again) -> None:
+        """Hear what forward pass comes next, and how it is done again: in bfloat16 that tells how exact it is."""
+        self._what, self._again = what, again
         self._routed, self._scores = [], []
 
     def tried(self) -> Any:
@@ -91,8 +92,11 @@ class Bounds:
             yield again
         self._trying, self._again = False, None
         self._tries += 1
-        for (scores, gap), other in zip(self._routed, self._scores, strict=False):
-            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)))
+        for (scores, own, theirs), other in zip(self._routed, self._scores, strict=False):
+            if theirs is not own:
+                square = _ranked(scores, other - scores)
+                bound = SIGMAS * (square.gather(-1, _rows(own)) + square.gather(-1, _rows(theirs))).sqrt()
+                self._explain_routes(_gaps(scores, own, theirs), bound)
 
     def look_at(self, block: Any) -> None:
         """Take the widths of a block's layers, and its modules for operations, until gradients tell how many there are."""
@@ -167,31 +171,34 @@ class Bounds:
             return found
         raise NoHintError("it tunes a parameter of no linear layer, whose gradient has no bound here")
 
-    def routes(self, scores: Any, values: Any, theirs: Any) -> None:
-        """Confirm that a router's `theirs` are as good as its own choices, `values`: scores [..., experts].
+    def routes(self, scores: Any, own: Any, theirs: Any) -> None:
+        """Confirm that the experts `theirs` [..., chosen] can be a router's choice, which here is `own`, the best first.
 
-        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest; where
-        the pass is to be tried again, what comes of that.
+        Their scores [..., experts] may be as far from those of the same place as both are off. Scores are probabilities
+        or what these are made of: their error is that of a logarithm, times the largest; where the pass is tried again,
+        what comes of that.
         Raises BeyondError where one is further away than rounding explains.
         """
         if self._trying:
             self._scores.append(scores.detach())
-            return
-        gap = _rows(values - theirs).abs().amax(-1)
-        if self._again:
-            self._routed.append((scores.detach(), gap))
-            return
-        rows = _rows(scores).abs()
-        largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
-        self._explain_routes(gap, self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64)))
+        elif self._again:
+            self._routed.append((scores.detach(), own, theirs))
+        elif theirs is not own:
+            rows = _rows(scores).double().abs()
+            largest, least = rows.amax(-1, keepdim=True), rows.clamp(min=1e-30).amin(-1, keepdim=True)
+            bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
+            self._explain_routes(_gaps(scores, own, theirs), bound)
 
-    def _explain_routes(self, gap: Any, bound: Any) -> None:
-        for place in (~(gap <= bound)).nonzero().view(-1).tolist():
+    def _explain_routes(self, gaps: Any, bound: Any) -> None:
+        import torch
+
+        far = torch.where(gaps > 0, gaps / bound, 0).amax(-1)
+        for place in (~(far <= 1)).nonzero().view(-1).tolist():
             raise BeyondError(
-                f"its hints send token {place} of a batch to other experts, whose scores are "
-                f"{float(gap[place] / bound[place]):.3g} times as far from the best as rounding explains"
+                f"{self._what}its hints send token {place} of a batch to other experts, whose scores are "
+                f"{float(far[place]):.3g} times as far from the best as rounding explains"
             )
-        self.routes_taken += int((gap > 0).sum())
+        self.routes_taken += int((far > 0).sum())
 
     def best(self, iteration: int) -> None:
         """Raise BeyondError unless an iteration can have been the best one.
@@ -405,7 +412,25 @@ class _Layer:
 
 
 def _rows(tensor: Any) -> Any:
-    return tensor.double().reshape(-1, tensor.shape[-1])
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _gaps(scores: Any, own: Any, theirs: Any) -> Any:
+    """Return how far the scores of `theirs` are from those of the same place of `own`: [tokens, chosen]."""
+    return _rows((scores.gather(-1, own) - scores.gather(-1, theirs)).double().abs())
+
+
+def _ranked(scores: Any, off: Any) -> Any:
+    """Return the squares of what scores are off by, [tokens, experts], where a try moved them by `off`.
+
+    One try says little of a single score, and large ones are off by more than small ones: to the square of its own is
+    added the mean of the squares, over all tokens, of the scores of its rank.
+    """
+    import torch
+
+    square = _rows(off).double().square().nan_to_num(0)  # a score of an expert that is left out may be -inf
+    order = _rows(scores).argsort(-1, descending=True)
+    return square + torch.empty_like(square).scatter_(-1, order, square.gather(-1, order).mean(0).expand_as(square))
 
 
 def _spread(off: Any) -> Any:

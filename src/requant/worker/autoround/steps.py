@@ -57,13 +57,14 @@ def passing(
     autoround: Any,
     begins: Callable[[int, Any], None],
     left_out: Callable[[int], bool] = lambda _: False,
-    passed: Callable[[Callable[[], Any]], None] = lambda _: None,
+    passed: Callable[[int, Callable[[], Any]], None] = lambda *_: None,
     whole: Callable[[Callable[[], Any]], Any] = lambda run: run(),
 ) -> Iterator[None]:
     """Tell of each iteration, by its number and with the block, before it begins; leave its forward passes out or not.
 
-    Of an iteration that is left out the loss is zero, and so are all gradients. `passed` is given what does a forward
-    pass again, before it is done; `whole` is given what does one of a whole stream, and returns what comes of it.
+    Of an iteration that is left out the loss is zero, and so are all gradients. `passed` is given an iteration and what
+    does its forward pass again, before it is done. `whole` is given what does one of a whole stream, and returns what
+    comes of it.
     """
     import torch
 
@@ -83,7 +84,7 @@ def passing(
             begins(iteration, block)
         if left_out(iteration):
             return torch.zeros((), requires_grad=True)
-        passed(lambda: put_out(self, block, inputs, others, indices, *rest, **named))
+        passed(iteration, lambda: put_out(self, block, inputs, others, indices, *rest, **named))
         return put_out(self, block, inputs, others, indices, *rest, **named)
 
     def get_loss(self: Any, found: Any, *args: Any, **named: Any) -> Any:
@@ -128,7 +129,7 @@ def connect(
 
     def confirm(what: str, given: Any, found: Any) -> None:
         followed.begin_pass()
-        bounds.try_again(lambda: followed.repeated(lambda: run(given)))
+        bounds.try_again(f"the block before, {what}: ", lambda: followed.repeated(lambda: run(given)))
         own = run(given)
         bounds.inputs(what, own, bounds.tried(), found)
 
@@ -300,14 +301,17 @@ def _opening(
         if iteration in opened:
             committed.go_to(iteration)
 
-    def passed(again: Callable[[], Any]) -> None:
+    def will_pass(what: str, again: Callable[[], Any]) -> None:
         committed.begin_pass()
-        bounds.try_again(lambda: committed.repeated(again))
+        bounds.try_again(what, lambda: committed.repeated(again))
+
+    def passed(iteration: int, again: Callable[[], Any]) -> None:
+        will_pass(f"iteration {iteration}: ", again)
 
     def whole(run: Callable[[], Any]) -> Any:
         if not committed.followed:  # behind the last iteration
             return run()
-        passed(run)
+        will_pass("before its iterations: ", run)
         found = run()
         bounds.tried()
         return found
