@@ -125,8 +125,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """Four experts, two for each token, in every block; the first three blocks have a linear attention."""
-    return made("qwen3_5_moe", tmp_path_factory.mktemp("mixture"))
+    """Eight experts, two for each token, in every block."""
+    return made("qwen3moe", tmp_path_factory.mktemp("mixture"))
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def sent_elsewhere(*paths: Path) -> Callable[[str], str]:
             routes = np.frombuffer(data, "<i4").reshape(-1, 2).copy()
             first, second = routes.T
             routes[:, 1] = [
-                next(each for each in range(4) if each not in taken) for taken in zip(first, second, strict=True)
+                next(each for each in range(8) if each not in taken) for taken in zip(first, second, strict=True)
             ]
             forged = routes.tobytes()
             tensors[sha256(forged)] = (spec, forged)
@@ -294,12 +294,29 @@ def test_a_builder_that_turned_an_expert_is_named(mixture: Opened, tmp_path: Pat
 
 def test_a_choice_of_many_experts_is_as_far_off_as_its_own_scores(ask: Ask) -> None:
     """However large the first of them are: no token can be sent to an expert that is far behind."""
-    found = ask("routes")
+    found = ask("explained", "routes")
     for name in ("all", "half"):
         assert found[name] > 0
         turned = found[f"{name}, turned"]
         assert turned["next"] > 3 * turned["tenth"]
         assert turned["last"] == 0
+
+
+def test_of_the_signs_that_are_free_only_some_can_be_others(ask: Ask) -> None:
+    """Each of them is within its bound, and all of them together are more than rounding turns."""
+    found = ask("explained", "signs")
+    taken, beyond = found["other"]
+    assert 0 < taken < 0.1 * found["count"]
+    assert not beyond
+    assert found["free"] > 0.4 * found["count"]
+    assert found["a tenth"][1] == ""
+    taken, beyond = found["half"]
+    assert taken == 0
+    assert re.fullmatch(
+        r"iteration 0: layer: its hints change the signs of \S+ of 16,384 gradients of value, "
+        r"and rounding explains \S+ at most",
+        beyond,
+    )
 
 
 def test_a_state_that_was_not_committed_to_accuses_nobody(opened: Opened, tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ class Bounds:
                 self._explain_routes(_gaps(scores, own, theirs), bound)
 
     def look_at(self, block: Any) -> None:
-        """Take the widths of a block's layers, and its modules for operations, until gradients tell how many there are."""
+        """Take the widths of a block's layers; and its modules for operations, until a gradient tells how many.
+
+        Without it no width is known.
+        """
         kinds = {re.sub(r"\d+", "*", name): module for name, module in block.named_modules()}
         weights = {name: getattr(module, "weight", None) for name, module in kinds.items()}
         self._widths = {name: sum(each.shape) for name, each in weights.items() if each is not None and each.dim() == 2}
@@ -135,8 +138,8 @@ class Bounds:
             if not len(where):
                 continue
             layer, key = self._owner(each)
-            bound = layer.bound(key, self._gradient(layer)).view(-1)[where].double()
-            found = grad[where].double().abs()
+            bounds = layer.bound(key, self._gradient(layer)).view(-1)
+            bound, found = bounds[where].double(), grad[where].double().abs()
             if not bound.isfinite().all():
                 raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not finite")
             if bool(((bound == 0) & (found > 0)).any()):
@@ -148,6 +151,11 @@ class Bounds:
                 raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the sign of {key} {int(where[place])}, "
                     f"whose gradient {what}"
+                )
+            if layer.tried and len(where) > (most := _turned(grad.view(layer.outputs, -1), bounds)):
+                raise BeyondError(
+                    f"iteration {iteration}: {layer.name}: its hints change the signs of {len(where):,} of "
+                    f"{len(grad):,} gradients of {key}, and rounding explains {most:,} at most"
                 )
             self.furthest = max(self.furthest, float((found / bound).max()))
             self.signs_taken += len(where)
@@ -162,7 +170,8 @@ class Bounds:
                 layer, key = self._owner(each)
                 bound = layer.bound(key, self._gradient(layer)).view(-1)
                 grad = each.grad.view(-1)
-                within += int(((bound > 0) & (grad.abs() <= bound)).sum())
+                free = int(((bound > 0) & (grad.abs() <= bound)).sum())
+                within += min(free, _turned(grad.view(layer.outputs, -1), bound)) if layer.tried else free
         self.free = within / self.decided
         self._counted = True
 
@@ -172,11 +181,11 @@ class Bounds:
         raise NoHintError("it tunes a parameter of no linear layer, whose gradient has no bound here")
 
     def routes(self, scores: Any, own: Any, theirs: Any) -> None:
-        """Confirm that the experts `theirs` [..., chosen] can be a router's choice, which here is `own`, the best first.
+        """Confirm that a router can have chosen the experts `theirs` [..., chosen], where here it chose `own`.
 
-        Their scores [..., experts] may be as far from those of the same place as both are off. Scores are probabilities
-        or what these are made of: their error is that of a logarithm, times the largest; where the pass is tried again,
-        what comes of that.
+        Both have the best first; what is held against each other are the scores [..., experts] of those in one place.
+        Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest; where
+        the pass is tried again, what comes of that, of both together.
         Raises BeyondError where one is further away than rounding explains.
         """
         if self._trying:
@@ -333,6 +342,11 @@ class _Layer:
         self._passes = 0
 
     @property
+    def outputs(self) -> int:
+        """How many outputs it has."""
+        return int(self._wrapper.orig_layer.weight.shape[0])
+
+    @property
     def parameters(self) -> list[Any]:
         """Its parameters that are tuned."""
         return [*self._wrapper.params.values()]
@@ -409,6 +423,22 @@ class _Layer:
             off = (off * steps).sum(1)
         bound = (off + 2 * PLACE * (products * steps).sum(1) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
         return bound * counts if layer.sym else bound
+
+
+def _turned(gradients: Any, bounds: Any) -> int:
+    """Return how many signs of gradients [outputs, ...] can be others, each of which is within a bound of its own.
+
+    A bound is `SIGMAS` standard deviations, so by the normal distribution each has a probability. How many there are
+    then differs from the sum of these by `SIGMAS` standard deviations at most, where the errors of one output go all
+    the same way, and those of one input: nothing is said against that.
+    """
+    import torch
+
+    far = gradients.double().abs() / (bounds.view_as(gradients).double() / SIGMAS)
+    chances = torch.special.ndtr(-far).nan_to_num(0)  # 0 / 0: a gradient that is zero everywhere
+    deviations = (chances * (1 - chances)).sqrt()
+    variance = sum(float(deviations.sum(dim).square().sum()) for dim in (0, 1))
+    return math.ceil(float(chances.sum()) + SIGMAS * math.sqrt(variance))
 
 
 def _rows(tensor: Any) -> Any:
