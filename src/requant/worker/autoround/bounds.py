@@ -77,6 +77,11 @@ class Bounds:
         self._what, self._again = what, again
         self._routed, self._scores = [], []
 
+    @property
+    def routed(self) -> bool:
+        """Whether that pass has sent tokens to experts."""
+        return bool(self._routed)
+
     def tried(self) -> Any:
         """Do that pass again, as another machine might, and return what comes of it; routes are held against it."""
         with self._otherwise() as again:

@@ -313,7 +313,8 @@ def _opening(
             return run()
         will_pass("before its iterations: ", run)
         found = run()
-        bounds.tried()
+        if bounds.routed:
+            bounds.tried()
         return found
 
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
