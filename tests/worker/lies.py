@@ -230,7 +230,13 @@ class Kept:
 def told_by(name: str, recipe: str, base: str) -> Told:
     """Tune with a lie."""
     liar = Liar(read_recipe(ROOT / "builds" / recipe).effort(tiny=True).sequence_length, LIES[name])
-    kept, _ = first_block(recipe, base, lambda autoround, run: within_context(lying(autoround, liar), run))
+
+    def tune(autoround: Any, block: Any, run: Callable[[], None]) -> None:
+        liar.look_at(block)
+        with lying(autoround, liar):
+            run()
+
+    kept, _ = first_block(recipe, base, tune)
     assert kept.block.loss
     best = kept.block.loss.best_iteration
     return Told(liar, liar.written.end(best, ()), codes_of(recipe, kept.packed), best)
@@ -239,13 +245,10 @@ def told_by(name: str, recipe: str, base: str) -> Told:
 def followed(recipe: str, base: str, data: bytes) -> tuple[Hinted, dict[str, Any]]:
     """Tune by hints; return what came of it and the codes, none where it did not come to its end."""
     effort = read_recipe(ROOT / "builds" / recipe).effort(tiny=True)
-    kept, hinted = first_block(recipe, base, lambda autoround, run: hints.follow(autoround, effort, 0, data, run))
+    kept, hinted = first_block(
+        recipe, base, lambda autoround, block, run: hints.follow(autoround, effort, 0, block, data, run)
+    )
     return hinted, codes_of(recipe, kept.packed) if hasattr(kept, "packed") else {}
-
-
-def within_context(context: Any, run: Callable[[], None]) -> None:
-    with context:
-        run()
 
 
 def codes_of(recipe: str, packed: dict[str, Any]) -> dict[str, Any]:
@@ -253,8 +256,8 @@ def codes_of(recipe: str, packed: dict[str, Any]) -> dict[str, Any]:
     return {name: retune._codes(each, bits) for name, each in packed.items() if name.endswith("qweight")}
 
 
-def first_block(recipe: str, base: str, tune: Callable[[Any, Callable[[], None]], Any]) -> tuple[Kept, Any]:
-    """Let AutoRound come to the first block; `tune` is given what tunes it."""
+def first_block(recipe: str, base: str, tune: Callable[[Any, Any, Callable[[], None]], Any]) -> tuple[Kept, Any]:
+    """Let AutoRound come to the first block; `tune` is given it, and what tunes it."""
     prepared, kept = prepare(recipe, Path(base)), Kept()
     autoround, came = prepared.autoround, []
     loop = type(autoround)._quantize_blocks
@@ -262,7 +265,8 @@ def first_block(recipe: str, base: str, tune: Callable[[Any, Callable[[], None]]
     def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
         rest.pop("q_input", None)
         random.seed(7)
-        came.append(tune(self, lambda: loop(self, model, inputs, names[:1], q_input=None, **rest)))
+        block = model.get_submodule(names[0])
+        came.append(tune(self, block, lambda: loop(self, model, inputs, names[:1], q_input=None, **rest)))
 
     with TemporaryDirectory() as folder, hooks.listening(autoround, kept, save=False):
         retune.through(autoround, read_recipe(ROOT / "builds" / recipe), blocks, Path(folder))

@@ -21,6 +21,7 @@ from requant.audit.references import Reference
 from requant.audit.response import CHALLENGE, assemble, confirm
 from requant.audit.retuned import Audit, Retuned
 from requant.digest import read_whole, sha256_file, strict_json
+from requant.environment.lock import read_lock
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.evidence.journal import Journal
 from requant.progress import Progress, Tell
@@ -43,10 +44,15 @@ from requant.recipe import Recipe
 from requant.records import record
 
 MAX_CHALLENGE = 1 << 24
+ONE_BY_ONE = ("0.12.", "0.13.")
+"""How versions of AutoRound begin that run experts one by one, by layers whose sums the bounds are made of."""
 
 
 def challenge(recipe: Recipe, tiny: str | None, reference: Reference, text: str, count: int) -> StepChallenge:
-    """Draw steps of the build whose journal this is. Raises UsageError where it has not committed to its steps."""
+    """Draw steps of the build whose journal this is.
+
+    Raises UsageError where it has not committed to its steps, or nobody can judge them.
+    """
     lines, effort = _committed(recipe, tiny, reference), recipe.effort(tiny is not None)
     names = [line.block for line in lines.blocks]
     assert reference.journal  # noqa: S101 (there are lines)
@@ -54,16 +60,24 @@ def challenge(recipe: Recipe, tiny: str | None, reference: Reference, text: str,
 
 
 def _committed(recipe: Recipe, tiny: str | None, reference: Reference) -> Journal:
-    lines = reference.lines
-    if recipe.effort(tiny is not None).precision != "bfloat16":
+    lines, effort = reference.lines, recipe.effort(tiny is not None)
+    if effort.precision != "bfloat16":
         raise UsageError(
-            f"{recipe.path}: builds in {recipe.effort(tiny is not None).precision}, whose steps are not committed to",
+            f"{recipe.path}: builds in {effort.precision}, whose steps are not committed to",
             "Tune whole blocks again, on any hardware: requant audit --portable.",
         )
     if not lines or not all(line.hints and line.loss for line in lines.blocks):
         raise UsageError(
             "there is no journal of a build with hints",
             "A recipe asks for them: hints = true under [tuning]. Without, audit on the build's hardware class.",
+        )
+    version = read_lock(recipe.lockfiles, effort.environment).version("auto-round")
+    if not version.startswith(ONE_BY_ONE) and any(
+        ".experts." in name for line in lines.blocks for name in line.tensors
+    ):
+        raise UsageError(
+            f"{recipe.path}: AutoRound {version} runs experts together, so signs of their gradients have no bound",
+            "Audit blocks on the build's hardware class: requant audit.",
         )
     return lines
 

@@ -58,11 +58,12 @@ class Bounds:
         self._counted = False
         self._again: Again | None = None
         self._trying, self._tries = False, 0
-        self._routed: list[tuple[Any, Any]] = []
+        self._what = ""
+        self._routed: list[tuple[Any, Any, Any]] = []
         self._scores: list[Any] = []
         self._off = 0.0
         self._sequence_length, self._number = sequence_length, number
-        self._operations = 0
+        self._operations = self._depth = 0
         self._widths: dict[str, int] = {}
         self._layers: dict[int, _Layer] = {}
         self._owners: dict[int, tuple[_Layer, str]] = {}
@@ -71,10 +72,15 @@ class Bounds:
         self._outputs = 0.0
         self._cancelled = 1.0
 
-    def try_again(self, again: Again) -> None:
-        """Hear how the forward pass that comes next is done again: in bfloat16 that tells how exact it is."""
-        self._again = again
+    def try_again(self, what: str, again: Again) -> None:
+        """Hear what forward pass comes next, and how it is done again: in bfloat16 that tells how exact it is."""
+        self._what, self._again = what, again
         self._routed, self._scores = [], []
+
+    @property
+    def routed(self) -> bool:
+        """Whether that pass has sent tokens to experts."""
+        return bool(self._routed)
 
     def tried(self) -> Any:
         """Do that pass again, as another machine might, and return what comes of it; routes are held against it."""
@@ -91,13 +97,16 @@ class Bounds:
             yield again
         self._trying, self._again = False, None
         self._tries += 1
-        for (scores, gap), other in zip(self._routed, self._scores, strict=False):
-            self._explain_routes(gap, _spread(_rows(other - scores).abs().amax(-1)), NoHintError)
+        for (scores, own, theirs), other in zip(self._routed, self._scores, strict=False):
+            if theirs is not own:
+                square = _ranked(scores, other - scores)
+                bound = SIGMAS * (square.gather(-1, _rows(own)) + square.gather(-1, _rows(theirs))).sqrt()
+                self._explain_routes(_gaps(scores, own, theirs), bound)
 
     def look_at(self, block: Any) -> None:
-        """Take a block's layers and modules for what gradients would tell, where there are none.
+        """Take the widths of a block's layers; and its modules for operations, until a gradient tells how many.
 
-        A module counts as one operation.
+        Without it no width is known.
         """
         kinds = {re.sub(r"\d+", "*", name): module for name, module in block.named_modules()}
         weights = {name: getattr(module, "weight", None) for name, module in kinds.items()}
@@ -107,7 +116,7 @@ class Bounds:
     def relative(self, tokens: int) -> float:
         """Return how far a result can be off, of itself, where a sum goes over so many tokens."""
         sums = tokens + sum(self._widths.values()) + 2 * self._sequence_length
-        square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * self._operations
+        square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * (self._depth or self._operations)
         return SIGMAS * math.sqrt(square * (self._number + 1))
 
     def _gradient(self, layer: "_Layer") -> float:
@@ -134,8 +143,8 @@ class Bounds:
             if not len(where):
                 continue
             layer, key = self._owner(each)
-            bound = layer.bound(key, self._gradient(layer)).view(-1)[where].double()
-            found = grad[where].double().abs()
+            bounds = layer.bound(key, self._gradient(layer)).view(-1)
+            bound, found = bounds[where].double(), grad[where].double().abs()
             if not bound.isfinite().all():
                 raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not finite")
             if bool(((bound == 0) & (found > 0)).any()):
@@ -147,6 +156,11 @@ class Bounds:
                 raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the sign of {key} {int(where[place])}, "
                     f"whose gradient {what}"
+                )
+            if layer.tried and len(where) > (most := _turned(grad.view(layer.outputs, -1), bounds)):
+                raise BeyondError(
+                    f"iteration {iteration}: {layer.name}: its hints change the signs of {len(where):,} of "
+                    f"{len(grad):,} gradients of {key}, and rounding explains {most:,} at most"
                 )
             self.furthest = max(self.furthest, float((found / bound).max()))
             self.signs_taken += len(where)
@@ -161,7 +175,8 @@ class Bounds:
                 layer, key = self._owner(each)
                 bound = layer.bound(key, self._gradient(layer)).view(-1)
                 grad = each.grad.view(-1)
-                within += int(((bound > 0) & (grad.abs() <= bound)).sum())
+                free = int(((bound > 0) & (grad.abs() <= bound)).sum())
+                within += min(free, _turned(grad.view(layer.outputs, -1), bound)) if layer.tried else free
         self.free = within / self.decided
         self._counted = True
 
@@ -170,31 +185,34 @@ class Bounds:
             return found
         raise NoHintError("it tunes a parameter of no linear layer, whose gradient has no bound here")
 
-    def routes(self, scores: Any, values: Any, theirs: Any) -> None:
-        """Confirm that a router's `theirs` are as good as its own choices, `values`: scores [..., experts].
+    def routes(self, scores: Any, own: Any, theirs: Any) -> None:
+        """Confirm that a router can have chosen the experts `theirs` [..., chosen], where here it chose `own`.
 
+        Both have the best first; what is held against each other are the scores [..., experts] of those in one place.
         Scores are probabilities or what these are made of: their error is that of a logarithm, times the largest; where
-        the pass is to be tried again, what comes of that.
+        the pass is tried again, what comes of that, of both together.
         Raises BeyondError where one is further away than rounding explains.
         """
         if self._trying:
             self._scores.append(scores.detach())
-            return
-        gap = _rows(values - theirs).abs().amax(-1)
-        if self._again:
-            self._routed.append((scores.detach(), gap))
-            return
-        rows = _rows(scores).abs()
-        largest, least = rows.amax(-1), rows.clamp(min=1e-30).amin(-1)
-        self._explain_routes(gap, self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64)))
+        elif self._again:
+            self._routed.append((scores.detach(), own, theirs))
+        elif theirs is not own:
+            rows = _rows(scores).double().abs()
+            largest, least = rows.amax(-1, keepdim=True), rows.clamp(min=1e-30).amin(-1, keepdim=True)
+            bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
+            self._explain_routes(_gaps(scores, own, theirs), bound)
 
-    def _explain_routes(self, gap: Any, bound: Any, error: type[Exception] = BeyondError) -> None:
-        for place in (~(gap <= bound)).nonzero().view(-1).tolist():
-            raise error(
-                f"its hints send token {place} of a batch to other experts, whose scores are "
-                f"{float(gap[place] / bound[place]):.3g} times as far from the best as rounding explains"
+    def _explain_routes(self, gaps: Any, bound: Any) -> None:
+        import torch
+
+        far = torch.where(gaps > 0, gaps / bound, 0).amax(-1)
+        for place in (~(far <= 1)).nonzero().view(-1).tolist():
+            raise BeyondError(
+                f"{self._what}its hints send token {place} of a batch to other experts, whose scores are "
+                f"{float(far[place]):.3g} times as far from the best as rounding explains"
             )
-        self.routes_taken += int((gap > 0).sum())
+        self.routes_taken += int((far > 0).sum())
 
     def best(self, iteration: int) -> None:
         """Raise BeyondError unless an iteration can have been the best one.
@@ -261,7 +279,6 @@ class Bounds:
             if scale is not None:
                 layer = self._layers[id(wrapper)] = layer or _Layer(wrapper)
                 layer.weight, layer.scale = weight.detach(), scale.detach()
-                self._widths[re.sub(r"\d+", "*", layer.name)] = sum(weight.shape)
                 self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
             return weight, scale, zero
 
@@ -278,7 +295,7 @@ class Bounds:
             loss = measure(quantizer, put_out, expected, *args, **kwargs)
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
             mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
-            self._operations = self._operations or _depth(loss.grad_fn)
+            self._depth = self._depth or _depth(loss.grad_fn)
             self._outputs = float(expected.detach().double().square().mean())
             self._cancelled = max(self._outputs / mean, 1.0) if mean else 1.0
             self._pending += mean
@@ -328,6 +345,11 @@ class _Layer:
         self._errors: Any = 0.0
         self._unit: Any = 0.0
         self._passes = 0
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs it has."""
+        return int(self._wrapper.orig_layer.weight.shape[0])
 
     @property
     def parameters(self) -> list[Any]:
@@ -408,8 +430,42 @@ class _Layer:
         return bound * counts if layer.sym else bound
 
 
+def _turned(gradients: Any, bounds: Any) -> int:
+    """Return how many signs of gradients [outputs, ...] can be others, each of which is within a bound of its own.
+
+    A bound is `SIGMAS` standard deviations, so by the normal distribution each has a probability. How many there are
+    then differs from the sum of these by `SIGMAS` standard deviations at most, where the errors of one output go all
+    the same way, and those of one input: nothing is said against that.
+    """
+    import torch
+
+    far = gradients.double().abs() / (bounds.view_as(gradients).double() / SIGMAS)
+    chances = torch.special.ndtr(-far).nan_to_num(0)  # 0 / 0: a gradient that is zero everywhere
+    deviations = (chances * (1 - chances)).sqrt()
+    variance = sum(float(deviations.sum(dim).square().sum()) for dim in (0, 1))
+    return math.ceil(float(chances.sum()) + SIGMAS * math.sqrt(variance))
+
+
 def _rows(tensor: Any) -> Any:
-    return tensor.double().reshape(-1, tensor.shape[-1])
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _gaps(scores: Any, own: Any, theirs: Any) -> Any:
+    """Return how far the scores of `theirs` are from those of the same place of `own`: [tokens, chosen]."""
+    return _rows((scores.gather(-1, own) - scores.gather(-1, theirs)).double().abs())
+
+
+def _ranked(scores: Any, off: Any) -> Any:
+    """Return the squares of what scores are off by, [tokens, experts], where a try moved them by `off`.
+
+    One try says little of a single score, and large ones are off by more than small ones: to the square of its own is
+    added the mean of the squares, over all tokens, of the scores of its rank.
+    """
+    import torch
+
+    square = _rows(off).double().square().nan_to_num(0)  # a score of an expert that is left out may be -inf
+    order = _rows(scores).argsort(-1, descending=True)
+    return square + torch.empty_like(square).scatter_(-1, order, square.gather(-1, order).mean(0).expand_as(square))
 
 
 def _spread(off: Any) -> Any:

@@ -172,9 +172,10 @@ class Followed:
         return self._data[self._at - size : self._at]
 
 
-def follow(autoround: Any, effort: Effort, number: int, data: bytes, run: Callable[[], None]) -> Hinted:
-    """Tune block `number` by its hints: `run` lets AutoRound do it. Return what came of them."""
+def follow(autoround: Any, effort: Effort, number: int, block: Any, data: bytes, run: Callable[[], None]) -> Hinted:
+    """Tune a block, the one of this `number`, by its hints: `run` lets AutoRound do it. Return what came of them."""
     bounds = Bounds(effort.sequence_length, number, effort.precision)
+    bounds.look_at(block)
 
     def follow_all() -> None:
         followed = Followed(data, losses_of(effort))
@@ -290,17 +291,16 @@ def routing(decisions: Decisions, bounds: "Bounds | None") -> Iterator[None]:
         own = chosen.to(torch.int32).contiguous().view(-1).view(torch.uint8)
         theirs = decisions.decide(ROUTES, own, chosen.numel())
         if theirs is not own and bounds:
-            chosen = theirs.view(torch.int32).view(chosen.shape).to(chosen.dtype)
+            best, chosen = chosen, theirs.view(torch.int32).view(chosen.shape).to(chosen.dtype)
             dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
             if dim not in (-1, scores.dim() - 1) or not ((chosen >= 0) & (chosen < scores.shape[-1])).all():
                 raise NoHintError("its hints are of other experts than there are")
             if not chosen.sort(-1).values.diff(dim=-1).all():
                 raise BeyondError("its hints send a token to one expert twice")
-            taken = scores.gather(-1, chosen)
-            bounds.routes(scores, values, taken)
-            values = taken
+            bounds.routes(scores, best, chosen)
+            values = scores.gather(-1, chosen)
         elif bounds:
-            bounds.routes(scores, values, values)
+            bounds.routes(scores, chosen, chosen)
         return torch.return_types.topk((values, chosen))
 
     with Place(torch, "topk").replaced(topk), Place(torch.Tensor, "topk").replaced(topk):

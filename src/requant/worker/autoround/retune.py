@@ -136,7 +136,6 @@ def connect(autoround: Any, recipe: Recipe, effort: Effort, task: Connect, folde
         first, others = self._preprocess_block_inputs(inputs)
 
         def confirm(number: int, theirs: BlockInputs, revealed: Path, bounds: Bounds) -> None:
-            steps.Committed(_hints(task.hints, number), effort.iterations, {})
             if not number:
                 if theirs.digests != BlockInputs.of(first, None, None).digests:
                     raise NoHintError("what the first block is given is not what the base gives it here")
@@ -232,12 +231,12 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
 
                 opened = read(job / STEPS, Steps) if (job / STEPS).exists() else None
                 if task.portable:
-                    data = (job / HINTS).read_bytes()
+                    block, data = model.get_submodule(name), (job / HINTS).read_bytes()
                     if opened:
                         revealed, total = job / REVEALED, lambda: heard.totals()[-1]
-                        hinted = steps.judge(self, effort, data, revealed, opened, total, run)
+                        hinted = steps.judge(self, effort, block, data, revealed, opened, total, run)
                     else:
-                        hinted = hints.follow(self, effort, keeper.number, data, run)
+                        hinted = hints.follow(self, effort, keeper.number, block, data, run)
                     write(keeper.part() / HINTED, hinted)
                     heard.forget()
                     keeper.give()

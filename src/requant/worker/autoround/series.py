@@ -57,8 +57,11 @@ class Series(Protocol):
     def forward(self, autoround: Any) -> Place:
         """Return what a step lets the block put out: it is given the block, its inputs, `others`, and which samples.
 
-        What else calls it gives no samples.
+        What else calls it gives no samples: for a whole stream, where that has no function of its own.
         """
+
+    def whole(self, autoround: Any) -> Place | None:
+        """Return what lets a block put out a whole stream, where that is another function than `forward`."""
 
     def step(self) -> Place:
         """Return what moves the parameters by the signs of their gradients."""
@@ -134,6 +137,9 @@ class _OneClass:
 
     def forward(self, autoround: Any) -> Place:
         return Place(type(autoround), "_get_current_q_output")
+
+    def whole(self, autoround: Any) -> Place | None:
+        return Place(type(autoround), "_get_block_outputs")
 
     def step(self) -> Place:
         from auto_round.sign_sgd import SignSGD
@@ -256,6 +262,9 @@ class _Composed:
         from auto_round.algorithms.block_runner import BlockForwardRunner
 
         return Place(BlockForwardRunner, "forward")
+
+    def whole(self, _: Any) -> Place | None:
+        return None
 
     def step(self) -> Place:
         from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD

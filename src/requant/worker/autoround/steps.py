@@ -20,7 +20,7 @@ from requant.protocol import DECISIONS, SEGMENT, Hinted, Steps, label
 from requant.recipe import Effort
 from requant.worker.autoround import hints
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
-from requant.worker.autoround.hints import ROUTES, SIGNS, STATE, Followed
+from requant.worker.autoround.hints import SIGNS, STATE, Followed
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest
 
@@ -57,12 +57,14 @@ def passing(
     autoround: Any,
     begins: Callable[[int, Any], None],
     left_out: Callable[[int], bool] = lambda _: False,
-    passed: Callable[[Callable[[], Any]], None] = lambda _: None,
+    passed: Callable[[int, Callable[[], Any]], None] = lambda *_: None,
+    whole: Callable[[Callable[[], Any]], Any] = lambda run: run(),
 ) -> Iterator[None]:
     """Tell of each iteration, by its number and with the block, before it begins; leave its forward passes out or not.
 
-    Of an iteration that is left out the loss is zero, and so are all gradients. `passed` is given what does a forward
-    pass again, before it is done.
+    Of an iteration that is left out the loss is zero, and so are all gradients. `passed` is given an iteration and what
+    does its forward pass again, before it is done. `whole` is given what does one of a whole stream, and returns what
+    comes of it.
     """
     import torch
 
@@ -75,20 +77,28 @@ def passing(
     def passes(self: Any, block: Any, inputs: Any, others: Any, indices: Any = None, *rest: Any, **named: Any) -> Any:
         nonlocal count, iteration
         if indices is None:
-            return put_out(self, block, inputs, others, indices, *rest, **named)
+            return whole(lambda: put_out(self, block, inputs, others, indices, *rest, **named))
         iteration, step = divmod(count, steps)
         count += 1
         if not step:
             begins(iteration, block)
         if left_out(iteration):
             return torch.zeros((), requires_grad=True)
-        passed(lambda: put_out(self, block, inputs, others, indices, *rest, **named))
+        passed(iteration, lambda: put_out(self, block, inputs, others, indices, *rest, **named))
         return put_out(self, block, inputs, others, indices, *rest, **named)
 
     def get_loss(self: Any, found: Any, *args: Any, **named: Any) -> Any:
         return found if left_out(iteration) else measure(self, found, *args, **named)
 
-    with forward.replaced(passes), losing.replaced(get_loss):
+    def run_whole(*given: Any, **named: Any) -> Any:
+        return whole(lambda: run(*given, **named))
+
+    with ExitStack() as stack:
+        stack.enter_context(forward.replaced(passes))
+        stack.enter_context(losing.replaced(get_loss))
+        if place := series.whole(autoround):
+            run = place.function
+            stack.enter_context(place.replaced(run_whole))
         yield
 
 
@@ -119,7 +129,7 @@ def connect(
 
     def confirm(what: str, given: Any, found: Any) -> None:
         followed.begin_pass()
-        bounds.try_again(lambda: followed.repeated(lambda: run(given)))
+        bounds.try_again(f"the block before, {what}: ", lambda: followed.repeated(lambda: run(given)))
         own = run(given)
         bounds.inputs(what, own, bounds.tried(), found)
 
@@ -192,8 +202,6 @@ class Committed(Followed):
         self._begins: dict[int, int] = {}
         first = self._at
         for kind, found, end in self._records():
-            if kind == ROUTES:  # with the routes of an honest build, tried bounds have named a token
-                raise NoHintError("its routers send tokens to experts, and steps of such blocks are not judged yet")
             if kind == STATE:
                 self.states[len(self.signs)] = found.hex()
                 self._begins[len(self.signs)] = end
@@ -222,6 +230,7 @@ class Committed(Followed):
 def judge(
     autoround: Any,
     effort: Effort,
+    block: Any,
     data: bytes,
     folder: Path,
     steps: Steps,
@@ -235,6 +244,7 @@ def judge(
     from safetensors.torch import load_file
 
     bounds = Bounds(effort.sequence_length, 0, effort.precision)
+    bounds.look_at(block)
 
     def open_all() -> None:
         committed = Committed(data, effort.iterations, load_file(folder / DECISIONS))
@@ -291,9 +301,21 @@ def _opening(
         if iteration in opened:
             committed.go_to(iteration)
 
-    def passed(again: Callable[[], Any]) -> None:
+    def will_pass(what: str, again: Callable[[], Any]) -> None:
         committed.begin_pass()
-        bounds.try_again(lambda: committed.repeated(again))
+        bounds.try_again(what, lambda: committed.repeated(again))
+
+    def passed(iteration: int, again: Callable[[], Any]) -> None:
+        will_pass(f"iteration {iteration}: ", again)
+
+    def whole(run: Callable[[], Any]) -> Any:
+        if not committed.followed:  # behind the last iteration
+            return run()
+        will_pass("before its iterations: ", run)
+        found = run()
+        if bounds.routed:
+            bounds.tried()
+        return found
 
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         iteration, block = current
@@ -329,5 +351,5 @@ def _opening(
         stack.enter_context(place.replaced(step))
         stack.enter_context(collecting.replaced(collect))
         stack.enter_context(bounds.measuring(autoround))
-        stack.enter_context(passing(autoround, begins, lambda iteration: iteration not in opened, passed))
+        stack.enter_context(passing(autoround, begins, lambda iteration: iteration not in opened, passed, whole))
         yield

@@ -1,0 +1,129 @@
+"""`WHAT`: hold routers' choices, or signs, against a try: another machine's, and those of a builder who lies."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tests.worker.prepared import answer
+
+from requant.worker.autoround.bounds import SIGMAS, BeyondError, Bounds
+
+TOKENS, EXPERTS, CHOSEN = 512, 256, 8
+NOISE = 0.01
+"""Of logits, of which two machines and a try have each their own."""
+TURNED = range(0, TOKENS, 16)
+PLACES = {"next": CHOSEN, "tenth": CHOSEN + 9, "last": EXPERTS - 1}
+"""Which expert a token is sent to instead of the last one of its choice, by their order."""
+
+OUTPUTS, INPUTS, OFF = 64, 256, 0.06
+"""Of a layer; and how far the gradient of each token's outputs is off, of itself."""
+
+
+def found(what: str) -> dict[str, Any]:
+    """Answer one of the questions below."""
+    torch.manual_seed(7)
+    answers: dict[str, Any] = {"routes": routes, "signs": signs}
+    result: dict[str, Any] = answers[what]()
+    return result
+
+
+def held(scores: Any, tried: Any, own: Any, theirs: Any) -> Bounds:
+    """Hold `theirs` against scores and those of a try. Raises BeyondError where that does not explain them."""
+    bounds = Bounds(64, 0, "bfloat16")
+
+    def again() -> None:
+        bounds.routes(tried, own, theirs)
+
+    bounds.try_again("", lambda: nullcontext(again))
+    bounds.routes(scores, own, theirs)
+    bounds.tried()
+    return bounds
+
+
+def routes() -> dict[str, Any]:
+    """Say how many routes of another machine were taken, and how many of `TURNED` a builder can turn, by place.
+
+    Scores are probabilities of all experts, or logits of which half are left out.
+    """
+    logits = torch.randn(TOKENS, EXPERTS)
+
+    def machine(left_out: Any) -> Any:
+        return (logits + NOISE * torch.randn_like(logits)).masked_fill(left_out, -torch.inf)
+
+    came: dict[str, Any] = {}
+    for name, left_out in {
+        "all": torch.zeros(EXPERTS, dtype=torch.bool),
+        "half": torch.arange(EXPERTS) % 2 > 0,
+    }.items():
+        own, theirs, tried = (machine(left_out) for _ in range(3))
+        best, other = (each.topk(CHOSEN).indices for each in (own, theirs))
+        scores, again = (own, tried) if name == "half" else (own.softmax(-1), tried.softmax(-1))
+        came[name] = held(scores, again, best, other).routes_taken
+        order = scores.argsort(-1, descending=True)
+        turned = dict.fromkeys(PLACES, 0)
+        for place, rank in PLACES.items():
+            for token in TURNED:
+                forged = best.clone()
+                forged[token, -1] = order[token, rank]
+                try:
+                    held(scores, again, best, forged)
+                except BeyondError as error:
+                    assert str(error).startswith(f"its hints send token {token} of a batch to other experts")
+                else:
+                    turned[place] += 1
+        came[f"{name}, turned"] = turned
+    return came
+
+
+@dataclass
+class Tried:
+    """A layer that was tried, and the standard deviations of the gradients of its weights."""
+
+    off: Any
+    name: str = "layer"
+    outputs: int = OUTPUTS
+    tokens: int = TOKENS
+    tried: tuple[int, ...] = (0,)
+
+    def bound(self, *_: object) -> Any:
+        return SIGMAS * self.off
+
+
+def signs() -> dict[str, Any]:
+    """Say what comes of the signs of another machine, and of those of builders that turn some of those that are free.
+
+    Inputs have much in common, so that the errors of an output's gradients do too.
+    """
+    inputs = torch.randn(TOKENS, INPUTS) + 2 * torch.randn(TOKENS, 1)
+    given = torch.randn(TOKENS, OUTPUTS)
+    off = OFF * (given.square().T @ inputs.square()).sqrt()
+    own, theirs = ((given * (1 + OFF * torch.randn_like(given))).T @ inputs for _ in range(2))
+    free = (own.abs() <= SIGMAS * off).view(-1)
+
+    def judged(turned: Any) -> tuple[int, str]:
+        parameter = torch.nn.Parameter(torch.zeros(OUTPUTS, INPUTS))
+        parameter.grad = own.clone()
+        bounds = Bounds(64, 0, "bfloat16")
+        bounds._owners[id(parameter)] = Tried(off), "value"  # type: ignore[assignment]
+        try:
+            bounds.signs(0, [parameter], turned.view(-1))
+        except BeyondError as error:
+            return bounds.signs_taken, str(error)
+        return bounds.signs_taken, ""
+
+    def lie(share: float) -> Any:
+        chosen = free & (torch.rand(OUTPUTS * INPUTS) < share)
+        return torch.where(chosen, -own.sign().view(-1), own.sign().view(-1))
+
+    return {
+        "count": OUTPUTS * INPUTS,
+        "free": int(free.sum()),
+        "other": judged(theirs.sign()),
+        "a tenth": judged(lie(0.1)),
+        "half": judged(lie(0.5)),
+    }
+
+
+if __name__ == "__main__":
+    answer(found)
