@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from tests.cases.tiny_models import AFTER_TUNING, Rounding, full_range
 from tests.conftest import ROOT
 from tests.owned import alter, hold
 from tests.test_adapters import accumulating, heard, of_one_s_own
-from tests.tiny import tiny
 
 import requant.audit
-from requant import passes
 from requant.audit.pool import prepare
 from requant.audit.references import known
 from requant.build import build, record
@@ -22,18 +19,19 @@ from requant.build.inputs import tiny_inputs
 from requant.check import check
 from requant.check.findings import TUNED
 from requant.check.reader import open_reader
-from requant.checkpoint.checkpoint import Checkpoint, Tensor
 from requant.errors import RecipeError
 from requant.formats import PACKED
 from requant.model.plan import FILE
 from requant.model.target import question, target_of
 from requant.new import EnvironmentName
-from requant.passes.context import EXTRAS, MAIN
+from requant.passes.context import EXTRAS
 from requant.progress import Progress, silent
 from requant.recipe import Recipe, read_recipe
 from requant.verdict import Outcome
 
 BLOCK = "mtp.layers.0"
+TUNED_PARTS = ("qweight", "scales")
+"""Zero points are those of the format in both."""
 EC = ROOT / "builds" / "ec" / "recipe.toml"
 SCHEME = '\n[layers.schemes]\no_proj = { name = "W8A16", symmetric = true, group_size = 128 }\n'
 TRIED: Mapping[str, tuple[EnvironmentName, Callable[[str], str]]] = {
@@ -67,27 +65,18 @@ def test_it_is_one_more_block_of_the_plan_and_its_tensors_are_those_of_a_rounded
     assert tuned.kept.keys() - tuned.main.keys() == {name for name in rounded.extras if name.startswith("mtp.")}
 
 
-def test_its_file_alone_is_another_one(tmp_path: Path) -> None:
-    recipe = edited(tmp_path, calibrated)
-
-    def made(recipe: Recipe, write: Rounding) -> Checkpoint:
-        context = passes.Context(tiny("mini"), target_of(recipe, "mini"), recipe, recipe.effort(tiny=True), "0.12.2")
-        packed: dict[str, Tensor] = {}
-        for name, layer in context.target.plan.packed.items():
-            packed |= write(name, layer, context.weight(layer).content, context.target.form)
-        main = {name: packed.get(name) or context.untuned(name) for name in context.target.kept}
-        return passes.apply(Checkpoint({MAIN: main}, {}), context, AFTER_TUNING)
-
-    full, nearest = made(recipe, full_range), made(read_recipe(EC), full_range)
-    assert full.shards.keys() == nearest.shards.keys()
-    for file, held in full.shards.items():
-        assert [*held] == [*nearest.shards[file]]
-        others = {name for name in held if held[name].read() != nearest.shards[file][name].read()}
-        assert all(name.startswith(f"{BLOCK}.") for name in others)
-        assert bool(others) == (file == EXTRAS)
-    assert {name: b"".join(each.chunks()) for name, each in full.files.items()} == {
-        name: b"".join(each.chunks()) for name, each in nearest.files.items()
+def test_its_file_alone_is_another_one_in_what_is_recorded() -> None:
+    tuned, rounded = (
+        json.loads((ROOT / "builds" / name / "mini.manifest.json").read_text()) for name in ("ec-mtp", "ec")
+    )
+    assert tuned["files"].keys() == rounded["files"].keys()
+    assert {name for name, each in tuned["files"].items() if each != rounded["files"][name]} == {EXTRAS}
+    assert tuned["files"][EXTRAS]["bytes"] == rounded["files"][EXTRAS]["bytes"]
+    others = {name for name, each in tuned["tensors"].items() if each != rounded["tensors"][name]}
+    codes = {
+        f"{name}.{part}" for name, layer in target_of(read_recipe(EC), "mini").rounded.items() for part in TUNED_PARTS
     }
+    assert others == codes
 
 
 @pytest.mark.parametrize(
