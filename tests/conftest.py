@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
-OTHERS = {"gb10", "intel"}
+OTHERS = {"gb10", "intel", "ec-mtp"}
 """Recipes whose tiny models are built in the full tier only; `ec` is built in both."""
 EXPENSIVE = {"image", "text_only", "gb10"}
 """Fixtures that take a minute and show what others show at less: tests with one are in the full tier."""

@@ -200,7 +200,7 @@ def completed(*words: str, cwd: Path = ROOT) -> list[str]:
 
 def test_a_shell_completes_verbs_recipes_and_choices(tmp_path: Path) -> None:
     assert {*completed("re")} == {"repair", "rebuild", "render", "report", "respond"}
-    assert completed("build", "builds/e") == ["builds/ec"]
+    assert completed("build", "builds/e") == ["builds/ec", "builds/ec-mtp"]
     recipes = sorted(path.parent.name for path in ROOT.glob("builds/*/recipe.toml"))
     assert completed("build", "b") == [f"builds/{name}" for name in recipes]
     assert completed("build", "b", cwd=tmp_path) == []

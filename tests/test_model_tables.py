@@ -118,7 +118,10 @@ def test_rtn_needs_mtp_fc_as_float() -> None:
 
 
 def test_the_policy_of_mtp_is_none_where_there_is_none_and_nowhere_else() -> None:
-    assert refused(asking("none")) == "mtp.policy: found 'none', allowed: bf16 or rtn: the base has an MTP block, mtp.*"
+    assert (
+        refused(asking("none"))
+        == "mtp.policy: found 'none', allowed: bf16, rtn or calibrated: the base has an MTP block, mtp.*"
+    )
     without = [*BASE.plan.layers]
     for policy in ("bf16", "rtn"):
         message = refused(asking(policy, "self_attn"), QWEN, without)

@@ -201,7 +201,7 @@ def test_no_key_can_be_added(table: str, tmp_path: Path) -> None:
         ("scheme.format", "auto_round:gptqmodel"),
         ("tuning.learning_rate", "2/iterations"),
         ("tuning.precision", "float16"),
-        ("mtp.policy", "calibrated"),
+        ("mtp.policy", "tuned"),
         ("hardware.device", "xpu"),
         ("tiny.device", "tpu"),
     ],
@@ -423,6 +423,28 @@ def test_an_mtp_block_is_rounded_only_where_autoround_can(scheme: dict[str, Any]
         assert read(tmp_path, document).mtp.policy == "rtn"
     else:
         assert refused(tmp_path, document).startswith("mtp.policy: found 'rtn', allowed: 'bf16'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("scheme.name", "W2A16", ""),
+        ("tuning.gradient_accumulation", 2, ""),
+        ("scheme.format", "auto_gptq", "'bf16': a tuned MTP block is written as 'auto_round:auto_gptq' only"),
+        ("tuning.hints", True, "'bf16' or 'rtn' with tuning.hints, or with 0 iterations"),
+        ("tuning.iterations", 0, "'bf16' or 'rtn' with tuning.hints, or with 0 iterations"),
+    ],
+)
+def test_an_mtp_block_is_tuned_as_blocks_are(key: str, value: Any, fault: str, tmp_path: Path) -> None:
+    document = with_value(key, value)
+    document["mtp"] = {"policy": "calibrated"}
+    if key == "tuning.iterations":
+        document["tuning"]["search_scales"] = False
+        document["tiny"]["iterations"] = 0
+    if fault:
+        assert refused(tmp_path, document) == f"mtp.policy: found 'calibrated', allowed: {fault}"
+    else:
+        assert read(tmp_path, document).mtp.policy == "calibrated"
 
 
 @pytest.mark.parametrize(

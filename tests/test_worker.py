@@ -102,12 +102,12 @@ def test_transformers_loads_every_tensor(ask: Ask, base: Path, built: Callable[[
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["ec", "gb10"])
+@pytest.mark.parametrize("name", ["ec", "gb10", "ec-mtp"])
 def test_packed_codes_give_the_journal_s_outputs_bit_for_bit(
     ask: Ask, base: Path, built: Callable[[str], Built], pair: Pair, name: str
 ) -> None:
     folder = built(name).folder
-    found = pair.built if name == "ec" else ask("blocks", name, base, folder, folder)
+    found = pair.built if name == "ec" else ask("blocks", name, base, folder)
     expected = {line.block: {"inputs": line.inputs, "outputs": line.outputs} for line in journal(built(name))}
     assert found["digests"] == expected
     assert found["masks"] == 0, "AutoRound masks the last token of each sequence"
@@ -135,6 +135,23 @@ def test_exchanged_blocks_are_noticed(pair: Pair, built: Callable[[str], Built])
         assert half["median"] > 10 * bound(i, FLOAT16, 1)
     for line in journal(built("ec")):
         assert pair.exchanged["digests"][line.block]["outputs"]["quantized"] != line.outputs["quantized"]
+
+
+@pytest.mark.full
+def test_the_mtp_block_is_what_its_formulas_say_and_no_variant_of_them(ask: Ask, base: Path, tmp_path: Path) -> None:
+    found = ask("mtp", base, tmp_path)
+    # The base's 256 embedding and 256 hidden numbers make the widest sum, of 512.
+    assert found["off"].pop("as it is") < bound(0, FLOAT32, TERMS)
+    assert {name for name, off in found["off"].items() if off < 0.01} == set(), "rounding is off by 1e-5 at most"
+    assert len(found["off"]) == 6
+    assert found["rows"] == [3, 32], "the last of 33 tokens has no next one"
+    assert found["a beginning"] < bound(0, FLOAT32, TERMS), "a row sees none after it"
+    assert found["refused"] == {
+        "one tensor less": "mtp.norm.weight: the base has no such tensor, its MTP block of one layer has [256]",
+        "a second layer": "mtp.layers.1.input_layernorm.weight: the base has [256], its MTP block of one layer has no "
+        "such tensor",
+        "another shape": "mtp.norm.weight: the base has [255], its MTP block of one layer has [256]",
+    }
 
 
 def test_no_operator_raises_on_cuda(ask: Ask, base: Path) -> None:

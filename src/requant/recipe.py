@@ -182,9 +182,12 @@ class Layers:
 
 @dataclass(frozen=True)
 class Mtp:
-    """What becomes of the block that predicts several tokens: copied, or rounded to nearest; `none`: there is none."""
+    """What becomes of the block that predicts several tokens: copied, rounded to nearest, or tuned as all blocks are.
 
-    policy: Literal["bf16", "rtn", "none"]
+    `none`: there is none.
+    """
+
+    policy: Literal["bf16", "rtn", "calibrated", "none"]
 
 
 @dataclass(frozen=True)
@@ -422,6 +425,11 @@ def _check(recipe: Recipe) -> None:
         refuse("scheme.format", scheme.format, f"{' or '.join(map(repr, scheme.formats))}: {scheme.fault}")
     if recipe.mtp.policy == "rtn" and not rounds_mtp(scheme):
         refuse("mtp.policy", "rtn", "'bf16': AutoRound rounds MTP as 'auto_round:auto_gptq' only, and to 4 or 8 bits")
+    if recipe.mtp.policy == "calibrated":
+        if scheme.format != "auto_round:auto_gptq":
+            refuse("mtp.policy", "calibrated", "'bf16': a tuned MTP block is written as 'auto_round:auto_gptq' only")
+        if recipe.rounds or tuning.hints:
+            refuse("mtp.policy", "calibrated", "'bf16' or 'rtn' with tuning.hints, or with 0 iterations")
     for table in ("tuning", "calibration", "layout", "hardware", "tiny"):
         value = getattr(recipe, table)
         for name in (each.name for each in fields(value)):

@@ -31,7 +31,7 @@ def healthy(name: str, size: str = "mini", rounded: Rounding = rounded) -> Check
     packed: dict[str, Tensor] = {}
     for key, layer in context.target.plan.packed.items():
         packed |= rounded(key, layer, context.weight(layer).content, context.target.form)
-    main = {key: packed[key] if key in packed else base[key] for key in context.target.main}
+    main = {key: packed[key] if key in packed else base[key] for key in context.target.kept}
     return passes.apply(Checkpoint({MAIN: main}, {}), context, AFTER_TUNING)
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tests.worker.prepared import Prepared, answer, prepare
 
 from requant.formats.gptq import unpack
+from requant.worker import mtp
 from requant.worker.resume import digest, digest_of_nest
 
 GROUP = 128
@@ -56,6 +57,12 @@ def dequantized(prepared: Prepared, packed: dict[str, Any]) -> tuple[dict[str, A
             return self._get_block_outputs(block, inputs, input_others, size, device, self.cache_device)
 
         quantized = input_ids if q_input is None else q_input
+        inputs = {"full": digest(input_ids), "quantized": digest(quantized), "others": digest_of_nest(input_others)}
+        if block.global_name == mtp.BLOCK:
+            input_ids, quantized = (drafts(prepared, each) for each in (input_ids, quantized))
+            cos, sin = input_others["position_embeddings"]
+            input_others = {**input_others, "position_embeddings": (cos[:, :-1], sin[:, :-1])}
+            input_others["position_ids"] = input_others["position_ids"][:, :-1]
         materialize_model_(block)
         convert_module_to_hp_if_necessary(block, self.amp_dtype, device)
         full_output = run(input_ids)
@@ -64,11 +71,7 @@ def dequantized(prepared: Prepared, packed: dict[str, Any]) -> tuple[dict[str, A
                 module.weight.data.copy_(multiplied_out(packed, f"{block.global_name}.{name}"))
         output = run(quantized)
         digests[block.global_name] = {
-            "inputs": {
-                "full": digest(input_ids),
-                "quantized": digest(quantized),
-                "others": digest_of_nest(input_others),
-            },
+            "inputs": inputs,
             "outputs": {"full": digest(full_output), "quantized": digest(output)},
         }
         outputs.append(torch.cat(list(output)))
@@ -79,6 +82,14 @@ def dequantized(prepared: Prepared, packed: dict[str, Any]) -> tuple[dict[str, A
     prepared.autoround.quantize()
     compressor._quantize_block = tune
     return digests, outputs
+
+
+def drafts(prepared: Prepared, put_out: list[Any]) -> list[Any]:
+    """Return what the MTP block is given where the last block puts out a stream of float32."""
+    prepared.model.get_submodule(mtp.NAME).float()
+    with torch.no_grad():
+        samples = zip(put_out, prepared.tokens.rows, strict=True)
+        return [mtp.given(prepared.model, each, row[None]) for each, row in samples]
 
 
 def multiplied_out(packed: dict[str, Any], layer: str) -> Any:

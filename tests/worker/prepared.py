@@ -9,8 +9,8 @@ from typing import Any
 
 from requant.model.tiny import CALIBRATION
 from requant.recipe import read_recipe
-from requant.worker import determinism
-from requant.worker.autoround import calibration, tuning
+from requant.worker import determinism, mtp
+from requant.worker.autoround import calibration, mtp_block, tuning
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = ROOT / "src" / "requant" / "model" / "tiny" / CALIBRATION
@@ -39,7 +39,12 @@ def prepare(name: str, base: Path, *, iterations: int | None = None) -> Prepared
         length=effort.sequence_length,
         seed=recipe.tuning.seed,
     )
-    autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
+    if recipe.mtp.policy == "calibrated":
+        mtp.attach(model, base)
+    batches = tokens.batches(recipe.tuning.batch_size)
+    autoround = tuning.tuner(model, tokenizer, batches, recipe, effort)
+    if recipe.mtp.policy == "calibrated":
+        mtp_block.install(autoround, batches)
     determinism.confirm(autoround, effort.device, effort.precision)
     return Prepared(model, tokens, autoround)
 

@@ -31,7 +31,7 @@ _VERSION = re.compile(r"\d[\w.+!-]{0,63}", re.ASCII)
 
 
 def _meant(target: Target) -> dict[str, Spec]:
-    return {name: spec for name, spec in target.main.items() if name.endswith(TENSORS)}
+    return {name: spec for name, spec in target.kept.items() if name.endswith(TENSORS)}
 
 
 def _fault(published: Mapping[str, Tensor], target: Target) -> str:

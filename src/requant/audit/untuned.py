@@ -90,7 +90,7 @@ def derive(context: passes.Context) -> Checkpoint:
         name: Tensor(spec, Made(partial(_stand_in, name, spec, context.target.form_at(name))))
         if name.endswith(TENSORS)
         else context.untuned(name)
-        for name, spec in context.target.main.items()
+        for name, spec in context.target.kept.items()
     }
     return passes.apply(Checkpoint({MAIN: main}, {}), context)
 
@@ -101,7 +101,7 @@ def tuned(context: passes.Context) -> AbstractSet[str]:
     def decided(name: str, spec: Spec) -> bool:
         return name.endswith(TENSORS) and context.target.form_at(name).fixed(name.rpartition(".")[2], spec) is None
 
-    return {name for name, spec in context.target.main.items() if decided(name, spec)}
+    return {name for name, spec in context.target.kept.items() if decided(name, spec)}
 
 
 def _stand_in(name: str, spec: Spec, form: Form) -> bytes:

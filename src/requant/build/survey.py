@@ -19,7 +19,7 @@ from requant.model.base_config import base_config
 from requant.model.plan import FILE, Plan, Specs, differences, read_tensors, write_plans
 from requant.model.rules import SIZES
 from requant.model.shrink import shrink
-from requant.model.target import config_of, question, target_of
+from requant.model.target import asked_plan, config_of, question
 from requant.progress import Progress, Tell, silent
 from requant.protocol import BASE, SURVEY, Answer, Answers, Model, Survey, read
 from requant.recipe import Recipe
@@ -87,8 +87,8 @@ def ask_again(recipe: Recipe, tiny: str | None, *, sandbox: str = "venv", tell: 
     """Ask about a recipe's base or tiny model, and hold the answer against its plan."""
     target = tiny or BASE
     configs = {each: config_of(recipe, None if each == BASE else each) for each in dict.fromkeys((BASE, MINI, target))}
-    found = ask(recipe, configs, target_of(recipe, None).plan.tensors, sandbox=sandbox, tell=tell)[target]
-    planned = target_of(recipe, tiny).plan
+    found = ask(recipe, configs, asked_plan(recipe, None).tensors, sandbox=sandbox, tell=tell)[target]
+    planned = asked_plan(recipe, tiny)
     return Asked(found.versions, len(found.blocks), len(found.packed), tuple(differences(planned, found)))
 
 

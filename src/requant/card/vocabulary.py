@@ -153,7 +153,7 @@ FORMS: Mapping[str, re.Pattern[str]] = {
     "model.class": re.compile(r"[A-Z]\w+For\w+"),
     "scheme.name": re.compile(r"W[0-9]{1,2}A[0-9]{1,2}"),
     "scheme.format": re.compile(r"auto_(?:round|gptq|awq)(?::auto_(?:gptq|awq))?"),
-    "mtp.policy": re.compile(r"rtn|bf16|none"),
+    "mtp.policy": re.compile(r"rtn|bf16|calibrated|none"),
     "tuning.precision": re.compile(r"(?i)bfloat16|float16|float32|bf16|fp16|fp32"),
     "license.name": re.compile(r"[a-z]+-[a-z0-9.-]*[0-9]|mit|[A-Z][a-z]+ [0-9.]+"),
 }

@@ -83,10 +83,12 @@ _ENTRIES = (
     ),
     (
         "D09",
-        "the MTP block is rounded to nearest",
-        "No known tool calibrates it. Before auto-round#1758 its scales are max|w|/7 and never negative; later ones "
-        "have either sign. Drafts are accepted less often than with a float block.",
-        "nothing is broken; requant repair --mtp bf16 copies the float block of the base",
+        "the MTP block is in codes, as a rule rounded to nearest",
+        "No known tool but requant calibrates it, and headers do not tell. Before auto-round#1758 its scales are "
+        "max|w|/7 and never negative; later ones have either sign. Drafts are accepted less often than with a float "
+        "block.",
+        "nothing is broken; requant check says whether it is rounded; requant repair --mtp bf16 copies the float block "
+        "of the base",
     ),
     (
         "D10",

@@ -98,6 +98,18 @@ class Plan:
                     found[layer] = Layer(shape, float_reason(layer, shape, ignore), source)
         return found
 
+    def with_block(self, prefix: str, ignore: Sequence[str]) -> "Plan":
+        """Return the plan in which the MTP block under `prefix`, which the worker loads itself, is tuned as the last.
+
+        AutoRound is not asked about it beforehand: it is held against this before it tunes, as against all of a plan.
+        """
+        return replace(
+            self,
+            blocks=(*self.blocks, f"{prefix}layers.0"),
+            layers={**self.layers, **self.beside_blocks(prefix, ignore)},
+            unloaded=frozenset(name for name in self.unloaded if not name.startswith(prefix)),
+        )
+
     def layers_in(self, name: str, spec: Spec) -> Iterator[tuple[str, Source]]:
         """Yield the linear layers that lie in a tensor of a block that the quantizer does not see."""
         match = re.fullmatch(r"(.+\.layers\.\d+)\.(.+)", name)

@@ -13,6 +13,9 @@ from importlib import resources
 from requant.errors import RecipeError
 from requant.recipe import Recipe
 
+PACKING = ("rtn", "calibrated")
+"""The values of `mtp.policy` by which the MTP block becomes codes."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -81,13 +84,13 @@ def confirm_layers(recipe: Recipe, table: Table, layers: Collection[str]) -> Non
     mtp = table.extras.get("mtp")
     if mtp and any(name.startswith(mtp) for name in layers):
         if policy == "none":
-            raise recipe.refusal("mtp.policy", policy, f"bf16 or rtn: the base has an MTP block, {mtp}*")
+            raise recipe.refusal("mtp.policy", policy, f"bf16, rtn or calibrated: the base has an MTP block, {mtp}*")
     elif policy != "none":
         raise recipe.refusal("mtp.policy", policy, "none: no MTP block is known of the base")
     for pattern in ignore:
         if not any(pattern in name for name in layers):
             raise RecipeError(f"{recipe.path}: layers.ignore: {pattern!r} is part of no layer's name")
-    copied = tuple(prefix for part, prefix in table.extras.items() if part != "mtp" or policy != "rtn")
+    copied = tuple(prefix for part, prefix in table.extras.items() if part != "mtp" or policy not in PACKING)
     kept = {name: ignored(name, ignore) for name in layers if not name.startswith(copied)}
     for group in table.fused:
         for parent in {name.removesuffix(part) for part in group for name in kept if name.endswith(f".{part}")}:
@@ -97,7 +100,7 @@ def confirm_layers(recipe: Recipe, table: Table, layers: Collection[str]) -> Non
     if table.experts and any(kept[name] for name in kept if f".{table.experts}." in name):
         allowed = f"nothing of {table.experts}: loaders read no override there (defect D17)"
         raise recipe.refusal("layers.ignore", list(ignore), allowed)
-    for name in table.mtp_float if policy == "rtn" else ():
+    for name in table.mtp_float if policy in PACKING else ():
         if not ignored(name, ignore):
             allowed = f'bf16, or "{name}" in layers.ignore: loaders read {name} as float only (defect D08)'
             raise recipe.refusal("mtp.policy", policy, allowed)

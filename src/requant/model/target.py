@@ -12,7 +12,7 @@ from requant.model.base_config import base_config
 from requant.model.plan import FILE, NotPlannedError, Plan, Question, Specs, read_plan
 from requant.model.rules import SIZES
 from requant.model.shrink import shrink
-from requant.model.tables import Table, confirm_layers, ignored, table_of
+from requant.model.tables import PACKING, Table, confirm_layers, ignored, table_of
 from requant.model.tiny import stand_in
 from requant.protocol import BASE, Layer, Source
 from requant.recipe import Recipe
@@ -40,7 +40,7 @@ class Target:
 
     @cached_property
     def mtp(self) -> dict[str, Layer]:
-        """The linear layers of the MTP block, which the quantizer does not see; packed where the policy is `rtn`."""
+        """The linear layers of the MTP block, which transformers does not load; packed by a policy in `PACKING`."""
         prefix = self.table.extras.get("mtp")
         return self.plan.beside_blocks(prefix, self.ignore) if prefix else {}
 
@@ -64,7 +64,12 @@ class Target:
     def extras(self) -> Specs:
         """What `model_extra_tensors.safetensors` holds in the end, in order."""
         names = (name for name in self.plan.tensors if not self.is_main(name))
-        return self.plan.written(names, self.mtp if self.policy == "rtn" else {}, self.form)
+        return self.plan.written(names, self.mtp if self.policy in PACKING else {}, self.form)
+
+    @cached_property
+    def kept(self) -> Specs:
+        """What is kept of AutoRound's own output, in order."""
+        return self.main | {name: spec for name, spec in self.extras.items() if self.is_kept(name)}
 
     def form_at(self, name: str) -> Form:
         """Return how the packed layer is stored that a tensor is part of."""
@@ -72,8 +77,12 @@ class Target:
         return self.form.of(layer) if layer else self.form
 
     def is_main(self, name: str) -> bool:
-        """Say whether a tensor belongs to what is tuned: neither to a visual tower nor to an MTP block."""
+        """Say whether a tensor belongs to the language model: neither to a visual tower nor to an MTP block."""
         return not name.startswith(tuple(self.table.extras.values()))
+
+    def is_kept(self, name: str) -> bool:
+        """Say whether a tensor is kept as AutoRound wrote it: the language model's, and MTP's where that is tuned."""
+        return self.is_main(name) or (self.policy == "calibrated" and name.startswith(self.table.extras["mtp"]))
 
 
 def target_of(recipe: Recipe, tiny: str | None) -> Target:
@@ -85,13 +94,20 @@ def target_of(recipe: Recipe, tiny: str | None) -> Target:
         lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
         recipe.confirm_export(lock.version("auto-round"))
     table = table_of(str(base_config(recipe).get("model_type")))
-    plan = read_plan(recipe.beside(FILE), tiny or BASE, question(recipe))
+    plan = asked_plan(recipe, tiny)
+    if recipe.mtp.policy == "calibrated" and (prefix := table.extras.get("mtp")):
+        plan = plan.with_block(prefix, recipe.layers.ignore)
     target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, form_of(recipe))
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
     confirm_schemes(recipe, target)
     confirm_groups(recipe, target)
     confirm_names(recipe, target)
     return target
+
+
+def asked_plan(recipe: Recipe, tiny: str | None) -> Plan:
+    """Return what the quantizer said, asked about a recipe's base or tiny model. Raises what `read_plan` raises."""
+    return read_plan(recipe.beside(FILE), tiny or BASE, question(recipe))
 
 
 def form_of(recipe: Recipe) -> Form:
@@ -142,8 +158,8 @@ def confirm_schemes(recipe: Recipe, target: Target) -> None:
             raise refuse(
                 pattern, f"a part of a packed layer's name: {f'{name} stays float, {why}' if name else 'of none'}"
             )
-        if target.policy == "rtn" and (name := next((name for name in target.mtp if pattern in name), "")):
-            raise refuse(pattern, f"no part of {name}: MTP is rounded as [scheme] says, or else mtp.policy is 'bf16'")
+        if target.policy in PACKING and (name := next((name for name in target.mtp if pattern in name), "")):
+            raise refuse(pattern, f"no part of {name}: MTP is packed as [scheme] says, or else mtp.policy is 'bf16'")
     for name, patterns in asked.items():
         if not patterns or name not in plan.layers:
             continue

@@ -1,4 +1,4 @@
-"""What AutoRound does not tune: the visual tower and the MTP block, in `model_extra_tensors.safetensors`."""
+"""What is beside the language model: the visual tower and the MTP block, in `model_extra_tensors.safetensors`."""
 
 from collections.abc import Mapping
 from functools import lru_cache, partial
@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from requant.checkpoint.checkpoint import Checkpoint, Content, Made, Tensor
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32, pack, round_to_nearest
-from requant.passes.context import EXTRAS, Aim
+from requant.passes.context import EXTRAS, MAIN, Aim
 from requant.protocol import Layer
 
 
@@ -21,8 +21,14 @@ def mtp(checkpoint: Checkpoint, context: Aim) -> Checkpoint:
     """Add the MTP block by the recipe's policy (defects D07, D08).
 
     `bf16` copies it, experts fused. `rtn` rounds its linear layers to nearest, experts split one by one, and
-    copies the rest. AutoRound at the pinned versions leaves the experts fused in a block declared packed.
+    copies the rest. AutoRound at the pinned versions leaves the experts fused in a block declared packed. `calibrated`
+    moves it here as it was tuned, so that the main files are those of the same recipe with another policy.
     """
+    if context.target.policy == "calibrated":
+        main = checkpoint.shards[MAIN]
+        tuned = {name: tensor for name, tensor in main.items() if not context.target.is_main(name)}
+        rest = {name: tensor for name, tensor in main.items() if name not in tuned}
+        return _with_extras(Checkpoint({**checkpoint.shards, MAIN: rest}, checkpoint.files), tuned)
     packed: dict[str, Tensor] = {}
     for name, layer in context.target.rounded.items():
         packed |= rounded(name, layer, context.weight(layer).content, context.target.form)

@@ -1,4 +1,4 @@
-"""The language model: tuned tensors as AutoRound wrote them, all others as the base has them."""
+"""What AutoRound tunes: tuned tensors as it wrote them, all others as the base has them."""
 
 from collections.abc import Mapping
 
@@ -16,26 +16,26 @@ _FLOAT = {"F16": "<f2", "F32": "<f4"}
 
 
 def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
-    """Keep the main tensors of AutoRound's main files, byte for byte, and nothing else.
+    """Keep the main tensors of AutoRound's main files, and those of a tuned MTP block, byte for byte, and nothing else.
 
-    Its `model_extra_tensors.safetensors` goes: the visual tower and the MTP block are made anew, and copies of
-    main tensors in it (defects D01, D02) must not win. Its side files go too (D04, D21, D22). Raises BuildError
+    Its `model_extra_tensors.safetensors` goes: what else belongs there is made anew, and copies of main tensors in it
+    (defects D01, D02) must not win. Its side files go too (D04, D21, D22). Raises BuildError
     for a tensor that is missing, in two main files, of another shape, unknown, or that cannot be loaded.
     """
     found: dict[str, Tensor] = {}
     modules = _modules(context.target.plan)
     for file, tensors in raw.shards.items():
         for written, tensor in tensors.items():
-            name = written if written in context.target.main else _as_planned(written, modules)
-            if file == EXTRAS or not context.target.is_main(name):
+            name = written if written in context.target.kept else _as_planned(written, modules)
+            if file == EXTRAS or not context.target.is_kept(name):
                 continue
             if name in found:
                 context.refuse(f"{name}: stands in two of AutoRound's files, the second is {file}")
-            elif name in context.target.main:
+            elif name in context.target.kept:
                 found[name] = tensor
             elif name not in context.target.plan.tied:
                 context.refuse(f"{name}: AutoRound wrote it, the recipe leaves no place for it")
-    for name, spec in context.target.main.items():
+    for name, spec in context.target.kept.items():
         if name not in found:
             if name.endswith(TENSORS):
                 raise BuildError(f"{name}: AutoRound did not write it")
@@ -46,7 +46,7 @@ def tuned(raw: Checkpoint, context: Aim) -> Checkpoint:
             if found[name].spec != spec:
                 raise BuildError(f"{name}: AutoRound wrote {found[name].spec}, expected {spec}")
             found[name] = _examined(name, found[name], context)
-    return Checkpoint({MAIN: {name: found[name] for name in context.target.main}}, {})
+    return Checkpoint({MAIN: {name: found[name] for name in context.target.kept}}, {})
 
 
 def _modules(plan: Plan) -> dict[str, str]:

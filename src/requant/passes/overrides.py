@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from requant.checkpoint.checkpoint import Checkpoint, json_file
+from requant.model.tables import PACKING
 from requant.passes.context import Aim
 from requant.recipe import DATA_TYPE
 
@@ -98,7 +99,7 @@ def _blocks(context: Aim) -> list[str]:
 def _float_layers(context: Aim) -> list[str]:
     target, inside = context.target, tuple(f"{block}." for block in context.target.plan.blocks)
     names = {name for name, layer in target.plan.layers.items() if name.startswith(inside) and not layer.packed}
-    if target.policy == "rtn":
+    if target.policy in PACKING:
         names |= {name for name, layer in target.mtp.items() if not layer.packed}
     # A router is no linear layer, but a loader that goes by prefix, or makes it one, expects it packed. AutoRound
     # declares that of an MTP block, and not that of Qwen3-MoE, which its own loader then leaves uninitialised.

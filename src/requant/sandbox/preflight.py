@@ -63,7 +63,7 @@ def resume_bytes(recipe: Recipe) -> int:
     Block inputs are two streams [samples, tokens, hidden] in the precision of the tuning.
     """
     effort = recipe.effort(tiny=False)
-    packed = sum(spec.nbytes for name, spec in target_of(recipe, None).main.items() if name.endswith(TENSORS))
+    packed = sum(spec.nbytes for name, spec in target_of(recipe, None).kept.items() if name.endswith(TENSORS))
     width = {"bfloat16": 2, "float32": 4}[effort.precision]
     config = base_config(recipe)
     hidden: int = config.get("text_config", config)["hidden_size"]

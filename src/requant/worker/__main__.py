@@ -15,8 +15,8 @@ from requant.errors import BuildError, RequantError
 from requant.evidence.journal import Header
 from requant.protocol import Answers, Build, Connect, Ended, Replay, Report, Seconds, Spent, Survey, Tune
 from requant.recipe import FILE, Recipe, read_recipe
-from requant.worker import determinism
-from requant.worker.autoround import caching, calibration, hooks, retune, survey, tuning
+from requant.worker import determinism, mtp
+from requant.worker.autoround import caching, calibration, hooks, mtp_block, retune, survey, tuning
 from requant.worker.autoround.hints import Written
 from requant.worker.autoround.series import installed
 from requant.worker.resume import ResumeState
@@ -44,6 +44,8 @@ def tune(folder: Path, task: Build | Tune | Replay | Connect, recipe: Recipe) ->
 
     started = time.monotonic()
     model, tokenizer = tuning.load(Path(given.base))
+    if recipe.mtp.policy == "calibrated":
+        mtp.attach(model, Path(given.base))
     tokens = calibration.choose(
         tokenizer,
         Path(given.text),
@@ -51,7 +53,10 @@ def tune(folder: Path, task: Build | Tune | Replay | Connect, recipe: Recipe) ->
         length=effort.sequence_length,
         seed=recipe.tuning.seed,
     )
-    autoround = tuning.tuner(model, tokenizer, tokens.batches(recipe.tuning.batch_size), recipe, effort)
+    batches = tokens.batches(recipe.tuning.batch_size)
+    autoround = tuning.tuner(model, tokenizer, batches, recipe, effort)
+    if recipe.mtp.policy == "calibrated":
+        mtp_block.install(autoround, batches)
 
     def confirm() -> None:
         determinism.confirm(autoround, effort.device, effort.precision, capped=not portable)

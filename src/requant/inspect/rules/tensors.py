@@ -89,7 +89,7 @@ def _notes(seen: Seen) -> Iterator[Finding]:
     if packed := [
         block for block, build in seen.builds.items() if block.startswith(MTP) and "packed" in build.forms.values()
     ]:
-        yield seen.note("D09", packed, "The drafter's weights are rounded, not tuned: fewer drafts are accepted.")
+        yield seen.note("D09", packed, "The drafter's weights are codes, as a rule rounded: fewer drafts are accepted.")
     dtypes = {dtype for build in seen.builds.values() for dtype in build.scales}
     if len(dtypes & {"F16", "BF16"}) == 2:
         yield seen.error("D12", ["*.scales"], "Scales have two different types, and loaders cast one of them.")

@@ -21,7 +21,7 @@ from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
-from requant.worker.autoround import head, hints, steps
+from requant.worker.autoround import head, hints, mtp_block, steps
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -126,7 +126,8 @@ def listening(
         if alone:
             count, heard.divisor = series.steps(autoround, quantized, others)
         elif count > 1:
-            heard.divisor = sum(each.numel() for each in quantized[: numbers["batch_size"] * count])
+            step = mtp_block.seen(block, quantized[: numbers["batch_size"] * count])
+            heard.divisor = sum(each.numel() for each in step)
         heard.steps_per_iteration = count
         tuned = time.monotonic()
         with ExitStack() as stack:

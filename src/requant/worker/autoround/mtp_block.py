@@ -1,0 +1,87 @@
+"""Tunes the MTP block by AutoRound's own function, as one more block: the last.
+
+The model of transformers never runs it, so what it is given follows from what the last block puts out, which the
+journal and the resume state have: the quantized stream, which is what serves, and the full one. A journal names these
+as its inputs. Its layer sees one token less than the model's blocks: the last of a sequence has no next one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from requant.errors import BuildError
+from requant.worker import mtp
+from requant.worker.autoround.series import installed
+
+
+def install(autoround: Any, batches: Any) -> None:
+    """Let AutoRound tune the MTP block that its model has behind all others; `batches` are the calibration's."""
+    series = installed()
+    compressor, tuning = type(autoround), series.tuning(autoround)
+    decide, tune = compressor.configure_layer_config, tuning.function
+
+    def configure(self: Any, *args: Any, **kwargs: Any) -> None:
+        decide(self, *args, **kwargs)
+        # A group of its own would be given what the model, which does not run it, gives it.
+        names = [name for name in series.blocks(self) if name != mtp.BLOCK]
+        self.quant_block_list = [[*names, mtp.BLOCK]]
+
+    def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
+        if block.global_name != mtp.BLOCK:
+            return tune(self, block, input_ids, input_others, **rest)
+        count = input_ids[0].shape[1]
+        full, quantized = (given(autoround, each, batches) for each in (input_ids, rest[series.quantized]))
+        return tune(self, block, full, shortened(input_others, count), **{**rest, series.quantized: quantized})
+
+    compressor.configure_layer_config = configure
+    setattr(tuning.owner, tuning.name, quantize_block)
+
+
+def given(autoround: Any, stream: list[Any], batches: Any) -> list[Any]:
+    """Return what the layer is given, [1, tokens - 1, hidden] of each sample, where the last block puts out a stream.
+
+    It is computed where the blocks are tuned, in the stream's dtype, and lies where the stream does.
+    """
+    import torch
+
+    model, device = autoround.model, autoround.device
+    parts = [each for name, each in model.get_submodule(mtp.NAME).named_children() if name != "layers"]
+    norm = model.get_decoder().norm.to(device)
+    for each in parts:
+        each.to(device, stream[0].dtype)
+    rows = (row for batch in batches for row in batch["input_ids"].split(1))
+    with torch.no_grad():
+        found = [
+            mtp.given(model, each.to(device), row).to(each.device) for each, row in zip(stream, rows, strict=False)
+        ]
+    for each in (norm, *parts):
+        each.to("cpu")
+    if len(found) < len(stream):
+        raise BuildError(f"{mtp.BLOCK}: {len(found)} sequences of tokens for {len(stream)} samples", "Report this.")
+    return found
+
+
+def seen(block: Any, stream: list[Any]) -> list[Any]:
+    """Return those tokens of a stream that a block sees: the MTP block not the last one."""
+    return [each[:, :-1] for each in stream] if block.global_name == mtp.BLOCK else stream
+
+
+def shortened(value: Any, tokens: int) -> Any:
+    """Return what a block depends on beside its streams, such as positions, without each sequence's last token.
+
+    Raises BuildError for a tensor that is not [samples, tokens, …]: what of it belongs to a token is not known.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.ndim < 2 or value.shape[1] != tokens:
+            raise BuildError(
+                f"{mtp.BLOCK}: AutoRound gives its blocks a tensor of {[*value.shape]}, expected samples, then "
+                f"{tokens:,} tokens",
+                'Copy the block, or round it: mtp.policy = "bf16", or "rtn".',
+            )
+        return value[:, :-1]
+    if isinstance(value, Mapping):
+        return {name: shortened(each, tokens) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(shortened(each, tokens) for each in value)
+    return value

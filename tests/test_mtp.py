@@ -1,0 +1,170 @@
+"""An MTP block that is tuned: one more block, the last, given what the quantized model puts out and the next token."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT
+from tests.owned import alter, hold
+from tests.test_adapters import accumulating, heard, of_one_s_own
+
+import requant.audit
+from requant.audit.pool import prepare
+from requant.audit.references import known
+from requant.build import build, record
+from requant.build.inputs import tiny_inputs
+from requant.check import check
+from requant.check.findings import TUNED
+from requant.check.reader import open_reader
+from requant.errors import RecipeError
+from requant.formats import PACKED
+from requant.model.plan import FILE
+from requant.model.target import question, target_of
+from requant.new import EnvironmentName
+from requant.passes.context import EXTRAS
+from requant.progress import Progress, silent
+from requant.recipe import Recipe, read_recipe
+from requant.verdict import Outcome
+
+BLOCK = "mtp.layers.0"
+TUNED_PARTS = ("qweight", "scales")
+"""Zero points are those of the format in both."""
+EC = ROOT / "builds" / "ec" / "recipe.toml"
+SCHEME = '\n[layers.schemes]\no_proj = { name = "W8A16", symmetric = true, group_size = 128 }\n'
+TRIED: Mapping[str, tuple[EnvironmentName, Callable[[str], str]]] = {
+    "by 0.12": ("cpu", str),
+    "by 0.12, accumulating": ("cpu", accumulating),
+    "by 0.16": ("current", str),
+    "by 0.16, accumulating": ("current", accumulating),
+}
+
+
+def calibrated(text: str) -> str:
+    """A recipe whose MTP block is tuned."""
+    assert text.count('policy = "rtn"') == 1
+    return text.replace('policy = "rtn"', 'policy = "calibrated"')
+
+
+def edited(folder: Path, edit: Callable[[str], str]) -> Recipe:
+    """The recipe `ec`, edited, with its plan."""
+    shutil.copytree(ROOT / "builds", folder / "builds", ignore=shutil.ignore_patterns("*.jsonl", "*.manifest.json"))
+    (folder / "lockfiles").symlink_to(ROOT / "lockfiles")
+    file = folder / "builds" / "ec" / "recipe.toml"
+    file.write_text(edit(file.read_text()))
+    return read_recipe(file)
+
+
+def test_it_is_one_more_block_of_the_plan_and_its_tensors_are_those_of_a_rounded_one(tmp_path: Path) -> None:
+    tuned, rounded = target_of(edited(tmp_path, calibrated), "mini"), target_of(read_recipe(EC), "mini")
+    assert tuned.plan.blocks == (*rounded.plan.blocks, BLOCK)
+    assert tuned.plan.packed.keys() == rounded.plan.packed.keys() | rounded.rounded.keys()
+    assert (tuned.main, tuned.extras, tuned.rounded) == (rounded.main, rounded.extras, {})
+    assert tuned.kept.keys() - tuned.main.keys() == {name for name in rounded.extras if name.startswith("mtp.")}
+
+
+def test_its_file_alone_is_another_one_in_what_is_recorded() -> None:
+    tuned, rounded = (
+        json.loads((ROOT / "builds" / name / "mini.manifest.json").read_text()) for name in ("ec-mtp", "ec")
+    )
+    assert tuned["files"].keys() == rounded["files"].keys()
+    assert {name for name, each in tuned["files"].items() if each != rounded["files"][name]} == {EXTRAS}
+    assert tuned["files"][EXTRAS]["bytes"] == rounded["files"][EXTRAS]["bytes"]
+    others = {name for name, each in tuned["tensors"].items() if each != rounded["tensors"][name]}
+    codes = {
+        f"{name}.{part}" for name, layer in target_of(read_recipe(EC), "mini").rounded.items() for part in TUNED_PARTS
+    }
+    assert others == codes
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda text: text.replace('ignore = ["mtp.fc"]', "ignore = []"), 'bf16, or "mtp.fc" in layers.ignore'),
+        (lambda text: text.replace('["mtp.fc"]', '["mtp.fc", "q_proj"]'), "loaders fuse them (defect D06)"),
+        (lambda text: text + SCHEME, "no part of mtp.layers.0.self_attn.o_proj: MTP is packed as [scheme] says"),
+    ],
+)
+def test_what_does_not_fit_it_is_refused(edit: Callable[[str], str], fault: str, tmp_path: Path) -> None:
+    recipe = edited(tmp_path, lambda text: edit(calibrated(text)))
+    renamed = question(recipe)
+    file = recipe.beside(FILE)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "asked": renamed.as_json()}))
+    with pytest.raises(RecipeError, match=re.escape(fault)):
+        target_of(recipe, "mini")
+
+
+@pytest.fixture(scope="module", params=TRIED)
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    environment, edit = TRIED[request.param]
+    folder = tmp_path_factory.mktemp("own")
+    return of_one_s_own(folder, "qwen3_5_moe", environment, lambda text: calibrated(edit(text)))
+
+
+@pytest.fixture(scope="module")
+def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of its tiny model mini, recorded."""
+    folder = build(own, tiny="mini", out=tmp_path_factory.mktemp("first") / "built", keep_raw=True).folder
+    record(own, "mini", folder)
+    return folder
+
+
+@pytest.mark.worker
+@pytest.mark.full
+def test_it_is_heard_resumed_checked_and_audited(own: Recipe, first: Path, tmp_path: Path) -> None:
+    *blocks, block = heard(first, own)
+    assert block.block == BLOCK
+    packed = {f"{name}.{part}" for name in target_of(own, "mini").mtp for part in PACKED}
+    assert {name for name in block.tensors if name.endswith(PACKED)} == packed & {*block.tensors}
+    assert len(packed & {*block.tensors}) > 3 * 7
+
+    def stopping(now: Progress) -> None:
+        if now.stage == "tuning" and now.done >= len(blocks):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(own, tiny="mini", out=tmp_path / "stopped", tell=stopping)
+    assert build(own, tiny="mini", out=tmp_path / "stopped").verdict.outcome is Outcome.IDENTICAL
+    hold(own, first, tmp_path)
+
+
+@pytest.mark.worker
+@pytest.mark.full
+def test_a_code_of_it_that_was_changed_within_reach_is_found(own: Recipe, first: Path, tmp_path: Path) -> None:
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
+    name = f"{BLOCK}.self_attn.o_proj"
+
+    def layers(folder: Path) -> tuple[bool, Mapping[str, str]]:
+        with open_reader(str(folder)) as theirs, open_reader(str(setting.inputs.base)) as ours:
+            found = check(theirs, ours, recipe=own, tiny=True)
+        return found.clean, found.layers
+
+    assert layers(first)[1][name] == TUNED
+    copy = tmp_path / "altered"
+
+    def one_off(at: int) -> Callable[[bytes], bytes]:
+        return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    for at in range(0, 400, 4):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(first, copy)
+        alter(copy, f"{name}.qweight", one_off(at))
+        if layers(copy)[0]:
+            break
+    else:
+        pytest.fail("no code of the first hundred can be changed within reach")
+    last = len(setting.names) - 1
+    audited = requant.audit.audit(
+        copy,
+        setting,
+        known(own, "mini", first),
+        chosen=(last - 1, last),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=tmp_path / "work",
+    )
+    assert {each.index: str(each.judgement) for each in audited.blocks} == {last - 1: "identical", last: "different"}
+    assert audited.first_divergence == BLOCK
