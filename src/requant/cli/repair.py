@@ -27,11 +27,13 @@ def repair(
     ] = None,
     mtp: Annotated[
         Literal["bf16", "rtn"] | None,
-        typer.Option(help="How to store MTP, the block that predicts further tokens. Without it, as it is stored."),
+        typer.Option(
+            help="How to store MTP, the block that predicts further tokens. Without it as floats or as codes, as it is."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a repaired copy of a checkpoint, in which no tuned byte is changed."""
+    """Write a repaired copy of a checkpoint, in which no tuned byte is changed. MTP's codes alone are rounded anew."""
     with progress() as tell:
         done = requant.repair.repair(
             checkpoint,
