@@ -101,8 +101,3 @@ def visible(text: str, keep: str = "") -> str:
         return letter in keep or (letter.isprintable() and not _UNSEEN.match(letter))
 
     return "".join(each if plain(each) else each.encode("unicode_escape").decode() for each in text)
-
-
-def several(count: int, noun: str, nouns: str = "") -> str:
-    """Return a count with its noun: `1 file`, `1,049 tensors`, `2 parties`."""
-    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"

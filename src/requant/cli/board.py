@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from requant.cli.options import PUBLISH, AsJson, Builders, app
 from requant.cli.terminal import out, print_json, say
+from requant.counts import several
 from requant.errors import NotAvailableError
-from requant.verdict import several
 
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: requant board builds theirs=../other/builds --out site")

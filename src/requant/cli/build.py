@@ -9,8 +9,9 @@ from rich.markup import escape
 import requant.build
 from requant.cli.options import MAKE, AsJson, Fresh, NewCheckpoint, RecipePath, SandboxOption, Size, app, tiny_size
 from requant.cli.terminal import print_json, progress, say, show
+from requant.counts import several
 from requant.recipe import read_recipe
-from requant.verdict import EXIT_STATUS, several
+from requant.verdict import EXIT_STATUS
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: requant build builds/ec --tiny")

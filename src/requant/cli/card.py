@@ -17,9 +17,9 @@ from requant.card.render import render
 from requant.card.spdx import spdx
 from requant.cli.options import PUBLISH, AsJson, RecipePath, Size, app, tiny_size
 from requant.cli.terminal import confirm_new, out, print_document, print_json, say, write_new
+from requant.counts import several
 from requant.errors import UsageError
 from requant.recipe import read_recipe
-from requant.verdict import several
 
 Form = Literal["markdown", "cyclonedx", "spdx"]
 BILLS = {"cyclonedx": cyclonedx, "spdx": spdx}

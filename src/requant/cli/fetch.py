@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from requant.cli.options import PUBLISH, AsJson, Builders, Endpoint, Registry, Require, Trust, app
 from requant.cli.terminal import out, print_json, progress, say
-from requant.verdict import several
+from requant.counts import several
 
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: requant fetch ada/ec-tiny --require 2 --builders builders.toml")

@@ -11,7 +11,7 @@ from rich.markup import escape
 from requant.cli.folding import Sheet
 from requant.cli.options import VERIFY, AsJson, app
 from requant.cli.terminal import out, print_json
-from requant.verdict import several
+from requant.counts import several
 
 if TYPE_CHECKING:
     from requant.check.makers import Made

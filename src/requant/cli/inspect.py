@@ -13,6 +13,7 @@ import requant.inspect
 from requant.cli.folding import Sheet, name
 from requant.cli.options import VERIFY, AsJson, CheckpointSource, app, recipes
 from requant.cli.terminal import out, print_json
+from requant.counts import several
 from requant.errors import UsageError
 from requant.inspect import EXIT_STATUS, Inspection
 from requant.inspect.baseline import expected, read_baseline
@@ -21,7 +22,6 @@ from requant.inspect.findings import Finding, Severity, alike, fold
 from requant.inspect.loaders import DEFAULT, LOADERS, TENSOR_PARALLEL, named
 from requant.inspect.remote import open_headers
 from requant.recipe import read_recipe
-from requant.verdict import several
 
 SUBJECTS = 4
 """Kinds of names that a finding shows; `--json` has every name."""

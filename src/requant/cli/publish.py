@@ -14,9 +14,9 @@ from requant.build import words
 from requant.cli.options import PUBLISH, AsJson, CheckpointFolder, Endpoint, SignKey, Size, app, recipes, tiny_size
 from requant.cli.sign import signing
 from requant.cli.terminal import SHOWN, err, out, print_json, progress, say
+from requant.counts import several
 from requant.errors import UsageError
 from requant.recipe import read_recipe
-from requant.verdict import several
 
 if TYPE_CHECKING:
     from requant.published.publication import Publication

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from requant.cli.options import MAINTAIN, AsJson, EnvironmentNames, Group, Lockfiles, app
 from requant.cli.terminal import out, print_json, say
+from requant.counts import several
 from requant.environment.update import Update, update_images, update_locks
-from requant.verdict import several
 
 Write = Annotated[bool, typer.Option("--write", help="Write the changes. Without it, they are only shown.")]
 

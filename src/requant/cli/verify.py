@@ -27,9 +27,10 @@ from requant.cli.options import (
 )
 from requant.cli.sign import outcome_signer
 from requant.cli.terminal import SHOWN, out, print_json, progress, show
+from requant.counts import several
 from requant.errors import UsageError
 from requant.progress import counted
-from requant.verdict import EXIT_STATUS, Outcome, several
+from requant.verdict import EXIT_STATUS, Outcome
 
 if TYPE_CHECKING:  # what others say of a checkpoint is imported where it is asked for
     from requant.audit.confirmed import Confirmed

@@ -10,11 +10,12 @@ from enum import StrEnum
 from requant.audit.confirmed import Confirmed
 from requant.audit.coverage import REBUILT, UNTUNED
 from requant.check.findings import Finding as Checking
+from requant.counts import several
 from requant.diff import Diff
 from requant.diff.difference import Steps
 from requant.inspect.findings import Severity, fold
 from requant.report.evidence import Evidence
-from requant.verdict import Outcome, Verdict, several
+from requant.verdict import Outcome, Verdict
 
 SUBJECTS = 4
 """Kinds of names that a finding shows."""

@@ -9,9 +9,10 @@ from itertools import islice
 from typing import Any
 
 from requant.audit.coverage import UNTUNED, Coverage, Result
+from requant.counts import several
 from requant.report.evidence import Evidence
 from requant.report.findings import Finding, State, findings, notes, reproducers, unseen
-from requant.verdict import Outcome, several
+from requant.verdict import Outcome
 
 NAMED = 200
 """Findings that a page names of one kind; how many there are it always says."""

@@ -21,12 +21,13 @@ from requant.audit.coverage import Coverage, Covered
 from requant.build import words
 from requant.card.facts import Facts, packages
 from requant.card.facts import text as fact_text
+from requant.counts import several
 from requant.report import pictures
 from requant.report.evidence import Evidence
 from requant.report.findings import State, differences
 from requant.report.judgement import Judgement, as_recorded
 from requant.report.measures import Grid, grids
-from requant.verdict import several, visible
+from requant.verdict import visible
 
 FIRST = 12
 """Findings that are shown at once; the others unfold."""

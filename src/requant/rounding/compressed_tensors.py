@@ -105,7 +105,7 @@ class MinMax:
                 return self._symmetric(most, dtype), np.zeros(shape, np.float32)
             return self._asymmetric(least, most, dtype)
 
-        if not self.searched:
+        if not self.searched or SCALE not in stored:
             return made(SHRINKS[0])
         held, points = stored[SCALE].reshape(shape), self.codec.zeros(stored, weights.shape[0]).reshape(shape)
         scales, zeros = _told(made, lambda scales, zeros: (narrow(scales, dtype) == held) & (zeros == points))
@@ -187,9 +187,12 @@ class MinMaxNVFP4:
             scales[scales == 0] = _EIGHTH
             return (scales,)
 
-        held = stored[SCALE].view(np.uint8).reshape(most.shape)
         with np.errstate(all="ignore"):
-            (scales,) = _told(made, lambda scales: scales == held) if self.searched else made(SHRINKS[0])
+            if self.searched and SCALE in stored:
+                held = stored[SCALE].view(np.uint8).reshape(most.shape)
+                (scales,) = _told(made, lambda scales: scales == held)
+            else:
+                (scales,) = made(SHRINKS[0])
             divisors = floats.E4M3[scales] / whole
         return {PACKED: _fp4(weights, divisors, self.codec.grid, "F32"), SCALE: scales}
 
