@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import awkward
+from tests.checkpoints import shard
 from tests.fixture import Stored, damaged, load, wrong
 
+from requant.check import check
+from requant.check.reader import open_reader
 from requant.formats import codec, floats
 from requant.formats.compressed_tensors import FLOATS, MX, NVFP4, Packed, Plain, pack, read, unpack
 from requant.formats.grid import Grid
 from requant.formats.targets import targets
-from requant.rounding.compressed_tensors import SEARCHED, MinMax
+from requant.rounding.compressed_tensors import SEARCHED, SHRINKS, MinMax
 from requant.rounding.formulas import formulas
 
 FIXTURE = Path(__file__).parent / "fixtures/compressed_tensors/stored.safetensors"
@@ -45,7 +48,6 @@ CASES: dict[str, tuple[codec.Codec, int, int]] = {
     "pack4loosemse": (Packed(4, GROUP, symmetric=False), 20, 96),
     "int8mse": (Plain("int-quantized", 8, False, CHANNEL), 16, 64),
     "fp8mse": (Plain("float-quantized", 8, True, CHANNEL), 16, 64),
-    "nvfp4mse": (NVFP4(), 16, 64),
 }
 EVERY = pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name in CASES for dtype in FLOATS])
 
@@ -298,3 +300,56 @@ def test_a_declaration_of_the_real_tool_is_read() -> None:
     text = '{"actorder": null, "block_structure": null, "dynamic": false, "group_size": null, "num_bits": 8, "observer": "memoryless_minmax", "observer_kwargs": {}, "scale_dtype": null, "strategy": "channel", "symmetric": true, "type": "float", "zp_dtype": null}'  # noqa: E501
     group = scheme("float-quantized", ["Linear"], {"dynamic": True, "strategy": "token"}, **json.loads(text))
     assert read(config(config_groups={"group_0": group})).codec("x") == Plain("float-quantized", 8, True, CHANNEL)
+
+
+def test_a_range_that_errs_more_than_the_whole_one_is_not_told() -> None:
+    form = Plain("int-quantized", 8, False, CHANNEL)
+    wide = np.linspace(-1, 1, 16 * 64, dtype=np.float32).reshape(16, 64)
+    formula = MinMax(form, searched=True)
+    ranges = formula._ranges(wide, "BF16")
+    narrowest = codec.narrow(ranges(SHRINKS[-1])[0], "BF16")
+    made = formula.encode(wide, "BF16", {"weight_scale": narrowest})
+    np.testing.assert_array_equal(made["weight_scale"], codec.narrow(ranges(SHRINKS[0])[0], "BF16"))
+
+
+@pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (3, "clean")])
+def test_a_search_explains_most_layers_of_a_file_or_none(searched: int, outcome: str, tmp_path: Path) -> None:
+    """Of four layers made without one, a scale that is off by a hundredth is damage, though a search tries it."""
+    form, rng = Packed(4, Grid(1, 32)), np.random.default_rng(3)
+    weight = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    stated: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": []}
+    stated |= {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weight}}}
+    base, made = {}, {}
+    for number in range(4):
+        name, wide = f"layers.{number}.up_proj", (rng.normal(size=(64, 128)) * 0.02).astype(np.float32)
+        wide = codec.widen(codec.narrow(wide, "BF16"), "BF16")
+        base[f"{name}.weight"] = "BF16", [64, 128], codec.narrow(wide, "BF16").tobytes()
+        stored: Any = MinMax(form).encode(wide, "BF16", {})
+        if number < searched:
+            plain, told = stored["weight_scale"], stored["weight_scale"].copy()
+            for place in np.ndindex(told.shape):
+                told[place] -= 1
+                stored = MinMax(form, searched=True).encode(wide, "BF16", {"weight_scale": told})
+                if searched == 1 and (stored["weight_scale"] != plain).any():
+                    break
+            assert (stored["weight_scale"] != plain).any()
+        shape = np.array([64, 128], np.int64)
+        made[f"{name}.weight_packed"] = "I32", [64, 16], stored["weight_packed"].tobytes()
+        made[f"{name}.weight_scale"] = "BF16", [64, 4], stored["weight_scale"].tobytes()
+        made[f"{name}.weight_shape"] = "I64", [2], shape.tobytes()
+    for folder, tensors, said in (("base", base, {}), ("made", made, {"quantization_config": stated})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(shard(tensors))
+        (tmp_path / folder / "config.json").write_text(json.dumps({"model_type": "llama"} | said))
+    with open_reader(str(tmp_path / "made")) as theirs, open_reader(str(tmp_path / "base")) as ours:
+        found = check(theirs, ours, threads=1)
+    assert found.outcome == outcome
+    assert {each.tensor.rpartition(".")[0] for each in found.findings} <= {"layers.0.up_proj"}
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_no_form_is_stated_and_none_is_meant(bits: int) -> None:
+    weight = {"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32}
+    said = read({"config_groups": {"a": {"targets": ["Linear"], "weights": weight}}, "format": None})
+    with pytest.raises(ValueError, match="the format None"):
+        said.codec("layer")

@@ -33,6 +33,7 @@ from requant.check.words import read_packed, scratch
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import Packing
 from requant.formats.codec import narrow, widen
+from requant.formats.compressed_tensors import FLOATS
 from requant.rounding import ways as rounding
 from requant.rounding.kernels import distances, error, shares, unlike
 from requant.rounding.reach import (
@@ -82,7 +83,8 @@ def _copied(window: Window, checkpoint: Reader, base: Reader) -> Measured:
     wide = np.uint64 if size % 8 == 0 and bits == held else np.uint8
     if np.array_equal(theirs.view(wide), ours.view(wide)):
         return Measured({way: ()})
-    if span.added and not span.converted and _is_returned(theirs, ours, span.added, origin.spec.dtype):
+    dtype = origin.spec.dtype
+    if span.added and place.spec.dtype == dtype in FLOATS and _is_returned(theirs, ours, span.added, dtype):
         return Measured({RETURNED: ()})
     apart: Array = np.bitwise_xor(theirs, ours)
     each = np.unpackbits(apart, bitorder="little").reshape(-1, bits) if bits % 8 else apart.reshape(-1, bits // 8)

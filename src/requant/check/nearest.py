@@ -105,7 +105,7 @@ def _floats(window: Window, factors: Factors, checkpoint: Reader, base: Reader) 
     with np.errstate(all="ignore"):
         wanted = (own + span.added) * factors.inputs[columns] * factors.outputs[rows]
         loose = factors.loose_inputs[columns] + factors.loose_outputs[rows]
-        off = ~(np.abs(found + span.added - wanted) <= loose * np.abs(wanted))
+        off = ~(np.abs(found + span.added - wanted) <= loose * np.abs(wanted) + 2 * factors.unit * span.added)
     count = int(np.count_nonzero(off))
     place = int(at[off.argmax()]) if count else 0
     index = tuple(int(each) for each in np.unravel_index(place, theirs.spec.shape))

@@ -17,6 +17,7 @@ from requant.check.spans import Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, widen
+from requant.rounding.compressed_tensors import SEARCHED
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
@@ -208,6 +209,10 @@ def settle(
             settled[name] = settled[name][0], (*found, *odd)
         if whole and formula and settled[name][0] == way:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
+    for name in _lone(settled, results):
+        span, measured = results[name][0][0].span, merge(each for _, each in results[name])
+        plain = {way: found for way, found in measured.findings.items() if not way.startswith(SEARCHED)}
+        settled[name] = _way(span, Stored.of(span, checkpoint, base), replace(measured, findings=plain))
     asked = Counter(settled[name][0] for name in off)
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
     for name, faults in off.items():
@@ -266,6 +271,18 @@ def _agreed(
         if all(each.findings[last] == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
+
+
+def _lone(
+    settled: Mapping[str, tuple[str, tuple[Finding, ...]]],
+    results: Mapping[str, Sequence[tuple[Window, Measured]]],
+) -> list[str]:
+    """Return the layers that only a search explains where most of their codec's others need none: these are damaged."""
+    of_codec = Counter(results[name][0][0].span.codec for name in settled)
+    searched = [name for name, (way, _) in settled.items() if way.startswith(SEARCHED)]
+    counted = Counter(results[name][0][0].span.codec for name in searched)
+    codecs = {codec for codec, count in counted.items() if 2 * count < of_codec[codec]}
+    return [name for name in searched if results[name][0][0].span.codec in codecs]
 
 
 def _names(codec: Codec) -> list[str]:

@@ -39,6 +39,8 @@ SAMPLE, LAYERS = 256, 4
 """Outputs of a layer from which factors are found, and layers behind a norm."""
 CHANGED = 1 / 2
 """Of channels that were scaled, what has a factor that is seen not to be 1, at least."""
+MOST = 4
+"""Of a norm that adds 1, how many times its sum its number may be, if that is to tell the factor: it was rounded."""
 _BLOCK = re.compile(r"(.+\.layers\.\d+)\.(.+)")
 _FEED = r"(?:mlp|feed_forward|block_sparse_moe)\.(?:(?:.+\.)?(?:gate|up|gate_up)_proj|experts\.\d+\.w[13]"
 _FEED += r"|gate|router|shared_expert_gate)"
@@ -170,8 +172,10 @@ def _behind(
     norm: Span, behind: Sequence[Span], found: Mapping[str, Span], checkpoint: Reader, base: Reader
 ) -> dict[str, Span]:
     """Return a norm and the layers behind it with their factors; nothing where it was not scaled."""
-    theirs, ours = _vector(checkpoint, norm.name), _vector(base, norm.base)
     dtype, own = checkpoint.tensors[norm.name].spec.dtype, base.tensors[norm.base].spec.dtype
+    if dtype not in UNIT or own not in UNIT:
+        return {}
+    theirs, ours = _vector(checkpoint, norm.name), _vector(base, norm.base)
     known = converted(ours, own, dtype)
     for each in (known, returned(known, norm.added, dtype)):
         if np.count_nonzero(theirs != each) < CHANGED * theirs.size:
@@ -182,6 +186,7 @@ def _behind(
     with np.errstate(all="ignore"):
         factors = ours / theirs
     told = (np.abs(theirs) >= LEAST[dtype]) & np.isfinite(factors) & (factors > 0)
+    told &= rest <= MOST * np.abs(theirs) if norm.added else True
     loose = np.full(theirs.size, ROUNDINGS * UNIT[dtype], np.float32)
     if norm.added:  # the sum was rounded before it was divided, and the quotient less what was added after it
         share = np.divide(rest, np.abs(theirs), where=told, out=np.zeros_like(rest))

@@ -110,7 +110,8 @@ def base_of(path: Path) -> dict[str, str]:
     """
     try:
         needed = {each["name"]: each["digest"]["sha256"] for each in _definition(path)["resolvedDependencies"]}
-        if base := {name.removeprefix("base/"): each for name, each in needed.items() if name.startswith("base/")}:
+        base = {name.removeprefix("base/"): each for name, each in needed.items() if name.startswith("base/")}
+        if base and all(isinstance(each, str) for each in base.values()):
             return base
         raise ValueError("no base")
     except (AttributeError, KeyError, TypeError, ValueError) as error:

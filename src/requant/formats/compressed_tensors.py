@@ -347,7 +347,7 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
         said = str(weights.get("scale_dtype") or "").removeprefix("torch.")
         if form == "nvfp4-pack-quantized" and bits == 4 and grid == NVFP4.grid and said in ("", "float8_e4m3fn"):
             return NVFP4(inputs)
-        if form == MX_FORMS.get(bits) and grid == MX.grid and said in ("", "uint8"):
+        if bits in MX_FORMS and form == MX_FORMS[bits] and grid == MX.grid and said in ("", "uint8"):
             return MX(bits, inputs)
     raise ValueError(
         f"the format {form!r:.40} with {'' if symmetric else 'a'}symmetric weights of type {kind}, {bits} bits, {grid}"

@@ -13,7 +13,8 @@ float32. MXFP4 and MXFP8: a scale is a power of two, 2^-2 or 2^-8 of max|w| when
 
 The observer `memoryless_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) tries 20 ranges for each group, the
 least and the greatest weight times 1, 0.99, to 0.81, each rounded to the dtype, and takes the one that errs least by a
-sum that depends on the machine. So which one was taken is read from the scales, and all else is recomputed.
+sum that depends on the machine. So which one was taken is read from the scales, and all else is recomputed; it may not
+err more than the whole range does.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +34,12 @@ EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 SEARCHED = "within reach of compressed-tensors' MSE search"
 SHRINKS = tuple(np.float32(1 - step / 100) for step in range(20))
 """The shares of a group's range that the search tries."""
+NORM = 2.4
+"""The power of the error that it sums."""
+SLACK = {"BF16": 2.0**-6, "F16": 2.0**-9, "F32": 2.0**-20}
+"""By what share its sum may be off that of the exact powers: terms, and sums, are rounded to the dtype."""
+Ranges = Callable[[np.float32], tuple[Array, Array]]
+"""Makes scales and zero points of a share of the range."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class MinMax:
     `wide`: quotients are not rounded to the base's dtype, as in the Triton kernel of 0.20.1 that runs on a GPU.
     `clamped`: no scale is below 2^-23, as up to 0.12.2; else a scale of 0 is replaced by the dtype's epsilon.
     `signed`: no zero point is added to weights of FP8, so that -0 stays, as in llm-compressor's `model_free_ptq`.
-    `searched`: the range of each group is the one of `SHRINKS` that its scale tells.
+    `searched`: the range of each group is the one of `SHRINKS` that its scale tells, `SEARCHED`.
     """
 
     codec: Packed | Plain
@@ -60,27 +67,62 @@ class MinMax:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; the scale of a whole tensor, and its zero point, are taken as stored."""
-        codec, grid, rows = self.codec, self.codec.grid, weights.shape[0]
-        weights = np.ascontiguousarray(weights, np.float32)
-        own: dict[str, Array] = {}
-        if grid.height is None:
+        codec, weights = self.codec, np.ascontiguousarray(weights, np.float32)
+        if codec.grid.height is None:
             scales = floats.widened(stored[SCALE]).reshape(1, 1)
-            zeros = codec.zeros(stored, rows)
-        else:
-            scales, zeros = self._groups(weights, grid, dtype, stored)
-            own[SCALE] = narrow(scales, dtype)
-            if not codec.symmetric:
-                own[ZERO] = self._zeros(zeros)
-        codes = np.empty(weights.shape, np.uint8)
-        steps, places = grid.steps(*weights.shape), PLACES["F32" if self.wide else dtype]
+            return self._codes(weights, dtype, scales, codec.zeros(stored, weights.shape[0]))
+        made = self._ranges(weights, dtype)
+        if self.searched and SCALE in stored:
+            return self._tensors(weights, dtype, *self._told(weights, dtype, stored, made))
+        return self._tensors(weights, dtype, *made(SHRINKS[0]))
+
+    def _codes(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Arrays:
+        """Return the tensor of codes."""
+        codec, codes = self.codec, np.empty(weights.shape, np.uint8)
+        steps, places = codec.grid.steps(*weights.shape), PLACES["F32" if self.wide else dtype]
         if isinstance(codec, Plain) and codec.float:
             e4m3(weights, scales, *steps, places, self.signed, False, codes)
-            return {"weight": codes, **own}
-        half = 1 << codec.bits - 1
-        packed = isinstance(codec, Packed)
+            return {"weight": codes}
+        half, packed = 1 << codec.bits - 1, isinstance(codec, Packed)
         ends_ = (np.float32(-half), np.float32(half - 1), np.int32(half if packed else 0))
         integers(weights, scales, zeros, *steps, places, *ends_, codes)
-        return {PACKED: pack(codes, codec.bits), **own} if packed else {"weight": codes.view(np.int8), **own}
+        return {PACKED: pack(codes, codec.bits)} if packed else {"weight": codes.view(np.int8)}
+
+    def _tensors(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Arrays:
+        """Return codes, scales and zero points as they are stored."""
+        own: dict[str, Array] = {SCALE: narrow(scales, dtype)}
+        if not self.codec.symmetric:
+            own[ZERO] = self._zeros(zeros)
+        return {**self._codes(weights, dtype, scales, zeros), **own}
+
+    def _told(self, weights: Array, dtype: str, stored: Arrays, made: Ranges) -> tuple[Array, Array]:
+        """Return what is `made` of each group's range that its scale tells, if that errs no more than the whole one."""
+        full = made(SHRINKS[0])
+        held, points = (
+            each.reshape(full[0].shape) for each in (stored[SCALE], self.codec.zeros(stored, weights.shape[0]))
+        )
+        known, told = np.zeros(held.shape, np.bool_), full
+        for share in SHRINKS:
+            tried = made(share)
+            new = ~known & (narrow(tried[0], dtype) == held) & (tried[1] == points)
+            told, known = (np.where(new, tried[0], told[0]), np.where(new, tried[1], told[1])), known | new
+            if known.all():
+                break
+        if np.array_equal(told[0], full[0]):
+            return full
+        missed, least = (self._missed(weights, dtype, *each) for each in (told, full))
+        worse = missed > least * (1 + SLACK[dtype])
+        return np.where(worse, full[0], told[0]), np.where(worse, full[1], told[1])
+
+    def _missed(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Array:
+        """Return by how much each group errs, as the search measures it."""
+        grid, (rows, columns) = self.codec.grid, weights.shape
+        with np.errstate(all="ignore"):
+            decoded = self.codec.decode(self._tensors(weights, dtype, scales, zeros), columns)
+            missed = np.abs(floats.rounded(decoded - weights, dtype)).astype(np.float64) ** NORM
+        height, width = grid.steps(rows, columns)
+        missed = np.add.reduceat(missed, np.arange(0, columns, width), axis=1)
+        return np.add.reduceat(missed, np.arange(0, rows, height), axis=0)
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return the scale of a layer that has one, where it follows from the greatest magnitude."""
@@ -88,11 +130,11 @@ class MinMax:
             return {}
         return {SCALE: narrow(self._symmetric(np.full(1, widest, np.float32), dtype), dtype)}
 
-    def _groups(self, weights: Array, grid: Grid, dtype: str, stored: Arrays) -> tuple[Array, Array]:
-        """Return scales and zero points, float32 [n, m]."""
-        shape = grid.shape(*weights.shape)
+    def _ranges(self, weights: Array, dtype: str) -> Ranges:
+        """Return what makes scales and zero points, float32 [n, m], of a share of each group's range."""
+        shape = self.codec.grid.shape(*weights.shape)
         low, high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        steps, symmetric = grid.steps(*weights.shape), self.codec.symmetric
+        steps, symmetric = self.codec.grid.steps(*weights.shape), self.codec.symmetric
         if symmetric:
             widest(weights.view(np.int32), *steps, high)
         else:
@@ -105,11 +147,7 @@ class MinMax:
                 return self._symmetric(most, dtype), np.zeros(shape, np.float32)
             return self._asymmetric(least, most, dtype)
 
-        if not self.searched or SCALE not in stored:
-            return made(SHRINKS[0])
-        held, points = stored[SCALE].reshape(shape), self.codec.zeros(stored, weights.shape[0]).reshape(shape)
-        scales, zeros = _told(made, lambda scales, zeros: (narrow(scales, dtype) == held) & (zeros == points))
-        return scales, zeros
+        return made
 
     def _symmetric(self, most: Array, dtype: str) -> Array:
         codec = self.codec
@@ -150,49 +188,21 @@ def min_max(codec: Packed | Plain) -> Sequence[Formula]:
     return forms
 
 
-def _told(made: Callable[[np.float32], tuple[Array, ...]], fits: Callable[..., Array]) -> tuple[Array, ...]:
-    """Return, for each group, what is `made` of the first of `SHRINKS` that `fits`; of the first of all where none."""
-    taken = made(SHRINKS[0])
-    known = fits(*taken)
-    for share in SHRINKS[1:]:
-        if known.all():
-            break
-        tried = made(share)
-        new = ~known & fits(*tried)
-        taken = tuple(np.where(new, one, other) for one, other in zip(tried, taken, strict=True))
-        known |= new
-    return taken
-
-
 @dataclass(frozen=True)
 class MinMaxNVFP4:
     """It, of floats of 4 bits with scales in FP8. Source: the same, and `generate_gparam` of 0.12.2 to 0.20.1."""
 
     codec: NVFP4
-    searched: bool = False
-
-    @property
-    def name(self) -> str:
-        """What people read."""
-        return SEARCHED if self.searched else "compressed-tensors, min-max"
+    name = "compressed-tensors, min-max"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; the global scale, which other layers have part in, is taken as stored."""
         whole, most = stored[GLOBAL].astype(np.float32), _widest(weights, self.codec.grid)
-
-        def made(share: np.float32) -> tuple[Array]:
-            scales = np.empty(most.shape, np.uint8)
-            exact = floats.rounded(floats.rounded(most * share, dtype) / np.float32(6), dtype) * whole
+        scales = np.empty(most.shape, np.uint8)
+        with np.errstate(all="ignore"):
+            exact = floats.rounded(most / np.float32(6), dtype) * whole
             e4m3(exact, np.ones((1, 1), np.float32), len(exact) or 1, exact.shape[1] or 1, 0, False, False, scales)
             scales[scales == 0] = _EIGHTH
-            return (scales,)
-
-        with np.errstate(all="ignore"):
-            if self.searched and SCALE in stored:
-                held = stored[SCALE].view(np.uint8).reshape(most.shape)
-                (scales,) = _told(made, lambda scales: scales == held)
-            else:
-                (scales,) = made(SHRINKS[0])
             divisors = floats.E4M3[scales] / whole
         return {PACKED: _fp4(weights, divisors, self.codec.grid, "F32"), SCALE: scales}
 
@@ -262,8 +272,8 @@ def _fp8(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
 
 
 def nvfp4(codec: NVFP4) -> Sequence[Formula]:
-    """Return the forms that can have made layers of a codec."""
-    return MinMaxNVFP4(codec), MinMaxNVFP4(codec, searched=True)
+    """Return the form that can have made layers of a codec."""
+    return (MinMaxNVFP4(codec),)
 
 
 def mx(codec: MX) -> Sequence[Formula]:
