@@ -16,6 +16,8 @@ from requant.audit.references import known
 from requant.build import build
 from requant.build.inputs import tiny_inputs
 from requant.check import check
+from requant.check.checked import Checked
+from requant.check.findings import TUNED
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import Spec
@@ -49,6 +51,42 @@ def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
     before, data = checkpoint.shards[file][name].read(), (folder / file).read_bytes()
     assert data.count(before) == 1
     (folder / file).write_bytes(data.replace(before, edit(before)))
+
+
+def found_within_reach(own: Recipe, first: Path, layer: str, block: str, folder: Path) -> None:
+    """Change a code of a layer of the block that is tuned last, so that it stays within reach: an audit finds it."""
+    setting = prepare(own, "mini", tiny_inputs(own, "mini", folder / "inputs", silent), silent, "venv")
+
+    def checked(built: Path) -> Checked:
+        with open_reader(str(built)) as theirs, open_reader(str(setting.inputs.base)) as ours:
+            return check(theirs, ours, recipe=own, tiny=True)
+
+    def one_off(at: int) -> Callable[[bytes], bytes]:
+        return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    assert checked(first).layers[layer] == TUNED
+    copy = folder / "altered"
+    for at in range(0, 400, 4):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(first, copy)
+        alter(copy, f"{layer}.qweight", one_off(at))
+        if checked(copy).clean:
+            break
+    else:
+        pytest.fail("no code of the first hundred can be changed within reach")
+    last = len(setting.names) - 1
+    audited = requant.audit.audit(
+        copy,
+        setting,
+        known(own, "mini", first),
+        chosen=(last - 1, last),
+        challenge=None,
+        auditor="tests",
+        make_pool=requant.audit.local(1),
+        work=folder / "work",
+    )
+    assert {each.index: str(each.judgement) for each in audited.blocks} == {last - 1: "identical", last: "different"}
+    assert audited.first_divergence == block
 
 
 def hold(own: Recipe, first: Path, folder: Path) -> None:

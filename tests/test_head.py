@@ -1,29 +1,21 @@
 """A head of a scheme of its own where blocks are tuned: one more block, the last, that AutoRound would tune alike."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.owned import alter, computes, hold
+from tests.owned import computes, found_within_reach, hold
 from tests.test_adapters import accumulating, heard, of_one_s_own
 
-import requant.audit
-from requant.audit.pool import prepare
-from requant.audit.references import known
 from requant.build import build, record
-from requant.build.inputs import tiny_inputs
 from requant.build.survey import record as renew
-from requant.check import check
-from requant.check.findings import TUNED
-from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.formats import PACKED
 from requant.model.base_config import base_config
 from requant.new import EnvironmentName
-from requant.progress import Progress, silent
+from requant.progress import Progress
 from requant.recipe import Recipe
 from requant.verdict import Outcome
 
@@ -90,39 +82,7 @@ def test_it_is_heard_resumed_audited_and_what_autoround_makes_left_to_itself(
 
 @pytest.mark.full
 def test_a_code_of_it_that_was_changed_within_reach_is_found(own: Recipe, first: Path, tmp_path: Path) -> None:
-    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
-
-    def checked(folder: Path) -> Any:
-        with open_reader(str(folder)) as theirs, open_reader(str(setting.inputs.base)) as ours:
-            return check(theirs, ours, recipe=own, tiny=True)
-
-    assert checked(first).layers["lm_head"] == TUNED
-    copy = tmp_path / "altered"
-
-    def one_off(at: int) -> Callable[[bytes], bytes]:
-        return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-    for at in range(0, 400, 4):
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(first, copy)
-        alter(copy, "lm_head.qweight", one_off(at))
-        if checked(copy).clean:
-            break
-    else:
-        pytest.fail("no code of the first hundred can be changed within reach")
-    last = len(setting.names) - 1
-    audited = requant.audit.audit(
-        copy,
-        setting,
-        known(own, "mini", first),
-        chosen=(last - 1, last),
-        challenge=None,
-        auditor="tests",
-        make_pool=requant.audit.local(1),
-        work=tmp_path / "work",
-    )
-    assert {each.index: str(each.judgement) for each in audited.blocks} == {last - 1: "identical", last: "different"}
-    assert audited.first_divergence == "lm_head"
+    found_within_reach(own, first, "lm_head", "lm_head", tmp_path)
 
 
 @pytest.mark.full

@@ -8,24 +8,17 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.owned import alter, hold
+from tests.owned import found_within_reach, hold
 from tests.test_adapters import accumulating, heard, of_one_s_own
 
-import requant.audit
-from requant.audit.pool import prepare
-from requant.audit.references import known
 from requant.build import build, record
-from requant.build.inputs import tiny_inputs
-from requant.check import check
-from requant.check.findings import TUNED
-from requant.check.reader import open_reader
 from requant.errors import RecipeError
 from requant.formats import PACKED
 from requant.model.plan import FILE
 from requant.model.target import question, target_of
 from requant.new import EnvironmentName
 from requant.passes.context import EXTRAS
-from requant.progress import Progress, silent
+from requant.progress import Progress
 from requant.recipe import Recipe, read_recipe
 from requant.verdict import Outcome
 
@@ -133,38 +126,4 @@ def test_it_is_heard_resumed_checked_and_audited(own: Recipe, first: Path, tmp_p
 @pytest.mark.worker
 @pytest.mark.full
 def test_a_code_of_it_that_was_changed_within_reach_is_found(own: Recipe, first: Path, tmp_path: Path) -> None:
-    setting = prepare(own, "mini", tiny_inputs(own, "mini", tmp_path / "inputs", silent), silent, "venv")
-    name = f"{BLOCK}.self_attn.o_proj"
-
-    def layers(folder: Path) -> tuple[bool, Mapping[str, str]]:
-        with open_reader(str(folder)) as theirs, open_reader(str(setting.inputs.base)) as ours:
-            found = check(theirs, ours, recipe=own, tiny=True)
-        return found.clean, found.layers
-
-    assert layers(first)[1][name] == TUNED
-    copy = tmp_path / "altered"
-
-    def one_off(at: int) -> Callable[[bytes], bytes]:
-        return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-    for at in range(0, 400, 4):
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(first, copy)
-        alter(copy, f"{name}.qweight", one_off(at))
-        if layers(copy)[0]:
-            break
-    else:
-        pytest.fail("no code of the first hundred can be changed within reach")
-    last = len(setting.names) - 1
-    audited = requant.audit.audit(
-        copy,
-        setting,
-        known(own, "mini", first),
-        chosen=(last - 1, last),
-        challenge=None,
-        auditor="tests",
-        make_pool=requant.audit.local(1),
-        work=tmp_path / "work",
-    )
-    assert {each.index: str(each.judgement) for each in audited.blocks} == {last - 1: "identical", last: "different"}
-    assert audited.first_divergence == BLOCK
+    found_within_reach(own, first, f"{BLOCK}.self_attn.o_proj", BLOCK, tmp_path)
