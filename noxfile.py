@@ -17,8 +17,8 @@ NEWER = (0, 1)
 """Status of an update that was shown: 1 says that there is something newer, which is no failure."""
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
-PROCESSES = 3
-"""Of pytest: on two cores a third one works while tests wait for locks, disks and the network."""
+PARALLEL = ("--numprocesses=3", "--no-loadscope-reorder")
+"""For pytest: on two cores a third process works while tests wait for locks, disks and the network."""
 
 
 def needs(session: nox.Session, *groups: str) -> None:
@@ -83,14 +83,14 @@ def run_tests(session: nox.Session, *words: str) -> None:
     if not session.posargs:
         check_style(session)
         check_types(session)
-    session.run("pytest", *(session.posargs or (f"--numprocesses={PROCESSES}", "--no-loadscope-reorder", *words)))
+    session.run("pytest", *(session.posargs or (*PARALLEL, *words)))
 
 
 @nox.session
 def reword(session: nox.Session) -> None:
     """Write what tests hear said anew into tests/__snapshots__; `-- tests/test_<module>.py` for some."""
     needs(session, "lock", "tests")
-    words = session.posargs or (f"--numprocesses={PROCESSES}", "--no-loadscope-reorder", "-m", "not full")
+    words = session.posargs or (*PARALLEL, "-m", "not full")
     session.run("pytest", "--snapshot-update", *words)
 
 

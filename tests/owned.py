@@ -13,7 +13,7 @@ from tests.test_worker import FLOAT16, FLOAT32, TERMS, bound
 import requant.audit
 from requant.audit.pool import prepare
 from requant.audit.references import known
-from requant.build import build
+from requant.build import build, record
 from requant.build.inputs import tiny_inputs
 from requant.check import check
 from requant.check.checked import Checked
@@ -51,6 +51,13 @@ def alter(folder: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
     before, data = checkpoint.shards[file][name].read(), (folder / file).read_bytes()
     assert data.count(before) == 1
     (folder / file).write_bytes(data.replace(before, edit(before)))
+
+
+def built_and_recorded(own: Recipe, folder: Path) -> Path:
+    """Build the tiny model mini of a recipe of one's own, record it beside the recipe, and return the checkpoint."""
+    made = build(own, tiny="mini", out=folder / "built", keep_raw=True).folder
+    record(own, "mini", made)
+    return made
 
 
 def found_within_reach(own: Recipe, first: Path, layer: str, block: str, folder: Path) -> None:

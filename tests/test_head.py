@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.owned import computes, found_within_reach, hold
+from tests.owned import built_and_recorded, computes, found_within_reach, hold
 from tests.test_adapters import accumulating, heard, of_one_s_own
 
-from requant.build import build, record
+from requant.build import build
 from requant.build.survey import record as renew
 from requant.checkpoint.checkpoint import open_checkpoint
 from requant.formats import PACKED
@@ -53,10 +53,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of its tiny model mini, recorded."""
-    folder = build(own, tiny="mini", out=tmp_path_factory.mktemp("first") / "built", keep_raw=True).folder
-    record(own, "mini", folder)
-    return folder
+    return built_and_recorded(own, tmp_path_factory.mktemp("first"))
 
 
 @pytest.mark.full

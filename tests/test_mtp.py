@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import ROOT
-from tests.owned import found_within_reach, hold
+from tests.owned import built_and_recorded, found_within_reach, hold
 from tests.test_adapters import accumulating, heard, of_one_s_own
 
-from requant.build import build, record
+from requant.build import build
 from requant.errors import RecipeError
 from requant.formats import PACKED
 from requant.model.plan import FILE
@@ -98,10 +98,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def first(own: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of its tiny model mini, recorded."""
-    folder = build(own, tiny="mini", out=tmp_path_factory.mktemp("first") / "built", keep_raw=True).folder
-    record(own, "mini", folder)
-    return folder
+    return built_and_recorded(own, tmp_path_factory.mktemp("first"))
 
 
 @pytest.mark.worker

@@ -32,8 +32,7 @@ from requant.check.weights import as_floats, in_pairs, returned
 from requant.check.words import read_packed, scratch
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats import Packing
-from requant.formats.codec import narrow, widen
-from requant.formats.compressed_tensors import FLOATS
+from requant.formats.codec import FLOATS, narrow, widen
 from requant.rounding import ways as rounding
 from requant.rounding.kernels import distances, error, shares, unlike
 from requant.rounding.reach import (

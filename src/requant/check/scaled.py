@@ -186,9 +186,9 @@ def _behind(
     with np.errstate(all="ignore"):
         factors = ours / theirs
     told = (np.abs(theirs) >= LEAST[dtype]) & np.isfinite(factors) & (factors > 0)
-    told &= rest <= MOST * np.abs(theirs) if norm.added else True
     loose = np.full(theirs.size, ROUNDINGS * UNIT[dtype], np.float32)
     if norm.added:  # the sum was rounded before it was divided, and the quotient less what was added after it
+        told &= rest <= MOST * np.abs(theirs)
         share = np.divide(rest, np.abs(theirs), where=told, out=np.zeros_like(rest))
         loose += np.float32(2 * UNIT[dtype]) * (1 + share)
     if samples and not told.all():

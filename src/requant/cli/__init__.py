@@ -52,7 +52,7 @@ def main() -> int:
         fail("standard output is closed", "Results are written to it.", NotAvailableError.exit_status)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal has not
-    load(sys.argv[1:2] if sys.argv[1:2] and sys.argv[1] in VERBS else VERBS)
+    load([word for word in sys.argv[1:2] if word in VERBS] or VERBS)
     try:
         status = app(prog_name="requant", standalone_mode=False)  # what the command's typer.Exit carries
         if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt

@@ -28,7 +28,8 @@ def repair(
     mtp: Annotated[
         Literal["bf16", "rtn"] | None,
         typer.Option(
-            help="How to store MTP, the block that predicts further tokens. Without it as floats or as codes, as it is."
+            help="How to store MTP, the block that predicts further tokens. Without it, as it is stored: as floats, "
+            "or as codes."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -251,7 +251,9 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
     said: dict[str, list[str]] = {}
     against: list[str] = []
     folder = proofs.recipe.beside(OUTCOMES)
-    for name in submitted(folder):
+    names = submitted(folder)
+    base = _base(proofs) if names else ""
+    for name in names:
         where = f"{OUTCOMES}/{name}"
         try:
             signed = verify_file(folder / name, [each.key for each in known.values()])
@@ -263,7 +265,7 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
             if name != f"{sha256((folder / name).read_bytes())}{BUNDLE}":
                 raise ValueError("its name is not the SHA-256 of its bytes")
             confirm_subjects(signed, proofs.files, where)
-            if outcome.verb == "check" and (fault := _unlike_build(outcome, proofs)):
+            if outcome.verb == "check" and (fault := _unlike_build(outcome, proofs, base)):
                 raise ValueError(fault)
         except SignatureError as error:
             refused[where] = (
@@ -306,16 +308,22 @@ def _findings(outcome: Told) -> str:
     return ", ".join(kinds) or outcome.outcome
 
 
-def _unlike_build(outcome: Told, proofs: Proofs) -> str:
-    """Say why a check was not of this build: of other files than its base's, say; nothing where it was."""
+def _base(proofs: Proofs) -> str:
+    """Return the digest that names the files of the base; nothing where no record says which they are."""
+    try:
+        return identity(base_files(proofs.recipe, proofs.tiny, recorded(proofs.recipe, proofs.tiny, RECORDED[2])))
+    except (CheckpointError, RecipeError):
+        return ""
+
+
+def _unlike_build(outcome: Told, proofs: Proofs, base: str) -> str:
+    """Say why a check was not of this build: of other files than its `base` has, say; nothing where it was."""
     tiny = outcome.details.get("tiny")
     if outcome.against.get("recipe") != proofs.recipe.digest or tiny != (proofs.tiny is not None):
         return "held against another recipe, or against none"
-    try:
-        base = base_files(proofs.recipe, proofs.tiny, recorded(proofs.recipe, proofs.tiny, RECORDED[2]))
-    except (CheckpointError, RecipeError):
+    if not base:
         return "nothing records which files the base has"
-    return "" if outcome.against.get("base") == identity(base) else "held against other files than those of the base"
+    return "" if outcome.against.get("base") == base else "held against other files than those of the base"
 
 
 def _blocks(covered: Coverage) -> Rung:
