@@ -15,6 +15,7 @@ from tests.checkpoints import shard
 from tests.fixture import Stored, damaged, load, wrong
 
 from requant.check import check
+from requant.check.checked import Checked
 from requant.check.reader import open_reader
 from requant.formats import codec, floats
 from requant.formats.compressed_tensors import FLOATS, MX, NVFP4, Packed, Plain, pack, read, unpack
@@ -315,6 +316,21 @@ def test_a_range_that_errs_more_than_the_whole_one_is_not_told() -> None:
 @pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (3, "clean")])
 def test_a_search_explains_most_layers_of_a_file_or_none(searched: int, outcome: str, tmp_path: Path) -> None:
     """Of four layers made without one, a scale that is off by a hundredth is damage, though a search tries it."""
+    found = of_four(tmp_path, searched, every=searched > 1)
+    assert found.outcome == outcome
+    assert {each.tensor.rpartition(".")[0] for each in found.findings} <= {"layers.0.up_proj"}
+
+
+def test_what_a_search_does_not_explain_is_named_all_the_same(tmp_path: Path) -> None:
+    """A layer with many such scales is near the base, and its shape is wrong."""
+    found = of_four(tmp_path, 1, every=True, shape=(64, 64))
+    assert [(each.kind, each.tensor) for each in found.findings] == [
+        ("declared otherwise", "layers.0.up_proj.weight_shape")
+    ]
+
+
+def of_four(folder: Path, searched: int, *, every: bool, shape: tuple[int, int] = (64, 128)) -> Checked:
+    """Check four layers, some with the scales of a search, in `every` group or one; the first says another shape."""
     form, rng = Packed(4, Grid(1, 32)), np.random.default_rng(3)
     weight = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
     stated: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": []}
@@ -330,21 +346,19 @@ def test_a_search_explains_most_layers_of_a_file_or_none(searched: int, outcome:
             for place in np.ndindex(told.shape):
                 told[place] -= 1
                 stored = MinMax(form, searched=True).encode(wide, "BF16", {"weight_scale": told})
-                if searched == 1 and (stored["weight_scale"] != plain).any():
+                if not every and (stored["weight_scale"] != plain).any():
                     break
             assert (stored["weight_scale"] != plain).any()
-        shape = np.array([64, 128], np.int64)
         made[f"{name}.weight_packed"] = "I32", [64, 16], stored["weight_packed"].tobytes()
         made[f"{name}.weight_scale"] = "BF16", [64, 4], stored["weight_scale"].tobytes()
-        made[f"{name}.weight_shape"] = "I64", [2], shape.tobytes()
-    for folder, tensors, said in (("base", base, {}), ("made", made, {"quantization_config": stated})):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.safetensors").write_bytes(shard(tensors))
-        (tmp_path / folder / "config.json").write_text(json.dumps({"model_type": "llama"} | said))
-    with open_reader(str(tmp_path / "made")) as theirs, open_reader(str(tmp_path / "base")) as ours:
-        found = check(theirs, ours, threads=1)
-    assert found.outcome == outcome
-    assert {each.tensor.rpartition(".")[0] for each in found.findings} <= {"layers.0.up_proj"}
+        told = np.array((64, 128) if number else shape, np.int64)
+        made[f"{name}.weight_shape"] = "I64", [2], told.tobytes()
+    for side, tensors, said in (("base", base, {}), ("made", made, {"quantization_config": stated})):
+        (folder / side).mkdir()
+        (folder / side / "model.safetensors").write_bytes(shard(tensors))
+        (folder / side / "config.json").write_text(json.dumps({"model_type": "llama"} | said))
+    with open_reader(str(folder / "made")) as theirs, open_reader(str(folder / "base")) as ours:
+        return check(theirs, ours, threads=1)
 
 
 @pytest.mark.parametrize("bits", [5, 6, 7])

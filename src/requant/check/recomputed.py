@@ -186,6 +186,8 @@ def settle(
     sides = _siblings(widest)
     settled: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     off: dict[str, tuple[Finding, ...]] = {}
+    odd: dict[str, tuple[Finding, ...]] = {}
+    searched: dict[str, Measured] = {}
     unmade: dict[tuple[Codec, str], frozenset[str]] = {}
     for name, some in results.items():
         span = some[0][0].span
@@ -200,19 +202,23 @@ def settle(
         if way == NEAR and whole:
             way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
         settled[name] = way, found
+        if way.startswith(SEARCHED):
+            searched[name] = measured
         formula = next((each for each in formulas(held.codec) if each.name == way), None)
         if formula and (kind := (held.codec, formula.name)) not in unmade:
             unmade[kind] = _unmade(span, held, formula, checkpoint)
         if formula and not found and (unmade[kind] or not (whole or not formula.whole(1.0, held.dtype))):
             settled[name] = FAITHFUL, found
-        if odd := (*_fixed(span, held, checkpoint), *_inputs(span, held, checkpoint)):
-            settled[name] = settled[name][0], (*found, *odd)
+        odd[name] = (*_fixed(span, held, checkpoint), *_inputs(span, held, checkpoint))
         if whole and formula and settled[name][0] == way:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
-    for name in _lone(settled, results):
-        span, measured = results[name][0][0].span, merge(each for _, each in results[name])
+    for name in _lone(searched, results):
+        span, measured = results[name][0][0].span, searched[name]
         plain = {way: found for way, found in measured.findings.items() if not way.startswith(SEARCHED)}
         settled[name] = _way(span, Stored.of(span, checkpoint, base), replace(measured, findings=plain))
+    for name, more in odd.items():
+        way, found = settled[name]
+        settled[name] = way, (*found, *more)
     asked = Counter(settled[name][0] for name in off)
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
     for name, faults in off.items():
@@ -273,16 +279,11 @@ def _agreed(
     return agreed
 
 
-def _lone(
-    settled: Mapping[str, tuple[str, tuple[Finding, ...]]],
-    results: Mapping[str, Sequence[tuple[Window, Measured]]],
-) -> list[str]:
+def _lone(searched: Mapping[str, Measured], results: Mapping[str, Sequence[tuple[Window, Measured]]]) -> list[str]:
     """Return the layers that only a search explains where most of their codec's others need none: these are damaged."""
-    of_codec = Counter(results[name][0][0].span.codec for name in settled)
-    searched = [name for name, (way, _) in settled.items() if way.startswith(SEARCHED)]
-    counted = Counter(results[name][0][0].span.codec for name in searched)
-    codecs = {codec for codec, count in counted.items() if 2 * count < of_codec[codec]}
-    return [name for name in searched if results[name][0][0].span.codec in codecs]
+    codecs = {name: some[0][0].span.codec for name, some in results.items()}
+    all_of, counted = Counter(codecs.values()), Counter(codecs[name] for name in searched)
+    return [name for name in searched if 2 * counted[codecs[name]] < all_of[codecs[name]]]
 
 
 def _names(codec: Codec) -> list[str]:
