@@ -10,10 +10,11 @@ from tests.worker.prepared import answer
 from requant.worker.autoround.bounds import SIGMAS, BeyondError, Bounds
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
+GROUPS = 8
 NOISE = 0.01
 """Of logits, of which two machines and a try have each their own."""
 TURNED = range(0, TOKENS, 16)
-PLACES = {"next": CHOSEN, "tenth": CHOSEN + 9, "last": EXPERTS - 1}
+PLACES = {"next": CHOSEN, "tenth": CHOSEN + 9, "far": EXPERTS // 4, "last": EXPERTS - 1}
 """Which expert a token is sent to instead of the last one of its choice, by their order."""
 
 OUTPUTS, INPUTS, OFF = 64, 256, 0.06
@@ -44,21 +45,30 @@ def held(scores: Any, tried: Any, own: Any, theirs: Any) -> Bounds:
 def routes() -> dict[str, Any]:
     """Say how many routes of another machine were taken, and how many of `TURNED` a builder can turn, by place.
 
-    Scores are probabilities of all experts, or logits of which half are left out.
+    Scores are probabilities of all experts, logits of which half are left out, or those of the better half of groups,
+    of which the try chooses others for some tokens.
     """
     logits = torch.randn(TOKENS, EXPERTS)
+    outside = torch.rand(TOKENS, GROUPS).argsort(-1)[:, : GROUPS // 2]
+    left = torch.zeros(TOKENS, GROUPS, dtype=torch.bool).scatter(-1, outside, True)
+    moved = torch.where((torch.arange(TOKENS) % 8 == 0)[:, None], ~left, left)
 
     def machine(left_out: Any) -> Any:
         return (logits + NOISE * torch.randn_like(logits)).masked_fill(left_out, -torch.inf)
 
+    def of_groups(left_out: Any) -> Any:
+        return left_out.repeat_interleave(EXPERTS // GROUPS, dim=-1)
+
     came: dict[str, Any] = {}
-    for name, left_out in {
-        "all": torch.zeros(EXPERTS, dtype=torch.bool),
-        "half": torch.arange(EXPERTS) % 2 > 0,
-    }.items():
-        own, theirs, tried = (machine(left_out) for _ in range(3))
+    nothing, odd = torch.zeros(EXPERTS, dtype=torch.bool), torch.arange(EXPERTS) % 2 > 0
+    for name, left_out, left_in_try in (
+        ("all", nothing, nothing),
+        ("half", odd, odd),
+        ("groups", of_groups(left), of_groups(moved)),
+    ):
+        own, theirs, tried = machine(left_out), machine(left_out), machine(left_in_try)
         best, other = (each.topk(CHOSEN).indices for each in (own, theirs))
-        scores, again = (own, tried) if name == "half" else (own.softmax(-1), tried.softmax(-1))
+        scores, again = (own.softmax(-1), tried.softmax(-1)) if name == "all" else (own, tried)
         came[name] = held(scores, again, best, other).routes_taken
         order = scores.argsort(-1, descending=True)
         turned = dict.fromkeys(PLACES, 0)

@@ -459,13 +459,17 @@ def _ranked(scores: Any, off: Any) -> Any:
     """Return the squares of what scores are off by, [tokens, experts], where a try moved them by `off`.
 
     One try says little of a single score, and large ones are off by more than small ones: to the square of its own is
-    added the mean of the squares, over all tokens, of the scores of its rank.
+    added the mean of the squares, over all tokens, of the scores of its rank. Neither counts what an expert that one of
+    both leaves out is off by, as where groups of experts are chosen first: its score may be -inf.
     """
     import torch
 
-    square = _rows(off).double().square().nan_to_num(0)  # a score of an expert that is left out may be -inf
+    square = _rows(off).double().square()
+    known = square.isfinite()
+    square = torch.where(known, square, 0)
     order = _rows(scores).argsort(-1, descending=True)
-    return square + torch.empty_like(square).scatter_(-1, order, square.gather(-1, order).mean(0).expand_as(square))
+    mean = square.gather(-1, order).sum(0) / known.gather(-1, order).sum(0).clamp(min=1)
+    return square + torch.empty_like(square).scatter_(-1, order, mean.expand_as(square))
 
 
 def _spread(off: Any) -> Any:
