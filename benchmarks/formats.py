@@ -23,7 +23,7 @@ from requant.check.recomputed import NUMPY
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, narrow, widen
 
-SIDE, COUNT, SHARDS = 2048, 12, 6
+SIDE, COUNT, SHARDS = 2048, 36, 6
 NAMES = ("int4, groups", "int8, channels", "FP8, channels", "FP8 of DeepSeek", "NVFP4", "MXFP4", "nf4", "int8 by rows")
 NAMES += ("MLX 4 bits", "MLX mxfp4")
 

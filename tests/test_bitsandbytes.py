@@ -91,6 +91,14 @@ def test_a_weight_that_was_converted_first() -> None:
     assert differing(formula(CODECS["nf4"], "CPU").encode(weights, "F32", stored), stored) == {}
 
 
+@pytest.mark.parametrize("machine", ["CPU", "CUDA"])
+def test_nothing_is_made_in_a_dtype_that_cannot_hold_the_weights(machine: str) -> None:
+    stored, weights = recorded("F16/nf4/"), widen(RECORDED["F32"], "F32").copy()
+    weights[0, 0] = 70_000
+    made = formula(CODECS["nf4"], machine).encode(weights, "F32", stored)
+    assert STATE in differing(made, stored)
+
+
 def test_one_bit_or_one_step_of_a_scale_is_found_where_it_is() -> None:
     stored = {suffix: each.copy() for suffix, each in recorded("BF16/nf4/").items()}
     stored["weight"][77, 0] ^= 0x10

@@ -52,8 +52,9 @@ from requant.rounding.reach import Reach, loosest, reach_of
 
 WEIGHTS = 1 << 22
 """Weights of a packed layer in one window, at most: with its codes and buffers, some 20 MB per thread."""
-CODED = 1 << 20
-"""Weights of a layer that is made again in one window: what it takes as float32 stays in the processor's cache."""
+CODED = 1 << 21
+"""Weights of a layer that is made again in one window, some 20 MB per thread: what Python does between two kernels, for
+which threads wait for each other, is as long for fewer."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
 SCHEMA = 5

@@ -105,7 +105,7 @@ def recompute(
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
     counts = Counts(codes=weights.size, widest=widest)
-    if fits and all(part.sized for part in held.parts.values()):  # else a text was taken at its word
+    if fits and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
         missed, whole = squares(held.codec.decode(stored, span.columns), weights)

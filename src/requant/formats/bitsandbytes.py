@@ -111,7 +111,13 @@ class FourBit:
             "weight": Part(Spec("U8", (rows * columns // 2, 1))),
             "weight.absmax": Part(Spec("U8" if self.nested else "F32", (blocks,))),
             "weight.quant_map": Part(Spec("F32", (16,)), 0),
-            self.state: Part(Spec("U8", (0,)), 0, sized=False, accepts=partial(_belongs, [rows, columns], self.nested)),
+            self.state: Part(
+                Spec("U8", (0,)),
+                0,
+                sized=False,
+                decides=self.nested,
+                accepts=partial(_belongs, [rows, columns], self.nested),
+            ),
         }
         if self.nested:
             if rows > share and rows % share:

@@ -37,13 +37,15 @@ class Part:
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
     In the place of its first axis, of outputs, a file may have `several`: experts, and the outputs of each.
     `holds` is all that it has, where that follows from the shape of the weight alone. One that is not `sized` is a list
-    of at most `LONGEST` bytes, such as a text; it belongs to the layer as a whole.
+    of at most `LONGEST` bytes, such as a text; it belongs to the layer as a whole. Where it `decides` what codes mean,
+    a formula takes it at its word, so that what fits is measured as well.
     """
 
     spec: Spec
     every: int = 1
     holds: Array | None = field(default=None, compare=False)
     sized: bool = True
+    decides: bool = False
     several: bool = False
     accepts: Callable[[Array], bool] | None = field(default=None, compare=False)
     """Says of what is not sized whether it can belong to the weight."""

@@ -48,11 +48,12 @@ def e8m0(codes: Array) -> npt.NDArray[np.float32]:
 
 def halves(packed: Array) -> npt.NDArray[np.uint8]:
     """Return the codes of 4 bits, uint8 [rows, 2 * n], of bytes uint8 [rows, n], the lower bits first."""
-    codes = np.empty((packed.shape[0], 2 * packed.shape[1]), np.uint8)
-    codes[:, 0::2], codes[:, 1::2] = packed & 15, packed >> 4
-    return codes
+    pairs = np.ascontiguousarray(packed).astype("<u2")  # two codes at once: numpy is slow where it has to skip
+    pairs = (pairs | (pairs << np.uint16(4))) & np.uint16(0x0F0F)
+    return np.asarray(pairs.view(np.uint8))
 
 
 def bytes_of(codes: Array) -> npt.NDArray[np.uint8]:
     """Return bytes uint8 [rows, n] of codes of 4 bits uint8 [rows, 2 * n]: the inverse of `halves`."""
-    return np.asarray(codes[:, 0::2] | (codes[:, 1::2] << 4), np.uint8)
+    pairs = np.ascontiguousarray(codes).view("<u2")
+    return np.asarray((pairs | (pairs >> np.uint16(4))).astype(np.uint8))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
-from requant.formats.floats import E2M1
+from requant.formats.floats import E2M1, bytes_of
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -178,6 +178,8 @@ def _places(bits: int) -> list[tuple[int, int]]:
 
 def pack(codes: Array, bits: int) -> npt.NDArray[np.uint32]:
     """Pack codes uint8 [out, in], 0 to 2^bits - 1, into words uint32 [out, in * bits / 32]."""
+    if bits == 4:
+        return bytes_of(codes).view("<u4")
     places = _places(bits)
     grouped = codes.reshape(len(codes), -1, len(places))
     octets = np.zeros((*grouped.shape[:2], len(places) * bits // 8), np.uint8)

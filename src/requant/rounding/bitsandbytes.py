@@ -32,7 +32,8 @@ from requant.formats.bitsandbytes import (
     state_of,
 )
 from requant.formats.codec import Array, Arrays, converted
-from requant.rounding.kernels import above
+from requant.rounding.levels import above, whole
+from requant.rounding.quotients import PLACES, greatest, narrow
 
 F32 = np.float32
 PIVOTS = (
@@ -45,7 +46,7 @@ STEPS = (0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8
 CODES = np.array((0, 1, 6, 7, 4, 5, 2, 3), np.uint8)
 """Between fp4's magnitudes, as `dQuantizeFP4` has them, and their codes in order."""
 LEAST = F32(1e-38)
-PLACES = 65535
+LOOKED_UP = 65535
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class FourBitRounding:
         stated = dtype_of(text)
         with np.errstate(all="ignore"):
             blocks = converted(weights, dtype, stated).reshape(-1, BLOCK)
-            absmax = np.abs(blocks).max(axis=-1)
-            scaled = blocks * (F32(1) / (absmax if self.cuda else np.maximum(absmax, LEAST)))[:, None]
-            codes = self._codes(scaled).reshape(-1, 2)
+            absmax = greatest(blocks)
+            codes = self._codes(blocks, F32(1) / (absmax if self.cuda else np.maximum(absmax, LEAST)))
+            pairs = codes.view("<u2")
             made = {
-                "weight": codes[:, 0] << np.uint8(4) | codes[:, 1],
+                "weight": (pairs << np.uint16(4) | pairs >> np.uint16(8)).astype(np.uint8).reshape(-1),
                 "weight.absmax": absmax,
-                self.codec.state: self._state(text, stated, weights.shape[1]),
+                # In a dtype that cannot hold the weights nothing is made of them.
+                self.codec.state: self._state(text, stated, weights.shape[1]) if np.isfinite(absmax).all() else ~text,
             }
             if self.codec.nested:
                 less = absmax - offset(text)
@@ -89,14 +91,15 @@ class FourBitRounding:
         """Return the table of codes."""
         return {"weight.quant_map": quant_map(self.codec.kind)}
 
-    def _codes(self, scaled: Array) -> Array:
+    def _codes(self, blocks: Array, factors: Array) -> Array:
         if self.cuda and self.codec.kind == "nf4":
-            return _above(PIVOTS, scaled)
+            return _above(PIVOTS, blocks, factors)
         if self.cuda:
-            return CODES[_above(STEPS, np.abs(scaled))] + np.uint8(8) * (scaled < 0)
+            negative = blocks * factors[:, None] < 0
+            return CODES[_above(STEPS, np.abs(blocks), np.abs(factors))] + np.uint8(8) * negative
         table = quant_map(self.codec.kind)
         order = np.argsort(table, kind="stable").astype(np.uint8)
-        return np.asarray(order[_above((table[order][:-1] + table[order][1:]) / F32(2), np.clip(scaled, -1, 1))])
+        return np.asarray(order[_above((table[order][:-1] + table[order][1:]) / F32(2), blocks, factors)])
 
     def _state(self, text: Array, dtype: str, columns: int) -> Array:
         """Return the JSON that the tool would have written, or what the text is not where that is longer or shorter."""
@@ -111,10 +114,10 @@ class FourBitRounding:
         return written if written.size == text.size else ~text
 
 
-def _above(bounds: Any, values: Array) -> Array:
-    """Return how many of some bounds are less than each value, uint8: none where that is NaN."""
-    found = np.empty(values.shape, np.uint8)
-    above(np.ascontiguousarray(values).reshape(-1), np.asarray(bounds, F32), False, found.reshape(-1))
+def _above(bounds: Any, blocks: Array, factors: Array) -> Array:
+    """Return how many of some bounds are less than each value times its block's factor, uint8: none of a NaN."""
+    found = np.empty(blocks.shape, np.uint8)
+    above(np.ascontiguousarray(blocks), factors, np.asarray(bounds, F32), found)
     return found
 
 
@@ -135,10 +138,10 @@ def searched(scaled: Array, table: Array) -> Array:
 
 def looked_up(scaled: Array, table: Array, zeros: Array) -> Array:
     """Return the codes uint8 of numbers from -1 to 1, by a table of places; 0 where the block is `zeros`."""
-    values = F32(-1) + np.arange(PLACES + 1, dtype=F32) * F32(2) / F32(PLACES)
+    values = F32(-1) + np.arange(LOOKED_UP + 1, dtype=F32) * F32(2) / F32(LOOKED_UP)
     places = np.searchsorted(F32(0.5) * (table[:-1] + table[1:]), values).astype(np.uint8)
-    at = (np.clip(np.nan_to_num(scaled), -1, 1) + F32(1)) * F32(0.5) * F32(PLACES) + F32(0.5)
-    return np.where(zeros, np.uint8(0), places[np.minimum(at.astype(np.int64), PLACES)])
+    at = (np.clip(np.nan_to_num(scaled), -1, 1) + F32(1)) * F32(0.5) * F32(LOOKED_UP) + F32(0.5)
+    return np.where(zeros, np.uint8(0), places[np.minimum(at.astype(np.int64), LOOKED_UP)])
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,10 @@ class Int8Rounding:
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return weight and SCB."""
         with np.errstate(all="ignore"):
-            halves = converted(weights, dtype, "F16")
-            wide = np.abs(halves).max(axis=-1)
-            factor = F32(127) * (F32(1) / wide) if self.cuda else F32(127) / wide
-            codes = np.nan_to_num(np.rint(halves * factor[:, None])).clip(-128, 127).astype(np.int8)
+            halves = np.array(weights, F32)
+            narrow(halves, PLACES["F16"])
+            wide, codes = greatest(halves), np.empty(halves.shape, np.int8)
+            whole(halves, F32(127) * (F32(1) / wide) if self.cuda else F32(127) / wide, codes)
         return {"weight": codes, "SCB": wide}
 
     def whole(self, widest: float, dtype: str) -> Arrays:

@@ -19,8 +19,6 @@ TILE = 64
 """Rows or columns that are transposed at once, so that both sides stay in the cache."""
 LINE = 8
 """Codes of so many words, eight bytes each, are a line of a cache."""
-STRETCH = 1024
-"""Numbers that are compared with several bounds at once."""
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
 NONE, HALF = np.float32(0), np.float32(0.5)
 HALF_BITS = np.int32(0x3F000000)
@@ -379,29 +377,6 @@ def affine(weights, group, biases, scales, top, away, codes):
             some_codes = codes[r, first : first + group]
             for i in range(group):
                 some_codes[i] = np.uint8(np.int32(steps[i]))
-
-
-@njit(**_OPTIONS)
-def above(values, bounds, least, found):
-    """Write into `found` uint8 [n] how many of some bounds are less than each of `values` float32 [n].
-
-    With `least`, those that are equal count too. NaN is above none.
-    """
-    counts = np.empty(STRETCH, np.int32)
-    for start in range(0, values.shape[0], STRETCH):
-        some = values[start : start + STRETCH]
-        size = some.shape[0]
-        for i in range(size):
-            counts[i] = 0
-        for bound in bounds:
-            if least:
-                for i in range(size):
-                    counts[i] += np.int32(1) if some[i] >= bound else np.int32(0)
-            else:
-                for i in range(size):
-                    counts[i] += np.int32(1) if some[i] > bound else np.int32(0)
-        for i in range(size):
-            found[start + i] = np.uint8(counts[i])
 
 
 @njit(**_OPTIONS)

@@ -21,6 +21,7 @@ from requant.formats.floats import E2M1
 from requant.formats.mlx import Affine, Float, e4m3, pack
 from requant.rounding.kernels import affine as affine_codes
 from requant.rounding.mxfp4 import e2m1
+from requant.rounding.quotients import greatest
 
 EPS = 1e-7
 
@@ -113,23 +114,20 @@ class FloatRounding:
         inner = "F32" if self.gpu else dtype
         with np.errstate(all="ignore"):
             grouped = weights.reshape(-1, self.codec.group)
-            greatest = np.float32(6 if self.codec.bits == 4 else 448)
-            scale = rounded(np.abs(grouped).max(axis=-1) / greatest, inner)
+            most = np.float32(6 if self.codec.bits == 4 else 448)
+            scale = rounded(greatest(grouped) / most, inner)
             if self.codec.mode == "nvfp4":
                 octets = to_e4m3(scale)
                 divisor = e4m3()[octets]
             else:
                 octets, divisor = self._power(scale, inner)
-            if self.gpu:
-                factor = np.where(divisor == 0, np.float32(0), np.float32(1) / divisor)
-                steps = grouped * factor[:, None]
+            factor = np.where(divisor == 0, np.float32(0), np.float32(1) / divisor)
+            if self.gpu and self.codec.bits == 4:
+                codes = e2m1(grouped, factor, even=True)
+            elif self.codec.bits == 8:
+                codes = to_e4m3(grouped * factor[:, None] if self.gpu else rounded(grouped / divisor[:, None], inner))
             else:
                 steps = rounded(grouped / divisor[:, None], inner)
-            if self.codec.bits == 8:
-                codes = to_e4m3(steps)
-            elif self.gpu:
-                codes = e2m1(steps, even=True)
-            else:
                 codes = first_nearest(steps, "F32" if self.codec.mode == "nvfp4" else inner)
         return {"weight": pack(codes.reshape(weights.shape), self.codec.bits), "scales": octets}
 

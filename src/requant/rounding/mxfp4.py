@@ -13,27 +13,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from requant.formats.codec import Array, Arrays, converted
+from requant.formats.floats import bytes_of
 from requant.formats.mxfp4 import GROUP, GptOssMXFP4
 from requant.rounding.formula import Formula
-from requant.rounding.kernels import above
+from requant.rounding.levels import reached
+from requant.rounding.quotients import greatest
 
 F32 = np.float32
 GREATEST = F32(6)
-HALVES = np.array((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5), F32)
+BOUNDS = np.array((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5), F32)
 """Between E2M1's magnitudes."""
-ODD = np.array((1, 0, 1, 0, 1, 0, 1), np.bool_)
-"""Whether the greater of both has an odd code."""
+EVEN = np.where((1, 0, 1, 0, 1, 0, 1), np.nextafter(BOUNDS, F32(9)), BOUNDS)
+"""The least magnitude that has each code but 0, where ties go to even ones: every second is the next greater."""
 FRACTION, EXPONENT = np.uint32(0x007FFFFF), np.uint32(0x7F800000)
 
 
-def e2m1(values: Array, *, even: bool) -> Array:
-    """Return the E2M1 numbers nearest to float32 ones, uint8; ties go to `even` or away from 0, NaN to the greatest."""
+def e2m1(values: Array, factors: Array, *, even: bool) -> Array:
+    """Return the E2M1 numbers nearest to float32 values [blocks, n] times their block's factor, uint8 codes.
+
+    Ties go to `even` codes or away from 0, NaN to the greatest.
+    """
     codes = np.empty(values.shape, np.uint8)
-    magnitudes = np.where(np.isnan(values), np.inf, np.abs(values)).astype(F32)
-    # The least number that has each code but 0: of ties to even, every second is the next greater.
-    bounds = np.where(even & ODD, np.nextafter(HALVES, F32(9)), HALVES)
-    above(magnitudes.reshape(-1), bounds, True, codes.reshape(-1))
-    return np.asarray(codes | np.signbit(values).astype(np.uint8) << np.uint8(3))
+    reached(values, factors, (EVEN if even else BOUNDS).view(np.int32), codes)
+    return codes
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,12 @@ class Mxfp4Rounding:
         """Return both tensors."""
         with np.errstate(all="ignore"):
             grouped = converted(weights, dtype, "BF16").reshape(-1, GROUP)
-            bits = (np.abs(grouped).max(axis=-1) / GREATEST).view(np.uint32)
+            bits = (greatest(grouped) / GREATEST).view(np.uint32)
             bits = (bits + FRACTION if self.up else bits) & EXPONENT
             scale = bits.view(F32)
-            scaled = grouped * np.where(scale == 0, F32(0), F32(1) / scale)[:, None]
-            codes = e2m1(scaled, even=self.even)
-            pairs = codes.reshape(-1, 2)
+            codes = e2m1(grouped, np.where(scale == 0, F32(0), F32(1) / scale), even=self.even)
         return {
-            "_blocks": pairs[:, 0] | pairs[:, 1] << np.uint8(4),
+            "_blocks": bytes_of(codes).reshape(-1),
             "_scales": (bits >> np.uint32(23)).astype(np.uint8),
         }
 

@@ -7,6 +7,7 @@ Weights are float32 [rows, columns], scales and zero points float32 [n, m]: of `
 import numpy as np
 from numba import njit
 
+from requant.formats.codec import Array
 from requant.rounding.kernels import _OPTIONS, HALF, MAGIC, MAGNITUDE, NONE, SHIFT, SIGN, UNSIGNED, UPPER
 
 PLACES = {"F32": 0, "BF16": 1, "F16": 2}
@@ -36,6 +37,13 @@ def widest(bits, height, width, found):
                 most = magnitude if magnitude > most else most
             if most > found[r // height, g]:
                 found[r // height, g] = most
+
+
+def greatest(blocks: Array) -> Array:
+    """Return the greatest magnitude of each block of float32 [blocks, width], float32; NaN where there is one."""
+    found = np.zeros((len(blocks), 1), np.int32)
+    widest(np.ascontiguousarray(blocks, np.float32).view(np.int32), 1, blocks.shape[1], found)
+    return found.view(np.float32)[:, 0]
 
 
 @njit(**_OPTIONS)
@@ -141,6 +149,14 @@ def e2m1(weights, scales, height, width, places, signed, codes):
                 code += np.uint32(wide > np.uint32(0x40200000)) + np.uint32(wide >= np.uint32(0x40600000))
                 code += np.uint32(wide > np.uint32(0x40A00000))
                 target[i] = np.uint8(code | sign)
+
+
+@njit(**_OPTIONS)
+def narrow(values, places):
+    """Round float32 [rows, columns] in place to BF16 or F16, ties to even."""
+    for r in range(values.shape[0]):
+        some = values[r]
+        _narrow(some, some.view(np.uint32), some.shape[0], places)
 
 
 @njit(inline="always")
