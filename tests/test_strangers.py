@@ -1,13 +1,15 @@
 """Tools of others accept our bundles and keys, and refuse what was changed.
 
-They are securesystemslib, sigstore-python, npm's sigstore, and OpenSSF's model_signing; of keyless ones npm's here, and
-sigstore-python in tests/test_keyless.py.
+They are securesystemslib, sigstore-python, npm's sigstore, cosign, sigstore-go, and OpenSSF's model_signing; of keyless
+ones npm's, cosign and sigstore-go here, and sigstore-python in tests/test_keyless.py.
 
 What each demands: docs/adr/0025-a-key-is-the-party-and-a-name-its-label.md.
 """
 
 import base64
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -39,6 +41,7 @@ from requant.evidence.keyless import log_in
 from requant.evidence.keys import KINDS, Kind, read_private, write_key
 from requant.evidence.outcomes import Judged
 from requant.evidence.signatures import sign
+from requant.evidence.statements import in_toto
 from requant.verdict import Outcome
 from requant.verify import verify
 
@@ -47,6 +50,9 @@ FAILED = Judged("verify", "different", {"config.json": "0a" * 32}, {"manifest": 
 NPM = ROOT / "tests" / "fixtures" / "sigstore"
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 """Where node and npm are: a wheel brings them, for a fresh Debian has none."""
+REQUIRED = "REQUANT_REQUIRE_COSIGN"
+"""Environment variable: where it is 1, a test without cosign and sigstore-go fails: somebody installed them for it."""
+CONTENT = {"config.json": b"{}", "model.safetensors": b"weights"}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -188,6 +194,106 @@ def test_npm_sigstore_keyless(
         (verify(forged(made)[0]), "Error"),
     ):
         assert refused[0] == 1 and said in refused[1], refused
+
+
+Run = Callable[..., str]
+"""Returns what a verifier has to say against something; nothing where it holds."""
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Run:
+    """What is written in Go, of Debian 13 (.ci/trixie): it asks nothing of the network, for it is given its root."""
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "http_proxy": "http://localhost:1"}
+    environment["https_proxy"] = environment["http_proxy"]
+
+    def run(program: str, *words: Path | str) -> str:
+        if not shutil.which(program):
+            if os.environ.get(REQUIRED) == "1":
+                pytest.fail(f"no {program}, and {REQUIRED} is 1")
+            pytest.skip(f"no {program}: apt-get install cosign sigstore-go, which Debian 13 has")
+        done = subprocess.run([program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode in (0, 1) and (done.returncode == 0 or done.stderr), done
+        return done.stderr if done.returncode else ""
+
+    for name, data in CONTENT.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "other.json").write_bytes(b"[]")
+    return run
+
+
+def of_content(statement: bytes) -> bytes:
+    """What a statement says, of files that are at hand: these verifiers take one of them."""
+    value, files = json.loads(statement), {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()}
+    return in_toto(files, value["predicateType"], value["predicate"])
+
+
+@kinds
+@pytest.mark.parametrize("statement", [BUILD, FAILED], ids=["build", "failure"])
+def test_cosign(kind: Kind, statement: bytes, tmp_path: Path, go: Run) -> None:
+    for name in ("ours", "another"):
+        write_key(tmp_path / name, kind)
+    (tmp_path / "root.json").write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()["trustedRoot"]))
+    signed = sign(of_content(statement), read_private(tmp_path / "ours.key"))
+    said = json.loads(statement)["predicateType"]
+    always = ("--trusted-root", "root.json", "--insecure-ignore-tlog", "--type", said, "--bundle", "b.json")
+
+    def verify(data: bytes, file: str, key: str = "ours") -> str:
+        (tmp_path / "b.json").write_bytes(data)
+        return go("cosign", "verify-blob-attestation", *always, "--key", f"{key}.pub", file)
+
+    for name in CONTENT:
+        assert verify(signed, name) == ""
+    assert "does not match any digest" in verify(signed, "other.json")
+    assert "could not verify envelope" in verify(signed, "config.json", "another")
+    for each in (*forged(signed), enveloped(signed, signatures=[])):
+        assert verify(each, "config.json")
+    (tmp_path / "config.json").write_bytes(b"{ }")
+    assert "does not match any digest" in verify(signed, "config.json")
+
+
+def test_cosign_and_sigstore_go_keyless(tmp_path: Path, go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a Sigstore of our own. What `gh attestation verify` verifies with is sigstore-go."""
+    trust = tmp_path / "trust.json"
+    with running() as sigstore:
+        as_a_job(sigstore, monkeypatch)
+        trust.write_text(json.dumps(sigstore.trust_config()))
+        made = sign(of_content(BUILD), log_in(trust))
+        sigstore.late = timedelta(minutes=11)
+        late = sign(of_content(BUILD), log_in(trust))
+    other = Sigstore(url="http://localhost:1").trust_config()
+    for name, value in (("root.json", json.loads(trust.read_text())), ("foreign.json", other)):
+        (tmp_path / name).write_text(json.dumps(value["trustedRoot"]))
+
+    def cosign(root: str, issuer: str, subject: str, file: str) -> str:
+        who = ("--certificate-identity", subject, "--certificate-oidc-issuer", issuer, "--bundle", "b.json")
+        words = ("--trusted-root", root, "--type", "https://slsa.dev/provenance/v1", *who, file)
+        return go("cosign", "verify-blob-attestation", *words)
+
+    def sigstore_go(root: str, issuer: str, subject: str, file: str) -> str:
+        who = ("-expectedIssuer", issuer, "-expectedSAN", subject)
+        return go("sigstore-go-verification", "-artifact", file, "-trustedrootJSONpath", root, *who, "b.json")
+
+    for verifier in (cosign, sigstore_go):
+
+        def verify(
+            data: bytes,
+            root: str = "root.json",
+            issuer: str = GITHUB,
+            subject: str = WORKFLOW,
+            file: str = "model.safetensors",
+            ask: Callable[[str, str, str, str], str] = verifier,
+        ) -> str:
+            (tmp_path / "b.json").write_bytes(data)
+            return ask(root, issuer, subject, file)
+
+        assert verify(made) == ""
+        assert "in statement" in verify(made, file="other.json")
+        assert "expected SAN value" in verify(made, subject=f"{WORKFLOW}s")
+        assert "expected issuer value" in verify(made, issuer="https://example.com")
+        assert "not enough verified log entries" in verify(made, root="foreign.json")
+        assert "integrated time outside certificate validity" in verify(late)
+        for each in (*forged(made), enveloped(made, signatures=[])):
+            assert verify(each)
 
 
 MODEL = {"model.safetensors": shard({"a": ("F32", [1], b"abcd")}), "config.json": b"{}", "sub/tokenizer.json": b"{}"}

@@ -7,6 +7,7 @@ the very bytes that were verified here counts as published.
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from requant.report.judgement import judge
 from requant.report.page import page
 
 CARD = "README.md"
+XET = re.compile(r"\((\d{3}) .*/xet-write-token/")
+"""What hf_xet says of a status where it asked the Hub for leave to send; it has no other form."""
 UNSCANNED = ("tokenizer.", "vocab.", "merges.", "tekken.")
 """How the names begin of files that are words of a language, and where some look like keys."""
 
@@ -274,18 +277,22 @@ def _refused(name: str, error: Exception) -> Exception:
     inner = error.__cause__ if isinstance(error, RuntimeError) else None  # what went wrong with one upload of several
     cause = inner if isinstance(inner, Exception) else error
     kept = "what came whole is kept by the Hub: the same command goes on from there"
-    if isinstance(cause, HfHubHTTPError):
-        status = cause.response.status_code
+    xet = XET.search(str(cause))
+    if status := cause.response.status_code if isinstance(cause, HfHubHTTPError) else int(xet[1]) if xet else 0:
         if status == 412:
             return NotAvailableError(f"{name}: somebody changed it meanwhile", "Run it again, and look.")
         if status in (401, 403):
             return NotAvailableError(
                 f"{name}: refused, status {status}", "set HF_TOKEN to a token that may write to this repository"
             )
-        return NotAvailableError(f"{name}: status {status}: {cause.server_message or ''}"[:300], kept)
+        if status == 404 and xet:
+            advice = "with HF_HUB_DISABLE_XET=1 it is sent by git-lfs"
+            return NotAvailableError(f"{name}: this server has no Xet, by which hf_xet sends", advice)
+        told = f"{name}: status {status}: {getattr(cause, 'server_message', None) or ''}"
+        return NotAvailableError(told.removesuffix(": ")[:300], kept)
     if web.is_of_the_network(cause) or isinstance(cause, OSError):
         return NotAvailableError(f"{name}: {web.trouble(cause)}", kept)
     if isinstance(cause, ValueError | RuntimeError):
         told = f"{name}: {type(cause).__name__}: {cause}"[:300]
-        return NotAvailableError(told, f"{kept}. Where a server has no Xet, set HF_HUB_DISABLE_XET=1.")
+        return NotAvailableError(told, kept)
     return error
