@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,7 @@ from requant.hub.snapshots import folder_of, snapshot
 from requant.hub.web import Patience
 from requant.inspect.remote import open_headers
 from requant.model.target import tiny_model
+from requant.published.counted import doubts
 from requant.published.download import download as downloaded
 from requant.published.examined import examine
 from requant.published.found import Found, find
@@ -527,6 +529,37 @@ def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_pat
     statement = ours.recipe.beside("mini.intoto.jsonl")
     statement.write_bytes(statement.read_bytes().replace(b'"base/', b'"other/'))
     assert said("clean") == ("open", ["nothing records which files the base has"])
+
+
+def test_who_signs_a_check_of_another_base_is_told_before(ours: Project, tmp_path: Path, worded: Worded) -> None:
+    """And is told nothing where it is the base, or where nobody has recorded which it is."""
+    keyed("ada", tmp_path)
+    base, fetched, recipe = Path("base"), Path("fetched"), ours.recipe
+    write_checkpoint(tiny_model(recipe, "mini"), base)
+    shutil.copytree(ours.checkpoint, fetched)
+    files = base_files(recipe, "mini", beside(ours.checkpoint, RECORDED[2]))
+    others = {**files, "config.json": "0a" * 32, "notes.txt": "0b" * 32}
+    told = partial(doubts, recipe=recipe, tiny=True, registry=None)
+    assert told(ours.checkpoint, files) == told(fetched, others) == told(fetched, others, recipe=None) == []
+    for path, place in proofs_of(recipe, "mini", ours.checkpoint).items():
+        (fetched / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, fetched / path)
+    assert told(fetched, files) == told(fetched.absolute(), files) == []
+    said = [*told(fetched, others), *told(fetched, files, recipe=None), *told(fetched, files, tiny=False)]
+    ours.record()
+    said += told(fetched, others, recipe=None, registry=ours.registry) + told(ours.checkpoint, others)
+    (fetched / "requant/builds/ec/recipe.toml").write_bytes(b"x")
+    assert told(fetched, files, recipe=None) == told(fetched, files) == []
+    pinned = base_files(recipe, None, recipe.path)
+    assert told(fetched, pinned, tiny=False) != told(Path("no folder"), pinned, tiny=False) == []
+    worded("\n".join([*said, *told(Path("no folder"), others, tiny=False)]).replace(f"{tmp_path}/", ""))
+    command = ("check", ours.checkpoint, "--base", base, "--recipe", recipe.path.parent, "--tiny", "--sample", 0.01)
+    for changed in (False, True):
+        signing = ("--sign", tmp_path / "ada.key", "--bundle", tmp_path / f"{changed}{BUNDLE}")
+        done = CliRunner().invoke(app, [*map(str, command + signing)], catch_exceptions=False)
+        before, signed, _ = done.stderr.partition("signed with")
+        assert signed and ("will pass over what you sign" in before) == ("config.json is another" in before) == changed
+        (base / "config.json").write_bytes((base / "config.json").read_bytes() + b"\n")
 
 
 JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}

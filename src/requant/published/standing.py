@@ -32,8 +32,9 @@ from requant.hub.stated import MAX_FETCHED, confirm_stated
 from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
+from requant.published.counted import base_of
 from requant.published.found import Found
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs, base_files
+from requant.published.proofs import FOLDER, OUTCOMES, Proofs
 
 Word = Literal["holds", "fails", "open"]
 SHOWN = 6
@@ -252,7 +253,7 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
     against: list[str] = []
     folder = proofs.recipe.beside(OUTCOMES)
     names = submitted(folder)
-    base = _base(proofs) if names else ""
+    base = base_of(proofs) if names else None
     for name in names:
         where = f"{OUTCOMES}/{name}"
         try:
@@ -308,22 +309,14 @@ def _findings(outcome: Told) -> str:
     return ", ".join(kinds) or outcome.outcome
 
 
-def _base(proofs: Proofs) -> str:
-    """Return the digest that names the files of the base; nothing where no record says which they are."""
-    try:
-        return identity(base_files(proofs.recipe, proofs.tiny, recorded(proofs.recipe, proofs.tiny, RECORDED[2])))
-    except (CheckpointError, RecipeError):
-        return ""
-
-
-def _unlike_build(outcome: Told, proofs: Proofs, base: str) -> str:
+def _unlike_build(outcome: Told, proofs: Proofs, base: Mapping[str, str] | None) -> str:
     """Say why a check was not of this build: of other files than its `base` has, say; nothing where it was."""
     tiny = outcome.details.get("tiny")
     if outcome.against.get("recipe") != proofs.recipe.digest or tiny != (proofs.tiny is not None):
         return "held against another recipe, or against none"
     if not base:
         return "nothing records which files the base has"
-    return "" if outcome.against.get("base") == base else "held against other files than those of the base"
+    return "" if outcome.against.get("base") == identity(base) else "held against other files than those of the base"
 
 
 def _blocks(covered: Coverage) -> Rung:
