@@ -24,6 +24,7 @@ from tests.hub import Hub, only_loopback, running
 from tests.processes import LIMIT, started
 from tests.test_coverage import audit, keyed, known
 from tests.test_schemas import held
+from tests.verifiers import cosign
 from typer.testing import CliRunner, Result
 
 from requant.audit.audits import read_audits, submit, write_audit
@@ -41,6 +42,7 @@ from requant.evidence.keys import PrivateKey, read_private
 from requant.evidence.outcomes import Judged, identity
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, sign, sign_file
+from requant.evidence.statements import in_toto
 from requant.hub.pinned import read_pins
 from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
@@ -53,6 +55,7 @@ from requant.published.examined import examine
 from requant.published.found import Found, find
 from requant.published.proofs import OUTCOMES, PAGE, Proofs, base_files, proofs_of
 from requant.published.publication import Publication, prepare, push
+from requant.published.sealed import PUBLISHED, SEAL, edited, sealed
 from requant.published.standing import _weights
 from requant.recipe import read_recipe
 
@@ -168,7 +171,7 @@ def test_the_script_of_the_docs_with_nothing_tuned(
         held("requant.publish/1", document)
         assert not document["refusals"] and document["commit"]
     again = next(sent for words, _, _, sent, _ in done[::-1] if words[-1] == "--push")
-    assert again == 5  # two audits and their signatures, a page, and no weight
+    assert again == 6  # two audits and their signatures, a page, the seal of it all, and no weight
     demanded = [(status, said) for words, status, said, _, _ in done if "--require" in words and words[0] != "fetch"]
     assert "all of it is confirmed by at least 2: bob, carol" in demanded[0][1]
     assert [status for status, _ in demanded] == [0, 3, 1, 1] and f"changed file: {SHARD}" in demanded[3][1]
@@ -459,12 +462,12 @@ def missing(hub: Hub, ours: Project) -> None:
     hub.commit(NAME, {}, ["tokenizer.json"])
 
 
-def edited(hub: Hub, ours: Project) -> None:
+def rewritten(hub: Hub, ours: Project) -> None:
     hub.commit(NAME, {"config.json": (ours.checkpoint / "config.json").read_bytes() + b"\n"})
 
 
 @pytest.mark.parametrize(
-    "edit", [replayed, *(pytest.param(each, marks=pytest.mark.full) for each in (pickled, missing, edited))]
+    "edit", [replayed, *(pytest.param(each, marks=pytest.mark.full) for each in (pickled, missing, rewritten))]
 )
 def test_other_files_than_the_recorded_ones_fail(hub: Hub, ours: Project, edit: Edit) -> None:
     sent(hub, ours)
@@ -560,6 +563,77 @@ def test_who_signs_a_check_of_another_base_is_told_before(ours: Project, tmp_pat
         before, signed, _ = done.stderr.partition("signed with")
         assert signed and ("will pass over what you sign" in before) == ("config.json is another" in before) == changed
         (base / "config.json").write_bytes((base / "config.json").read_bytes() + b"\n")
+
+
+def test_whatever_is_edited_after_it_was_published_is_named(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    """By `verify`, and by cosign, which knows nothing of requant."""
+    ada, eve = keyed("ada", tmp_path), keyed("eve", tmp_path)
+    audited(ours, eve, auditor="Eve")
+    listed = read_builders(known(tmp_path, Ada=ada))
+
+    def asked(registry: Path | None = None) -> tuple[str, tuple[str, ...], dict[str, str]]:
+        found = find(NAME, "main", registry, Path(tempfile.mkdtemp(dir=tmp_path)), endpoint=hub.url)
+        seal = edited(found, listed, {})
+        return seal.by, seal.against, dict(seal.told)
+
+    def sealing(key: PrivateKey | None) -> Publication:
+        made = sealed(prepared(hub, ours, replace=True), ours.checkpoint, key)
+        push(made, message="a test", endpoint=hub.url)
+        return made
+
+    sealing(ada)
+    uploads = hub.uploads()
+    assert asked() == ("Ada", (), {})
+    assert SEAL in sealing(None).files and SEAL in sealing(ada).files and hub.uploads() == uploads  # signed once
+    lock, plan, gone = "requant/lockfiles/cpu.txt", "requant/builds/ec/plan.json", "requant/Dockerfile.cpu"
+    folder, why = hub.head(NAME)[1], "not as Ada published it"
+    (tmp_path / "root.json").write_text(
+        json.dumps(sigstores.Sigstore(url="http://localhost:1").trust_config()["trustedRoot"])
+    )
+    (tmp_path / "seal.json").write_bytes((folder / SEAL).read_bytes())
+    (tmp_path / "ada.pub").write_text(ada.public.pem)
+
+    def refused(path: str) -> str:
+        return cosign("seal.json", hub.head(NAME)[1] / path, "ada.pub", PUBLISHED, "root.json", cwd=tmp_path)
+
+    edits = {path: (folder / path).read_bytes() + b" " for path in (lock, plan, "README.md", PAGE, EXTRAS)}
+    assert [refused(path) for path in edits] == [""] * len(edits)
+    true = {path: (folder / path).read_bytes() for path in (*edits, gone)}
+    hub.commit(NAME, {**edits, "requant/builds/ec/audits/notes.txt": b"x", "figure.png": b"y"}, [gone])
+    assert asked()[1] == tuple(f"{path}: {why}" for path in sorted((lock, plan, gone, EXTRAS)))
+    assert {*asked()[2]} == {"README.md", PAGE} and all("match" in refused(path) for path in edits)
+    screen = ran(hub, "verify", NAME, "--builders", known(tmp_path, Ada=ada))
+    assert screen.exit_code == 1 and "edited since Ada published it" in screen.stdout
+    hub.commit(NAME, true)
+    ours.record()
+    hub.commit(NAME, {lock: edits[lock]})
+    assert asked(ours.registry) == ("Ada", (), {lock: why})  # a registry's own records decide
+    hub.commit(NAME, {SEAL: sign(in_toto(ours.files, PUBLISHED, {}), eve)})
+    assert asked() == ("", (), {SEAL: "signed by somebody whom you do not know"})
+    hub.commit(NAME, {SEAL: (tmp_path / "seal.json").read_bytes().replace(b'"sig":"', b'"sig":"AAAA')})
+    assert asked()[:2] == ("", ()) and asked()[2][SEAL].startswith(Fault.FORGED)
+    audited(ours, None, auditor="Bob")
+    assert SEAL in sealing(None).removed and SEAL not in files(hub.head(NAME)[1])
+
+
+@pytest.mark.full
+def test_each_file_that_is_edited_is_named(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    ada = keyed("ada", tmp_path)
+    sign_file(beside(ours.checkpoint, "intoto.jsonl"), ada)
+    audited(ours, ada, auditor="Ada")
+    push(sealed(prepared(hub, ours), ours.checkpoint, ada), message="a test", endpoint=hub.url)
+    commit, folder = hub.head(NAME)
+    listed = ("--builders", known(tmp_path, Ada=ada), "--json")
+    assert ran(hub, "verify", NAME, *listed).exit_code == 0
+    for path in files(folder):
+        hub.commit(NAME, {path: (folder / path).read_bytes() + b" "})
+        try:
+            done = ran(hub, "verify", NAME, *listed)
+            assert path.rpartition("/")[2].removesuffix(BUNDLE) in done.stdout, path
+            assert done.exit_code == (0 if path in ("README.md", PAGE, SEAL) or "/audits/" in path else 1), path
+        except (CheckpointError, RecipeError) as error:
+            assert path.rpartition("/")[2] in str(error)
+        hub.repositories[NAME] = (commit, folder)
 
 
 JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}

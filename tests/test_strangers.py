@@ -9,7 +9,6 @@ What each demands: docs/adr/0025-a-key-is-the-party-and-a-name-its-label.md.
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sysconfig
@@ -34,6 +33,7 @@ from sigstore_models.bundle.v1 import Bundle as Model
 from tests.checkpoints import shard, write
 from tests.conftest import ROOT
 from tests.sigstores import GITHUB, WORKFLOW, Sigstore, as_a_job, running
+from tests.verifiers import cosign, refusal
 
 from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json
@@ -50,8 +50,6 @@ FAILED = Judged("verify", "different", {"config.json": "0a" * 32}, {"manifest": 
 NPM = ROOT / "tests" / "fixtures" / "sigstore"
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 """Where node and npm are: a wheel brings them, for a fresh Debian has none."""
-REQUIRED = "REQUANT_REQUIRE_COSIGN"
-"""Environment variable: where it is 1, a test without cosign and sigstore-go fails: somebody installed them for it."""
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights"}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -196,29 +194,12 @@ def test_npm_sigstore_keyless(
         assert refused[0] == 1 and said in refused[1], refused
 
 
-Run = Callable[..., str]
-"""Returns what a verifier has to say against something; nothing where it holds."""
-
-
 @pytest.fixture
-def go(tmp_path: Path) -> Run:
-    """What is written in Go, of Debian 13 (.ci/trixie): it asks nothing of the network, for it is given its root."""
-    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "http_proxy": "http://localhost:1"}
-    environment["https_proxy"] = environment["http_proxy"]
-
-    def run(program: str, *words: Path | str) -> str:
-        if not shutil.which(program):
-            if os.environ.get(REQUIRED) == "1":
-                pytest.fail(f"no {program}, and {REQUIRED} is 1")
-            pytest.skip(f"no {program}: apt-get install cosign sigstore-go, which Debian 13 has")
-        done = subprocess.run([program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode in (0, 1) and (done.returncode == 0 or done.stderr), done
-        return done.stderr if done.returncode else ""
-
-    for name, data in CONTENT.items():
+def content(tmp_path: Path) -> Path:
+    """Files, one of which verifiers in Go take at a time, and one that nobody speaks of."""
+    for name, data in {**CONTENT, "other.json": b"[]"}.items():
         (tmp_path / name).write_bytes(data)
-    (tmp_path / "other.json").write_bytes(b"[]")
-    return run
+    return tmp_path
 
 
 def of_content(statement: bytes) -> bytes:
@@ -229,17 +210,15 @@ def of_content(statement: bytes) -> bytes:
 
 @kinds
 @pytest.mark.parametrize("statement", [BUILD, FAILED], ids=["build", "failure"])
-def test_cosign(kind: Kind, statement: bytes, tmp_path: Path, go: Run) -> None:
+def test_cosign(kind: Kind, statement: bytes, content: Path) -> None:
     for name in ("ours", "another"):
-        write_key(tmp_path / name, kind)
-    (tmp_path / "root.json").write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()["trustedRoot"]))
-    signed = sign(of_content(statement), read_private(tmp_path / "ours.key"))
-    said = json.loads(statement)["predicateType"]
-    always = ("--trusted-root", "root.json", "--insecure-ignore-tlog", "--type", said, "--bundle", "b.json")
+        write_key(content / name, kind)
+    (content / "root.json").write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()["trustedRoot"]))
+    signed = sign(of_content(statement), read_private(content / "ours.key"))
 
     def verify(data: bytes, file: str, key: str = "ours") -> str:
-        (tmp_path / "b.json").write_bytes(data)
-        return go("cosign", "verify-blob-attestation", *always, "--key", f"{key}.pub", file)
+        (content / "b.json").write_bytes(data)
+        return cosign("b.json", file, f"{key}.pub", json.loads(statement)["predicateType"], "root.json", cwd=content)
 
     for name in CONTENT:
         assert verify(signed, name) == ""
@@ -247,13 +226,13 @@ def test_cosign(kind: Kind, statement: bytes, tmp_path: Path, go: Run) -> None:
     assert "could not verify envelope" in verify(signed, "config.json", "another")
     for each in (*forged(signed), enveloped(signed, signatures=[])):
         assert verify(each, "config.json")
-    (tmp_path / "config.json").write_bytes(b"{ }")
+    (content / "config.json").write_bytes(b"{ }")
     assert "does not match any digest" in verify(signed, "config.json")
 
 
-def test_cosign_and_sigstore_go_keyless(tmp_path: Path, go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cosign_and_sigstore_go_keyless(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a Sigstore of our own. What `gh attestation verify` verifies with is sigstore-go."""
-    trust = tmp_path / "trust.json"
+    trust = content / "trust.json"
     with running() as sigstore:
         as_a_job(sigstore, monkeypatch)
         trust.write_text(json.dumps(sigstore.trust_config()))
@@ -262,18 +241,19 @@ def test_cosign_and_sigstore_go_keyless(tmp_path: Path, go: Run, monkeypatch: py
         late = sign(of_content(BUILD), log_in(trust))
     other = Sigstore(url="http://localhost:1").trust_config()
     for name, value in (("root.json", json.loads(trust.read_text())), ("foreign.json", other)):
-        (tmp_path / name).write_text(json.dumps(value["trustedRoot"]))
+        (content / name).write_text(json.dumps(value["trustedRoot"]))
 
-    def cosign(root: str, issuer: str, subject: str, file: str) -> str:
+    def by_cosign(root: str, issuer: str, subject: str, file: str) -> str:
         who = ("--certificate-identity", subject, "--certificate-oidc-issuer", issuer, "--bundle", "b.json")
         words = ("--trusted-root", root, "--type", "https://slsa.dev/provenance/v1", *who, file)
-        return go("cosign", "verify-blob-attestation", *words)
+        return refusal("cosign", "verify-blob-attestation", *words, cwd=content)
 
-    def sigstore_go(root: str, issuer: str, subject: str, file: str) -> str:
+    def by_sigstore_go(root: str, issuer: str, subject: str, file: str) -> str:
         who = ("-expectedIssuer", issuer, "-expectedSAN", subject)
-        return go("sigstore-go-verification", "-artifact", file, "-trustedrootJSONpath", root, *who, "b.json")
+        words = ("-artifact", file, "-trustedrootJSONpath", root, *who, "b.json")
+        return refusal("sigstore-go-verification", *words, cwd=content)
 
-    for verifier in (cosign, sigstore_go):
+    for verifier in (by_cosign, by_sigstore_go):
 
         def verify(
             data: bytes,
@@ -283,7 +263,7 @@ def test_cosign_and_sigstore_go_keyless(tmp_path: Path, go: Run, monkeypatch: py
             file: str = "model.safetensors",
             ask: Callable[[str, str, str, str], str] = verifier,
         ) -> str:
-            (tmp_path / "b.json").write_bytes(data)
+            (content / "b.json").write_bytes(data)
             return ask(root, issuer, subject, file)
 
         assert verify(made) == ""

@@ -115,10 +115,10 @@ def prepare(
     proofs = {path: _whole(place, path) for path, place in proofs_of(recipe, tiny, checkpoint).items()}
     pages, problems = _page(proofs, recipe, tiny)
     proofs |= pages
-    files = {**dict(_checkpoint(checkpoint, manifest)), **{path: _held(data) for path, data in proofs.items()}}
+    files = {**dict(_checkpoint(checkpoint, manifest)), **{path: held(data) for path, data in proofs.items()}}
     if CARD not in files:
         own = listing(checkpoint).companions.get(CARD)
-        files[CARD] = _held(_whole(own, CARD) if own else card.encode())
+        files[CARD] = held(_whole(own, CARD) if own else card.encode())
     there = _there(repository, endpoint)
     stated = there.stated if there else {}
     theirs = stated.get(CARD)
@@ -142,10 +142,10 @@ def _checkpoint(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Sent]]:
         if path.endswith(SUFFIX):
             yield path, Sent(record.bytes, record.sha256, place)
             continue
-        held = _held(_whole(place, path))
-        if held.sha256 != record.sha256:
+        small = held(_whole(place, path))
+        if small.sha256 != record.sha256:
             raise CheckpointError(f"{place}: has changed since it was verified", "Publish when nothing writes to it.")
-        yield path, held
+        yield path, small
 
 
 def _page(proofs: Mapping[str, bytes], recipe: Recipe, tiny: str | None) -> tuple[dict[str, bytes], list[str]]:
@@ -162,7 +162,8 @@ def _page(proofs: Mapping[str, bytes], recipe: Recipe, tiny: str | None) -> tupl
         return ({} if problems else {PAGE: page(found, judge(found)).encode()}), problems
 
 
-def _held(data: bytes) -> Sent:
+def held(data: bytes) -> Sent:
+    """Return what is sent of bytes."""
     return Sent(len(data), sha256(data), data)
 
 

@@ -35,6 +35,7 @@ from requant.progress import Tell, silent
 from requant.published.counted import base_of
 from requant.published.found import Found
 from requant.published.proofs import FOLDER, OUTCOMES, Proofs
+from requant.published.sealed import Edited, edited
 
 Word = Literal["holds", "fails", "open"]
 SHOWN = 6
@@ -127,7 +128,8 @@ def standing(
     others: tuple[Rung, ...] = (weights, _blocks(covered), _rebuilt(covered))
     if bytes_rung.word == "fails":
         others = tuple(map(_of_recorded, others))
-    rungs = (_built(found, proofs, covered), bytes_rung, structure, *others)
+    seal = edited(found, known, seen.files)
+    rungs = (_built(found, proofs, covered, seal), bytes_rung, structure, *others)
     asked = confirmed(covered, known, required, trusted) if required or trusted else None
     if asked and bytes_rung.word != "holds":
         asked = Confirmed(**{**vars(asked), "identical": False})
@@ -139,7 +141,7 @@ def standing(
         known=bool(found.registry or covered.maker or any(row.parties for row in covered.rows)),
         rungs=rungs,
         unseen=tuple(_unseen(rungs, covered, refused)),
-        refused={**covered.stale, **refused, **found.astray, **_unlike(found)},
+        refused={**covered.stale, **refused, **found.astray, **seal.told, **_unlike(found)},
         next=_next(found, proofs, rungs, covered),
         fetched=found.fetched + header_bytes + seen.fetched,
         confirmed=asked,
@@ -151,7 +153,7 @@ def _of_recorded(rung: Rung) -> Rung:
     return replace(rung, word="open" if rung.word == "holds" else rung.word, said=f"of the recorded files: {rung.said}")
 
 
-def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
+def _built(found: Found, proofs: Proofs, covered: Coverage, seal: Edited) -> Rung:
     recipe, statement = proofs.recipe, recorded(proofs.recipe, proofs.tiny, RECORDED[2])
     hardware = hardware_of(statement)
     on = hardware.get("model") or hardware.get("accelerator") or "unknown hardware"
@@ -160,6 +162,8 @@ def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
     how = f"{made}, in environment {environment_of(statement)[:12]}, on {on}"
     if not found.registry and (fault := _contradiction(proofs)):
         return Rung("built", "fails", f"its records contradict each other; {how}", (fault,))
+    if seal.against:
+        return Rung("built", "fails", f"edited since {seal.by} published it; {how}", seal.against)
     if covered.maker:
         return Rung("built", "holds", f"by {covered.maker.label}: {how}")
     return Rung("built", "open", f"by nobody whom you know; its statement says: {how}")
@@ -189,7 +193,7 @@ def _bytes(found: Found, proofs: Proofs, seen: _Seen) -> Rung:
     texts = {path: _small(found, path, seen) for path in small}
     for path, each in stated.items():
         if path in manifest:
-            digest = each.sha256 or sha256(texts[path])
+            digest = seen.files[path] = each.sha256 or sha256(texts[path])
             if (each.bytes, digest) != (manifest[path].bytes, manifest[path].sha256):
                 against.append(f"changed file: {path}")
     named = {name for path, data in texts.items() if is_index(path) for name in _indexed(path, data)}
