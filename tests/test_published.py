@@ -305,8 +305,11 @@ def test_the_page_beside_it_is_one_that_anybody_can_make_again(hub: Hub, ours: P
 def test_records_that_contradict_each_other_stay_here(hub: Hub, ours: Project) -> None:
     journal = beside(ours.checkpoint, "journal.jsonl")
     journal.write_bytes((ROOT / "builds" / "ec" / "demo.journal.jsonl").read_bytes())
+    lock = ours.recipe.lockfiles / "cpu.txt"
+    lock.write_bytes(lock.read_bytes() + b"# \n")
     publication = prepared(hub, ours)
     assert "mini.journal.jsonl: is of another recipe" in publication.refusals[0] and PAGE not in publication.files
+    assert publication.refusals[1].startswith("lockfiles/cpu.txt: not the lock")
 
 
 def test_what_came_whole_is_not_sent_again(hub: Hub, ours: Project, refuses: Refuses) -> None:
@@ -709,6 +712,12 @@ def test_a_folder_of_proofs_that_lies(hub: Hub, ours: Project, tmp_path: Path, r
     assert recipe != true["recipe.toml"]
     done = told("recipe.toml", recipe)
     assert done.exit_code == 1 and "contradict each other" in done.stdout and str(tmp_path) not in done.stdout
+    lock = "requant/lockfiles/cpu.txt"
+    locked = (hub.head(NAME)[1] / lock).read_bytes()
+    hub.commit(NAME, {lock: locked.replace(b"numpy", b"nunpy")})
+    done = ran(hub, "verify", NAME)
+    assert done.exit_code == 1 and "not the lock that the build's statement names" in " ".join(done.stdout.split())
+    hub.commit(NAME, {lock: locked})
     assert told("baseline.toml", b"known = [{ rule = 'D29', loaders = [[]] }]").exit_code == 3  # is not even read
     statement = json.loads(true["mini.intoto.jsonl"])
     statement["predicate"]["buildDefinition"]["internalParameters"]["hardware"] = {"model": "x", "n": 7}

@@ -26,7 +26,7 @@ from requant.evidence.signatures import SignatureError, read_bundle
 from requant.hub import web
 from requant.hub.repository import Listing, Stated
 from requant.hub.repository import listing as listed
-from requant.published.proofs import FOLDER, PAGE, lay_out, proofs_of, records_of
+from requant.published.proofs import FOLDER, PAGE, lay_out, other_lock, proofs_of, records_of
 from requant.recipe import Recipe, read_recipe
 from requant.report.evidence import of_build
 from requant.report.judgement import judge
@@ -111,7 +111,8 @@ def prepare(
     that make of it another checkpoint, may go. Raises UsageError and CheckpointError as `proofs_of` does, and
     NotAvailableError for the network.
     """
-    manifest = read_manifest(records_of(recipe, tiny, checkpoint)[RECORDED[0]])
+    records = records_of(recipe, tiny, checkpoint)
+    manifest = read_manifest(records[RECORDED[0]])
     proofs = {path: _whole(place, path) for path, place in proofs_of(recipe, tiny, checkpoint).items()}
     pages, problems = _page(proofs, recipe, tiny)
     proofs |= pages
@@ -127,6 +128,8 @@ def prepare(
         diff = tuple(_diff(there, files[CARD]))
     removed = tuple(path for path in stated if path not in files and _astray(path, recipe))
     refusals = [*_told(files), *problems]
+    if fault := other_lock(recipe, tiny, records[RECORDED[2]]):
+        refusals.append(f"{fault}: whoever audits it would install another environment")
     if diff and not replace:
         refusals.append(f"{CARD}: the repository has another one; --replace puts this one in its place")
     if removed and not replace:

@@ -34,7 +34,7 @@ from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
 from requant.published.counted import base_of
 from requant.published.found import Found
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs
+from requant.published.proofs import FOLDER, OUTCOMES, Proofs, other_lock
 from requant.published.sealed import Edited, edited
 
 Word = Literal["holds", "fails", "open"]
@@ -178,9 +178,9 @@ def _contradiction(proofs: Proofs) -> str:
     try:
         base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
         read_recorded(recipe, proofs.tiny, recipe.beside(stem(proofs.tiny)), base, text)
+        return other_lock(recipe, proofs.tiny, recorded(recipe, proofs.tiny, RECORDED[2]))
     except (CheckpointError, RecipeError) as error:
         return str(error).replace(f"{recipe.path.parent.parent}/", "")
-    return ""
 
 
 def _bytes(found: Found, proofs: Proofs, seen: _Seen) -> Rung:
