@@ -1,5 +1,6 @@
 """A build is published, found by name, judged and fetched, by a real server that speaks the Hub's protocol."""
 
+import base64
 import json
 import os
 import shutil
@@ -300,6 +301,17 @@ def test_the_page_beside_it_is_one_that_anybody_can_make_again(hub: Hub, ours: P
     hub.requests.clear()
     find(NAME, "main", None, tmp_path / "work", endpoint=hub.url)
     assert not [each for each in hub.requests if each.path.endswith(PAGE)]  # whoever asks by name has no need of it
+
+
+def test_a_bundle_of_no_statement_stays_here(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    """Somebody's signature, of what nobody looked at before: the statement beside it is as it should be."""
+    audited(ours, keyed("bob", tmp_path), auditor="Bob")
+    (bundle,) = ours.recipe.beside("audits").glob(f"*{BUNDLE}")
+    value = json.loads(bundle.read_bytes())
+    value["dsseEnvelope"]["payload"] = base64.b64encode(b"[" * 100_000 + b"]" * 100_000).decode()
+    bundle.write_bytes(canonical_json(value) + b"\n")
+    (refusal,) = prepared(hub, ours).refusals
+    assert refusal.endswith(f"{bundle.name}: not a statement: nested too deeply")
 
 
 def test_records_that_contradict_each_other_stay_here(hub: Hub, ours: Project) -> None:
@@ -637,6 +649,26 @@ def test_each_file_that_is_edited_is_named(hub: Hub, ours: Project, tmp_path: Pa
         except (CheckpointError, RecipeError) as error:
             assert path.rpartition("/")[2] in str(error)
         hub.repositories[NAME] = (commit, folder)
+
+
+def test_whose_files_the_base_has_is_the_repositorys_word(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    """Until a registry says so: pins are a stranger's, under whatever name of a base."""
+    bob = keyed("bob", tmp_path)
+    base = base_files(ours.recipe, "mini", beside(ours.checkpoint, RECORDED[2]))
+    against = {"base": identity(base), "recipe": ours.recipe.digest}
+    judged = Judged("check", "clean", ours.files, against, details={"tiny": True, "read": 1, "total": 1})
+    submit(ours.recipe.beside(OUTCOMES), sign(judged.statement(), bob), BUNDLE)
+    sent(hub, ours)
+    ours.record()
+    listed = ("--builders", known(tmp_path, Bob=bob), "--json")
+    for words, says in (((), True), (("--registry", ours.registry), False)):
+        (weights,) = (
+            each
+            for each in json.loads(ran(hub, "verify", NAME, *listed, *words).stdout)["rungs"]
+            if each["name"] == "weights"
+        )
+        assert weights["word"] == "holds" and weights["said"].startswith("checked against the base by Bob (clean)")
+        assert weights["said"].endswith("which files are the base's is the repository's word") == says
 
 
 JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}

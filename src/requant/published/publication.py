@@ -220,7 +220,12 @@ def _told(files: Mapping[str, Sent]) -> Iterator[str]:
             except SignatureError as error:
                 yield str(error)
                 continue
-        for text in private.in_record(data) if record else private.in_text(data):
+        try:
+            found = private.in_record(data) if record else private.in_text(data)
+        except ValueError as error:  # somebody's bundle can hold anything
+            yield f"{path}: not a statement: {error}"
+            continue
+        for text in found:
             yield f"{path}: must not be published: {private.told(text)}"
 
 

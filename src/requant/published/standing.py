@@ -125,6 +125,8 @@ def standing(
     covered = coverage(proofs.recipe, proofs.tiny, known)
     bytes_rung = _bytes(found, proofs, seen)
     weights, refused = _weights(proofs, known)
+    if weights.word != "open" and not found.registry:
+        weights = replace(weights, said=f"{weights.said}; which files are the base's is the repository's word")
     others: tuple[Rung, ...] = (weights, _blocks(covered), _rebuilt(covered))
     if bytes_rung.word == "fails":
         others = tuple(map(_of_recorded, others))
