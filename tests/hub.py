@@ -7,8 +7,9 @@ another host where `cdn` is set. The library reads HF_ENDPOINT once, when it is 
 
 Where it has a `store`, models can be written to: repositories made, and commits of files that are sent along or lie in
 its LFS store, which takes them by the protocol of git-lfs (batch, `basic` transfer) and keeps none that came in part.
-There is no Xet. Whether Xet is used decides the library, which is told so by HF_HUB_DISABLE_XET: from 2.0 on it asks no
-server and falls back from none.
+With `xet` it offers Xet as the Hub does: tokens for a content store (tests/xets.py), and what Xet calls a file. Before
+2.0 the library asks whether to use it; from then on it asks no server and falls back from none, and HF_HUB_DISABLE_XET
+alone tells it not to.
 """
 
 import base64
@@ -29,6 +30,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from huggingface_hub import close_session, constants
+from tests import xets
 
 from requant.hub import download
 
@@ -38,6 +40,7 @@ _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)")
 _BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 _OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
+_TOKEN = re.compile(r"/api/models/([^/]+/[^/]+)/xet-(read|write)-token/([^/]+)")
 _LISTING = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 
 
@@ -91,6 +94,7 @@ class Hub:
     cdn: bool = False  # send large files from another host
     large: int = 1024  # bytes from which on a file is stored as LFS stores it
 
+    xet: xets.Store | None = None  # offer Xet
     store: Path | None = None  # take what is written, and keep it there
     history: dict[tuple[str, str], Path] = field(default_factory=dict)  # repository and commit: what it was then
     cut_at: int | None = None  # read so many bytes of what is uploaded, and cut the connection
@@ -241,6 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(url, cdn=False)
         elif hub.store and self._written(url, body):
             pass
+        elif hub.xet and (match := _TOKEN.fullmatch(url)):
+            self._token(hub.xet, match[2])
         elif match := _LISTING.fullmatch(url):
             self._listing(body, *match.groups())
         else:
@@ -278,7 +284,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif url == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif match := _BATCH.fullmatch(url):
-            self._json({"transfer": "basic", "objects": [*map(self._batched, json.loads(body)["objects"])]})
+            asked = json.loads(body)
+            by = "xet" if hub.xet and "xet" in asked.get("transfers", ()) else "basic"
+            self._json({"transfer": by, "objects": [*map(self._batched, asked["objects"])]})
         elif match := _OBJECT.fullmatch(url):
             self._object(match[1], body)
         elif match := _COMMIT.fullmatch(url):
@@ -291,6 +299,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             return False
         return True
+
+    def _token(self, xet: xets.Store, kind: str) -> None:
+        token, ends = {"read": xets.READ, "write": xets.WRITE}[kind], 1 << 34
+        headers = {"X-Xet-Cas-Url": xet.url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(ends)}
+        self._json({"casUrl": xet.url, "accessToken": token, "exp": ends}, headers)
 
     def _batched(self, asked: dict[str, Any]) -> dict[str, Any]:
         if self.hub.object(asked["oid"]).exists():
@@ -358,6 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{_sha256(content) if large else _git(content)}"', "X-Repo-Commit": commit}
         if large and not cdn:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
+            if self.hub.xet and (name := self.hub.xet.sha256.get(_sha256(content))):
+                route = f"{self.hub.url}/api/models/{repository}/xet-read-token/{commit}"
+                headers |= {"X-Xet-Hash": name, "Link": f'<{route}>; rel="xet-auth"'}
             if self.hub.cdn:
                 port = self.hub.url.rpartition(":")[2]
                 return self._end(302, {**headers, "Location": f"http://localhost:{port}/cdn{self.path}"})
@@ -407,10 +423,12 @@ class _Handler(BaseHTTPRequestHandler):
         entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git(content)}
         if len(content) >= self.hub.large:
             entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 133}
+            if self.hub.xet and (hash_ := self.hub.xet.sha256.get(_sha256(content))):
+                entry["xetHash"] = hash_
         return entry
 
-    def _json(self, value: Any) -> None:
-        self._end(200, {"Content-Type": "application/json"}, json.dumps(value).encode(), start=None)
+    def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
+        self._end(200, {"Content-Type": "application/json", **(headers or {})}, json.dumps(value).encode(), start=None)
 
     def _end(
         self, status: int, headers: dict[str, str] | None = None, content: bytes = b"", start: int | None = 0

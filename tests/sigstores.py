@@ -167,7 +167,8 @@ class Sigstore:
         body = json.dumps({"apiVersion": "0.0.1", "kind": "dsse", "spec": spec}, sort_keys=True).encode()
         identity = hashlib.sha256(der(self.log)).digest()
         when = int((datetime.now(UTC) + self.late).timestamp())
-        promised = {"body": text(body), "integratedTime": when, "logID": identity.hex(), "logIndex": 0}
+        # Verifiers in Go refuse a log's very first entry: this is the first of a later tree of it, and the only one.
+        promised = {"body": text(body), "integratedTime": when, "logID": identity.hex(), "logIndex": 7}
         promise = signed(self.log, json.dumps(promised, sort_keys=True, separators=(",", ":")).encode())
         root = hashlib.sha256(b"\0" + body).digest()
         note = f"{HOST} - 1\n1\n{text(root)}\n"

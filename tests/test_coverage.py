@@ -597,8 +597,9 @@ PEM, OTHER = (
         f"[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\n[[builder]]\nname = 'Bob'\nkey = \"{PEM}\"",
         "[[builder]",
         "\xff",
+        f'[[builder]]\nname = "\\u0410da Lovelace"\nkey = "{PEM}"',
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_list_of_builders_is_strict(text: str, tmp_path: Path, refuses: Refuses) -> None:
     path = tmp_path / "builders.toml"
@@ -613,8 +614,10 @@ def test_a_list_of_builders(tmp_path: Path, refuses: Refuses) -> None:
         read_builders(path)
     path.write_text("# none yet\n")
     assert read_builders(path) == {}
-    path.write_text(f"# two\n[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\n[[builder]]\nname = 'Bob'\nkey = \"{OTHER}\"")
-    assert [each.name for each in read_builders(path).values()] == ["Ada", "Bob"]
+    path.write_text(
+        f"# two\n[[builder]]\nname = 'Ada'\nkey = \"{PEM}\"\n[[builder]]\nname = 'ΑΒΓ Лаб 2'\nkey = \"{OTHER}\""
+    )
+    assert [each.name for each in read_builders(path).values()] == ["Ada", "ΑΒΓ Лаб 2"]
     assert all(key == each.key.id for key, each in read_builders(path).items())
     with pytest.raises(CheckpointError):
         read_builders(tmp_path)

@@ -1,5 +1,6 @@
 """A build is published, found by name, judged and fetched, by a real server that speaks the Hub's protocol."""
 
+import base64
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from tests.hub import Hub, only_loopback, running
 from tests.processes import LIMIT, started
 from tests.test_coverage import audit, keyed, known
 from tests.test_schemas import held
+from tests.verifiers import cosign
 from typer.testing import CliRunner, Result
 
 from requant.audit.audits import read_audits, submit, write_audit
@@ -40,17 +43,20 @@ from requant.evidence.keys import PrivateKey, read_private
 from requant.evidence.outcomes import Judged, identity
 from requant.evidence.signatures import SUFFIX as BUNDLE
 from requant.evidence.signatures import Fault, sign, sign_file
+from requant.evidence.statements import in_toto
 from requant.hub.pinned import read_pins
 from requant.hub.repository import Listing
 from requant.hub.snapshots import folder_of, snapshot
 from requant.hub.web import Patience
 from requant.inspect.remote import open_headers
 from requant.model.target import tiny_model
+from requant.published.counted import doubts
 from requant.published.download import download as downloaded
 from requant.published.examined import examine
 from requant.published.found import Found, find
 from requant.published.proofs import OUTCOMES, PAGE, Proofs, base_files, proofs_of
 from requant.published.publication import Publication, prepare, push
+from requant.published.sealed import PUBLISHED, SEAL, edited, sealed
 from requant.published.standing import _weights
 from requant.recipe import read_recipe
 
@@ -166,7 +172,7 @@ def test_the_script_of_the_docs_with_nothing_tuned(
         held("requant.publish/1", document)
         assert not document["refusals"] and document["commit"]
     again = next(sent for words, _, _, sent, _ in done[::-1] if words[-1] == "--push")
-    assert again == 5  # two audits and their signatures, a page, and no weight
+    assert again == 6  # two audits and their signatures, a page, the seal of it all, and no weight
     demanded = [(status, said) for words, status, said, _, _ in done if "--require" in words and words[0] != "fetch"]
     assert "all of it is confirmed by at least 2: bob, carol" in demanded[0][1]
     assert [status for status, _ in demanded] == [0, 3, 1, 1] and f"changed file: {SHARD}" in demanded[3][1]
@@ -297,11 +303,25 @@ def test_the_page_beside_it_is_one_that_anybody_can_make_again(hub: Hub, ours: P
     assert not [each for each in hub.requests if each.path.endswith(PAGE)]  # whoever asks by name has no need of it
 
 
+def test_a_bundle_of_no_statement_stays_here(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    """Somebody's signature, of what nobody looked at before: the statement beside it is as it should be."""
+    audited(ours, keyed("bob", tmp_path), auditor="Bob")
+    (bundle,) = ours.recipe.beside("audits").glob(f"*{BUNDLE}")
+    value = json.loads(bundle.read_bytes())
+    value["dsseEnvelope"]["payload"] = base64.b64encode(b"[" * 100_000 + b"]" * 100_000).decode()
+    bundle.write_bytes(canonical_json(value) + b"\n")
+    (refusal,) = prepared(hub, ours).refusals
+    assert refusal.endswith(f"{bundle.name}: not a statement: nested too deeply")
+
+
 def test_records_that_contradict_each_other_stay_here(hub: Hub, ours: Project) -> None:
     journal = beside(ours.checkpoint, "journal.jsonl")
     journal.write_bytes((ROOT / "builds" / "ec" / "demo.journal.jsonl").read_bytes())
+    lock = ours.recipe.lockfiles / "cpu.txt"
+    lock.write_bytes(lock.read_bytes() + b"# \n")
     publication = prepared(hub, ours)
     assert "mini.journal.jsonl: is of another recipe" in publication.refusals[0] and PAGE not in publication.files
+    assert publication.refusals[1].startswith("lockfiles/cpu.txt: not the lock")
 
 
 def test_what_came_whole_is_not_sent_again(hub: Hub, ours: Project, refuses: Refuses) -> None:
@@ -457,12 +477,12 @@ def missing(hub: Hub, ours: Project) -> None:
     hub.commit(NAME, {}, ["tokenizer.json"])
 
 
-def edited(hub: Hub, ours: Project) -> None:
+def rewritten(hub: Hub, ours: Project) -> None:
     hub.commit(NAME, {"config.json": (ours.checkpoint / "config.json").read_bytes() + b"\n"})
 
 
 @pytest.mark.parametrize(
-    "edit", [replayed, *(pytest.param(each, marks=pytest.mark.full) for each in (pickled, missing, edited))]
+    "edit", [replayed, *(pytest.param(each, marks=pytest.mark.full) for each in (pickled, missing, rewritten))]
 )
 def test_other_files_than_the_recorded_ones_fail(hub: Hub, ours: Project, edit: Edit) -> None:
     sent(hub, ours)
@@ -527,6 +547,128 @@ def test_a_check_of_another_base_says_nothing_of_this_one(ours: Project, tmp_pat
     statement = ours.recipe.beside("mini.intoto.jsonl")
     statement.write_bytes(statement.read_bytes().replace(b'"base/', b'"other/'))
     assert said("clean") == ("open", ["nothing records which files the base has"])
+
+
+def test_who_signs_a_check_of_another_base_is_told_before(ours: Project, tmp_path: Path, worded: Worded) -> None:
+    """And is told nothing where it is the base, or where nobody has recorded which it is."""
+    keyed("ada", tmp_path)
+    base, fetched, recipe = Path("base"), Path("fetched"), ours.recipe
+    write_checkpoint(tiny_model(recipe, "mini"), base)
+    shutil.copytree(ours.checkpoint, fetched)
+    files = base_files(recipe, "mini", beside(ours.checkpoint, RECORDED[2]))
+    others = {**files, "config.json": "0a" * 32, "notes.txt": "0b" * 32}
+    told = partial(doubts, recipe=recipe, tiny=True, registry=None)
+    assert told(ours.checkpoint, files) == told(fetched, others) == told(fetched, others, recipe=None) == []
+    for path, place in proofs_of(recipe, "mini", ours.checkpoint).items():
+        (fetched / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, fetched / path)
+    assert told(fetched, files) == told(fetched.absolute(), files) == []
+    said = [*told(fetched, others), *told(fetched, files, recipe=None), *told(fetched, files, tiny=False)]
+    ours.record()
+    said += told(fetched, others, recipe=None, registry=ours.registry) + told(ours.checkpoint, others)
+    (fetched / "requant/builds/ec/recipe.toml").write_bytes(b"x")
+    assert told(fetched, files, recipe=None) == told(fetched, files) == []
+    pinned = base_files(recipe, None, recipe.path)
+    assert told(fetched, pinned, tiny=False) != told(Path("no folder"), pinned, tiny=False) == []
+    worded("\n".join([*said, *told(Path("no folder"), others, tiny=False)]).replace(f"{tmp_path}/", ""))
+    command = ("check", ours.checkpoint, "--base", base, "--recipe", recipe.path.parent, "--tiny", "--sample", 0.01)
+    for changed in (False, True):
+        signing = ("--sign", tmp_path / "ada.key", "--bundle", tmp_path / f"{changed}{BUNDLE}")
+        done = CliRunner().invoke(app, [*map(str, command + signing)], catch_exceptions=False)
+        before, signed, _ = done.stderr.partition("signed with")
+        assert signed and ("will pass over what you sign" in before) == ("config.json is another" in before) == changed
+        (base / "config.json").write_bytes((base / "config.json").read_bytes() + b"\n")
+
+
+def test_whatever_is_edited_after_it_was_published_is_named(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    """By `verify`, and by cosign, which knows nothing of requant."""
+    ada, eve = keyed("ada", tmp_path), keyed("eve", tmp_path)
+    audited(ours, eve, auditor="Eve")
+    listed = read_builders(known(tmp_path, Ada=ada))
+
+    def asked(registry: Path | None = None) -> tuple[str, tuple[str, ...], dict[str, str]]:
+        found = find(NAME, "main", registry, Path(tempfile.mkdtemp(dir=tmp_path)), endpoint=hub.url)
+        seal = edited(found, listed, {})
+        return seal.by, seal.against, dict(seal.told)
+
+    def sealing(key: PrivateKey | None) -> Publication:
+        made = sealed(prepared(hub, ours, replace=True), ours.checkpoint, key)
+        push(made, message="a test", endpoint=hub.url)
+        return made
+
+    sealing(ada)
+    uploads = hub.uploads()
+    assert asked() == ("Ada", (), {})
+    assert SEAL in sealing(None).files and SEAL in sealing(ada).files and hub.uploads() == uploads  # signed once
+    lock, plan, gone = "requant/lockfiles/cpu.txt", "requant/builds/ec/plan.json", "requant/Dockerfile.cpu"
+    folder, why = hub.head(NAME)[1], "not as Ada published it"
+    (tmp_path / "root.json").write_text(
+        json.dumps(sigstores.Sigstore(url="http://localhost:1").trust_config()["trustedRoot"])
+    )
+    (tmp_path / "seal.json").write_bytes((folder / SEAL).read_bytes())
+    (tmp_path / "ada.pub").write_text(ada.public.pem)
+
+    def refused(path: str) -> str:
+        return cosign("seal.json", hub.head(NAME)[1] / path, "ada.pub", PUBLISHED, "root.json", cwd=tmp_path)
+
+    edits = {path: (folder / path).read_bytes() + b" " for path in (lock, plan, "README.md", PAGE, EXTRAS)}
+    assert [refused(path) for path in edits] == [""] * len(edits)
+    true = {path: (folder / path).read_bytes() for path in (*edits, gone)}
+    hub.commit(NAME, {**edits, "requant/builds/ec/audits/notes.txt": b"x", "figure.png": b"y"}, [gone])
+    assert asked()[1] == tuple(f"{path}: {why}" for path in sorted((lock, plan, gone, EXTRAS)))
+    assert {*asked()[2]} == {"README.md", PAGE} and all("match" in refused(path) for path in edits)
+    screen = ran(hub, "verify", NAME, "--builders", known(tmp_path, Ada=ada))
+    assert screen.exit_code == 1 and "edited since Ada published it" in screen.stdout
+    hub.commit(NAME, true)
+    ours.record()
+    hub.commit(NAME, {lock: edits[lock]})
+    assert asked(ours.registry) == ("Ada", (), {lock: why})  # a registry's own records decide
+    hub.commit(NAME, {SEAL: sign(in_toto(ours.files, PUBLISHED, {}), eve)})
+    assert asked() == ("", (), {SEAL: "signed by somebody whom you do not know"})
+    hub.commit(NAME, {SEAL: (tmp_path / "seal.json").read_bytes().replace(b'"sig":"', b'"sig":"AAAA')})
+    assert asked()[:2] == ("", ()) and asked()[2][SEAL].startswith(Fault.FORGED)
+    audited(ours, None, auditor="Bob")
+    assert SEAL in sealing(None).removed and SEAL not in files(hub.head(NAME)[1])
+
+
+@pytest.mark.full
+def test_each_file_that_is_edited_is_named(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    ada = keyed("ada", tmp_path)
+    sign_file(beside(ours.checkpoint, "intoto.jsonl"), ada)
+    audited(ours, ada, auditor="Ada")
+    push(sealed(prepared(hub, ours), ours.checkpoint, ada), message="a test", endpoint=hub.url)
+    commit, folder = hub.head(NAME)
+    listed = ("--builders", known(tmp_path, Ada=ada), "--json")
+    assert ran(hub, "verify", NAME, *listed).exit_code == 0
+    for path in files(folder):
+        hub.commit(NAME, {path: (folder / path).read_bytes() + b" "})
+        try:
+            done = ran(hub, "verify", NAME, *listed)
+            assert path.rpartition("/")[2].removesuffix(BUNDLE) in done.stdout, path
+            assert done.exit_code == (0 if path in ("README.md", PAGE, SEAL) or "/audits/" in path else 1), path
+        except (CheckpointError, RecipeError) as error:
+            assert path.rpartition("/")[2] in str(error)
+        hub.repositories[NAME] = (commit, folder)
+
+
+def test_whose_files_the_base_has_is_the_repositorys_word(hub: Hub, ours: Project, tmp_path: Path) -> None:
+    """Until a registry says so: pins are a stranger's, under whatever name of a base."""
+    bob = keyed("bob", tmp_path)
+    base = base_files(ours.recipe, "mini", beside(ours.checkpoint, RECORDED[2]))
+    against = {"base": identity(base), "recipe": ours.recipe.digest}
+    judged = Judged("check", "clean", ours.files, against, details={"tiny": True, "read": 1, "total": 1})
+    submit(ours.recipe.beside(OUTCOMES), sign(judged.statement(), bob), BUNDLE)
+    sent(hub, ours)
+    ours.record()
+    listed = ("--builders", known(tmp_path, Bob=bob), "--json")
+    for words, says in (((), True), (("--registry", ours.registry), False)):
+        (weights,) = (
+            each
+            for each in json.loads(ran(hub, "verify", NAME, *listed, *words).stdout)["rungs"]
+            if each["name"] == "weights"
+        )
+        assert weights["word"] == "holds" and weights["said"].startswith("checked against the base by Bob (clean)")
+        assert weights["said"].endswith("which files are the base's is the repository's word") == says
 
 
 JUNK = {"audits/notes.txt": b"x", "audits/a/b": b"x", f"audits/{'0a' * 32}{BUNDLE}": b"{}"}
@@ -602,6 +744,12 @@ def test_a_folder_of_proofs_that_lies(hub: Hub, ours: Project, tmp_path: Path, r
     assert recipe != true["recipe.toml"]
     done = told("recipe.toml", recipe)
     assert done.exit_code == 1 and "contradict each other" in done.stdout and str(tmp_path) not in done.stdout
+    lock = "requant/lockfiles/cpu.txt"
+    locked = (hub.head(NAME)[1] / lock).read_bytes()
+    hub.commit(NAME, {lock: locked.replace(b"numpy", b"nunpy")})
+    done = ran(hub, "verify", NAME)
+    assert done.exit_code == 1 and "not the lock that the build's statement names" in " ".join(done.stdout.split())
+    hub.commit(NAME, {lock: locked})
     assert told("baseline.toml", b"known = [{ rule = 'D29', loaders = [[]] }]").exit_code == 3  # is not even read
     statement = json.loads(true["mini.intoto.jsonl"])
     statement["predicate"]["buildDefinition"]["internalParameters"]["hardware"] = {"model": "x", "n": 7}

@@ -398,6 +398,11 @@ def test_the_scan_finds_what_is_planted(planted: str) -> None:
     assert private.in_record(in_toto({"a": "0a" * 32}, "urn:x", {planted: 1})) == [planted]
 
 
+def test_the_scan_refuses_what_is_nested_too_deeply() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        private.in_record(b"[" * 200_000 + b"]" * 200_000)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "builds").rglob("*.intoto.jsonl")), ids=lambda path: path.parent.name)
 def test_nothing_of_a_machine_is_recorded(path: Path) -> None:
     assert private.in_record(path.read_bytes()) == []

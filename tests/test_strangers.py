@@ -1,12 +1,13 @@
 """Tools of others accept our bundles and keys, and refuse what was changed.
 
-They are securesystemslib, sigstore-python, npm's sigstore, and OpenSSF's model_signing; of keyless ones npm's here, and
-sigstore-python in tests/test_keyless.py.
+They are securesystemslib, sigstore-python, npm's sigstore, cosign, sigstore-go, and OpenSSF's model_signing; of keyless
+ones npm's, cosign and sigstore-go here, and sigstore-python in tests/test_keyless.py.
 
 What each demands: docs/adr/0025-a-key-is-the-party-and-a-name-its-label.md.
 """
 
 import base64
+import hashlib
 import json
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from sigstore_models.bundle.v1 import Bundle as Model
 from tests.checkpoints import shard, write
 from tests.conftest import ROOT
 from tests.sigstores import GITHUB, WORKFLOW, Sigstore, as_a_job, running
+from tests.verifiers import cosign, refusal
 
 from requant.checkpoint.manifest import make_manifest
 from requant.digest import canonical_json
@@ -39,6 +41,7 @@ from requant.evidence.keyless import log_in
 from requant.evidence.keys import KINDS, Kind, read_private, write_key
 from requant.evidence.outcomes import Judged
 from requant.evidence.signatures import sign
+from requant.evidence.statements import in_toto
 from requant.verdict import Outcome
 from requant.verify import verify
 
@@ -47,6 +50,7 @@ FAILED = Judged("verify", "different", {"config.json": "0a" * 32}, {"manifest": 
 NPM = ROOT / "tests" / "fixtures" / "sigstore"
 PROGRAMS = Path(sysconfig.get_path("scripts"))
 """Where node and npm are: a wheel brings them, for a fresh Debian has none."""
+CONTENT = {"config.json": b"{}", "model.safetensors": b"weights"}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -188,6 +192,88 @@ def test_npm_sigstore_keyless(
         (verify(forged(made)[0]), "Error"),
     ):
         assert refused[0] == 1 and said in refused[1], refused
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Path:
+    """Files, one of which verifiers in Go take at a time, and one that nobody speaks of."""
+    for name, data in {**CONTENT, "other.json": b"[]"}.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def of_content(statement: bytes) -> bytes:
+    """What a statement says, of files that are at hand: these verifiers take one of them."""
+    value, files = json.loads(statement), {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()}
+    return in_toto(files, value["predicateType"], value["predicate"])
+
+
+@kinds
+@pytest.mark.parametrize("statement", [BUILD, FAILED], ids=["build", "failure"])
+def test_cosign(kind: Kind, statement: bytes, content: Path) -> None:
+    for name in ("ours", "another"):
+        write_key(content / name, kind)
+    (content / "root.json").write_text(json.dumps(Sigstore(url="http://localhost:1").trust_config()["trustedRoot"]))
+    signed = sign(of_content(statement), read_private(content / "ours.key"))
+
+    def verify(data: bytes, file: str, key: str = "ours") -> str:
+        (content / "b.json").write_bytes(data)
+        return cosign("b.json", file, f"{key}.pub", json.loads(statement)["predicateType"], "root.json", cwd=content)
+
+    for name in CONTENT:
+        assert verify(signed, name) == ""
+    assert "does not match any digest" in verify(signed, "other.json")
+    assert "could not verify envelope" in verify(signed, "config.json", "another")
+    for each in (*forged(signed), enveloped(signed, signatures=[])):
+        assert verify(each, "config.json")
+    (content / "config.json").write_bytes(b"{ }")
+    assert "does not match any digest" in verify(signed, "config.json")
+
+
+def test_cosign_and_sigstore_go_keyless(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a Sigstore of our own. What `gh attestation verify` verifies with is sigstore-go."""
+    trust = content / "trust.json"
+    with running() as sigstore:
+        as_a_job(sigstore, monkeypatch)
+        trust.write_text(json.dumps(sigstore.trust_config()))
+        made = sign(of_content(BUILD), log_in(trust))
+        sigstore.late = timedelta(minutes=11)
+        late = sign(of_content(BUILD), log_in(trust))
+    other = Sigstore(url="http://localhost:1").trust_config()
+    for name, value in (("root.json", json.loads(trust.read_text())), ("foreign.json", other)):
+        (content / name).write_text(json.dumps(value["trustedRoot"]))
+
+    def by_cosign(root: str, issuer: str, subject: str, file: str) -> str:
+        who = ("--certificate-identity", subject, "--certificate-oidc-issuer", issuer, "--bundle", "b.json")
+        words = ("--trusted-root", root, "--type", "https://slsa.dev/provenance/v1", *who, file)
+        return refusal("cosign", "verify-blob-attestation", *words, cwd=content)
+
+    def by_sigstore_go(root: str, issuer: str, subject: str, file: str) -> str:
+        who = ("-expectedIssuer", issuer, "-expectedSAN", subject)
+        words = ("-artifact", file, "-trustedrootJSONpath", root, *who, "b.json")
+        return refusal("sigstore-go-verification", *words, cwd=content)
+
+    for verifier in (by_cosign, by_sigstore_go):
+
+        def verify(
+            data: bytes,
+            root: str = "root.json",
+            issuer: str = GITHUB,
+            subject: str = WORKFLOW,
+            file: str = "model.safetensors",
+            ask: Callable[[str, str, str, str], str] = verifier,
+        ) -> str:
+            (content / "b.json").write_bytes(data)
+            return ask(root, issuer, subject, file)
+
+        assert verify(made) == ""
+        assert "in statement" in verify(made, file="other.json")
+        assert "expected SAN value" in verify(made, subject=f"{WORKFLOW}s")
+        assert "expected issuer value" in verify(made, issuer="https://example.com")
+        assert "not enough verified log entries" in verify(made, root="foreign.json")
+        assert "integrated time outside certificate validity" in verify(late)
+        for each in (*forged(made), enveloped(made, signatures=[])):
+            assert verify(each)
 
 
 MODEL = {"model.safetensors": shard({"a": ("F32", [1], b"abcd")}), "config.json": b"{}", "sub/tokenizer.json": b"{}"}

@@ -25,6 +25,7 @@ Of another Sigstore than the public one, `trust_config`, above the tables, names
 import os
 import reprlib
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -40,6 +41,8 @@ from requant.recipe import Recipe
 
 FILE = "builders.toml"
 TRUST = "trust_config"
+ALPHABETS = {"LATIN", "GREEK", "CYRILLIC"}
+"""Of whose letters some look like each other's: one word has letters of one of them, or it is there to deceive."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def _builder(value: object, trust: Path | None) -> Builder:
         name = ""
     if not name or name != value["name"]:
         raise ValueError(f"name: found {reprlib.repr(value['name'])}, expected printable text with single spaces")
+    for word in name.split():
+        if len(mixed := ALPHABETS & {unicodedata.name(each, "").partition(" ")[0] for each in word}) > 1:
+            raise ValueError(f"name: {word!a} mixes letters that look alike: {', '.join(sorted(mixed))}")
     if "identity" in value:
         return Builder(name, Identity(value["issuer"], value["identity"], trust), value.get("until"))
     try:

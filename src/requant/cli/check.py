@@ -1,7 +1,7 @@
 """`requant check`: hold a checkpoint's weights against the base."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import progress as rich_progress
@@ -9,11 +9,14 @@ from rich.markup import escape
 
 from requant.cli.options import CPUS, VERIFY, AsJson, BundleFile, SignKey, Threads, app, recipes
 from requant.cli.sign import outcome_signer
-from requant.cli.terminal import SHOWN, out, print_json, progress
+from requant.cli.terminal import SHOWN, out, print_json, progress, say
 from requant.environment.install import cache
 from requant.errors import UsageError
-from requant.progress import Progress
-from requant.recipe import read_recipe
+from requant.progress import Progress, Tell
+from requant.recipe import Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from requant.check.reader import Reader
 
 
 @app.command(rich_help_panel=VERIFY, epilog="Example: requant check out/ec-tiny --base out/base")
@@ -73,11 +76,12 @@ def check(
         open_reader(base) as ours,
         progress(rich_progress.DownloadColumn()) as tell,
     ):
+        held = _held(checkpoint, ours, read, tiny, tell) if signed else {}
         options: dict[str, Any] = {"sample": sample, "seed": seed, "threads": threads, "resume": resume}
         checked = requant.check.check(theirs, ours, recipe=read, tiny=tiny, tell=tell, **options)
-        if signed and isinstance(theirs.files, Folder) and isinstance(ours.files, Folder):
-            tell(Progress("hash both, to sign"))
-            against = {"base": identity(ours.files.digests()), **({"recipe": read.digest} if read else {})}
+        if signed and isinstance(theirs.files, Folder):
+            tell(Progress("hash the checkpoint, to sign"))
+            against = {"base": identity(held), **({"recipe": read.digest} if read else {})}
             asked = {"tiny": tiny, "sample": sample, "seed": seed}
             signed(checked.judged(theirs.files.digests(), against, asked))
     if as_json:
@@ -87,3 +91,21 @@ def check(
         colour = {0: "green", 1: "red"}.get(checked.exit_status, "yellow")
         out.print(f"[bold {colour}]{checked.outcome}[/]")
     raise typer.Exit(checked.exit_status)
+
+
+def _held(checkpoint: str, base: "Reader", recipe: Recipe | None, tiny: bool, tell: Tell) -> dict[str, str]:
+    """Return the files that an outcome is to be signed against; say first, where that is known, that it will not count.
+
+    First, because a check takes long, and whoever signs learns from nobody later that it was the wrong folder.
+    """
+    from requant.check.reader import Folder
+    from requant.published.counted import doubts
+    from requant.published.found import registry_for
+
+    tell(Progress("hash the base, to sign"))
+    held = base.files.digests() if isinstance(base.files, Folder) else {}
+    if found := doubts(Path(checkpoint), held, recipe, tiny, registry_for(None)):
+        say("[bold yellow]whoever verifies by these records will pass over what you sign[/]:")
+        for line in found:
+            say(escape(f"  {line}"))
+    return held

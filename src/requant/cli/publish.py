@@ -65,6 +65,7 @@ def publish(
     from requant.published.examined import examine
     from requant.published.proofs import sign_records
     from requant.published.publication import prepare, push
+    from requant.published.sealed import sealed
 
     if not (match := NAME.fullmatch(repository)) or match[2]:
         raise UsageError(f"{repository}: expected owner/name", "A publication goes to the branch main.")
@@ -85,13 +86,15 @@ def publish(
                 out.print(f"and {len(examined.refusals) - SHOWN} more; --json lists them all")
             out.print("[bold red]not published[/]")
         raise typer.Exit(DIFFERENT)
-    if obtain:
-        signer = obtain()
+    signer = obtain() if obtain else None
+    if signer:
         for path in sign_records(read, stand_in, checkpoint, examined.outcomes, signer):
             say(escape(f"signed {by(signer.public)}: {path}"))
     records = read_records(read, stand_in, checkpoint if Path(f"{checkpoint}.manifest.json").exists() else None)
     card = render(records, facts_of(records), repository)
     prepared = prepare(repository, checkpoint, read, stand_in, card, replace=replace, endpoint=endpoint)
+    if not prepared.refusals:
+        prepared = sealed(prepared, checkpoint, signer)
     if not as_json:
         out.lines(publication_text(prepared))
     commit = None

@@ -5,13 +5,14 @@ configuration, which people write and which may speak of paths, against secrets 
 """
 
 import getpass
-import json
 import os
 import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from requant.digest import strict_json
 
 PLACE = re.compile(r"(?<![\w:/.])(?:/|~/|[A-Za-z]:\\)[\w.-]+|file:/|\.\./")
 """A place in a file system; what stands in a checkpoint or in a URL has no slash at its start."""
@@ -30,10 +31,10 @@ SHOWN = 80
 def in_record(data: bytes) -> list[str]:
     """Return each text of a JSON document, or of several, a line each, that says where or by whom it was made.
 
-    Or has a secret. Keys too. Raises ValueError for anything else than JSON.
+    Or has a secret. Keys too. Raises ValueError for anything else than JSON, or for such that no verb reads.
     """
     patterns = (PLACE, SECRET, ADDRESS, *_here())
-    texts = dict.fromkeys(text for line in data.splitlines() for text in _texts(json.loads(line)))
+    texts = dict.fromkeys(text for line in data.splitlines() for text in _texts(strict_json(line)))
     return [text for text in texts if any(pattern.search(text) for pattern in patterns)]
 
 

@@ -108,12 +108,26 @@ def base_of(path: Path) -> dict[str, str]:
 
     Raises CheckpointError where it states none.
     """
+    base = {name.removeprefix("base/"): each for name, each in _needed(path).items() if name.startswith("base/")}
+    if not base:
+        raise CheckpointError(f"{path}: not a statement of a build: no base")
+    return base
+
+
+def lock_of(path: Path) -> str:
+    """Return the SHA-256 of the lock that a recorded statement states; raise CheckpointError where it states none."""
+    needed = _needed(path)
+    if "lock" not in needed:
+        raise CheckpointError(f"{path}: not a statement of a build: no lock")
+    return needed["lock"]
+
+
+def _needed(path: Path) -> dict[str, str]:
     try:
         needed = {each["name"]: each["digest"]["sha256"] for each in _definition(path)["resolvedDependencies"]}
-        base = {name.removeprefix("base/"): each for name, each in needed.items() if name.startswith("base/")}
-        if base and all(isinstance(each, str) for each in base.values()):
-            return base
-        raise ValueError("no base")
+        if all(isinstance(each, str) for each in (*needed, *needed.values())):
+            return needed
+        raise ValueError("digests that are no texts")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a statement of a build: {error!r}") from None
 

@@ -14,7 +14,7 @@ from requant.audit.audits import confirm_regular, read_audits, submitted
 from requant.build import RECORDED, beside, recorded, stem
 from requant.checkpoint.files import is_companion
 from requant.checkpoint.manifest import Manifest, read_manifest
-from requant.digest import sha256
+from requant.digest import sha256, sha256_file
 from requant.environment.identity import dockerfile_path
 from requant.errors import CheckpointError, UsageError
 from requant.evidence.outcomes import Judged
@@ -29,7 +29,7 @@ from requant.evidence.signatures import (
     verify_file,
     write_signed,
 )
-from requant.evidence.statements import base_of
+from requant.evidence.statements import base_of, lock_of
 from requant.hub.pinned import read_pins
 from requant.inspect import baseline
 from requant.model.rules import SIZES
@@ -112,6 +112,17 @@ def base_files(recipe: Recipe, tiny: str | None, statement: Path) -> dict[str, s
         pins = read_pins(recipe.beside(recipe.base.files)).files
         found = {path: each.sha256 for path, each in pins.items() if each.sha256}
     return {path: digest for path, digest in found.items() if not is_companion(path)}
+
+
+def other_lock(recipe: Recipe, tiny: str | None, statement: Path) -> str:
+    """Say that a recipe's lock is not the one that a build's statement names; nothing where it is, or none is there.
+
+    Whoever audits by the recipe installs what that lock names. Raises CheckpointError for what is no statement.
+    """
+    lock = recipe.lockfiles / f"{recipe.effort(tiny is not None).environment}.txt"
+    if not lock.is_file() or sha256_file(lock) == lock_of(statement):
+        return ""
+    return f"{lock.parent.name}/{lock.name}: not the lock that the build's statement names"
 
 
 def lay_out(proofs: Mapping[str, bytes], folder: Path) -> None:

@@ -7,6 +7,7 @@ the very bytes that were verified here counts as published.
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,15 @@ from requant.evidence.signatures import SignatureError, read_bundle
 from requant.hub import web
 from requant.hub.repository import Listing, Stated
 from requant.hub.repository import listing as listed
-from requant.published.proofs import FOLDER, PAGE, lay_out, proofs_of, records_of
+from requant.published.proofs import FOLDER, PAGE, lay_out, other_lock, proofs_of, records_of
 from requant.recipe import Recipe, read_recipe
 from requant.report.evidence import of_build
 from requant.report.judgement import judge
 from requant.report.page import page
 
 CARD = "README.md"
+XET = re.compile(r"\((\d{3}) .*/xet-write-token/")
+"""What hf_xet says of a status where it asked the Hub for leave to send; it has no other form."""
 UNSCANNED = ("tokenizer.", "vocab.", "merges.", "tekken.")
 """How the names begin of files that are words of a language, and where some look like keys."""
 
@@ -108,14 +111,15 @@ def prepare(
     that make of it another checkpoint, may go. Raises UsageError and CheckpointError as `proofs_of` does, and
     NotAvailableError for the network.
     """
-    manifest = read_manifest(records_of(recipe, tiny, checkpoint)[RECORDED[0]])
+    records = records_of(recipe, tiny, checkpoint)
+    manifest = read_manifest(records[RECORDED[0]])
     proofs = {path: _whole(place, path) for path, place in proofs_of(recipe, tiny, checkpoint).items()}
     pages, problems = _page(proofs, recipe, tiny)
     proofs |= pages
-    files = {**dict(_checkpoint(checkpoint, manifest)), **{path: _held(data) for path, data in proofs.items()}}
+    files = {**dict(_checkpoint(checkpoint, manifest)), **{path: held(data) for path, data in proofs.items()}}
     if CARD not in files:
         own = listing(checkpoint).companions.get(CARD)
-        files[CARD] = _held(_whole(own, CARD) if own else card.encode())
+        files[CARD] = held(_whole(own, CARD) if own else card.encode())
     there = _there(repository, endpoint)
     stated = there.stated if there else {}
     theirs = stated.get(CARD)
@@ -124,6 +128,8 @@ def prepare(
         diff = tuple(_diff(there, files[CARD]))
     removed = tuple(path for path in stated if path not in files and _astray(path, recipe))
     refusals = [*_told(files), *problems]
+    if fault := other_lock(recipe, tiny, records[RECORDED[2]]):
+        refusals.append(f"{fault}: whoever audits it would install another environment")
     if diff and not replace:
         refusals.append(f"{CARD}: the repository has another one; --replace puts this one in its place")
     if removed and not replace:
@@ -139,10 +145,10 @@ def _checkpoint(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Sent]]:
         if path.endswith(SUFFIX):
             yield path, Sent(record.bytes, record.sha256, place)
             continue
-        held = _held(_whole(place, path))
-        if held.sha256 != record.sha256:
+        small = held(_whole(place, path))
+        if small.sha256 != record.sha256:
             raise CheckpointError(f"{place}: has changed since it was verified", "Publish when nothing writes to it.")
-        yield path, held
+        yield path, small
 
 
 def _page(proofs: Mapping[str, bytes], recipe: Recipe, tiny: str | None) -> tuple[dict[str, bytes], list[str]]:
@@ -159,7 +165,8 @@ def _page(proofs: Mapping[str, bytes], recipe: Recipe, tiny: str | None) -> tupl
         return ({} if problems else {PAGE: page(found, judge(found)).encode()}), problems
 
 
-def _held(data: bytes) -> Sent:
+def held(data: bytes) -> Sent:
+    """Return what is sent of bytes."""
     return Sent(len(data), sha256(data), data)
 
 
@@ -213,7 +220,12 @@ def _told(files: Mapping[str, Sent]) -> Iterator[str]:
             except SignatureError as error:
                 yield str(error)
                 continue
-        for text in private.in_record(data) if record else private.in_text(data):
+        try:
+            found = private.in_record(data) if record else private.in_text(data)
+        except ValueError as error:  # somebody's bundle can hold anything
+            yield f"{path}: not a statement: {error}"
+            continue
+        for text in found:
             yield f"{path}: must not be published: {private.told(text)}"
 
 
@@ -274,18 +286,22 @@ def _refused(name: str, error: Exception) -> Exception:
     inner = error.__cause__ if isinstance(error, RuntimeError) else None  # what went wrong with one upload of several
     cause = inner if isinstance(inner, Exception) else error
     kept = "what came whole is kept by the Hub: the same command goes on from there"
-    if isinstance(cause, HfHubHTTPError):
-        status = cause.response.status_code
+    xet = XET.search(str(cause))
+    if status := cause.response.status_code if isinstance(cause, HfHubHTTPError) else int(xet[1]) if xet else 0:
         if status == 412:
             return NotAvailableError(f"{name}: somebody changed it meanwhile", "Run it again, and look.")
         if status in (401, 403):
             return NotAvailableError(
                 f"{name}: refused, status {status}", "set HF_TOKEN to a token that may write to this repository"
             )
-        return NotAvailableError(f"{name}: status {status}: {cause.server_message or ''}"[:300], kept)
+        if status == 404 and xet:
+            advice = "with HF_HUB_DISABLE_XET=1 it is sent by git-lfs"
+            return NotAvailableError(f"{name}: this server has no Xet, by which hf_xet sends", advice)
+        told = f"{name}: status {status}: {getattr(cause, 'server_message', None) or ''}"
+        return NotAvailableError(told.removesuffix(": ")[:300], kept)
     if web.is_of_the_network(cause) or isinstance(cause, OSError):
         return NotAvailableError(f"{name}: {web.trouble(cause)}", kept)
     if isinstance(cause, ValueError | RuntimeError):
         told = f"{name}: {type(cause).__name__}: {cause}"[:300]
-        return NotAvailableError(told, f"{kept}. Where a server has no Xet, set HF_HUB_DISABLE_XET=1.")
+        return NotAvailableError(told, kept)
     return error

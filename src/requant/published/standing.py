@@ -32,8 +32,10 @@ from requant.hub.stated import MAX_FETCHED, confirm_stated
 from requant.inspect.baseline import expected, read_baseline
 from requant.inspect.remote import headers_at
 from requant.progress import Tell, silent
+from requant.published.counted import base_of
 from requant.published.found import Found
-from requant.published.proofs import FOLDER, OUTCOMES, Proofs, base_files
+from requant.published.proofs import FOLDER, OUTCOMES, Proofs, other_lock
+from requant.published.sealed import Edited, edited
 
 Word = Literal["holds", "fails", "open"]
 SHOWN = 6
@@ -123,10 +125,13 @@ def standing(
     covered = coverage(proofs.recipe, proofs.tiny, known)
     bytes_rung = _bytes(found, proofs, seen)
     weights, refused = _weights(proofs, known)
+    if weights.word != "open" and not found.registry:
+        weights = replace(weights, said=f"{weights.said}; which files are the base's is the repository's word")
     others: tuple[Rung, ...] = (weights, _blocks(covered), _rebuilt(covered))
     if bytes_rung.word == "fails":
         others = tuple(map(_of_recorded, others))
-    rungs = (_built(found, proofs, covered), bytes_rung, structure, *others)
+    seal = edited(found, known, seen.files)
+    rungs = (_built(found, proofs, covered, seal), bytes_rung, structure, *others)
     asked = confirmed(covered, known, required, trusted) if required or trusted else None
     if asked and bytes_rung.word != "holds":
         asked = Confirmed(**{**vars(asked), "identical": False})
@@ -138,7 +143,7 @@ def standing(
         known=bool(found.registry or covered.maker or any(row.parties for row in covered.rows)),
         rungs=rungs,
         unseen=tuple(_unseen(rungs, covered, refused)),
-        refused={**covered.stale, **refused, **found.astray, **_unlike(found)},
+        refused={**covered.stale, **refused, **found.astray, **seal.told, **_unlike(found)},
         next=_next(found, proofs, rungs, covered),
         fetched=found.fetched + header_bytes + seen.fetched,
         confirmed=asked,
@@ -150,7 +155,7 @@ def _of_recorded(rung: Rung) -> Rung:
     return replace(rung, word="open" if rung.word == "holds" else rung.word, said=f"of the recorded files: {rung.said}")
 
 
-def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
+def _built(found: Found, proofs: Proofs, covered: Coverage, seal: Edited) -> Rung:
     recipe, statement = proofs.recipe, recorded(proofs.recipe, proofs.tiny, RECORDED[2])
     hardware = hardware_of(statement)
     on = hardware.get("model") or hardware.get("accelerator") or "unknown hardware"
@@ -159,6 +164,8 @@ def _built(found: Found, proofs: Proofs, covered: Coverage) -> Rung:
     how = f"{made}, in environment {environment_of(statement)[:12]}, on {on}"
     if not found.registry and (fault := _contradiction(proofs)):
         return Rung("built", "fails", f"its records contradict each other; {how}", (fault,))
+    if seal.against:
+        return Rung("built", "fails", f"edited since {seal.by} published it; {how}", seal.against)
     if covered.maker:
         return Rung("built", "holds", f"by {covered.maker.label}: {how}")
     return Rung("built", "open", f"by nobody whom you know; its statement says: {how}")
@@ -173,9 +180,9 @@ def _contradiction(proofs: Proofs) -> str:
     try:
         base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
         read_recorded(recipe, proofs.tiny, recipe.beside(stem(proofs.tiny)), base, text)
+        return other_lock(recipe, proofs.tiny, recorded(recipe, proofs.tiny, RECORDED[2]))
     except (CheckpointError, RecipeError) as error:
         return str(error).replace(f"{recipe.path.parent.parent}/", "")
-    return ""
 
 
 def _bytes(found: Found, proofs: Proofs, seen: _Seen) -> Rung:
@@ -188,7 +195,7 @@ def _bytes(found: Found, proofs: Proofs, seen: _Seen) -> Rung:
     texts = {path: _small(found, path, seen) for path in small}
     for path, each in stated.items():
         if path in manifest:
-            digest = each.sha256 or sha256(texts[path])
+            digest = seen.files[path] = each.sha256 or sha256(texts[path])
             if (each.bytes, digest) != (manifest[path].bytes, manifest[path].sha256):
                 against.append(f"changed file: {path}")
     named = {name for path, data in texts.items() if is_index(path) for name in _indexed(path, data)}
@@ -252,7 +259,7 @@ def _weights(proofs: Proofs, known: Mapping[str, Builder]) -> tuple[Rung, dict[s
     against: list[str] = []
     folder = proofs.recipe.beside(OUTCOMES)
     names = submitted(folder)
-    base = _base(proofs) if names else ""
+    base = base_of(proofs) if names else None
     for name in names:
         where = f"{OUTCOMES}/{name}"
         try:
@@ -308,22 +315,14 @@ def _findings(outcome: Told) -> str:
     return ", ".join(kinds) or outcome.outcome
 
 
-def _base(proofs: Proofs) -> str:
-    """Return the digest that names the files of the base; nothing where no record says which they are."""
-    try:
-        return identity(base_files(proofs.recipe, proofs.tiny, recorded(proofs.recipe, proofs.tiny, RECORDED[2])))
-    except (CheckpointError, RecipeError):
-        return ""
-
-
-def _unlike_build(outcome: Told, proofs: Proofs, base: str) -> str:
+def _unlike_build(outcome: Told, proofs: Proofs, base: Mapping[str, str] | None) -> str:
     """Say why a check was not of this build: of other files than its `base` has, say; nothing where it was."""
     tiny = outcome.details.get("tiny")
     if outcome.against.get("recipe") != proofs.recipe.digest or tiny != (proofs.tiny is not None):
         return "held against another recipe, or against none"
     if not base:
         return "nothing records which files the base has"
-    return "" if outcome.against.get("base") == base else "held against other files than those of the base"
+    return "" if outcome.against.get("base") == identity(base) else "held against other files than those of the base"
 
 
 def _blocks(covered: Coverage) -> Rung:
