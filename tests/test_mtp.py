@@ -5,11 +5,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import ROOT
 from tests.owned import built_and_recorded, found_within_reach, hold
-from tests.test_adapters import accumulating, heard, of_one_s_own
+from tests.test_adapters import CPU, accumulating, heard, of_one_s_own
+from tests.test_architectures import made
+from tests.test_worker import FLOAT32, TERMS, bound
 
 from requant.build import build
 from requant.errors import RecipeError
@@ -25,6 +28,8 @@ from requant.verdict import Outcome
 BLOCK = "mtp.layers.0"
 TUNED_PARTS = ("qweight", "scales")
 """Zero points are those of the format in both."""
+NUMBERED = ("glm4_moe", "deepseek_v3")
+"""Architectures whose MTP block is numbered on from the blocks of the model."""
 EC = ROOT / "builds" / "ec" / "recipe.toml"
 SCHEME = '\n[layers.schemes]\no_proj = { name = "W8A16", symmetric = true, group_size = 128 }\n'
 TRIED: Mapping[str, tuple[EnvironmentName, Callable[[str], str]]] = {
@@ -87,6 +92,35 @@ def test_what_does_not_fit_it_is_refused(edit: Callable[[str], str], fault: str,
     file.write_text(json.dumps({**json.loads(file.read_text()), "asked": renamed.as_json()}))
     with pytest.raises(RecipeError, match=re.escape(fault)):
         target_of(recipe, "mini")
+
+
+@pytest.mark.worker
+@pytest.mark.full
+@pytest.mark.parametrize("environment", CPU)
+@pytest.mark.parametrize("name", NUMBERED)
+def test_a_numbered_one_is_what_its_formulas_say_and_no_variant_of_them(
+    name: str, environment: str, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = ask("numbered", made(name, tmp_path, ask), tmp_path, environment=environment)
+    assert found["layer"] == "model.layers.2"
+    # The base's 256 embedding and 256 hidden numbers make the widest sum, of 512.
+    assert found["off"].pop("as it is") < bound(0, FLOAT32, TERMS)
+    assert found["off"].pop("counted from the next token") < bound(0, FLOAT32, TERMS), "positions count by differences"
+    assert {each for each, off in found["off"].items() if off < 0.01} == set(), "rounding is off by 1e-5 at most"
+    assert len(found["off"]) == 10
+    assert found["rows"] == [3, 32], "the last of 33 tokens has no next one"
+    assert found["a beginning"] < bound(0, FLOAT32, TERMS), "a row sees none after it"
+    own, other = "model.layers.2.{}: the base has {}, its MTP block of one layer has {}", "no such tensor"
+    assert found["refused"] == {
+        "one norm less": own.format("hnorm.weight", other, [256]),
+        "one tensor of the layer less": own.format("input_layernorm.weight", other, [256]),
+        "one more": own.format("mlp.gate.other", [256], other),
+        "another shape": own.format("input_layernorm.weight", [255], [256]),
+        "no experts": own.format("mlp.experts.down_proj", other, [4, 256, 128]),
+        "one expert less": found["refused"]["one expert less"],
+        "no copies": "",
+    }
+    assert found["refused"]["one expert less"].startswith("model.layers.2: transformers makes no layer of")
 
 
 @pytest.fixture(scope="module", params=TRIED)
