@@ -160,6 +160,7 @@ def test_a_numbered_one_is_what_its_formulas_say_and_no_variant_of_them(
         "one more": own.format("mlp.gate.other", [256], other),
         "another shape": own.format("input_layernorm.weight", [255], [256]),
         "no experts": own.format("mlp.experts.down_proj", other, [4, 256, 128]),
+        "wider experts": own.format("mlp.experts.down_proj", [4, 512, 128], [4, 256, 128]),
         "one expert less": found["refused"]["one expert less"],
         "no copies": "",
     }

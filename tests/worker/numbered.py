@@ -74,6 +74,10 @@ def refused(model: Any, stored: dict[str, Any], root: str, folder: Path) -> Iter
         "one more": lambda: own | {f"{root}mlp.gate.other": norm.clone()},
         "another shape": lambda: own | {f"{root}input_layernorm.weight": norm[1:].clone()},
         "no experts": lambda: {name: value for name, value in own.items() if ".experts." not in name},
+        "wider experts": lambda: {
+            name: torch.cat([value, value]) if name.endswith("down_proj.weight") else value
+            for name, value in own.items()
+        },
         "one expert less": lambda: without("mlp.experts.3.up_proj.weight"),
         "no copies": lambda: without("embed_tokens.weight", "shared_head.head.weight"),
     }

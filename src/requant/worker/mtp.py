@@ -23,7 +23,7 @@ from typing import Any
 from requant.errors import BuildError
 from requant.mtp_blocks import MTP_BLOCKS, Half, MtpBlock
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def attach(model: Any, base: Path) -> None:
@@ -90,12 +90,13 @@ def _layer(model: Any, block: MtpBlock, tensors: Mapping[str, Any]) -> Any:
         )
     except RuntimeError as error:  # of experts that are too few, or unlike
         raise BuildError(f"{block.block}: transformers makes no layer of the base's tensors: {error}") from None
-    otherwise = {name for name, *_ in said["mismatched_keys"]}
-    expected, layers = alone.state_dict(), f"{block.layer}." if block.layer else ""
+    expected = _shapes(alone.state_dict(), said["missing_keys"])
+    found = _shapes(state, said["unexpected_keys"])
+    for name, one, other in said["mismatched_keys"]:
+        found[name], expected[name] = tuple(one), tuple(other)
+    inside = f"{block.layer}." if block.layer else ""
     _confirm(
-        block,
-        {name.replace(first, layers, 1): tuple(expected[name].shape) for name in {*said["missing_keys"], *otherwise}},
-        {name.replace(first, layers, 1): tuple(state[name].shape) for name in {*said["unexpected_keys"], *otherwise}},
+        block, *({f"{inside}{name.removeprefix(first)}": each[name] for name in each} for each in (expected, found))
     )
     return alone.layers[0]
 
