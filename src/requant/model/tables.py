@@ -46,14 +46,17 @@ class Table:
 def table_of(config: Mapping[str, Any]) -> Table:
     """Return what is known of a configuration's architecture; an empty table where it is not modelled.
 
-    Raises RecipeError where its MTP block would be numbered on from its layers, and it has no number of these.
+    Nothing is known of an MTP block that is numbered on from layers whose number is not stated. Raises RecipeError where
+    that is no number.
     """
     kind = str(config.get("model_type"))
     found = _tables().get(kind) or Table(kind)
     if kind not in MTP_BLOCKS:
         return found
-    layers = Part(config, "").language.layers if MTP_BLOCKS[kind].is_numbered else None
-    mtp = MTP_BLOCKS[kind].behind(layers or 0)
+    mtp, layers = MTP_BLOCKS[kind], 0
+    if mtp.is_numbered and not (layers := Part(config, "").language.layers or 0):
+        return found
+    mtp = mtp.behind(layers)
     return replace(found, mtp=mtp, extras={**found.extras, "mtp": mtp.prefix})
 
 

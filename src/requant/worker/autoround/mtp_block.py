@@ -30,7 +30,9 @@ def install(autoround: Any, batches: Any) -> None:
             return tune(self, block, input_ids, input_others, **rest)
         count = input_ids[0].shape[1]
         full, quantized = (given(autoround, each, batches) for each in (input_ids, rest[series.quantized]))
-        return tune(self, block, full, shortened(input_others, count, last), **{**rest, series.quantized: quantized})
+        with series.shortened(autoround, rest) as less:
+            others = shortened(input_others, count, last)
+            return tune(self, block, full, others, **{**less, series.quantized: quantized})
 
     compressor.configure_layer_config = configure
     setattr(tuning.owner, tuning.name, quantize_block)
