@@ -46,8 +46,8 @@ class Table:
 def table_of(config: Mapping[str, Any]) -> Table:
     """Return what is known of a configuration's architecture; an empty table where it is not modelled.
 
-    Nothing is known of an MTP block that is numbered on from layers whose number is not stated. Raises RecipeError where
-    that is no number.
+    Nothing is known of an MTP block that is numbered on from layers whose number is not stated. Raises RecipeError
+    where that is no number.
     """
     kind = str(config.get("model_type"))
     found = _tables().get(kind) or Table(kind)
