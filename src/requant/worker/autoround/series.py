@@ -85,7 +85,7 @@ class Series(Protocol):
         """Return how many tokens of a step count, from what `loss` is given; None where all do."""
 
     def shortened(self, autoround: Any, rest: Mapping[str, Any]) -> AbstractContextManager[Mapping[str, Any]]:
-        """Give what a block's function is given beside streams and `others`, for one of one token less, while it tunes."""
+        """Give what a function is given beside streams and `others`, for a block of one token less, while it tunes."""
 
     def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
         """Return a block's outputs for a whole stream, as AutoRound computes them."""
