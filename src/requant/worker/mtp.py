@@ -98,6 +98,9 @@ def _layer(model: Any, block: MtpBlock, tensors: Mapping[str, Any]) -> Any:
     _confirm(
         block, *({f"{inside}{name.removeprefix(first)}": each[name] for name in each} for each in (expected, found))
     )
+    for module in alone.layers[0].modules():
+        if hasattr(module, "config"):  # what is said later of how experts run, as AutoRound does, is said there
+            module.config = decoder.config
     return alone.layers[0]
 
 
