@@ -21,8 +21,7 @@ from requant.check.findings import TUNED
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.safetensors import Spec
-from requant.model.plan import Plan
-from requant.model.target import target_of, tiny_model
+from requant.model.target import Target, target_of, tiny_model
 from requant.model.tiny import stand_in
 from requant.progress import Progress, silent
 from requant.recipe import Recipe
@@ -131,10 +130,14 @@ def hold(own: Recipe, first: Path, folder: Path) -> None:
     assert {each.tensor for each in checked.findings if each.kind != "rewritten by a tool"} == {f"{name}.qweight"}
 
 
-def _is_unloaded(plan: Plan, name: str) -> bool:
+def _is_unloaded(target: Target, name: str) -> bool:
     """Say whether the class loads nothing of that name; experts that transformers has stacked count as one by one."""
-    stacked = {each for each in plan.tensors if each.startswith(f"{name.rpartition('.')[0]}.")}
-    return name in plan.unloaded or (bool(stacked) and stacked <= plan.unloaded)
+    stacked = {each for each in target.plan.tensors if each.startswith(f"{name.rpartition('.')[0]}.")}
+    return (
+        name in target.plan.unloaded
+        or (bool(stacked) and stacked <= target.plan.unloaded)
+        or name.rpartition(".")[0] in target.rounded
+    )
 
 
 def computes(own: Recipe, first: Path, ask: Callable[..., Any], folder: Path) -> None:
@@ -148,7 +151,7 @@ def computes(own: Recipe, first: Path, ask: Callable[..., Any], folder: Path) ->
     alter(altered, f"{other}.scales", lambda data: bytes([data[0], data[1] ^ 0x80, *data[2:]]))
     found = ask("logits", first, first, altered, folder / "unpacked")
     for report in (found["unpacked"], *(each["report"] for each in found["loaded"])):
-        assert all(_is_unloaded(target.plan, name) for names in report.values() for name in names)
+        assert all(_is_unloaded(target, name) for names in report.values() for name in names)
     for each in found["loaded"]:
         assert each["kinds"] == ["QuantLinear"]
         for name in (*each["not packed"], *each["unread"]):

@@ -35,8 +35,14 @@ def of_one_s_own(
     folder: Path, name: str, environment: EnvironmentName, edit: Callable[[str], str] = str, **options: Any
 ) -> Recipe:
     """A recipe for a base of the corpus, made with these options of `new`, and edited."""
-    model, project = str(base(name, folder / "model")), folder / "project"
-    recipe = new(model, "mine", project, environment=environment, sandbox="venv", **options)
+    return for_base(base(name, folder / "model"), folder / "project", environment, edit, **options)
+
+
+def for_base(
+    model: Path, project: Path, environment: EnvironmentName, edit: Callable[[str], str] = str, **options: Any
+) -> Recipe:
+    """A recipe for a base, made with these options of `new`, and edited."""
+    recipe = new(str(model), "mine", project, environment=environment, sandbox="venv", **options)
     file = recipe.recipe.path
     file.write_text(edit(file.read_text()))
     return read_recipe(file)

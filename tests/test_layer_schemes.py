@@ -49,7 +49,7 @@ def target(recipe: Recipe, table: Table | None = None, *, tied: bool = False, mo
     blocks = ("model.layers.0", "model.layers.1", *(["lm_head"] if layers["lm_head"].packed else []))
     form = Form("auto_round:auto_gptq", 4, 64, symmetric=True)
     plan = Plan({}, tensors, blocks, layers, tied=ties)
-    return Target(plan, table or table_of("llama"), recipe.layers.ignore, "none", form)
+    return Target(plan, table or table_of({"model_type": "llama"}), recipe.layers.ignore, "none", form)
 
 
 def refused(recipe: Recipe, table: Table | None = None, **more: Any) -> str:
@@ -183,7 +183,7 @@ def test_what_autoround_writes_under_the_names_of_the_bases_files_gets_the_plans
     tensors = {"a.0.moe.gate.weight": Spec("BF16", (4, 64)), source.tensor: Spec("BF16", (64, 64))}
     elsewhere = {"a.0.mlp.gate.weight": Source("a.0.moe.gate.weight")}
     plan = Plan({}, tensors, ("a.0",), {"a.0.mlp.gate_proj": Layer((64, 64), "", source)}, elsewhere=elsewhere)
-    made = Target(plan, table_of("llama"), (), "none", form)
+    made = Target(plan, table_of({"model_type": "llama"}), (), "none", form)
     raw = {f"a.0.moe.gate_proj.{suffix}": held(spec, b"\1") for suffix, spec in form.specs((64, 64)).items()}
     raw["a.0.moe.gate.weight"] = held(tensors["a.0.moe.gate.weight"], b"\2")
     base = Checkpoint({}, {"config.json": Held(b"{}")})

@@ -29,7 +29,7 @@ from requant.recipe import Layers, Mtp, Recipe, read_recipe
 EC = read_recipe(ROOT / "builds" / "ec")
 BASE = target_of(EC, None)
 LAYERS = (*BASE.plan.layers, *BASE.mtp)
-QWEN = table_of("qwen3_5_moe")
+QWEN = table_of({"model_type": "qwen3_5_moe"})
 DENSE = [f"model.layers.{i}.{each}_proj" for i in (0, 1) for each in ("self_attn.q", "self_attn.k", "self_attn.v")]
 DENSE += [f"model.layers.{i}.mlp.{each}_proj" for i in (0, 1) for each in ("gate", "up", "down")]
 
@@ -49,15 +49,15 @@ def test_every_table_is_a_screenful_of_the_same_keys() -> None:
     for file in resources.files("requant.model").joinpath("tables").iterdir():
         value = tomllib.loads(file.read_text())
         more = {"aliases", "processor", "routers", "zero_centred"}
-        assert value.keys() - more == {"model_types", "fused", "experts", "mtp_float", "extras"}
-        assert value["extras"].keys() <= {"visual", "mtp"}
+        assert value.keys() - more == {"model_types", "fused", "experts", "extras"}
+        assert value["extras"].keys() <= {"visual"}
         assert len(file.read_text().splitlines()) < 25
         seen += value["model_types"]
     assert sorted(seen) == sorted({*seen})
 
 
 def test_what_is_not_modelled_has_an_empty_table() -> None:
-    assert table_of("nope") == Table("nope") == Table("nope", (), "", {}, ())
+    assert table_of({"model_type": "nope"}) == Table("nope") == Table("nope", (), "", {}, None)
 
 
 def test_the_table_is_what_the_modelled_loaders_fuse() -> None:
@@ -127,12 +127,12 @@ def test_the_policy_of_mtp_is_none_where_there_is_none_and_nowhere_else() -> Non
         message = refused(asking(policy, "self_attn"), QWEN, without)
         assert message == f"mtp.policy: found '{policy}', allowed: none: no MTP block is known of the base"
     confirm_layers(asking("none", "self_attn"), QWEN, without)
-    confirm_layers(asking("none", "self_attn.q_proj"), table_of("nope"), DENSE)  # what is fused is not modelled
+    confirm_layers(asking("none", "self_attn.q_proj"), Table("nope"), DENSE)  # what is fused is not modelled
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3", "qwen3_moe"])
 def test_dense_layers_are_ignored_together(model_type: str) -> None:
-    table = table_of(model_type)
+    table = table_of({"model_type": model_type})
     for patterns in (["q_proj"], ["up_proj"], ["layers.1.self_attn.k_proj"]):
         assert "D06" in refused(asking("none", *patterns), table, DENSE)
     for patterns in ([], ["self_attn"], ["layers.1.mlp", "down_proj"]):
@@ -153,12 +153,8 @@ def test_a_router_that_a_loader_makes_a_linear_layer_is_declared(model_type: str
     tensors = {f"{router}.weight": Spec("BF16", (8, 256)), f"{block}.self_attn.q_proj.weight": Spec("BF16", (128, 256))}
     plan = Plan({}, tensors, (block,), {f"{block}.self_attn.q_proj": layer})
     base = Checkpoint({}, {"config.json": Held(b"{}")})
-    aim = Mending(
-        base,
-        Target(plan, table_of(model_type), (), "none", Form("auto_round:auto_gptq", 4, 128, symmetric=True)),
-        1,
-        {},
-    )
+    form = Form("auto_round:auto_gptq", 4, 128, symmetric=True)
+    aim = Mending(base, Target(plan, table_of({"model_type": model_type}), (), "none", form), 1, {})
     made = json.loads(quantization_config(base, aim).file("config.json"))["quantization_config"]
     assert made["block_name_to_quantize"] == [block.removesuffix(".0")]
     assert made["extra_config"] == ({router: {"bits": 16, "data_type": "fp"}} if declared else {})

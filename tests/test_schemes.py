@@ -127,10 +127,10 @@ def test_awq_has_whole_groups_only(refuses: Refuses) -> None:
     plan = Plan({}, {}, (), {"a.b": Layer((64, 192), "", None), "a.c": Layer((64, 100), "odd", None)})
     for packing_format, group_size in ((GPTQ, 128), (AWQ, 64), (AWQ, -1)):
         form = Form(packing_format, 4, group_size, symmetric=True)
-        confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
+        confirm_groups(recipe, Target(plan, table_of({"model_type": "llama"}), (), "none", form))
     form = Form(AWQ, 4, 128, symmetric=True)
     with refuses(RecipeError):
-        confirm_groups(recipe, Target(plan, table_of("llama"), (), "none", form))
+        confirm_groups(recipe, Target(plan, table_of({"model_type": "llama"}), (), "none", form))
 
 
 def test_a_plan_refuses_what_its_locked_autoround_cannot_export(tmp_path: Path, refuses: Refuses) -> None:

@@ -20,6 +20,7 @@ from requant.model.rules import SIZES
 from requant.model.skeleton import is_modelled, plan, skeleton, tables
 from requant.model.tables import ignored
 from requant.model.target import target_of
+from requant.mtp_blocks import MTP_BLOCKS
 from requant.protocol import Layer, Source
 from requant.recipe import read_recipe
 
@@ -176,7 +177,7 @@ def test_where_a_layers_weight_lies_in_the_base() -> None:
 
 
 def test_the_mtp_block_has_the_layers_of_a_block_with_its_tensors() -> None:
-    made, found = PLAN.beside_blocks(MTP, ("mtp.fc",)), skeleton(BASE)
+    made, found = PLAN.beside_blocks(MTP_BLOCKS["qwen3_5_moe"], ("mtp.fc",)), skeleton(BASE)
     layers = found.layers(part(found.tensors, MTP))
     assert {name: (layer.shape, layer.source) for name, layer in made.items()} == {
         name: (layer.shape, layer.source) for name, layer in layers.items()

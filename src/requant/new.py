@@ -294,9 +294,8 @@ def _recipe(
     *,
     search: bool,
 ) -> str:
-    table = table_of(str(base.configs[BASE].get("model_type")))
-    mtp = table.extras.get("mtp")
-    has_mtp = bool(mtp) and any(each.startswith(str(mtp)) for each in base.specs)
+    mtp = table_of(base.configs[BASE]).mtp
+    has_mtp = mtp is not None and any(each.startswith(mtp.prefix) for each in base.specs)
     accelerator, tiny = ENVIRONMENTS[environment]
     gpu = bool(accelerator)
     memory = math.ceil(1.2 * base.bytes / GIB)
@@ -318,7 +317,7 @@ def _recipe(
         "precision": "bfloat16" if gpu else "float32",
         "search": "" if effort.iterations else f"\nsearch_scales = {json.dumps(search)}",
         "tiny_iterations": min(effort.iterations, TINY_ITERATIONS),
-        "ignore": json.dumps([*ignore, *(table.mtp_float if has_mtp else ())]),
+        "ignore": json.dumps([*ignore, *([mtp.floats] if mtp and has_mtp else [])]),
         "mtp": ("rtn" if rounds_mtp(scheme) else "bf16") if has_mtp else "none",
         "shards": max(1, math.ceil(_packed_share(scheme) * base.bytes / SHARD)),
         "device": "cuda" if gpu else "cpu",

@@ -58,7 +58,7 @@ def dequantized(prepared: Prepared, packed: dict[str, Any]) -> tuple[dict[str, A
 
         quantized = input_ids if q_input is None else q_input
         inputs = {"full": digest(input_ids), "quantized": digest(quantized), "others": digest_of_nest(input_others)}
-        if block.global_name == mtp.BLOCK:
+        if block.global_name == mtp.layer_name(self.model):
             input_ids, quantized = (drafts(prepared, each) for each in (input_ids, quantized))
             cos, sin = input_others["position_embeddings"]
             input_others = {**input_others, "position_embeddings": (cos[:, :-1], sin[:, :-1])}
@@ -86,7 +86,8 @@ def dequantized(prepared: Prepared, packed: dict[str, Any]) -> tuple[dict[str, A
 
 def drafts(prepared: Prepared, put_out: list[Any]) -> list[Any]:
     """Return what the MTP block is given where the last block puts out a stream of float32."""
-    prepared.model.get_submodule(mtp.NAME).float()
+    for each in mtp.beside_layer(prepared.model):
+        each.float()
     with torch.no_grad():
         samples = zip(put_out, prepared.tokens.rows, strict=True)
         return [mtp.given(prepared.model, each, row[None]) for each, row in samples]

@@ -221,7 +221,7 @@ def _values(seen: Seen) -> tuple[dict[str, dict[str, int]], float | None, float 
 def _policies(seen: Seen, main: int, extra: int) -> Iterator[str]:
     group_size = seen.declared.group_size if seen.declared and seen.declared.group_size > 0 else 128
     visual = sum(spec.nbytes for name, spec in seen.expected.items() if name.startswith(VISUAL))
-    form, table = Form("auto_round:auto_gptq", 4, group_size, symmetric=True), table_of(seen.config["model_type"])
+    form, table = Form("auto_round:auto_gptq", 4, group_size, symmetric=True), table_of(seen.config)
     for text, ignore in IGNORED.items():
         target = Target(plan(seen.config, ignore), table, ignore[:1], "rtn", form)
         weight = sum(spec.nbytes for spec in target.main.values())

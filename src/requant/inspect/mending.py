@@ -67,7 +67,7 @@ def aim(checkpoint: Checkpoint, weights: Mapping[str, Tensor], base: Checkpoint,
     form = Form("auto_round:auto_gptq", declared["bits"], declared["group_size"], declared["sym"])
     return Mending(
         base=base,
-        target=Target(plan(config, ignore), table_of(config["model_type"]), ignore, found, form),
+        target=Target(plan(config, ignore), table_of(config), ignore, found, form),
         shards=max(1, len(main)),
         declared=declared,
     )

@@ -19,6 +19,7 @@ from requant.errors import CheckpointError, RecipeError
 from requant.formats import BITS
 from requant.formats.form import Form
 from requant.model.templates import fold, parse, unfold
+from requant.mtp_blocks import MtpBlock
 from requant.names import NUMBER
 from requant.protocol import BASE, Layer, Own, Source
 
@@ -83,37 +84,41 @@ class Plan:
                     result[f"{each}.weight"] = Spec(self.tensors[name].dtype, layers[each].shape)
         return result
 
-    def beside_blocks(self, prefix: str, ignore: Sequence[str]) -> dict[str, Layer]:
-        """Return the linear layers of blocks that the quantizer does not see, those under `prefix`: the MTP block.
+    def beside_blocks(self, mtp: MtpBlock, ignore: Sequence[str]) -> dict[str, Layer]:
+        """Return the linear layers of a block that the quantizer does not see: the MTP block, but for its copies.
 
         They are those of the block of the model that has tensors of the same names. A matrix that no block has is one
         layer. Packed is what is not in `ignore` and whose widths are multiples of 32, as in the blocks.
         """
         found: dict[str, Layer] = {}
+        copies = tuple(f"{mtp.named(each)}." for each in mtp.copies)
         for name, spec in self.tensors.items():
-            if name.startswith(prefix):
+            if name.startswith(mtp.prefix) and not name.startswith(copies):
                 for layer, source in self.layers_in(name, spec):
                     rows = spec.shape[-2] // source.parts
                     shape = (spec.shape[-1], rows) if source.transposed else (rows, spec.shape[-1])
                     found[layer] = Layer(shape, float_reason(layer, shape, ignore), source)
         return found
 
-    def with_block(self, prefix: str, ignore: Sequence[str]) -> "Plan":
-        """Return the plan in which the MTP block under `prefix`, which the worker loads itself, is tuned as the last.
+    def with_block(self, mtp: MtpBlock, ignore: Sequence[str]) -> "Plan":
+        """Return the plan in which the MTP block, which the worker loads itself, is tuned as the last.
 
         AutoRound is not asked about it beforehand: it is held against this before it tunes, as against all of a plan.
         """
+        copies = tuple(f"{mtp.named(each)}." for each in mtp.copies)
         return replace(
             self,
-            blocks=(*self.blocks, f"{prefix}layers.0"),
-            layers={**self.layers, **self.beside_blocks(prefix, ignore)},
-            unloaded=frozenset(name for name in self.unloaded if not name.startswith(prefix)),
+            blocks=(*self.blocks, mtp.block),
+            layers={**self.layers, **self.beside_blocks(mtp, ignore)},
+            unloaded=frozenset(
+                name for name in self.unloaded if not name.startswith(mtp.prefix) or name.startswith(copies)
+            ),
         )
 
     def layers_in(self, name: str, spec: Spec) -> Iterator[tuple[str, Source]]:
         """Yield the linear layers that lie in a tensor of a block that the quantizer does not see."""
         match = re.fullmatch(r"(.+\.layers\.\d+)\.(.+)", name)
-        alike = [f"{block}.{match[2]}" for block in self.blocks] if match else []
+        alike = [f"{block}.{match[2]}" for block in self.blocks if block != match[1]] if match else []
         like = next((each for each in alike if each in self.tensors), "")
         if like and match:
             block = like.removesuffix(f".{match[2]}")

@@ -73,7 +73,7 @@ def plan(config: Mapping[str, Any], ignore: tuple[str, ...]) -> Plan:
 
     `ignore` are parts of the names of layers that stay float.
     """
-    found, extras = skeleton(config), table_of(config["model_type"]).extras
+    found, extras = skeleton(config), table_of(config).extras
     blocks = tuple(name for name in found.blocks if not name.startswith(tuple(extras.values())))
     inside = tuple(f"{block}." for block in blocks)
     loaded = {name: spec for name, spec in found.tensors.items() if not name.startswith(extras["mtp"])}

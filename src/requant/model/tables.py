@@ -6,11 +6,14 @@ has, so it is known where the base's configuration is; what is wrong in a recipe
 
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from requant.errors import RecipeError
+from requant.model.part import Part
+from requant.mtp_blocks import MTP_BLOCKS, MtpBlock
 from requant.recipe import Recipe
 
 PACKING = ("rtn", "calibrated")
@@ -23,26 +26,38 @@ class Table:
 
     `fused` are ends of layers' names: each set of layers that loaders make one module of. `experts` is the part of a
     name that layers of fused experts share, "" where there are none. `extras` are the prefixes of what AutoRound does
-    not tune: `visual`, `mtp`. `mtp_float` are layers of the MTP block that loaders read as float only,
-    `routers` are patterns of tensors that a loader takes for layers, `aliases` a layer's part and the name under which
-    a loader asks for the layer that it makes of it. `processor` is the class that reads the base's two preprocessor
-    files, `zero_centred` says that the class stores the scale of a norm less one.
+    not tune: `visual`, `mtp`. `mtp` is where a base's MTP block lies, whether it has one or not. `routers` are patterns
+    of tensors that a loader takes for layers, `aliases` a layer's part and the name under which a loader asks for the
+    layer that it makes of it. `processor` is the class that reads the base's two preprocessor files,
+    `zero_centred` says that the class stores the scale of a norm less one.
     """
 
     model_type: str
     fused: tuple[tuple[str, ...], ...] = ()
     experts: str = ""
     extras: Mapping[str, str] = field(default_factory=dict)
-    mtp_float: tuple[str, ...] = ()
+    mtp: MtpBlock | None = None
     routers: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     processor: str = ""
     zero_centred: bool = False
 
 
-def table_of(model_type: str) -> Table:
-    """Return what is known of an architecture; an empty table where it is not modelled."""
-    return _tables().get(model_type) or Table(model_type)
+def table_of(config: Mapping[str, Any]) -> Table:
+    """Return what is known of a configuration's architecture; an empty table where it is not modelled.
+
+    Nothing is known of an MTP block that is numbered on from layers whose number is not stated. Raises RecipeError
+    where that is no number.
+    """
+    kind = str(config.get("model_type"))
+    found = _tables().get(kind) or Table(kind)
+    if kind not in MTP_BLOCKS:
+        return found
+    mtp, layers = MTP_BLOCKS[kind], 0
+    if mtp.is_numbered and not (layers := Part(config, "").language.layers or 0):
+        return found
+    mtp = mtp.behind(layers)
+    return replace(found, mtp=mtp, extras={**found.extras, "mtp": mtp.prefix})
 
 
 def ignored(name: str, ignore: tuple[str, ...]) -> bool:
@@ -64,7 +79,6 @@ def _tables() -> dict[str, Table]:
                 fused=tuple(map(tuple, value["fused"])),
                 experts=value["experts"],
                 extras=value["extras"],
-                mtp_float=tuple(value["mtp_float"]),
                 routers=tuple(value.get("routers", ())),
                 aliases=value.get("aliases", {}),
                 processor=value.get("processor", ""),
@@ -81,10 +95,11 @@ def confirm_layers(recipe: Recipe, table: Table, layers: Collection[str]) -> Non
     nowhere else. What is copied anyway, such as MTP under `bf16`, may be ignored as it likes.
     """
     ignore, policy = recipe.layers.ignore, recipe.mtp.policy
-    mtp = table.extras.get("mtp")
-    if mtp and any(name.startswith(mtp) for name in layers):
+    mtp = table.mtp
+    if mtp and any(name.startswith(mtp.prefix) for name in layers):
         if policy == "none":
-            raise recipe.refusal("mtp.policy", policy, f"bf16, rtn or calibrated: the base has an MTP block, {mtp}*")
+            allowed = f"bf16, rtn or calibrated: the base has an MTP block, {mtp.prefix}*"
+            raise recipe.refusal("mtp.policy", policy, allowed)
     elif policy != "none":
         raise recipe.refusal("mtp.policy", policy, "none: no MTP block is known of the base")
     for pattern in ignore:
@@ -100,7 +115,6 @@ def confirm_layers(recipe: Recipe, table: Table, layers: Collection[str]) -> Non
     if table.experts and any(kept[name] for name in kept if f".{table.experts}." in name):
         allowed = f"nothing of {table.experts}: loaders read no override there (defect D17)"
         raise recipe.refusal("layers.ignore", list(ignore), allowed)
-    for name in table.mtp_float if policy in PACKING else ():
-        if not ignored(name, ignore):
-            allowed = f'bf16, or "{name}" in layers.ignore: loaders read {name} as float only (defect D08)'
-            raise recipe.refusal("mtp.policy", policy, allowed)
+    if mtp and policy in PACKING and not ignored(mtp.floats, ignore):
+        allowed = f'bf16, or "{mtp.floats}" in layers.ignore: loaders read {mtp.floats} as float only (defect D08)'
+        raise recipe.refusal("mtp.policy", policy, allowed)

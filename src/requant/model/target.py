@@ -41,8 +41,7 @@ class Target:
     @cached_property
     def mtp(self) -> dict[str, Layer]:
         """The linear layers of the MTP block, which transformers does not load; packed by a policy in `PACKING`."""
-        prefix = self.table.extras.get("mtp")
-        return self.plan.beside_blocks(prefix, self.ignore) if prefix else {}
+        return self.plan.beside_blocks(self.table.mtp, self.ignore) if self.table.mtp else {}
 
     @cached_property
     def rounded(self) -> dict[str, Layer]:
@@ -93,10 +92,9 @@ def target_of(recipe: Recipe, tiny: str | None) -> Target:
     if recipe.scheme.format == "auto_gptq":
         lock = read_lock(recipe.lockfiles, recipe.effort(tiny is not None).environment)
         recipe.confirm_export(lock.version("auto-round"))
-    table = table_of(str(base_config(recipe).get("model_type")))
-    plan = asked_plan(recipe, tiny)
-    if recipe.mtp.policy == "calibrated" and (prefix := table.extras.get("mtp")):
-        plan = plan.with_block(prefix, recipe.layers.ignore)
+    table, plan = table_of(config_of(recipe, tiny)), asked_plan(recipe, tiny)
+    if recipe.mtp.policy == "calibrated" and table.mtp:
+        plan = plan.with_block(table.mtp, recipe.layers.ignore)
     target = Target(plan, table, recipe.layers.ignore, recipe.mtp.policy, form_of(recipe))
     confirm_layers(recipe, table, [*plan.layers, *target.mtp])
     confirm_schemes(recipe, target)

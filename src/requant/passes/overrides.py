@@ -93,7 +93,8 @@ def _blocks(context: Aim) -> list[str]:
     names = list(
         dict.fromkeys(name.rpartition(".")[0] for name in target.plan.blocks if name not in target.plan.layers)
     )
-    return [*names, f"{target.table.extras['mtp']}layers"] if target.rounded else names
+    mtp = target.table.mtp if target.rounded else None
+    return [*dict.fromkeys([*names, *([mtp.block.rpartition(".")[0]] if mtp else [])])]
 
 
 def _float_layers(context: Aim) -> list[str]:
@@ -110,9 +111,10 @@ def _float_layers(context: Aim) -> list[str]:
         if name.startswith(declared) and any(fnmatchcase(name, each) for each in target.table.routers)
     }
     # Where transformers drops a block that is numbered on from those it has, it is declared packed with them.
-    for name in context.target.plan.unloaded:
-        if name.startswith(declared) and context.target.is_main(name):
-            names |= {layer for layer, _ in context.target.plan.layers_in(name, context.target.plan.tensors[name])}
+    for name in target.plan.unloaded:
+        if name.startswith(declared):
+            names |= {layer for layer, _ in target.plan.layers_in(name, target.plan.tensors[name])}
+    names -= target.rounded.keys()
     return sorted(names | _fused(context, dict.fromkeys(names)).keys())
 
 

@@ -126,7 +126,7 @@ def listening(
         if alone:
             count, heard.divisor = series.steps(autoround, quantized, others)
         elif count > 1:
-            step = mtp_block.seen(block, quantized[: numbers["batch_size"] * count])
+            step = mtp_block.seen(autoround, block, quantized[: numbers["batch_size"] * count])
             heard.divisor = sum(each.numel() for each in step)
         heard.steps_per_iteration = count
         tuned = time.monotonic()

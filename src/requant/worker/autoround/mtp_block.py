@@ -17,20 +17,22 @@ def install(autoround: Any, batches: Any) -> None:
     """Let AutoRound tune the MTP block that its model has behind all others; `batches` are the calibration's."""
     series = installed()
     compressor, tuning = type(autoround), series.tuning(autoround)
-    decide, tune = compressor.configure_layer_config, tuning.function
+    decide, tune, last = compressor.configure_layer_config, tuning.function, mtp.layer_name(autoround.model)
 
     def configure(self: Any, *args: Any, **kwargs: Any) -> None:
         decide(self, *args, **kwargs)
         # A group of its own would be given what the model, which does not run it, gives it.
-        names = [name for name in series.blocks(self) if name != mtp.BLOCK]
-        self.quant_block_list = [[*names, mtp.BLOCK]]
+        names = [name for name in series.blocks(self) if name != last]
+        self.quant_block_list = [[*names, last]]
 
     def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
-        if block.global_name != mtp.BLOCK:
+        if block.global_name != last:
             return tune(self, block, input_ids, input_others, **rest)
         count = input_ids[0].shape[1]
         full, quantized = (given(autoround, each, batches) for each in (input_ids, rest[series.quantized]))
-        return tune(self, block, full, shortened(input_others, count), **{**rest, series.quantized: quantized})
+        with series.shortened(autoround, rest) as less:
+            others = shortened(input_others, count, last)
+            return tune(self, block, full, others, **{**less, series.quantized: quantized})
 
     compressor.configure_layer_config = configure
     setattr(tuning.owner, tuning.name, quantize_block)
@@ -44,7 +46,7 @@ def given(autoround: Any, stream: list[Any], batches: Any) -> list[Any]:
     import torch
 
     model, device = autoround.model, autoround.device
-    parts = [each for name, each in model.get_submodule(mtp.NAME).named_children() if name != "layers"]
+    parts = mtp.beside_layer(model)
     norm = model.get_decoder().norm.to(device)
     for each in parts:
         each.to(device, stream[0].dtype)
@@ -56,17 +58,18 @@ def given(autoround: Any, stream: list[Any], batches: Any) -> list[Any]:
     for each in (norm, *parts):
         each.to("cpu")
     if len(found) < len(stream):
-        raise BuildError(f"{mtp.BLOCK}: {len(found)} sequences of tokens for {len(stream)} samples", "Report this.")
+        name = mtp.layer_name(model)
+        raise BuildError(f"{name}: {len(found)} sequences of tokens for {len(stream)} samples", "Report this.")
     return found
 
 
-def seen(block: Any, stream: list[Any]) -> list[Any]:
+def seen(autoround: Any, block: Any, stream: list[Any]) -> list[Any]:
     """Return those tokens of a stream that a block sees: the MTP block not the last one."""
-    return [each[:, :-1] for each in stream] if block.global_name == mtp.BLOCK else stream
+    return [each[:, :-1] for each in stream] if block.global_name == mtp.layer_name(autoround.model) else stream
 
 
-def shortened(value: Any, tokens: int) -> Any:
-    """Return what a block depends on beside its streams, such as positions, without each sequence's last token.
+def shortened(value: Any, tokens: int, name: str) -> Any:
+    """Return what the block depends on beside its streams, such as positions, without each sequence's last token.
 
     Raises BuildError for a tensor that is not [samples, tokens, …]: what of it belongs to a token is not known.
     """
@@ -75,13 +78,13 @@ def shortened(value: Any, tokens: int) -> Any:
     if isinstance(value, torch.Tensor):
         if value.ndim < 2 or value.shape[1] != tokens:
             raise BuildError(
-                f"{mtp.BLOCK}: AutoRound gives its blocks a tensor of {[*value.shape]}, expected samples, then "
+                f"{name}: AutoRound gives its blocks a tensor of {[*value.shape]}, expected samples, then "
                 f"{tokens:,} tokens",
                 'Copy the block, or round it: mtp.policy = "bf16", or "rtn".',
             )
         return value[:, :-1]
     if isinstance(value, Mapping):
-        return {name: shortened(each, tokens) for name, each in value.items()}
+        return {key: shortened(each, tokens, name) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(shortened(each, tokens) for each in value)
+        return type(value)(shortened(each, tokens, name) for each in value)
     return value

@@ -7,7 +7,7 @@ used where it is needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
@@ -83,6 +83,9 @@ class Series(Protocol):
 
     def counted(self, *given: Any, **rest: Any) -> int | None:
         """Return how many tokens of a step count, from what `loss` is given; None where all do."""
+
+    def shortened(self, autoround: Any, rest: Mapping[str, Any]) -> AbstractContextManager[Mapping[str, Any]]:
+        """Give what a function is given beside streams and `others`, for a block of one token less, while it tunes."""
 
     def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
         """Return a block's outputs for a whole stream, as AutoRound computes them."""
@@ -169,6 +172,9 @@ class _OneClass:
 
     def counted(self, *_: Any, **__: Any) -> int | None:
         return None
+
+    def shortened(self, _: Any, rest: Mapping[str, Any]) -> AbstractContextManager[Mapping[str, Any]]:
+        return nullcontext(rest)
 
     def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
         size = autoround.batch_size * autoround.infer_bs_coeff
@@ -301,6 +307,16 @@ class _Composed:
         _, _, indices, *others = given
         masks = rest["valid_token_mask"] if "valid_token_mask" in rest else others[2]
         return sum(int(masks[index].count_nonzero()) for index in indices) if masks else None
+
+    @contextmanager
+    def shortened(self, autoround: Any, rest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        if not (tokens := rest.get("input_ids")):
+            yield rest
+            return
+        less, quantizer = [each[:, :-1] for each in tokens], autoround.alg_composer.block_quantizer
+        # What counts in the loss it makes of the first block's tokens, for all blocks.
+        with instead(quantizer, _cached_valid_token_mask=quantizer._compute_valid_token_mask(less)):
+            yield {**rest, "input_ids": less}
 
     def run(self, autoround: Any, block: Any, stream: Any, others: Any) -> Any:
         return autoround.alg_composer.block_forward(block, stream, others)
