@@ -179,12 +179,15 @@ def _plan(records: Records) -> Found:
 
 
 _CONFIG = {
-    "experts": "num_experts",
-    "experts_per_token": "num_experts_per_tok",
+    "num_experts": "experts",
+    "n_routed_experts": "experts",
+    "num_experts_per_tok": "experts_per_token",
     "hidden_size": "hidden_size",
-    "mtp_blocks": "mtp_num_hidden_layers",
-    "context": "max_position_embeddings",
+    "mtp_num_hidden_layers": "mtp_blocks",
+    "num_nextn_predict_layers": "mtp_blocks",
+    "max_position_embeddings": "context",
 }
+"""The facts of a model by the key of its configuration: architectures have two names for two of them."""
 
 
 def _config(records: Records) -> Found:
@@ -193,7 +196,7 @@ def _config(records: Records) -> Found:
     yield "model.type", Fact(str(config.get("model_type")), "config.json: model_type")
     if (classes := config.get("architectures")) and isinstance(classes, list):
         yield "model.class", Fact(str(classes[0]), "config.json: architectures")
-    for key, name in _CONFIG.items():
+    for name, key in _CONFIG.items():
         if type(text.get(name)) is int:
             yield f"model.{key}", Fact(text[name], f"config.json: {name}")
     if type(config.get("vision_config", {}).get("depth")) is int:
