@@ -5,8 +5,8 @@ Apache-2.0. A docstring counts once, by its SHA-256, which also says where it be
 out, 26 calibrate, and the rest trains, so that no docstring stands in two parts. Docstrings of one kind resemble each
 other all the same: held-out text is new to the model, and not strange to it.
 
-`python texts.py PACKAGES FOLDER` writes each part to a file: JSON lines, with a `text` of `CHARACTERS` in ASCII, which are
-as many tokens of the tiny models' tokenizer.
+`python texts.py PACKAGES FOLDER` writes each part to a file: JSON lines, with a `text` of `CHARACTERS` in ASCII, each a
+token of the tiny models' tokenizer.
 """
 
 import ast

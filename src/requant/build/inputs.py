@@ -148,9 +148,7 @@ def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, t
     data, data_folder = _data(recipe)
     text = data_folder / recipe.calibration.file
     if _is_local(data.repository) and not text.exists():
-        raise CheckpointError(
-            f"{text}: not here", "The recipe's text is on no hub: put it there."
-        )
+        raise CheckpointError(f"{text}: not here", "The recipe's text is on no hub: put it there.")
     for pins, place, wanted in ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file])):
         fetch(
             pins,
