@@ -22,8 +22,8 @@ from requant.checkpoint.files import is_companion, is_opaque, list_files
 from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256
-from requant.environment.lock import read_lock
-from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
+from requant.environment.lock import lockfiles_of, read_lock, shipped
+from requant.errors import CheckpointError, RecipeError, UsageError
 from requant.hub import web
 from requant.hub.pinned import PinnedFile, Pins, read_pins
 from requant.hub.repository import listing, named
@@ -266,7 +266,7 @@ def _read(headers: Headers) -> tuple[dict[str, Mapping[str, Any]], Specs, list[s
 
 def _brought_along(project: Path, environment: EnvironmentName) -> list[Path]:
     """Copy what a project of one's own lacks: locks, Dockerfiles and the pins of the calibration text."""
-    ours = _shipped()
+    ours = shipped()
     both = {environment, ENVIRONMENTS[environment][1]}
     wanted = [f"lockfiles/{each}.{end}" for each in both for end in ("in", "txt", "files")]
     wanted += [f"Dockerfile.{each}" for each in both]
@@ -281,15 +281,6 @@ def _brought_along(project: Path, environment: EnvironmentName) -> list[Path]:
     return written
 
 
-def _shipped() -> Path:
-    """Return the folder with the locks that this package brings along; of an editable install, the clone."""
-    package = Path(str(resources.files("requant")))
-    for place in (package / "project", package.parent.parent):
-        if (place / "lockfiles" / "cpu.txt").exists():
-            return place
-    raise NotAvailableError("this installation of requant has no lockfiles", "Install it again: pipx install requant.")
-
-
 def _scheme(name: SchemeName, symmetric: bool, group_size: GroupSize, packing_format: Format | None) -> Scheme:
     chosen = Scheme(name, symmetric, group_size, "auto_round:auto_gptq")
     chosen = replace(chosen, format=packing_format or chosen.formats[0])
@@ -300,8 +291,7 @@ def _scheme(name: SchemeName, symmetric: bool, group_size: GroupSize, packing_fo
 
 def _confirm_export(project: Path, environment: EnvironmentName, stored: Scheme) -> None:
     for each in (environment, ENVIRONMENTS[environment][1]):
-        mine = project / "lockfiles"
-        lock = read_lock(mine if (mine / f"{each}.txt").exists() else _shipped() / "lockfiles", each)
+        lock = read_lock(lockfiles_of(project, each), each)
         if fault := unexported(stored.format, stored.bits, lock.version("auto-round")):
             advice = "Choose auto_round:auto_gptq, or an --environment with it."
             raise UsageError(f"--environment {each}: {stored.format}: {fault}", advice)
