@@ -172,6 +172,14 @@ def schemas(session: nox.Session) -> None:
 
 
 @nox.session
+def quality(session: nox.Session) -> None:
+    """Measure on a trained model what tuning of its MTP block and more calibration are worth: docs/quality.md."""
+    needs(session, "tests")
+    session.run("python", "benchmarks/quality/run.py", *session.posargs)
+    session.run("python", "-m", "tests.quality")
+
+
+@nox.session
 def board(session: nox.Session) -> None:
     """Write the board of builds/ into site/, or extend the one that is there; `-- theirs=FOLDER` adds others'."""
     needs(session)

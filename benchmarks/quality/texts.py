@@ -5,18 +5,20 @@ Apache-2.0. A docstring counts once, by its SHA-256, which also says where it be
 out, 26 calibrate, and the rest trains, so that no docstring stands in two parts. Docstrings of one kind resemble each
 other all the same: held-out text is new to the model, and not strange to it.
 
-`python texts.py PACKAGES FOLDER` writes each part to a file: JSON lines, with a `text` of `CHARACTERS` in ASCII, each a
-token of the tiny models' tokenizer.
+`python texts.py FOLDER`, in that environment, writes each part to a file: JSON lines, with a `text` of `CHARACTERS` in
+ASCII, each a token of the tiny models' tokenizer.
 """
 
 import ast
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = "transformers/models"
+PACKAGE = "transformers"
+MODULES = "models"
 PARTS = {"held-out": 26, "calibration": 52, "train": 256}
 """Each part, and the first byte of a digest that belongs to the next one."""
 SHORTEST = 200
@@ -25,14 +27,17 @@ CHARACTERS = 1024
 BETWEEN = "\n\n\n"
 
 
-def docstrings(packages: Path) -> dict[str, str]:
-    """Return all docstrings that count, by digest and in its order."""
+def docstrings() -> dict[str, str]:
+    """Return all docstrings that count, by digest and in its order. The package is read, not imported."""
     found = {}
-    for path in (packages / PACKAGE).rglob("*.py"):
+    package = importlib.util.find_spec(PACKAGE)
+    assert package
+    assert package.origin
+    for path in Path(package.origin).with_name(MODULES).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
-                if text.isascii() and len(text) >= SHORTEST:
+                if text.isascii() and len(text) >= SHORTEST and BETWEEN not in text:
                     found[hashlib.sha256(text.encode()).hexdigest()] = text
     return dict(sorted(found.items()))
 
@@ -51,5 +56,5 @@ def parts(found: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    for name, lines in parts(docstrings(Path(sys.argv[1]))):
-        Path(sys.argv[2], f"{name}.jsonl").write_text(lines)
+    for name, lines in parts(docstrings()):
+        Path(sys.argv[1], f"{name}.jsonl").write_text(lines)

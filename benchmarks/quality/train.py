@@ -22,8 +22,8 @@ from requant.model.tiny import stand_in
 from requant.worker import determinism, mtp
 
 SEED = 1
-BATCH, LENGTH = 8, 256
-RATE, WARMUP, DECAY = 4e-3, 50, 0.05
+BATCH, LENGTH = 4, 256
+RATE, WARMUP, DECAY = 4e-3, 40, 0.05
 MTP_SHARE, BALANCE_SHARE = 0.5, 0.01
 README = b"Trained by benchmarks/quality/train.py of requant, on docstrings, for experiments on quantization.\n"
 
