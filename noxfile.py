@@ -173,9 +173,12 @@ def schemas(session: nox.Session) -> None:
 
 @nox.session
 def quality(session: nox.Session) -> None:
-    """Measure on a trained model what tuning of its MTP block and more calibration are worth: docs/quality.md."""
+    """Measure what a tuned MTP block and more calibration are worth (docs/quality.md); `-- --train`: train anew."""
     needs(session, "tests")
-    session.run("python", "benchmarks/quality/run.py", *session.posargs)
+    seeds = [each for each in session.posargs if each != "--train"]
+    if "--train" in session.posargs:
+        session.run("python", "benchmarks/quality/run.py", "--train")
+    session.run("python", "benchmarks/quality/run.py", *seeds)
     session.run("python", "-m", "tests.quality")
 
 

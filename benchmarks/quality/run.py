@@ -2,7 +2,8 @@
 
 A model that was trained (train.py) is quantized by recipes that differ in one thing each, and held against itself, on
 text that neither training nor calibration has seen. What comes of it is written into results.json, and from there into
-docs/quality.md. Builds and evaluations that are there already, in `out/quality`, are taken as they stand.
+docs/quality.md. Builds and evaluations of the same inputs that are there already, in `out/quality`, are taken as they
+stand.
 
 One tuning serves three recipes: what `mtp.policy` copies or rounds is done by the passes, behind the tuning, and an
 MTP block that is tuned is tuned last. So the checkpoints of `rtn` and `bf16` are made by the passes from what was tuned
@@ -25,7 +26,7 @@ from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import open_checkpoint, write_checkpoint
 from requant.checkpoint.files import list_files
 from requant.checkpoint.manifest import make_manifest, read_manifest
-from requant.digest import sha256_file
+from requant.digest import canonical_json, sha256, sha256_file
 from requant.environment import Environment
 from requant.environment.install import virtual_environment
 from requant.evaluate.evaluation import Evaluation, read_evaluation
@@ -42,25 +43,36 @@ ROOT = HERE.parent.parent
 BASE = HERE / "base"
 RESULTS = HERE / "results.json"
 TEXTS = HERE / "texts.json"
-WORK = ROOT / "out" / "quality"
 STEPS = 400
 SEEDS = (42, 43, 44)
 SAMPLES, LENGTH = 256, 256
 """Held-out sequences, and tokens of each."""
 EFFORTS = {
+    "none": {"iterations": 0, "samples": 128, "sequence_length": 64},
     "default": {"iterations": 200, "samples": 128, "sequence_length": 64},
     "extended": {"iterations": 400, "samples": 256, "sequence_length": 128},
 }
 """AutoRound's default preset, and what EC's card calls extended; tokens of a sample are a 32nd of theirs."""
 RECIPES = {
+    "rounded": ("none", "rtn"),
     "rtn": ("default", "rtn"),
     "calibrated": ("default", "calibrated"),
     "bf16": ("default", "bf16"),
     "extended": ("extended", "calibrated"),
 }
-"""Each recipe's effort and its `mtp.policy`."""
-PAIRS = (("calibrated", "rtn"), ("bf16", "calibrated"), ("extended", "calibrated"))
+"""Each recipe's effort and its `mtp.policy`; `rounded` is rounded to nearest throughout, whatever the seed."""
+PAIRS = (("calibrated", "rtn"), ("bf16", "calibrated"), ("extended", "calibrated"), ("calibrated", "rounded"))
 """What is held against what."""
+
+
+def _work() -> Path:
+    inputs = [sha256_file(path) for path in (*sorted(BASE.glob("*.safetensors")), TEXTS) if path.exists()]
+    asked = [EFFORTS, RECIPES, SAMPLES, LENGTH, Environment.load(ROOT / "lockfiles", "cpu").digest]
+    return ROOT / "out" / "quality" / sha256(canonical_json([inputs, asked]))[:12]
+
+
+WORK = _work()
+"""Where all is made: another folder for other inputs."""
 
 
 def tell(now: Progress) -> None:
@@ -89,11 +101,11 @@ def texts(folder: Path) -> dict[str, Path]:
     return found
 
 
-def train(text: Path) -> None:
+def train() -> None:
     """Train the model anew, and put it in the place of the one that is committed."""
     folder = WORK / "trained"
     shutil.rmtree(folder, ignore_errors=True)
-    print(python("train.py", text, folder, STEPS))
+    print(python("train.py", texts(WORK / "texts")["train"], folder, STEPS))
     shutil.rmtree(BASE, ignore_errors=True)
     shutil.copytree(folder / "base", BASE)
 
@@ -110,6 +122,9 @@ def recipe_for(name: str, seed: int, project: Path) -> Recipe:
             raise ValueError(f"{folder / 'recipe.toml'}: {count} lines for {key}")
     for key in ("learning_rate", "minmax_learning_rate"):
         text = re.sub(rf"^{key} = .*$", f'{key} = "1/iterations"', text, flags=re.MULTILINE)
+    if EFFORTS[effort]["iterations"] == 0:
+        text = text.replace("low_gpu_memory = false", "low_gpu_memory = false\nsearch_scales = false")
+        tiny = re.sub(r"^iterations = .*$", "iterations = 0", tiny, flags=re.MULTILINE)
     (folder / "recipe.toml").write_text(f"{text}\n[tiny]\n{tiny}")
     return read_recipe(folder)
 
@@ -158,10 +173,11 @@ def evaluated(checkpoint: Path, text: Path) -> Evaluation:
 
 def checkpoints(seed: int, project: Path) -> dict[str, Path]:
     """Make all checkpoints of a seed."""
-    recipes = {name: recipe_for(name, seed, project) for name in RECIPES}
+    recipes = {name: recipe_for(name, SEEDS[0] if name == "rounded" else seed, project) for name in RECIPES}
+    rounded = built(recipes["rounded"])
     calibrated = built(recipes["calibrated"])
     made = {name: passed(recipes[name], calibrated) for name in ("rtn", "bf16")}
-    return made | {"calibrated": calibrated, "extended": built(recipes["extended"])}
+    return made | {"rounded": rounded, "calibrated": calibrated, "extended": built(recipes["extended"])}
 
 
 def hold(seed: int, project: Path) -> bool:
@@ -190,10 +206,11 @@ def tuning(checkpoint: Path) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """Do all of it, for the seeds that are named or for `SEEDS`; `--train` trains the model first."""
-    parts = texts(WORK / "texts")
+    """Do all of it, for the seeds that are named or for `SEEDS`; or with `--train` only train the model anew."""
     if "--train" in words:
-        train(parts["train"])
+        train()
+        return
+    parts = texts(WORK / "texts")
     seeds = tuple(int(each) for each in words if each.isdigit()) or SEEDS
     project = WORK / "project"
     if not (project / "builds" / "quality").exists():
@@ -203,6 +220,8 @@ def main(words: list[str]) -> None:
         made = checkpoints(seed, project)
         found = {name: evaluated(path, parts["held-out"]) for name, path in made.items()}
         for name, each in found.items():
+            if name == "rounded" and seed != seeds[0]:
+                continue
             size = sum(path.stat().st_size for path in list_files(made[name]).values())
             row = {"recipe": name, "seed": seed, "bytes": size, "weights": each.digests.checkpoint}
             row |= {"measures": intervals(each.measures)}
