@@ -133,7 +133,7 @@ class Evaluation:
         widths = [max(map(len, column)) for column in zip(*shown.values(), strict=True)]
         for name, cells in shown.items():
             value, low, high, unit = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            yield f"{MEASURES[name].label:40} {value}  {low} to {high} {unit.strip()}".rstrip()
+            yield f"{MEASURES[name].label:44} {value}  {low} to {high} {unit.strip()}".rstrip()
         asked = self.settings
         yield f"{asked.samples:,} sequences of {asked.length:,} tokens, {asked.precision}, {asked.device}"
         yield f"intervals: {CONFIDENCE}%, of {RESAMPLES:,} draws of sequences"
