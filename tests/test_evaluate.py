@@ -30,9 +30,9 @@ from requant.digest import canonical_json, sha256
 from requant.environment import Environment
 from requant.errors import BuildError, CheckpointError, NotModelledError, RequantError, UsageError
 from requant.evaluate import evaluate, held_out
-from requant.evaluate.evaluation import Evaluation, read_evaluation
+from requant.evaluate.evaluation import Evaluation, Precision, read_evaluation
 from requant.evaluate.measures import Interval
-from requant.evaluate.opened import Arranged, Precision, activations, arrange
+from requant.evaluate.opened import Arranged, activations, arrange
 from requant.formats.codec import Array, widen
 from requant.model.target import target_of, tiny_model
 from requant.model.tiny import calibration_text
@@ -556,7 +556,6 @@ def test_perplexity_is_that_of_lm_evaluation_harness(alone: Path, tmp_path: Path
     wanted = [float(np.exp(-sum(each) / (8 * 199))) for each in (base, rounded)]
     said = [found.measures[name].value for name in ("base_perplexity", "perplexity")]
     assert said == pytest.approx(wanted, rel=1e-6) and said[0] != pytest.approx(said[1], rel=1e-4)
-    each = [(one.base_surprise, one.surprise) for one in found.sequences]
-    assert each == [
-        pytest.approx((-one / 199, -other / 199), rel=1e-5) for one, other in zip(base, rounded, strict=True)
-    ]
+    for one, *likelihoods in zip(found.sequences, base, rounded, strict=True):
+        both = (one.base_surprise, one.surprise)
+        assert both == pytest.approx([-each / 199 for each in likelihoods], rel=1e-5)

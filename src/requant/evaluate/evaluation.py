@@ -24,12 +24,11 @@ from requant.evaluate.measures import (
     rank,
     word,
 )
-from requant.evaluate.opened import Precision
 from requant.records import record
 
+Precision = Literal["float32", "bfloat16"]
+"""In which both models are run."""
 NAME = "requant.evaluation/1"
-SUFFIX = ".evaluation.json"
-"""How the file of a recorded build is called, behind its name."""
 LARGEST = 1 << 26
 """Bytes of a result that are read."""
 CLOSE = 1e-9
