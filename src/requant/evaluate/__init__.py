@@ -22,9 +22,9 @@ from requant.environment.image.engine import Limits
 from requant.environment.install import cache
 from requant.environment.syntax import meaning
 from requant.errors import CheckpointError, NotAvailableError, UsageError
-from requant.evaluate.evaluation import Digests, Evaluation, Settings
+from requant.evaluate.evaluation import Digests, Evaluation, Precision, Settings
 from requant.evaluate.measures import measured, measures
-from requant.evaluate.opened import MTP, Arranged, Precision, arrange
+from requant.evaluate.opened import MTP, Arranged, arrange
 from requant.evidence.outcomes import identity
 from requant.hub.pinned import pins_for
 from requant.model.tiny import calibration_text

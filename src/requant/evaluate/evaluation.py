@@ -24,12 +24,11 @@ from requant.evaluate.measures import (
     rank,
     word,
 )
-from requant.evaluate.opened import Precision
 from requant.records import record
 
+Precision = Literal["float32", "bfloat16"]
+"""In which both models are run."""
 NAME = "requant.evaluation/1"
-SUFFIX = ".evaluation.json"
-"""How the file of a recorded build is called, behind its name."""
 LARGEST = 1 << 26
 """Bytes of a result that are read."""
 CLOSE = 1e-9
@@ -133,7 +132,7 @@ class Evaluation:
         widths = [max(map(len, column)) for column in zip(*shown.values(), strict=True)]
         for name, cells in shown.items():
             value, low, high, unit = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            yield f"{MEASURES[name].label:40} {value}  {low} to {high} {unit.strip()}".rstrip()
+            yield f"{MEASURES[name].label:44} {value}  {low} to {high} {unit.strip()}".rstrip()
         asked = self.settings
         yield f"{asked.samples:,} sequences of {asked.length:,} tokens, {asked.precision}, {asked.device}"
         yield f"intervals: {CONFIDENCE}%, of {RESAMPLES:,} draws of sequences"

@@ -58,7 +58,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is called, in which unit it is told, and which of two values is better, "" where neither is."""
+    """How a measure is called, in which unit it is told, and which of two checkpoints' values is better.
+
+    That is "" of what is the base's alone, and of what says no more of two checkpoints than another measure does.
+    """
 
     label: str
     unit: Literal["nats", "percent", ""]
@@ -71,11 +74,13 @@ MEASURES: Mapping[str, Measure] = {
     "agreement": Measure("top token agrees", "percent", "more"),
     "base_perplexity": Measure("perplexity of the base", "", ""),
     "perplexity": Measure("perplexity", "", "less"),
-    "perplexity_ratio": Measure("perplexity, of the base's", "", "less"),
+    "perplexity_ratio": Measure("perplexity, of the base's", "", ""),
     "base_drafted": Measure("MTP draft accepted by the base, greedy", "percent", ""),
     "drafted": Measure("MTP draft accepted, greedy", "percent", "more"),
+    "drafted_change": Measure("MTP draft accepted, greedy, less the base's", "percent", ""),
     "base_overlap": Measure("MTP draft accepted by the base, sampled", "percent", ""),
     "overlap": Measure("MTP draft accepted, sampled", "percent", "more"),
+    "overlap_change": Measure("MTP draft accepted, sampled, less the base's", "percent", ""),
 }
 """Every measure, in the order in which they are told."""
 
@@ -155,6 +160,9 @@ def _values(sequences: Sequence[Measured], tokens: int, drawn: Array) -> dict[st
         "perplexity": own,
         "perplexity_ratio": own / base,
     }
+    for name in ("drafted", "overlap"):
+        if name in found:
+            found[f"{name}_change"] = found[name] - found[f"base_{name}"]
     return {name: found[name] for name in MEASURES if name in found}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,10 @@ from requant.checkpoint.checkpoint import INDEX, Held, Tensor, header_of, index
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.errors import CheckpointError, NotModelledError
 from requant.evaluate.decoded import decode, windows
+from requant.evaluate.evaluation import Precision
 from requant.formats.codec import FLOATS, Array, narrow
 from requant.progress import Progress, Tell
 
-Precision = Literal["float32", "bfloat16"]
 MTP = "mtp."
 """How the names of the tensors begin that transformers does not load with the model."""
 FAULTS = ("missing tensor", "wrong shape", "used twice")

@@ -35,7 +35,10 @@ def score(folder: Path, task: Evaluate) -> None:
         (folder / name).mkdir(exist_ok=True)
     place = Path(task.reference or folder)
     if task.reference is None and not (folder / TOKENS).exists():
-        protocol.write(folder / TOKENS, choose(Path(task.model), Path(task.text), task.samples, task.length))
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(task.model, local_files_only=True)
+        protocol.write(folder / TOKENS, choose(tokenizer, Path(task.text), task.samples, task.length))
     sequences = protocol.read(place / TOKENS, Sequences)
     model = load_model(Path(task.model), getattr(torch, task.precision))
     if task.mtp:
@@ -55,15 +58,12 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("tokenizers", "torch", "transformers")}
 
 
-def choose(model: Path, text: Path, samples: int, length: int) -> Sequences:
+def choose(tokenizer: Any, text: Path, samples: int, length: int) -> Sequences:
     """Return the first `length` tokens of some texts: of those that have so many, the ones of least SHA-256.
 
     Each text counts once, and gives one sequence, so that no two are parts of one document; the digest of its UTF-8
     decides, so neither the order of the file nor a random generator does. Raises BuildError where there are too few.
     """
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
     chosen: list[tuple[int, tuple[int, ...]]] = []  # a heap whose first has the greatest digest
     known: set[int] = set()
     for each in texts(text):
@@ -109,15 +109,16 @@ def _score(model: Any, tokens: Any, task: Evaluate, folder: Path, number: int) -
     """Run a model on one sequence [1, length], and compare it with what there is to compare it with."""
     import torch
 
-    kept: list[Any] = []
     tokens = tokens.to(task.device)
-    last = model.get_decoder().layers[-1]
-    hook = last.register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
-    try:
-        logits = model(input_ids=tokens, use_cache=False).logits[0].float()
-    finally:
+    kept: list[Any] = []
+    if task.mtp:
+        last = model.get_decoder().layers[-1]
+        hook = last.register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    logits = model(input_ids=tokens, use_cache=False).logits[0].float()
+    drafts = None
+    if task.mtp:
         hook.remove()
-    drafts = mtp.logits(model, kept[0], tokens)[0].float() if task.mtp else None
+        drafts = mtp.logits(model, kept[0], tokens)[0].float()
     rows = logits[:-1].cpu().contiguous()
     told = digest([rows])
     bad = sum(int((~torch.isfinite(each)).sum()) for each in (logits, drafts) if each is not None)
