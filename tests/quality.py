@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "quality" / "results.json"
 DOCS = ROOT / "docs" / "quality.md"
 PICTURE = ROOT / "docs" / "pictures" / "quality.svg"
 START, END = "<!-- `nox -s quality` writes what follows -->\n", "<!-- until here -->\n"
-SHOWN = ("divergence", "agreement", "perplexity_ratio", "drafted", "overlap")
+SHOWN = ("divergence", "agreement", "perplexity", "drafted", "overlap")
 """Measures that have a column; all others stand in results.json."""
 DRAWN = ("divergence", "drafted", "overlap")
 WIDTH, LEFT, ROW, HEAD, GAP = 720, 250, 22, 40, 16
