@@ -81,7 +81,7 @@ def test_the_page_says_what_was_measured() -> None:
 
 
 def test_what_was_measured_holds() -> None:
-    """It has learnt: far more than which bytes are frequent, and its MTP block drafts. Equal blocks are equal."""
+    """The model has learnt. Recipes that differ in their MTP block alone are alike in all else, and tuned is better."""
     found = json.loads(RESULTS.read_text())
     assert found["rtn built by itself is the same files"] is True
     rows = {(row["recipe"], row["seed"]): row for row in found["rows"]}
@@ -94,6 +94,10 @@ def test_what_was_measured_holds() -> None:
             assert calibrated["measures"]["divergence"] == measures["divergence"]
         if recipe in ("rtn", "extended"):
             assert rows["calibrated", seed]["bytes"] == row["bytes"]
+    less = {(row["recipe"], row["less"], row["seed"]): row["differences"] for row in found["differences"]}
+    for _, seed in {key for key in rows if key[0] == "calibrated"}:
+        assert less["calibrated", "rtn", seed]["overlap"][1] > 0
+        assert less["calibrated", "rounded", seed]["divergence"][2] < 0
 
 
 @pytest.mark.worker
