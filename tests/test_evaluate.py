@@ -40,7 +40,7 @@ from requant.progress import Progress, Tell, silent
 from requant.recipe import read_recipe
 from requant.worker.evaluate import choose
 
-PACKED = "model.language_model.layers.3.self_attn.k_proj"
+PACKED, OUTPUTS = (f"model.language_model.layers.3.self_attn.{name}_proj" for name in "ko")
 
 
 def opened(
@@ -450,7 +450,7 @@ def test_a_tiny_model_is_measured(places: Path, alone: Path, tmp_path: Path) -> 
 def test_a_checkpoint_that_is_the_base_differs_in_nothing_and_a_damaged_scale_is_seen(
     places: Path, alone: Path, tmp_path: Path
 ) -> None:
-    damaged = altered(places, tmp_path / "altered", filled(f"{PACKED}.scales", 5, 0.5))
+    damaged = altered(places, tmp_path / "altered", filled(f"{OUTPUTS}.scales", 5, 0.5))
     same, healthy_one, other = (run(each, places / "base") for each in (places / "base", places / "rounded", damaged))
     for each in same.sequences:
         assert (each.divergence, {*each.largest}, each.agreement) == (0.0, {0.0}, 1.0)

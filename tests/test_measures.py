@@ -141,6 +141,13 @@ def test_most_intervals_hold_what_is_true() -> None:
     assert 68 <= held <= 79
 
 
+def test_a_perplexity_beyond_all_numbers_is_no_error_here() -> None:
+    worse = tuple(replace(each, surprise=1e6) for each in rows())
+    found = measures(worse, TOKENS)
+    assert math.isinf(found["perplexity"].value) and math.isinf(found["perplexity_ratio"].value)
+    assert math.isfinite(found["base_perplexity"].value)
+
+
 def test_differences_are_paired() -> None:
     """Of two models whose sequences differ by the same amount everywhere nothing is left to chance."""
     worse = tuple(replace(each, divergence=each.divergence + 0.25) for each in rows())

@@ -32,7 +32,8 @@ def evaluate(
         typer.Option(metavar="RECIPE", help="Its recipe, whose calibration text is refused.", autocompletion=recipes),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=2, help="Sequences to read.", show_default="64; of requant's own text, 32")
+        int | None,
+        typer.Option(min=2, max=4096, help="Sequences to read.", show_default="64; of requant's own text, 32"),
     ] = None,
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens of each.", show_default="512; of requant's own text, 256")

@@ -4,6 +4,7 @@ The worker runs the base and keeps its logits, then the checkpoint's weights, de
 is measured, and what it does not show: docs/evaluate.md.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from requant.environment.install import cache
 from requant.environment.syntax import meaning
 from requant.errors import CheckpointError, NotAvailableError, UsageError
 from requant.evaluate.evaluation import Digests, Evaluation, Precision, Settings
-from requant.evaluate.measures import measured, measures
+from requant.evaluate.measures import MEASURES, measured, measures
 from requant.evaluate.opened import MTP, Arranged, arrange
 from requant.evidence.outcomes import identity
 from requant.hub.pinned import pins_for
@@ -118,6 +119,11 @@ def evaluate(
             raise
         shutil.rmtree(work)
     rows = measured(sequences.texts, known, found)
+    values = measures(rows, length - 1)
+    for name, each in values.items():
+        if not math.isfinite(each.value + each.low + each.high):
+            told = f"{checkpoint.name}: {MEASURES[name].label}: {each.value}, from {each.low} to {each.high}"
+            raise CheckpointError(told, "A model that is so far off is damaged: `requant check` says where.")
     return Evaluation(
         requant=version("requant"),
         digests=Digests(
@@ -136,7 +142,7 @@ def evaluate(
         activations=arranged.activations,
         unread=arranged.unread,
         mtp="both" if arranged.mtp else "base" if drafts else "none",
-        measures=measures(rows, length - 1),
+        measures=values,
         sequences=rows,
     )
 

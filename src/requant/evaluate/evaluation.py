@@ -16,6 +16,7 @@ from requant.errors import CheckpointError, UsageError
 from requant.evaluate.measures import (
     CONFIDENCE,
     MEASURES,
+    MOST,
     RESAMPLES,
     Interval,
     Measured,
@@ -66,9 +67,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Against:
-    """By how much the measures are above another checkpoint's, and what that says of each."""
+    """By how much the measures are above another checkpoint's, and what that says of each.
+
+    `harness` is that of the other result: where it is another one, only the base's logits say that both do the same.
+    """
 
     checkpoint: str
+    harness: str
     differences: Mapping[str, Interval]
     words: Mapping[str, str]
 
@@ -124,7 +129,7 @@ class Evaluation:
             raise UsageError("the two results do not compare: they were run in other precisions or on other devices")
         found = differences(self.sequences, other.sequences, self.tokens)
         said = {name: word(name, each) for name, each in found.items()}
-        return replace(self, against=Against(other.digests.checkpoint, found, said))
+        return replace(self, against=Against(other.digests.checkpoint, other.digests.harness, found, said))
 
     def text(self) -> Iterator[str]:
         """Yield what a person reads."""
@@ -146,6 +151,8 @@ class Evaluation:
         yield f"tokens {self.digests.tokens[:16]}, reference logits {self.digests.reference[:16]}"
         if self.against:
             yield from _compared(self.against)
+            if self.against.harness != self.digests.harness:
+                yield "the other result is of another harness, whose logits of the base are the same"
 
 
 def _compared(against: Against) -> Iterator[str]:
@@ -185,7 +192,8 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def _confirm(found: Evaluation) -> None:
     """Raise ValueError where a result contradicts itself."""
-    if len(found.sequences) != found.settings.samples or not (found.sequences and found.tokens > 0):
+    few = 0 < len(found.sequences) <= MOST
+    if len(found.sequences) != found.settings.samples or not few or found.tokens < 1:
         raise ValueError(
             f"{len(found.sequences)} sequences, {found.settings.samples} of {found.settings.length} tokens"
         )

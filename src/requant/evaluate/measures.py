@@ -23,6 +23,8 @@ RESAMPLES, SEED = 2000, 0
 """How often as many sequences are drawn as there are, and PCG64's seed, whose raw numbers numpy keeps for ever."""
 CONFIDENCE = 95
 """Percent of draws that an interval holds."""
+MOST = 4096
+"""Sequences, at most: draws of so many take 64 MiB."""
 PERMILLE = 999
 """The percentile of divergences that is told, in thousandths."""
 
@@ -153,13 +155,14 @@ def _values(sequences: Sequence[Measured], tokens: int, drawn: Array) -> dict[st
         return None if None in each else np.asarray(each, np.float64)[drawn].mean(axis=1)
 
     means = {field.name: each for field in _MEANS if (each := mean(field.name)) is not None}
-    own, base = np.exp(means.pop("surprise")), np.exp(means.pop("base_surprise"))
-    found: dict[str, Array] = means | {
-        "divergence_99_9": _percentile(sequences, tokens, drawn),
-        "base_perplexity": base,
-        "perplexity": own,
-        "perplexity_ratio": own / base,
-    }
+    own, base = (means.pop(name) for name in ("surprise", "base_surprise"))
+    with np.errstate(over="ignore"):
+        found: dict[str, Array] = means | {
+            "divergence_99_9": _percentile(sequences, tokens, drawn),
+            "base_perplexity": np.exp(base),
+            "perplexity": np.exp(own),
+            "perplexity_ratio": np.exp(own - base),
+        }
     for name in ("drafted", "overlap"):
         if name in found:
             found[f"{name}_change"] = found[name] - found[f"base_{name}"]
