@@ -23,8 +23,10 @@ WIDTH, LEFT, ROW, HEAD, GAP = 720, 250, 22, 40, 16
 
 
 def cell(name: str, value: float, sign: str = "") -> str:
-    """Return a measure as it is told; shares in percent."""
-    return f"{100 * value:{sign}.2f}" if MEASURES[name].unit == "percent" else f"{value:{sign}.5f}"
+    """Return a measure as it is told, a difference with its sign; shares in percent."""
+    if MEASURES[name].unit == "percent":
+        return f"{100 * value:{sign}.{3 if sign else 2}f}"
+    return f"{value:{sign}.{5 if MEASURES[name].unit else 4}f}"
 
 
 def heading(name: str) -> str:

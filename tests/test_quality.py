@@ -65,8 +65,8 @@ def test_the_model_is_the_one_that_was_measured() -> None:
     found = json.loads(RESULTS.read_text())
     assert found["base"] == {path.name: sha256_file(path) for path in BASE.glob("*.safetensors")}
     assert found["texts"] == json.loads((PLACE / "texts.json").read_text())
-    config = json.loads((PLACE / "config.json").read_text())
-    assert config == json.loads((BASE / "config.json").read_text())
+    config = json.loads((BASE / "config.json").read_text())
+    assert config["text_config"]["layer_types"] == ["linear_attention", "linear_attention", "full_attention"]
     assert shrink(config, "mini")["text_config"]["layer_types"] == config["text_config"]["layer_types"]
     tensors = open_checkpoint(BASE).tensors
     assert {tensor.spec.dtype for tensor in tensors.values()} == {"BF16"}
@@ -92,7 +92,7 @@ def test_what_was_measured_holds() -> None:
         if recipe in ("rtn", "bf16"):
             calibrated = rows["calibrated", seed]
             assert calibrated["measures"]["divergence"] == measures["divergence"]
-        if recipe in ("rtn", "extended"):
+        if recipe == "rtn":
             assert rows["calibrated", seed]["bytes"] == row["bytes"]
     less = {(row["recipe"], row["less"], row["seed"]): row["differences"] for row in found["differences"]}
     for _, seed in {key for key in rows if key[0] == "calibrated"}:

@@ -21,6 +21,8 @@ from requant.checkpoint.safetensors import Spec
 from requant.model.tiny import stand_in
 from requant.worker import determinism, mtp
 
+CONFIG = Path(__file__).parent / "base" / "config.json"
+"""Of the model that is committed, which one trained anew replaces."""
 SEED = 1
 BATCH, LENGTH = 4, 256
 RATE, WARMUP, DECAY = 4e-3, 40, 0.05
@@ -138,7 +140,7 @@ def main(text: Path, folder: Path, steps: int) -> None:
 
     from requant.worker.autoround import tuning
 
-    begun = start(json.loads(Path(__file__).with_name("config.json").read_text()))
+    begun = start(json.loads(CONFIG.read_text()))
     write_checkpoint(begun, folder / "start")
     model = tuning.load_model(folder / "start", torch.float32)
     model.config._experts_implementation = "eager"  # a loop over experts, in a fixed order
