@@ -172,6 +172,17 @@ def schemas(session: nox.Session) -> None:
 
 
 @nox.session
+def quality(session: nox.Session) -> None:
+    """Measure what a tuned MTP block and more calibration are worth (docs/quality.md); `-- --train`: train anew."""
+    needs(session, "tests")
+    seeds = [each for each in session.posargs if each != "--train"]
+    if "--train" in session.posargs:
+        session.run("python", "benchmarks/quality/run.py", "--train")
+    session.run("python", "benchmarks/quality/run.py", *seeds)
+    session.run("python", "-m", "tests.quality")
+
+
+@nox.session
 def board(session: nox.Session) -> None:
     """Write the board of builds/ into site/, or extend the one that is there; `-- theirs=FOLDER` adds others'."""
     needs(session)

@@ -11,7 +11,7 @@ from requant.checkpoint.safetensors import read_header
 from requant.formats.codec import Array, Arrays, Part
 from requant.rounding.formula import Formula
 
-NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "I8": "i1"}
+NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "I8": "i1", "U32": "<u4"}
 
 
 @dataclass(frozen=True)

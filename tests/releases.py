@@ -50,6 +50,31 @@ def release(requirement: str) -> Path:
     return next(folder.rglob(inside[requirement.partition("==")[0]])).parent
 
 
+def importable(requirement: str) -> Path:
+    """A folder to import a release from, without what it depends on; skips as `release` does."""
+    folder = cache() / "releases" / requirement
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            made = Path(name) / "made"
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(made),
+                requirement,
+            ]
+            done = subprocess.run(command, capture_output=True)
+            if done.returncode:
+                pytest.skip(f"pip cannot install {requirement}: {done.stderr.decode(errors='replace').strip()[-300:]}")
+            made.rename(folder)
+    return folder
+
+
 def _download(requirement: str, folder: Path) -> None:
     how = SOURCE if requirement.startswith("vllm") else WHEEL  # SGLang's newer releases have no source
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *how, requirement, "-d", str(folder)]

@@ -34,6 +34,7 @@ from requant.diff import Diff
 from requant.diff.divergence import Divergence
 from requant.environment.image.evidence import Evidence
 from requant.environment.update import Change
+from requant.evaluate.evaluation import Evaluation
 from requant.evidence import journal
 from requant.evidence.journal import Block, Header, Journal
 from requant.evidence.keyless import Identity
@@ -187,6 +188,7 @@ PRINTED: Mapping[str, Any] = {
         advice=str,
         exit_status=int,
     ),
+    "requant.evaluation/1": Evaluation,
     "requant.fetch/1": shape(
         "Fetch",
         "How a published checkpoint stands, and what of it was downloaded to where; null where nothing was.",

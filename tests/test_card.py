@@ -5,7 +5,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tests.cases.tiny_models import healthy
 from tests.conftest import ROOT, Refuses, Worded
 from tests.processes import requant
 from tests.test_coverage import audit
+from tests.test_measures import evaluation
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -31,6 +32,8 @@ from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import app
 from requant.digest import canonical_json, sha256
 from requant.errors import CheckpointError, UsageError
+from requant.evaluate.evaluation import Evaluation
+from requant.evaluate.measures import measures
 from requant.recipe import read_recipe
 
 NAMES = sorted(path.parent.name for path in ROOT.glob("builds/*/mini.manifest.json"))
@@ -314,7 +317,18 @@ def _no_statement(project: Path) -> None:
     statement(project, lambda value: value["predicate"]["runDetails"].pop("metadata"))
 
 
-SPOILT = (_another_recipe, _another_build, _no_journal, _another_journal, _no_statement)
+def measured(project: Path, **digests: str) -> Evaluation:
+    """Put an evaluation beside the records of a tiny model."""
+    found = evaluation(digests={"checkpoint": identity("ec", "mini"), **digests})
+    (project / "builds" / "ec" / "mini.evaluation.json").write_text(found.to_text())
+    return found
+
+
+def _of_another_checkpoint(project: Path) -> None:
+    measured(project, checkpoint="0" * 64)
+
+
+SPOILT = (_another_recipe, _another_build, _no_journal, _another_journal, _no_statement, _of_another_checkpoint)
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
@@ -322,6 +336,41 @@ def test_records_of_two_builds_make_no_card(spoil: Callable[[Path], None], proje
     spoil(project)
     with refuses(CheckpointError):
         made(project, "ec", "mini")
+
+
+def test_an_evaluation_of_the_recorded_checkpoint_is_in_the_card_with_all_its_figures(project: Path) -> None:
+    found = measured(project)
+    text = made(project, "ec", "mini")
+    section = text.partition("## Evaluation")[2].partition("## How to verify")[0]
+    for name, each in found.measures.items():
+        rows = [
+            line
+            for line in section.splitlines()
+            if line.endswith(f"| {each.value:.4g} | {each.low:.4g} to {each.high:.4g} |")
+        ]
+        assert len(rows) == 1, name
+    figures = {f"{number:.4g}".lstrip("-") for each in found.measures.values() for number in asdict(each).values()}
+    told = {f"{found.settings.samples}", f"{found.settings.length}", "95", "99.9", "32", "256"}
+    assert numbers(re.sub(r"\b[0-9a-f]{64}\b", "", section)) <= figures | told
+    digests = {found.digests.text, found.digests.tokens, found.digests.reference, found.digests.harness}
+    assert {*re.findall(r"\b[0-9a-f]{64}\b", section)} == digests
+    assert "Nothing was measured" not in section and "Nothing was measured" in card("ec")
+    read = read_records(read_recipe(project / "builds" / "ec"), "mini")
+    for key, fact in facts_of(read).items():
+        if key.startswith("evaluation."):
+            other = {**facts_of(read), key: replace(fact, value=4711.0 if fact.unit else "changed")}
+            assert render(read, other) != text, key
+
+
+def test_an_evaluation_without_drafts_has_no_rows_of_them(project: Path) -> None:
+    found = measured(project)
+    rows = tuple(
+        replace(each, drafted=None, overlap=None, base_drafted=None, base_overlap=None) for each in found.sequences
+    )
+    without = replace(found, sequences=rows, measures=measures(rows, found.tokens), mtp="none")
+    (project / "builds" / "ec" / "mini.evaluation.json").write_text(without.to_text())
+    section = made(project, "ec", "mini").partition("## Evaluation")[2].partition("## How to verify")[0]
+    assert "MTP" not in section and "less the base" not in section and "Perplexity" in section
 
 
 def test_audits_are_counted_and_nobody_is_named(project: Path) -> None:

@@ -1,6 +1,7 @@
 """A model of one's own, from `new` to `audit`: what works for one architecture works for four."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,19 @@ from tests.test_schemas import held
 from typer.testing import CliRunner
 
 import requant.build.survey
-from requant.build import build, record
+from requant.build import beside, build, record
+from requant.build.inputs import pinned_given
 from requant.check import check
 from requant.check.reader import open_reader
 from requant.checkpoint.checkpoint import write_checkpoint
 from requant.cli.options import app
+from requant.digest import sha256
 from requant.errors import BuildError, CheckpointError, RecipeError, UsageError
 from requant.model.plan import Plan
 from requant.model.target import target_of, tiny_model
+from requant.model.tiny import calibration_text
 from requant.new import new
+from requant.progress import silent
 from requant.recipe import Recipe, read_recipe
 
 FULL = pytest.mark.full
@@ -37,12 +42,14 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     del worker
     folder = tmp_path_factory.mktemp("own")
     words = ["new", base(request.param, folder / "model"), "--name", "mine", "--project", folder / "project"]
+    (folder / "texts.jsonl").write_bytes(calibration_text())
+    words += ["--text", folder / "texts.jsonl"]
     shown = CliRunner().invoke(app, [*map(str, words), "--environment", "cpu", "--sandbox", "venv", "--json"])
     assert shown.exit_code == 0, shown.output
     document = json.loads(shown.stdout)
     assert document["schema"] == "requant.new/1"
     held(document["schema"], document)
-    assert document["download_bytes"] == 0  # the base is here, and nobody has said how large the text is
+    assert document["download_bytes"] == 0  # base and text are here
     assert document["disk_bytes"] > sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
     return read_recipe(Path(document["recipe"]))
 
@@ -60,6 +67,23 @@ def test_a_model_of_ones_own_is_built_and_checked(own: Recipe, first: Path, tmp_
     write_checkpoint(tiny_model(own, "mini"), tmp_path / "base")
     with open_reader(str(first)) as theirs, open_reader(str(tmp_path / "base")) as ours:
         assert check(theirs, ours, recipe=own, tiny=True).outcome == "clean"
+
+
+@pytest.mark.worker
+@pytest.mark.full
+def test_all_of_it_is_calibrated_on_a_text_of_ones_own(own: Recipe, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))
+    file = project / "builds" / "mine" / "recipe.toml"
+    for key, value in (("iterations", 2), ("samples", 8), ("sequence_length", 32), ("environment", '"cpu"')):
+        file.write_text(re.sub(rf"^{key} = .*$", f"{key} = {value}", file.read_text(), flags=re.MULTILINE))
+    recipe, model = read_recipe(file), own.lockfiles.parent.parent / "model"
+    built = build(recipe, tiny=None, out=tmp_path / "built", base=model)
+    stated = json.loads(beside(built.folder, "intoto.jsonl").read_text())["predicate"]["buildDefinition"]
+    names = {each["name"]: each["digest"]["sha256"] for each in stated["resolvedDependencies"]}
+    assert names["calibration"] == sha256(calibration_text())
+    with open_reader(str(built.folder)) as theirs, open_reader(str(model)) as ours:
+        assert check(theirs, ours, recipe=recipe).outcome == "clean"
 
 
 @pytest.mark.worker
@@ -106,11 +130,38 @@ def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path, refuses: R
         new(str(model), "../up", project)
     with refuses(CheckpointError):
         new(str(tmp_path), "mine", project)
+    text = tmp_path / "texts.jsonl"
+    for lines in ("", '{"text": "one"}\n{"words": "two"}\n'):
+        text.write_text(lines)
+        with refuses(UsageError):
+            new(str(model), "mine", project, text=text)
+    with refuses(UsageError):
+        new(str(model), "mine", project, text=tmp_path)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
     with refuses(RecipeError):
         new(str(model), "mine", project)
     assert not project.exists()
+
+
+@pytest.mark.worker
+def test_a_text_of_ones_own_lies_in_the_project_and_is_taken_as_pinned_or_not_at_all(
+    own: Recipe, tmp_path: Path
+) -> None:
+    project, model = tmp_path / "project", own.lockfiles.parent.parent / "model"
+    shutil.copytree(own.lockfiles.parent, project, ignore=shutil.ignore_patterns("*.manifest.json", "out"))
+    recipe = read_recipe(project / "builds" / "mine")
+    assert recipe.calibration.dataset == "local/mine"
+    given = pinned_given(recipe, model, None, silent)
+    assert given.text == project / "builds" / "mine" / ".." / "datasets" / "mine" / "text.jsonl"
+    assert given.text.read_bytes() == calibration_text()
+    assert given.digests["calibration"] == sha256(calibration_text())
+
+    given.text.write_bytes(calibration_text().replace(b"build", b"Build", 1))
+    with pytest.raises(CheckpointError, match=r"text\.jsonl: found"):
+        pinned_given(recipe, model, None, silent)
+    with pytest.raises(CheckpointError, match=r"text\.jsonl: not here"):  # the other one was moved aside
+        pinned_given(recipe, model, None, silent)
 
 
 @pytest.mark.worker

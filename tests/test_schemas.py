@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.processes import requant
 from tests.schemas import FOLDER, PRINTED, WRITTEN, schema, schemas, text
 from tests.test_coverage import audit, copied
+from tests.test_measures import evaluation
 from tests.tiny import write_tiny
 from typer.testing import CliRunner
 
@@ -85,6 +86,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     write_key(folder / "ada", "ed25519")
     shutil.copyfile(EC / "mini.intoto.jsonl", folder / "mini.intoto.jsonl")
     bundle = sign_file(folder / "mini.intoto.jsonl", read_private(folder / "ada.key"))
+    for number, name in enumerate(("one", "other")):
+        (folder / f"{name}.evaluation.json").write_text(evaluation(number).to_text())
     tiny = ("--tiny", "--size", "mini")
     with pytest.MonkeyPatch.context() as patch:
         _stand_in(patch, ours)
@@ -104,6 +107,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Documents:
             ("repair", ours, "--base", base),
             ("plan", EC, *tiny),
             ("plan", EC, *tiny, "--layers"),
+            ("evaluate", folder / "one.evaluation.json", "--against", folder / "other.evaluation.json"),
+            ("evaluate", folder / "other.evaluation.json"),
             ("coverage", folder / "ec", *tiny),
             ("coverage", EC),
             ("card", EC, *tiny),

@@ -22,10 +22,10 @@ from requant.checkpoint.files import is_companion, is_opaque, list_files
 from requant.checkpoint.loadable import opened
 from requant.checkpoint.manifest import read_file
 from requant.digest import canonical_json, sha256
-from requant.environment.lock import read_lock
-from requant.errors import CheckpointError, NotAvailableError, RecipeError, UsageError
+from requant.environment.lock import lockfiles_of, read_lock, shipped
+from requant.errors import CheckpointError, RecipeError, UsageError
 from requant.hub import web
-from requant.hub.pinned import PinnedFile, Pins
+from requant.hub.pinned import PinnedFile, Pins, read_pins
 from requant.hub.repository import listing, named
 from requant.hub.stated import stated_pins
 from requant.inspect.headers import Headers, read_headers
@@ -88,7 +88,8 @@ TINY_ITERATIONS = 6
 """Iterations of a tiny model, at most."""
 NEWEST = "main"
 """The revision of a repository that is meant where none is named; what it stands for now is pinned."""
-TEXT = "pile-10k.json"
+PILE = "pile-10k"
+"""The calibration text where none is given; `builds/datasets/` has its pins."""
 GIB = 1 << 30
 SHARD = 5 << 30
 
@@ -130,6 +131,7 @@ def new(
     iterations: int | None = None,
     search_scales: bool = True,
     ignore: Sequence[str] = (),
+    text: Path | None = None,
     sandbox: str = "venv",
     tell: Tell = silent,
     endpoint: str | None = None,
@@ -139,12 +141,13 @@ def new(
     Of a repository headers and small files are fetched, and no weight; `endpoint` overrides the library's. Without a
     `packing_format` it is the one that AutoRound chooses for the scheme, without `iterations` their number is the
     preset's. At 0 of them weights are rounded, to scales that are searched where codes are symmetric and
-    `search_scales` is true. `ignore` are parts of names of layers that stay float.
+    `search_scales` is true. `ignore` are parts of names of layers that stay float. `text` is calibrated on instead of
+    the pile, JSON lines or Parquet: it is copied into the project, where every verb finds it.
 
-    Raises UsageError for a name that is taken or cannot be one and for a scheme that AutoRound cannot write in this
-    format, RecipeError for what cannot be asked of this base, and for a config.json that no rule shrinks,
-    CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for the network and
-    refusals, BuildError where AutoRound does not take the model.
+    Raises UsageError for a name that is taken or cannot be one, for a scheme that AutoRound cannot write in this
+    format and for a text that is none, RecipeError for what cannot be asked of this base, and for a config.json that no
+    rule shrinks, CheckpointError for a base that cannot be read or is not what the hub states, NotAvailableError for
+    the network and refusals, BuildError where AutoRound does not take the model.
     """
     builds = project / "builds"
     if not NAME.fullmatch(name):
@@ -153,29 +156,37 @@ def new(
         raise UsageError(f"{builds / name}: already exists", "Choose another --name, or remove it.")
     stored = _scheme(scheme, symmetric, group_size, packing_format)
     _confirm_export(project, environment, stored)
+    mine = _text(text) if text else {}
     base = _folder(Path(source), tell) if Path(source).exists() else _repository(source, endpoint, tell)
     written = [*_brought_along(project, environment)]
     builds.mkdir(parents=True, exist_ok=True)
+    digests = {path: PinnedFile(len(data), sha256(data)) for path, data in mine.items()}
+    pinned = _local("dataset", name, "a file", digests) if mine else read_pins(builds / "datasets" / f"{PILE}.json")
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=builds) as folder:
         place = Path(folder)
         effort = PRESETS[preset] if iterations is None else PRESETS[preset]._replace(iterations=iterations)
         search = search_scales and symmetric
-        (place / RECIPE).write_text(_recipe(name, base, effort, environment, stored, ignore, search=search))
+        values = _values(name, base, effort, environment, stored, ignore, search=search)
+        values |= _calibration(name if mine else PILE, pinned)
+        (place / RECIPE).write_text(_recipe(values))
         asked = read_recipe(place)
         plans = ask(asked, base.configs, base.specs, sandbox=sandbox, tell=tell)
         write_plans(place / FILE, question(asked), plans)
-        bases = builds / "bases"
-        bases.mkdir(exist_ok=True)
         config = json.dumps(base.configs[BASE], indent=1, ensure_ascii=False) + "\n"
-        for file, text in ((bases / f"{name}.json", base.pins.to_json()), (bases / f"{name}.config.json", config)):
-            file.write_text(text)
-            written.append(file)
+        beside = {f"bases/{name}.json": base.pins.to_json().encode(), f"bases/{name}.config.json": config.encode()}
+        if mine:
+            beside |= {f"datasets/{name}.json": pinned.to_json().encode()}
+            beside |= {f"datasets/{name}/{path}": data for path, data in mine.items()}
+        for path, data in beside.items():
+            (builds / path).parent.mkdir(parents=True, exist_ok=True)
+            (builds / path).write_bytes(data)
         try:
             target_of(asked, None)
         except RecipeError:
-            for file in written[-2:]:
-                file.unlink()
+            for path in beside:
+                (builds / path).unlink()
             raise
+        written += [builds / path for path in beside]
         place.chmod(0o755)
         place.rename(builds / name)
         place.mkdir()  # for the context manager to remove
@@ -192,10 +203,38 @@ def _folder(folder: Path, tell: Tell) -> _Base:
         tell(Progress("hashing", note=path))
         record, _ = read_file(file, path)
         files[path] = PinnedFile(record.bytes, record.sha256)
-    label = re.sub(r"[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-") or "base"
-    said = "Read by requant new from a folder; the revision is the beginning of the digest of all of these."
+    return _Base(_local("model", folder.resolve().name, "a folder", files), configs, specs)
+
+
+def _local(kind: str, name: str, place: str, files: Mapping[str, PinnedFile]) -> Pins:
+    label = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "base"
+    said = f"Read by requant new from {place}; the revision is the beginning of the digest of all of these."
     revision = sha256(canonical_json({path: vars(file) for path, file in files.items()}))[:40]
-    return _Base(Pins("model", f"{LOCAL}{label}", revision, said, files), configs, specs)
+    return Pins(kind, f"{LOCAL}{label}", revision, said, files)
+
+
+def _text(path: Path) -> dict[str, bytes]:
+    """Return a calibration text under the name that it gets in a project, which does not tell how its maker calls it.
+
+    The worker takes what ends in `.parquet` as Parquet, and all else as JSON lines (`worker.autoround.calibration`).
+    """
+    advice = 'Give JSON lines, {"text": "..."} each, or Parquet with a column `text`.'
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--text {path}: cannot be read: {error.strerror}", advice) from None
+    if path.suffix == ".parquet":
+        return {"text.parquet": data}
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            told = json.loads(line)["text"]
+        except (ValueError, TypeError, KeyError):
+            told = None
+        if not isinstance(told, str):
+            raise UsageError(f"--text {path}: line {number} is no JSON object with a text", advice)
+    if not data:
+        raise UsageError(f"--text {path}: is empty", advice)
+    return {"text.jsonl": data}
 
 
 def _repository(text: str, endpoint: str | None, tell: Tell) -> _Base:
@@ -227,12 +266,12 @@ def _read(headers: Headers) -> tuple[dict[str, Mapping[str, Any]], Specs, list[s
 
 def _brought_along(project: Path, environment: EnvironmentName) -> list[Path]:
     """Copy what a project of one's own lacks: locks, Dockerfiles and the pins of the calibration text."""
-    ours = _shipped()
+    ours = shipped()
     both = {environment, ENVIRONMENTS[environment][1]}
     wanted = [f"lockfiles/{each}.{end}" for each in both for end in ("in", "txt", "files")]
     wanted += [f"Dockerfile.{each}" for each in both]
     wanted += [f"lockfiles/{each.name}" for each in (ours / "lockfiles").glob("build-*")]
-    wanted += ["lockfiles/images.toml", f"builds/datasets/{TEXT}"]
+    wanted += ["lockfiles/images.toml", f"builds/datasets/{PILE}.json"]
     written = []
     for path in sorted(wanted):
         if not (project / path).exists():
@@ -240,15 +279,6 @@ def _brought_along(project: Path, environment: EnvironmentName) -> list[Path]:
             shutil.copyfile(ours / path, project / path)
             written.append(project / path)
     return written
-
-
-def _shipped() -> Path:
-    """Return the folder with the locks that this package brings along; of an editable install, the clone."""
-    package = Path(str(resources.files("requant")))
-    for place in (package / "project", package.parent.parent):
-        if (place / "lockfiles" / "cpu.txt").exists():
-            return place
-    raise NotAvailableError("this installation of requant has no lockfiles", "Install it again: pipx install requant.")
 
 
 def _scheme(name: SchemeName, symmetric: bool, group_size: GroupSize, packing_format: Format | None) -> Scheme:
@@ -261,8 +291,7 @@ def _scheme(name: SchemeName, symmetric: bool, group_size: GroupSize, packing_fo
 
 def _confirm_export(project: Path, environment: EnvironmentName, stored: Scheme) -> None:
     for each in (environment, ENVIRONMENTS[environment][1]):
-        mine = project / "lockfiles"
-        lock = read_lock(mine if (mine / f"{each}.txt").exists() else _shipped() / "lockfiles", each)
+        lock = read_lock(lockfiles_of(project, each), each)
         if fault := unexported(stored.format, stored.bits, lock.version("auto-round")):
             advice = "Choose auto_round:auto_gptq, or an --environment with it."
             raise UsageError(f"--environment {each}: {stored.format}: {fault}", advice)
@@ -284,7 +313,12 @@ def _hours(size: int, effort: Effort, *, gpu: bool) -> float:
     return max(0.1, round((9.0 if gpu else 3.5) * share, 1))
 
 
-def _recipe(
+def _calibration(name: str, text: Pins) -> dict[str, Any]:
+    (file,) = text.files
+    return {"dataset": text.repository, "text_revision": text.revision, "text": name, "text_file": file}
+
+
+def _values(
     name: str,
     base: _Base,
     effort: Effort,
@@ -293,14 +327,13 @@ def _recipe(
     ignore: Sequence[str],
     *,
     search: bool,
-) -> str:
+) -> dict[str, Any]:
     mtp = table_of(base.configs[BASE]).mtp
     has_mtp = mtp is not None and any(each.startswith(mtp.prefix) for each in base.specs)
     accelerator, tiny = ENVIRONMENTS[environment]
     gpu = bool(accelerator)
     memory = math.ceil(1.2 * base.bytes / GIB)
-    text = resources.files("requant").joinpath("recipe.toml.template").read_text()
-    values = {
+    return {
         "environment": environment,
         "repository": base.pins.repository,
         "revision": base.pins.revision,
@@ -327,6 +360,10 @@ def _recipe(
         "hours": f"{_hours(base.bytes, effort, gpu=gpu):.1f}",
         "tiny": tiny,
     }
+
+
+def _recipe(values: Mapping[str, Any]) -> str:
+    text = resources.files("requant").joinpath("recipe.toml.template").read_text()
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))
     return text

@@ -9,6 +9,7 @@
                                        and with hints what came of them, a `Hinted`
     revealed/                          of `Replay`, where steps are to be revealed: the routes of each block
     survey.json                        of `Survey`: `Answers`
+    tokens.json logits/ scored/        of `Evaluate`: `Sequences`, the logits of each, and what came of each, a `Scored`
 
 A file or folder appears under its name when it is whole, but for `passed.jsonl`, whose lines do. Standard library only.
 """
@@ -44,6 +45,7 @@ DECISIONS = "decisions.safetensors"
 SEGMENT = 8
 """Iterations from one state that a build in bfloat16 commits to to the next."""
 SURVEY = "survey.json"
+TOKENS, LOGITS, SCORED = "tokens.json", "logits", "scored"
 
 LEASH = "REQUANT_LEASH"
 """Environment variable that tells a worker to end when its standard input ends."""
@@ -154,13 +156,35 @@ class Survey:
     models: Mapping[str, Model]
 
 
-Task = Build | Tune | Replay | Connect | Survey
+@dataclass(frozen=True)
+class Evaluate:
+    """Say of each token of some sequences what a model makes of it; it needs no recipe.
+
+    `model` is a folder with floats only. Without a `reference` it is the reference: its tokenizer makes `samples`
+    sequences of `length` tokens from `text`, and its logits are kept. Else `reference` is the folder of the worker that
+    did so, and the model is held against these logits. With `mtp` its MTP block drafts. `accelerator` is that of
+    `Tuning`.
+    """
+
+    model: str
+    text: str
+    samples: int
+    length: int
+    precision: str
+    device: str
+    accelerator: str
+    mtp: bool
+    reference: str | None = None
+
+
+Task = Build | Tune | Replay | Connect | Survey | Evaluate
 TASKS: dict[str, type[Task]] = {
     "build": Build,
     "tune": Tune,
     "replay": Replay,
     "connect": Connect,
     "survey": Survey,
+    "evaluate": Evaluate,
 }
 
 
@@ -334,6 +358,35 @@ class Answers:
 
     versions: Mapping[str, str]
     models: Mapping[str, Answer]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The held-out sequences: token ids [samples, length], and the SHA-256 of the text that each begins."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model makes of a sequence of n tokens; lists are of the n - 1 that have a next one.
+
+    `logits` is the SHA-256 of its logits, float32 [n - 1, vocabulary], row-major and little-endian. `unbounded` are
+    logits that are no finite numbers: where there are any, lists are empty. `surprises` are negative log likelihoods of
+    the next token, in nats. Beside a reference, `divergences` are KL(reference || model) in nats, and `agreed` says
+    whether both have the same most likely token. With an MTP block, `drafted` says whether its most likely draft of the
+    token after the next is the model's own most likely one there, and `overlaps` is the sum of the lesser of both
+    probabilities: how often speculative sampling keeps the draft.
+    """
+
+    logits: str
+    unbounded: int
+    surprises: tuple[float, ...] = ()
+    divergences: tuple[float, ...] = ()
+    agreed: tuple[bool, ...] = ()
+    drafted: tuple[bool, ...] = ()
+    overlaps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

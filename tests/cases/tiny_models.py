@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from tests.conftest import ROOT
-from tests.tiny import tiny
+from tests.tiny import EC, tiny
 
 from requant import passes
 from requant.checkpoint.checkpoint import Checkpoint, Content, Made, Tensor
 from requant.formats.form import Form
 from requant.formats.gptq import bfloat16_to_float32, pack
-from requant.model.target import target_of
+from requant.model.target import target_of, tiny_model
 from requant.passes.context import MAIN
 from requant.passes.extras import rounded
 from requant.protocol import Layer
@@ -26,7 +26,8 @@ AFTER_TUNING = ("visual", "mtp", "shards", "quantization_config", "side_files", 
 def healthy(name: str, size: str = "mini", rounded: Rounding = rounded) -> Checkpoint:
     """What a build of the recipe writes, but for the tuning; its bytes are computed when they are read."""
     recipe = read_recipe(Path(ROOT / "builds" / name))
-    context = passes.Context(tiny(size), target_of(recipe, size), recipe, recipe.effort(tiny=True), "0.13.0")
+    made = tiny(size) if recipe.base == EC.base else tiny_model(recipe, size)
+    context = passes.Context(made, target_of(recipe, size), recipe, recipe.effort(tiny=True), "0.13.0")
     base = context.base.tensors
     packed: dict[str, Tensor] = {}
     for key, layer in context.target.plan.packed.items():

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.audit.pool import Local, Setting, prepare
-from requant.build.inputs import inputs_for
+from requant.build.inputs import LOCAL, inputs_for
 from requant.build.workplace import alone, scratch
 from requant.environment.install import cache
 from requant.errors import BuildError, NotAvailableError, RecipeError
@@ -65,6 +65,8 @@ def order(setting: Setting, base: Path | None) -> Order:
     wanted += [recipe.beside(PLAN).resolve(), pins, pins.with_suffix(".config.json")]
     if setting.tiny is None:
         wanted.append(recipe.beside(recipe.calibration.files).resolve())
+        if recipe.calibration.dataset.startswith(LOCAL):
+            wanted.append(setting.inputs.text.resolve())  # it is on no hub that a node could ask
     for each in wanted:
         if not each.is_relative_to(root):
             raise RecipeError(f"{recipe.path}: names {each}", f"For a cluster, it must be below {root}.")

@@ -21,7 +21,7 @@ from requant.recipe import Recipe
 from requant.sandbox import preflight
 
 LOCAL = "local/"
-"""How the name of a base begins that is on no hub: `requant new` read it from a folder."""
+"""How the name of a base or a text begins that is on no hub: `requant new` read it from a folder, or from a file."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,11 @@ def _tiny_instead(recipe: Recipe) -> str:
 def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell, instead: str = "") -> Inputs:
     """Fetch the base and the text of a recipe into the cache, after saying what the whole build will cost.
 
+    A text of one's own is in the project already.
+
     Raises NotAvailableError where this machine cannot do the build, CheckpointError where bytes are not as pinned.
     """
-    if _is_local(recipe):
+    if _is_local(recipe.base.repository):
         raise UsageError(f"{recipe.path}: its base is a folder of yours", "Name it: --base FOLDER.")
     found = cost(recipe, out)
     preflight.require(found, instead or _tiny_instead(recipe))
@@ -134,16 +136,19 @@ def pinned_inputs(recipe: Recipe, out: Path, endpoint: str | None, tell: Tell, i
 def cost(recipe: Recipe, out: Path) -> preflight.Cost:
     """Return what the full build of a recipe takes here; a base that is a folder is not downloaded."""
     (base, folder), (data, data_folder) = _base(recipe), _data(recipe)
-    fetched = [] if _is_local(recipe) else _digested(base)
+    fetched = [] if _is_local(recipe.base.repository) else _digested(base)
     return preflight.cost(recipe, ((base, folder, fetched), (data, data_folder, [recipe.calibration.file])), out)
 
 
-def _is_local(recipe: Recipe) -> bool:
-    return recipe.base.repository.startswith(LOCAL)
+def _is_local(repository: str) -> bool:
+    return repository.startswith(LOCAL)
 
 
 def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, tell: Tell) -> Inputs:
     data, data_folder = _data(recipe)
+    text = data_folder / recipe.calibration.file
+    if _is_local(data.repository) and not text.exists():
+        raise CheckpointError(f"{text}: not here", "The recipe's text is on no hub: put it there.")
     for pins, place, wanted in ((base, folder, _digested(base)), (data, data_folder, [recipe.calibration.file])):
         fetch(
             pins,
@@ -156,7 +161,7 @@ def _confirmed(recipe: Recipe, base: Pins, folder: Path, endpoint: str | None, t
         raise CheckpointError(f"{folder}: {min(stray)} is not pinned, and could change what is loaded", "Remove it.")
     digests = {f"base/{path}": str(file.sha256) for path, file in base.files.items() if file.sha256}
     digests["calibration"] = str(data.files[recipe.calibration.file].sha256)
-    return Inputs(folder, data_folder / recipe.calibration.file, digests, ())
+    return Inputs(folder, text, digests, ())
 
 
 def _base(recipe: Recipe) -> tuple[Pins, Path]:
@@ -166,6 +171,8 @@ def _base(recipe: Recipe) -> tuple[Pins, Path]:
 
 def _data(recipe: Recipe) -> tuple[Pins, Path]:
     data = _pins(recipe, recipe.calibration.files, recipe.calibration.dataset, recipe.calibration.revision)
+    if _is_local(data.repository):
+        return data, recipe.beside(recipe.calibration.files).with_suffix("")
     return data, cache() / "datasets" / data.repository / data.revision
 
 

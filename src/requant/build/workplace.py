@@ -108,13 +108,14 @@ def kept(work: Path, taints: tuple[str, ...]) -> tuple[str, ...]:
     return everything
 
 
-def set_up(work: Path, recipe: Recipe, task: Task) -> None:
-    """Lay out in `work` what the worker finds there: its sources, the recipe, and what is asked of it."""
+def set_up(work: Path, recipe: Recipe | None, task: Task) -> None:
+    """Lay out in `work` what the worker finds there: its sources, the recipe where it needs one, and what is asked."""
     for name, data in worker_sources().items():
         path = work / "sources" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    shutil.copyfile(recipe.path, work / FILE)
+    if recipe:
+        shutil.copyfile(recipe.path, work / FILE)
     ask(work, task)
 
 

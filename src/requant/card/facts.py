@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from requant.card.licenses import FILES, LICENSES
-from requant.card.records import Recorded, Records
+from requant.card.records import EVALUATION, Recorded, Records
 from requant.checkpoint.files import SUFFIX
 from requant.environment.image.dockerfile import BASES, pinned_base
 from requant.model.plan import FILE as PLAN
@@ -16,7 +16,7 @@ from requant.model.plan import Specs
 from requant.recipe import DATA_TYPE, FILE, SCALE_DTYPE, Recipe
 
 Value = int | float | bool | str | tuple[str, ...] | tuple[int, ...]
-Unit = Literal["", "bytes", "seconds", "loss", "version", "device", "commit"]
+Unit = Literal["", "bytes", "seconds", "loss", "measure", "version", "device", "commit"]
 PACKAGES = (
     "auto-round",
     "torch",
@@ -56,7 +56,7 @@ def facts_of(records: Records) -> dict[str, Fact]:
         _environment(records),
     ]
     if records.recorded:
-        found += [_recorded(records.recorded), _coverage(records)]
+        found += [_recorded(records.recorded), _coverage(records), _evaluation(records)]
     return {key: fact for each in found for key, fact in each}
 
 
@@ -281,6 +281,21 @@ def _coverage(records: Records) -> Found:
     yield "audits.untuned", Fact(untuned, file)
 
 
+def _evaluation(records: Records) -> Found:
+    if (found := records.evaluation) is None or records.recorded is None:
+        return
+    file = f"{records.recorded.name}.{EVALUATION}"
+    for name, each in found.measures.items():
+        for key, number in (("", each.value), (".low", each.low), (".high", each.high)):
+            yield f"evaluation.{name}{key}", Fact(number, f"{file}: measures.{name}{key or '.value'}", "measure")
+    for name in ("samples", "length", "precision", "environment"):
+        yield f"evaluation.{name}", Fact(getattr(found.settings, name), f"{file}: settings.{name}")
+    for name in ("text", "tokens", "reference", "harness"):
+        yield f"evaluation.{name}_sha256", Fact(getattr(found.digests, name), f"{file}: digests.{name}")
+    if found.activations:
+        yield "evaluation.activations", Fact(found.activations, f"{file}: activations")
+
+
 def text(fact: Fact) -> str:
     """Return a fact's value as a card prints it, before Markdown: `20,891,142,880 bytes (20.89 GB)`."""
     value, unit = fact.value, fact.unit
@@ -292,6 +307,8 @@ def text(fact: Fact) -> str:
         return f"{value:,} bytes{_rounded(value)}"
     if unit == "loss":
         return f"{value:.6f}"
+    if unit == "measure":
+        return f"{value:.4g}"
     if unit == "seconds":
         return f"{value:,.0f} s"
     return f"{value:,}" if isinstance(value, int) else str(value)

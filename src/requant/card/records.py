@@ -6,7 +6,7 @@ The records of a build must be of one build: a journal of another recipe, or a s
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.audit.builders import builders_of
 from requant.audit.coverage import Coverage, coverage
@@ -26,6 +26,12 @@ from requant.inspect.loaders import LOADERS, TENSOR_PARALLEL
 from requant.model.target import Target, config_of, target_of
 from requant.recipe import Recipe
 from requant.records import record
+
+if TYPE_CHECKING:  # numba takes half a second to import
+    from requant.evaluate.evaluation import Evaluation
+
+EVALUATION = "evaluation.json"
+"""What `requant evaluate --out` wrote of a build, beside its other records."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Records:
     """Everything that a card's figures come from.
 
     `recorded` is None where no build is recorded, `inspection` where no checkpoint is at hand, `covered` where the
-    build is not the one that stands beside the recipe.
+    build is not the one that stands beside the recipe, `evaluation` where nobody has measured it.
     """
 
     recipe: Recipe
@@ -83,6 +89,7 @@ class Records:
     recorded: Recorded | None
     covered: Coverage | None
     inspection: Inspection | None
+    evaluation: "Evaluation | None"
 
 
 def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) -> Records:
@@ -100,6 +107,7 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
     environment = recipe.effort(tiny is not None).environment
     base, text = (read_pins(recipe.beside(each.files)) for each in (recipe.base, recipe.calibration))
     known = read_baseline(recipe)
+    recorded = read_recorded(recipe, tiny, place, base, text) if there else None
     return Records(
         recipe=recipe,
         tiny=tiny,
@@ -110,14 +118,28 @@ def read_records(recipe: Recipe, tiny: str | None, build: Path | None = None) ->
         lock=read_lock(recipe.lockfiles, environment),
         intent=read_intent(recipe.lockfiles, environment),
         baseline=known,
-        recorded=read_recorded(recipe, tiny, place, base, text) if there else None,
+        recorded=recorded,
         covered=coverage(recipe, tiny, builders_of(recipe)) if there and build is None else None,
         inspection=_inspected(place, known) if build and any(place.glob(f"*{SUFFIX}")) else None,
+        evaluation=_evaluated(beside(place, EVALUATION), recorded),
     )
 
 
 def _inspected(folder: Path, known: tuple[Known, ...]) -> Inspection:
     return inspect(read_headers(folder), LOADERS, TENSOR_PARALLEL, look_at_values=True, known=expected(known))
+
+
+def _evaluated(path: Path, recorded: Recorded | None) -> "Evaluation | None":
+    """Return a build's evaluation, where there is one; raise CheckpointError for that of another checkpoint."""
+    if recorded is None or not path.exists():
+        return None
+    from requant.evaluate.evaluation import read_evaluation
+
+    found = read_evaluation(path)
+    if found.digests.checkpoint != recorded.manifest.identity:
+        told = f"{path}: is of the checkpoint {found.digests.checkpoint}, recorded is {recorded.manifest.identity}"
+        raise CheckpointError(told, "Evaluate the recorded checkpoint, or remove this file.")
+    return found
 
 
 def read_recorded(recipe: Recipe, tiny: str | None, place: Path, base: Pins, text: Pins) -> Recorded:

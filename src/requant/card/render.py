@@ -93,7 +93,7 @@ def _metadata(records: Records, facts: Facts) -> "ModelCardData":
     return ModelCardData(
         base_model=None if _is_local(records) else str(facts["base.repository"].value),
         base_model_relation=None if _is_local(records) else "quantized",
-        datasets=[str(facts["calibration.dataset"].value)],
+        datasets=None if records.recipe.calibration.dataset.startswith(LOCAL) else [records.recipe.calibration.dataset],
         license=str(named.value) if named else None,
         tags=tags,
     )

@@ -42,9 +42,25 @@ scratch = Scratch()
 def read_packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader) -> Packed:
     """Read a window of a packed layer, and decode it."""
     span, first, rows = window.span, window.first, window.last - window.first
-    words, points, scale = (f"{span.name}.{suffix}" for suffix in PACKED)
     weights = read_weights(base, span, first, rows, scratch.take)
-    codes, zeros = scratch.take("codes", np.uint8, *weights.shape), np.empty((packing.groups, rows), np.uint8)
+    codes, stored, scales = read_words(window, packing, checkpoint)
+    if (order := together(checkpoint, span)) is not None:
+        weights, codes = (np.take(each, order, axis=1) for each in (weights, codes))
+    low, high = (scratch.take(name, np.int32, packing.groups, rows) for name in ("low", "high"))
+    extremes(weights, span.group, low, high)
+    ends = low.view(np.float32), high.view(np.float32)
+    used = np.full_like(stored, packing.middle) if span.symmetric else stored
+    return Packed(span, packing, first, weights, codes, used, stored, scales, *ends)
+
+
+def read_words(window: Window, packing: Packing, checkpoint: Reader) -> tuple[Array, Array, Array]:
+    """Read what is stored of a window: codes uint8 [rows, columns], zero points int32, scales float16 [groups, rows].
+
+    Columns are in the order of the file; what is returned lies in the thread's buffers.
+    """
+    span, first, rows = window.span, window.first, window.last - window.first
+    words, points, scale = (f"{span.name}.{suffix}" for suffix in PACKED)
+    codes, zeros = scratch.take("codes", np.uint8, rows, span.columns), np.empty((packing.groups, rows), np.uint8)
     packed = first * packing.bits // 32, rows * packing.bits // 32
     stored = _columns(checkpoint, points, "<u4", *packed)
     if packing.layout == "awq":
@@ -53,16 +69,14 @@ def read_packed(window: Window, packing: Packing, checkpoint: Reader, base: Read
     else:
         along_inputs(_columns(checkpoint, words, "<u4", first, rows), packing.bits, codes)
         along_inputs(np.ascontiguousarray(stored.T), packing.bits, zeros)
-    if span.shuffled and (groups := _groups(checkpoint, span)) is not None:
-        together = np.argsort(groups, kind="stable")
-        weights, codes = (np.take(each, together, axis=1) for each in (weights, codes))
-    low, high = (scratch.take(name, np.int32, packing.groups, rows) for name in ("low", "high"))
-    extremes(weights, span.group, low, high)
-    ends = low.view(np.float32), high.view(np.float32)
     scales = _columns(checkpoint, scale, "<f2", first, rows)
-    read = np.add(zeros, span.less, dtype=np.int32)
-    used = np.full_like(read, packing.middle) if span.symmetric else read
-    return Packed(span, packing, first, weights, codes, used, read, scales, *ends)
+    return codes, np.add(zeros, span.less, dtype=np.int32), scales
+
+
+def together(checkpoint: Reader, span: Span) -> Array | None:
+    """Return the inputs of a layer group by group, int64 [columns]; None where they lie so."""
+    groups = _groups(checkpoint, span) if span.shuffled else None
+    return None if groups is None else np.argsort(groups, kind="stable")
 
 
 def symmetric(checkpoint: Reader, span: Span, packing: Packing) -> bool:

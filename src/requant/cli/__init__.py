@@ -25,7 +25,7 @@ RESUMED = ("build", "rebuild", "respond")
 
 VERBS = (
     *("new", "build", "tiny", "plan", "trial", "render"),
-    *("verify", "check", "diff", "inspect", "identify", "audit", "rebuild", "coverage", "show"),
+    *("verify", "check", "diff", "evaluate", "inspect", "identify", "audit", "rebuild", "coverage", "show"),
     *("challenge", "respond", "judge"),
     *("manifest", "sign", "keys", "repair", "card", "report", "board", "publish", "fetch"),
     *("lock", "dockerfiles", "image", "pins", "update"),

@@ -55,6 +55,13 @@ def new(
         list[str] | None,
         typer.Option(help="A part of the names of layers that stay float; may be repeated.", show_default=False),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is calibrated on instead of the pile: JSON lines, or Parquet; it is copied into the project.",
+            show_default=False,
+        ),
+    ] = None,
     project: Annotated[Path, typer.Option(help="The folder that holds builds/ and lockfiles/.")] = Path(),
     sandbox: SandboxOption = "auto",
     as_json: AsJson = False,
@@ -74,6 +81,7 @@ def new(
             iterations=iterations,
             search_scales=search_scales,
             ignore=ignore or (),
+            text=text,
             sandbox=sandbox,
             tell=tell,
         )

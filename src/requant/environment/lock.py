@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
 from requant.digest import read_whole, sha256
-from requant.errors import LockError
+from requant.errors import LockError, NotAvailableError
 
 ADVICE = "run `nox -s lock` and review what it changes"
 
@@ -283,3 +284,18 @@ def _lines(file: Path, data: bytes, advice: str) -> list[str]:
         raise LockError(f"{file}: the last line has no end", advice)
     # Not splitlines, which sees ends of lines where pip sees none.
     return text.split("\n")[:-1]
+
+
+def shipped() -> Path:
+    """Return the folder with the locks that this package brings along; of an editable install, the clone."""
+    package = Path(str(resources.files("requant")))
+    for place in (package / "project", package.parent.parent):
+        if (place / "lockfiles" / "cpu.txt").exists():
+            return place
+    raise NotAvailableError("this installation of requant has no lockfiles", "Install it again: pipx install requant.")
+
+
+def lockfiles_of(project: Path, name: str) -> Path:
+    """Return the folder that has an environment's lock: a project's own, or the one that this package brings along."""
+    mine = project / "lockfiles"
+    return mine if (mine / f"{name}.txt").exists() else shipped() / "lockfiles"

@@ -13,9 +13,9 @@ from typing import Any
 from requant import protocol
 from requant.errors import BuildError, RequantError
 from requant.evidence.journal import Header
-from requant.protocol import Answers, Build, Connect, Ended, Replay, Report, Seconds, Spent, Survey, Tune
+from requant.protocol import Answers, Build, Connect, Ended, Evaluate, Replay, Report, Seconds, Spent, Survey, Tune
 from requant.recipe import FILE, Recipe, read_recipe
-from requant.worker import determinism, mtp
+from requant.worker import determinism, evaluate, mtp
 from requant.worker.autoround import caching, calibration, hooks, mtp_block, retune, survey, tuning
 from requant.worker.autoround.hints import Written
 from requant.worker.autoround.series import installed
@@ -25,6 +25,9 @@ from requant.worker.resume import ResumeState
 def main(folder: Path) -> None:
     """Do the task."""
     task = protocol.asked(folder)
+    if isinstance(task, Evaluate):
+        evaluate.score(folder, task)
+        return
     recipe = read_recipe(folder / FILE)
     if isinstance(task, Survey):
         determinism.prepare("cpu")
