@@ -143,7 +143,7 @@ def _pwrite(file: int, data: Array, offset: int) -> None:
 
 
 def of_mtp(base: Reader) -> frozenset[str]:
-    """Return the tensors of a base's MTP block, which transformers does not load with the model; none of unknown ones."""
+    """Return the tensors of a base's MTP block, which transformers does not load with the model, if one is known."""
     block = table_of(side_of(base).config() or {}).mtp
     return frozenset(name for name in base.tensors if block and name.startswith(block.prefix))
 
