@@ -19,7 +19,7 @@ START, END = "<!-- `nox -s quality` writes what follows -->\n", "<!-- until here
 SHOWN = ("divergence", "agreement", "perplexity", "drafted", "overlap")
 """Measures that have a column; all others stand in results.json."""
 DRAWN = ("divergence", "drafted", "overlap")
-WIDTH, LEFT, ROW, HEAD, GAP = 720, 250, 22, 40, 16
+WIDTH, LEFT, ROW, HEAD, GAP = 760, 270, 22, 40, 16
 
 
 def cell(name: str, value: float, sign: str = "") -> str:
@@ -120,7 +120,7 @@ def _panel(rows: Sequence[Mapping[str, Any]], name: str, number: int) -> Iterato
     widest = max((abs(end) for row in rows for end in row["differences"][name]), default=0.0) or 1.0
 
     def x(value: float) -> float:
-        return round((LEFT + WIDTH - 20) / 2 + value / widest * (WIDTH - 20 - LEFT) / 2, 1)
+        return round((LEFT + WIDTH - 50) / 2 + value / widest * (WIDTH - 50 - LEFT) / 2, 1)
 
     yield f'<text x="10" y="{top + 18}" font-weight="bold">{escape(heading(name))}</text>'
     for end in (-widest, 0, widest):
