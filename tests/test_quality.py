@@ -45,6 +45,7 @@ def texts(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.worker
+@pytest.mark.full
 def test_the_text_is_what_its_digest_says_and_no_docstring_of_it_stands_in_two_parts(texts: Path) -> None:
     recorded = json.loads((PLACE / "texts.json").read_text())
     assert {path.stem: sha256_file(path) for path in texts.glob("*.jsonl")} == recorded

@@ -114,6 +114,7 @@ def test_what_came_whole_is_not_sent_again(hub: Hub, ours: Project) -> None:
     assert len(xorbs(hub)) == 1 and ours.files.items() <= files(hub.head(NAME)[1]).items()
 
 
+@pytest.mark.full
 def test_a_file_that_changes_after_it_was_verified_is_not_committed(hub: Hub, ours: Project, refuses: Refuses) -> None:
     publication = prepared(hub, ours)
     shard = bytearray((ours.checkpoint / SHARD).read_bytes())
