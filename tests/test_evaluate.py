@@ -1,6 +1,7 @@
 """A checkpoint opened as a model of floats, and measured beside its base by the worker."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -395,6 +396,9 @@ def test_what_a_recipe_pins_is_not_held_out(tmp_path: Path, refuses: Refuses) ->
         held_out(tmp_path / "text.jsonl", recipe)
     with refuses(CheckpointError):
         held_out(tmp_path / "none.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with refuses(CheckpointError):
+        held_out(tmp_path / "pipe.jsonl")
 
 
 def test_the_own_text_is_long_enough_and_shares_nothing_with_the_calibration() -> None:

@@ -219,6 +219,11 @@ def moved(key: str, value: object, *where: str | int) -> Callable[[dict[str, Any
     return change
 
 
+def _against(measure: str, **words: str) -> dict[str, Any]:
+    differences = {measure: {"value": 1.0, "low": 0.5, "high": 2.0}}
+    return {"checkpoint": "1" * 64, "harness": "2" * 64, "differences": differences, "words": words}
+
+
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a measure was edited": moved("value", 0.001, "measures", "divergence"),
     "an interval was": moved("high", 0.5, "measures", "perplexity_ratio"),
@@ -231,6 +236,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "the greatest are too few": moved("largest", [], "sequences", 0),
     "no sequences": lambda document: (document["sequences"].clear(), document["settings"].update(samples=0)),
     "no tokens": moved("length", 1, "settings"),
+    "a share of more than all": moved("agreement", 5.0, "sequences", 0),
+    "a divergence below 0": moved("divergence", -1.0, "sequences", 0),
+    "the greatest are less than their mean": moved("divergence", 9.0, "sequences", 0),
+    "a number beyond all": moved("base", {"memory": 1e999}, "hardware"),
+    "a sum beyond all": lambda document: [each.update(surprise=1e308) for each in document["sequences"]],
+    "one text twice": lambda document: document["sequences"][1].update(text=document["sequences"][0]["text"]),
+    "words that do not follow": moved("against", _against("divergence", divergence="better")),
+    "a difference without a word": moved("against", _against("divergence")),
+    "a difference of nothing": moved("against", _against("loss", loss="better")),
 }
 
 
@@ -241,7 +255,7 @@ def test_a_result_that_contradicts_itself_is_none(
     document = json.loads(evaluation().to_text())
     change(document)
     path = tmp_path / "result.json"
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document).replace("Infinity", "1e999"))  # JSON, and infinity to Python
     with refuses(CheckpointError):
         read_evaluation(path)
 
@@ -269,6 +283,14 @@ def test_results_that_were_run_otherwise_do_not_compare(change: dict[str, Any], 
     other = evaluation(1)
     with refuses(UsageError, shared=True):
         evaluation().compared(replace(other, settings=replace(other.settings, **change)))
+
+
+def test_results_of_other_sequences_do_not_compare_whatever_their_digests_say(refuses: Refuses) -> None:
+    one, fewer = evaluation(), evaluation().sequences[1:]
+    with refuses(UsageError, shared=True):
+        one.compared(replace(one, sequences=fewer))
+    with refuses(UsageError, shared=True):
+        one.compared(replace(one, settings=replace(one.settings, length=one.settings.length + 1)))
 
 
 def test_a_worse_model_is_found_worse() -> None:

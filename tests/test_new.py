@@ -1,6 +1,7 @@
 """A model of one's own, from `new` to `audit`: what works for one architecture works for four."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -131,12 +132,15 @@ def test_what_new_refuses_it_refuses_before_it_writes(tmp_path: Path, refuses: R
     with refuses(CheckpointError):
         new(str(tmp_path), "mine", project)
     text = tmp_path / "texts.jsonl"
-    for lines in ("", '{"text": "one"}\n{"words": "two"}\n'):
-        text.write_text(lines)
+    for lines in (b"", b'{"text": "one"}\n{"words": "two"}\n', b"[" * 100_000, b'\xef\xbb\xbf{"text": "one"}'):
+        text.write_bytes(lines)
         with refuses(UsageError):
             new(str(model), "mine", project, text=text)
     with refuses(UsageError):
         new(str(model), "mine", project, text=tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with refuses(UsageError):
+        new(str(model), "mine", project, text=tmp_path / "pipe.jsonl")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
     with refuses(RecipeError):

@@ -220,6 +220,8 @@ def _text(path: Path) -> dict[str, bytes]:
     """
     advice = 'Give JSON lines, {"text": "..."} each, or Parquet with a column `text`.'
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"--text {path}: no regular file", advice)  # a pipe would be waited for
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"--text {path}: cannot be read: {error.strerror}", advice) from None
@@ -227,8 +229,8 @@ def _text(path: Path) -> dict[str, bytes]:
         return {"text.parquet": data}
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            told = json.loads(line)["text"]
-        except (ValueError, TypeError, KeyError):
+            told = json.loads(line.decode())["text"]  # the worker reads UTF-8, without a mark of its order
+        except (ValueError, TypeError, KeyError, RecursionError):
             told = None
         if not isinstance(told, str):
             raise UsageError(f"--text {path}: line {number} is no JSON object with a text", advice)

@@ -60,6 +60,8 @@ def held_out(path: Path | None, recipe: Recipe | None = None) -> Text:
     Raises UsageError for one that the recipe, or any tiny model, is calibrated on; CheckpointError where there is none.
     """
     found = path or Path(str(resources.files(__name__).joinpath(HELD_OUT)))
+    if found.exists() and not found.is_file():
+        raise CheckpointError(f"{found}: no regular file", "Name a text: JSON lines or Parquet.")  # nor wait for a pipe
     try:
         text = Text(found.resolve(), sha256_file(found))
     except OSError as error:

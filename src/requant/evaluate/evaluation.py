@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from requant.digest import read_whole, strict_json
+from requant.digest import canonical_json, read_whole, strict_json
 from requant.errors import CheckpointError, UsageError
 from requant.evaluate.measures import (
     CONFIDENCE,
@@ -34,6 +34,12 @@ LARGEST = 1 << 26
 """Bytes of a result that are read."""
 CLOSE = 1e-9
 """By what share of itself a measure that is computed again may be off: exponentials are not the same everywhere."""
+
+BOUNDS: Mapping[str, float] = {
+    **dict.fromkeys(("divergence", "base_surprise", "surprise"), math.inf),
+    **dict.fromkeys(("agreement", "base_drafted", "base_overlap", "drafted", "overlap"), 1.0),
+}
+"""The most that each value of a sequence can be; none is below 0."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,10 @@ class Evaluation:
                 )
         if self.settings.precision != other.settings.precision or self.settings.device != other.settings.device:
             raise UsageError("the two results do not compare: they were run in other precisions or on other devices")
+        if self.tokens != other.tokens or [each.text for each in self.sequences] != [
+            each.text for each in other.sequences
+        ]:
+            raise UsageError("the two results do not compare: their sequences are of other texts, or of another length")
         found = differences(self.sequences, other.sequences, self.tokens)
         said = {name: word(name, each) for name, each in found.items()}
         return replace(self, against=Against(other.digests.checkpoint, other.digests.harness, found, said))
@@ -181,6 +191,7 @@ def read_evaluation(path: Path) -> Evaluation:
             raise ValueError(
                 f"schema: found {said!r:.80}, expected {NAME!r}" if isinstance(value, dict) else "no object"
             )
+        _confirm_finite(value)
         found = record(Evaluation, value)
         _confirm(found)
     except OSError as error:
@@ -190,6 +201,14 @@ def read_evaluation(path: Path) -> Evaluation:
     return found
 
 
+def _confirm_finite(value: Any) -> None:
+    """Raise ValueError for 1e999 and its like, which JSON allows, and which Python reads as infinity."""
+    try:
+        canonical_json(value)
+    except ValueError:
+        raise ValueError("a number that is greater than all floats") from None
+
+
 def _confirm(found: Evaluation) -> None:
     """Raise ValueError where a result contradicts itself."""
     few = 0 < len(found.sequences) <= MOST
@@ -197,10 +216,17 @@ def _confirm(found: Evaluation) -> None:
         raise ValueError(
             f"{len(found.sequences)} sequences, {found.settings.samples} of {found.settings.length} tokens"
         )
+    if len({each.text for each in found.sequences}) != len(found.sequences):
+        raise ValueError("sequences: a text stands twice")
     deepest = min(found.tokens, rank(len(found.sequences), found.tokens))
     for number, each in enumerate(found.sequences):
         if len(each.largest) != deepest or list(each.largest) != sorted(each.largest, reverse=True):
             raise ValueError(f"sequences[{number}].largest: not the {deepest} greatest in falling order")
+        for key, most in BOUNDS.items():
+            if (said := getattr(each, key)) is not None and not 0 <= said <= most:
+                raise ValueError(f"sequences[{number}].{key}: {said}, expected 0 {'or more' if most > 1 else 'to 1'}")
+        if each.largest[-1] < 0 or each.divergence > each.largest[0] * (1 + CLOSE):
+            raise ValueError(f"sequences[{number}].largest: below 0, or below their mean")
     again = measures(found.sequences, found.tokens)
     if again.keys() != found.measures.keys():
         raise ValueError(f"measures: {', '.join(sorted(again.keys() ^ found.measures.keys()))}")
@@ -208,3 +234,7 @@ def _confirm(found: Evaluation) -> None:
         for key, wanted in asdict(interval).items():
             if not math.isclose(said := getattr(found.measures[name], key), wanted, rel_tol=CLOSE, abs_tol=CLOSE):
                 raise ValueError(f"measures.{name}.{key}: {said}, its sequences give {wanted}")
+    if found.against:
+        said = {name: word(name, each) for name, each in found.against.differences.items() if name in MEASURES}
+        if said.keys() != found.against.differences.keys() or said != found.against.words:
+            raise ValueError("against: its words do not follow from its differences")

@@ -152,7 +152,8 @@ def _values(sequences: Sequence[Measured], tokens: int, drawn: Array) -> dict[st
 
     def mean(field: str) -> Array | None:
         each = [getattr(one, field) for one in sequences]
-        return None if None in each else np.asarray(each, np.float64)[drawn].mean(axis=1)
+        with np.errstate(over="ignore"):  # what is no number is refused where it is told
+            return None if None in each else np.asarray(each, np.float64)[drawn].mean(axis=1)
 
     means = {field.name: each for field in _MEANS if (each := mean(field.name)) is not None}
     own, base = (means.pop(name) for name in ("surprise", "base_surprise"))
