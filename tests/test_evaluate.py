@@ -269,6 +269,21 @@ def test_what_cannot_be_run_is_refused(
     assert not any((tmp_path / "opened").glob("*norm*"))
 
 
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [(b'"quant_type": "nf4"', b'"quant_type": "fp4"'), (b'"blocksize": 64', b'"blocksize": 32')],
+    ids=["another code", "smaller blocks"],
+)
+def test_codes_that_a_loader_reads_otherwise_are_refused(
+    said: bytes, other: bytes, tmp_path: Path, refuses: Refuses
+) -> None:
+    codec, known = made_by(CONFIGS["nf4"])
+    made, name = dict(tensors(codec, known[0], "BF16")), f"{LAYERS[0]}.weight.quant_state.bitsandbytes__nf4"
+    made[name] = (*made[name][:2], made[name][2].replace(said, other))
+    with refuses(CheckpointError):
+        opened(*toy(tmp_path, base_of("BF16"), made, CONFIGS["nf4"]), tmp_path / "opened")
+
+
 def test_without_its_mtp_block_it_has_none_and_the_rest_is_the_same(places: Path, tmp_path: Path) -> None:
     folder = altered(places, tmp_path / "altered", lacking("mtp.fc.weight"))
     arranged, found = opened(folder, places / "base", tmp_path / "opened")

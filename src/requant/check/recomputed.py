@@ -209,7 +209,7 @@ def settle(
             unmade[kind] = _unmade(span, held, formula, checkpoint)
         if formula and not found and (unmade[kind] or not (whole or not formula.whole(1.0, held.dtype))):
             settled[name] = FAITHFUL, found
-        odd[name] = (*_fixed(span, held, checkpoint), *_inputs(span, held, checkpoint))
+        odd[name] = (*fixed(span, held, checkpoint), *_inputs(span, held, checkpoint))
         if whole and formula and settled[name][0] == way:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
     for name in _lone(searched, results):
@@ -347,7 +347,7 @@ def _wholes(
             yield Finding(ROUNDED, named(span.name, suffix), 1, (), detail)
 
 
-def _fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
+def fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     """Yield the tensors that do not say what the shape of the weight gives."""
     rows = span.last - span.first
     for suffix, part in held.parts.items():

@@ -18,6 +18,7 @@ import numpy as np
 from requant.check import side_of, traced_spans
 from requant.check.declared import Scheme, read_scheme
 from requant.check.reader import Reader
+from requant.check.recomputed import Stored, fixed
 from requant.check.side_files import CONFIG
 from requant.check.spans import Span, Window
 from requant.checkpoint.checkpoint import INDEX, Held, Tensor, header_of, index
@@ -171,6 +172,10 @@ def arrange(checkpoint: Reader, base: Reader) -> Arranged:
         if each.kind in FAULTS:
             told = f"{checkpoint.name}: {each.tensor}: {each.kind}: {each.detail}"
             raise CheckpointError(told, WHOLE)
+    coded = (span for span in spans if span.codec)
+    for odd in (each for span in coded for each in fixed(span, Stored.of(span, checkpoint, base), checkpoint)):
+        # A loader reads codes as this tensor says, which is not how they are decoded here.
+        raise CheckpointError(f"{checkpoint.name}: {odd.tensor}: {odd.kind}: {odd.detail}", WHOLE)
     lacking = [each.tensor for each in findings if each.kind == "not in the checkpoint"]
     block = of_mtp(base)
     if main := [name for name in lacking if name not in block]:

@@ -116,7 +116,7 @@ class FourBit:
                 0,
                 sized=False,
                 decides=self.nested,
-                accepts=partial(_belongs, [rows, columns], self.nested),
+                accepts=partial(_belongs, self, [rows, columns]),
             ),
         }
         if self.nested:
@@ -163,10 +163,17 @@ class Int8:
             return np.asarray(codes * stored["SCB"].reshape(-1, 1) * INVERSE)
 
 
-def _belongs(shape: list[int], nested: bool, text: Array) -> bool:
-    """Say whether the JSON can be that of a weight: its shape, and an offset that is a mean of magnitudes."""
-    offset_ = state_of(text).get("nested_offset", 0.0 if not nested else None)
-    return state_of(text).get("shape") == shape and isinstance(offset_, float) and 0 <= offset_ < LARGEST
+def _belongs(codec: FourBit, shape: list[int], text: Array) -> bool:
+    """Say whether the JSON can be that of a weight: its shape and blocks, and an offset that is a mean of magnitudes.
+
+    bitsandbytes reads codes and blocks as the JSON says, whatever the tensor is called (`QuantState.from_dict`).
+    """
+    stated = state_of(text)
+    wanted = {"shape": shape, "quant_type": codec.kind, "blocksize": BLOCK}
+    wanted |= {"nested_blocksize": NESTED} if codec.nested else {}
+    offset_ = stated.get("nested_offset", 0.0 if not codec.nested else None)
+    said = {name: stated.get(name) for name in wanted}
+    return said == wanted and isinstance(offset_, float) and 0 <= offset_ < LARGEST
 
 
 def state_of(text: Array) -> dict[str, Any]:
