@@ -162,10 +162,10 @@ def _built(found: Found, proofs: Proofs, covered: Coverage, seal: Edited) -> Run
     base = f"{recipe.base.repository}@{recipe.base.revision[:8]}"
     made = f"{recipe.scheme.name} of {f'a tiny model of {base}' if proofs.tiny else base}"
     how = f"{made}, in environment {environment_of(statement)[:12]}, on {on}"
-    if not found.registry and (fault := _contradiction(proofs)):
-        return Rung("built", "fails", f"its records contradict each other; {how}", (fault,))
     if seal.against:
         return Rung("built", "fails", f"edited since {seal.by} published it; {how}", seal.against)
+    if not found.registry and (fault := _contradiction(proofs)):
+        return Rung("built", "fails", f"its records contradict each other; {how}", (fault,))
     if covered.maker:
         return Rung("built", "holds", f"by {covered.maker.label}: {how}")
     return Rung("built", "open", f"by nobody whom you know; its statement says: {how}")
