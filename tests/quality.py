@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.conftest import ROOT
 
+from requant.counts import several
 from requant.evaluate.measures import MEASURES
 
 RESULTS = ROOT / "benchmarks" / "quality" / "results.json"
@@ -50,7 +51,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     base = rows[0]["measures"]
     yield (
         f"On {hardware['model']}, one thread, {hardware['precision']}; {asked['samples']} sequences of "
-        f"{asked['length']} tokens; {len({row['seed'] for row in rows})} seeds. Of the base: perplexity "
+        f"{asked['length']} tokens; {several(len({row['seed'] for row in rows}), 'seed')}. Of the base: perplexity "
         f"{base['base_perplexity'][0]:.3f}, a draft accepted {cell('base_drafted', base['base_drafted'][0])}% greedy "
         f"and {cell('base_overlap', base['base_overlap'][0])}% sampled."
     )
