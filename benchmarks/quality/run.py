@@ -16,6 +16,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from requant.digest import canonical_json, sha256, sha256_file
 from requant.environment import Environment
 from requant.environment.install import virtual_environment
 from requant.evaluate.evaluation import Evaluation, read_evaluation
+from requant.evaluate.measures import Interval
 from requant.evidence.journal import read_journal
 from requant.evidence.statements import hardware_of
 from requant.model.target import target_of
@@ -165,8 +167,9 @@ def evaluated(checkpoint: Path, text: Path) -> Evaluation:
         environment = Environment.load(ROOT / "lockfiles", "cpu")
         held_out = requant.evaluate.held_out(text)
         with open_reader(str(checkpoint)) as theirs, open_reader(str(BASE)) as ours:
-            settings = {"samples": SAMPLES, "length": LENGTH, "sandbox": "venv"}
-            found = requant.evaluate.evaluate(theirs, ours, held_out, environment, **settings, tell=tell)
+            found = requant.evaluate.evaluate(
+                theirs, ours, held_out, environment, samples=SAMPLES, length=LENGTH, sandbox="venv", tell=tell
+            )
         out.write_text(found.to_text())
     return read_evaluation(out)
 
@@ -189,7 +192,7 @@ def hold(seed: int, project: Path) -> bool:
     return make_manifest(WORK / alone.name).files == read_manifest(beside(out, "manifest.json")).files
 
 
-def intervals(found: dict[str, Any]) -> dict[str, list[float]]:
+def intervals(found: Mapping[str, Interval]) -> dict[str, list[float]]:
     """Return intervals as they are stored: value, low, high."""
     return {name: [each.value, each.low, each.high] for name, each in found.items()}
 
@@ -228,6 +231,7 @@ def main(words: list[str]) -> None:
             rows.append(row | (tuning(made[name]) if beside(made[name], "journal.jsonl").exists() else {}))
         for one, other in PAIRS:
             against = found[one].compared(found[other]).against
+            assert against
             differing.append(
                 {"recipe": one, "less": other, "seed": seed, "differences": intervals(against.differences)}
             )

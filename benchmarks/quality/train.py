@@ -19,6 +19,7 @@ from typing import Any
 from requant.checkpoint.checkpoint import Checkpoint, Held, Tensor, write_checkpoint
 from requant.checkpoint.safetensors import Spec
 from requant.model.tiny import stand_in
+from requant.mtp_blocks import MTP_BLOCKS
 from requant.worker import determinism, mtp
 
 CONFIG = Path(__file__).parent / "base" / "config.json"
@@ -33,12 +34,15 @@ README = b"Trained by benchmarks/quality/train.py of requant, on docstrings, for
 def specs(model: Any) -> dict[str, Spec]:
     """Return the tensors of the base, those of its MTP block among them."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    config = model.config.text_config
+    config, block = model.config.text_config, MTP_BLOCKS[model.config.model_type]
     like = f"model.language_model.layers.{config.layer_types.index('full_attention')}."
     width = config.hidden_size
-    own = {f"mtp.{each}.weight": (width,) for each in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
-    own |= {f"{mtp.BLOCK}.{name.removeprefix(like)}": shape for name, shape in shapes.items() if name.startswith(like)}
-    return {name: Spec("BF16", shape) for name, shape in (shapes | {"mtp.fc.weight": (width, 2 * width)} | own).items()}
+    own: dict[str, tuple[int, ...]] = {f"{block.named(block.joint)}.weight": (width, 2 * width)}
+    own |= {f"{block.named(each)}.weight": (width,) for each in (block.norm, *block.halves.values())}
+    own |= {
+        f"{block.block}.{name.removeprefix(like)}": shape for name, shape in shapes.items() if name.startswith(like)
+    }
+    return {name: Spec("BF16", shape) for name, shape in (shapes | own).items()}
 
 
 def start(config: dict[str, Any]) -> Checkpoint:
@@ -56,8 +60,7 @@ def losses(model: Any, tokens: Any) -> tuple[Any, Any, Any]:
     """Return the mean losses of the next token and of the MTP block, and of unevenly used experts."""
     import torch.nn.functional as functional
 
-    decoder, seen = model.get_decoder(), {}
-    routed = list[Any]()
+    decoder, seen, routed = model.get_decoder(), dict[str, Any](), list[Any]()
     last = decoder.layers[-1].register_forward_hook(lambda _, __, put_out: seen.update(put_out=put_out))
     routers = [module for name, module in model.named_modules() if name.endswith("mlp.gate")]
     hooks = [each.register_forward_hook(lambda _, __, made: routed.append(made)) for each in routers]
