@@ -5,7 +5,7 @@ worker says to bases whose MTP block is another one, of which FOLDER is made.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,9 @@ SAMPLES, TOKENS = 3, 33
 def block(base: str, folder: str) -> dict[str, Any]:
     stored = tensors(Path(base))
     config = json.loads(Path(base, "config.json").read_text())["text_config"]
-    model = tuning.load_model(Path(base), torch.float32)
-    mtp.attach(model, Path(base))
-    torch.manual_seed(7)
-    tokens = torch.randint(0, 256, (SAMPLES, TOKENS))
-    put_out = torch.randn(SAMPLES, TOKENS, config["hidden_size"])
-    with torch.no_grad():
-        found = mtp.logits(model, put_out, tokens).numpy()
-        first = mtp.logits(model, put_out[:, :9], tokens[:, :9]).numpy()
+    model = loaded(base)
     plain = Plain({name: value.double().numpy() for name, value in stored.items()}, config)
-    variants: dict[str, dict[str, bool]] = {
+    variants: dict[str, dict[str, Any]] = {
         "as it is": {},
         "hidden state first": {"swapped": True},
         "this token's embedding": {"shifted": False},
@@ -44,6 +37,31 @@ def block(base: str, folder: str) -> dict[str, Any]:
         "rows that see later ones": {"causal": False},
         "weights of norms as they stand": {"one": False},
     }
+    own = {name: value for name, value in stored.items() if name.startswith("mtp.")}
+    norm = {"mtp.norm.weight": own["mtp.norm.weight"]}
+    others = {
+        "one tensor less": {name: own[name] for name in own.keys() - norm.keys()},
+        "a second layer": own | {"mtp.layers.1.input_layernorm.weight": norm["mtp.norm.weight"].clone()},
+        "another shape": own | {"mtp.norm.weight": norm["mtp.norm.weight"][1:].clone()},
+    }
+    return {**held(model, plain, config["hidden_size"], variants), "refused": refused(model, others, Path(folder))}
+
+
+def loaded(base: str) -> Any:
+    """Return a base's model with its MTP block, in float32, as the worker loads them."""
+    model = tuning.load_model(Path(base), torch.float32)
+    mtp.attach(model, Path(base))
+    return model
+
+
+def held(model: Any, plain: Any, width: int, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Say by how much the worker's logits are off from those of each variant of the formulas."""
+    torch.manual_seed(7)
+    tokens = torch.randint(0, 256, (SAMPLES, TOKENS))
+    put_out = torch.randn(SAMPLES, TOKENS, width)
+    with torch.no_grad():
+        found = mtp.logits(model, put_out, tokens).numpy()
+        first = mtp.logits(model, put_out[:, :9], tokens[:, :9]).numpy()
     return {
         "off": {
             name: deviation(found, plain.logits(put_out.double().numpy(), tokens.numpy(), **variant))
@@ -51,7 +69,6 @@ def block(base: str, folder: str) -> dict[str, Any]:
         },
         "rows": list(found.shape[:2]),
         "a beginning": deviation(first, found[:, :8]),
-        "refused": dict(refused(model, stored, Path(folder))),
     }
 
 
@@ -59,20 +76,17 @@ def deviation(found: Array, expected: Array) -> float:
     return float((np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max())
 
 
-def refused(model: Any, stored: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    own = {name: value for name, value in stored.items() if name.startswith("mtp.")}
-    norm = {"mtp.norm.weight": own["mtp.norm.weight"]}
-    others: dict[str, Callable[[], dict[str, Any]]] = {
-        "one tensor less": lambda: {name: own[name] for name in own.keys() - norm.keys()},
-        "a second layer": lambda: own | {"mtp.layers.1.input_layernorm.weight": norm["mtp.norm.weight"].clone()},
-        "another shape": lambda: own | {"mtp.norm.weight": norm["mtp.norm.weight"][1:].clone()},
-    }
+def refused(model: Any, others: Mapping[str, dict[str, Any]], folder: Path) -> dict[str, str]:
+    """Return what the worker says to bases of other tensors, "" where it takes them."""
+    found = {}
     for name, other in others.items():
-        save_file(other(), folder / "model.safetensors")
+        save_file(other, folder / "model.safetensors")
         try:
             mtp.attach(model, folder)
+            found[name] = ""
         except BuildError as error:
-            yield name, str(error)
+            found[name] = str(error).partition("\n")[0]
+    return found
 
 
 class Plain:
@@ -118,25 +132,15 @@ class Plain:
         both = self.linear("self_attn.q_proj", x).reshape(samples, count, heads, 2 * size)
         query, gate = both[..., :size], both[..., size:]
         key, value = (self.linear(f"self_attn.{n}_proj", x).reshape(samples, count, groups, size) for n in "kv")
-        query = self.turned(self.norm("mtp.layers.0.self_attn.q_norm", query), placed)
-        key = self.turned(self.norm("mtp.layers.0.self_attn.k_norm", key), placed)
+        rope, positions = self.config["rope_parameters"], np.arange(count) * placed
+        half, theta = int(size * rope["partial_rotary_factor"]) // 2, float(rope["rope_theta"])
+        query, key = (
+            turned(self.norm(f"mtp.layers.0.self_attn.{name}_norm", each), positions, half, theta)
+            for name, each in (("q", query), ("k", key))
+        )
         seen = np.tri(count, dtype=bool) if causal else np.ones((count, count), bool)
-        found = np.empty_like(query)
-        for head in range(heads):
-            group = head // (heads // groups)
-            scores = query[:, :, head] @ key[:, :, group].transpose(0, 2, 1) / np.sqrt(size)
-            found[:, :, head] = softmax(np.where(seen, scores, -np.inf)) @ value[:, :, group]
-        return self.linear("self_attn.o_proj", (found * sigmoid(gate)).reshape(samples, count, heads * size))
-
-    def turned(self, x: Array, placed: bool) -> Array:
-        """Rotate the first numbers of each head [samples, tokens, heads, size] by positions: text has one axis."""
-        rope = self.config["rope_parameters"]
-        half = int(x.shape[-1] * rope["partial_rotary_factor"]) // 2
-        positions = np.arange(x.shape[1])[:, None] if placed else np.zeros((1, 1))
-        angles = positions / float(rope["rope_theta"]) ** (np.arange(half) / half)
-        cos, sin = np.cos(angles)[None, :, None], np.sin(angles)[None, :, None]
-        one, two, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        return np.concatenate([one * cos - two * sin, two * cos + one * sin, rest], axis=-1)
+        found = attended(query, key, value, seen) * sigmoid(gate).reshape(samples, count, -1)
+        return self.linear("self_attn.o_proj", found)
 
     def experts(self, x: Array) -> Array:
         def mlp(gate_up: Array, down: Array, x: Array) -> Array:
@@ -155,6 +159,30 @@ class Plain:
         own = [self.tensors[f"mtp.layers.0.mlp.shared_expert.{n}_proj.weight"] for n in ("gate", "up", "down")]
         shared = mlp(np.concatenate(own[:2]), own[2], x)
         return found + sigmoid(self.linear("mlp.shared_expert_gate", x)) * shared
+
+
+def attended(query: Array, key: Array, value: Array, seen: Array) -> Array:
+    """Return [samples, tokens, heads x size] of arrays [samples, tokens, heads, size]."""
+    heads, groups = query.shape[2], key.shape[2]
+    found = np.empty((*query.shape[:3], value.shape[-1]))
+    for head in range(heads):
+        group = head // (heads // groups)
+        scores = query[:, :, head] @ key[:, :, group].transpose(0, 2, 1) / np.sqrt(query.shape[-1])
+        found[:, :, head] = softmax(np.where(seen, scores, -np.inf)) @ value[:, :, group]
+    return found.reshape(*found.shape[:2], -1)
+
+
+def angles(positions: Array, half: int, theta: float) -> tuple[Array, Array]:
+    """Return cosines and sines [1, tokens, 1, half] of what positions turn numbers by: text has one axis."""
+    found = positions[:, None] / theta ** (np.arange(half) / half)
+    return np.cos(found)[None, :, None], np.sin(found)[None, :, None]
+
+
+def turned(x: Array, positions: Array, half: int, theta: float) -> Array:
+    """Turn the first numbers of each head [samples, tokens, heads, size], half by half."""
+    cos, sin = angles(positions, half, theta)
+    one, two, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([one * cos - two * sin, two * cos + one * sin, rest], axis=-1)
 
 
 def softmax(x: Array) -> Array:

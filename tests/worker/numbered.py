@@ -4,20 +4,16 @@ Its logits as the worker computes them, in float32, beside what the formulas say
 """
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tests.worker.blocks import tensors
-from tests.worker.mtp import SAMPLES, TOKENS, deviation, sigmoid, softmax
+from tests.worker.mtp import angles, attended, held, loaded, refused, sigmoid, turned
 from tests.worker.prepared import answer
 
-from requant.errors import BuildError
 from requant.worker import mtp
-from requant.worker.autoround import tuning
 
 Array = Any
 
@@ -26,16 +22,9 @@ def block(base: str, folder: str) -> dict[str, Any]:
     stored = tensors(Path(base))
     config = json.loads(Path(base, "config.json").read_text())
     kind = {"glm4_moe": Glm, "deepseek_v3": DeepSeek}[config["model_type"]]
-    model = tuning.load_model(Path(base), torch.float32)
-    mtp.attach(model, Path(base))
-    torch.manual_seed(7)
-    tokens = torch.randint(0, 256, (SAMPLES, TOKENS))
-    put_out = torch.randn(SAMPLES, TOKENS, config["hidden_size"])
-    with torch.no_grad():
-        found = mtp.logits(model, put_out, tokens).numpy()
-        first = mtp.logits(model, put_out[:, :9], tokens[:, :9]).numpy()
+    model = loaded(base)
     plain = kind({name: value.double().numpy() for name, value in stored.items()}, model.config)
-    variants: dict[str, dict[str, bool]] = {
+    variants: dict[str, dict[str, Any]] = {
         "as it is": {},
         "hidden state first": {"swapped": True},
         "norms exchanged": {"exchanged": True},
@@ -47,47 +36,36 @@ def block(base: str, folder: str) -> dict[str, Any]:
         "its own copies of embedding and head": {"copies": True},
         "the embedding at position 0 left out": {"masked": True},
         "routers without their bias": {"biased": False},
+        "counted from the next token": {"first": 1},
     }
-    positions = {"counted from the next token": {"first": 1}}
     return {
         "layer": mtp.layer_name(model),
-        "off": {
-            name: deviation(found, plain.logits(put_out.double().numpy(), tokens.numpy(), **variant))
-            for name, variant in (variants | positions).items()
-        },
-        "rows": list(found.shape[:2]),
-        "a beginning": deviation(first, found[:, :8]),
-        "refused": dict(refused(model, stored, plain.root, Path(folder))),
+        **held(model, plain, config["hidden_size"], variants),
+        "refused": refused(model, others(stored, plain.root), Path(folder)),
     }
 
 
-def refused(model: Any, stored: dict[str, Any], root: str, folder: Path) -> Iterator[tuple[str, str]]:
+def others(stored: dict[str, Any], root: str) -> dict[str, dict[str, Any]]:
+    """Return the tensors of bases whose MTP block is another one."""
     own = {name: value for name, value in stored.items() if name.startswith(root)}
 
     def without(*names: str) -> dict[str, Any]:
         return {name: value for name, value in own.items() if name not in {f"{root}{each}" for each in names}}
 
     norm = own[f"{root}enorm.weight"]
-    others: dict[str, Callable[[], dict[str, Any]]] = {
-        "one norm less": lambda: without("hnorm.weight"),
-        "one tensor of the layer less": lambda: without("input_layernorm.weight"),
-        "one more": lambda: own | {f"{root}mlp.gate.other": norm.clone()},
-        "another shape": lambda: own | {f"{root}input_layernorm.weight": norm[1:].clone()},
-        "no experts": lambda: {name: value for name, value in own.items() if ".experts." not in name},
-        "wider experts": lambda: {
+    return {
+        "one norm less": without("hnorm.weight"),
+        "one tensor of the layer less": without("input_layernorm.weight"),
+        "one more": own | {f"{root}mlp.gate.other": norm.clone()},
+        "another shape": own | {f"{root}input_layernorm.weight": norm[1:].clone()},
+        "no experts": {name: value for name, value in own.items() if ".experts." not in name},
+        "wider experts": {
             name: torch.cat([value, value]) if name.endswith("down_proj.weight") else value
             for name, value in own.items()
         },
-        "one expert less": lambda: without("mlp.experts.3.up_proj.weight"),
-        "no copies": lambda: without("embed_tokens.weight", "shared_head.head.weight"),
+        "one expert less": without("mlp.experts.3.up_proj.weight"),
+        "no copies": without("embed_tokens.weight", "shared_head.head.weight"),
     }
-    for name, other in others.items():
-        save_file(other(), folder / "model.safetensors")
-        try:
-            mtp.attach(model, folder)
-            yield name, ""
-        except BuildError as error:
-            yield name, str(error).partition("\n")[0]
 
 
 class Plain:
@@ -146,19 +124,9 @@ class Plain:
     def attention(self, x: Array, positions: Array, seen: Array) -> Array:
         raise NotImplementedError
 
-    def attended(self, query: Array, key: Array, value: Array, seen: Array) -> Array:
-        """Return [samples, tokens, heads x size] of arrays [samples, tokens, heads, size]."""
-        heads, groups = query.shape[2], key.shape[2]
-        found = np.empty((*query.shape[:3], value.shape[-1]))
-        for head in range(heads):
-            group = head // (heads // groups)
-            scores = query[:, :, head] @ key[:, :, group].transpose(0, 2, 1) / np.sqrt(query.shape[-1])
-            found[:, :, head] = softmax(np.where(seen, scores, -np.inf)) @ value[:, :, group]
-        return found.reshape(*found.shape[:2], -1)
-
-    def angles(self, positions: Array, half: int) -> tuple[Array, Array]:
-        angles = positions[:, None] / float(self.config.rope_parameters["rope_theta"]) ** (np.arange(half) / half)
-        return np.cos(angles)[None, :, None], np.sin(angles)[None, :, None]
+    @property
+    def theta(self) -> float:
+        return float(self.config.rope_parameters["rope_theta"])
 
     def experts(self, x: Array) -> Array:
         """Chosen among groups, of which those count whose best two experts do; weighed by what chose, less the bias."""
@@ -196,14 +164,9 @@ class Glm(Plain):
             return self.linear(f"self_attn.{name}_proj", x).reshape(*x.shape[:2], -1, size)
 
         query, key = (self.norm(f"{self.root}self_attn.{each}_norm", heads(each)) for each in "qk")
-        query, key = (self.turned(each, positions) for each in (query, key))
-        return self.linear("self_attn.o_proj", self.attended(query, key, heads("v"), seen))
-
-    def turned(self, x: Array, positions: Array) -> Array:
-        half = int(x.shape[-1] * self.config.rope_parameters["partial_rotary_factor"]) // 2
-        cos, sin = self.angles(positions, half)
-        one, two, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        return np.concatenate([one * cos - two * sin, two * cos + one * sin, rest], axis=-1)
+        half = int(size * self.config.rope_parameters["partial_rotary_factor"]) // 2
+        query, key = (turned(each, positions, half, self.theta) for each in (query, key))
+        return self.linear("self_attn.o_proj", attended(query, key, heads("v"), seen))
 
 
 class DeepSeek(Plain):
@@ -221,10 +184,10 @@ class DeepSeek(Plain):
         key, value = keys[..., :bare], keys[..., bare:]
         shared = np.broadcast_to(self.turned(both[..., None, latent:], positions), (*key.shape[:3], turned))
         query = np.concatenate([query[..., :bare], self.turned(query[..., bare:], positions)], axis=-1)
-        return self.linear("self_attn.o_proj", self.attended(query, np.concatenate([key, shared], -1), value, seen))
+        return self.linear("self_attn.o_proj", attended(query, np.concatenate([key, shared], -1), value, seen))
 
     def turned(self, x: Array, positions: Array) -> Array:
-        cos, sin = self.angles(positions, x.shape[-1] // 2)
+        cos, sin = angles(positions, x.shape[-1] // 2, self.theta)
         one, two = x[..., ::2], x[..., 1::2]
         return np.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
 
