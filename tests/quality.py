@@ -11,7 +11,7 @@ from typing import Any
 from tests.conftest import ROOT
 
 from requant.counts import several
-from requant.evaluate.measures import MEASURES
+from requant.evaluate.measures import MEASURES, UNTOLD, Interval, word
 
 RESULTS = ROOT / "benchmarks" / "quality" / "results.json"
 DOCS = ROOT / "docs" / "quality.md"
@@ -33,12 +33,6 @@ def cell(name: str, value: float, sign: str = "") -> str:
 def heading(name: str) -> str:
     unit = MEASURES[name].unit
     return MEASURES[name].label + {"percent": ", %", "nats": ", nats", "": ""}[unit]
-
-
-def verdict(name: str, low: float, high: float) -> str:
-    if low <= 0 <= high:
-        return ""
-    return " better" if (high < 0) == (MEASURES[name].better == "less") else " worse"
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -78,18 +72,18 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             (
                 f"{row['recipe']} less {row['less']}",
                 str(row["seed"]),
-                *(_difference(name, *row["differences"][name]) for name in SHOWN),
+                *(_difference(name, Interval(*row["differences"][name])) for name in SHOWN),
             )
             for row in found["differences"]
         ],
     )
 
 
-def _difference(name: str, value: float, low: float, high: float) -> str:
-    if value == low == high == 0:
+def _difference(name: str, found: Interval) -> str:
+    if found == Interval(0, 0, 0):
         return "equal"
-    told = f"{cell(name, value, '+')} ({cell(name, low, '+')} to {cell(name, high, '+')})"
-    return told + verdict(name, low, high)
+    told = f"{cell(name, found.value, '+')} ({cell(name, found.low, '+')} to {cell(name, found.high, '+')})"
+    return f"{told} {word(name, found).removeprefix(UNTOLD)}".rstrip()
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -130,7 +124,7 @@ def _panel(rows: Sequence[Mapping[str, Any]], name: str, number: int) -> Iterato
     for line, row in enumerate(rows):
         value, low, high = row["differences"][name]
         y = top + HEAD + ROW * line + ROW // 2
-        kind = verdict(name, low, high).strip() or "even"
+        kind = word(name, Interval(value, low, high)).replace(UNTOLD, "even")
         told = f"{row['recipe']} less {row['less']}, seed {row['seed']}"
         yield f'<text x="10" y="{y + 4}">{escape(told)}</text>'
         yield f'<line class="{kind}" x1="{x(low)}" x2="{x(high)}" y1="{y}" y2="{y}" stroke-width="3"/>'

@@ -110,7 +110,7 @@ def evaluate(
         chosen = choose_for(environment, Limits(memory, 8, 8), gpu, sandbox, tell)
         try:
             drafts = bool(of_mtp(base))
-            run = _Run(chosen, text, settings, base.name, reference, tell)
+            run = _Run(chosen, text, settings, tell)
             known = run.score("run the base", reference, Path(base.name), mtp=drafts)
             arranged.write(work / "opened", precision, tell)
             found = run.score("run the checkpoint", work, work / "opened", mtp=arranged.mtp, held_against=reference)
@@ -198,8 +198,6 @@ class _Run:
     chosen: Chosen
     text: Text
     settings: Settings
-    base: str
-    reference: Path
     tell: Tell
 
     def score(

@@ -25,6 +25,8 @@ CONFIDENCE = 95
 """Percent of draws that an interval holds."""
 MOST = 4096
 """Sequences, at most: draws of so many take 64 MiB."""
+UNTOLD = "not told apart"
+"""What is said of a difference whose interval holds 0."""
 PERMILLE = 999
 """The percentile of divergences that is told, in thousandths."""
 
@@ -193,5 +195,5 @@ def _percentile(sequences: Sequence[Measured], tokens: int, drawn: Array) -> Arr
 def word(name: str, difference: Interval) -> str:
     """Return what a difference says of a measure: "better" or "worse" where its interval leaves out 0."""
     if difference.low <= 0 <= difference.high:
-        return "not told apart"
+        return UNTOLD
     return "better" if (difference.value < 0) == (MEASURES[name].better == "less") else "worse"

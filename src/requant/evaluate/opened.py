@@ -109,16 +109,18 @@ class Arranged:
                 values = decode(window, self.checkpoint, self.base)
                 return _put(file.fileno(), begins[name], window, specs[name], self.base.tensors[name].spec, values)
 
-            queue = (each for name in specs for span in self._by_tensor[name] for each in self._windows(span))
+            queue = (
+                each
+                for name in specs
+                for span in self._by_tensor[name]
+                for each in windows(span, self.checkpoint, self.base)
+            )
             done = 0
             while some := [*islice(queue, ahead)]:
                 done += sum(pool.map(put, some))
                 yield done
             os.fsync(file.fileno())
         part.rename(path)
-
-    def _windows(self, span: Span) -> Iterator[Window]:
-        return windows(span, self.checkpoint, self.base)
 
 
 def _put(file: int, begin: int, window: Window, spec: Spec, own: Spec, values: Array) -> int:
