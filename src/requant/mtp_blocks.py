@@ -67,6 +67,11 @@ class MtpBlock:
         """What the names of its tensors begin with."""
         return f"{self.root}."
 
+    def holds(self, tensor: str) -> bool:
+        """Say whether a tensor is the block's own: below its root, and no copy of the model's."""
+        copies = tuple(f"{self.named(each)}." for each in self.copies)
+        return tensor.startswith(self.prefix) and not tensor.startswith(copies)
+
     @property
     def block(self) -> str:
         """The name of its decoder layer."""

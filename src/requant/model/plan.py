@@ -91,9 +91,8 @@ class Plan:
         layer. Packed is what is not in `ignore` and whose widths are multiples of 32, as in the blocks.
         """
         found: dict[str, Layer] = {}
-        copies = tuple(f"{mtp.named(each)}." for each in mtp.copies)
         for name, spec in self.tensors.items():
-            if name.startswith(mtp.prefix) and not name.startswith(copies):
+            if mtp.holds(name):
                 for layer, source in self.layers_in(name, spec):
                     rows = spec.shape[-2] // source.parts
                     shape = (spec.shape[-1], rows) if source.transposed else (rows, spec.shape[-1])
@@ -105,14 +104,11 @@ class Plan:
 
         AutoRound is not asked about it beforehand: it is held against this before it tunes, as against all of a plan.
         """
-        copies = tuple(f"{mtp.named(each)}." for each in mtp.copies)
         return replace(
             self,
             blocks=(*self.blocks, mtp.block),
             layers={**self.layers, **self.beside_blocks(mtp, ignore)},
-            unloaded=frozenset(
-                name for name in self.unloaded if not name.startswith(mtp.prefix) or name.startswith(copies)
-            ),
+            unloaded=frozenset(name for name in self.unloaded if not mtp.holds(name)),
         )
 
     def layers_in(self, name: str, spec: Spec) -> Iterator[tuple[str, Source]]:

@@ -62,11 +62,11 @@ def _stored(base: Path, block: MtpBlock) -> dict[str, Any]:
     """Return the tensors of the block, but for what is the model's own, by their names below its root."""
     from safetensors import safe_open
 
-    found, copies = {}, tuple(f"{block.named(each)}." for each in block.copies)
+    found = {}
     for path in sorted(base.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                if name.startswith(block.prefix) and not name.startswith(copies):
+                if block.holds(name):
                     found[name.removeprefix(block.prefix)] = file.get_tensor(name)
     return found
 
