@@ -380,10 +380,22 @@ def test_parquet_is_read_as_lines_are(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]"),
         ("a.jsonl", b'{"text": "no end'),
         ("a.jsonl", b"\xff\xfe"),
+        ("a.jsonl", b'{"text": "enough of it \\ud800"}'),
+        ("a.jsonl", b"[" * 200_000),
         ("a.parquet", b"PAR1 and nothing"),
         ("a.jsonl", b'{"text": "short"}'),
     ],
-    ids=["no text", "a number", "a list", "no end", "no Unicode", "no Parquet", "too short"],
+    ids=[
+        "no text",
+        "a number",
+        "a list",
+        "no end",
+        "no Unicode",
+        "half a character",
+        "nested",
+        "no Parquet",
+        "too short",
+    ],
 )
 def test_a_text_that_cannot_be_read_is_named(name: str, data: bytes, tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / name).write_bytes(data)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tests.worker.prepared import answer
 
-from requant.worker.autoround.bounds import SIGMAS, BeyondError, Bounds
+from requant.worker.autoround.bounds import BeyondError, Bounds
+from requant.worker.autoround.gradients import SIGMAS
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
 GROUPS = 8

@@ -100,8 +100,9 @@ def texts(file: Path) -> Iterator[str]:
                 value = json.loads(line) if line.strip() else {"text": ""}
                 if not isinstance(value, dict) or not isinstance(value.get("text"), str):
                     raise BuildError(f"{file.name}, line {number}: no object with a text", "See docs/evaluate.md.")
+                value["text"].encode()  # half a surrogate is no text
                 yield value["text"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise BuildError(f"{file.name}: no JSON lines, or Parquet, with a column text: {error}") from None
 
 
