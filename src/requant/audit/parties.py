@@ -90,7 +90,7 @@ def read_rebuilds(
 ) -> tuple[dict[str, Rebuild], dict[str, str]]:
     """Return the rebuilds of what a manifest records, by file name, and why the others are refused.
 
-    Those of another size of the tiny model are another build's. `digest` is that of the recorded recipe. Raises
+    They are sorted by whose they are and what came of them, for a file name is a digest, and says nothing. Those of another size of the tiny model are another build's. `digest` is that of the recorded recipe. Raises
     CheckpointError for a folder that cannot be read.
     """
     folder = recipe.beside(FOLDER)
@@ -105,7 +105,7 @@ def read_rebuilds(
             refused[f"{FOLDER}/{name}"] = error.said
         except ValueError as error:
             refused[f"{FOLDER}/{name}"] = str(error)
-    return found, refused
+    return dict(sorted(found.items(), key=lambda each: (each[1].party.label, each[1].outcome, each[0]))), refused
 
 
 def _rebuild(
