@@ -25,7 +25,7 @@ from requant.formats.codec import Array, narrow, widen
 
 SIDE, COUNT, SHARDS = 2048, 36, 6
 NAMES = ("int4, groups", "int8, channels", "FP8, channels", "FP8 of DeepSeek", "NVFP4", "MXFP4", "nf4", "int8 by rows")
-NAMES += ("MLX 4 bits", "MLX mxfp4")
+NAMES += ("MLX 4 bits", "MLX mxfp4", "int3, groups")
 
 
 def write(folder: Path, name: str, config: Mapping[str, Any], *, exact: bool) -> tuple[Path, Path]:

@@ -41,6 +41,8 @@ def bits_and_bytes(**said: Any) -> dict[str, Any]:
 CONFIGS: dict[str, dict[str, Any]] = {
     "int4, groups": integers("pack-quantized", 4, strategy="group", group_size=128),
     "int4, groups, zero points": integers("pack-quantized", 4, strategy="group", group_size=64, symmetric=False),
+    "int3, groups": integers("pack-quantized", 3, strategy="group", group_size=128),
+    "int6, groups, zero points": integers("pack-quantized", 6, strategy="group", group_size=32, symmetric=False),
     "int8, channels": integers("int-quantized", 8, strategy="channel"),
     "FP8, channels": integers("float-quantized", 8, strategy="channel", type="float"),
     "FP8, one scale": integers("float-quantized", 8, strategy="tensor", type="float"),
@@ -85,7 +87,7 @@ TRIED: Mapping[type[Codec], str] = {
     ModelOptNVFP4: "nvidia-modelopt 0.47.0 on a CPU, `NVFP4QTensor.quantize`",
     MX: "compressed-tensors 0.20.1",
     NVFP4: "compressed-tensors 0.20.1",
-    Packed: "compressed-tensors 0.20.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton form on no GPU",
+    Packed: "compressed-tensors 0.20.1, 0.17.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton form on no GPU",
     PerTensor: "AutoFP8 505a7ed",
     Plain: "compressed-tensors 0.20.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton form on no GPU",
 }

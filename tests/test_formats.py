@@ -126,10 +126,9 @@ def test_what_a_formula_makes_is_exact(name: str, number: int, dtype: str, tmp_p
     assert found.ways.keys() <= {each.name for each in known}
 
 
-def damaged(name: str) -> Iterator[tuple[str, Tensors, set[str]]]:
+def damaged(codec: Codec, formula: Formula) -> Iterator[tuple[str, Tensors, set[str]]]:
     """Yield what was done to a healthy checkpoint, the checkpoint, and the layers that must be named, alone."""
-    codec, known = made_by(CONFIGS[name])
-    healthy = tensors(codec, known[0], "BF16")
+    healthy = tensors(codec, formula, "BF16")
     for suffix in codec.parts(ROWS, COLUMNS, "BF16"):
         tensor = f"{WHERE}.{suffix}" if suffix else WHERE
         dtype, shape, data = healthy[tensor]
@@ -148,7 +147,8 @@ def damaged(name: str) -> Iterator[tuple[str, Tensors, set[str]]]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_damage_is_found_and_named(name: str, tmp_path: Path) -> None:
-    for number, (what, theirs, layers) in enumerate(damaged(name)):
+    codec, known = made_by(CONFIGS[name])
+    for number, (what, theirs, layers) in enumerate(damaged(codec, known[0])):
         (tmp_path / str(number)).mkdir()
         found = checked(tmp_path / str(number), CONFIGS[name], theirs, "BF16")
         assert found.outcome == Outcome.VIOLATIONS, what

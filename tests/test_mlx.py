@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from requant.formats import mlx
 from requant.formats.codec import Array, Arrays, narrow, widen
 from requant.formats.declarations import READERS
+from requant.formats.streams import unpack
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
 
@@ -103,7 +102,7 @@ def test_on_a_gpu_ties_go_away_from_zero_and_zero_is_the_least_maximum() -> None
     assert cpu["scales"][1, 0] == np.float32(-2) / np.rint(np.float32(-2) / (np.float32(1) / np.float32(255)))
     tie = np.array([[0, 1, 2.5, 3] * 8], np.float32)  # a scale of -1 from 3 down: 2.5 is half a step
     packed = [formula(mlx.Affine(2, 32), each).encode(tie, "F32", {})["weight"] for each in (GPU, CPU)]
-    codes = [mlx.unpack(each, 2)[0, :4] for each in packed]
+    codes = [unpack(each, 2, 4)[0] for each in packed]
     assert [each.tolist() for each in codes] == [[3, 2, 1, 0], [3, 2, 0, 0]]
 
 
@@ -114,14 +113,6 @@ def test_one_bit_or_one_step_of_a_scale_is_found_where_it_is() -> None:
     stored["scales"].view(np.uint16)[2, 1] += 1
     words, scales = stored["weight"].shape[1], stored["scales"].shape[1]
     assert differing(stored, encoded) == {"weight": [3 * words + 5], "scales": [2 * scales + 1], "biases": []}
-
-
-@given(bits=st.sampled_from(mlx.BITS), rows=st.integers(1, 5), words=st.integers(1, 4), seed=st.integers(0, 99))
-def test_codes_are_packed_and_unpacked(bits: int, rows: int, words: int, seed: int) -> None:
-    codes = np.random.default_rng(seed).integers(0, 1 << bits, (rows, 32 * words), np.uint8)
-    packed = mlx.pack(codes, bits)
-    assert packed.shape == (rows, words * bits)
-    assert np.array_equal(mlx.unpack(packed, bits), codes)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])

@@ -30,6 +30,7 @@ from requant.check.examine import examine
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
 from requant.check.key_values import key_values
+from requant.check.layouts import settled as laid_out
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import Stored, settle
@@ -185,7 +186,7 @@ def traced_spans(
         transposed=transposed,
         planned=planned,
     )
-    spans, said = _as_declared(spans, scheme, checkpoint, ours)
+    spans, said = _as_declared(laid_out(spans, checkpoint, base), scheme, checkpoint, ours)
     if scheme and scheme.scales and scheme.foreign:
         spans = beside_unknown(spans)
         said += [each for each in unmodelled(spans) if each not in said]

@@ -133,7 +133,9 @@ def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> 
 
 
 def _rows(part: Part, values: Array, first: int, last: int) -> Array:
-    return values[first // part.every : -(-last // part.every)] if part.every else values
+    if not part.every:
+        return values
+    return values[first // part.every * part.lines : -(-last // part.every) * part.lines]
 
 
 def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
@@ -403,7 +405,7 @@ def _start(part: Part, rows: int, first: int) -> int:
     """Return the element of a tensor at which an output's share begins."""
     if not part.every:
         return 0
-    return first // part.every * (part.spec.size // -(-rows // part.every))
+    return first // part.every * part.share(rows)
 
 
 def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last: int) -> Array:
@@ -419,6 +421,5 @@ def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last
     shape = part.spec.shape
     if not part.every:
         return values.reshape(place.spec.shape)
-    count = -(-rows // part.every)
-    inner = shape[1:] if shape and shape[0] == count else (part.spec.size // count,)
-    return values.reshape(-1, *inner)
+    lined = shape and (part.lines > 1 or shape[0] == -(-rows // part.every))
+    return values.reshape(-1, *(shape[1:] if lined else (part.share(rows),)))

@@ -202,20 +202,24 @@ def _form(
 ) -> tuple[Codec, str, Mapping[str, Part]]:
     """Return the form of a codec, and the dtype to which the base was converted, that fit the tensors of a layer.
 
-    Where none does, they are those that are declared and the base's. Raises ValueError for an impossible weight.
+    Where none does, they are the form that most of them fit, and the base's. Raises ValueError for an impossible one.
     """
     rows, own = span.last - span.first, base[span.base].dtype
     if own not in FLOATS:
         raise ValueError(f"a base in {own}")
     if not (rows and 0 < span.columns <= MOST_COLUMNS):
         raise ValueError(f"{rows:,} rows of {span.columns:,} inputs")
-    parts = codec.parts(rows, span.columns, own)
+    nearest = -1, codec, codec.parts(rows, span.columns, own)
     for each in forms(codec):
         for dtype in dict.fromkeys((own, *sorted(FLOATS))):
             tried = each.parts(rows, span.columns, dtype)
-            if all((seen := found.get(named(span.name, one))) and part.fits(seen) for one, part in tried.items()):
+            seen = {suffix: found.get(named(span.name, suffix)) for suffix in tried}
+            fit = sum(bool(spec and tried[suffix].fits(spec)) for suffix, spec in seen.items())
+            if fit == len(tried):
                 return each, dtype, tried
-    return codec, "", parts
+            if dtype == own and fit > nearest[0]:
+                nearest = fit, each, tried
+    return nearest[1], "", nearest[2]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A linear layer's weight is [out, in], `rows` x `columns`. Its tensors follow out
 are a range of bytes of each, and any number of rows is examined in the memory of a few.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Part:
 
     A tensor may have any shape: a row of it is the share of its elements that ceil(rows / every) leaves to each.
     In the place of its first axis, of outputs, a file may have `several`: experts, and the outputs of each.
+    Where it is packed along outputs in more than one word, `every` of them share so many `lines` of it.
     `holds` is all that it has, where that follows from the shape of the weight alone. One that is not `sized` is a list
     of at most `LONGEST` bytes, such as a text; it belongs to the layer as a whole. Where it `decides` what codes mean,
     a formula takes it at its word, so that what fits is measured as well.
@@ -47,8 +49,15 @@ class Part:
     sized: bool = True
     decides: bool = False
     several: bool = False
+    lines: int = 1
     accepts: Callable[[Array], bool] | None = field(default=None, compare=False)
     """Says of what is not sized whether it can belong to the weight."""
+
+    def share(self, rows: int) -> int:
+        """Return how many elements belong to `every` outputs of so many `rows`."""
+        if self.lines > 1:  # the last of them may have fewer
+            return self.lines * math.prod(self.spec.shape[1:])
+        return self.spec.size // -(-rows // self.every)
 
     def fits(self, found: Spec) -> bool:
         """Say whether a tensor that was found can be this."""

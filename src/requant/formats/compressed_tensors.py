@@ -2,13 +2,15 @@
 
 A code q of a weight [out, in] means (q - zero point) * scale, where what shares a scale is said by the strategy: the
 tensor, a channel (an output), a group of inputs, or a block of both. `pack-quantized` has q of b bits, plus 2^(b-1),
-along `in` in words `weight_packed` int32, the lowest bits first (compressors/pack_quantized/helpers.py);
+along `in` in words `weight_packed` int32, the lowest bits first (compressors/pack_quantized/helpers.py): from 0.18.0 on
+as one stream of bits, before that as whole codes in each word, which is the same but for 3, 5, 6 and 7 bits;
 `int-quantized`, `float-quantized` and `naive-quantized` have `weight`, int8 or F8_E4M3, as it is. Of floats of 4 bits
 (E2M1), two in a byte of `weight_packed`, `nvfp4-pack-quantized` has a scale F8_E4M3 per 16 inputs, which is divided by
 `weight_global_scale`, and `mxfp4-pack-quantized` has the exponent of one per 32, plus 127, as `mxfp8-quantized` has
 beside a `weight` F8_E4M3.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
+from requant.formats import streams
 from requant.formats.codec import Array, Arrays, Codec, Integers, Part, confirm_keys
-from requant.formats.floats import E2M1, E4M3, bytes_of, dtype_of, e8m0, halves, rounded, widened
+from requant.formats.floats import E2M1, E4M3, dtype_of, e8m0, halves, rounded, widened
 from requant.formats.grid import Grid, grid_of
 from requant.formats.targets import Targets, targets
 
@@ -34,51 +37,53 @@ FLOATS = ("BF16", "F16", "F32")
 """What bases are in; scales are alike."""
 
 
-def pack(codes: Array, bits: int) -> npt.NDArray[np.int32]:
-    """Pack codes uint8 [rows, n] of 2, 4 or 8 bits into words int32 [rows, ceil(n * bits / 32)]; the rest is 0."""
-    left = -codes.shape[1] % (32 // bits)
-    whole = np.pad(codes, ((0, 0), (0, left))) if left else codes
-    if bits == 2:
-        whole = whole[:, 0::2] | (whole[:, 1::2] << 2)
-    return np.ascontiguousarray(bytes_of(whole) if bits < 8 else whole).view("<i4")
-
-
-def unpack(words: Array, bits: int, count: int) -> npt.NDArray[np.uint8]:
-    """Unpack words int32 [rows, m] into codes uint8 [rows, count]."""
-    codes = np.ascontiguousarray(words).view(np.uint8)
-    if bits < 8:
-        codes = halves(codes)
-    if bits == 2:
-        codes = np.stack([codes & 3, codes >> 2], -1).reshape(len(codes), -1)
-    return codes[:, :count]
-
-
 @dataclass(frozen=True)
 class Packed:
-    """`pack-quantized`: codes of 2, 4 or 8 bits in words; `ordered` where `weight_g_idx` says each input's group."""
+    """`pack-quantized`: codes of 2 to 8 bits in words; `ordered` where `weight_g_idx` says each input's group.
+
+    Words have whole codes where they are `padded`, which makes a difference with 3, 5, 6 and 7 bits alone.
+    """
 
     bits: int
     grid: Grid
     symmetric: bool = True
     ordered: bool = False
     inputs: tuple[str, ...] = ()
+    padded: bool = False
 
     @property
     def name(self) -> str:
         """What people read."""
-        return _name("pack-quantized", f"{self.bits} bits", self.grid, self.symmetric)
+        kind = f"{self.bits} bits{', whole codes in words' if self.padded else ''}"
+        return _name("pack-quantized", kind, self.grid, self.symmetric)
 
     @property
     def align(self) -> int:
         """As many outputs as share a word of zero points."""
-        return self.grid.align if self.symmetric else 32 // self.bits
+        return self.grid.align if self.symmetric else self.several
+
+    @property
+    def several(self) -> int:
+        """How many codes fill whole words."""
+        return 32 // self.bits if self.padded else math.lcm(self.bits, 32) // self.bits
+
+    def pack(self, codes: Array) -> npt.NDArray[np.int32]:
+        """Pack codes uint8 [rows, n] into words int32 [rows, m]; what they leave of the last is 0."""
+        return (streams.pack_whole if self.padded else streams.pack)(codes, self.bits).view(np.int32)
+
+    def unpack(self, words: Array, count: int) -> npt.NDArray[np.uint8]:
+        """Unpack words int32 [rows, m] into codes uint8 [rows, count]."""
+        return (streams.unpack_whole if self.padded else streams.unpack)(words, self.bits, count)
+
+    def _words(self, count: int) -> int:
+        """Return how many words so many codes are."""
+        return -(-count // self.several) if self.padded else -(-count * self.bits // 32)
 
     def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
         """Return the tensors of a weight. Raises ValueError for an impossible one."""
         _checked(dtype)
-        words = -(-columns * self.bits // 32)
         found = {
-            PACKED: Part(Spec("I32", (rows, words))),
+            PACKED: Part(Spec("I32", (rows, self._words(columns)))),
             SCALE: self.grid.part(dtype, rows, columns),
             SHAPE: Part(Spec("I64", (2,)), 0, np.array([rows, columns], np.int64)),
         }
@@ -86,7 +91,7 @@ class Packed:
             found[ZERO] = Part(Spec("I8", (1,)), 0)
         elif not self.symmetric:
             groups = self.grid.shape(rows, columns)[1]
-            found[ZERO] = Part(Spec("I32", (-(-rows * self.bits // 32), groups)), 32 // self.bits)
+            found[ZERO] = Part(Spec("I32", (self._words(rows), groups)), self.several, lines=self._words(self.several))
         if self.ordered:
             found[ORDER] = Part(Spec("I32", (columns,)), 0)
         return found | _inputs(self.inputs, dtype)
@@ -98,13 +103,13 @@ class Packed:
             return np.zeros(np.atleast_2d(scales).shape, np.float32)
         if self.grid.height is None:
             return stored[ZERO].reshape(1, 1).astype(np.float32)
-        codes = unpack(np.ascontiguousarray(stored[ZERO].T), self.bits, rows).T
+        codes = self.unpack(np.ascontiguousarray(stored[ZERO].T), rows).T
         return np.asarray(codes, np.float32) - np.float32(1 << self.bits - 1)
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return weights as compressed-tensors decompresses them: in the dtype of scales."""
         rows = stored[PACKED].shape[0]
-        codes = unpack(stored[PACKED], self.bits, columns).astype(np.float32) - np.float32(1 << self.bits - 1)
+        codes = self.unpack(stored[PACKED], columns).astype(np.float32) - np.float32(1 << self.bits - 1)
         zeros, scales = self.zeros(stored, rows), widened(stored[SCALE])
         if self.ordered:
             order = np.clip(stored[ORDER], 0, scales.shape[-1] - 1)
@@ -115,7 +120,7 @@ class Packed:
         """Return some rows as whole numbers from 0; None where inputs are in an order of their own."""
         if self.ordered:
             return None
-        codes, middle = unpack(stored[PACKED], self.bits, columns), np.float32(1 << self.bits - 1)
+        codes, middle = self.unpack(stored[PACKED], columns), np.float32(1 << self.bits - 1)
         zeros = self.zeros(stored, len(codes)) + middle
         return _integers(codes, zeros, stored[SCALE], self.grid, self.bits)
 
@@ -331,7 +336,7 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
     if weights.get("dynamic"):
         raise ValueError("weights are quantized while the model runs")
     grid, inputs = _grid(weights), _activations(scheme.get("input_activations"))
-    if form == "pack-quantized" and kind == "int" and bits in (2, 4, 8) and grid.height in (None, 1):
+    if form == "pack-quantized" and kind == "int" and 2 <= bits <= 8 and grid.height in (None, 1):
         _plain_scales(weights)
         ordered = weights.get("actorder") in ("group", "dynamic", True)
         return Packed(bits, grid, symmetric, ordered, inputs)

@@ -26,8 +26,15 @@ MOST = 1_000
 
 
 def forms(codec: Codec) -> tuple[Codec, ...]:
-    """Return the codecs that headers may show where one is declared: nothing declares the dtype of some scales."""
-    return (codec, replace(codec, scale="BF16")) if isinstance(codec, fp8.Blocks) else (codec,)
+    """Return the codecs that a layer may have where one is declared: nothing declares the dtype of some scales.
+
+    Nor which version of compressed-tensors packed codes that do not fill words.
+    """
+    if isinstance(codec, fp8.Blocks):
+        return codec, replace(codec, scale="BF16")
+    if isinstance(codec, compressed_tensors.Packed) and 32 % codec.bits:
+        return codec, replace(codec, padded=True)
+    return (codec,)
 
 
 def stated(config: Mapping[str, Any]) -> Any:

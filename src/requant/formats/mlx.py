@@ -6,7 +6,6 @@ Source: `quantize` and `dequantize` of MLX 0.32.4 (mlx/ops.cpp); `load_model` of
 `quantization` in `config.json` says: of all layers, or under a layer's own name.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,8 @@ import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, narrow, widen
-from requant.formats.floats import E2M1, bytes_of
+from requant.formats.floats import E2M1
+from requant.formats.streams import unpack
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -61,7 +61,7 @@ class Affine:
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return what `dequantize` makes of some rows on a CPU: product and sum are rounded to the dtype of scales."""
-        codes = unpack(stored["weight"], self.bits).reshape(-1, columns // self.group, self.group)
+        codes = unpack(stored["weight"], self.bits, columns).reshape(-1, columns // self.group, self.group)
         scales, biases = (stored[suffix].reshape(len(codes), -1, 1) for suffix in ("scales", "biases"))
         dtype = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}.get(scales.dtype, "BF16")
         with np.errstate(all="ignore"):
@@ -106,7 +106,7 @@ class Float:
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return a code's value times its scale, which float32 holds exactly."""
-        codes = unpack(stored["weight"], self.bits).reshape(-1, self.group)
+        codes = unpack(stored["weight"], self.bits, columns).reshape(-1, self.group)
         values = (E2M1 if self.bits == 4 else e4m3())[codes]
         scales = stored["scales"].reshape(-1, 1)
         with np.errstate(all="ignore"):
@@ -169,35 +169,3 @@ def _codec(said: Mapping[str, Any]) -> Codec:
     if not (type(bits) is type(group) is int and bits in BITS and group in GROUPS):
         raise ValueError(f"MLX affine, {bits!r:.80} bits in groups of {group!r:.80}")
     return Affine(bits, group)
-
-
-def _places(bits: int) -> list[tuple[int, int]]:
-    """Return the byte and the bit at which each of the fewest codes starts that fill whole bytes."""
-    return [divmod(number * bits, 8) for number in range(math.lcm(bits, 8) // bits)]
-
-
-def pack(codes: Array, bits: int) -> npt.NDArray[np.uint32]:
-    """Pack codes uint8 [out, in], 0 to 2^bits - 1, into words uint32 [out, in * bits / 32]."""
-    if bits == 4:
-        return bytes_of(codes).view("<u4")
-    places = _places(bits)
-    grouped = codes.reshape(len(codes), -1, len(places))
-    octets = np.zeros((*grouped.shape[:2], len(places) * bits // 8), np.uint8)
-    for number, (octet, shift) in enumerate(places):
-        octets[..., octet] |= grouped[..., number] << np.uint8(shift)
-        if shift + bits > 8:
-            octets[..., octet + 1] |= grouped[..., number] >> np.uint8(8 - shift)
-    return octets.reshape(len(codes), -1).view("<u4")
-
-
-def unpack(words: Array, bits: int) -> npt.NDArray[np.uint8]:
-    """Unpack words uint32 [out, in * bits / 32] into codes uint8 [out, in]."""
-    places = _places(bits)
-    octets = np.ascontiguousarray(words, "<u4").view(np.uint8).reshape(len(words), -1, len(places) * bits // 8)
-    codes = np.empty((*octets.shape[:2], len(places)), np.uint8)
-    for number, (octet, shift) in enumerate(places):
-        found = octets[..., octet] >> np.uint8(shift)
-        if shift + bits > 8:
-            found = found | octets[..., octet + 1] << np.uint8(8 - shift)
-        codes[..., number] = found & np.uint8((1 << bits) - 1)
-    return codes.reshape(len(words), -1)

@@ -24,7 +24,7 @@ import numpy as np
 
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
-from requant.formats.compressed_tensors import GLOBAL, MX, NVFP4, PACKED, SCALE, ZERO, Packed, Plain, pack
+from requant.formats.compressed_tensors import GLOBAL, MX, NVFP4, PACKED, SCALE, ZERO, Packed, Plain
 from requant.formats.grid import Grid
 from requant.rounding.formula import Formula
 from requant.rounding.quotients import PLACES, e2m1, e4m3, ends, integers, widest
@@ -83,10 +83,10 @@ class MinMax:
         if isinstance(codec, Plain) and codec.float:
             e4m3(weights, scales, *steps, places, self.signed, False, codes)
             return {"weight": codes}
-        half, packed = 1 << codec.bits - 1, isinstance(codec, Packed)
-        ends_ = (np.float32(-half), np.float32(half - 1), np.int32(half if packed else 0))
+        half = 1 << codec.bits - 1
+        ends_ = (np.float32(-half), np.float32(half - 1), np.int32(half if isinstance(codec, Packed) else 0))
         integers(weights, scales, zeros, *steps, places, *ends_, codes)
-        return {PACKED: pack(codes, codec.bits)} if packed else {"weight": codes.view(np.int8)}
+        return {PACKED: codec.pack(codes)} if isinstance(codec, Packed) else {"weight": codes.view(np.int8)}
 
     def _tensors(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Arrays:
         """Return codes, scales and zero points as they are stored."""
@@ -173,7 +173,7 @@ class MinMax:
         if isinstance(self.codec, Plain):
             return zeros.astype(np.int8)
         codes = (zeros + np.float32(1 << self.codec.bits - 1)).astype(np.uint8)
-        return np.ascontiguousarray(pack(np.ascontiguousarray(codes.T), self.codec.bits).T)
+        return np.ascontiguousarray(self.codec.pack(np.ascontiguousarray(codes.T)).T)
 
 
 def min_max(codec: Packed | Plain) -> Sequence[Formula]:

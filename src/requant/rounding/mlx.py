@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from requant.formats.codec import Array, Arrays, converted, narrow
 from requant.formats.floats import E2M1
-from requant.formats.mlx import Affine, Float, e4m3, pack
+from requant.formats.mlx import Affine, Float, e4m3
+from requant.formats.streams import pack
 from requant.rounding.kernels import affine as affine_codes
 from requant.rounding.mxfp4 import e2m1
 from requant.rounding.quotients import greatest
