@@ -19,7 +19,7 @@ from tests.conftest import ROOT, Refuses
 from tests.fixture import load
 from tests.formats import COLUMNS, CONFIGS, LAYERS, ROWS, made_by
 from tests.releases import importable
-from tests.test_formats import base_of, tensors
+from tests.test_formats import base_of, in_tiles, tensors
 from tests.tiny import tiny, write_tiny
 
 import requant.evaluate
@@ -282,6 +282,16 @@ def test_codes_that_a_loader_reads_otherwise_are_refused(
     made[name] = (*made[name][:2], made[name][2].replace(said, other))
     with refuses(CheckpointError):
         opened(*toy(tmp_path, base_of("BF16"), made, CONFIGS["nf4"]), tmp_path / "opened")
+
+
+@pytest.mark.parametrize(("moved", "error"), [(True, NotModelledError), (False, CheckpointError)])
+def test_int8_that_does_not_lie_in_rows_is_refused(
+    moved: bool, error: type[Exception], tmp_path: Path, refuses: Refuses
+) -> None:
+    with refuses(error):
+        opened(
+            *toy(tmp_path, base_of("BF16"), in_tiles(2, LAYERS[1:2], moved=moved), CONFIGS["int8 by rows"]), tmp_path
+        )
 
 
 def test_without_its_mtp_block_it_has_none_and_the_rest_is_the_same(places: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ What the formulas themselves are worth, the tests of each format say, against th
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -245,6 +245,36 @@ def test_a_text_that_makes_weights_of_its_own_is_named(tmp_path: Path, monkeypat
     found = checked(tmp_path, config, {**healthy, **theirs}, "BF16")
     assert {each.tensor.partition(".weight")[0] for each in found.findings} == {WHERE}
     assert {each.kind for each in found.findings} == {"not the base's weights"}
+
+
+def in_tiles(order: int, layers: Collection[str], *, moved: bool = True) -> Tensors:
+    """int8 by rows, of some layers in an order of tiles, or, where nothing is `moved`, said to be so."""
+    codec, known = made_by(CONFIGS["int8 by rows"])
+    made = dict(tensors(codec, known[0], "BF16"))
+    for layer in layers:
+        dtype, shape, data = made[f"{layer}.weight"]
+        codes = np.frombuffer(data, np.int8).reshape(ROWS // 8, 8, COLUMNS // 32, 32)
+        if moved:
+            made[f"{layer}.weight"] = dtype, shape, codes.transpose(2, 0, 1, 3).tobytes()
+        made[f"{layer}.weight_format"] = "U8", [], bytes([order])
+    return made
+
+
+@pytest.mark.parametrize("layers", [LAYERS, LAYERS[:1], LAYERS[1:]])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_int8_in_tiles_is_not_modelled_and_accuses_nobody(order: int, layers: list[str], tmp_path: Path) -> None:
+    found = checked(tmp_path, CONFIGS["int8 by rows"], in_tiles(order, layers), "BF16")
+    assert found.outcome == Outcome.NOT_MODELLED and not found.findings
+    assert {each.tensor for each in found.unmodelled} == {*layers}
+
+
+@pytest.mark.parametrize("layers", [LAYERS, [WHERE]])
+@pytest.mark.parametrize(("order", "moved"), [(1, False), (4, False), (255, True)])
+def test_a_format_that_int8_does_not_have_is_named(order: int, moved: bool, layers: list[str], tmp_path: Path) -> None:
+    found = checked(tmp_path, CONFIGS["int8 by rows"], in_tiles(order, layers, moved=moved), "BF16")
+    assert found.outcome == Outcome.VIOLATIONS
+    assert {each.tensor for each in found.findings} >= {f"{layer}.weight_format" for layer in layers}
+    assert {each.tensor.rpartition(".")[0] for each in found.findings} == {*layers}
 
 
 def test_a_layer_may_not_have_the_scale_of_one_that_it_is_never_fused_with(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Layers whose tensors have the same shapes in two layouts: which of them it is, their numbers say.
+"""Layers of which shapes do not tell the layout: what they hold does, read in rows, beside the base's.
 
-Codes of 3, 5, 6 and 7 bits of compressed-tensors are such, where rows are short: 40 codes of 3 bits are 4 words as one
-stream, and with whole codes in each word. Read in the wrong layout they are noise, so the first rows are decoded in
-both, and the base is near to one of them.
+Codes of 3, 5, 6 and 7 bits of compressed-tensors have the same shapes as one stream and as whole codes in each word
+where rows are short: 40 codes of 3 bits are 4 words. bitsandbytes' int8 says that its numbers lie in tiles, and a byte
+of it may be wrong. Read in the wrong layout they are noise.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from requant.check.reader import Reader
 from requant.check.recomputed import Stored, squares, tensors
 from requant.check.spans import Span
 from requant.check.weights import as_floats, read_weights
-from requant.formats.codec import Array
+from requant.formats.bitsandbytes import TILED, TILES, Int8
+from requant.formats.codec import named
 from requant.formats.declarations import forms
 
 ROWS = 64
@@ -22,28 +23,46 @@ ROWS = 64
 
 
 def settled(spans: Sequence[Span], checkpoint: Reader, base: Reader) -> list[Span]:
-    """Return spans, of each whose layout shapes do not tell the one that is nearest to the base."""
-    return [_nearest(span, checkpoint, base) if span.codec else span for span in spans]
+    """Return spans, of each whose layout shapes do not tell the one that is nearest to the base.
+
+    Those in a layout that is not modelled are marked so.
+    """
+    return [_settled(span, checkpoint, base) for span in spans]
 
 
-def _nearest(span: Span, checkpoint: Reader, base: Reader) -> Span:
+def _settled(span: Span, checkpoint: Reader, base: Reader) -> Span:
+    if isinstance(span.codec, Int8):
+        return _in_rows(span, checkpoint, base)
     if span.codec is None or len(some := forms(span.codec)) == 1:
         return span
     rows, dtype = span.last - span.first, span.dtype or base.tensors[span.base].spec.dtype
     shapes = [{suffix: part.spec for suffix, part in each.parts(rows, span.columns, dtype).items()} for each in some]
-    alike = [each for each, shape in zip(some, shapes, strict=True) if shape == shapes[some.index(span.codec)]]
+    own = shapes[some.index(span.codec)]
+    alike = [replace(span, codec=each) for each, shape in zip(some, shapes, strict=True) if shape == own]
     if len(alike) == 1:
         return span
+    return min(alike, key=lambda each: _share(each, checkpoint, base))
+
+
+def _in_rows(span: Span, checkpoint: Reader, base: Reader) -> Span:
+    """Return a layer of int8 as it is where its numbers lie in rows, whatever it says."""
+    place, said = checkpoint.tensors[named(span.name, TILES)], np.empty(1, np.uint8)
+    checkpoint.read(place, 0, said.data)
+    order = TILED.get(int(said[0]))
+    if order is None or _share(span, checkpoint, base) < 1 / 2:
+        return span
+    told = f"bitsandbytes int8: {TILES} {said[0]}, {order}: numbers in tiles, as up to 0.44"
+    return replace(span, codec=None, unmodelled=told)
+
+
+def _share(span: Span, checkpoint: Reader, base: Reader) -> float:
+    """Return by how much the first rows of a layer miss the base's, as a share of these; 1 is what zeros miss."""
+    held, rows = Stored.of(span, checkpoint, base), span.last - span.first
     most = base.tensors[span.base].spec.shape[-1] if span.transposed else rows  # experts lie apart
-    last = min(most, max(-(-ROWS // each.align) * each.align for each in alike))
+    last = min(most, -(-ROWS // held.codec.align) * held.codec.align)
     weights = as_floats(read_weights(base, span, 0, last))
-    tried = [replace(span, codec=each) for each in alike]
-    return min(tried, key=lambda each: _missed(each, last, weights, checkpoint, base))
-
-
-def _missed(span: Span, last: int, weights: Array, checkpoint: Reader, base: Reader) -> float:
-    held = Stored.of(span, checkpoint, base)
     with np.errstate(all="ignore"):
         decoded = held.codec.decode(tensors(span, held, checkpoint, 0, last), span.columns)
     missed, whole = squares(decoded, weights)
-    return float(np.where(np.isfinite(missed), missed, whole).sum())
+    known = np.isfinite(missed) & np.isfinite(whole)
+    return float(np.where(known, missed, 1).sum() / max(np.where(known, whole, 1).sum(), np.finfo(np.float32).tiny))

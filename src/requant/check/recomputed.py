@@ -363,7 +363,7 @@ def fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
         if found.tobytes() != np.ascontiguousarray(wanted, found.dtype).tobytes():
             apart = found.reshape(-1) != np.ascontiguousarray(wanted, found.dtype).reshape(-1)
             index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))
-            detail = f"{_text(found, int(apart.argmax()))}, the shape gives {_text(wanted, int(apart.argmax()))}"
+            detail = f"{_text(found, int(apart.argmax()))}, expected {_text(wanted, int(apart.argmax()))}"
             yield Finding("declared otherwise", named(span.name, suffix), int(np.count_nonzero(apart)), index, detail)
 
 

@@ -7,9 +7,11 @@ their value times `weight.nested_absmax` of each 256 of them, plus an offset. `w
 JSON that says this, the offset, and the dtype to which the weight was converted first.
 
 8 bits: `weight` int8 [out, in], `SCB` float32 [out], the greatest magnitude of each row, and `weight_format`, 0. The
-weight was converted to float16 first.
+weight was converted to float16 first. Up to 0.44 a layer that had run was saved in tiles, by `weight_format` 1 to 3;
+later versions refuse these.
 
-Sources: `QuantState` and `get_4bit_type` of bitsandbytes 0.50.2 (functional.py), `Linear8bitLt` (nn/modules.py);
+Sources: `QuantState` and `get_4bit_type` of bitsandbytes 0.50.2 (functional.py), `Linear8bitLt` (nn/modules.py) of it
+and of 0.44.1;
 `BitsAndBytesConfig` of transformers 5.24.0.
 """
 
@@ -38,6 +40,9 @@ NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What torch calls the dtypes of weights."""
 STATE = "weight.quant_state.bitsandbytes__"
 MAP = "weight.nested_quant_map"
+TILES = "weight_format"
+TILED = {1: "col32", 2: "col_turing", 3: "col_ampere"}
+"""What 0.44.1 calls the orders of numbers that are not by rows (`LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING`)."""
 LARGEST = 3.5e38
 """More than any magnitude."""
 LONGEST = 4096
@@ -153,7 +158,7 @@ class Int8:
         return {
             "weight": Part(Spec("I8", (rows, columns))),
             "SCB": Part(Spec("F32", (rows,))),
-            "weight_format": Part(Spec("U8", ()), 0),
+            TILES: Part(Spec("U8", ()), 0, np.zeros((), np.uint8)),
         }
 
     def decode(self, stored: Arrays, columns: int) -> Array:

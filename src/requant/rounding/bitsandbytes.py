@@ -165,8 +165,9 @@ class Int8Rounding:
         return {"weight": codes, "SCB": wide}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
-        """Return the format of the weight: by rows."""
-        return {"weight_format": np.zeros((), np.uint8)}
+        """Return nothing: no tensor of a layer as a whole follows from its weights."""
+        del widest, dtype
+        return {}
 
 
 def four_bit(codec: FourBit) -> tuple[FourBitRounding, ...]:
