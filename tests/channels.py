@@ -1,4 +1,4 @@
-"""Blocks of Qwen2's kind and of Qwen3.5's, with channels that weigh more than others, as AWQ looks for.
+"""Blocks of Qwen2's kind, of Qwen3.5's and of Mixtral's, with channels that weigh more than others, as AWQ looks for.
 
 They are the same on every machine. Needs numpy alone, so that the script that made the fixtures runs where the real
 tools are.
@@ -44,6 +44,15 @@ HYBRID = CONFIG | {
 LINEAR: dict[str, tuple[int, ...]] = {"in_proj_qkv": (256, HIDDEN), "in_proj_z": (HIDDEN, HIDDEN)}
 LINEAR |= {f"in_proj_{name}": (4, HIDDEN) for name in "ab"} | {"out_proj": (HIDDEN, HIDDEN), "conv1d": (256, 1, 4)}
 
+EXPERTS = 3
+MIXTRAL = CONFIG | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "intermediate_size": HIDDEN,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+}
+
 
 def _drawn(rng: Any, *shape: int) -> Any:
     parts = rng.integers(-(1 << 20), 1 << 20, (6, *shape)).sum(0)
@@ -75,6 +84,20 @@ def hybrid() -> dict[str, Any]:
     made |= {f"model.layers.1.self_attn.{name}_norm.weight": 8 * _drawn(rng, HIDDEN // HEADS) for name in "qk"}
     made |= {f"model.layers.0.linear_attn.{name}": 1 + _drawn(rng, 4) for name in ("A_log", "dt_bias")}
     made["model.layers.0.linear_attn.norm.weight"] = 1 + 8 * _drawn(rng, 32)
+    return {name: _bits(values) for name, values in made.items()}
+
+
+def mixtral() -> dict[str, Any]:
+    """Weights of a block with experts, as Mixtral's files name them, by name, as bits of BF16: uint16."""
+    rng = np.random.default_rng(3)
+    made = {f"{name}.weight": _drawn(rng, WORDS, HIDDEN) for name in ("model.embed_tokens", "lm_head")}
+    made["model.norm.weight"] = _norm(rng)
+    block, moe = "model.layers.0", "model.layers.0.block_sparse_moe"
+    made |= {f"{block}.{name}.weight": _norm(rng) for name in NORMS}
+    made |= {f"{block}.self_attn.{name}_proj.weight": _drawn(rng, HIDDEN, HIDDEN) for name in "qkvo"}
+    made[f"{moe}.gate.weight"] = _drawn(rng, EXPERTS, HIDDEN)
+    experts = [f"{moe}.experts.{number}.{name}" for number in range(EXPERTS) for name in ("w1", "w2", "w3")]
+    made |= {f"{name}.weight": _drawn(rng, HIDDEN, HIDDEN) for name in experts}
     return {name: _bits(values) for name, values in made.items()}
 
 

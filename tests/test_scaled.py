@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.channels import CONFIG, GROUP, HIDDEN, HYBRID, base, hybrid
+from tests.channels import CONFIG, GROUP, HIDDEN, HYBRID, MIXTRAL, base, hybrid, mixtral
 from tests.checkpoints import shard
 
 from requant.check import check
@@ -36,7 +36,7 @@ CODES, SCALES, ZEROS = (
 Held = dict[str, tuple[str, list[int], bytearray]]
 
 
-MIN_MAX, TWO = "compressed-tensors, min-max", "llm_compressor_hybrid"
+MIN_MAX, TWO, EXPERTS = "compressed-tensors, min-max", "llm_compressor_hybrid", "auto_awq_mixtral"
 
 
 def stored(tool: str) -> Held:
@@ -51,13 +51,13 @@ def stored(tool: str) -> Held:
 
 
 def checked(folder: Path, tool: str, held: Held, **changed: str) -> Checked:
-    config, weights = (HYBRID, hybrid()) if tool == TWO else (CONFIG, base())
+    config, weights = {TWO: (HYBRID, hybrid), EXPERTS: (MIXTRAL, mixtral)}.get(tool, (CONFIG, base))
     for name, tensors, said in (
-        ("base", {key: ("BF16", [*bits.shape], bits.tobytes()) for key, bits in weights.items()}, {}),
+        ("base", {key: ("BF16", [*bits.shape], bits.tobytes()) for key, bits in weights().items()}, {}),
         (
             "made",
             {key: (dtype, shape, bytes(data)) for key, (dtype, shape, data) in held.items()},
-            {"quantization_config": STATED[tool.removesuffix("_hybrid")]},
+            {"quantization_config": STATED[tool.removesuffix("_hybrid").removesuffix("_mixtral")]},
         ),
     ):
         (folder / name).mkdir()
@@ -85,6 +85,17 @@ def test_what_the_tools_made_is_nearest_to_the_base(tool: str, tmp_path: Path) -
     assert all(each.farthest < 0.3 for each in near)
 
 
+def test_experts_of_mixtral_have_factors_of_their_own(tmp_path: Path) -> None:
+    """The router is the base's and reads what was scaled: AutoAWQ leaves it so, and it accuses nobody."""
+    found = checked(tmp_path, EXPERTS, stored(EXPERTS))
+    assert found.findings == () and found.outcome == Outcome.NOT_MODELLED
+    assert {way: found.ways[way] for way in (SMOOTHED, SCALED, CONVERTED)} == {SMOOTHED: 13, SCALED: 2, CONVERTED: 3}
+    near = [each["near"] for each in found.statistics.values() if "near" in each]
+    assert all(each.missed < 1.01 * each.best and each.farthest < 0.3 for each in near)
+    (router,) = (each for each in found.unmodelled if each.detail != SMOOTHED)
+    assert (router.tensor, router.detail) == (ROUTER, "the base's, and not scaled as what is before it")
+
+
 def numbers(held: Held, name: str, dtype: str) -> Any:
     return np.frombuffer(held[name][2], dtype)
 
@@ -106,14 +117,16 @@ def _a_zero_point(held: Held, tool: str, layer: str) -> None:
 BLOCK = "model.layers.0"
 LAYERS = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 FIRST = {"self_attn.o_proj": "self_attn.v_proj", "mlp.down_proj": "mlp.up_proj"}
+EXPERT, ROUTER = "block_sparse_moe.experts.1", f"{BLOCK}.block_sparse_moe.gate.weight"
+FIRST[f"{EXPERT}.w2"] = f"{EXPERT}.w3"
+CASES = [(tool, layer) for tool in STATED for layer in LAYERS] + [(EXPERTS, f"{EXPERT}.w{each}") for each in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("tool", "layer"), CASES)
 @pytest.mark.parametrize("damage", [_a_code, _a_scale, _a_zero_point])
-@pytest.mark.parametrize("tool", STATED)
 def test_damage_is_named(tool: str, damage: Callable[[Held, str, str], None], layer: str, tmp_path: Path) -> None:
     held = stored(tool)
-    damage(held, tool, f"{BLOCK}.{layer}")
+    damage(held, tool.removesuffix("_mixtral"), f"{BLOCK}.{layer}")
     found = checked(tmp_path, tool, held)
     named = {each.tensor.removeprefix(f"{BLOCK}.").rpartition(".")[0] for each in found.findings}
     assert layer in named
@@ -130,6 +143,33 @@ def test_layers_that_were_swapped_are_named(tool: str, one: str, other: str, tmp
     found = checked(tmp_path, tool, held)
     assert found.outcome == Outcome.VIOLATIONS
     assert set(pairs[0]) <= {each.tensor for each in found.findings}
+
+
+@pytest.mark.parametrize(("one", "other"), [("w1", "w3"), ("w1", "w1"), ("w2", "w2")])
+def test_experts_that_were_swapped_are_named(one: str, other: str, tmp_path: Path) -> None:
+    held, moe = stored(EXPERTS), f"{BLOCK}.block_sparse_moe.experts"
+    layers = f"{moe}.0.{one}", f"{moe}.{0 if one != other else 2}.{other}"
+    for suffix in ("qweight", "qzeros", "scales"):
+        first, second = (f"{layer}.{suffix}" for layer in layers)
+        held[first], held[second] = held[second], held[first]
+    found = checked(tmp_path, EXPERTS, held)
+    assert found.outcome == Outcome.VIOLATIONS
+    assert {f"{layer}.qweight" for layer in layers} <= {each.tensor for each in found.findings}
+
+
+@pytest.mark.parametrize("name", [ROUTER, f"{BLOCK}.post_attention_layernorm.weight"])
+def test_a_number_beside_experts_is_named(name: str, tmp_path: Path) -> None:
+    held = stored(EXPERTS)
+    numbers(held, name, "<u2")[5] += 1 << 7
+    found = checked(tmp_path, EXPERTS, held)
+    assert found.outcome == Outcome.VIOLATIONS
+    named = {each.tensor for each in found.findings}
+    inputs = {
+        f"{BLOCK}.block_sparse_moe.experts.{number}.{name}.qweight" for number in range(3) for name in ("w1", "w3")
+    }
+    assert named == ({ROUTER} if name == ROUTER else inputs)
+    if name == ROUTER:
+        assert [(each.count, each.index) for each in found.findings] == [(1, (0, 5))]
 
 
 @pytest.mark.parametrize("tool", STATED)

@@ -6,19 +6,31 @@ scale. Where few codes are not the nearest, these are damaged; where many are, a
 distance from the base is measured.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from requant.check.findings import COPIED, FAITHFUL, NEAR, ROUNDED, SCALED, SMOOTHED, Counts, Finding, Measured, merge
+from requant.check.findings import (
+    CONVERTED,
+    COPIED,
+    FAITHFUL,
+    NEAR,
+    ROUNDED,
+    SCALED,
+    SMOOTHED,
+    Counts,
+    Finding,
+    Measured,
+    merge,
+)
 from requant.check.reader import Reader
 from requant.check.recomputed import FEW, Stored, far_from, squares, tensors
 from requant.check.spans import Factors, Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.check.words import read_packed
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
-from requant.formats.codec import Array, Integers, named, widen
+from requant.formats.codec import Array, Integers, converted, named, widen
 from requant.formats.compressed_tensors import Packed, Plain
 from requant.rounding.kernels import nearest
 
@@ -88,7 +100,10 @@ def _largest(span: Span) -> str:
 
 
 def _floats(window: Window, factors: Factors, checkpoint: Reader, base: Reader) -> Measured:
-    """Hold floats against the base's times factors, rounded some times; those that are the base's own are named."""
+    """Hold floats against the base's times factors, rounded some times; those that are the base's own are named.
+
+    AutoAWQ leaves a router as it is, whatever it does to the norm before it.
+    """
     span, start, size = window.span, window.first, window.last - window.first
     theirs, ours = checkpoint.tensors[span.name], base.tensors[span.base]
     held, bits = ITEM_BITS[ours.spec.dtype], ITEM_BITS[theirs.spec.dtype]
@@ -106,14 +121,18 @@ def _floats(window: Window, factors: Factors, checkpoint: Reader, base: Reader) 
         wanted = (own + span.added) * factors.inputs[columns] * factors.outputs[rows]
         loose = factors.loose_inputs[columns] + factors.loose_outputs[rows]
         off = ~(np.abs(found + span.added - wanted) <= loose * np.abs(wanted) + 2 * factors.unit * span.added)
-    count = int(np.count_nonzero(off))
-    place = int(at[off.argmax()]) if count else 0
-    index = tuple(int(each) for each in np.unravel_index(place, theirs.spec.shape))
-    bad = Finding("not the base's weights", span.name, count, index, "not the base's, scaled as what is beside it is")
-    ways = {SCALED: (bad,) if count else ()}
-    if count and data.tobytes() == origin.tobytes():
-        ways[COPIED] = (Finding("not modelled", span.name, detail="the base's, and not scaled as what is before it"),)
-    return Measured(ways)
+    apart = found.view(np.uint32) != converted(own, ours.spec.dtype, theirs.spec.dtype).view(np.uint32)
+    note = Finding("not modelled", span.name, detail="the base's, and not scaled as what is before it")
+    left = (note, *_unlike(span, apart, at, theirs.spec, "not the base's, as others are"))
+    scaled = tuple(_unlike(span, off, at, theirs.spec, "not the base's, scaled as what is beside it is"))
+    return Measured({SCALED: scaled, COPIED if theirs.spec.dtype == ours.spec.dtype else CONVERTED: left})
+
+
+def _unlike(span: Span, bad: Array, at: Array, spec: Spec, told: str) -> Iterator[Finding]:
+    """Yield a finding about the numbers that are `bad`, of those that lie `at` some places of a tensor."""
+    if count := int(np.count_nonzero(bad)):
+        index = tuple(int(each) for each in np.unravel_index(int(at[bad.argmax()]), spec.shape))
+        yield Finding("not the base's weights", span.name, count, index, told)
 
 
 def settled(some: Iterable[Measured]) -> tuple[str, tuple[Finding, ...]]:

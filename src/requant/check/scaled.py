@@ -182,7 +182,8 @@ def _behind(
             return {}
     rest = np.abs(theirs)  # what the last rounding, of the numbers less what was added to them, is a share of
     theirs, ours = theirs + np.float32(norm.added), ours + np.float32(norm.added)
-    samples = [each for each in (sample(span, checkpoint, base) for span in behind[:LAYERS]) if each]
+    quantized = [span for span in behind if span.quantized][:LAYERS]  # routers are left as they are
+    samples = [each for each in (sample(span, checkpoint, base) for span in quantized) if each]
     with np.errstate(all="ignore"):
         factors = ours / theirs
     told = (np.abs(theirs) >= LEAST[dtype]) & np.isfinite(factors) & (factors > 0)
