@@ -49,6 +49,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "FP8, blocks": integers("float-quantized", 8, strategy="block", block_structure=[128, 128], type="float"),
     "NVFP4": integers("nvfp4-pack-quantized", 4, strategy="tensor_group", group_size=16, type="float"),
     "MXFP4": integers("mxfp4-pack-quantized", 4, strategy="group", group_size=32, type="float"),
+    "MXFP6": integers("mxfp6-pack-quantized", 6, strategy="group", group_size=32, type="float"),
     "MXFP8": integers("mxfp8-quantized", 8, strategy="group", group_size=32, type="float"),
     "FP8 of DeepSeek": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "FP8 of AutoFP8": {"quant_method": "fp8", "activation_scheme": "static"},

@@ -7,7 +7,7 @@ as one stream of bits, before that as whole codes in each word, which is the sam
 `int-quantized`, `float-quantized` and `naive-quantized` have `weight`, int8 or F8_E4M3, as it is. Of floats of 4 bits
 (E2M1), two in a byte of `weight_packed`, `nvfp4-pack-quantized` has a scale F8_E4M3 per 16 inputs, which is divided by
 `weight_global_scale`, and `mxfp4-pack-quantized` has the exponent of one per 32, plus 127, as `mxfp8-quantized` has
-beside a `weight` F8_E4M3.
+beside a `weight` F8_E4M3, and `mxfp6-pack-quantized` beside floats of 6 bits (E2M3), four of them in three bytes.
 """
 
 import math
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from requant.checkpoint.safetensors import Spec
 from requant.formats import streams
 from requant.formats.codec import Array, Arrays, Codec, Integers, Part, confirm_keys
-from requant.formats.floats import E2M1, E4M3, dtype_of, e8m0, halves, rounded, widened
+from requant.formats.floats import E2M1, E2M3, E4M3, dtype_of, e8m0, halves, rounded, widened
 from requant.formats.grid import Grid, grid_of
 from requant.formats.targets import Targets, targets
 
@@ -31,7 +31,7 @@ GLOBAL = "weight_global_scale"
 KEYS = "quant_method config_groups format ignore kv_cache_scheme quantization_status version sparsity_config "
 KEYS += "transform_config global_compression_ratio"
 """Of a configuration: those that are read, or change nothing of weights."""
-MX_FORMS = {4: "mxfp4-pack-quantized", 8: "mxfp8-quantized"}
+MX_FORMS = {4: "mxfp4-pack-quantized", 6: "mxfp6-pack-quantized", 8: "mxfp8-quantized"}
 """By bits."""
 FLOATS = ("BF16", "F16", "F32")
 """What bases are in; scales are alike."""
@@ -212,7 +212,7 @@ class NVFP4:
 
 @dataclass(frozen=True)
 class MX:
-    """`mxfp4-pack-quantized`, and `mxfp8-quantized`."""
+    """`mxfp4-pack-quantized`, `mxfp6-pack-quantized` and `mxfp8-quantized`."""
 
     bits: int
     inputs: tuple[str, ...] = ()
@@ -232,13 +232,16 @@ class MX:
     def parts(self, rows: int, columns: int, dtype: str) -> Mapping[str, Part]:
         """Return the tensors of a weight. Raises ValueError for an impossible one."""
         _checked(dtype)
-        codes = Spec("F8_E4M3", (rows, columns)) if self.bits == 8 else Spec("U8", (rows, columns // 2))
+        codes = Spec("F8_E4M3" if self.bits == 8 else "U8", (rows, columns * self.bits // 8))
         return {self.codes: Part(codes), SCALE: self.grid.part("U8", rows, columns)} | _inputs(self.inputs, dtype)
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return weights as compressed-tensors decompresses them: in BF16."""
         raw = stored[self.codes].view(np.uint8)
-        codes = E4M3[raw] if self.bits == 8 else E2M1[halves(raw)]
+        if self.bits == 6:
+            codes = E2M3[streams.unpack(raw.view("<u4"), 6, columns)]
+        else:
+            codes = E4M3[raw] if self.bits == 8 else E2M1[halves(raw)]
         with np.errstate(all="ignore"):
             return rounded(codes * self.grid.spread(e8m0(stored[SCALE]), len(codes), columns), "BF16")
 

@@ -1,4 +1,4 @@
-"""Small floats as bits, and floats of 16 bits: E4M3 and E2M1 as in the OCP specifications, E8M0 for powers of two."""
+"""Small floats as bits, and floats of 16 bits: E4M3, E2M3 and E2M1 as in OCP's specifications, E8M0 for powers."""
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,9 @@ E4M3 = _e4m3()
 _E2M1 = (0.0, 0.5, 1, 1.5, 2, 3, 4, 6)
 E2M1 = np.array([*_E2M1, *(-each for each in _E2M1)], np.float32)
 """The 16 values of a float of 4 bits, by code."""
+_E2M3 = (*(code / 8 for code in range(16)), *(code / 4 for code in range(8, 16)), *(code / 2 for code in range(8, 16)))
+E2M3 = np.array([*_E2M3, *(-each for each in _E2M3)], np.float32)
+"""The 64 values of a float of 6 bits with 3 bits of fraction, by code."""
 
 
 def e8m0(codes: Array) -> npt.NDArray[np.float32]:

@@ -8,8 +8,8 @@ is max|w| / ((2^b - 1) / 2), of FP8 max|w| / 448; asymmetric, (max - min) / (2^b
 
 NVFP4: the global scale is 448 * 6 / max|w|, in the base's dtype, of a layer or of those that loaders fuse; a scale is
 F8_E4M3 of max|w| / 6, in the base's dtype, times it, or 0.125 for 0, and codes are weight / (scale / global scale) in
-float32. MXFP4 and MXFP8: a scale is a power of two, 2^-2 or 2^-8 of max|w| when it is rounded to one at 1.75 up
-(`generate_mx_scales`).
+float32. MXFP4, MXFP6 and MXFP8: a scale is a power of two, 2^-2 or of the latter 2^-8 of max|w| when it is rounded to
+one at 1.75 up, of MXFP6 at 1.9375 (`generate_mx_scales`).
 
 The observer `memoryless_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) tries 20 ranges for each group, the
 least and the greatest weight times 1, 0.99, to 0.81, each rounded to the dtype, and takes the one that errs least by a
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from requant.formats import floats
+from requant.formats import floats, streams
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import GLOBAL, MX, NVFP4, PACKED, SCALE, ZERO, Packed, Plain
 from requant.formats.grid import Grid
 from requant.rounding.formula import Formula
-from requant.rounding.quotients import PLACES, e2m1, e4m3, ends, integers, widest
+from requant.rounding.quotients import PLACES, e2m1, e2m3, e4m3, ends, integers, widest
 
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """What a scale of 0 becomes, by dtype (`torch.finfo(dtype).eps`); of FP8's scales with FP4 it is 0.125."""
@@ -217,28 +217,40 @@ class MinMaxNVFP4:
 
 @dataclass(frozen=True)
 class MinMaxMX:
-    """It, of floats with scales that are powers of two: of 4 bits in 0.15.0.1 and 0.20.1, of 8 in 0.20.1."""
+    """It, of floats with scales that are powers of two: of 4 bits in 0.15.0.1 and 0.20.1, of 6 and 8 in 0.20.1.
+
+    `signed`: -0 stays, as in floats of 6 bits on a CPU; the Triton kernel that runs on a GPU has no sign for it.
+    """
 
     codec: MX
-    name = "compressed-tensors, min-max"
+    signed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"compressed-tensors, min-max{', -0 kept' if self.signed else ''}"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
         del stored
         most, highest = _widest(weights, self.codec.grid), 8 if self.codec.bits == 8 else 2
+        places = 4 if self.codec.bits == 6 else 2
         # Exponents of the dtype: its subnormal numbers have none, and count as zeros.
-        lifted = most.view(np.uint32) + np.uint32(1 << 21)
+        lifted = most.view(np.uint32) + np.uint32(1 << 23 - places)
         exponents = (lifted >> np.uint32(23)).astype(np.int32) - highest
         if dtype == "F16":
             exponents[most < _TINY["F16"]] = 0
-            exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * 0.75)] = 127 - 14 - highest
+            exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * (1 - 2.0**-places))] = 127 - 14 - highest
         exponents = np.clip(exponents, 0, 255)
         with np.errstate(all="ignore"):
             scales = floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
         lost = scales == 0
         scales, exponents = np.where(lost, np.float32(1), scales), np.where(lost, 127, exponents)
-        coded = _fp8 if self.codec.bits == 8 else _fp4
-        return {self.codec.codes: coded(weights, scales, self.codec.grid, dtype), SCALE: exponents.astype(np.uint8)}
+        if self.codec.bits == 6:
+            codes = _fp6(weights, scales, self.codec.grid, dtype, self.signed)
+        else:
+            codes = (_fp8 if self.codec.bits == 8 else _fp4)(weights, scales, self.codec.grid, dtype)
+        return {self.codec.codes: codes, SCALE: exponents.astype(np.uint8)}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
@@ -264,6 +276,12 @@ def _fp4(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
     return floats.bytes_of(codes)
 
 
+def _fp6(weights: Array, scales: Array, grid: Grid, dtype: str, signed: bool) -> Array:
+    codes = np.empty(weights.shape, np.uint8)
+    e2m3(np.ascontiguousarray(weights, np.float32), scales, *grid.steps(*weights.shape), PLACES[dtype], signed, codes)
+    return streams.pack(codes, 6).view(np.uint8)
+
+
 def _fp8(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
     codes = np.empty(weights.shape, np.uint8)
     steps = grid.steps(*weights.shape)
@@ -277,5 +295,5 @@ def nvfp4(codec: NVFP4) -> Sequence[Formula]:
 
 
 def mx(codec: MX) -> Sequence[Formula]:
-    """Return the form that can have made layers of a codec."""
-    return (MinMaxMX(codec),)
+    """Return the forms that can have made layers of a codec."""
+    return (MinMaxMX(codec, signed=True), MinMaxMX(codec)) if codec.bits == 6 else (MinMaxMX(codec),)

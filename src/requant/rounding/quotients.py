@@ -18,8 +18,8 @@ SMALL_E4M3, REBIAS_E4M3 = np.uint32(0x3C800000), np.uint32((120 << 23) - 0x7FFFF
 """2^-6, below which F8_E4M3 has fewer places; from float32's exponent to its, less what rounds to nearest."""
 STEP_E4M3, STEP_BITS = np.float32(16384), np.uint32(0x46800000)
 """2^14, whose last place is the smallest step of F8_E4M3, and its bits."""
-GREATEST_E4M3 = np.uint32(0x43E00000)
-"""448."""
+GREATEST_E4M3, GREATEST_E2M3 = np.uint32(0x43E00000), np.float32(7.5)
+"""448, as bits of float32; of floats of 6 bits."""
 
 
 @njit(**_OPTIONS)
@@ -149,6 +149,33 @@ def e2m1(weights, scales, height, width, places, signed, codes):
                 code += np.uint32(wide > np.uint32(0x40200000)) + np.uint32(wide >= np.uint32(0x40600000))
                 code += np.uint32(wide > np.uint32(0x40A00000))
                 target[i] = np.uint8(code | sign)
+
+
+@njit(**_OPTIONS)
+def e2m3(weights, scales, height, width, places, signed, codes):
+    """Write weight / scale, clamped from -7.5 to 7.5, as floats of 6 bits, ties to even, uint8 from 0 to 63.
+
+    Unless it is `signed`, a quotient of zero has no sign; one that is rounded to zero has.
+    """
+    values = np.empty(min(width, weights.shape[1]), np.float32)
+    bits = values.view(np.uint32)
+    for r in range(weights.shape[0]):
+        for g in range(scales.shape[1]):
+            first, last = g * width, min((g + 1) * width, weights.shape[1])
+            some, target = weights[r, first:last], codes[r, first:last]
+            scale = scales[r // height, g]
+            for i in range(some.shape[0]):
+                values[i] = some[i] / scale
+            _narrow(values, bits, some.shape[0], places)
+            for i in range(some.shape[0]):
+                wide = bits[i] & UNSIGNED
+                sign = (bits[i] >> np.uint32(26)) & np.uint32(32)
+                sign = sign if signed or wide else np.uint32(0)
+                size = np.abs(values[i])
+                size = size if size < GREATEST_E2M3 else GREATEST_E2M3
+                power = np.int32(size >= np.float32(2)) + np.int32(size >= np.float32(4))  # steps of 1/8, 1/4 and 1/2
+                code = np.int32((size * np.float32(8 >> power) + MAGIC) - MAGIC) + np.int32(8 * power)
+                target[i] = np.uint8(np.uint32(code) | sign) if wide <= INFINITE else np.uint8(32)
 
 
 @njit(**_OPTIONS)
