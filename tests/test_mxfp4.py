@@ -17,7 +17,9 @@ from requant.rounding.formulas import formulas
 
 with np.load(Path(__file__).parent / "fixtures" / "mxfp4" / "made.npz") as _arrays:
     RECORDED: dict[str, Array] = dict(_arrays)
-DECODED, UP, EVEN, DOWN = formulas(GptOssMXFP4())
+DECODED, UP, EVEN, DOWN, MODELOPT = formulas(GptOssMXFP4())
+with np.load(Path(__file__).parent / "fixtures" / "mxfp4" / "modelopt.npz") as _arrays:
+    BY_MODELOPT: dict[str, Array] = dict(_arrays)
 
 
 def stored(name: str) -> dict[str, Array]:
@@ -44,6 +46,18 @@ def test_what_triton_kernels_made_is_recomputed(name: str, formula: Formula) -> 
         suffix: each.shape for suffix, each in found.items()
     }
     assert differing(EVEN, weights, found) != NOTHING
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_what_modelopt_made_is_recomputed_and_damage_is_found(dtype: str) -> None:
+    weights = BY_MODELOPT[f"{dtype}/weights"]
+    found = {suffix: BY_MODELOPT[f"{dtype}/{suffix}"].copy() for suffix in ("_blocks", "_scales")}
+    assert differing(MODELOPT, weights, found) == NOTHING
+    for other in (DECODED, DOWN) if dtype == "F32" else (DECODED, UP, EVEN, DOWN):  # which has no zeros and no ties
+        assert differing(other, weights, found) != NOTHING
+    found["_blocks"][0, 2, 1, 3] ^= 0x20
+    found["_scales"][0, 4, 3] += 1
+    assert differing(MODELOPT, weights, found) == {"_blocks": [2 * 64 + 16 + 3], "_scales": [4 * 4 + 3]}
 
 
 @pytest.mark.parametrize("name", ["ROUND_UP", "ROUND_DOWN", "every"])
@@ -74,6 +88,7 @@ def test_ties() -> None:
     away, even = (each.encode(weights, "BF16", {})["_blocks"][:5].tolist() for each in (UP, EVEN))
     assert away == [0x17, 0x32, 0x54, 0x76, 0x9F]
     assert even == [0x07, 0x22, 0x44, 0x66, 0x8E]
+    assert MODELOPT.encode(weights, "BF16", {})["_blocks"][:6].tolist() == [0x07, 0x21, 0x43, 0x65, 0x8E, 0x88]
 
 
 @given(st.lists(st.integers(0, 255), min_size=16, max_size=16), st.integers(1, 250))
@@ -82,6 +97,9 @@ def test_decoded_and_encoded_again(octets: list[int], scale: int) -> None:
     found = {"_blocks": np.array(octets, np.uint8).reshape(1, 1, 16), "_scales": np.array([[scale]], np.uint8)}
     base = GptOssMXFP4().decode(found, 32)
     assert all(differing(each, base, found) == NOTHING for each in (DECODED, UP, EVEN))
+    for half in (0x08, 0x80):
+        found["_blocks"][found["_blocks"] & (half - half // 8) == 0] |= half  # zeros have a sign
+    assert differing(MODELOPT, base, found) == NOTHING
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3.4e38])

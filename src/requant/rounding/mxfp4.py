@@ -5,6 +5,9 @@ weights. The scale is the greatest magnitude / 6, in float32, rounded up to a po
 caller asks for that; numbers are divided by it, and a tie goes away from 0. Processors that convert by one instruction
 round ties to even. A base that was itself decoded from such a checkpoint, as gpt-oss's are, is equal to what it decodes
 to, whatever made the scales.
+
+ModelOpt (`MXFP4QTensor.quantize` of 0.47.0, for examples/gpt-oss) takes the power by way of a logarithm, lets a tie go
+towards 0, and gives every 0 a sign.
 """
 
 from collections.abc import Sequence
@@ -25,6 +28,8 @@ BOUNDS = np.array((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5), F32)
 """Between E2M1's magnitudes."""
 EVEN = np.where((1, 0, 1, 0, 1, 0, 1), np.nextafter(BOUNDS, F32(9)), BOUNDS)
 """The least magnitude that has each code but 0, where ties go to even ones: every second is the next greater."""
+DOWN = np.nextafter(BOUNDS, F32(9))
+"""The same, where ties go towards 0."""
 FRACTION, EXPONENT = np.uint32(0x007FFFFF), np.uint32(0x7F800000)
 
 
@@ -65,6 +70,30 @@ class Mxfp4Rounding:
 
 
 @dataclass(frozen=True)
+class Mxfp4ModelOpt:
+    """By the logarithm of a group's greatest magnitude; weights are in the base's dtype."""
+
+    name: str = "MXFP4, ModelOpt"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return both tensors."""
+        del dtype, stored
+        with np.errstate(all="ignore"):
+            grouped = np.ascontiguousarray(weights, F32).reshape(-1, GROUP)
+            powers = np.log2((greatest(grouped) / GREATEST).astype(np.float64)).astype(F32)
+            powers = np.nan_to_num(np.ceil(np.maximum(powers, F32(-127))), nan=128, posinf=128).astype(np.int32)
+            factors, codes = np.ldexp(F32(1), -powers), np.empty(grouped.shape, np.uint8)
+            reached(grouped, factors, DOWN.view(np.int32), codes)
+            codes |= np.where(grouped * factors[:, None] == 0, np.uint8(8), np.uint8(0))
+        return {"_blocks": bytes_of(codes).reshape(-1), "_scales": (powers + 127).astype(np.uint8)}
+
+    def whole(self, widest: float, dtype: str) -> Arrays:
+        """Return nothing: both tensors follow from rows."""
+        del widest, dtype
+        return {}
+
+
+@dataclass(frozen=True)
 class Mxfp4Decoded:
     """What is stored, where the base is exactly what it decodes to."""
 
@@ -90,4 +119,5 @@ def mxfp4(codec: GptOssMXFP4) -> Sequence[Formula]:
         Mxfp4Rounding("MXFP4, triton_kernels"),
         Mxfp4Rounding("MXFP4, triton_kernels, ties to even", even=True),
         Mxfp4Rounding("MXFP4, triton_kernels, scales rounded down", up=False),
+        Mxfp4ModelOpt(),
     )
