@@ -82,7 +82,7 @@ TRIED: Mapping[type[Codec], str] = {
     Float: "MLX 0.32.4 on a CPU; no GPU, none before",
     FourBit: "bitsandbytes 0.50.2 on a CPU; CUDA's from its source",
     Ggml: "ggml 0.15.3 in three builds on x86-64; gguf 0.19.0",
-    GptOssMXFP4: "triton_kernels' `downcast_to_mxfp_torch`, transformers 5.24.0; nvidia-modelopt 0.47.0 on a CPU; no published file",
+    GptOssMXFP4: "triton_kernels and nvidia-modelopt 0.47.0 on a CPU, transformers 5.24.0; no published file",
     Int8: "bitsandbytes 0.50.2 on a CPU; CUDA's from its source",
     ModelOptFP8: "nvidia-modelopt 0.47.0 on a CPU; the GPU's form is derived",
     ModelOptNVFP4: "nvidia-modelopt 0.47.0 on a CPU, `NVFP4QTensor.quantize`",

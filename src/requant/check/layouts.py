@@ -33,7 +33,7 @@ def settled(spans: Sequence[Span], checkpoint: Reader, base: Reader) -> list[Spa
 def _settled(span: Span, checkpoint: Reader, base: Reader) -> Span:
     if isinstance(span.codec, Int8):
         return _in_rows(span, checkpoint, base)
-    if span.codec is None or len(some := forms(span.codec)) == 1:
+    if span.codec is None or len(some := [*dict.fromkeys(forms(span.codec))]) == 1:
         return span
     rows, dtype = span.last - span.first, span.dtype or base.tensors[span.base].spec.dtype
     shapes = [{suffix: part.spec for suffix, part in each.parts(rows, span.columns, dtype).items()} for each in some]
