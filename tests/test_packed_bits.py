@@ -53,10 +53,8 @@ def test_the_real_tools_tensors_are_recomputed(version: str, case: str) -> None:
         for suffix, part in parts.items():
             for place in range(0, found[suffix].size if part.every else 0, 31):
                 assert wrong(exact[0], wide, dtype, damaged(found, suffix, place), parts) == {suffix: [place]}
-        rest = {  # a window that does not begin with the layer, and ends with a share of its last words
-            suffix: each[form.align // parts[suffix].every * parts[suffix].lines :] if parts[suffix].every else each
-            for suffix, each in found.items()
-        }
+        # A window that does not begin with the layer, and ends with a share of its last words.
+        rest = {suffix: parts[suffix].cut(each, form.align, rows) for suffix, each in found.items()}
         made = exact[0].encode(wide[form.align :], dtype, rest)
         assert all(made[suffix].tobytes() == rest[suffix].tobytes() for suffix in made)
         np.testing.assert_array_equal(form.decode(rest, columns), form.decode(found, columns)[form.align :])

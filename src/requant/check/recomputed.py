@@ -123,19 +123,13 @@ def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> 
         return False
     for first in places:
         last = min(len(weights), first + step)
-        some = {suffix: _rows(held.parts[suffix], each, first, last) for suffix, each in stored.items()}
+        some = {suffix: held.parts[suffix].cut(each, first, last) for suffix, each in stored.items()}
         made = formula.encode(weights[first:last], held.dtype, some)
         by_rows = {suffix: each for suffix, each in made.items() if held.parts[suffix].every}
         pairs = [(np.ascontiguousarray(each, some[suffix].dtype), some[suffix]) for suffix, each in by_rows.items()]
         if all(np.count_nonzero(one.reshape(-1) != two.reshape(-1)) <= FEW * two.size for one, two in pairs):
             return False
     return True
-
-
-def _rows(part: Part, values: Array, first: int, last: int) -> Array:
-    if not part.every:
-        return values
-    return values[first // part.every * part.lines : -(-last // part.every) * part.lines]
 
 
 def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:

@@ -59,6 +59,12 @@ class Part:
             return self.lines * math.prod(self.spec.shape[1:])
         return self.spec.size // -(-rows // self.every)
 
+    def cut(self, values: Array, first: int, last: int) -> Array:
+        """Return the rows of a tensor that belong to some outputs, of which the first begins a share; or all of it."""
+        if not self.every:
+            return values
+        return values[first // self.every * self.lines : -(-last // self.every) * self.lines]
+
     def fits(self, found: Spec) -> bool:
         """Say whether a tensor that was found can be this."""
         if self.sized:
