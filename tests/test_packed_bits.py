@@ -10,7 +10,7 @@ import pytest
 from tests import awkward
 from tests.checkpoints import Tensors, shard
 from tests.fixture import damaged, load, wrong
-from tests.formats import CONFIGS, LAYERS, WHERE, made_by
+from tests.formats import CONFIGS, LAYERS, WHERE, integers, made_by
 from tests.test_formats import checked, tensors
 from tests.test_formats import damaged as each_damage
 
@@ -132,6 +132,21 @@ def test_one_bit_is_named_where_both_layouts_have_the_same_shapes_too(version: s
 
     found = of_all(tmp_path, version, flip)
     assert [(each.tensor, each.count) for each in found.findings] == [(name, 1)]
+
+
+@pytest.mark.parametrize("suffix", ["weight_zero_point", "weight_scale", "weight_shape", "weight_packed"])
+def test_a_layer_that_lacks_what_tells_its_layout_is_no_layer_of_another(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_formats.ROWS", 200)  # of which zero points tell the layout, and inputs do not
+    monkeypatch.setattr("tests.test_formats.COLUMNS", 24)
+    form = Packed(7, Grid(1, None), symmetric=False, padded=True)
+    theirs = dict(tensors(form, formulas(form)[0], "BF16"))
+    del theirs[f"{WHERE}.{suffix}"]
+    config = integers("pack-quantized", 7, strategy="channel", symmetric=False)
+    found = checked(tmp_path, config, theirs, "BF16")
+    assert found.outcome == Outcome.VIOLATIONS
+    assert {each.tensor for each in found.findings} == {f"{WHERE}.{suffix}", f"{WHERE}.weight"}
 
 
 @pytest.mark.parametrize("name", ["int3, groups", "int6, groups, zero points"])

@@ -181,17 +181,17 @@ def _stored(
             continue
         span = Span(layer, where.tensor, where.first, where.last, where.columns, 0, transposed=where.transposed)
         try:
-            if (codec := declared.codec(layer)) is None:
+            if (said := declared.codec(layer)) is None:
                 continue
-            codec, dtype, parts = _form(codec, span, base, found)
+            codec, dtype, parts = _form(said, span, base, found)
         except ValueError as error:
             traced.append(replace(span, unmodelled=f"{error}"))
             theirs |= names
             continue
         theirs |= names
-        asked[codec.name] += 1
+        asked[said.name] += 1  # a layer that lacks something may not tell its form, as others do
         if faults := _unlike({named(layer, suffix): part for suffix, part in parts.items()}, found, names):
-            unlike.append(_Unlike(span, codec.name, parts, tuple(faults)))
+            unlike.append(_Unlike(span, said.name, parts, tuple(faults)))
         else:
             traced.append(replace(span, codec=codec, dtype=dtype, heads=heads.get(layer, 0)))
     return [*traced, *_variants(unlike, asked)], theirs
