@@ -21,8 +21,9 @@ from requant.formats import codec, floats
 from requant.formats.compressed_tensors import FLOATS, MX, NVFP4, Packed, Plain, pack, read, unpack
 from requant.formats.grid import Grid
 from requant.formats.targets import targets
-from requant.rounding.compressed_tensors import SEARCHED, SHRINKS, MinMax
+from requant.rounding.compressed_tensors import MinMax
 from requant.rounding.formulas import formulas
+from requant.rounding.mse import CHOSEN, SEARCHED, Chosen, Searched
 
 FIXTURE = Path(__file__).parent / "fixtures/compressed_tensors/stored.safetensors"
 GROUP, CHANNEL, TENSOR, BLOCK = Grid(1, 32), Grid(1, None), Grid(None, None), Grid(128, 128, exact=False)

@@ -26,12 +26,14 @@ Kind = Literal[
     "rewritten by a tool",
     "stated by the checkpoint alone",
     "stated by the base alone",
+    "a range errs less",
 ]
 NOTES: tuple[Kind, ...] = (
     "zero points off by one",
     "rewritten by a tool",
     "stated by the checkpoint alone",
     "stated by the base alone",
+    "a range errs less",
 )
 """Kinds that are named and accuse nobody."""
 COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
@@ -75,6 +77,8 @@ class Counts:
     `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
     of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
     base's, where something that is stored follows from it; `best` is what rounding to nearest would leave of `missed`.
+    Of `groups` the choice of a range was made again; of `ties` rounding decides it, and `worse` have clearly not the one
+    that errs least.
     """
 
     codes: int = 0
@@ -86,6 +90,9 @@ class Counts:
     whole: float = 0.0
     widest: float = 0.0
     best: float = 0.0
+    groups: int = 0
+    ties: int = 0
+    worse: int = 0
 
     @classmethod
     def total(cls, some: Iterable["Counts"]) -> "Counts":
@@ -101,6 +108,9 @@ class Counts:
             sum(one.whole for one in each),
             max((one.widest for one in each), default=cls.widest),
             sum(one.best for one in each),
+            sum(one.groups for one in each),
+            sum(one.ties for one in each),
+            sum(one.worse for one in each),
         )
 
 

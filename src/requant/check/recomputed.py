@@ -17,9 +17,9 @@ from requant.check.spans import Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, widen
-from requant.rounding.compressed_tensors import SEARCHED
-from requant.rounding.formula import Formula
+from requant.rounding.formula import Choice, Choosing, Formula
 from requant.rounding.formulas import formulas
+from requant.rounding.mse import CHOSEN, SEARCHED
 
 FEW = 1 / 16
 """Of the elements of a tensor, what may differ, or else one, before it was made in another way rather than damaged."""
@@ -92,19 +92,24 @@ def recompute(
     weights = as_floats(read_weights(base, span, first, last - first))
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
-    fits, reference = False, None
+    fits, reference, choice = False, None, Choice({})
     for formula in formulas(held.codec):
         if fits and not every:
             break
         if findings and not every and _differs(formula, held, weights, stored):
             continue
-        made = formula.encode(weights, held.dtype, stored)
+        if isinstance(formula, Choosing):
+            choice = formula.choose(weights, held.dtype, stored)
+            made = choice.tensors
+        else:
+            made = formula.encode(weights, held.dtype, stored)
         findings[formula.name] = tuple(_differences(span, held, made, stored, first))
         reference = reference or {**stored, **made}
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
-    counts = Counts(codes=weights.size, widest=widest)
+    known = {"groups": choice.groups, "ties": choice.ties, "worse": choice.worse}
+    counts = Counts(codes=weights.size, widest=widest, **known)
     if fits and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):

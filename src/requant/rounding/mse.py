@@ -1,0 +1,154 @@
+"""What llm-compressor's MSE observer makes: of each group, the range by which it errs least, and then min-max.
+
+`_grid_search_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) makes the range of each group narrower step by step,
+20 times, each rounded to the dtype; sums |q - x|^2.4 over the group; and takes a range by which the group errs less
+than by all before it. It stops after `patience` ranges by which no group of the layer got better.
+
+Every step up to |q - x| is one that IEEE 754 defines, so it is the same on all machines. `pow` is not, and the sum is
+in float32 and an order that depends on the machine. So of each sum an interval is known: n numbers, added in any order,
+come out within n * 2^-24 / (1 - n * 2^-24) of their sum (Higham, Accuracy and Stability of Numerical Algorithms, 4.2),
+and each power within `POW`. In BF16 and float16 torch rounds the exponent, each power and the sum to the dtype
+(ATen/native/cpu/PowKernel.cpp, cuda/PowKernel.cu); rounding keeps the order, and leaves one number of most intervals. A
+range can have been taken if some numbers of the intervals make it the first of the least.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from requant.formats import floats
+from requant.formats.codec import Array, Arrays, narrow
+from requant.formats.compressed_tensors import SCALE, Packed, Plain
+from requant.formats.observers import USUAL, Search
+from requant.rounding.compressed_tensors import MinMax, min_max
+from requant.rounding.formula import Choice, Formula
+from requant.rounding.powers import CUT, FLUSHED, POW, REST, errors, series, table
+from requant.rounding.quotients import PLACES
+
+CHOSEN, SEARCHED = "compressed-tensors, MSE", "within reach of compressed-tensors' MSE search"
+UNIT = 2.0**-24
+"""By what share float32 rounds."""
+FARTHEST = 89.0
+"""More than the magnitude of any float32's logarithm: what an exponent is off by counts so often in a power."""
+NEARLY = 15 / 16
+"""Of the groups of some rows, what has to have a range of the search before the search is made again."""
+CLEARLY = 2.0**-6
+"""By what share a group has to err more than it might before that accuses anybody: what BF16 can do to the order of two
+sums, where a machine rounds at other places: 2^-9 in powers, 2^-9 in sums, and 0.9% by an exponent of 2.4 that is not
+2.40625, of errors up to four times as far."""
+
+
+@dataclass(frozen=True)
+class Searched(MinMax):
+    """Min-max of the ranges that the scales tell, if by none a group errs more than by the whole of it."""
+
+    search: Search = USUAL
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"{SEARCHED}{', quotients in float32' if self.wide else ''}"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows."""
+        weights = np.ascontiguousarray(weights, np.float32)
+        scales, zeros, alike = self._candidates(weights, dtype, stored)
+        told = alike.argmax(axis=0)
+        if told.any() and self.codec.search:  # of another search, nobody knows what it measures by
+            both = np.stack([np.zeros_like(told), told])
+            least, _ = self._errors(weights, dtype, *(np.take_along_axis(each, both, 0) for each in (scales, zeros)))
+            told = np.where(least[1] > least[0] * (1 + CLEARLY), 0, told)
+        return self._tensors(weights, dtype, *(_taken(each, told) for each in (scales, zeros)))
+
+    def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
+        """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
+        made = self._ranges(weights, dtype)
+        scales, zeros = (np.stack(each) for each in zip(*map(made, self.search.shares), strict=True))
+        if SCALE not in stored:
+            return scales, zeros, np.zeros(scales.shape, np.bool_)
+        held, points = (
+            each.reshape(scales.shape[1:]) for each in (stored[SCALE], self.codec.zeros(stored, weights.shape[0]))
+        )
+        return scales, zeros, (narrow(scales, dtype) == held) & (zeros == points)
+
+    def _errors(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> tuple[Array, Array]:
+        """Return by how much each group errs in each range, at least and at most, float64 [ranges, n, m]."""
+        codec, norm = self.codec, self.search.norm
+        steps = codec.grid.steps(*weights.shape)
+        used = float(floats.rounded(np.float32([norm]), dtype)[0]) if dtype != "F32" else norm
+        half = 1 << codec.bits - 1
+        floating = isinstance(codec, Plain) and codec.float
+        levels = (np.float32(0), np.float32(0)) if floating else (np.float32(-half), np.float32(half - 1))
+        sums, more = np.zeros(scales.shape), np.zeros(scales.shape)
+        how = levels, *table(used, dtype), CUT[dtype], series(used)
+        errors(weights, scales, zeros, *steps, PLACES[dtype], *how, sums, more)
+        count = min(steps[0], len(weights)) * min(steps[1], weights.shape[1])
+        with np.errstate(all="ignore"):
+            off = count * UNIT / (1 - count * UNIT)
+            if dtype == "F32":
+                off += POW + REST + abs(float(np.float32(norm)) - norm) * FARTHEST
+            least, greatest = sums * (1 - off) - count * FLUSHED, (sums + more) * (1 + off) + count * FLUSHED
+            least, greatest = (
+                floats.rounded(each.astype(np.float32), dtype).astype(np.float64)
+                for each in (np.maximum(least, 0), greatest)
+            )
+        known = np.isfinite(sums)
+        return np.where(known, least, 0), np.where(known, greatest, np.inf)
+
+
+@dataclass(frozen=True)
+class Chosen(Searched):
+    """Min-max of the range of each group that the search takes; of those that it can take, the one that is stored."""
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"{CHOSEN}{', quotients in float32' if self.wide else ''}"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows."""
+        return self.choose(weights, dtype, stored).tensors
+
+    def choose(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        """Return the tensors of some rows, and how well the choice of the ranges is known."""
+        weights = np.ascontiguousarray(weights, np.float32)
+        scales, zeros, alike = self._candidates(weights, dtype, stored)
+        known = alike.any(axis=0)
+        if known.mean() < NEARLY:  # another tool's
+            return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
+        told = alike.argmax(axis=0)
+        # The search went on for so long at least; by how much groups err in what it may not have tried, nobody knows.
+        tried = min(len(scales), int(told.max()) + self.search.patience + 1)
+        least, greatest = self._errors(weights, dtype, scales[:tried], zeros[:tried])
+        can = _can(least, greatest)
+        fits = (can & alike[:tried]).any(axis=0)
+        ties = fits & (can & ~alike[:tried]).any(axis=0)
+        surely = np.arange(tried)[:, None, None] <= told + self.search.patience
+        better = np.where(surely, greatest, np.inf).min(axis=0)
+        worse = known & ~fits & (_taken(least, told) > better * (1 + CLEARLY))
+        taken = np.where(fits, told, least.argmin(axis=0))
+        tensors = self._tensors(weights, dtype, *(_taken(each, taken) for each in (scales, zeros)))
+        return Choice(tensors, fits.size, int(ties.sum()), int(worse.sum()))
+
+
+def _can(least: Array, greatest: Array) -> Array:
+    """Say of each range whether it can be the first of the least, bool [ranges, n, m]."""
+    beyond = np.full((1, *least.shape[1:]), np.inf)
+    before = np.minimum.accumulate(np.concatenate([beyond, greatest[:-1]]))
+    behind = np.minimum.accumulate(np.concatenate([beyond, greatest[:0:-1]]))[::-1]
+    return np.asarray((least < before) & (least <= behind))
+
+
+def _taken(values: Array, places: Array) -> Array:
+    return np.take_along_axis(values, places[None], 0)[0]
+
+
+def observed(codec: Packed | Plain) -> Sequence[Formula]:
+    """Return the forms that can have made layers of a codec: min-max, then those of a search, the loosest last."""
+    plain = min_max(codec)
+    if not plain or codec.grid.height is None:
+        return plain
+    search = codec.search or USUAL
+    made = [Chosen(codec, search=search), Chosen(codec, wide=True, search=search)] if codec.search else []
+    return [*plain, *made, Searched(codec, search=search), Searched(codec, wide=True, search=search)]
