@@ -26,6 +26,7 @@ from requant.check.findings import (
 )
 from requant.evidence.outcomes import Judged
 from requant.rounding import ways as rounding
+from requant.rounding.mse import CHOSEN
 from requant.rounding.reach import Reach, tightest
 
 UNKNOWN = "in no known way"
@@ -148,6 +149,11 @@ class Checked:
             error = sqrt(near.missed / near.whole)
             share = f", {sqrt(near.missed / near.best):.2f} times what rounding to nearest leaves" if near.best else ""
             lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square{share}")
+        chosen = Counts.total(each for name, each in self.counts.items() if self.layers[name].startswith(CHOSEN))
+        if chosen.groups:
+            lines.append(
+                f"ranges that a search takes: of {chosen.groups:,} groups made again, rounding decides {chosen.ties:,}"
+            )
         if self.read < self.total:
             lines.append(
                 f"a sample: {self.total - self.read:,} of {self.total:,} bytes were not read, among them all of "

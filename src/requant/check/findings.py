@@ -77,8 +77,8 @@ class Counts:
     `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
     of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
     base's, where something that is stored follows from it; `best` is what rounding to nearest would leave of `missed`.
-    Of `groups` the choice of a range was made again; of `ties` rounding decides it, and `worse` have clearly not the one
-    that errs least.
+    Of `groups` the choice of a range was made again; of `ties` rounding decides it, and `worse` clearly do not have the
+    one that errs least.
     """
 
     codes: int = 0

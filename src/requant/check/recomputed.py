@@ -13,13 +13,14 @@ import numpy as np
 
 from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
 from requant.check.reader import Reader
+from requant.check.searches import TIES, Sought, needs_search, weighed
 from requant.check.spans import Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, widen
 from requant.rounding.formula import Choice, Choosing, Formula
 from requant.rounding.formulas import formulas
-from requant.rounding.mse import CHOSEN, SEARCHED
+from requant.rounding.mse import SEARCHED
 
 FEW = 1 / 16
 """Of the elements of a tensor, what may differ, or else one, before it was made in another way rather than damaged."""
@@ -108,8 +109,8 @@ def recompute(
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
-    known = {"groups": choice.groups, "ties": choice.ties, "worse": choice.worse}
-    counts = Counts(codes=weights.size, widest=widest, **known)
+    searched = Counts(groups=choice.groups, ties=choice.ties, worse=choice.worse)
+    counts = replace(searched, codes=weights.size, widest=widest)
     if fits and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
@@ -192,7 +193,7 @@ def settle(
     settled: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     off: dict[str, tuple[Finding, ...]] = {}
     odd: dict[str, tuple[Finding, ...]] = {}
-    searched: dict[str, Measured] = {}
+    seen: dict[str, Measured] = {}
     unmade: dict[tuple[Codec, str], frozenset[str]] = {}
     for name, some in results.items():
         span = some[0][0].span
@@ -207,8 +208,7 @@ def settle(
         if way == NEAR and whole:
             way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
         settled[name] = way, found
-        if way.startswith(SEARCHED):
-            searched[name] = measured
+        seen[name] = measured
         formula = next((each for each in formulas(held.codec) if each.name == way), None)
         if formula and (kind := (held.codec, formula.name)) not in unmade:
             unmade[kind] = _unmade(span, held, formula, checkpoint)
@@ -217,10 +217,13 @@ def settle(
         odd[name] = (*fixed(span, held, checkpoint), *_inputs(span, held, checkpoint))
         if whole and formula and settled[name][0] == way:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
-    for name in _lone(searched, results):
-        span, measured = results[name][0][0].span, searched[name]
-        plain = {way: found for way, found in measured.findings.items() if not way.startswith(SEARCHED)}
-        settled[name] = _way(span, Stored.of(span, checkpoint, base), replace(measured, findings=plain))
+    spans = {name: some[0][0].span for name, some in results.items()}
+    helds = {name: Stored.of(span, checkpoint, base) for name, span in spans.items()}
+    sought = {
+        name: Sought(helds[name].codec, each, seen[name]) for name, each in settled.items() if needs_search(each[0])
+    }
+    codecs = {name: held.codec for name, held in helds.items()}
+    settled |= weighed(sought, codecs, lambda name, each: _way(spans[name], helds[name], each))
     for name, more in odd.items():
         way, found = settled[name]
         settled[name] = way, (*found, *more)
@@ -232,7 +235,12 @@ def settle(
             settled[name] = way, (*found, *faults)
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
-    return settled | _agreed(settled, results, checkpoint, base)
+    settled |= _agreed(settled, results, checkpoint, base)
+    ties = {name for name, (way, _) in settled.items() if needs_search(way) and seen[name].counts.ties}
+    return {
+        name: (way + TIES if name in ties and not way.startswith(SEARCHED) else way, found)
+        for name, (way, found) in settled.items()
+    }
 
 
 def givers(
@@ -277,18 +285,12 @@ def _agreed(
     agreed: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     for codec, ways in exact.items():
         last = max(ways.values(), key=_names(codec).index)
-        others = [name for name, way in ways.items() if way != last]
+        loose = last.startswith(SEARCHED)  # what was made again exactly is not said to be less
+        others = [name for name, way in ways.items() if way != last and not (loose and needs_search(way))]
         again = ((recompute(window, checkpoint, base, every=True) for window, _ in results[name]) for name in others)
         if all(each.findings[last] == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
-
-
-def _lone(searched: Mapping[str, Measured], results: Mapping[str, Sequence[tuple[Window, Measured]]]) -> list[str]:
-    """Return the layers that only a search explains where most of their codec's others need none: these are damaged."""
-    codecs = {name: some[0][0].span.codec for name, some in results.items()}
-    all_of, counted = Counter(codecs.values()), Counter(codecs[name] for name in searched)
-    return [name for name in searched if 2 * counted[codecs[name]] < all_of[codecs[name]]]
 
 
 def _names(codec: Codec) -> list[str]:

@@ -1,7 +1,7 @@
 """Which search over ranges a scheme of compressed-tensors declares: its observer, as llm-compressor reads that.
 
-Sources: `MemorylessMSEObserver` and `MovingAverageMSEObserver` of llm-compressor 0.3.1, 0.6.0, 0.8.1, 0.9.0.5, 0.12.0.2,
-0.13.0 and 0.14.0.1 (observers/mse.py). Weights are observed once, so the average moves nowhere.
+Sources: `MemorylessMSEObserver` and `MovingAverageMSEObserver` (observers/mse.py) of llm-compressor 0.3.1, 0.6.0,
+0.8.1, 0.9.0.5, 0.12.0.2, 0.13.0 and 0.14.0.1. Weights are observed once, so the average moves nowhere.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,8 @@ class Search:
         return tuple(np.float32(1 - step / self.grid) for step in range(self.steps))
 
 
-USUAL = Search()
+USUAL, WIDEST = Search(), Search(steps=80)
+"""What is searched where no arguments are stated; and what 0.3.1 did."""
 
 
 def search_of(weights: Mapping[str, Any]) -> Search | None:

@@ -1,8 +1,8 @@
 """What llm-compressor's MSE observer makes: of each group, the range by which it errs least, and then min-max.
 
-`_grid_search_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) makes the range of each group narrower step by step,
-20 times, each rounded to the dtype; sums |q - x|^2.4 over the group; and takes a range by which the group errs less
-than by all before it. It stops after `patience` ranges by which no group of the layer got better.
+`_grid_search_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) tries 20 ranges of each group, the whole one times
+1, 0.99, to 0.81, each rounded to the dtype; sums |q - x|^2.4 over the group; and takes a range by which the group errs
+less than by all before it. It stops after `patience` ranges by which no group of the layer got better.
 
 Every step up to |q - x| is one that IEEE 754 defines, so it is the same on all machines. `pow` is not, and the sum is
 in float32 and an order that depends on the machine. So of each sum an interval is known: n numbers, added in any order,
@@ -20,7 +20,7 @@ import numpy as np
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import SCALE, Packed, Plain
-from requant.formats.observers import USUAL, Search
+from requant.formats.observers import USUAL, WIDEST, Search
 from requant.rounding.compressed_tensors import MinMax, min_max
 from requant.rounding.formula import Choice, Formula
 from requant.rounding.powers import CUT, FLUSHED, POW, REST, errors, series, table
@@ -34,16 +34,16 @@ FARTHEST = 89.0
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
 CLEARLY = 2.0**-6
-"""By what share a group has to err more than it might before that accuses anybody: what BF16 can do to the order of two
-sums, where a machine rounds at other places: 2^-9 in powers, 2^-9 in sums, and 0.9% by an exponent of 2.4 that is not
-2.40625, of errors up to four times as far."""
+"""By what share a group has to err more before that accuses anybody. In a form of the search that is not known, BF16 may
+round at other places, by 2^-9 in each power and 2^-9 in the sum; and the exponent 2.4 in the place of 2.40625 changes by
+0.9% how an error counts against one of a quarter of it. Together that is less."""
 
 
 @dataclass(frozen=True)
 class Searched(MinMax):
-    """Min-max of the ranges that the scales tell, if by none a group errs more than by the whole of it."""
+    """Min-max of the ranges that the scales tell, whichever they are."""
 
-    search: Search = USUAL
+    search: Search = WIDEST
 
     @property
     def name(self) -> str:
@@ -51,14 +51,10 @@ class Searched(MinMax):
         return f"{SEARCHED}{', quotients in float32' if self.wide else ''}"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
-        """Return the tensors of some rows."""
+        """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
         weights = np.ascontiguousarray(weights, np.float32)
         scales, zeros, alike = self._candidates(weights, dtype, stored)
         told = alike.argmax(axis=0)
-        if told.any() and self.codec.search:  # of another search, nobody knows what it measures by
-            both = np.stack([np.zeros_like(told), told])
-            least, _ = self._errors(weights, dtype, *(np.take_along_axis(each, both, 0) for each in (scales, zeros)))
-            told = np.where(least[1] > least[0] * (1 + CLEARLY), 0, told)
         return self._tensors(weights, dtype, *(_taken(each, told) for each in (scales, zeros)))
 
     def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
@@ -76,7 +72,7 @@ class Searched(MinMax):
         """Return by how much each group errs in each range, at least and at most, float64 [ranges, n, m]."""
         codec, norm = self.codec, self.search.norm
         steps = codec.grid.steps(*weights.shape)
-        used = float(floats.rounded(np.float32([norm]), dtype)[0]) if dtype != "F32" else norm
+        used = float(floats.rounded(np.array([norm], np.float32), dtype)[0]) if dtype != "F32" else norm
         half = 1 << codec.bits - 1
         floating = isinstance(codec, Plain) and codec.float
         levels = (np.float32(0), np.float32(0)) if floating else (np.float32(-half), np.float32(half - 1))
@@ -111,15 +107,18 @@ class Chosen(Searched):
         return self.choose(weights, dtype, stored).tensors
 
     def choose(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
-        """Return the tensors of some rows, and how well the choice of the ranges is known."""
+        """Return the tensors of some rows, and how well the choice of the ranges is known.
+
+        Where no scales are stored, the range is the first of those that may err least.
+        """
         weights = np.ascontiguousarray(weights, np.float32)
         scales, zeros, alike = self._candidates(weights, dtype, stored)
-        known = alike.any(axis=0)
-        if known.mean() < NEARLY:  # another tool's
-            return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
-        told = alike.argmax(axis=0)
-        # The search went on for so long at least; by how much groups err in what it may not have tried, nobody knows.
-        tried = min(len(scales), int(told.max()) + self.search.patience + 1)
+        known, told = alike.any(axis=0), alike.argmax(axis=0)
+        tried = len(scales)
+        if SCALE in stored:
+            if known.mean() < NEARLY:  # another tool's
+                return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
+            tried = min(tried, int(told.max()) + self.search.patience + 1)  # and more only if other rows needed it
         least, greatest = self._errors(weights, dtype, scales[:tried], zeros[:tried])
         can = _can(least, greatest)
         fits = (can & alike[:tried]).any(axis=0)
@@ -141,7 +140,7 @@ def _can(least: Array, greatest: Array) -> Array:
 
 
 def _taken(values: Array, places: Array) -> Array:
-    return np.take_along_axis(values, places[None], 0)[0]
+    return np.asarray(np.take_along_axis(values, places[None], 0)[0])
 
 
 def observed(codec: Packed | Plain) -> Sequence[Formula]:
@@ -149,6 +148,8 @@ def observed(codec: Packed | Plain) -> Sequence[Formula]:
     plain = min_max(codec)
     if not plain or codec.grid.height is None:
         return plain
-    search = codec.search or USUAL
-    made = [Chosen(codec, search=search), Chosen(codec, wide=True, search=search)] if codec.search else []
-    return [*plain, *made, Searched(codec, search=search), Searched(codec, wide=True, search=search)]
+    forms: list[Formula] = [*plain]
+    if codec.search:
+        forms += [Chosen(codec, wide=wide, search=codec.search) for wide in (False, True)]
+    told = WIDEST if codec.search in (None, USUAL) else codec.search
+    return [*forms, *(Searched(codec, wide=wide, search=told) for wide in (False, True))]

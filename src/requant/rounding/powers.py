@@ -25,8 +25,8 @@ REST = 2.0**-35
 ULP, FLUSHED = 2.0**-23, 2.0**-125
 """The last place of float32, and twice its least normal number, below which machines may take a number for 0."""
 POW = 4 * ULP
-"""By what share `pow` of float32 may be off: CUDA's documents 4 last places (Programming Guide, mathematical functions),
-Sleef's, which torch has on CPUs, 1."""
+"""By what share `pow` of float32 may be off: 4 last places by CUDA's Programming Guide (Mathematical Functions), 1 by
+Sleef's documentation, which torch has on CPUs."""
 
 
 @lru_cache(maxsize=4)
@@ -38,14 +38,13 @@ def table(norm: float, dtype: str) -> tuple[Array, Array]:
     the reciprocals of the numbers.
     """
     bits = np.arange(1 << 31 - CUT[dtype], dtype=np.uint32) << np.uint32(CUT[dtype])
-    values = bits.view(np.float32).astype(np.float64)
     with np.errstate(all="ignore"):
+        values = bits.view(np.float32).astype(np.float64)
         powers = values**norm
         if dtype == "F32":
             return powers, 1 / values
         low, high = (
-            floats.rounded((powers * (1 + side * POW)).astype(np.float32), dtype).astype(np.float64)
-            for side in (-1, 1)
+            floats.rounded((powers * (1 + side * POW)).astype(np.float32), dtype).astype(np.float64) for side in (-1, 1)
         )
         return np.where(low != high, -low, low), np.where(low != high, high - low, 0.0)
 

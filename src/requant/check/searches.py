@@ -1,0 +1,89 @@
+"""Layers of which a search over ranges made the scales: what is said of one depends on the others of the file.
+
+A search is recomputed as far as machines agree, in the forms that are known. So a group accuses only in a file of which
+that form makes nearly all else.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from requant.check.findings import NEAR, Finding, Measured
+from requant.formats.codec import Codec
+from requant.formats.compressed_tensors import SCALE
+from requant.rounding.mse import CHOSEN, SEARCHED
+
+MOST = 3 / 4
+"""Of the layers of a format, what the search has to make again, to the last choice, before it accuses the others."""
+ENOUGH = 1024
+"""Groups that these have to have: a form of the search that is not known, such as a GPU's, chooses otherwise in some of
+them."""
+TIES = ", but for ties that rounding decides"
+"""What the way of a layer ends with where the search could have taken other ranges too."""
+Settled = tuple[str, tuple[Finding, ...]]
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A layer that a search makes: its format, how it was made so far and what was found, and what was measured."""
+
+    codec: Codec
+    settled: Settled
+    measured: Measured
+
+    @property
+    def exact(self) -> bool:
+        """Whether every choice was made again."""
+        way, found = self.settled
+        return way.startswith(CHOSEN) and not found
+
+    def of_scales(self, found: Iterable[Finding]) -> list[Finding]:
+        """Return the findings that are of scales."""
+        return [each for each in found if each.tensor.endswith(f".{SCALE}")]
+
+    def named(self) -> list[Finding]:
+        """Return how many groups do not have the range that the search takes, as a note."""
+        chosen = [found for way, found in self.measured.findings.items() if way.startswith(CHOSEN)]
+        some = [each for found in chosen for each in self.of_scales(found)]
+        return [replace(min(some, key=lambda each: each.count), kind="a range errs less")] if some else []
+
+    def without(self, *ways: str) -> Measured:
+        """Return what was measured, but for some ways."""
+        some = {way: found for way, found in self.measured.findings.items() if not way.startswith(ways)}
+        return replace(self.measured, findings=some)
+
+
+def needs_search(way: str) -> bool:
+    """Say whether a way is one of a search."""
+    return way.startswith((CHOSEN, SEARCHED))
+
+
+def weighed(
+    sought: Mapping[str, Sought], codecs: Mapping[str, Codec], judged: Callable[[str, Measured], Settled]
+) -> dict[str, Settled]:
+    """Return what is said otherwise of layers that only a search makes, by the other layers of the file.
+
+    Where most of a format's layers need no search, what needs one is damaged. Where it makes most of them again, a
+    group accuses that clearly does not have the range by which it errs least; where it may have made most of them, a
+    scale that no range gives. All else is named, or was made in another way. `codecs` are those of all layers; `judged`
+    says how a layer was made by what was measured.
+    """
+    made: dict[str, Settled] = {}
+    every, counted = Counter(codecs.values()), Counter(each.codec for each in sought.values())
+    exact = Counter(each.codec for each in sought.values() if each.exact)
+    fitting = Counter(each.codec for each in sought.values() if not each.settled[1])
+    groups: Counter[Codec] = Counter()
+    for each in sought.values():
+        groups[each.codec] += each.measured.counts.groups if each.exact else 0
+    for name, each in sought.items():
+        codec, most = each.codec, MOST * every[each.codec]
+        known = exact[codec] >= most and groups[codec] >= ENOUGH
+        if 2 * counted[codec] < every[codec]:
+            made[name] = judged(name, each.without(CHOSEN, SEARCHED))
+        elif each.of_scales(each.settled[1]) and fitting[codec] < most:
+            made[name] = NEAR, each.measured.findings.get(NEAR, ())
+        elif each.settled[0].startswith(SEARCHED):
+            way, found = judged(name, each.without(SEARCHED))
+            accused = known and each.measured.counts.worse and way.startswith(CHOSEN)
+            made[name] = (way, found) if accused else (each.settled[0], (*each.settled[1], *each.named()))
+    return made
