@@ -57,7 +57,7 @@ CODED = 1 << 21
 which threads wait for each other, is as long for fewer."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
-SCHEMA = 5
+SCHEMA = 6
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
 

@@ -131,7 +131,7 @@ class Checked:
             lines.append(f"not modelled: {_names(each.tensor for each in same)}: {detail}")
         for place, same in _grouped(self.notes, lambda each: f"{each.kind}: {each.tensor.rpartition(': ')[0]}"):
             names = _names(each.tensor.rpartition(": ")[2] for each in same)
-            lines.append(f"{place}: {names}".replace(": : ", ": "))
+            lines.append(f"{place}: {names}{_where(same[0]) if same[0].index else ''}".replace(": : ", ": "))
         if not self.packed:
             lines.append("nothing is quantized")
         lines += [f"{count:,} {way}" for way, count in self.ways.items()]

@@ -5,7 +5,7 @@ where zeros would be nearer.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -81,11 +81,18 @@ class Stored:
 
 
 def recompute(
-    window: Window, checkpoint: Reader, base: Reader, *, every: bool = False, given: Arrays = MappingProxyType({})
+    window: Window,
+    checkpoint: Reader,
+    base: Reader,
+    *,
+    every: bool = False,
+    ways: Collection[str] = (),
+    given: Arrays = MappingProxyType({}),
 ) -> Measured:
     """Make rows of a layer again by each formula; those after the first that fits only if `every` one is asked for.
 
-    What is `given` takes the place of what the checkpoint has of the layer as a whole.
+    If `ways` are named, it is by each of these. What is `given` takes the place of what the checkpoint has of the layer
+    as a whole.
     """
     span, first, last = window.span, window.first, window.last
     held = Stored.of(span, checkpoint, base)
@@ -94,7 +101,8 @@ def recompute(
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
     fits, reference, choice = False, None, Choice({})
-    for formula in formulas(held.codec):
+    every = every or bool(ways)
+    for formula in (each for each in formulas(held.codec) if not ways or each.name in ways):
         if fits and not every:
             break
         if findings and not every and _differs(formula, held, weights, stored):
@@ -199,8 +207,10 @@ def settle(
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
-        if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
-            some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
+        tried = {frozenset(each.findings) for _, each in some}
+        if len(tried) > 1:  # a window may fit a formula that others do not
+            ways = frozenset().union(*tried)
+            some = [(window, recompute(window, checkpoint, base, ways=ways)) for window, _ in some]
         measured = merge(each for _, each in some)
         way, found = _way(span, held, measured)
         if way != NEAR and measured.counts.missed > measured.counts.whole:
@@ -285,9 +295,11 @@ def _agreed(
     agreed: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     for codec, ways in exact.items():
         last = max(ways.values(), key=_names(codec).index)
-        loose = last.startswith(SEARCHED)  # what was made again exactly is not said to be less
-        others = [name for name, way in ways.items() if way != last and not (loose and needs_search(way))]
-        again = ((recompute(window, checkpoint, base, every=True) for window, _ in results[name]) for name in others)
+        if last.startswith(SEARCHED):  # what is exact is not said to be less
+            continue
+        alike = (name for name, way in ways.items() if needs_search(way) == needs_search(last))
+        others = [name for name in alike if ways[name] != last]
+        again = ((recompute(window, checkpoint, base, ways=[last]) for window, _ in results[name]) for name in others)
         if all(each.findings[last] == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
