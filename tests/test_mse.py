@@ -265,6 +265,28 @@ def test_no_healthy_file_is_accused_whatever_it_was_searched_by(option: str, dty
     assert not found.findings
 
 
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8"])
+def test_a_machine_that_rounds_otherwise_is_not_accused(kind: str, tmp_path: Path) -> None:
+    """As a GPU's kernel for channels does: BF16's errors, to the power of 2.4, are added up without rounding again."""
+    codec, layers = codec_of(kind), {}
+    for seed, name in enumerate(LAYERS):
+        wide, formula = drawn("BF16", seed), Chosen(codec)
+        scales, zeros, _ = formula._candidates(wide, "BF16", {})
+        height, width = codec.grid.steps(ROWS, COLUMNS)
+        sums, none = np.zeros(scales.shape), np.zeros(scales.shape)
+        levels = (
+            (np.float32(0),) * 2
+            if kind == "fp8"
+            else tuple(np.float32([-(1 << codec.bits - 1), (1 << codec.bits - 1) - 1]))
+        )
+        exact = table(2.4, "F32")[0], np.zeros(1 << 15)
+        errors(wide, scales, zeros, height, width, PLACES["BF16"], levels, *exact, 16, series(2.4), sums, none)
+        told = np.take_along_axis(scales, sums.argmin(axis=0)[None], 0)[0]
+        layers[name] = made_by(Searched(codec), wide, "BF16", {SCALE: narrow(told, "BF16")})
+    found = checked(tmp_path, kind, "BF16", layers, observer="mse")
+    assert not found.findings and CHOSEN not in found.ways
+
+
 def test_a_search_that_is_not_modelled_says_what_it_said(tmp_path: Path) -> None:
     codec = codec_of("int4")
     layers = {

@@ -12,14 +12,14 @@ and each power within `POW`. In BF16 and float16 torch rounds the exponent, each
 range can have been taken if some numbers of the intervals make it the first of the least.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
-from requant.formats.compressed_tensors import SCALE, Packed, Plain
+from requant.formats.compressed_tensors import SCALE, ZERO, Packed, Plain
 from requant.formats.observers import USUAL, WIDEST, Search
 from requant.rounding.compressed_tensors import MinMax, min_max
 from requant.rounding.formula import Choice, Formula
@@ -33,6 +33,8 @@ FARTHEST = 89.0
 """More than the magnitude of any float32's logarithm: what an exponent is off by counts so often in a power."""
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
+AT_ONCE = 1 << 18
+"""Ranges of groups, at most: some 20 MB of what is known of them."""
 CLEARLY = {"BF16": 2.0**-5, "F16": 2.0**-5, "F32": 2.0**-9}
 """By what share a group has to err more before that accuses: what a form that is not known can do to two sums.
 
@@ -40,6 +42,7 @@ In BF16, rounding at other places does 2^-9 in each power and in each sum, and a
 weighs an error 0.9% otherwise against one of a quarter of it: 1.7% in all. In float32, a compiler that divides by a
 reciprocal and fuses what is added moves a difference by 9 * 2^-24 of the weight: of 2^7 steps, against a quarter of
 one, that is 0.07% of the power, and 0.13% in both sums."""
+Make = Callable[[Array, str, Arrays], Choice]
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,31 @@ class Searched(MinMax):
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
-        weights = np.ascontiguousarray(weights, np.float32)
+        return self._by_rows(self._told, weights, dtype, stored).tensors
+
+    def _told(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
         scales, zeros, alike = self._candidates(weights, dtype, stored)
         told = alike.argmax(axis=0)
-        return self._tensors(weights, dtype, *(_taken(each, told) for each in (scales, zeros)))
+        return Choice(self._tensors(weights, dtype, *(_taken(each, told) for each in (scales, zeros))))
+
+    def _by_rows(self, make: Make, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        """Return what is made of some rows, of so many at once that little memory is needed for all ranges of them."""
+        weights, codec = np.ascontiguousarray(weights, np.float32), self.codec
+        rows, columns = weights.shape
+        height, width = codec.grid.steps(rows, columns)
+        each = -(-columns // width) * len(self.search.shares)
+        step = max(1, AT_ONCE * height // each // codec.align) * codec.align
+        parts, made = codec.parts(rows, columns, dtype), []
+        for first in range(0, rows, step):
+            some = {
+                suffix: stored[suffix][first // parts[suffix].every : -(-(first + step) // parts[suffix].every)]
+                for suffix in (SCALE, ZERO)
+                if suffix in stored
+            }
+            made.append(make(weights[first : first + step], dtype, some))
+        tensors = {suffix: np.concatenate([one.tensors[suffix] for one in made]) for suffix in made[0].tensors}
+        groups, ties, worse = (sum(counts) for counts in zip(*((m.groups, m.ties, m.worse) for m in made), strict=True))
+        return Choice(tensors, groups, ties, worse)
 
     def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
         """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
@@ -100,6 +124,8 @@ class Searched(MinMax):
 class Chosen(Searched):
     """Min-max of the range of each group that the search takes; of those that it can take, the one that is stored."""
 
+    search: Search = USUAL
+
     @property
     def name(self) -> str:
         """What people read."""
@@ -114,7 +140,9 @@ class Chosen(Searched):
 
         Where no scales are stored, the range is the first of those that may err least.
         """
-        weights = np.ascontiguousarray(weights, np.float32)
+        return self._by_rows(self._chosen, weights, dtype, stored)
+
+    def _chosen(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
         scales, zeros, alike = self._candidates(weights, dtype, stored)
         known, told = alike.any(axis=0), alike.argmax(axis=0)
         tried = len(scales)
