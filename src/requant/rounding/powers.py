@@ -27,6 +27,8 @@ ULP, FLUSHED = 2.0**-23, 2.0**-125
 POW = 4 * ULP
 """By what share `pow` of float32 may be off: 4 last places by CUDA's Programming Guide (Mathematical Functions), 1 by
 Sleef's documentation, which torch has on CPUs."""
+MULTIPLIED = (1.0, 2.0)
+"""Powers for which torch does not call `pow`, but multiplies."""
 
 
 @lru_cache(maxsize=4)
@@ -37,6 +39,7 @@ def table(norm: float, dtype: str) -> tuple[Array, Array]:
     and the second table says how far above it the other one is. Of float32, which is not rounded, the second table has
     the reciprocals of the numbers.
     """
+    off = 0 if norm in MULTIPLIED else POW
     bits = np.arange(1 << 31 - CUT[dtype], dtype=np.uint32) << np.uint32(CUT[dtype])
     with np.errstate(all="ignore"):
         values = bits.view(np.float32).astype(np.float64)
