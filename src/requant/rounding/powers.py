@@ -47,7 +47,7 @@ def table(norm: float, dtype: str) -> tuple[Array, Array]:
         if dtype == "F32":
             return powers, 1 / values
         low, high = (
-            floats.rounded((powers * (1 + side * POW)).astype(np.float32), dtype).astype(np.float64) for side in (-1, 1)
+            floats.rounded((powers * (1 + side * off)).astype(np.float32), dtype).astype(np.float64) for side in (-1, 1)
         )
         return np.where(low != high, -low, low), np.where(low != high, high - low, 0.0)
 
