@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from requant.rounding.quotients import PLACES
 FIXTURE = Path(__file__).parent / "fixtures/compressed_tensors/mse.npz"
 FORMS = {"int4": "pack-quantized", "int4loose": "pack-quantized", "int8": "int-quantized"}
 LAYERS = [f"model.layers.{number}.mlp.up_proj" for number in range(4)]
+
+STATED = replace(USUAL, stated=True)
+SLOW = replace(STATED, steps=40, patience=9)
 
 
 def declared(kind: str, **observer: Any) -> dict[str, Any]:
@@ -123,11 +127,11 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
     [
         ({}, USUAL),
         ({"observer": "minmax", "observer_kwargs": {"norm": 7}}, USUAL),
-        ({"observer": "mse", "observer_kwargs": None}, USUAL),
-        ({"observer": "mse", "observer_kwargs": {"averaging_constant": 0.5, "chunk_size": 3}}, USUAL),
-        ({"observer": "mse", "observer_kwargs": {"norm": 2, "grid": 50}}, Search(2.0, 50.0, 10)),
-        ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.4, "patience": 9}}, Search(steps=40, patience=9)),
-        ({"observer": "mse", "observer_kwargs": {"expand": 1.0}}, USUAL),
+        ({"observer": "mse", "observer_kwargs": None}, STATED),
+        ({"observer": "mse", "observer_kwargs": {"averaging_constant": 0.5, "chunk_size": 3}}, STATED),
+        ({"observer": "mse", "observer_kwargs": {"norm": 2, "grid": 50}}, Search(2.0, 50.0, 10, stated=True)),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.4, "patience": 9}}, SLOW),
+        ({"observer": "mse", "observer_kwargs": {"expand": 1.0}}, STATED),
     ],
 )  # fmt: skip
 def test_what_is_declared_of_a_search(said: Any, search: Search) -> None:
@@ -307,6 +311,15 @@ def test_a_search_explains_most_layers_of_a_file_or_none(searched: int, outcome:
     found = checked(tmp_path, "int4", "BF16", layers)
     assert found.outcome == outcome
     assert {each.tensor.rpartition(".")[0] for each in found.findings} <= {LAYERS[0]}
+
+
+def test_a_file_that_states_a_search_may_have_needed_it_in_one_layer(tmp_path: Path) -> None:
+    """The whole range may be the best one in all groups of the others."""
+    layers = file_of("int4", "BF16", MinMax(codec_of("int4")))
+    layers[LAYERS[2]] = file_of("int4", "BF16")[LAYERS[2]]
+    found = checked(tmp_path, "int4", "BF16", layers, observer="mse")
+    assert found.outcome == "clean"
+    assert found.layers[LAYERS[2]] in (CHOSEN, CHOSEN + TIES)
 
 
 def test_a_flipped_code_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from requant.check.findings import NEAR, Finding, Measured
 from requant.formats.codec import Codec
-from requant.formats.compressed_tensors import SCALE
+from requant.formats.compressed_tensors import SCALE, Packed, Plain
+from requant.formats.observers import USUAL
 from requant.rounding.mse import CHOSEN, SEARCHED
 
 MOST = 3 / 4
@@ -30,6 +31,12 @@ class Sought:
     codec: Codec
     settled: Settled
     measured: Measured
+
+    @property
+    def stated(self) -> bool:
+        """Whether the configuration says that there was a search."""
+        search = self.codec.search if isinstance(self.codec, Packed | Plain) else USUAL
+        return search is None or search.stated
 
     @property
     def exact(self) -> bool:
@@ -63,10 +70,10 @@ def weighed(
 ) -> dict[str, Settled]:
     """Return what is said otherwise of layers that only a search makes, by the other layers of the file.
 
-    Where most of a format's layers need no search, what needs one is damaged. Where it makes most of them again, a
-    group accuses that clearly does not have the range by which it errs least; where it may have made most of them, a
-    scale that no range gives. All else is named, or was made in another way. `codecs` are those of all layers; `judged`
-    says how a layer was made by what was measured.
+    Where none is stated, and most of a format's layers need none, what needs one is damaged. Where it makes most of
+    those that do again, a group accuses that clearly does not have the range by which it errs least; where it may have
+    made most of them, a scale that no range gives. All else is named, or was made in another way. `codecs` are those of
+    all layers; `judged` says how a layer was made by what was measured.
     """
     made: dict[str, Settled] = {}
     every, counted = Counter(codecs.values()), Counter(each.codec for each in sought.values())
@@ -76,9 +83,9 @@ def weighed(
     for each in sought.values():
         groups[each.codec] += each.measured.counts.groups if each.exact else 0
     for name, each in sought.items():
-        codec, most = each.codec, MOST * every[each.codec]
+        codec, most = each.codec, MOST * counted[each.codec]
         known = exact[codec] >= most and groups[codec] >= ENOUGH
-        if 2 * counted[codec] < every[codec]:
+        if not each.stated and 2 * counted[codec] < every[codec]:
             made[name] = judged(name, each.without(CHOSEN, SEARCHED))
         elif each.of_scales(each.settled[1]) and fitting[codec] < most:
             made[name] = NEAR, each.measured.findings.get(NEAR, ())

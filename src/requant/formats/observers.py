@@ -22,12 +22,16 @@ ODD = (0.5, 3.0)
 
 @dataclass(frozen=True)
 class Search:
-    """`steps` ranges are tried, of which each is 1/grid of the whole one narrower than the one before."""
+    """`steps` ranges are tried, of which each is 1/grid of the whole one narrower than the one before.
+
+    It is `stated` if a configuration says that there was a search.
+    """
 
     norm: float = 2.4
     grid: float = 100.0
     steps: int = 20
     patience: int = 5
+    stated: bool = False
 
     @property
     def shares(self) -> tuple[np.float32, ...]:
@@ -36,7 +40,7 @@ class Search:
 
 
 USUAL, WIDEST = Search(), Search(steps=80)
-"""What is searched where no arguments are stated; and what 0.3.1 did."""
+"""What is searched where nothing is stated; and what 0.3.1 did."""
 
 
 def search_of(weights: Mapping[str, Any]) -> Search | None:
@@ -59,4 +63,4 @@ def search_of(weights: Mapping[str, Any]) -> Search | None:
     if not (0 < shrink < 1 and 1 <= grid <= 1 << 16 and 1 <= norm <= 8) or norm in ODD:
         return None
     steps = int(shrink * grid)
-    return Search(float(norm), float(grid), steps, patience) if 0 < steps <= MOST else None
+    return Search(float(norm), float(grid), steps, patience, stated=True) if 0 < steps <= MOST else None

@@ -13,7 +13,7 @@ range can have been taken if some numbers of the intervals make it the first of 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -182,5 +182,5 @@ def observed(codec: Packed | Plain) -> Sequence[Formula]:
     forms: list[Formula] = [*plain]
     if codec.search:
         forms += [Chosen(codec, wide=wide, search=codec.search) for wide in (False, True)]
-    told = WIDEST if codec.search in (None, USUAL) else codec.search
+    told = WIDEST if codec.search in (None, USUAL, replace(USUAL, stated=True)) else codec.search
     return [*forms, *(Searched(codec, wide=wide, search=told) for wide in (False, True))]
