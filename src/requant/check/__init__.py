@@ -15,17 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from requant.check.checked import Checked, judge
-from requant.check.declared import (
-    Scheme,
-    beside,
-    contradictions,
-    floats,
-    presence,
-    read_scheme,
-    unknown,
-    unmodelled,
-    zero_points,
-)
+from requant.check.contradictions import beside, contradictions, floats, presence, unmodelled, zero_points
+from requant.check.declared import Scheme, read_scheme, unknown
 from requant.check.examine import examine
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
 from requant.check.finished import Finished
