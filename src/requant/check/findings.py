@@ -44,6 +44,7 @@ SCALED = "the base's numbers, scaled by channel"
 RETURNED = "the base's numbers, 1 added and taken off again"
 """Ways in which a tensor can have been made; `rounding` has the others."""
 ROUNDED: Kind = "not rounded to nearest"
+OFF_BY_ONE: Kind = "zero points off by one"
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""
 

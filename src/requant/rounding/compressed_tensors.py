@@ -26,8 +26,8 @@ from requant.rounding.quotients import PLACES, e2m1, e4m3, ends, integers, wides
 
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """What a scale of 0 becomes, by dtype (`torch.finfo(dtype).eps`); of FP8's scales with FP4 it is 0.125."""
-Ranges = Callable[[np.float32], tuple[Array, Array]]
-"""Makes scales and zero points of a share of the range."""
+Ranges = Callable[[Array | np.float32], tuple[Array, Array]]
+"""Makes scales and zero points of a share of the range, or of several shares, [shares, 1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class MinMax:
             ends(weights.view(np.int32), *steps, low, high)
         low, high = low.view(np.float32), high.view(np.float32)
 
-        def made(share: np.float32) -> tuple[Array, Array]:
+        def made(share: Array | np.float32) -> tuple[Array, Array]:
             least, most = (floats.rounded(each * share, dtype) for each in (low, high))
             if symmetric:
-                return self._symmetric(most, dtype), np.zeros(shape, np.float32)
+                return self._symmetric(most, dtype), np.zeros(most.shape, np.float32)
             return self._asymmetric(least, most, dtype)
 
         return made

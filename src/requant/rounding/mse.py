@@ -86,8 +86,7 @@ class Searched(MinMax):
 
     def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
         """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
-        made = self._ranges(weights, dtype)
-        scales, zeros = (np.stack(each) for each in zip(*map(made, self.search.shares), strict=True))
+        scales, zeros = self._ranges(weights, dtype)(np.array(self.search.shares).reshape(-1, 1, 1))
         if SCALE not in stored:
             return scales, zeros, np.zeros(scales.shape, np.bool_)
         held, points = (
