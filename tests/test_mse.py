@@ -13,8 +13,9 @@ from tests.searches import COLUMNS, KINDS, OPTIONS, ROWS, weights
 
 from requant.check import check
 from requant.check.checked import Checked
+from requant.check.findings import Counts, Finding, Measured
 from requant.check.reader import open_reader
-from requant.check.searches import TIES
+from requant.check.searches import TIES, Sought, weighed
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import FLOATS, SCALE, SHAPE, ZERO, Packed, Plain, pack, read
@@ -286,6 +287,24 @@ def test_a_machine_that_rounds_otherwise_is_not_accused(kind: str, tmp_path: Pat
         layers[name] = made_by(Searched(codec), wide, "BF16", {SCALE: narrow(told, "BF16")})
     found = checked(tmp_path, kind, "BF16", layers, observer="mse")
     assert not found.findings and CHOSEN not in found.ways
+
+
+@pytest.mark.parametrize(("columns", "exact", "groups", "accused"), [
+    (256, 3, 2048, True), (256, 2, 2048, False), (256, 9, 64, False), (1024, 9, 2048, False),
+])  # fmt: skip
+def test_a_group_accuses_only_beside_enough_of_its_kind(columns: int, exact: int, groups: int, accused: bool) -> None:
+    """Of channels: those of other lengths a GPU searches by another kernel, and few say nothing."""
+    codec, found = codec_of("int8"), (Finding("not rounded to nearest", f"odd.{SCALE}", 1, (7, 0), "1, recomputed 2"),)
+    sought = {
+        f"{number}": Sought(codec, 256, (CHOSEN, ()), Measured({CHOSEN: ()}, Counts(groups=groups)))
+        for number in range(exact)
+    }
+    measured = Measured({CHOSEN: found, SEARCHED: ()}, Counts(groups=groups, worse=1))
+    sought["odd"] = Sought(codec, columns, (SEARCHED, ()), measured)
+    made = weighed(sought, dict.fromkeys(sought, codec), lambda _, each: next(iter(each.findings.items())))
+    way, said = made["odd"]
+    assert (way, said) == ((CHOSEN, found) if accused else (SEARCHED, (replace(found[0], kind="a range errs less"),)))
+    assert made.keys() == {"odd"}
 
 
 def test_a_search_that_is_not_modelled_says_what_it_said(tmp_path: Path) -> None:

@@ -230,7 +230,9 @@ def settle(
     spans = {name: some[0][0].span for name, some in results.items()}
     helds = {name: Stored.of(span, checkpoint, base) for name, span in spans.items()}
     sought = {
-        name: Sought(helds[name].codec, each, seen[name]) for name, each in settled.items() if needs_search(each[0])
+        name: Sought(helds[name].codec, spans[name].columns, each, seen[name])
+        for name, each in settled.items()
+        if needs_search(each[0])
     }
     codecs = {name: held.codec for name, held in helds.items()}
     settled |= weighed(sought, codecs, lambda name, each: _way(spans[name], helds[name], each))

@@ -26,9 +26,10 @@ Settled = tuple[str, tuple[Finding, ...]]
 
 @dataclass(frozen=True)
 class Sought:
-    """A layer that a search makes: its format, how it was made so far and what was found, and what was measured."""
+    """A layer of so many inputs that a search makes: its format, how it was made so far, and what was measured."""
 
     codec: Codec
+    columns: int
     settled: Settled
     measured: Measured
 
@@ -37,6 +38,12 @@ class Sought:
         """Whether the configuration says that there was a search."""
         search = self.codec.search if isinstance(self.codec, Packed | Plain) else USUAL
         return search is None or search.stated
+
+    @property
+    def kind(self) -> tuple[Codec, int]:
+        """Its format, and how many weights share a scale: by that a GPU has other kernels, which round otherwise."""
+        height, width = self.codec.grid.steps(1, self.columns) if isinstance(self.codec, Packed | Plain) else (1, 1)
+        return self.codec, height * width
 
     @property
     def exact(self) -> bool:
@@ -76,18 +83,19 @@ def weighed(
     all layers; `judged` says how a layer was made by what was measured.
     """
     made: dict[str, Settled] = {}
-    every, counted = Counter(codecs.values()), Counter(each.codec for each in sought.values())
-    exact = Counter(each.codec for each in sought.values() if each.exact)
-    fitting = Counter(each.codec for each in sought.values() if not each.settled[1])
-    groups: Counter[Codec] = Counter()
+    every, needing = Counter(codecs.values()), Counter(each.codec for each in sought.values())
+    counted = Counter(each.kind for each in sought.values())
+    exact = Counter(each.kind for each in sought.values() if each.exact)
+    fitting = Counter(each.kind for each in sought.values() if not each.settled[1])
+    groups: Counter[tuple[Codec, int]] = Counter()
     for each in sought.values():
-        groups[each.codec] += each.measured.counts.groups if each.exact else 0
+        groups[each.kind] += each.measured.counts.groups if each.exact else 0
     for name, each in sought.items():
-        codec, most = each.codec, MOST * counted[each.codec]
-        known = exact[codec] >= most and groups[codec] >= ENOUGH
-        if not each.stated and 2 * counted[codec] < every[codec]:
+        kind, most = each.kind, MOST * counted[each.kind]
+        known = exact[kind] >= most and groups[kind] >= ENOUGH
+        if not each.stated and 2 * needing[each.codec] < every[each.codec]:
             made[name] = judged(name, each.without(CHOSEN, SEARCHED))
-        elif each.of_scales(each.settled[1]) and fitting[codec] < most:
+        elif each.of_scales(each.settled[1]) and fitting[kind] < most:
             made[name] = NEAR, each.measured.findings.get(NEAR, ())
         elif each.settled[0].startswith(SEARCHED):
             way, found = judged(name, each.without(SEARCHED))
