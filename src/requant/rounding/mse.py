@@ -30,7 +30,7 @@ CHOSEN, SEARCHED = "compressed-tensors, MSE", "within reach of compressed-tensor
 UNIT = 2.0**-24
 """By what share float32 rounds."""
 FARTHEST = 89.0
-"""More than the magnitude of any float32's logarithm: what an exponent is off by counts so often in a power."""
+"""More than the magnitude of any normal float32's logarithm: what an exponent is off by counts so often in a power."""
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
 AT_ONCE = 1 << 18
@@ -106,11 +106,12 @@ class Searched(MinMax):
         how = levels, *table(used, dtype), CUT[dtype], series(used)
         errors(weights, scales, zeros, *steps, PLACES[dtype], *how, sums, more)
         count = min(steps[0], len(weights)) * min(steps[1], weights.shape[1])
+        off, each = count * UNIT / (1 - count * UNIT), REST
+        if dtype == "F32":
+            each += POW + np.expm1(abs(float(np.float32(norm)) - norm) * FARTHEST)
         with np.errstate(all="ignore"):
-            off = count * UNIT / (1 - count * UNIT)
-            if dtype == "F32":
-                off += POW + REST + abs(float(np.float32(norm)) - norm) * FARTHEST
-            least, greatest = sums * (1 - off) - count * FLUSHED, (sums + more) * (1 + off) + count * FLUSHED
+            least = sums * (1 - off) * (1 - each) - count * FLUSHED
+            greatest = (sums + more) * (1 + off) * (1 + each) + count * FLUSHED
             least, greatest = (
                 floats.rounded(each.astype(np.float32), dtype).astype(np.float64)
                 for each in (np.maximum(least, 0), greatest)
