@@ -88,9 +88,9 @@ TRIED: Mapping[type[Codec], str] = {
     ModelOptNVFP4: "nvidia-modelopt 0.47.0 on a CPU, `NVFP4QTensor.quantize`",
     MX: "compressed-tensors 0.20.1",
     NVFP4: "compressed-tensors 0.20.1",
-    Packed: "compressed-tensors 0.20.1, 0.17.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton form on no GPU",
+    Packed: "compressed-tensors 0.20.1, 0.17.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton forms on no GPU",
     PerTensor: "AutoFP8 505a7ed",
-    Plain: "compressed-tensors 0.20.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton form on no GPU",
+    Plain: "compressed-tensors 0.20.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton forms on no GPU",
 }
 """The tools, and their versions, whose output the formulas of a codec were held against: tests/fixtures."""
 

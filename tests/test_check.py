@@ -119,7 +119,7 @@ class Spoilable:
 
     def weight(self, layer: str) -> Array:
         """The base's weight [out, in] of a layer, float32."""
-        from requant.check.spans import source_rows
+        from requant.check.rows import source_rows
 
         where = source_rows(layer, {name: tensor.spec for name, tensor in self.weights.items()})
         assert where

@@ -11,18 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import awkward
-from tests.checkpoints import shard
 from tests.fixture import Stored, damaged, load, wrong
 
-from requant.check import check
-from requant.check.checked import Checked
-from requant.check.reader import open_reader
 from requant.formats import codec, floats
 from requant.formats.compressed_tensors import FLOATS, MX, NVFP4, Packed, Plain, read
 from requant.formats.grid import Grid
 from requant.formats.targets import targets
-from requant.rounding.compressed_tensors import SEARCHED, SHRINKS, MinMax
+from requant.rounding.compressed_tensors import MinMax
 from requant.rounding.formulas import formulas
+from requant.rounding.mse import CHOSEN
 
 FIXTURE = Path(__file__).parent / "fixtures/compressed_tensors/stored.safetensors"
 GROUP, CHANNEL, TENSOR, BLOCK = Grid(1, 32), Grid(1, None), Grid(None, None), Grid(128, 128, exact=False)
@@ -73,7 +70,7 @@ def test_the_real_tools_tensors_are_recomputed(stored: Stored, name: str, dtype:
     if name == "fp8signed":
         assert all(isinstance(each, MinMax) and each.signed for each in exact)
     elif name.endswith("mse"):
-        assert SEARCHED in {each.name for each in exact}  # some ranges were best as they are
+        assert CHOSEN in {each.name for each in exact}  # some ranges were best as they are
     else:
         assert exact[0] == formulas(form)[0]
 
@@ -136,7 +133,7 @@ def test_one_bit_is_seen_where_it_is(stored: Stored, name: str) -> None:
         if part.every:
             place = found[suffix].size // 2
             seen = wrong(formula, wide, "BF16", damaged(found, suffix, place), parts)
-            if formula.name == SEARCHED and suffix not in ("weight", "weight_packed"):
+            if formula.name == CHOSEN and suffix not in ("weight", "weight_packed"):
                 assert seen  # in the scale, or, where it is the one of another range, in the codes
             else:
                 assert seen == {suffix: [place]}
@@ -297,64 +294,6 @@ def test_a_declaration_of_the_real_tool_is_read() -> None:
     text = '{"actorder": null, "block_structure": null, "dynamic": false, "group_size": null, "num_bits": 8, "observer": "memoryless_minmax", "observer_kwargs": {}, "scale_dtype": null, "strategy": "channel", "symmetric": true, "type": "float", "zp_dtype": null}'  # noqa: E501
     group = scheme("float-quantized", ["Linear"], {"dynamic": True, "strategy": "token"}, **json.loads(text))
     assert read(config(config_groups={"group_0": group})).codec("x") == Plain("float-quantized", 8, True, CHANNEL)
-
-
-def test_a_range_that_errs_more_than_the_whole_one_is_not_told() -> None:
-    form = Plain("int-quantized", 8, False, CHANNEL)
-    wide = np.linspace(-1, 1, 16 * 64, dtype=np.float32).reshape(16, 64)
-    formula = MinMax(form, searched=True)
-    ranges = formula._ranges(wide, "BF16")
-    narrowest = codec.narrow(ranges(SHRINKS[-1])[0], "BF16")
-    made = formula.encode(wide, "BF16", {"weight_scale": narrowest})
-    np.testing.assert_array_equal(made["weight_scale"], codec.narrow(ranges(SHRINKS[0])[0], "BF16"))
-
-
-@pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (3, "clean")])
-def test_a_search_explains_most_layers_of_a_file_or_none(searched: int, outcome: str, tmp_path: Path) -> None:
-    """Of four layers made without one, a scale that is off by a hundredth is damage, though a search tries it."""
-    found = of_four(tmp_path, searched, every=searched > 1)
-    assert found.outcome == outcome
-    assert {each.tensor.rpartition(".")[0] for each in found.findings} <= {"layers.0.up_proj"}
-
-
-def test_what_a_search_does_not_explain_is_named_all_the_same(tmp_path: Path) -> None:
-    """A layer with many such scales is near the base, and its shape is wrong."""
-    found = of_four(tmp_path, 1, every=True, shape=(64, 64))
-    assert [(each.kind, each.tensor) for each in found.findings] == [
-        ("declared otherwise", "layers.0.up_proj.weight_shape")
-    ]
-
-
-def of_four(folder: Path, searched: int, *, every: bool, shape: tuple[int, int] = (64, 128)) -> Checked:
-    """Check four layers, some with the scales of a search, in `every` group or one; the first says another shape."""
-    form, rng = Packed(4, Grid(1, 32)), np.random.default_rng(3)
-    weight = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
-    stated: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": []}
-    stated |= {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weight}}}
-    base, made = {}, {}
-    for number in range(4):
-        name, wide = f"layers.{number}.up_proj", (rng.normal(size=(64, 128)) * 0.02).astype(np.float32)
-        wide = codec.widen(codec.narrow(wide, "BF16"), "BF16")
-        base[f"{name}.weight"] = "BF16", [64, 128], codec.narrow(wide, "BF16").tobytes()
-        stored: Any = MinMax(form).encode(wide, "BF16", {})
-        if number < searched:
-            plain, told = stored["weight_scale"], stored["weight_scale"].copy()
-            for place in np.ndindex(told.shape):
-                told[place] -= 1
-                stored = MinMax(form, searched=True).encode(wide, "BF16", {"weight_scale": told})
-                if not every and (stored["weight_scale"] != plain).any():
-                    break
-            assert (stored["weight_scale"] != plain).any()
-        made[f"{name}.weight_packed"] = "I32", [64, 16], stored["weight_packed"].tobytes()
-        made[f"{name}.weight_scale"] = "BF16", [64, 4], stored["weight_scale"].tobytes()
-        told = np.array((64, 128) if number else shape, np.int64)
-        made[f"{name}.weight_shape"] = "I64", [2], told.tobytes()
-    for side, tensors, said in (("base", base, {}), ("made", made, {"quantization_config": stated})):
-        (folder / side).mkdir()
-        (folder / side / "model.safetensors").write_bytes(shard(tensors))
-        (folder / side / "config.json").write_text(json.dumps({"model_type": "llama"} | said))
-    with open_reader(str(folder / "made")) as theirs, open_reader(str(folder / "base")) as ours:
-        return check(theirs, ours, threads=1)
 
 
 @pytest.mark.parametrize("bits", [5, 6, 7])

@@ -283,7 +283,9 @@ def coverage(recipe: Recipe, tiny: str | None, known: Mapping[str, Builder]) -> 
                 parties[file] = party_of(bundle, statement(audit), known, audit.auditor)
             except SignatureError as error:
                 stale[file] = error.said
-    audits = {file: found[file] for file in sorted(parties, key=lambda each: (parties[each].label, found[each].finished))}
+    audits = {
+        file: found[file] for file in sorted(parties, key=lambda each: (parties[each].label, found[each].finished))
+    }
     rebuilds, refused = read_rebuilds(recipe, tiny, build.manifest, known, build.recipe)
     counted = {file: build.label(audit, parties[file]) for file, audit in audits.items()}
     counted |= {file: build.label_of(each) for file, each in rebuilds.items()}

@@ -90,8 +90,9 @@ def read_rebuilds(
 ) -> tuple[dict[str, Rebuild], dict[str, str]]:
     """Return the rebuilds of what a manifest records, by file name, and why the others are refused.
 
-    They are sorted by whose they are and what came of them, for a file name is a digest, and says nothing. Those of another size of the tiny model are another build's. `digest` is that of the recorded recipe. Raises
-    CheckpointError for a folder that cannot be read.
+    They are sorted by whose they are and what came of them: a file name is a digest, and says nothing. Those of
+    another size of the tiny model are another build's. `digest` is that of the recorded recipe. Raises CheckpointError
+    for a folder that cannot be read.
     """
     folder = recipe.beside(FOLDER)
     files = {path: record.sha256 for path, record in manifest.files.items()}

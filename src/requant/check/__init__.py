@@ -15,19 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from requant.check.checked import Checked, judge
-from requant.check.declared import (
-    Scheme,
-    beside,
-    contradictions,
-    floats,
-    presence,
-    read_scheme,
-    unknown,
-    unmodelled,
-    zero_points,
-)
+from requant.check.contradictions import beside, contradictions, floats, presence, unmodelled, zero_points
+from requant.check.declared import Scheme, read_scheme, unknown
 from requant.check.examine import examine
-from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, NOTES, TUNED, Finding, Measured
+from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, OFF_BY_ONE, TUNED, Finding, Measured
 from requant.check.finished import Finished
 from requant.check.key_values import key_values
 from requant.check.layouts import settled as laid_out
@@ -58,7 +49,7 @@ CODED = 1 << 21
 which threads wait for each other, is as long for fewer."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
-SCHEMA = 5
+SCHEMA = 6
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
 
@@ -147,7 +138,7 @@ def check(
     settled |= {span.name: nearly(by_piece[span.name]) for span in spans if span.by_nearest and span.name in by_piece}
     judged, layers, statistics, counts = judge(by_piece, settled)
     if recipe:  # nothing is left to a tool
-        judged = [replace(each, kind="wrong zero point") if each.kind in NOTES else each for each in judged]
+        judged = [replace(each, kind="wrong zero point") if each.kind == OFF_BY_ONE else each for each in judged]
     if scheme is not None and scheme.rounds and (tuned := [*layers.values()].count(TUNED)):
         judged.append(Finding("not modelled", "quantization_config: iters", tuned, detail="0, and layers were tuned"))
     return Checked.of(

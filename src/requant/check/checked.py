@@ -26,6 +26,7 @@ from requant.check.findings import (
 )
 from requant.evidence.outcomes import Judged
 from requant.rounding import ways as rounding
+from requant.rounding.mse import CHOSEN
 from requant.rounding.reach import Reach, tightest
 
 UNKNOWN = "in no known way"
@@ -130,7 +131,7 @@ class Checked:
             lines.append(f"not modelled: {_names(each.tensor for each in same)}: {detail}")
         for place, same in _grouped(self.notes, lambda each: f"{each.kind}: {each.tensor.rpartition(': ')[0]}"):
             names = _names(each.tensor.rpartition(": ")[2] for each in same)
-            lines.append(f"{place}: {names}".replace(": : ", ": "))
+            lines.append(f"{place}: {names}{_where(same[0]) if same[0].index else ''}".replace(": : ", ": "))
         if not self.packed:
             lines.append("nothing is quantized")
         lines += [f"{count:,} {way}" for way, count in self.ways.items()]
@@ -148,6 +149,11 @@ class Checked:
             error = sqrt(near.missed / near.whole)
             share = f", {sqrt(near.missed / near.best):.2f} times what rounding to nearest leaves" if near.best else ""
             lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square{share}")
+        chosen = Counts.total(each for name, each in self.counts.items() if self.layers[name].startswith(CHOSEN))
+        if chosen.groups:
+            lines.append(
+                f"ranges that a search takes: of {chosen.groups:,} groups made again, rounding decides {chosen.ties:,}"
+            )
         if self.read < self.total:
             lines.append(
                 f"a sample: {self.total - self.read:,} of {self.total:,} bytes were not read, among them all of "

@@ -1,4 +1,4 @@
-"""What a `quantization_config` says of each layer's codes, held against the tensors that are there.
+"""What a `quantization_config` says of each layer's codes; `contradictions.py` holds it against the tensors.
 
 Field names are AutoRound's. A stranger wrote them: what is not of the expected type contradicts the tensors, or is
 not modelled, and never ends the check.
@@ -6,15 +6,13 @@ not modelled, and never ends the check.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from requant.check.findings import Finding, Kind
 from requant.check.side_files import CONFIG, SIDE_FILES, Side
-from requant.check.spans import Span
-from requant.checkpoint.loadable import DROPPED
 from requant.formats import AWQ, FORMATS, GPTQ, GPTQ_V2, Format, declarations
 from requant.formats.codec import Declaration
 from requant.inspect.loaders.resolver import is_expression, is_tried, matches
@@ -41,8 +39,6 @@ MAX_EXPRESSIONS = 256
 """More regular expressions than this in `extra_config`, of all files together, are not tried on every layer."""
 UNSTATED = object()
 
-_INDEX = re.compile(r"\.\d+(?=\.)")
-
 
 @dataclass(frozen=True)
 class Scheme:
@@ -67,7 +63,7 @@ class Scheme:
             return self.read
         if self.format is None and self.read is None:
             named = "packing_format" if method in METHODS else "quant_method"
-            return f"{named} {_said(self.value.get(named))}"
+            return f"{named} {said_of(self.value.get(named))}"
         many = len(self.expressions) > MAX_EXPRESSIONS
         return f"extra_config with {len(self.expressions):,} regular expressions" if many else ""
 
@@ -103,7 +99,7 @@ class Scheme:
 
     @property
     def _is_gemm(self) -> bool:
-        return str(self.value.get("version", "gemm")).lower() == "gemm" and _is(self.value.get("bits"), 4)
+        return str(self.value.get("version", "gemm")).lower() == "gemm" and is_number(self.value.get("bits"), 4)
 
     @property
     def scales(self) -> bool:
@@ -143,12 +139,12 @@ class Scheme:
             stated = stated.split(",")
         if not isinstance(stated, list):
             return None
-        return tuple(f"{name.strip()}." for name in _flat(stated))
+        return tuple(f"{name.strip()}." for name in flat(stated))
 
     @property
     def rounds(self) -> bool:
         """Whether it says that nothing was tuned."""
-        return _is(self.value.get("iters"), 0)
+        return is_number(self.value.get("iters"), 0)
 
     def override(self, layer: str) -> Mapping[str, Any]:
         """Return the entry of `extra_config` that names a layer, exactly or by an expression; empty where none does."""
@@ -205,7 +201,7 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
     stated = {CONFIG: declarations.stated(config or {}), **{file: side.config(file) for file in SIDE_FILES}}
     read: dict[str, dict[str, Any]] = {file: value for file, value in stated.items() if isinstance(value, dict)}
     faults = [
-        Finding("declared otherwise", f"{file}: quantization_config", detail=f"{_said(value)}, expected an object")
+        Finding("declared otherwise", f"{file}: quantization_config", detail=f"{said_of(value)}, expected an object")
         for file, value in stated.items()
         if value is not None and file not in read
     ]
@@ -214,11 +210,13 @@ def read_scheme(side: Side) -> tuple[Scheme | None, list[Finding]]:
         for key in sorted(value.keys() & read[first].keys()):
             if value[key] != read[first][key]:
                 kind: Kind = "rewritten by a tool" if key in REWRITTEN else "declared otherwise"
-                detail = f"{_said(value[key])}, {first} has {_said(read[first][key])}"
+                detail = f"{said_of(value[key])}, {first} has {said_of(read[first][key])}"
                 faults.append(Finding(kind, f"{file}: {key}", detail=detail))
     said, other = (config or {}).get("quantization_config"), (config or {}).get("quantization")
     if said and other and said != other:  # MLX reads the latter, and writes both
-        faults.append(Finding("declared otherwise", f"{CONFIG}: quantization", detail=f"{_said(other)}, not the same"))
+        faults.append(
+            Finding("declared otherwise", f"{CONFIG}: quantization", detail=f"{said_of(other)}, not the same")
+        )
     if not read:
         return None, faults
     scheme, beyond = _beside(read)
@@ -263,13 +261,13 @@ def unknown(scheme: Scheme, packed: Collection[str] = ()) -> Iterator[Finding]:
             if key not in KNOWN and said and said != HARMLESS.get(key) and not _is_idle(key, value, packed):
                 found[f"{where}: {key}"] += 1
         if str(value.get("data_type", "int")).startswith("int") and value.get("data_type", "int") != "int":
-            found[f"{where}: data_type {_said(value['data_type'])}"] += 1
+            found[f"{where}: data_type {said_of(value['data_type'])}"] += 1
     for key, count in sorted(found.items()):
         yield Finding("not modelled", key, count, detail="could change what the codes mean")
     # Not tried, they name no layer here, and may name every one for a loader.
     for where, each in (("", scheme), *((f"{file}: ", aside) for file, aside in scheme.asides.items())):
         if untried := [key for key, _ in each.expressions if not is_tried(key)]:
-            detail = f"expressions that are not tried, such as {_said(untried[0])}"
+            detail = f"expressions that are not tried, such as {said_of(untried[0])}"
             yield Finding("not modelled", f"{where}extra_config", len(untried), detail=detail)
 
 
@@ -305,162 +303,17 @@ def _strange(value: Mapping[str, Any]) -> Iterator[str]:
             yield from (key for each in stated.values() if not isinstance(each, dict))
 
 
-def unmodelled(spans: Iterable[Span]) -> list[Finding]:
-    """Return a finding for each layer or tensor whose values are not held against the base."""
-    return [Finding("not modelled", span.name, detail=span.unmodelled) for span in spans if span.unmodelled]
-
-
-def presence(scheme: Scheme | None, side: Side, packed: int) -> Iterator[Finding]:
-    """Yield a finding where layers are packed and a configuration says nothing of it, or the other way round."""
-    where = f"{CONFIG}: quantization_config"
-    if packed and scheme is None and CONFIG in side.names:
-        yield Finding("declared otherwise", where, detail=f"not there, {packed:,} layers are packed")
-    if not packed and scheme is not None and not scheme.foreign:
-        yield Finding("declared otherwise", where, detail="no layer is packed")
-
-
-def contradictions(scheme: Scheme, spans: Sequence[Span], linears: Collection[str] = ()) -> Iterator[Finding]:
-    """Yield what the configuration says otherwise than the shapes of packed layers, and than which layers are packed.
-
-    `linears` names layers that are known to be linear, where the architecture is modelled. What a side file says
-    wrongly is told where `config.json` does not say the same: a loader may read either.
-    """
-    packed = {span.name: span for span in spans if span.packing}
-    told = dict.fromkeys((*_shapes(scheme, packed), *_floats(scheme, spans, packed, linears)))
-    yield from told
-    yield from _blocks(scheme, packed)
-    sym, zero_point = scheme.value.get("sym"), scheme.value.get("zero_point")
-    if packed and isinstance(sym, bool) and zero_point is sym:  # AWQ's loaders go by the latter
-        yield Finding("declared otherwise", "quantization_config.zero_point", detail=f"{zero_point}, and sym {sym}")
-    for file, aside in scheme.asides.items():
-        for each in (*_shapes(aside, packed), *_floats(aside, spans, packed, linears)):
-            if each not in told:
-                yield replace(each, detail=f"{file}: {each.detail}")
-        if (own := Scheme(aside.own, beneath=scheme)).blocks != scheme.blocks:
-            # AutoRound 0.12.2 names the MTP block in `config.json` alone (defect D04).
-            beside = {layer: span for layer, span in packed.items() if not layer.startswith(DROPPED)}
-            yield from (replace(each, detail=f"{file}: {each.detail}") for each in _blocks(own, beside))
-
-
-def zero_points(scheme: Scheme, layer: str, middle: bool) -> Iterator[Finding]:
-    """Yield what is said otherwise of a layer than its zero points show: all in the `middle`, or not.
-
-    Wrong zero points of a layer that `config.json` says to be symmetric are named where codes are examined.
-    """
-    declared = scheme.symmetric(layer)
-    shown = "every zero point is in the middle" if middle else "not every zero point is in the middle"
-    if middle and not declared:
-        yield Finding("declared otherwise", f"{layer}.qzeros", detail=f"sym False, {shown}")
-    for file, aside in scheme.asides.items():
-        if (said := aside.symmetric(layer)) not in (declared, middle):
-            yield Finding("declared otherwise", f"{layer}.qzeros", detail=f"{file}: sym {said}, {shown}")
-
-
-def _shapes(scheme: Scheme, packed: Mapping[str, Span]) -> Iterator[Finding]:
-    """Yield what is said of packed layers otherwise than the shapes of their tensors show."""
-    for layer, span in packed.items():
-        for key, said, found in _unlike(scheme, span):
-            yield Finding("declared otherwise", f"{layer}.qweight", detail=f"{key} {said}, the tensors have {found}")
-
-
-def _unlike(scheme: Scheme, span: Span) -> Iterator[tuple[str, str, str]]:
-    """Yield a key, what it says of a packed layer, and what its tensors show."""
-    packing, layer = span.packing, span.name
-    if packing is None:
-        return
-    said = {key: scheme.of(layer, key, UNSTATED) for key in ("bits", "group_size", "sym", "data_type")}
-    if not _is(said["bits"], packing.bits):
-        yield "bits", _said(said["bits"]), f"{packing.bits}"
-    if _groups(said["group_size"], span.columns) != packing.groups:
-        yield "group_size", _said(said["group_size"]), f"{packing.groups} groups for {span.columns} inputs"
-    if not isinstance(said["sym"], bool) and said["sym"] is not UNSTATED:
-        yield "sym", _said(said["sym"]), "zero points"
-    if said["data_type"] is not UNSTATED and not str(said["data_type"]).startswith("int"):
-        yield "data_type", _said(said["data_type"]), "integer codes"
-    if scheme.layout != packing.layout:
-        stated = scheme.value.get("packing_format", UNSTATED)
-        yield "packing_format", _said(stated), f"words in the order of {packing.layout}"
-    if scheme.value.get("desc_act") is True and scheme.value.get("quant_method") in METHODS:
-        yield "desc_act", "true", "inputs in order, without g_idx"
-    modules = scheme.value.get("modules_in_block_to_quantize")
-    if isinstance(modules, list) and not layer.endswith(tuple(f".{name}" for name in _flat(modules))):
-        yield "modules_in_block_to_quantize", _said(modules), "this layer packed"
-
-
-def _blocks(scheme: Scheme, packed: Mapping[str, Span]) -> Iterator[Finding]:
-    """Yield packed blocks that are not declared, and declared ones of which nothing is packed.
-
-    A layer beside the blocks, such as `lm_head`, is none of what the key speaks of.
-    """
-    if scheme.blocks is None:
-        return
-    key = "quantization_config.block_name_to_quantize"
-    blocks = Counter(
-        layer[: found.end()]
-        for layer in packed
-        if (found := _INDEX.search(layer)) and not layer.startswith(scheme.blocks) and not scheme.override(layer)
-    )
-    for block, count in blocks.items():
-        yield Finding("declared otherwise", key, count, detail=f"does not name {block}, whose layers are packed")
-    for prefix in scheme.blocks:
-        if not any(layer.startswith(prefix) for layer in packed):
-            yield Finding("declared otherwise", key, detail=f"names {prefix[:-1]}, where no layer is packed")
-
-
-def _floats(
-    scheme: Scheme, spans: Sequence[Span], packed: Iterable[str], linears: Collection[str]
-) -> Iterator[Finding]:
-    """Yield float layers that are declared packed: by an entry of their own, or because their likes are packed.
-
-    An expression also finds norms and embeddings, and packs none of them.
-    """
-    likes = {_INDEX.sub(".#", layer) for layer in packed}
-    for span in spans:
-        layer = span.name.removesuffix(".weight")
-        if span.packing or span.unmodelled or layer == span.name:
-            continue
-        own = scheme.override(layer)
-        bits = own.get("bits", scheme.value.get("bits"))
-        declared = isinstance(bits, int) and bits < FLOAT
-        inside = scheme.blocks is None or layer.startswith(scheme.blocks)
-        known = layer in linears or _INDEX.sub(".#", layer) in likes
-        if declared and ("bits" in scheme.overrides.get(layer, {}) or (known and ("bits" in own or inside))):
-            yield Finding("declared otherwise", span.name, detail=f"bits {bits}, the layer is float")
-
-
-def beside(scheme: Scheme) -> Iterator[Finding]:
-    """Yield what side files declare of a format that lies row by row beyond what `config.json` does."""
-    for file, aside in scheme.asides.items():
-        for key in sorted(aside.own.keys() - scheme.value.keys()):
-            if aside.own[key]:
-                yield Finding("not modelled", f"{file}: {key}", detail="config.json does not say it")
-
-
-def floats(declaration: Declaration, spans: Sequence[Span]) -> Iterator[Finding]:
-    """Yield float layers that are declared to be stored in a format, as their likes are."""
-    stored = [span.name for span in spans if span.codec or span.unmodelled]
-    weights = (span.name for span in spans if not span.quantized and span.name.endswith(".weight"))
-    layers = (name.removesuffix(".weight") for name in weights)
-    for layer, codec in declarations.left_float(declaration, stored, layers):
-        yield Finding("declared otherwise", f"{layer}.weight", detail=f"{codec.name}, the layer is float")
-
-
-def _groups(size: Any, columns: int) -> int | None:
-    """Return how many groups `group_size` makes of `columns` inputs; None where it is no size."""
-    if type(size) is not int or not (size == -1 or size > 0):
-        return None
-    return 1 if size == -1 else -(-columns // size)
-
-
-def _flat(names: list[Any]) -> Iterator[str]:
+def flat(names: list[Any]) -> Iterator[str]:
     """Yield the names of a list, which AutoRound nests by tower and GPTQ by step."""
     for each in names:
         yield from (name for name in (each if isinstance(each, list) else [each]) if isinstance(name, str))
 
 
-def _is(stated: Any, found: int) -> bool:
+def is_number(stated: Any, found: int) -> bool:
+    """Say whether something that is stated is this whole number, and no truth value or text."""
     return type(stated) is int and stated == found
 
 
-def _said(value: Any) -> str:
+def said_of(value: Any) -> str:
+    """Return how a finding words a stated value."""
     return "not stated" if value is UNSTATED else f"{value!r:.80}"

@@ -14,6 +14,7 @@ from requant.check.findings import (
     EXTENDED,
     FAITHFUL,
     NEAR,
+    OFF_BY_ONE,
     RETURNED,
     ROUNDED,
     TUNED,
@@ -141,7 +142,7 @@ def _zero_points(seen: Packed, way: str, wrong: list[Finding]) -> list[Finding]:
     The rounding of tensors that AutoRound did not tune stores them as they are, whatever the format is (defect D10).
     """
     if way == rounding.ABSMAX and (seen.stored == seen.packing.middle + seen.span.less).all():
-        return [replace(each, kind="zero points off by one") for each in wrong]
+        return [replace(each, kind=OFF_BY_ONE) for each in wrong]
     return wrong
 
 

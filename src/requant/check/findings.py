@@ -26,12 +26,14 @@ Kind = Literal[
     "rewritten by a tool",
     "stated by the checkpoint alone",
     "stated by the base alone",
+    "a range errs less",
 ]
 NOTES: tuple[Kind, ...] = (
     "zero points off by one",
     "rewritten by a tool",
     "stated by the checkpoint alone",
     "stated by the base alone",
+    "a range errs less",
 )
 """Kinds that are named and accuse nobody."""
 COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
@@ -42,6 +44,7 @@ SCALED = "the base's numbers, scaled by channel"
 RETURNED = "the base's numbers, 1 added and taken off again"
 """Ways in which a tensor can have been made; `rounding` has the others."""
 ROUNDED: Kind = "not rounded to nearest"
+OFF_BY_ONE: Kind = "zero points off by one"
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""
 
@@ -75,6 +78,8 @@ class Counts:
     `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
     of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
     base's, where something that is stored follows from it; `best` is what rounding to nearest would leave of `missed`.
+    Of `groups` the choice of a range was made again; of `ties` rounding decides it, and `worse` clearly do not have the
+    one that errs least.
     """
 
     codes: int = 0
@@ -86,6 +91,9 @@ class Counts:
     whole: float = 0.0
     widest: float = 0.0
     best: float = 0.0
+    groups: int = 0
+    ties: int = 0
+    worse: int = 0
 
     @classmethod
     def total(cls, some: Iterable["Counts"]) -> "Counts":
@@ -101,6 +109,9 @@ class Counts:
             sum(one.whole for one in each),
             max((one.widest for one in each), default=cls.widest),
             sum(one.best for one in each),
+            sum(one.groups for one in each),
+            sum(one.ties for one in each),
+            sum(one.worse for one in each),
         )
 
 

@@ -5,7 +5,7 @@ where zeros would be nearer.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -13,13 +13,14 @@ import numpy as np
 
 from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
 from requant.check.reader import Reader
+from requant.check.searches import TIES, Sought, needs_search, weighed
 from requant.check.spans import Span, Window
 from requant.check.weights import as_floats, read_weights
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, widen
-from requant.rounding.compressed_tensors import SEARCHED
-from requant.rounding.formula import Formula
+from requant.rounding.formula import Choice, Choosing, Formula
 from requant.rounding.formulas import formulas
+from requant.rounding.mse import SEARCHED
 
 FEW = 1 / 16
 """Of the elements of a tensor, what may differ, or else one, before it was made in another way rather than damaged."""
@@ -80,11 +81,18 @@ class Stored:
 
 
 def recompute(
-    window: Window, checkpoint: Reader, base: Reader, *, every: bool = False, given: Arrays = MappingProxyType({})
+    window: Window,
+    checkpoint: Reader,
+    base: Reader,
+    *,
+    every: bool = False,
+    ways: Collection[str] = (),
+    given: Arrays = MappingProxyType({}),
 ) -> Measured:
     """Make rows of a layer again by each formula; those after the first that fits only if `every` one is asked for.
 
-    What is `given` takes the place of what the checkpoint has of the layer as a whole.
+    If `ways` are named, it is by each of these. What is `given` takes the place of what the checkpoint has of the layer
+    as a whole.
     """
     span, first, last = window.span, window.first, window.last
     held = Stored.of(span, checkpoint, base)
@@ -92,19 +100,25 @@ def recompute(
     weights = as_floats(read_weights(base, span, first, last - first))
     weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
     findings: dict[str, tuple[Finding, ...]] = {}
-    fits, reference = False, None
-    for formula in formulas(held.codec):
+    fits, reference, choice = False, None, Choice({})
+    every = every or bool(ways)
+    for formula in (each for each in formulas(held.codec) if not ways or each.name in ways):
         if fits and not every:
             break
         if findings and not every and _differs(formula, held, weights, stored):
             continue
-        made = formula.encode(weights, held.dtype, stored)
+        if isinstance(formula, Choosing):
+            choice = formula.choose(weights, held.dtype, stored)
+            made = choice.tensors
+        else:
+            made = formula.encode(weights, held.dtype, stored)
         findings[formula.name] = tuple(_differences(span, held, made, stored, first))
         reference = reference or {**stored, **made}
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
-    counts = Counts(codes=weights.size, widest=widest)
+    searched = Counts(groups=choice.groups, ties=choice.ties, worse=choice.worse)
+    counts = replace(searched, codes=weights.size, widest=widest)
     if fits and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
@@ -183,14 +197,16 @@ def settle(
     settled: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     off: dict[str, tuple[Finding, ...]] = {}
     odd: dict[str, tuple[Finding, ...]] = {}
-    searched: dict[str, Measured] = {}
+    seen: dict[str, Measured] = {}
     unmade: dict[tuple[Codec, str], frozenset[str]] = {}
     for name, some in results.items():
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
-        if len({frozenset(each.findings) for _, each in some}) > 1:  # a window may fit a formula that others do not
-            some = [(window, recompute(window, checkpoint, base, every=True)) for window, _ in some]
+        tried = {frozenset(each.findings) for _, each in some}
+        if len(tried) > 1:  # a window may fit a formula that others do not
+            ways = frozenset().union(*tried)
+            some = [(window, recompute(window, checkpoint, base, ways=ways)) for window, _ in some]
         measured = merge(each for _, each in some)
         way, found = _way(span, held, measured)
         if way != NEAR and measured.counts.missed > measured.counts.whole:
@@ -198,8 +214,7 @@ def settle(
         if way == NEAR and whole:
             way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
         settled[name] = way, found
-        if way.startswith(SEARCHED):
-            searched[name] = measured
+        seen[name] = measured
         formula = next((each for each in formulas(held.codec) if each.name == way), None)
         if formula and (kind := (held.codec, formula.name)) not in unmade:
             unmade[kind] = _unmade(span, held, formula, checkpoint)
@@ -208,10 +223,15 @@ def settle(
         odd[name] = (*fixed(span, held, checkpoint), *_inputs(span, held, checkpoint))
         if whole and formula and settled[name][0] == way:
             off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
-    for name in _lone(searched, results):
-        span, measured = results[name][0][0].span, searched[name]
-        plain = {way: found for way, found in measured.findings.items() if not way.startswith(SEARCHED)}
-        settled[name] = _way(span, Stored.of(span, checkpoint, base), replace(measured, findings=plain))
+    spans = {name: some[0][0].span for name, some in results.items()}
+    helds = {name: Stored.of(span, checkpoint, base) for name, span in spans.items()}
+    sought = {
+        name: Sought(helds[name].codec, spans[name].columns, each, seen[name])
+        for name, each in settled.items()
+        if needs_search(each[0])
+    }
+    codecs = {name: held.codec for name, held in helds.items()}
+    settled |= weighed(sought, codecs, lambda name, each: _way(spans[name], helds[name], each))
     for name, more in odd.items():
         way, found = settled[name]
         settled[name] = way, (*found, *more)
@@ -223,7 +243,12 @@ def settle(
             settled[name] = way, (*found, *faults)
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
-    return settled | _agreed(settled, results, checkpoint, base)
+    settled |= _agreed(settled, results, checkpoint, base)
+    ties = {name for name, (way, _) in settled.items() if needs_search(way) and seen[name].counts.ties}
+    return {
+        name: (way + TIES if name in ties and not way.startswith(SEARCHED) else way, found)
+        for name, (way, found) in settled.items()
+    }
 
 
 def givers(
@@ -268,18 +293,14 @@ def _agreed(
     agreed: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     for codec, ways in exact.items():
         last = max(ways.values(), key=_names(codec).index)
-        others = [name for name, way in ways.items() if way != last]
-        again = ((recompute(window, checkpoint, base, every=True) for window, _ in results[name]) for name in others)
+        if last.startswith(SEARCHED):  # what is exact is not said to be less
+            continue
+        alike = (name for name, way in ways.items() if needs_search(way) == needs_search(last))
+        others = [name for name in alike if ways[name] != last]
+        again = ((recompute(window, checkpoint, base, ways=[last]) for window, _ in results[name]) for name in others)
         if all(each.findings[last] == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
-
-
-def _lone(searched: Mapping[str, Measured], results: Mapping[str, Sequence[tuple[Window, Measured]]]) -> list[str]:
-    """Return the layers that only a search explains where most of their codec's others need none: these are damaged."""
-    codecs = {name: some[0][0].span.codec for name, some in results.items()}
-    all_of, counted = Counter(codecs.values()), Counter(codecs[name] for name in searched)
-    return [name for name in searched if 2 * counted[codecs[name]] < all_of[codecs[name]]]
 
 
 def _names(codec: Codec) -> list[str]:

@@ -5,7 +5,6 @@ a time. Every row of the base must be used exactly once, and nothing may be left
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,17 +12,13 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from requant.check.findings import Finding
+from requant.check.rows import RENAMED, Rows, as_planned, halves, source_bias, source_rows
 from requant.checkpoint.safetensors import Spec
 from requant.formats import AWQ, BITS, GPTQ, ORDER, PACKED, Packing, gptq, packing_of
 from requant.formats.codec import FLOATS, Array, Codec, Declaration, Part, layer_of, named
 from requant.formats.declarations import forms
 from requant.protocol import Source
 
-_EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d*)\.(gate|up|down)_proj")
-_MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
-"""Mixtral's names for what others call gate, down and up (transformers, modeling_mixtral.py)."""
-_RENAMED = (".mlp.", ".block_sparse_moe.")
-"""What transformers 5 calls Mixtral's block of experts, and what its files do."""
 MOST_COLUMNS = 1 << 22
 """Inputs of a layer that is made again: fifty times the widest known."""
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -141,7 +136,7 @@ def trace(
         if layer in strange:
             traced.append(Span(layer, *strange[layer], 0, unmodelled=foreign))
         else:
-            where = _as_planned(planned.get(layer), base) or source_rows(layer, base, transposed=transposed)
+            where = as_planned(planned.get(layer), base) or source_rows(layer, base, transposed=transposed)
             traced.append(_packed(layer, found, base, foreign, where))
     for name, spec in found.items():
         layer, _, suffix = name.rpartition(".")
@@ -176,7 +171,7 @@ def _stored(
     unlike: list[_Unlike] = []
     asked: Counter[str] = Counter()
     for layer, names in _layers(found, base, heads).items():
-        where = _as_planned(planned.get(layer), base) or source_rows(layer, base)
+        where = as_planned(planned.get(layer), base) or source_rows(layer, base)
         if where is None:
             continue
         span = Span(layer, where.tensor, where.first, where.last, where.columns, 0, transposed=where.transposed)
@@ -292,7 +287,7 @@ def _strange(found: Mapping[str, Spec], base: Mapping[str, Spec]) -> dict[str, t
 
 
 def _packed(
-    layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str, where: "Rows | None"
+    layer: str, found: Mapping[str, Spec], base: Mapping[str, Spec], foreign: str, where: Rows | None
 ) -> Span | Finding:
     for suffix in PACKED:
         if f"{layer}.{suffix}" not in found:
@@ -330,7 +325,7 @@ def _misshapen(layer: str, found: Mapping[str, Spec], rows: int, columns: int) -
 def _nowhere(name: str, base: Mapping[str, Spec], detail: str) -> Finding:
     """Return a finding about a tensor without origin, or about a way of storing experts that is not modelled."""
     experts = name.partition(".experts.")[0] + ".experts"
-    if ".experts." in name and f"{experts}.gate_up_proj" in base and not _halves(experts, base):
+    if ".experts." in name and f"{experts}.gate_up_proj" in base and not halves(experts, base):
         return Finding("not modelled", experts, detail="the base's fused experts are transposed or interleaved")
     return Finding("no origin", name, detail=detail)
 
@@ -338,17 +333,17 @@ def _nowhere(name: str, base: Mapping[str, Spec], detail: str) -> Finding:
 def _copied(
     name: str, spec: Spec, base: Mapping[str, Spec], foreign: str, transposed: bool, source: Source | None
 ) -> Span | Finding:
-    where, own = _as_planned(source, base), name
+    where, own = as_planned(source, base), name
     if source and source.whole:
         own = source.tensor
     elif name not in base:
-        own = name.replace(*_RENAMED)
+        own = name.replace(*RENAMED)
     if own in base:
         where = Rows(own, 0, _rows(spec), _columns(spec))
     elif name.endswith(".weight"):
         where = where or source_rows(name.removesuffix(".weight"), base)
     else:
-        where = where or _source_bias(name, base, transposed=transposed)
+        where = where or source_bias(name, base, transposed=transposed)
     if where is None:
         return _nowhere(name, base, "the base has no tensor of this name")
     ours, rows = base[where.tensor], where.last - where.first
@@ -362,96 +357,6 @@ def _copied(
         return Span(*place, unmodelled=f"{foreign}, in {spec.dtype}")
     gives = f"the base has {_text(ours)}" if own in base else f"{where.tensor} gives {rows} x {where.columns}"
     return Finding("wrong shape", name, detail=f"found {_text(spec)}, {gives}")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where a weight [last - first, columns] lies in a base tensor seen as [rows, columns].
-
-    A `transposed` tensor [experts, columns, outputs] is seen as [experts * outputs, columns].
-    """
-
-    tensor: str
-    first: int
-    last: int
-    columns: int
-    transposed: bool = False
-
-
-def _as_planned(source: Source | None, base: Mapping[str, Spec]) -> Rows | None:
-    """Return the rows that a source is, where it is rows of a tensor of the base or of its transposed matrices."""
-    if source is None or source.interleaved or source.tensor not in base:
-        return None
-    shape = base[source.tensor].shape
-    shape = (*shape, 1) if len(shape) == len(source.index) + 1 else shape  # a bias is a column
-    rows, columns = shape[:-3:-1] if source.transposed else shape[-2:]
-    place = 0
-    for number, size in zip(source.index, shape, strict=False):
-        place = place * size + number
-    first, out = place * rows + source.part * (rows // source.parts), rows // source.parts
-    return Rows(source.tensor, first, first + out, columns, source.transposed)
-
-
-def source_rows(layer: str, base: Mapping[str, Spec], *, transposed: bool = False) -> Rows | None:
-    """Return the base tensor that a linear layer's weight lies in, and its rows there.
-
-    `transposed` says that halves of transposed experts have the names that others have, as AutoRound 0.12 means them.
-    """
-    fused = base.get(layer)
-    if fused is not None and len(fused.shape) == 3:  # all experts of gpt-oss, whose weights lie [in, out]
-        return Rows(layer, 0, fused.shape[0] * fused.shape[2], fused.shape[1], transposed=True)
-    whole = base.get(f"{layer}.weight")
-    if whole is not None:
-        return Rows(f"{layer}.weight", 0, *whole.shape) if len(whole.shape) == 2 else None
-    if not (match := _EXPERT.fullmatch(layer)):
-        return None
-    prefix, expert, projection = match[1], int(match[2]), match[3]
-    named = base.get(other := f"{prefix.replace(*_RENAMED)}.{expert}.{_MIXTRAL[projection]}.weight")
-    if named is not None and len(named.shape) == 2:
-        return Rows(other, 0, *named.shape)
-    tensor = f"{prefix}.{'down' if projection == 'down' else 'gate_up'}_proj"
-    fused = base.get(tensor)
-    if fused is None or len(fused.shape) != 3 or expert >= fused.shape[0]:
-        return None
-    lies = not _halves(prefix, base)
-    if lies and not (transposed and _halves(prefix, base, 2, 1)):
-        return None
-    rows, columns = fused.shape[:0:-1] if lies else fused.shape[1:]
-    first, rows = _part(projection, expert, rows)
-    return Rows(tensor, first, first + rows, columns, lies)
-
-
-def _part(projection: str, expert: int, rows: int) -> tuple[int, int]:
-    """Return the first row of an expert's projection in a fused tensor of `rows` per expert, and how many it has."""
-    if projection == "down":
-        return expert * rows, rows
-    return expert * rows + (rows // 2 if projection == "up" else 0), rows // 2
-
-
-def _source_bias(name: str, base: Mapping[str, Spec], *, transposed: bool) -> Rows | None:
-    """Return where the bias of an expert's layer lies in fused ones, [experts, outputs], seen as a column."""
-    match = _EXPERT.fullmatch(name.removesuffix(".bias"))
-    if not (transposed and match and name.endswith(".bias")):
-        return None
-    tensor = f"{match[1]}.{'down' if match[3] == 'down' else 'gate_up'}_proj_bias"
-    fused = base.get(tensor)
-    if fused is None or len(fused.shape) != 2 or int(match[2]) >= fused.shape[0]:
-        return None
-    first, rows = _part(match[3], int(match[2]), fused.shape[1])
-    return Rows(tensor, first, first + rows, 1)
-
-
-def _halves(experts: str, base: Mapping[str, Spec], rows: int = 1, columns: int = 2) -> bool:
-    """Say whether fused experts are gate above up, [experts, 2 * inner, hidden], and down [experts, hidden, inner].
-
-    `rows` and `columns` are the axes that these are in.
-    """
-    both, down = (base.get(f"{experts}.{name}_proj") for name in ("gate_up", "down"))
-    if both is None or down is None:
-        return rows < columns
-    if not len(both.shape) == len(down.shape) == 3:
-        return False
-    return (both.shape[rows], both.shape[columns]) == (2 * down.shape[columns], down.shape[rows])
 
 
 def _coverage(spans: list[Span], base: Mapping[str, Spec], known: set[str]) -> Iterator[Finding]:

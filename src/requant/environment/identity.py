@@ -7,7 +7,7 @@ from pathlib import Path
 from requant.digest import canonical_json, sha256
 from requant.environment.syntax import meaning
 
-SHARED = ("digest", "errors", "evidence/journal", "mtp_blocks", "names", "protocol", "recipe", "records")
+SHARED = ("digest", "errors", "evidence/journal", "mtp_blocks", "names", "protocol", "recipe", "records", "toml_tables")
 """What the worker shares with the host, beside its own package `worker`. Not `__init__`: it is for host scripts."""
 
 

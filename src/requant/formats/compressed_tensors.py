@@ -24,6 +24,7 @@ from requant.formats import streams
 from requant.formats.codec import Array, Arrays, Codec, Integers, Part, confirm_keys
 from requant.formats.floats import E2M1, E2M3, E4M3, dtype_of, e8m0, halves, rounded, widened
 from requant.formats.grid import Grid, grid_of
+from requant.formats.observers import USUAL, Search, search_of
 from requant.formats.targets import Targets, targets
 
 PACKED, SCALE, SHAPE, ZERO, ORDER = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
@@ -49,6 +50,7 @@ class Packed:
     symmetric: bool = True
     ordered: bool = False
     inputs: tuple[str, ...] = ()
+    search: Search | None = USUAL
     padded: bool = False
 
     @property
@@ -135,6 +137,7 @@ class Plain:
     grid: Grid
     symmetric: bool = True
     inputs: tuple[str, ...] = ()
+    search: Search | None = USUAL
 
     @property
     def name(self) -> str:
@@ -342,7 +345,7 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
     if form == "pack-quantized" and kind == "int" and 2 <= bits <= 8 and grid.height in (None, 1):
         _plain_scales(weights)
         ordered = weights.get("actorder") in ("group", "dynamic", True)
-        return Packed(bits, grid, symmetric, ordered, inputs)
+        return Packed(bits, grid, symmetric, ordered, inputs, search_of(weights))
     if (
         (form in ("int-quantized", "naive-quantized") and kind == "int" and 2 <= bits <= 8)
         or (form in ("float-quantized", "naive-quantized") and kind == "float" and bits == 8 and symmetric)
@@ -350,7 +353,7 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
         _plain_scales(weights)
         if weights.get("actorder") in ("group", "dynamic", True):
             raise ValueError(f"{form} with inputs in another order")
-        return Plain(form, bits, kind == "float", grid, symmetric, inputs)
+        return Plain(form, bits, kind == "float", grid, symmetric, inputs, search_of(weights))
     if kind == "float" and symmetric:
         said = str(weights.get("scale_dtype") or "").removeprefix("torch.")
         if form == "nvfp4-pack-quantized" and bits == 4 and grid == NVFP4.grid and said in ("", "float8_e4m3fn"):

@@ -10,11 +10,6 @@ NVFP4: the global scale is 448 * 6 / max|w|, in the base's dtype, of a layer or 
 F8_E4M3 of max|w| / 6, in the base's dtype, times it, or 0.125 for 0, and codes are weight / (scale / global scale) in
 float32. MXFP4, MXFP6 and MXFP8: a scale is a power of two, 2^-2 or of the latter 2^-8 of max|w| when it is rounded to
 one at 1.75 up, of MXFP6 at 1.9375 (`generate_mx_scales`).
-
-The observer `memoryless_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) tries 20 ranges for each group, the
-least and the greatest weight times 1, 0.99, to 0.81, each rounded to the dtype, and takes the one that errs least by a
-sum that depends on the machine. So which one was taken is read from the scales, and all else is recomputed; it may not
-err more than the whole range does.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,15 +26,8 @@ from requant.rounding.quotients import PLACES, e2m1, e2m3, e4m3, ends, integers,
 
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """What a scale of 0 becomes, by dtype (`torch.finfo(dtype).eps`); of FP8's scales with FP4 it is 0.125."""
-SEARCHED = "within reach of compressed-tensors' MSE search"
-SHRINKS = tuple(np.float32(1 - step / 100) for step in range(20))
-"""The shares of a group's range that the search tries."""
-NORM = 2.4
-"""The power of the error that it sums."""
-SLACK = {"BF16": 2.0**-6, "F16": 2.0**-9, "F32": 2.0**-20}
-"""By what share its sum may be off that of the exact powers: terms, and sums, are rounded to the dtype."""
-Ranges = Callable[[np.float32], tuple[Array, Array]]
-"""Makes scales and zero points of a share of the range."""
+Ranges = Callable[[Array | np.float32], tuple[Array, Array]]
+"""Makes scales and zero points of a share of the range, or of several shares, [shares, 1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +37,17 @@ class MinMax:
     `wide`: quotients are not rounded to the base's dtype, as in the Triton kernel of 0.20.1 that runs on a GPU.
     `clamped`: no scale is below 2^-23, as up to 0.12.2; else a scale of 0 is replaced by the dtype's epsilon.
     `signed`: no zero point is added to weights of FP8, so that -0 stays, as in llm-compressor's `model_free_ptq`.
-    `searched`: the range of each group is the one of `SHRINKS` that its scale tells, `SEARCHED`.
     """
 
     codec: Packed | Plain
     wide: bool = False
     clamped: bool = False
     signed: bool = False
-    searched: bool = False
 
     @property
     def name(self) -> str:
         """What people read."""
         said = "compressed-tensors to 0.12, min-max" if self.clamped else "compressed-tensors, min-max"
-        said = SEARCHED if self.searched else said
         return f"{said}{', quotients in float32' if self.wide else ''}{', -0 kept' if self.signed else ''}"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
@@ -71,10 +56,7 @@ class MinMax:
         if codec.grid.height is None:
             scales = floats.widened(stored[SCALE]).reshape(1, 1)
             return self._codes(weights, dtype, scales, codec.zeros(stored, weights.shape[0]))
-        made = self._ranges(weights, dtype)
-        if self.searched and SCALE in stored:
-            return self._tensors(weights, dtype, *self._told(weights, dtype, stored, made))
-        return self._tensors(weights, dtype, *made(SHRINKS[0]))
+        return self._tensors(weights, dtype, *self._ranges(weights, dtype)(np.float32(1)))
 
     def _codes(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Arrays:
         """Return the tensor of codes."""
@@ -95,35 +77,6 @@ class MinMax:
             own[ZERO] = self._zeros(zeros)
         return {**self._codes(weights, dtype, scales, zeros), **own}
 
-    def _told(self, weights: Array, dtype: str, stored: Arrays, made: Ranges) -> tuple[Array, Array]:
-        """Return what is `made` of each group's range that its scale tells, if that errs no more than the whole one."""
-        full = made(SHRINKS[0])
-        held, points = (
-            each.reshape(full[0].shape) for each in (stored[SCALE], self.codec.zeros(stored, weights.shape[0]))
-        )
-        known, told = np.zeros(held.shape, np.bool_), full
-        for share in SHRINKS:
-            tried = made(share)
-            new = ~known & (narrow(tried[0], dtype) == held) & (tried[1] == points)
-            told, known = (np.where(new, tried[0], told[0]), np.where(new, tried[1], told[1])), known | new
-            if known.all():
-                break
-        if np.array_equal(told[0], full[0]):
-            return full
-        missed, least = (self._missed(weights, dtype, *each) for each in (told, full))
-        worse = missed > least * (1 + SLACK[dtype])
-        return np.where(worse, full[0], told[0]), np.where(worse, full[1], told[1])
-
-    def _missed(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Array:
-        """Return by how much each group errs, as the search measures it."""
-        grid, (rows, columns) = self.codec.grid, weights.shape
-        with np.errstate(all="ignore"):
-            decoded = self.codec.decode(self._tensors(weights, dtype, scales, zeros), columns)
-            missed = np.abs(floats.rounded(decoded - weights, dtype)).astype(np.float64) ** NORM
-        height, width = grid.steps(rows, columns)
-        missed = np.add.reduceat(missed, np.arange(0, columns, width), axis=1)
-        return np.add.reduceat(missed, np.arange(0, rows, height), axis=0)
-
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return the scale of a layer that has one, where it follows from the greatest magnitude."""
         if self.codec.grid.height is not None or not self.codec.symmetric:
@@ -141,10 +94,10 @@ class MinMax:
             ends(weights.view(np.int32), *steps, low, high)
         low, high = low.view(np.float32), high.view(np.float32)
 
-        def made(share: np.float32) -> tuple[Array, Array]:
+        def made(share: Array | np.float32) -> tuple[Array, Array]:
             least, most = (floats.rounded(each * share, dtype) for each in (low, high))
             if symmetric:
-                return self._symmetric(most, dtype), np.zeros(shape, np.float32)
+                return self._symmetric(most, dtype), np.zeros(most.shape, np.float32)
             return self._asymmetric(least, most, dtype)
 
         return made
@@ -183,8 +136,6 @@ def min_max(codec: Packed | Plain) -> Sequence[Formula]:
     forms = [MinMax(codec), MinMax(codec, wide=True), MinMax(codec, clamped=True)]
     if isinstance(codec, Plain) and codec.float:
         forms += [MinMax(codec, wide=True, signed=True), MinMax(codec, signed=True)]
-    if codec.grid.height is not None:
-        forms += [MinMax(codec, searched=True), MinMax(codec, searched=True, wide=True)]
     return forms
 
 

@@ -1,6 +1,7 @@
 """What is asked of a formula that can be recomputed: from the weights of some rows to what is stored, bit for bit."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from requant.formats.codec import Array, Arrays
 
@@ -21,3 +22,25 @@ class Formula(Protocol):
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return the tensors of the layer as a whole that follow from its greatest magnitude; mostly none."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tensors of some rows, of which a tool chose something for each group by what it measured.
+
+    Of so many `groups` the choice was made again. In `ties` of them another one is as good, as far as machines round
+    alike; in `worse` the stored one is clearly not the tool's.
+    """
+
+    tensors: Arrays
+    groups: int = 0
+    ties: int = 0
+    worse: int = 0
+
+
+@runtime_checkable
+class Choosing(Formula, Protocol):
+    """A formula that knows how surely it does."""
+
+    def choose(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        """Return what `encode` does, and of how many groups the choice is known."""

@@ -11,7 +11,7 @@ from requant.formats.ggml import Ggml
 from requant.formats.mlx import Affine, Float
 from requant.formats.modelopt import ModelOptFP8, ModelOptNVFP4
 from requant.formats.mxfp4 import GptOssMXFP4
-from requant.rounding import bitsandbytes, compressed_tensors, fp8, ggml, mlx, modelopt, mxfp4
+from requant.rounding import bitsandbytes, compressed_tensors, fp8, ggml, mlx, modelopt, mse, mxfp4
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
@@ -26,9 +26,9 @@ FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     ModelOptNVFP4: modelopt.nvfp4,
     MX: compressed_tensors.mx,
     NVFP4: compressed_tensors.nvfp4,
-    Packed: compressed_tensors.min_max,
+    Packed: mse.observed,
     PerTensor: fp8.per_tensor,
-    Plain: compressed_tensors.min_max,
+    Plain: mse.observed,
 }
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 

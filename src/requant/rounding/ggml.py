@@ -18,7 +18,7 @@ import numpy.typing as npt
 from requant.checkpoint.gguf import BLOCKS
 from requant.formats.codec import Array, Arrays
 from requant.formats.ggml import E2M1, FLOATS, NONLINEAR, Fields, Ggml, pack
-from requant.rounding import blocks
+from requant.rounding import blocks, curves
 from requant.rounding.blocks import ACROSS, STRICT, WITHIN
 from requant.rounding.ways import bfloat16
 
@@ -100,10 +100,10 @@ def _fields(kind: str, fused: int, x: npt.NDArray[np.float32]) -> Fields:
         blocks.powers(x, E2M1, codes, exponents)
         return Fields(codes, exponents)
     elif kind == "IQ4_NL":
-        blocks.curves(x, NONLINEAR, fused, codes, d)
+        curves.curves(x, NONLINEAR, fused, codes, d)
     elif kind == "IQ4_XS":
         scales = np.empty((count, 8), np.uint8)
-        blocks.super_curves(x, NONLINEAR, fused, codes, scales, d)
+        curves.super_curves(x, NONLINEAR, fused, codes, scales, d)
         return Fields(codes, d, scales=scales)
     elif kind in LINES:
         size, top, start, steps = LINES[kind]

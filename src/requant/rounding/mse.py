@@ -1,0 +1,186 @@
+"""What llm-compressor's MSE observer makes: of each group, the range by which it errs least, and then min-max.
+
+`_grid_search_mse` (llm-compressor 0.14.0.1, observers/mse_quant.py) tries 20 ranges of each group, the whole one times
+1, 0.99, to 0.81, each rounded to the dtype; sums |q - x|^2.4 over the group; and takes a range by which the group errs
+less than by all before it. It stops after `patience` ranges by which no group of the layer got better.
+
+Every step up to |q - x| is one that IEEE 754 defines, so it is the same on all machines. `pow` is not, and the sum is
+in float32 and an order that depends on the machine. So of each sum an interval is known: n numbers, added in any order,
+come out within n * 2^-24 / (1 - n * 2^-24) of their sum (Higham, Accuracy and Stability of Numerical Algorithms, 4.2),
+and each power within `POW`. In BF16 and float16 torch rounds the exponent, each power and the sum to the dtype
+(ATen/native/cpu/PowKernel.cpp, cuda/PowKernel.cu); rounding keeps the order, and leaves one number of most intervals. A
+range can have been taken if some numbers of the intervals make it the first of the least.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from requant.formats import floats
+from requant.formats.codec import Array, Arrays, narrow
+from requant.formats.compressed_tensors import SCALE, ZERO, Packed, Plain
+from requant.formats.observers import USUAL, WIDEST, Search
+from requant.rounding.compressed_tensors import MinMax, min_max
+from requant.rounding.formula import Choice, Formula
+from requant.rounding.powers import CUT, FLUSHED, POW, REST, errors, series, table
+from requant.rounding.quotients import PLACES
+
+CHOSEN, SEARCHED = "compressed-tensors, MSE", "within reach of compressed-tensors' MSE search"
+UNIT = 2.0**-24
+"""By what share float32 rounds."""
+FARTHEST = 89.0
+"""More than the magnitude of any normal float32's logarithm: what an exponent is off by counts so often in a power."""
+NEARLY = 15 / 16
+"""Of the groups of some rows, what has to have a range of the search before the search is made again."""
+AT_ONCE = 1 << 18
+"""Ranges of groups, at most: some 20 MB of what is known of them."""
+CLEARLY = {"BF16": 2.0**-5, "F16": 2.0**-5, "F32": 2.0**-9}
+"""By what share a group has to err more before that accuses: what a form that is not known can do to two sums.
+
+In BF16, rounding at other places does 2^-9 in each power and in each sum, and an exponent of 2.4 instead of 2.40625
+weighs an error 0.9% otherwise against one of a quarter of it: 1.7% in all. In float32, a compiler that divides by a
+reciprocal and fuses what is added moves a difference by 9 * 2^-24 of the weight: of 2^7 steps, against a quarter of
+one, that is 0.07% of the power, and 0.13% in both sums."""
+Make = Callable[[Array, str, Arrays], Choice]
+
+
+@dataclass(frozen=True)
+class Searched(MinMax):
+    """Min-max of the ranges that the scales tell, whichever they are."""
+
+    search: Search = WIDEST
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"{SEARCHED}{', quotients in float32' if self.wide else ''}"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
+        return self._by_rows(self._told, weights, dtype, stored).tensors
+
+    def _told(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        scales, zeros, alike = self._candidates(weights, dtype, stored)
+        told = alike.argmax(axis=0)
+        return Choice(self._tensors(weights, dtype, *(_taken(each, told) for each in (scales, zeros))))
+
+    def _by_rows(self, make: Make, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        """Return what is made of some rows, of so many at once that little memory is needed for all ranges of them."""
+        weights, codec = np.ascontiguousarray(weights, np.float32), self.codec
+        rows, columns = weights.shape
+        height, width = codec.grid.steps(rows, columns)
+        each = -(-columns // width) * len(self.search.shares)
+        step = max(1, AT_ONCE * height // each // codec.align) * codec.align
+        parts, made = codec.parts(rows, columns, dtype), []
+        for first in range(0, rows, step):
+            some = {
+                suffix: parts[suffix].cut(stored[suffix], first, first + step)
+                for suffix in (SCALE, ZERO)
+                if suffix in stored
+            }
+            made.append(make(weights[first : first + step], dtype, some))
+        tensors = {suffix: np.concatenate([one.tensors[suffix] for one in made]) for suffix in made[0].tensors}
+        groups, ties, worse = (sum(counts) for counts in zip(*((m.groups, m.ties, m.worse) for m in made), strict=True))
+        return Choice(tensors, groups, ties, worse)
+
+    def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
+        """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
+        scales, zeros = self._ranges(weights, dtype)(np.array(self.search.shares).reshape(-1, 1, 1))
+        if SCALE not in stored:
+            return scales, zeros, np.zeros(scales.shape, np.bool_)
+        held, points = (
+            each.reshape(scales.shape[1:]) for each in (stored[SCALE], self.codec.zeros(stored, weights.shape[0]))
+        )
+        return scales, zeros, (narrow(scales, dtype) == held) & (zeros == points)
+
+    def _errors(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> tuple[Array, Array]:
+        """Return by how much each group errs in each range, at least and at most, float64 [ranges, n, m]."""
+        codec, norm = self.codec, self.search.norm
+        steps = codec.grid.steps(*weights.shape)
+        used = float(floats.rounded(np.array([norm], np.float32), dtype)[0]) if dtype != "F32" else norm
+        half = 1 << codec.bits - 1
+        floating = isinstance(codec, Plain) and codec.float
+        levels = (np.float32(0), np.float32(0)) if floating else (np.float32(-half), np.float32(half - 1))
+        sums, more = np.zeros(scales.shape), np.zeros(scales.shape)
+        how = levels, *table(used, dtype), CUT[dtype], series(used)
+        errors(weights, scales, zeros, *steps, PLACES[dtype], *how, sums, more)
+        count = min(steps[0], len(weights)) * min(steps[1], weights.shape[1])
+        off, each = count * UNIT / (1 - count * UNIT), REST
+        if dtype == "F32":
+            each += POW + np.expm1(abs(float(np.float32(norm)) - norm) * FARTHEST)
+        with np.errstate(all="ignore"):
+            least = sums * (1 - off) * (1 - each) - count * FLUSHED
+            greatest = (sums + more) * (1 + off) * (1 + each) + count * FLUSHED
+            least, greatest = (
+                floats.rounded(each.astype(np.float32), dtype).astype(np.float64)
+                for each in (np.maximum(least, 0), greatest)
+            )
+        known = np.isfinite(sums)
+        return np.where(known, least, 0), np.where(known, greatest, np.inf)
+
+
+@dataclass(frozen=True)
+class Chosen(Searched):
+    """Min-max of the range of each group that the search takes; of those that it can take, the one that is stored."""
+
+    search: Search = USUAL
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return f"{CHOSEN}{', quotients in float32' if self.wide else ''}"
+
+    def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows."""
+        return self.choose(weights, dtype, stored).tensors
+
+    def choose(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        """Return the tensors of some rows, and how well the choice of the ranges is known.
+
+        Where no scales are stored, the range is the first of those that may err least.
+        """
+        return self._by_rows(self._chosen, weights, dtype, stored)
+
+    def _chosen(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        scales, zeros, alike = self._candidates(weights, dtype, stored)
+        known, told = alike.any(axis=0), alike.argmax(axis=0)
+        tried = len(scales)
+        if SCALE in stored:
+            if known.mean() < NEARLY:  # another tool's
+                return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
+            tried = min(tried, int(told.max()) + self.search.patience + 1)  # and more only if other rows needed it
+        least, greatest = self._errors(weights, dtype, scales[:tried], zeros[:tried])
+        can = _can(least, greatest)
+        fits = (can & alike[:tried]).any(axis=0)
+        ties = fits & (can & ~alike[:tried]).any(axis=0)
+        surely = np.arange(tried)[:, None, None] <= told + self.search.patience
+        better = np.where(surely, greatest, np.inf).min(axis=0)
+        worse = known & ~fits & (_taken(least, told) > better * (1 + CLEARLY[dtype]))
+        taken = np.where(fits, told, least.argmin(axis=0))
+        tensors = self._tensors(weights, dtype, *(_taken(each, taken) for each in (scales, zeros)))
+        return Choice(tensors, fits.size, int(ties.sum()), int(worse.sum()))
+
+
+def _can(least: Array, greatest: Array) -> Array:
+    """Say of each range whether it can be the first of the least, bool [ranges, n, m]."""
+    beyond = np.full((1, *least.shape[1:]), np.inf)
+    before = np.minimum.accumulate(np.concatenate([beyond, greatest[:-1]]))
+    behind = np.minimum.accumulate(np.concatenate([beyond, greatest[:0:-1]]))[::-1]
+    return np.asarray((least < before) & (least <= behind))
+
+
+def _taken(values: Array, places: Array) -> Array:
+    return np.asarray(np.take_along_axis(values, places[None], 0)[0])
+
+
+def observed(codec: Packed | Plain) -> Sequence[Formula]:
+    """Return the forms that can have made layers of a codec: min-max, then those of a search, the loosest last."""
+    plain = min_max(codec)
+    if not plain or codec.grid.height is None:
+        return plain
+    forms: list[Formula] = [*plain]
+    if codec.search:
+        forms += [Chosen(codec, wide=wide, search=codec.search) for wide in (False, True)]
+    told = WIDEST if codec.search in (None, USUAL, replace(USUAL, stated=True)) else codec.search
+    return [*forms, *(Searched(codec, wide=wide, search=told) for wide in (False, True))]

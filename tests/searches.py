@@ -1,0 +1,33 @@
+"""Weights whose ranges llm-compressor's MSE observer searched, and how: fixtures/compressed_tensors/make_mse.py."""
+
+from typing import Any
+
+import numpy as np
+
+INT, FP8 = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True, "num_bits": 8}
+GROUP = {"strategy": "group", "group_size": 32}
+KINDS: dict[str, dict[str, Any]] = {
+    "int4": {**INT, **GROUP, "num_bits": 4},
+    "int4loose": {**INT, **GROUP, "num_bits": 4, "symmetric": False},
+    "int8": {**INT, "num_bits": 8, "strategy": "channel"},
+    "fp8": {**FP8, "strategy": "channel"},
+    "fp8block": {**FP8, "strategy": "block", "block_structure": [128, 128]},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "norm": {"norm": 2.0},
+    "near": {"norm": 2.3},
+    "cube": {"norm": 3.0},
+    "grid": {"grid": 200.0},
+    "shrink": {"maxshrink": 0.4},
+    "patience": {"patience": 1},
+    "expand": {"expand": 1.1},
+}
+ROWS, COLUMNS = 256, 256
+
+
+def weights(seed: int = 0) -> Any:
+    """Return weights float32 [ROWS, COLUMNS] that BF16 and float16 have too, of many widths, with heavy tails."""
+    drawn = np.random.default_rng(seed)
+    spread = np.ldexp(1, drawn.integers(-7, -4, (ROWS, 1))) * drawn.standard_t(5, (ROWS, COLUMNS))
+    return (spread.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
