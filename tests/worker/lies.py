@@ -50,8 +50,7 @@ class Liar(Bounds):
             where = want.abs() <= 1
             self.altered += int((torch.sign(grad)[where] != want[where]).sum())
             grad[where] = want[where]
-        self._layers.clear()
-        self._owners.clear()
+        self._forget()
 
     @property
     def losses(self) -> list[float]:

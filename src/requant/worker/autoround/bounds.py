@@ -57,7 +57,7 @@ class Bounds:
         self._layers: dict[int, Layer] = {}
         self._owners: dict[int, tuple[Layer, str]] = {}
         self._losses: list[float] = []
-        self._pending = 0.0
+        self._pending = self._pending_outputs = 0.0
         self._outputs = 0.0
         self._cancelled = 1.0
 
@@ -132,21 +132,23 @@ class Bounds:
             if not len(where):
                 continue
             layer, key = self._owner(each)
-            bounds = layer.bound(key, self._gradient(layer)).view(-1)
-            bound, found = bounds[where].double(), grad[where].double().abs()
-            if not bound.isfinite().all():
+            sizes, bounds = layer.sizes(key, grad, self._gradient(layer))
+            found, bound = sizes[where], bounds[where]
+            if not (found.isfinite() & bound.isfinite()).all():
                 raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not finite")
             if bool(((bound == 0) & (found > 0)).any()):
                 raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not known")
             for place in ((found > bound) | (bound == 0)).nonzero().view(-1).tolist():
                 what = "is zero on every machine"
-                if found[place]:
+                if not grad[where[place]].isfinite():
+                    what = "is beyond what float16 holds, on every machine"
+                elif found[place]:
                     what = f"is {float(found[place] / bound[place]):.3g} times as far from zero as rounding explains"
                 raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the sign of {key} {int(where[place])}, "
                     f"whose gradient {what}"
                 )
-            if layer.tried and len(where) > (most := turned(grad.view(layer.outputs, -1), bounds)):
+            if layer.tried and len(where) > (most := turned(sizes.view(layer.outputs, -1), bounds)):
                 raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the signs of {len(where):,} of "
                     f"{len(grad):,} gradients of {key}, and rounding explains {most:,} at most"
@@ -154,18 +156,22 @@ class Bounds:
             self.furthest = max(self.furthest, float((found / bound).max()))
             self.signs_taken += len(where)
             grad[where] = want[where].to(grad.dtype)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what the gradients of an iteration were made of."""
         self._layers.clear()
         self._owners.clear()
+        self._cancelled = 1.0
 
     def _count_free(self, parameters: list[Any]) -> None:
         within = 0
         for each in parameters:
             if each.grad is not None:
                 layer, key = self._owner(each)
-                bound = layer.bound(key, self._gradient(layer)).view(-1)
-                grad = each.grad.view(-1)
-                free = int(((bound > 0) & (grad.abs() <= bound)).sum())
-                within += min(free, turned(grad.view(layer.outputs, -1), bound)) if layer.tried else free
+                sizes, bounds = layer.sizes(key, each.grad, self._gradient(layer))
+                free = int(((bounds > 0) & (sizes <= bounds)).sum())
+                within += min(free, turned(sizes.view(layer.outputs, -1), bounds)) if layer.tried else free
         self.free = within / self.decided
         self._counted = True
 
@@ -285,8 +291,9 @@ class Bounds:
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
             mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
             self._depth = self._depth or _depth(loss.grad_fn)
-            self._outputs = float(expected.detach().double().square().mean())
-            self._cancelled = max(self._outputs / mean, 1.0) if mean else 1.0
+            outputs = float(expected.detach().double().square().mean())
+            self._pending_outputs += outputs
+            self._cancelled = max(self._cancelled, outputs / mean if mean else 1.0)
             self._pending += mean
             return loss
 
@@ -299,6 +306,8 @@ class Bounds:
 
         moved = [each for layer in self._layers.values() for each in layer.parameters]
         gradients = [each.grad for each in moved]
+        for each in moved:
+            each.grad = None  # torch would add to what the steps before it left there
         with self._otherwise() as again:
             with torch.no_grad():
                 # What is expected was rounded as well, as independently, and about as often.
@@ -311,9 +320,10 @@ class Bounds:
             each.grad = gradient
 
     def stepped(self) -> None:
-        """Hear that an iteration has ended."""
+        """Hear that the last step of an iteration has ended."""
         self._losses.append(self._pending)
-        self._pending = self._off = 0.0
+        self._outputs = max(self._outputs, self._pending_outputs)
+        self._pending = self._pending_outputs = self._off = 0.0
 
 
 def _rows(tensor: Any) -> Any:

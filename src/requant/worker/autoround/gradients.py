@@ -4,12 +4,15 @@ The gradient of a weight is a sum over tokens, whose products make `Q` (`bounds.
 scale, a sum over a group of weights, of which the error of one output is shared: there `Q` is the sum of theirs.
 AutoRound keeps scales in float16, and so torch keeps their gradients: two parts, through the product and through the
 quotient, are each rounded to float16, and so is their sum, which may be far smaller. Two machines can be a place of
-each apart, and a place of the smallest numbers is 2**-24.
+each apart, and a place of the smallest numbers is 2**-24. Where the losses of an iteration's steps are sums, such parts
+are beyond what float16 holds (`ends.py`).
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
+
+from requant.worker.autoround.ends import END, nearness
 
 SIGMAS = 9.0
 """By chance one decision in 2e17 is further away than this; a build of 35 billion weights makes 1e13."""
@@ -37,6 +40,7 @@ class Layer:
         self._errors: Any = 0.0
         self._unit: Any = 0.0
         self._passes = 0
+        self._ends: Any = None
 
     @property
     def outputs(self) -> int:
@@ -65,7 +69,8 @@ class Layer:
             return
         # Squares of gradients themselves would be too small for float32.
         inputs, gradients = given.square(), (gradient / self._unit).square()
-        self._squares = self._squares + gradients.T @ inputs
+        squares, errors = gradients.T @ inputs, None
+        self._squares = self._squares + squares
         if self.tried:
             off_inputs, off_gradients = (
                 ((again.float().flatten(0, -2) - each) / unit).square().sum(-1, keepdim=True)
@@ -76,9 +81,44 @@ class Layer:
                 for off, each in ((off_inputs, inputs), (off_gradients, gradients))
             )
             wide_inputs, wide_gradients = (each + each.mean(-1, keepdim=True) for each in (inputs, gradients))
-            self._errors = self._errors + (off_gradients * wide_gradients).T @ inputs
-            self._errors = self._errors + (off_inputs * gradients).T @ wide_inputs
+            errors = (off_gradients * wide_gradients).T @ inputs + (off_inputs * gradients).T @ wide_inputs
+            self._errors = self._errors + errors
             self.tried[number] = []
+        most = float(squares.sqrt().sum(-1).amax()) * self._unit * math.sqrt(len(given))
+        if most * 2 ** (self._wrapper.orig_layer.bits + 1) >= END / 2:  # else, by Cauchy and Schwarz, no sum is greater
+            self._look_at_ends((gradient / self._unit).T @ given, squares, errors)
+
+    def _grouped(self, tensor: Any) -> Any:
+        from auto_round.data_type.utils import reshape_pad_tensor_by_group_size
+
+        return reshape_pad_tensor_by_group_size(tensor.float(), self._wrapper.orig_layer.group_size)[0]
+
+    def _in_steps(self) -> tuple[Any, Any, Any]:
+        """Return codes, less their zero point, and weights in steps, and which of these were not clamped."""
+        signed = self.scale.float().view(-1, 1)
+        code, before = (
+            self._grouped(each.detach()) / signed for each in (self.weight, self._wrapper.orig_layer.weight)
+        )
+        return code, before, (before + self._wrapper.value.detach() - code).abs() < 0.75
+
+    def _look_at_ends(self, gradient: Any, squares: Any, errors: Any) -> None:
+        """Keep how near to the end of float16 a pass comes, of which this is all that `add` has."""
+        code, before, inside = self._in_steps()
+        wrapper, scale = self._wrapper, self.scale.float().view(-1)
+        products = self._grouped(squares).sqrt() * self._unit
+        square = None
+        if errors is not None:
+            square = SIGMAS**2 * (self._grouped(errors) * self._unit**2 + (UNITS["bfloat16"] * products).square())
+        counts = [code, -before * inside]
+        if not wrapper.orig_layer.sym:
+            zero = wrapper.weight_min.float().view(-1) * wrapper.min_scale.detach().view(-1) / scale
+            counts.append(-zero.view(-1, 1) * ~inside)
+
+        def off(each: Any) -> Any:
+            return (products * each.abs()).sum(1) if square is None else (square * each.square()).sum(1).sqrt()
+
+        near = nearness(self._grouped(gradient) * self._unit, counts, off)
+        self._ends = near if self._ends is None else self._ends.minimum(near)
 
     def bound(self, key: str, relative: float) -> Any:
         """Return how far from zero each gradient of a parameter can have another sign; `key` is AutoRound's name.
@@ -88,23 +128,15 @@ class Layer:
         lesser end of a symmetric one.
         """
         import torch
-        from auto_round.data_type.utils import reshape_pad_tensor_by_group_size
 
         wrapper, layer = self._wrapper, self._wrapper.orig_layer
-
-        def grouped(tensor: Any) -> Any:
-            return reshape_pad_tensor_by_group_size(tensor.float(), layer.group_size)[0]
-
-        signed = self.scale.float().view(-1, 1)
-        scale = signed.abs()
         if not self._unit:
             return torch.zeros_like(getattr(wrapper, key))
-        products = grouped(self._squares).sqrt() * self._unit
-        off = SIGMAS * grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
-        code, before = grouped(self.weight) / signed, grouped(layer.weight.detach()) / signed
+        products = self._grouped(self._squares).sqrt() * self._unit
+        off = SIGMAS * self._grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
+        code, before, inside = self._in_steps()
         if key == "value":
-            inside = (before + wrapper.value.detach() - code).abs() < 0.75  # else it was not rounded, but clamped
-            return off * scale * inside
+            return off * self.scale.float().view(-1, 1).abs() * inside
         # Through the scale each weight counts by its code and by what it is before rounding, both in steps; through an
         # asymmetric zero point by all codes at most.
         steps = code.abs() + before.abs()
@@ -118,12 +150,27 @@ class Layer:
             off = ((off.square() + (SIGMAS * UNITS["bfloat16"] * products).square()) * ways.square()).sum(1).sqrt()
         else:
             off = (off * steps).sum(1)
-        bound = (off + 2 * PLACE * (products * steps).sum(1) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
+        places = PLACE * math.sqrt(self._passes) * (products * steps).sum(1) + LEAST * self._passes
+        bound = (off + 2 * places) * own / 2 ** (layer.bits - 1)
         return bound * counts if layer.sym else bound
 
+    def sizes(self, key: str, gradient: Any, relative: float) -> tuple[Any, Any]:
+        """Return how large gradients of a parameter are, and how large each can be where it has another sign elsewhere.
 
-def turned(gradients: Any, bounds: Any) -> int:
-    """Return how many signs of gradients [outputs, ...] can be others, each of which is within a bound of its own.
+        Of ranges near to where float16 ends both are how near, and how near is explained.
+        """
+        import torch
+
+        sizes, bounds = gradient.view(-1).double().abs(), self.bound(key, relative).view(-1).double()
+        if key == "value" or self._ends is None:
+            return sizes, bounds
+        ends = self._ends.double() / (1 if self.tried else relative)
+        nearer = (bounds > 0) & ~(sizes / bounds <= ends)  # also where there is no number
+        return torch.where(nearer, ends, sizes), torch.where(nearer, 1.0, bounds)
+
+
+def turned(sizes: Any, bounds: Any) -> int:
+    """Return how many signs of gradients of such sizes [outputs, ...] can be others, each within a bound of its own.
 
     A bound is `SIGMAS` standard deviations, so by the normal distribution each has a probability. How many there are
     then differs from the sum of these by `SIGMAS` standard deviations at most, where the errors of one output go all
@@ -131,7 +178,7 @@ def turned(gradients: Any, bounds: Any) -> int:
     """
     import torch
 
-    far = gradients.double().abs() / (bounds.view_as(gradients).double() / SIGMAS)
+    far = sizes / (bounds.view_as(sizes) / SIGMAS)
     chances = torch.special.ndtr(-far).nan_to_num(0)  # 0 / 0: a gradient that is zero everywhere
     deviations = (chances * (1 - chances)).sqrt()
     variance = sum(float(deviations.sum(dim).square().sum()) for dim in (0, 1))

@@ -259,18 +259,18 @@ def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = Non
 def signs(parameters: list[Any]) -> Any:
     """Return which gradients are positive, and then which are zero, eight to a byte, the first in the highest bit.
 
-    A parameter without a gradient has zeros: neither moves it.
+    Zeros has a parameter without a gradient, and a gradient that is no number is one: neither moves anything.
     """
     import torch
 
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=parameters[0].device)
     planes = []
-    for test in (torch.gt, torch.eq):
+    for sign in (1, 0):
         bits = torch.cat(
             [
-                torch.full((each.numel(),), test is torch.eq, device=each.device)
+                torch.full((each.numel(),), sign == 0, device=each.device)
                 if each.grad is None
-                else test(each.grad, 0).view(-1)
+                else (torch.sign(each.grad) == sign).view(-1)
                 for each in parameters
             ]
         )
