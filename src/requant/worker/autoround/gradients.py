@@ -93,26 +93,27 @@ class Layer:
 
         return reshape_pad_tensor_by_group_size(tensor.float(), self._wrapper.orig_layer.group_size)[0]
 
-    def _in_steps(self) -> tuple[Any, Any, Any]:
-        """Return codes, less their zero point, and weights in steps, and which of these were not clamped."""
-        signed = self.scale.float().view(-1, 1)
-        code, before = (
-            self._grouped(each.detach()) / signed for each in (self.weight, self._wrapper.orig_layer.weight)
-        )
-        return code, before, (before + self._wrapper.value.detach() - code).abs() < 0.75
+    def _in_steps(self) -> tuple[Any, Any, Any, Any]:
+        """Return codes, less their zero point, weights before rounding, which were not clamped, and what zero points are
+        rounded from.
+        """
+        wrapper, scale = self._wrapper, self.scale.float().view(-1, 1)
+        bits = wrapper.orig_layer.bits
+        code, before = self._grouped(self.weight) / scale, self._grouped(wrapper.orig_layer.weight.detach()) / scale
+        rounded, least, zero = _rounded(before + wrapper.value.detach()), -(2 ** (bits - 1)), None
+        if not wrapper.orig_layer.sym:
+            zero = -(wrapper.weight_min.float() * wrapper.min_scale.detach()).view(-1, 1) / scale
+            rounded, least = rounded + _rounded(zero), 0
+        return code, before, (rounded >= least) & (rounded <= least + 2**bits - 1), zero
 
     def _look_at_ends(self, gradient: Any, squares: Any, errors: Any) -> None:
         """Keep how near to the end of float16 a pass comes, of which this is all that `add` has."""
-        code, before, inside = self._in_steps()
-        wrapper, scale = self._wrapper, self.scale.float().view(-1)
+        code, before, inside, zero = self._in_steps()
+        counts = [code, -before * inside] + ([] if zero is None else [zero * ~inside])
         products = self._grouped(squares).sqrt() * self._unit
         square = None
         if errors is not None:
             square = SIGMAS**2 * (self._grouped(errors) * self._unit**2 + (UNITS["bfloat16"] * products).square())
-        counts = [code, -before * inside]
-        if not wrapper.orig_layer.sym:
-            zero = wrapper.weight_min.float().view(-1) * wrapper.min_scale.detach().view(-1) / scale
-            counts.append(-zero.view(-1, 1) * ~inside)
 
         def off(each: Any) -> Any:
             return (products * each.abs()).sum(1) if square is None else (square * each.square()).sum(1).sqrt()
@@ -134,7 +135,7 @@ class Layer:
             return torch.zeros_like(getattr(wrapper, key))
         products = self._grouped(self._squares).sqrt() * self._unit
         off = SIGMAS * self._grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
-        code, before, inside = self._in_steps()
+        code, before, inside, _ = self._in_steps()
         if key == "value":
             return off * self.scale.float().view(-1, 1).abs() * inside
         # Through the scale each weight counts by its code and by what it is before rounding, both in steps; through an
@@ -167,6 +168,11 @@ class Layer:
         ends = self._ends.double() / (1 if self.tried else relative)
         nearer = (bounds > 0) & ~(sizes / bounds <= ends)  # also where there is no number
         return torch.where(nearer, ends, sizes), torch.where(nearer, 1.0, bounds)
+
+
+def _rounded(numbers: Any) -> Any:
+    """Round as AutoRound does: by adding what is missing, so that the last bit may be beyond a code and be clamped."""
+    return (numbers.round() - numbers) + numbers
 
 
 def turned(sizes: Any, bounds: Any) -> int:
