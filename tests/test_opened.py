@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from tests.test_adapters import of_one_s_own
-from tests.test_portable import Ask, hinted
+from tests.test_adapters import accumulating, of_one_s_own
+from tests.test_portable import SSE, Ask, hinted
 
 import requant.audit
 from requant.audit import steps
@@ -36,7 +36,6 @@ from requant.recipe import Recipe
 
 pytestmark = [pytest.mark.worker, pytest.mark.full]
 
-SSE = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "SSE4_2"}
 MAGIC, RECORD = b"requant hints 1\n", struct.Struct("<cQI32s")
 ITERATIONS = 12
 
@@ -93,9 +92,9 @@ def drawn(journal: Path) -> StepChallenge:
     return next(each for each in draws if [(step.index, step.iteration) for step in each.steps] == [(0, 5), (1, 2)])
 
 
-def made(name: str, folder: Path) -> Opened:
+def made(name: str, folder: Path, edit: Callable[[str], str] = in_bfloat16) -> Opened:
     """Build a base of the corpus, and respond to a challenge."""
-    recipe = of_one_s_own(folder, name, "cpu", in_bfloat16)
+    recipe = of_one_s_own(folder, name, "cpu", edit)
     checkpoint = build(recipe, tiny="mini", out=folder / "out").folder
     inputs = tiny_inputs(recipe, "mini", folder / "inputs", silent)
     reference = known(recipe, "mini", checkpoint)
@@ -149,6 +148,12 @@ def explained(found: Audit) -> None:
 @pytest.mark.usefixtures("other_class")
 def test_every_drawn_step_is_explained_in_another_class(opened: Opened, tmp_path: Path) -> None:
     explained(opened.judge(tmp_path / "work"))
+
+
+@pytest.mark.usefixtures("other_class")
+def test_every_drawn_iteration_of_two_steps_is_explained_in_another_class(tmp_path: Path) -> None:
+    two = made("llama", tmp_path, lambda text: accumulating(in_bfloat16(text)))
+    explained(two.judge(tmp_path / "judged"))
 
 
 @pytest.mark.usefixtures("other_class")
@@ -300,6 +305,20 @@ def test_a_choice_of_many_experts_is_as_far_off_as_its_own_scores(ask: Ask) -> N
         turned = found[f"{name}, turned"]
         assert turned["next"] > 3 * turned["tenth"]
         assert turned["far"] == turned["last"] == 0
+
+
+def test_of_the_tokens_that_could_each_be_sent_elsewhere_only_some_can_be(ask: Ask) -> None:
+    """Each of them is within its bound, and all of them together are more than rounding sends."""
+    found = ask("explained", "routes")
+    for name in ("all", "half", "groups"):
+        assert found[f"{name}, free"] > 0.2 * 512
+        assert found[name] < found[f"{name}, free"]
+        assert found[f"{name}, 5%"] > 0
+        assert re.fullmatch(
+            rf"its hints send {found[f'{name}, free']} of 512 tokens of a batch to other experts, "
+            r"and rounding explains \d+ at most",
+            found[f"{name}, 100%"],
+        )
 
 
 def test_of_the_signs_that_are_free_only_some_can_be_others(ask: Ask) -> None:

@@ -35,12 +35,20 @@ from requant.recipe import Recipe, read_recipe
 pytestmark = pytest.mark.worker
 Ask = Callable[..., Any]
 
+SSE = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "SSE4_2"}
+"""What makes a CPU one of another class: of what every x86-64 CPU has."""
+
 
 def hinted(text: str) -> str:
     """A recipe whose build writes hints."""
     text, count = re.subn(r"^patience = -1.*$", r"\g<0>\nhints = true", text, flags=re.MULTILINE)
     assert count == 1
     return text
+
+
+def of_two_steps(text: str) -> str:
+    """The same, of two steps an iteration."""
+    return accumulating(hinted(text))
 
 
 @dataclass(frozen=True)
@@ -265,9 +273,43 @@ def test_with_the_newest_autoround_each_block_is_identical(tmp_path: Path) -> No
     identical(one.audit(one.folder, tmp_path / "work"))
 
 
-NOT_FOLLOWED: dict[str, tuple[str, EnvironmentName, Callable[[str], str], str]] = {
-    "two steps an iteration": ("llama", "cpu", accumulating, "and there are more"),
-    "experts of the newest AutoRound": ("qwen3moe", "current", str, "has no bound here"),
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["as it is", "asymmetric"])
+@pytest.mark.parametrize("environment", ["cpu", "current"])
+def test_of_two_steps_an_iteration_each_block_is_identical(
+    environment: EnvironmentName, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their losses are sums, and many gradients of ranges are beyond float16."""
+    one = made(of_one_s_own(tmp_path, "llama", environment, of_two_steps, **SCHEMES[scheme]), tmp_path)
+    for name, value in SSE.items():
+        monkeypatch.setenv(name, value)
+    identical(one.audit(one.folder, tmp_path / "work"))
+
+
+def test_a_gradient_that_is_no_number_is_told_as_what_it_does(ask: Ask) -> None:
+    """It moves nothing; and one that is near to where float16 ends can be beyond it elsewhere."""
+    found = ask("explained", "numbers")
+    assert found["told"] == [0, 1, -1, 0, 0, 1, -1, 0, 0]  # the last two have none
+    assert found["told"][:7] == found["moved"]
+    assert found["near"] == [[True, True, False], [False, False, False]]
+
+
+@pytest.mark.full
+def test_a_range_whose_gradient_is_no_number_moves_nowhere(tmp_path: Path, ask: Ask) -> None:
+    recipe = of_one_s_own(tmp_path, "llama", "cpu", of_two_steps)
+    inputs = tiny_inputs(recipe, "mini", tmp_path / "inputs", silent)
+    found = ask("lies", recipe.path.parent, inputs.base, "honest", "no number")
+    assert found["honest"]["same"]
+    assert (found["honest"]["hinted"]["inconclusive"], found["honest"]["hinted"]["beyond"]) == ("", "")
+    assert re.fullmatch(
+        r"iteration 0: \S+\.mlp\.down_proj: its hints change the sign of (min|max)_scale \d+, "
+        r"whose gradient is beyond what float16 holds, on every machine",
+        found["no number"]["hinted"]["beyond"],
+    )
+
+
+NOT_FOLLOWED: dict[str, tuple[str, EnvironmentName, str]] = {
+    "experts of the newest AutoRound": ("qwen3moe", "current", "has no bound here"),
 }
 
 
@@ -275,8 +317,8 @@ NOT_FOLLOWED: dict[str, tuple[str, EnvironmentName, Callable[[str], str], str]] 
 @pytest.mark.parametrize("what", NOT_FOLLOWED)
 def test_what_hints_do_not_reach_accuses_nobody(what: str, tmp_path: Path) -> None:
     """Where two classes decide alike, as on a CPU whose own sums are the capped ones, it is followed all the same."""
-    name, environment, edit, why = NOT_FOLLOWED[what]
-    one = made(of_one_s_own(tmp_path, name, environment, lambda text: edit(hinted(text))), tmp_path)
+    name, environment, why = NOT_FOLLOWED[what]
+    one = made(of_one_s_own(tmp_path, name, environment, hinted), tmp_path)
     found = one.audit(one.folder, tmp_path / "work")
     assert found.blocks
     for each in found.blocks:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tests.worker.prepared import answer
 
-from requant.worker.autoround.bounds import BeyondError, Bounds
+from requant.worker.autoround import ends, hints
+from requant.worker.autoround.bounds import BeyondError, Bounds, _ranked
 from requant.worker.autoround.gradients import SIGMAS
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
@@ -25,7 +26,7 @@ OUTPUTS, INPUTS, OFF = 64, 256, 0.06
 def found(what: str) -> dict[str, Any]:
     """Answer one of the questions below."""
     torch.manual_seed(7)
-    answers: dict[str, Any] = {"routes": routes, "signs": signs}
+    answers: dict[str, Any] = {"routes": routes, "signs": signs, "numbers": numbers}
     result: dict[str, Any] = answers[what]()
     return result
 
@@ -45,6 +46,8 @@ def held(scores: Any, tried: Any, own: Any, theirs: Any) -> Bounds:
 
 def routes() -> dict[str, Any]:
     """Say how many routes of another machine were taken, and how many of `TURNED` a builder can turn, by place.
+
+    And how many tokens could each be sent to the next expert, and what comes of it where some are, or all.
 
     Scores are probabilities of all experts, logits of which half are left out, or those of the better half of groups,
     of which the try chooses others for some tokens.
@@ -84,6 +87,18 @@ def routes() -> dict[str, Any]:
                 else:
                     turned[place] += 1
         came[f"{name}, turned"] = turned
+        far = order[:, CHOSEN - 1 : CHOSEN + 1]
+        (first, next_one), square = scores.gather(-1, far).double().T, _ranked(scores, again - scores)
+        free = first - next_one <= SIGMAS * square.gather(-1, far).sum(-1).sqrt()
+        came[f"{name}, free"] = int(free.sum())
+        for share in (0.05, 1.0):
+            forged = best.clone()
+            sent = free & (torch.rand(TOKENS) < share)
+            forged[sent, -1] = order[sent, CHOSEN]
+            try:
+                came[f"{name}, {share:.0%}"] = held(scores, again, best, forged).routes_taken
+            except BeyondError as error:
+                came[f"{name}, {share:.0%}"] = str(error)
     return came
 
 
@@ -97,8 +112,8 @@ class Tried:
     tokens: int = TOKENS
     tried: tuple[int, ...] = (0,)
 
-    def bound(self, *_: object) -> Any:
-        return SIGMAS * self.off
+    def sizes(self, key: str, gradient: Any, _: float) -> tuple[Any, Any]:
+        return gradient.view(-1).double().abs(), (SIGMAS * self.off).view(-1).double()
 
 
 def signs() -> dict[str, Any]:
@@ -133,6 +148,28 @@ def signs() -> dict[str, Any]:
         "other": judged(theirs.sign()),
         "a tenth": judged(lie(0.1)),
         "half": judged(lie(0.5)),
+    }
+
+
+def numbers() -> dict[str, Any]:
+    """Say what gradients mean as hints that are no number, infinite or small, and which are near to float16's end."""
+    parameter = torch.nn.Parameter(torch.zeros(7))
+    given = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-30, -1e-30]
+    parameter.grad = torch.tensor(given)
+    none = torch.nn.Parameter(torch.zeros(2))
+    told = hints.unpacked(hints.signs([parameter, none]), 9)
+    # One weight each, whose gradients are as far below the end of float16, beyond it, or nowhere near.
+    gradient = torch.tensor([[ends.END * (1 - 1e-3)], [ends.END * (1 + 1e-3)], [1.0]])
+    near = [
+        ends.nearness(
+            gradient, [torch.ones(3, 1), -torch.ones(3, 1)], lambda each, off=off: off * gradient.abs().sum(1)
+        )
+        for off in (1e-2, 1e-4)
+    ]
+    return {
+        "told": told.tolist(),
+        "moved": torch.sign(parameter.grad).tolist(),
+        "near": [(each <= 1).tolist() for each in near],
     }
 
 

@@ -20,7 +20,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import unwrap
 from typing import Any
 
-from requant.worker.autoround.gradients import SIGMAS, UNITS, Layer, turned
+from requant.worker.autoround.counts import sent, turned
+from requant.worker.autoround.gradients import SIGMAS, UNITS, Layer
 from requant.worker.autoround.series import Place, installed
 
 
@@ -88,9 +89,7 @@ class Bounds:
         self._tries += 1
         for (scores, own, theirs), other in zip(self._routed, self._scores, strict=False):
             if theirs is not own:
-                square = _ranked(scores, other - scores)
-                bound = SIGMAS * (square.gather(-1, _rows(own)) + square.gather(-1, _rows(theirs))).sqrt()
-                self._explain_routes(_gaps(scores, own, theirs), bound)
+                self._explain_routes(scores, own, theirs, _ranked(scores, other - scores))
 
     def look_at(self, block: Any) -> None:
         """Take the widths of a block's layers; and its modules for operations, until a gradient tells how many.
@@ -194,18 +193,28 @@ class Bounds:
             self._routed.append((scores.detach(), own, theirs))
         elif theirs is not own:
             rows = _rows(scores).double().abs()
+            rows = rows.masked_fill(rows.isinf(), 0)  # of experts that are left out
             largest, least = rows.amax(-1, keepdim=True), rows.clamp(min=1e-30).amin(-1, keepdim=True)
             bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
-            self._explain_routes(_gaps(scores, own, theirs), bound)
+            self._explain_routes(scores, own, theirs, ((bound / SIGMAS).square() / 2).expand_as(rows))
 
-    def _explain_routes(self, gaps: Any, bound: Any) -> None:
+    def _explain_routes(self, scores: Any, own: Any, theirs: Any, square: Any) -> None:
         import torch
 
+        scores, own, theirs = (_rows(each) for each in (scores, own, theirs))
+        gaps = (scores.gather(-1, own) - scores.gather(-1, theirs)).double().abs()
+        bound = SIGMAS * (square.gather(-1, own) + square.gather(-1, theirs)).sqrt()
         far = torch.where(gaps > 0, gaps / bound, 0).amax(-1)
         for place in (~(far <= 1)).nonzero().view(-1).tolist():
             raise BeyondError(
                 f"{self._what}its hints send token {place} of a batch to other experts, whose scores are "
                 f"{float(far[place]):.3g} times as far from the best as rounding explains"
+            )
+        other = int((own.sort(-1).values != theirs.sort(-1).values).any(-1).sum())
+        if other > (most := sent(scores, own, square, self._sequence_length)):
+            raise BeyondError(
+                f"{self._what}its hints send {other:,} of {len(own):,} tokens of a batch to other experts, and "
+                f"rounding explains {most:,} at most"
             )
         self.routes_taken += int((far > 0).sum())
 
@@ -328,11 +337,6 @@ class Bounds:
 
 def _rows(tensor: Any) -> Any:
     return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _gaps(scores: Any, own: Any, theirs: Any) -> Any:
-    """Return how far the scores of `theirs` are from those of the same place of `own`: [tokens, chosen]."""
-    return _rows((scores.gather(-1, own) - scores.gather(-1, theirs)).double().abs())
 
 
 def _ranked(scores: Any, off: Any) -> Any:

@@ -94,9 +94,7 @@ class Layer:
         return reshape_pad_tensor_by_group_size(tensor.float(), self._wrapper.orig_layer.group_size)[0]
 
     def _in_steps(self) -> tuple[Any, Any, Any, Any]:
-        """Return codes, less their zero point, weights before rounding, which were not clamped, and what zero points are
-        rounded from.
-        """
+        """Return codes less zero points, weights in steps, which are not clamped, and zero points before rounding."""
         wrapper, scale = self._wrapper, self.scale.float().view(-1, 1)
         bits = wrapper.orig_layer.bits
         code, before = self._grouped(self.weight) / scale, self._grouped(wrapper.orig_layer.weight.detach()) / scale
@@ -173,19 +171,3 @@ class Layer:
 def _rounded(numbers: Any) -> Any:
     """Round as AutoRound does: by adding what is missing, so that the last bit may be beyond a code and be clamped."""
     return (numbers.round() - numbers) + numbers
-
-
-def turned(sizes: Any, bounds: Any) -> int:
-    """Return how many signs of gradients of such sizes [outputs, ...] can be others, each within a bound of its own.
-
-    A bound is `SIGMAS` standard deviations, so by the normal distribution each has a probability. How many there are
-    then differs from the sum of these by `SIGMAS` standard deviations at most, where the errors of one output go all
-    the same way, and those of one input: nothing is said against that.
-    """
-    import torch
-
-    far = sizes / (bounds.view_as(sizes) / SIGMAS)
-    chances = torch.special.ndtr(-far).nan_to_num(0)  # 0 / 0: a gradient that is zero everywhere
-    deviations = (chances * (1 - chances)).sqrt()
-    variance = sum(float(deviations.sum(dim).square().sum()) for dim in (0, 1))
-    return math.ceil(float(chances.sum()) + SIGMAS * math.sqrt(variance))
