@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tests.worker.prepared import answer
 
-from requant.worker.autoround import ends, hints
+from requant.worker.autoround import counts, ends, hints
 from requant.worker.autoround.bounds import BeyondError, Bounds, _ranked
 from requant.worker.autoround.gradients import SIGMAS
 
@@ -26,7 +26,7 @@ OUTPUTS, INPUTS, OFF = 64, 256, 0.06
 def found(what: str) -> dict[str, Any]:
     """Answer one of the questions below."""
     torch.manual_seed(7)
-    answers: dict[str, Any] = {"routes": routes, "signs": signs, "numbers": numbers}
+    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers}
     result: dict[str, Any] = answers[what]()
     return result
 
@@ -46,8 +46,6 @@ def held(scores: Any, tried: Any, own: Any, theirs: Any) -> Bounds:
 
 def routes() -> dict[str, Any]:
     """Say how many routes of another machine were taken, and how many of `TURNED` a builder can turn, by place.
-
-    And how many tokens could each be sent to the next expert, and what comes of it where some are, or all.
 
     Scores are probabilities of all experts, logits of which half are left out, or those of the better half of groups,
     of which the try chooses others for some tokens.
@@ -87,19 +85,39 @@ def routes() -> dict[str, Any]:
                 else:
                     turned[place] += 1
         came[f"{name}, turned"] = turned
-        far = order[:, CHOSEN - 1 : CHOSEN + 1]
-        (first, next_one), square = scores.gather(-1, far).double().T, _ranked(scores, again - scores)
-        free = first - next_one <= SIGMAS * square.gather(-1, far).sum(-1).sqrt()
-        came[f"{name}, free"] = int(free.sum())
-        for share in (0.05, 1.0):
-            forged = best.clone()
-            sent = free & (torch.rand(TOKENS) < share)
-            forged[sent, -1] = order[sent, CHOSEN]
-            try:
-                came[f"{name}, {share:.0%}"] = held(scores, again, best, forged).routes_taken
-            except BeyondError as error:
-                came[f"{name}, {share:.0%}"] = str(error)
     return came
+
+
+def tokens() -> dict[str, Any]:
+    """Say how many tokens could each be sent to the next of eight experts, and what comes of it where some are, or all.
+
+    And how many another machine sends to others, and a builder that turns none can send to them in a pass of few.
+    """
+    logits = torch.randn(TOKENS, 8)
+    scores, again, there = ((logits + NOISE * torch.randn_like(logits)).softmax(-1) for _ in range(3))
+    own, order = scores.topk(2).indices, scores.argsort(-1, descending=True)
+    first, second = order[:, 1:2], order[:, 2:3]
+    square = _ranked(scores, again - scores)
+    gap = (scores.gather(-1, first) - scores.gather(-1, second)).double()
+    free = (gap <= SIGMAS * (square.gather(-1, first) + square.gather(-1, second)).sqrt()).view(-1)
+
+    def judged(theirs: Any) -> tuple[int, str]:
+        try:
+            return held(scores, again, own, theirs).routes_taken, ""
+        except BeyondError as error:
+            return 0, str(error)
+
+    def lie(share: float) -> Any:
+        sent = free & (torch.rand(TOKENS) < share)
+        return torch.where(sent[:, None], torch.cat([own[:, :1], second], -1), own)
+
+    return {
+        "free": int(free.sum()),
+        "other": judged(there.topk(2).indices),
+        "a tenth": judged(lie(0.1)),
+        "all": judged(lie(1.0)),
+        "one by one": [counts._at_most(mean, [torch.tensor(mean).sqrt()]) for mean in (0.0, 1e-9, 0.01, 1.0, 1e4)],
+    }
 
 
 @dataclass
@@ -160,16 +178,16 @@ def numbers() -> dict[str, Any]:
     told = hints.unpacked(hints.signs([parameter, none]), 9)
     # One weight each, whose gradients are as far below the end of float16, beyond it, or nowhere near.
     gradient = torch.tensor([[ends.END * (1 - 1e-3)], [ends.END * (1 + 1e-3)], [1.0]])
-    near = [
-        ends.nearness(
-            gradient, [torch.ones(3, 1), -torch.ones(3, 1)], lambda each, off=off: off * gradient.abs().sum(1)
-        )
-        for off in (1e-2, 1e-4)
-    ]
+    parts = [torch.ones(3, 1), -torch.ones(3, 1)]
+
+    def near(off: float) -> list[bool]:
+        found: list[bool] = (ends.nearness(gradient, parts, lambda _: torch.full((3,), off)) <= 1).tolist()
+        return found
+
     return {
         "told": told.tolist(),
         "moved": torch.sign(parameter.grad).tolist(),
-        "near": [(each <= 1).tolist() for each in near],
+        "near": [near(100.0), near(1.0)],
     }
 
 

@@ -50,7 +50,7 @@ def _at_most(mean: float, deviations: Iterable[Any]) -> int:
     import torch
 
     most = math.ceil(mean + SIGMAS * math.sqrt(sum(float(each.square().sum()) for each in deviations)))
-    certain = float(torch.special.ndtr(torch.tensor(-SIGMAS, dtype=torch.float64)))
+    certain = math.erfc(SIGMAS / math.sqrt(2)) / 2
 
     def chance_of_more() -> float:
         ends = (torch.tensor(each, dtype=torch.float64) for each in (most + 1.0, mean))
