@@ -35,10 +35,11 @@ def sent(scores: Any, own: Any, square: Any, length: int) -> int:
     """
     import torch
 
+    scores = scores.double()
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, own, True)
-    staying = torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
+    staying = torch.zeros_like(scores[:, 0])
     for each in own.split(1, dim=-1):
-        far = (scores.gather(-1, each) - scores).double() / (square.gather(-1, each) + square).sqrt()
+        far = (scores.gather(-1, each) - scores) / (square.gather(-1, each) + square).sqrt()
         staying += torch.log1p(-torch.special.ndtr(-far).nan_to_num(0.5).masked_fill(chosen, 0)).sum(-1)
     chances = -torch.expm1(staying)
     deviations = (chances * (1 - chances)).sqrt()

@@ -23,7 +23,7 @@ from requant.worker import sketch
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
 from requant.worker.autoround.series import Place, installed
 
-MAGIC = b"requant hints 1\n"
+MAGIC = b"requant hints 2\n"
 RECORD = struct.Struct("<cQI32s")
 """Of a record: its kind, the length of the decisions in bytes, the capacity of their sketch, their SHA-256."""
 PLAIN, COMMITTED = 0, 2**32 - 1
