@@ -16,7 +16,7 @@ product is so far off, and the sum as much of `Q`. What that is of each paramete
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import unwrap
 from typing import Any
 
@@ -276,20 +276,18 @@ class Bounds:
         losing = installed().loss(autoround)
         linear, rounded, measure = forward.function, quantize.function, losing.function
 
-        def _qdq_weight(wrapper: Any, *args: Any) -> Any:
-            with unperturbed() if self._trying else nullcontext():
-                weight, scale, zero = rounded(wrapper, *args)
-            layer = self._layers.get(id(wrapper))
-            if scale is not None:
-                layer = self._layers[id(wrapper)] = layer or Layer(wrapper)
-                layer.weight, layer.scale = weight.detach(), scale.detach()
-                self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
-            return weight, scale, zero
+        def alike(function: Callable[..., Any]) -> Callable[..., Any]:
+            """Return what gives weights: those that are quantized by the same parameters are the same everywhere."""
+
+            def give(*args: Any) -> Any:
+                with unperturbed() if self._trying else nullcontext():
+                    return function(*args)
+
+            return give
 
         def linear_forward(wrapper: Any, given: Any, weight: Any, bias: Any) -> Any:
             out = linear(wrapper, given, weight, bias)
-            if out.requires_grad and (layer := self._layers.get(id(wrapper))):
-                out.register_hook(layer.heard(given.detach(), trying=self._trying))
+            self._listen([wrapper], given, out, [len(given)])
             return out
 
         def get_loss(quantizer: Any, put_out: Any, expected: Any, *args: Any, **kwargs: Any) -> Any:
@@ -306,8 +304,48 @@ class Bounds:
             self._pending += mean
             return loss
 
-        with forward.replaced(linear_forward), quantize.replaced(_qdq_weight), losing.replaced(get_loss):
+        with ExitStack() as stack:
+            stack.enter_context(forward.replaced(linear_forward))
+            stack.enter_context(quantize.replaced(alike(rounded)))
+            stack.enter_context(losing.replaced(get_loss))
+            if together := installed().together():
+                weighing, running = together
+                weigh, run = weighing.function, running.function
+
+                def slot_weights(wrappers: list[Any], *args: Any) -> Any:
+                    slot = alike(weigh)(wrappers, *args)
+                    slot.wrappers = wrappers
+                    return slot
+
+                def grouped_linear(given: Any, slot: Any, counts: list[int], offsets: Any) -> Any:
+                    out = run(given, slot, counts, offsets)
+                    self._listen(slot.wrappers, given.to(slot.weights[0].dtype), out, counts)
+                    return out
+
+                stack.enter_context(weighing.replaced(slot_weights))
+                stack.enter_context(running.replaced(grouped_linear))
             yield
+
+    def _listen(self, wrappers: list[Any], given: Any, put_out: Any, rows: list[int]) -> None:
+        """Let layers that are tuned hear of the gradients of what they put out, each of so many rows of it."""
+        if not put_out.requires_grad or not all(getattr(each, "params", None) for each in wrappers):
+            return
+        heard = [
+            self._layer(wrapper).heard(some, trying=self._trying)
+            for wrapper, some in zip(wrappers, given.detach().split(rows), strict=True)
+        ]
+
+        def hear(gradient: Any) -> None:
+            for each, some in zip(heard, gradient.split(rows), strict=True):
+                each(some)
+
+        put_out.register_hook(hear)
+
+    def _layer(self, wrapper: Any) -> Layer:
+        if id(wrapper) not in self._layers:
+            layer = self._layers[id(wrapper)] = Layer(wrapper)
+            self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
+        return self._layers[id(wrapper)]
 
     def _try(self, put_out: Any, expected: Any, measure: Callable[[Any, Any], Any]) -> None:
         """Do a forward pass and its backward pass again, as another machine might; layers hear of both."""

@@ -10,6 +10,7 @@ are beyond what float16 holds (`ends.py`).
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from requant.worker.autoround.ends import END, nearness
@@ -21,6 +22,9 @@ UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 PLACE, LEAST = 2.0**-10, 2.0**-24
 """Of float16: the distance of two neighbours, of themselves, and the least one."""
 
+PARAMETERS = ("value", "min_scale", "max_scale")
+"""What a wrapped layer is quantized by, as AutoRound calls them."""
+
 
 class Layer:
     """What the gradients of one layer's parameters are sums of.
@@ -31,8 +35,6 @@ class Layer:
 
     def __init__(self, wrapper: Any) -> None:
         self.name = str(wrapper.orig_layer.global_name)
-        self.weight: Any = None
-        self.scale: Any = None
         self.tokens = 0
         self.tried: list[list[Any]] = []
         self._wrapper = wrapper
@@ -51,6 +53,25 @@ class Layer:
     def parameters(self) -> list[Any]:
         """Its parameters that are tuned."""
         return [*self._wrapper.params.values()]
+
+    @cached_property
+    def _quantized(self) -> tuple[Any, Any]:
+        """Its weight as its parameters round it, and its scales: until a step, those of the forward pass."""
+        import torch
+
+        with torch.no_grad():
+            weight, scale, _ = self._wrapper._qdq_weight(*(getattr(self._wrapper, key) for key in PARAMETERS))
+        return weight, scale
+
+    @property
+    def weight(self) -> Any:
+        """Its weight, quantized."""
+        return self._quantized[0]
+
+    @property
+    def scale(self) -> Any:
+        """Its scales."""
+        return self._quantized[1]
 
     def heard(self, given: Any, *, trying: bool) -> Callable[[Any], None]:
         """Return what hears of the gradient of what is put out for an input."""
