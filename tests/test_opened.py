@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from tests.test_adapters import of_one_s_own
-from tests.test_portable import Ask, hinted
+from tests.test_adapters import accumulating, of_one_s_own
+from tests.test_portable import SSE, Ask, hinted
 
 import requant.audit
 from requant.audit import steps
@@ -30,14 +30,14 @@ from requant.checkpoint.checkpoint import write_file
 from requant.checkpoint.safetensors import read_header
 from requant.digest import canonical_json, sha256, sha256_chunks, sha256_file, strict_json
 from requant.evidence.journal import Writer, read_journal
+from requant.new import EnvironmentName
 from requant.progress import silent
 from requant.protocol import DECISIONS, HINTS, INPUTS, REVEALED, label
 from requant.recipe import Recipe
 
 pytestmark = [pytest.mark.worker, pytest.mark.full]
 
-SSE = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "SSE4_2"}
-MAGIC, RECORD = b"requant hints 1\n", struct.Struct("<cQI32s")
+MAGIC, RECORD = b"requant hints 2\n", struct.Struct("<cQI32s")
 ITERATIONS = 12
 
 
@@ -93,9 +93,11 @@ def drawn(journal: Path) -> StepChallenge:
     return next(each for each in draws if [(step.index, step.iteration) for step in each.steps] == [(0, 5), (1, 2)])
 
 
-def made(name: str, folder: Path) -> Opened:
+def made(
+    name: str, folder: Path, environment: EnvironmentName = "cpu", edit: Callable[[str], str] = in_bfloat16
+) -> Opened:
     """Build a base of the corpus, and respond to a challenge."""
-    recipe = of_one_s_own(folder, name, "cpu", in_bfloat16)
+    recipe = of_one_s_own(folder, name, environment, edit)
     checkpoint = build(recipe, tiny="mini", out=folder / "out").folder
     inputs = tiny_inputs(recipe, "mini", folder / "inputs", silent)
     reference = known(recipe, "mini", checkpoint)
@@ -123,10 +125,10 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     return made("llama", tmp_path_factory.mktemp("opened"))
 
 
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """Eight experts, two for each token, in every block."""
-    return made("qwen3moe", tmp_path_factory.mktemp("mixture"))
+@pytest.fixture(scope="module", params=["cpu", "current"])
+def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Four experts, two for each token, in every block; they run one by one, or as of AutoRound 0.16 together."""
+    return made("qwen3moe", tmp_path_factory.mktemp("mixture"), request.param)
 
 
 @pytest.fixture
@@ -149,6 +151,12 @@ def explained(found: Audit) -> None:
 @pytest.mark.usefixtures("other_class")
 def test_every_drawn_step_is_explained_in_another_class(opened: Opened, tmp_path: Path) -> None:
     explained(opened.judge(tmp_path / "work"))
+
+
+@pytest.mark.usefixtures("other_class")
+def test_every_drawn_iteration_of_two_steps_is_explained_in_another_class(tmp_path: Path) -> None:
+    two = made("llama", tmp_path, edit=lambda text: accumulating(in_bfloat16(text)))
+    explained(two.judge(tmp_path / "judged"))
 
 
 @pytest.mark.usefixtures("other_class")
@@ -190,13 +198,14 @@ def journalled(opened: Opened, inputs: Mapping[int, Mapping[str, str]] = Mapping
     return replace(opened, asked=asked)
 
 
-def turned(path: Path) -> Callable[[str], str]:
-    """Turn the first 8,192 signs of a vector among the decisions of a response."""
+def turned(path: Path, share: float = 0.0) -> Callable[[str], str]:
+    """Turn 8,192 signs of a vector among the decisions of a response, behind so many of it."""
 
     def forge(digest: str) -> str:
         tensors = {name: (spec, b"".join(there.chunks())) for name, (spec, there) in read_header(path)[0].items()}
         spec, data = tensors.pop(digest)
-        forged = bytes(byte ^ 255 for byte in data[:1024]) + data[1024:]
+        at = int(len(data) // 2 * share)  # behind the signs of all it has a bit for each that is zero
+        forged = data[:at] + bytes(byte ^ 255 for byte in data[at : at + 1024]) + data[at + 1024 :]
         tensors[sha256(forged)] = (spec, forged)
         path.unlink()
         write_file(path, {name: (spec, [each]) for name, (spec, each) in tensors.items()})
@@ -216,6 +225,16 @@ def test_a_builder_that_committed_to_a_lie_is_named(opened: Opened, tmp_path: Pa
         r"iteration 5: model\.layers\.0\.\S+: its hints change the sign of value \d+, whose gradient is ", first.reason
     )
     assert second.reason == "iteration 8: what its signs lead to is not the state that the build committed to"
+
+
+@pytest.mark.usefixtures("other_class")
+def test_a_builder_that_turned_signs_of_an_expert_is_named(mixture: Opened, tmp_path: Path) -> None:
+    copy = mixture.copied(tmp_path)
+    commit(copy, 0, b"s", 5, turned(copy.response / label(0) / REVEALED / DECISIONS, 0.5))
+    first, second = journalled(copy).judge(tmp_path / "work").blocks
+    assert [str(each.judgement) for each in (first, second)] == ["different", "identical"]
+    layer = r"iteration 5: model\.layers\.0\.mlp\.experts\.\d+\.\S+"
+    assert re.match(rf"{layer}: its hints change the signs? of (value \d+, whose gradient is|\S+ of) ", first.reason)
 
 
 def given_otherwise(response: Path, number: int, token: int) -> dict[str, str]:
@@ -257,7 +276,7 @@ def sent_elsewhere(*paths: Path) -> Callable[[str], str]:
             routes = np.frombuffer(data, "<i4").reshape(-1, 2).copy()
             first, second = routes.T
             routes[:, 1] = [
-                next(each for each in range(8) if each not in taken) for taken in zip(first, second, strict=True)
+                next(each for each in range(4) if each not in taken) for taken in zip(first, second, strict=True)
             ]
             forged = routes.tobytes()
             tensors[sha256(forged)] = (spec, forged)
@@ -300,6 +319,22 @@ def test_a_choice_of_many_experts_is_as_far_off_as_its_own_scores(ask: Ask) -> N
         turned = found[f"{name}, turned"]
         assert turned["next"] > 3 * turned["tenth"]
         assert turned["far"] == turned["last"] == 0
+
+
+def test_of_the_tokens_that_could_each_be_sent_elsewhere_only_some_can_be(ask: Ask) -> None:
+    """Each of them is within its bound, and all of them together are more than rounding sends."""
+    found = ask("explained", "tokens")
+    taken, beyond = found["other"]
+    assert 0 < taken < found["free"] / 4
+    assert not beyond
+    assert found["a tenth"][1] == ""
+    taken, beyond = found["all"]
+    assert taken == 0
+    assert re.fullmatch(
+        rf"its hints send {found['free']} of 512 tokens of a batch to other experts, and rounding explains \d+ at most",
+        beyond,
+    )
+    assert found["one by one"] == [0, 2, 7, 20, 10913]  # as Poisson distributions have them
 
 
 def test_of_the_signs_that_are_free_only_some_can_be_others(ask: Ask) -> None:

@@ -16,14 +16,12 @@ from tests.tiny import EC
 
 from requant.audit.audits import STEPS, read_audit, statement
 from requant.audit.challenge import StepChallenge, draw_steps
-from requant.audit.references import Reference
 from requant.audit.response import CHALLENGE, confirm
-from requant.audit.steps import challenge
 from requant.checkpoint.checkpoint import write_file
 from requant.checkpoint.safetensors import Spec
 from requant.digest import canonical_json, sha256, sha256_chunks, strict_json
 from requant.errors import CheckpointError, RequantError, UsageError
-from requant.evidence.journal import Journal, Writer
+from requant.evidence.journal import Journal
 from requant.protocol import DECISIONS, INPUTS, REVEALED, label
 from requant.recipe import Effort
 
@@ -72,22 +70,6 @@ def test_a_text_that_cannot_be_recorded_is_refused(text: str) -> None:
 def test_more_steps_than_there_are_are_refused(steps: int) -> None:
     with pytest.raises(UsageError, match=f"--steps {steps}"):
         draw_steps("drand 1", DIGEST, NAMES, 20, steps)
-
-
-def test_experts_that_run_together_are_refused_before_anybody_waits(tmp_path: Path, refuses: Refuses) -> None:
-    """Their signs have no bound; those of other layers have, and those of experts that run one by one."""
-
-    def drawn(environment: str, tensor: str) -> int:
-        recipe = replace(EC, tiny=replace(EC.tiny, environment=environment, precision="bfloat16"))
-        path = tmp_path / f"{environment}.{tensor}.journal.jsonl"
-        with Writer(path, JOURNAL.header) as writer:
-            for line in JOURNAL.blocks:
-                writer.append(replace(line, hints=DIGEST, tensors={f"{line.block}.{tensor}": DIGEST}))
-        return len(challenge(recipe, "mini", Reference(path, None), "drand 1", 4).steps)
-
-    assert drawn("cpu", "mlp.experts.0.up_proj.qweight") == drawn("current", "mlp.up_proj.qweight") == 4
-    with refuses(UsageError):
-        drawn("current", "mlp.experts.0.up_proj.qweight")
 
 
 def test_a_statement_of_steps_is_of_its_own_kind_and_read_back(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tests.worker.prepared import answer
 
-from requant.worker.autoround.bounds import BeyondError, Bounds
+from requant.worker.autoround import counts, ends, hints
+from requant.worker.autoround.bounds import BeyondError, Bounds, _ranked
 from requant.worker.autoround.gradients import SIGMAS
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
@@ -25,7 +26,7 @@ OUTPUTS, INPUTS, OFF = 64, 256, 0.06
 def found(what: str) -> dict[str, Any]:
     """Answer one of the questions below."""
     torch.manual_seed(7)
-    answers: dict[str, Any] = {"routes": routes, "signs": signs}
+    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers}
     result: dict[str, Any] = answers[what]()
     return result
 
@@ -87,6 +88,38 @@ def routes() -> dict[str, Any]:
     return came
 
 
+def tokens() -> dict[str, Any]:
+    """Say how many tokens could each be sent to the next of eight experts, and what comes of it where some are, or all.
+
+    And how many another machine sends to others, and a builder that turns none can send to them in a pass of few.
+    """
+    logits = torch.randn(TOKENS, 8)
+    scores, again, there = ((logits + NOISE * torch.randn_like(logits)).softmax(-1) for _ in range(3))
+    own, order = scores.topk(2).indices, scores.argsort(-1, descending=True)
+    first, second = order[:, 1:2], order[:, 2:3]
+    square = _ranked(scores, again - scores)
+    gap = (scores.gather(-1, first) - scores.gather(-1, second)).double()
+    free = (gap <= SIGMAS * (square.gather(-1, first) + square.gather(-1, second)).sqrt()).view(-1)
+
+    def judged(theirs: Any) -> tuple[int, str]:
+        try:
+            return held(scores, again, own, theirs).routes_taken, ""
+        except BeyondError as error:
+            return 0, str(error)
+
+    def lie(share: float) -> Any:
+        sent = free & (torch.rand(TOKENS) < share)
+        return torch.where(sent[:, None], torch.cat([own[:, :1], second], -1), own)
+
+    return {
+        "free": int(free.sum()),
+        "other": judged(there.topk(2).indices),
+        "a tenth": judged(lie(0.1)),
+        "all": judged(lie(1.0)),
+        "one by one": [counts._at_most(mean, [torch.tensor(mean).sqrt()]) for mean in (0.0, 1e-9, 0.01, 1.0, 1e4)],
+    }
+
+
 @dataclass
 class Tried:
     """A layer that was tried, and the standard deviations of the gradients of its weights."""
@@ -97,8 +130,8 @@ class Tried:
     tokens: int = TOKENS
     tried: tuple[int, ...] = (0,)
 
-    def bound(self, *_: object) -> Any:
-        return SIGMAS * self.off
+    def sizes(self, key: str, gradient: Any, _: float) -> tuple[Any, Any]:
+        return gradient.view(-1).double().abs(), (SIGMAS * self.off).view(-1).double()
 
 
 def signs() -> dict[str, Any]:
@@ -133,6 +166,28 @@ def signs() -> dict[str, Any]:
         "other": judged(theirs.sign()),
         "a tenth": judged(lie(0.1)),
         "half": judged(lie(0.5)),
+    }
+
+
+def numbers() -> dict[str, Any]:
+    """Say what gradients mean as hints that are no number, infinite or small, and which are near to float16's end."""
+    parameter = torch.nn.Parameter(torch.zeros(7))
+    given = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-30, -1e-30]
+    parameter.grad = torch.tensor(given)
+    none = torch.nn.Parameter(torch.zeros(2))
+    told = hints.unpacked(hints.signs([parameter, none]), 9)
+    # One weight each, whose gradients are as far below the end of float16, beyond it, or nowhere near.
+    gradient = torch.tensor([[ends.END * (1 - 1e-3)], [ends.END * (1 + 1e-3)], [1.0]])
+    parts = [torch.ones(3, 1), -torch.ones(3, 1)]
+
+    def near(off: float) -> list[bool]:
+        found: list[bool] = (ends.nearness(gradient, parts, lambda _: torch.full((3,), off)) <= 1).tolist()
+        return found
+
+    return {
+        "told": told.tolist(),
+        "moved": torch.sign(parameter.grad).tolist(),
+        "near": [near(100.0), near(1.0)],
     }
 
 

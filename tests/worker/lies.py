@@ -50,8 +50,7 @@ class Liar(Bounds):
             where = want.abs() <= 1
             self.altered += int((torch.sign(grad)[where] != want[where]).sum())
             grad[where] = want[where]
-        self._layers.clear()
-        self._owners.clear()
+        self._forget()
 
     @property
     def losses(self) -> list[float]:
@@ -118,6 +117,15 @@ def clamped(layer: Any, key: str, grad: Any, bound: Any) -> Any:
     return want
 
 
+def no_number(layer: Any, key: str, grad: Any, bound: Any) -> Any:
+    """Move one range whose gradient is no number: two of its parts are beyond float16, with both signs."""
+    if "down_proj" not in layer.name or key == "value":
+        return None
+    want = torch.full_like(grad, KEEP)
+    want[grad.isnan().nonzero()[0]] = -1
+    return want
+
+
 def turned(share: float) -> Callable[..., Any]:
     """Turn the signs that are furthest within some times the bound."""
 
@@ -140,6 +148,7 @@ LIES: dict[str, Callable[..., Any]] = {
     "scales": all_of("down_proj", "max_scale"),
     "within": within,
     "clamped": clamped,
+    "no number": no_number,
     "twice as far": turned(2.0),
 }
 

@@ -21,7 +21,6 @@ from requant.audit.references import Reference
 from requant.audit.response import CHALLENGE, assemble, confirm
 from requant.audit.retuned import Audit, Retuned
 from requant.digest import read_whole, sha256_file, strict_json
-from requant.environment.lock import read_lock
 from requant.errors import BuildError, CheckpointError, UsageError
 from requant.evidence.journal import Journal
 from requant.progress import Progress, Tell
@@ -44,8 +43,6 @@ from requant.recipe import Recipe
 from requant.records import record
 
 MAX_CHALLENGE = 1 << 24
-ONE_BY_ONE = ("0.12.", "0.13.")
-"""How versions of AutoRound begin that run experts one by one, by layers whose sums the bounds are made of."""
 
 
 def challenge(recipe: Recipe, tiny: str | None, reference: Reference, text: str, count: int) -> StepChallenge:
@@ -70,14 +67,6 @@ def _committed(recipe: Recipe, tiny: str | None, reference: Reference) -> Journa
         raise UsageError(
             "there is no journal of a build with hints",
             "A recipe asks for them: hints = true under [tuning]. Without, audit on the build's hardware class.",
-        )
-    version = read_lock(recipe.lockfiles, effort.environment).version("auto-round")
-    if not version.startswith(ONE_BY_ONE) and any(
-        ".experts." in name for line in lines.blocks for name in line.tensors
-    ):
-        raise UsageError(
-            f"{recipe.path}: AutoRound {version} runs experts together, so signs of their gradients have no bound",
-            "Audit blocks on the build's hardware class: requant audit.",
         )
     return lines
 

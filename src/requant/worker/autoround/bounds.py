@@ -16,11 +16,12 @@ product is so far off, and the sum as much of `Q`. What that is of each paramete
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import unwrap
 from typing import Any
 
-from requant.worker.autoround.gradients import SIGMAS, UNITS, Layer, turned
+from requant.worker.autoround.counts import sent, turned
+from requant.worker.autoround.gradients import SIGMAS, UNITS, Layer
 from requant.worker.autoround.series import Place, installed
 
 
@@ -57,7 +58,7 @@ class Bounds:
         self._layers: dict[int, Layer] = {}
         self._owners: dict[int, tuple[Layer, str]] = {}
         self._losses: list[float] = []
-        self._pending = 0.0
+        self._pending = self._pending_outputs = 0.0
         self._outputs = 0.0
         self._cancelled = 1.0
 
@@ -88,9 +89,7 @@ class Bounds:
         self._tries += 1
         for (scores, own, theirs), other in zip(self._routed, self._scores, strict=False):
             if theirs is not own:
-                square = _ranked(scores, other - scores)
-                bound = SIGMAS * (square.gather(-1, _rows(own)) + square.gather(-1, _rows(theirs))).sqrt()
-                self._explain_routes(_gaps(scores, own, theirs), bound)
+                self._explain_routes(scores, own, theirs, _ranked(scores, other - scores))
 
     def look_at(self, block: Any) -> None:
         """Take the widths of a block's layers; and its modules for operations, until a gradient tells how many.
@@ -132,21 +131,23 @@ class Bounds:
             if not len(where):
                 continue
             layer, key = self._owner(each)
-            bounds = layer.bound(key, self._gradient(layer)).view(-1)
-            bound, found = bounds[where].double(), grad[where].double().abs()
-            if not bound.isfinite().all():
+            sizes, bounds = layer.sizes(key, grad, self._gradient(layer))
+            found, bound = sizes[where], bounds[where]
+            if not (found.isfinite() & bound.isfinite()).all():
                 raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not finite")
             if bool(((bound == 0) & (found > 0)).any()):
                 raise NoHintError(f"iteration {iteration}: {layer.name}: what its gradients are made of is not known")
             for place in ((found > bound) | (bound == 0)).nonzero().view(-1).tolist():
                 what = "is zero on every machine"
-                if found[place]:
+                if not grad[where[place]].isfinite():
+                    what = "is beyond what float16 holds, on every machine"
+                elif found[place]:
                     what = f"is {float(found[place] / bound[place]):.3g} times as far from zero as rounding explains"
                 raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the sign of {key} {int(where[place])}, "
                     f"whose gradient {what}"
                 )
-            if layer.tried and len(where) > (most := turned(grad.view(layer.outputs, -1), bounds)):
+            if layer.tried and len(where) > (most := turned(sizes.view(layer.outputs, -1), bounds)):
                 raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the signs of {len(where):,} of "
                     f"{len(grad):,} gradients of {key}, and rounding explains {most:,} at most"
@@ -154,18 +155,22 @@ class Bounds:
             self.furthest = max(self.furthest, float((found / bound).max()))
             self.signs_taken += len(where)
             grad[where] = want[where].to(grad.dtype)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what the gradients of an iteration were made of."""
         self._layers.clear()
         self._owners.clear()
+        self._cancelled = 1.0
 
     def _count_free(self, parameters: list[Any]) -> None:
         within = 0
         for each in parameters:
             if each.grad is not None:
                 layer, key = self._owner(each)
-                bound = layer.bound(key, self._gradient(layer)).view(-1)
-                grad = each.grad.view(-1)
-                free = int(((bound > 0) & (grad.abs() <= bound)).sum())
-                within += min(free, turned(grad.view(layer.outputs, -1), bound)) if layer.tried else free
+                sizes, bounds = layer.sizes(key, each.grad, self._gradient(layer))
+                free = int(((bounds > 0) & (sizes <= bounds)).sum())
+                within += min(free, turned(sizes.view(layer.outputs, -1), bounds)) if layer.tried else free
         self.free = within / self.decided
         self._counted = True
 
@@ -188,18 +193,28 @@ class Bounds:
             self._routed.append((scores.detach(), own, theirs))
         elif theirs is not own:
             rows = _rows(scores).double().abs()
+            rows = rows.masked_fill(rows.isinf(), 0)  # of experts that are left out
             largest, least = rows.amax(-1, keepdim=True), rows.clamp(min=1e-30).amin(-1, keepdim=True)
             bound = self.relative(0) * largest * (1 + (largest / least).log().clamp(max=64))
-            self._explain_routes(_gaps(scores, own, theirs), bound)
+            self._explain_routes(scores, own, theirs, ((bound / SIGMAS).square() / 2).expand_as(rows))
 
-    def _explain_routes(self, gaps: Any, bound: Any) -> None:
+    def _explain_routes(self, scores: Any, own: Any, theirs: Any, square: Any) -> None:
         import torch
 
+        scores, own, theirs = (_rows(each) for each in (scores, own, theirs))
+        gaps = (scores.gather(-1, own) - scores.gather(-1, theirs)).double().abs()
+        bound = SIGMAS * (square.gather(-1, own) + square.gather(-1, theirs)).sqrt()
         far = torch.where(gaps > 0, gaps / bound, 0).amax(-1)
         for place in (~(far <= 1)).nonzero().view(-1).tolist():
             raise BeyondError(
                 f"{self._what}its hints send token {place} of a batch to other experts, whose scores are "
                 f"{float(far[place]):.3g} times as far from the best as rounding explains"
+            )
+        other = int((own.sort(-1).values != theirs.sort(-1).values).any(-1).sum())
+        if other > (most := sent(scores, own, square, self._sequence_length)):
+            raise BeyondError(
+                f"{self._what}its hints send {other:,} of {len(own):,} tokens of a batch to other experts, and "
+                f"rounding explains {most:,} at most"
             )
         self.routes_taken += int((far > 0).sum())
 
@@ -261,20 +276,18 @@ class Bounds:
         losing = installed().loss(autoround)
         linear, rounded, measure = forward.function, quantize.function, losing.function
 
-        def _qdq_weight(wrapper: Any, *args: Any) -> Any:
-            with unperturbed() if self._trying else nullcontext():
-                weight, scale, zero = rounded(wrapper, *args)
-            layer = self._layers.get(id(wrapper))
-            if scale is not None:
-                layer = self._layers[id(wrapper)] = layer or Layer(wrapper)
-                layer.weight, layer.scale = weight.detach(), scale.detach()
-                self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
-            return weight, scale, zero
+        def alike(function: Callable[..., Any]) -> Callable[..., Any]:
+            """Return what gives weights: those that are quantized by the same parameters are the same everywhere."""
+
+            def give(*args: Any) -> Any:
+                with unperturbed() if self._trying else nullcontext():
+                    return function(*args)
+
+            return give
 
         def linear_forward(wrapper: Any, given: Any, weight: Any, bias: Any) -> Any:
             out = linear(wrapper, given, weight, bias)
-            if out.requires_grad and (layer := self._layers.get(id(wrapper))):
-                out.register_hook(layer.heard(given.detach(), trying=self._trying))
+            self._listen([wrapper], given, out, [len(given)])
             return out
 
         def get_loss(quantizer: Any, put_out: Any, expected: Any, *args: Any, **kwargs: Any) -> Any:
@@ -285,13 +298,54 @@ class Bounds:
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
             mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
             self._depth = self._depth or _depth(loss.grad_fn)
-            self._outputs = float(expected.detach().double().square().mean())
-            self._cancelled = max(self._outputs / mean, 1.0) if mean else 1.0
+            outputs = float(expected.detach().double().square().mean())
+            self._pending_outputs += outputs
+            self._cancelled = max(self._cancelled, outputs / mean if mean else 1.0)
             self._pending += mean
             return loss
 
-        with forward.replaced(linear_forward), quantize.replaced(_qdq_weight), losing.replaced(get_loss):
+        with ExitStack() as stack:
+            stack.enter_context(forward.replaced(linear_forward))
+            stack.enter_context(quantize.replaced(alike(rounded)))
+            stack.enter_context(losing.replaced(get_loss))
+            if together := installed().together():
+                weighing, running = together
+                weigh, run = weighing.function, running.function
+
+                def slot_weights(wrappers: list[Any], *args: Any) -> Any:
+                    slot = alike(weigh)(wrappers, *args)
+                    slot.wrappers = wrappers
+                    return slot
+
+                def grouped_linear(given: Any, slot: Any, counts: list[int], offsets: Any) -> Any:
+                    out = run(given, slot, counts, offsets)
+                    self._listen(slot.wrappers, given.to(slot.weights[0].dtype), out, counts)
+                    return out
+
+                stack.enter_context(weighing.replaced(slot_weights))
+                stack.enter_context(running.replaced(grouped_linear))
             yield
+
+    def _listen(self, wrappers: list[Any], given: Any, put_out: Any, rows: list[int]) -> None:
+        """Let layers that are tuned hear of the gradients of what they put out, each of so many rows of it."""
+        if not put_out.requires_grad or not all(getattr(each, "params", None) for each in wrappers):
+            return
+        heard = [
+            self._layer(wrapper).heard(some, trying=self._trying)
+            for wrapper, some in zip(wrappers, given.detach().split(rows), strict=True)
+        ]
+
+        def hear(gradient: Any) -> None:
+            for each, some in zip(heard, gradient.split(rows), strict=True):
+                each(some)
+
+        put_out.register_hook(hear)
+
+    def _layer(self, wrapper: Any) -> Layer:
+        if id(wrapper) not in self._layers:
+            layer = self._layers[id(wrapper)] = Layer(wrapper)
+            self._owners.update({id(each): (layer, key) for key, each in wrapper.params.items()})
+        return self._layers[id(wrapper)]
 
     def _try(self, put_out: Any, expected: Any, measure: Callable[[Any, Any], Any]) -> None:
         """Do a forward pass and its backward pass again, as another machine might; layers hear of both."""
@@ -299,6 +353,8 @@ class Bounds:
 
         moved = [each for layer in self._layers.values() for each in layer.parameters]
         gradients = [each.grad for each in moved]
+        for each in moved:
+            each.grad = None  # torch would add to what the steps before it left there
         with self._otherwise() as again:
             with torch.no_grad():
                 # What is expected was rounded as well, as independently, and about as often.
@@ -311,18 +367,14 @@ class Bounds:
             each.grad = gradient
 
     def stepped(self) -> None:
-        """Hear that an iteration has ended."""
+        """Hear that the last step of an iteration has ended."""
         self._losses.append(self._pending)
-        self._pending = self._off = 0.0
+        self._outputs = max(self._outputs, self._pending_outputs)
+        self._pending = self._pending_outputs = self._off = 0.0
 
 
 def _rows(tensor: Any) -> Any:
     return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _gaps(scores: Any, own: Any, theirs: Any) -> Any:
-    """Return how far the scores of `theirs` are from those of the same place of `own`: [tokens, chosen]."""
-    return _rows((scores.gather(-1, own) - scores.gather(-1, theirs)).double().abs())
 
 
 def _ranked(scores: Any, off: Any) -> Any:

@@ -4,12 +4,16 @@ The gradient of a weight is a sum over tokens, whose products make `Q` (`bounds.
 scale, a sum over a group of weights, of which the error of one output is shared: there `Q` is the sum of theirs.
 AutoRound keeps scales in float16, and so torch keeps their gradients: two parts, through the product and through the
 quotient, are each rounded to float16, and so is their sum, which may be far smaller. Two machines can be a place of
-each apart, and a place of the smallest numbers is 2**-24.
+each apart, and a place of the smallest numbers is 2**-24. Where the losses of an iteration's steps are sums, such parts
+are beyond what float16 holds (`ends.py`).
 """
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
+
+from requant.worker.autoround.ends import END, nearness
 
 SIGMAS = 9.0
 """By chance one decision in 2e17 is further away than this; a build of 35 billion weights makes 1e13."""
@@ -17,6 +21,9 @@ UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 """Unit roundoffs: the greatest relative error of one rounding."""
 PLACE, LEAST = 2.0**-10, 2.0**-24
 """Of float16: the distance of two neighbours, of themselves, and the least one."""
+
+PARAMETERS = ("value", "min_scale", "max_scale")
+"""What a wrapped layer is quantized by, as AutoRound calls them."""
 
 
 class Layer:
@@ -28,8 +35,6 @@ class Layer:
 
     def __init__(self, wrapper: Any) -> None:
         self.name = str(wrapper.orig_layer.global_name)
-        self.weight: Any = None
-        self.scale: Any = None
         self.tokens = 0
         self.tried: list[list[Any]] = []
         self._wrapper = wrapper
@@ -37,6 +42,7 @@ class Layer:
         self._errors: Any = 0.0
         self._unit: Any = 0.0
         self._passes = 0
+        self._ends: Any = None
 
     @property
     def outputs(self) -> int:
@@ -47,6 +53,25 @@ class Layer:
     def parameters(self) -> list[Any]:
         """Its parameters that are tuned."""
         return [*self._wrapper.params.values()]
+
+    @cached_property
+    def _quantized(self) -> tuple[Any, Any]:
+        """Its weight as its parameters round it, and its scales: until a step, those of the forward pass."""
+        import torch
+
+        with torch.no_grad():
+            weight, scale, _ = self._wrapper._qdq_weight(*(getattr(self._wrapper, key) for key in PARAMETERS))
+        return weight, scale
+
+    @property
+    def weight(self) -> Any:
+        """Its weight, quantized."""
+        return self._quantized[0]
+
+    @property
+    def scale(self) -> Any:
+        """Its scales."""
+        return self._quantized[1]
 
     def heard(self, given: Any, *, trying: bool) -> Callable[[Any], None]:
         """Return what hears of the gradient of what is put out for an input."""
@@ -65,7 +90,8 @@ class Layer:
             return
         # Squares of gradients themselves would be too small for float32.
         inputs, gradients = given.square(), (gradient / self._unit).square()
-        self._squares = self._squares + gradients.T @ inputs
+        squares, errors = gradients.T @ inputs, None
+        self._squares = self._squares + squares
         if self.tried:
             off_inputs, off_gradients = (
                 ((again.float().flatten(0, -2) - each) / unit).square().sum(-1, keepdim=True)
@@ -76,9 +102,43 @@ class Layer:
                 for off, each in ((off_inputs, inputs), (off_gradients, gradients))
             )
             wide_inputs, wide_gradients = (each + each.mean(-1, keepdim=True) for each in (inputs, gradients))
-            self._errors = self._errors + (off_gradients * wide_gradients).T @ inputs
-            self._errors = self._errors + (off_inputs * gradients).T @ wide_inputs
+            errors = (off_gradients * wide_gradients).T @ inputs + (off_inputs * gradients).T @ wide_inputs
+            self._errors = self._errors + errors
             self.tried[number] = []
+        most = float(squares.sqrt().sum(-1).amax()) * self._unit * math.sqrt(len(given))
+        if most * 2 ** (self._wrapper.orig_layer.bits + 1) >= END / 2:  # else, by Cauchy and Schwarz, no sum is greater
+            self._look_at_ends((gradient / self._unit).T @ given, squares, errors)
+
+    def _grouped(self, tensor: Any) -> Any:
+        from auto_round.data_type.utils import reshape_pad_tensor_by_group_size
+
+        return reshape_pad_tensor_by_group_size(tensor.float(), self._wrapper.orig_layer.group_size)[0]
+
+    def _in_steps(self) -> tuple[Any, Any, Any, Any]:
+        """Return codes less zero points, weights in steps, which are not clamped, and zero points before rounding."""
+        wrapper, scale = self._wrapper, self.scale.float().view(-1, 1)
+        bits = wrapper.orig_layer.bits
+        code, before = self._grouped(self.weight) / scale, self._grouped(wrapper.orig_layer.weight.detach()) / scale
+        rounded, least, zero = _rounded(before + wrapper.value.detach()), -(2 ** (bits - 1)), None
+        if not wrapper.orig_layer.sym:
+            zero = -(wrapper.weight_min.float() * wrapper.min_scale.detach()).view(-1, 1) / scale
+            rounded, least = rounded + _rounded(zero), 0
+        return code, before, (rounded >= least) & (rounded <= least + 2**bits - 1), zero
+
+    def _look_at_ends(self, gradient: Any, squares: Any, errors: Any) -> None:
+        """Keep how near to the end of float16 a pass comes, of which this is all that `add` has."""
+        code, before, inside, zero = self._in_steps()
+        counts = [code, -before * inside] + ([] if zero is None else [zero * ~inside])
+        products = self._grouped(squares).sqrt() * self._unit
+        square = None
+        if errors is not None:
+            square = SIGMAS**2 * (self._grouped(errors) * self._unit**2 + (UNITS["bfloat16"] * products).square())
+
+        def off(each: Any) -> Any:
+            return (products * each.abs()).sum(1) if square is None else (square * each.square()).sum(1).sqrt()
+
+        near = nearness(self._grouped(gradient) * self._unit, counts, off)
+        self._ends = near if self._ends is None else self._ends.minimum(near)
 
     def bound(self, key: str, relative: float) -> Any:
         """Return how far from zero each gradient of a parameter can have another sign; `key` is AutoRound's name.
@@ -88,23 +148,15 @@ class Layer:
         lesser end of a symmetric one.
         """
         import torch
-        from auto_round.data_type.utils import reshape_pad_tensor_by_group_size
 
         wrapper, layer = self._wrapper, self._wrapper.orig_layer
-
-        def grouped(tensor: Any) -> Any:
-            return reshape_pad_tensor_by_group_size(tensor.float(), layer.group_size)[0]
-
-        signed = self.scale.float().view(-1, 1)
-        scale = signed.abs()
         if not self._unit:
             return torch.zeros_like(getattr(wrapper, key))
-        products = grouped(self._squares).sqrt() * self._unit
-        off = SIGMAS * grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
-        code, before = grouped(self.weight) / signed, grouped(layer.weight.detach()) / signed
+        products = self._grouped(self._squares).sqrt() * self._unit
+        off = SIGMAS * self._grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
+        code, before, inside, _ = self._in_steps()
         if key == "value":
-            inside = (before + wrapper.value.detach() - code).abs() < 0.75  # else it was not rounded, but clamped
-            return off * scale * inside
+            return off * self.scale.float().view(-1, 1).abs() * inside
         # Through the scale each weight counts by its code and by what it is before rounding, both in steps; through an
         # asymmetric zero point by all codes at most.
         steps = code.abs() + before.abs()
@@ -118,21 +170,25 @@ class Layer:
             off = ((off.square() + (SIGMAS * UNITS["bfloat16"] * products).square()) * ways.square()).sum(1).sqrt()
         else:
             off = (off * steps).sum(1)
-        bound = (off + 2 * PLACE * (products * steps).sum(1) + 2 * LEAST) * own / 2 ** (layer.bits - 1)
+        places = PLACE * math.sqrt(self._passes) * (products * steps).sum(1) + LEAST * self._passes
+        bound = (off + 2 * places) * own / 2 ** (layer.bits - 1)
         return bound * counts if layer.sym else bound
 
+    def sizes(self, key: str, gradient: Any, relative: float) -> tuple[Any, Any]:
+        """Return how large gradients of a parameter are, and how large each can be where it has another sign elsewhere.
 
-def turned(gradients: Any, bounds: Any) -> int:
-    """Return how many signs of gradients [outputs, ...] can be others, each of which is within a bound of its own.
+        Of ranges near to where float16 ends both are how near, and how near is explained.
+        """
+        import torch
 
-    A bound is `SIGMAS` standard deviations, so by the normal distribution each has a probability. How many there are
-    then differs from the sum of these by `SIGMAS` standard deviations at most, where the errors of one output go all
-    the same way, and those of one input: nothing is said against that.
-    """
-    import torch
+        sizes, bounds = gradient.view(-1).double().abs(), self.bound(key, relative).view(-1).double()
+        if key == "value" or self._ends is None:
+            return sizes, bounds
+        ends = self._ends.double() / (1 if self.tried else relative)
+        nearer = (bounds > 0) & ~(sizes / bounds <= ends)  # also where there is no number
+        return torch.where(nearer, ends, sizes), torch.where(nearer, 1.0, bounds)
 
-    far = gradients.double().abs() / (bounds.view_as(gradients).double() / SIGMAS)
-    chances = torch.special.ndtr(-far).nan_to_num(0)  # 0 / 0: a gradient that is zero everywhere
-    deviations = (chances * (1 - chances)).sqrt()
-    variance = sum(float(deviations.sum(dim).square().sum()) for dim in (0, 1))
-    return math.ceil(float(chances.sum()) + SIGMAS * math.sqrt(variance))
+
+def _rounded(numbers: Any) -> Any:
+    """Round as AutoRound does: by adding what is missing, so that the last bit may be beyond a code and be clamped."""
+    return (numbers.round() - numbers) + numbers

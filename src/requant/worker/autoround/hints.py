@@ -23,7 +23,7 @@ from requant.worker import sketch
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
 from requant.worker.autoround.series import Place, installed
 
-MAGIC = b"requant hints 1\n"
+MAGIC = b"requant hints 2\n"
 RECORD = struct.Struct("<cQI32s")
 """Of a record: its kind, the length of the decisions in bytes, the capacity of their sketch, their SHA-256."""
 PLAIN, COMMITTED = 0, 2**32 - 1
@@ -259,18 +259,18 @@ def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = Non
 def signs(parameters: list[Any]) -> Any:
     """Return which gradients are positive, and then which are zero, eight to a byte, the first in the highest bit.
 
-    A parameter without a gradient has zeros: neither moves it.
+    Zeros has a parameter without a gradient, and a gradient that is no number is one: neither moves anything.
     """
     import torch
 
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=parameters[0].device)
     planes = []
-    for test in (torch.gt, torch.eq):
+    for sign in (1, 0):
         bits = torch.cat(
             [
-                torch.full((each.numel(),), test is torch.eq, device=each.device)
+                torch.full((each.numel(),), sign == 0, device=each.device)
                 if each.grad is None
-                else test(each.grad, 0).view(-1)
+                else (torch.sign(each.grad) == sign).view(-1)
                 for each in parameters
             ]
         )

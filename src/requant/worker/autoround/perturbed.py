@@ -44,7 +44,9 @@ class RoundedAtRandom(TorchDispatchMode):
         name = function._schema.name.partition("::")[2].rstrip("_")
         if function.is_view or name in EXACT or (name == "_to_copy" and args[0].dtype != torch.float32):
             return found
-        return tree_map(self._moved, found)
+        for _ in range(_added(*args) if name == "index_add" else 1):
+            found = tree_map(self._moved, found)
+        return found
 
     def _moved(self, result: Any) -> Any:
         if not isinstance(result, torch.Tensor) or result.dtype != torch.bfloat16 or not result.numel():
@@ -57,3 +59,11 @@ class RoundedAtRandom(TorchDispatchMode):
         moving = (result != 0) & result.isfinite()
         moved = words + (drawn < CHANCE).to(torch.int16) - (drawn > 1 - CHANCE).to(torch.int16)
         return result.copy_(torch.where(moving, moved, words).view(torch.bfloat16))
+
+
+def _added(to: Any, dim: int, _: Any, rows: Any) -> int:
+    """Return how many of `rows` are added to each one of a tensor, which is rounded each time: `index_add`'s arguments.
+
+    So a token's gradient is that of what it is given by all experts that it is sent to, where these run together.
+    """
+    return -(-int(rows.shape[dim]) // int(to.shape[dim]))

@@ -63,6 +63,13 @@ class Series(Protocol):
     def whole(self, autoround: Any) -> Place | None:
         """Return what lets a block put out a whole stream, where that is another function than `forward`."""
 
+    def together(self) -> tuple[Place, Place] | None:
+        """Return what quantizes one projection of some experts, and what runs it for them all, where that is one call.
+
+        The first is given their layers; the second what they are given, row by row, what the first returned, which has
+        their `weights`, and how many rows each of them has.
+        """
+
     def step(self) -> Place:
         """Return what moves the parameters by the signs of their gradients."""
 
@@ -143,6 +150,9 @@ class _OneClass:
 
     def whole(self, autoround: Any) -> Place | None:
         return Place(type(autoround), "_get_block_outputs")
+
+    def together(self) -> tuple[Place, Place] | None:
+        return None
 
     def step(self) -> Place:
         from auto_round.sign_sgd import SignSGD
@@ -271,6 +281,11 @@ class _Composed:
 
     def whole(self, _: Any) -> Place | None:
         return None
+
+    def together(self) -> tuple[Place, Place] | None:
+        from auto_round.modeling.fused_moe import grouped_experts
+
+        return Place(grouped_experts, "_slot_weights"), Place(grouped_experts, "_grouped_linear")
 
     def step(self) -> Place:
         from auto_round.algorithms.quantization.sign_round.sign_sgd import SignSGD
