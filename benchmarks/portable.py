@@ -45,7 +45,7 @@ def main(*words: str) -> None:
             plain, seconds = built(read_recipe(ROOT / "builds" / name), size, Path(folder) / "plain")
             out, longer = built(recipe, size, Path(folder) / "out")
             assert verify(out, read_manifest(beside(plain, "manifest.json"))).outcome == "identical"
-            size = sum(path.stat().st_size for path in beside(out, HINTS).iterdir())
+            written = sum(path.stat().st_size for path in beside(out, HINTS).iterdir())
             decided = 0
             for title, env in CLASSES.items():
                 if title == "AVX-512" and "avx512f" not in flags:
@@ -61,10 +61,10 @@ def main(*words: str) -> None:
                     f"| {max(each['free_per_million'] for each in told)} |",
                     flush=True,
                 )
-            costs.append((name, longer / seconds, size / decided * 1e6))
+            costs.append((name, longer / seconds, written / decided * 1e6))
     print("\n| built | time with hints, of that without | bytes of hints per million decisions |\n|---|---|---|")
-    for name, ratio, size in costs:
-        print(f"| {name} | {ratio:.2f} | {size:,.0f} |")
+    for name, ratio, cost in costs:
+        print(f"| {name} | {ratio:.2f} | {cost:,.0f} |")
 
 
 def hinted(folder: Path, name: str) -> Recipe:
