@@ -1,4 +1,4 @@
-"""Who can audit whom, and what hints cost: `python benchmarks/portable.py [MODEL ...]`.
+"""Who can audit whom, and what hints cost: `python benchmarks/portable.py [mini|demo|wide] [MODEL ...]`.
 
 Each tiny model is built twice on one thread under the cap of AVX2, with hints and without, which must give the same
 bytes, and audited by hints in each class of `CLASSES` that this CPU has. The peer of the time that a build takes with
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from requant.build import beside, build
 from requant.checkpoint.manifest import read_manifest
+from requant.model.rules import SIZES
 from requant.protocol import HINTS
 from requant.recipe import Recipe, read_recipe
 from requant.verify import verify
@@ -31,8 +32,9 @@ CLASSES = {
 MODELS = ("ec", "gb10", "intel", "qwen3-0.6b", "llama-current", "qwen3.6-35b-a3b-cu130")
 
 
-def main(*names: str) -> None:
+def main(*words: str) -> None:
     """Print a row for each model and class."""
+    size, names = (words[0], words[1:]) if words[:1] and words[0] in SIZES else ("mini", words)
     flags = Path("/proc/cpuinfo").read_text()
     print("| built | audited | identical | signs per million | routes | furthest, of its bound | free per million |")
     print("|---|---|---|---|---|---|---|")
@@ -40,15 +42,15 @@ def main(*names: str) -> None:
     for name in names or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             recipe = hinted(Path(folder), name)
-            plain, seconds = built(read_recipe(ROOT / "builds" / name), Path(folder) / "plain")
-            out, longer = built(recipe, Path(folder) / "out")
+            plain, seconds = built(read_recipe(ROOT / "builds" / name), size, Path(folder) / "plain")
+            out, longer = built(recipe, size, Path(folder) / "out")
             assert verify(out, read_manifest(beside(plain, "manifest.json"))).outcome == "identical"
-            size = sum(path.stat().st_size for path in beside(out, HINTS).iterdir())
+            written = sum(path.stat().st_size for path in beside(out, HINTS).iterdir())
             decided = 0
             for title, env in CLASSES.items():
                 if title == "AVX-512" and "avx512f" not in flags:
                     continue
-                found = audited(recipe, out, env)
+                found = audited(recipe, size, out, env)
                 told = [each["hinted"] for each in found["blocks"] if each["hinted"]]
                 decided = sum(each["decided"] for each in told)
                 identical = sum(each["judgement"] == "identical" for each in found["blocks"])
@@ -59,10 +61,10 @@ def main(*names: str) -> None:
                     f"| {max(each['free_per_million'] for each in told)} |",
                     flush=True,
                 )
-            costs.append((name, longer / seconds, size / decided * 1e6))
+            costs.append((name, longer / seconds, written / decided * 1e6))
     print("\n| built | time with hints, of that without | bytes of hints per million decisions |\n|---|---|---|")
-    for name, ratio, size in costs:
-        print(f"| {name} | {ratio:.2f} | {size:,.0f} |")
+    for name, ratio, cost in costs:
+        print(f"| {name} | {ratio:.2f} | {cost:,.0f} |")
 
 
 def hinted(folder: Path, name: str) -> Recipe:
@@ -79,15 +81,15 @@ def hinted(folder: Path, name: str) -> Recipe:
     return read_recipe(own / "recipe.toml")
 
 
-def built(recipe: Recipe, out: Path) -> tuple[Path, float]:
-    """Return the checkpoint of a tiny model mini, and the seconds that its blocks took, the median."""
-    return out, statistics.median(build(recipe, tiny="mini", out=out).worker.seconds.tuning)
+def built(recipe: Recipe, size: str, out: Path) -> tuple[Path, float]:
+    """Return the checkpoint of a tiny model, and the seconds that its blocks took, the median."""
+    return out, statistics.median(build(recipe, tiny=size, out=out).worker.seconds.tuning)
 
 
-def audited(recipe: Recipe, out: Path, env: dict[str, str]) -> dict[str, object]:
+def audited(recipe: Recipe, size: str, out: Path, env: dict[str, str]) -> dict[str, object]:
     """Audit all blocks by hints on a CPU that may use this much of itself; return what `--json` says."""
     words = [sys.executable, "-m", "requant", "audit", str(out), "--recipe", str(recipe.path.parent)]
-    words += ["--tiny", "--size", "mini", "--all", "--portable", "--sandbox", "venv", "--json"]
+    words += ["--tiny", "--size", size, "--all", "--portable", "--sandbox", "venv", "--json"]
     done = subprocess.run(words, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True, check=False)
     return dict(json.loads(done.stdout))
 

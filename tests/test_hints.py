@@ -29,6 +29,7 @@ APART = Distance("b.q.qweight", 1, 1, {1: 1})
         (HINTED, APART, "", "", Judgement.DIFFERENT, "the decisions that the journal states give other codes"),
         (HINTED, APART, "", "another environment", Judgement.INCONCLUSIVE, "another environment"),
         (LOST, None, "", "", Judgement.INCONCLUSIVE, "too many"),
+        (LOST, None, "", "another environment", Judgement.INCONCLUSIVE, "too many; another environment"),
         (BEYOND, None, "", "", Judgement.DIFFERENT, "iteration 3: too far"),
         (BEYOND, None, "", "a GPU", Judgement.INCONCLUSIVE, "iteration 3: too far; a GPU"),
         (HINTED, None, "b.q.scales", "", Judgement.DIFFERENT, "b.q.scales is not the journal's"),

@@ -63,17 +63,18 @@ def judge(block: str, index: int, hinted: Hinted, distance: Distance | None, *, 
     def judged(judgement: Judgement, reason: str) -> Retuned:
         return Retuned(block, index, judgement, reason, distance, hinted)
 
+    def lost(reason: str) -> Retuned:
+        return judged(Judgement.INCONCLUSIVE, f"{reason}; {doubt}" if doubt else reason)
+
     def accused(reason: str) -> Retuned:
-        if doubt:
-            return judged(Judgement.INCONCLUSIVE, f"{reason}; {doubt}")
-        return judged(Judgement.DIFFERENT, reason)
+        return lost(reason) if doubt else judged(Judgement.DIFFERENT, reason)
 
     if unlike:
         return judged(Judgement.DIFFERENT, f"{unlike} is not the journal's")
     if hinted.beyond:
         return accused(hinted.beyond)
     if hinted.inconclusive:
-        return judged(Judgement.INCONCLUSIVE, hinted.inconclusive)
+        return lost(hinted.inconclusive)
     if distance:
         return accused("the decisions that the journal states give other codes")
     return judged(Judgement.IDENTICAL, "")

@@ -129,14 +129,14 @@ def hardware_class(device: str, precision: str, *, capped: bool = True) -> dict[
     import torch
 
     if device == "cpu":
-        cpu = _cpuinfo()
+        vendor, model = processor(Path("/proc/cpuinfo").read_text())
         return {
             "accelerator": "cpu",
             "machine": platform.machine(),
             "caps": CPU_CAPS if capped else _used(),
             "precision": precision,
-            "vendor": cpu.get("vendor_id", ""),
-            "model": f"{cpu.get('model name', '')} ({cpu.get('cpu family', '')}/{cpu.get('model', '')})",
+            "vendor": vendor,
+            "model": model,
         }
     properties = torch.cuda.get_device_properties(0)
     driver = Path("/proc/driver/nvidia/version")
@@ -158,7 +158,10 @@ def _used() -> dict[str, str]:
     return {**set_here, "capability": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}
 
 
-def _cpuinfo() -> dict[str, str]:
-    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
+def processor(cpuinfo: str) -> tuple[str, str]:
+    """Return vendor and model of the first processor of `/proc/cpuinfo`; Linux tells them in numbers alone on ARM."""
+    pairs = (line.partition(":") for line in cpuinfo.split("\n\n")[0].splitlines())
+    cpu = {key.strip(): value.strip() for key, _, value in pairs}
+    if "CPU part" in cpu:
+        return cpu.get("CPU implementer", ""), f"part {cpu['CPU part']} ({cpu.get('CPU variant', '')})"
+    return cpu.get("vendor_id", ""), f"{cpu.get('model name', '')} ({cpu.get('cpu family', '')}/{cpu.get('model', '')})"
