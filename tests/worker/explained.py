@@ -8,7 +8,7 @@ import torch
 from tests.worker.prepared import answer
 
 from requant.worker.autoround import counts, ends, hints
-from requant.worker.autoround.bounds import BeyondError, Bounds, _ranked
+from requant.worker.autoround.bounds import DEEPEST, BeyondError, Bounds, NoHintError, _ranked
 from requant.worker.autoround.gradients import SIGMAS
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
@@ -26,7 +26,7 @@ OUTPUTS, INPUTS, OFF = 64, 256, 0.06
 def found(what: str) -> dict[str, Any]:
     """Answer one of the questions below."""
     torch.manual_seed(7)
-    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers}
+    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers, "deep": deep}
     result: dict[str, Any] = answers[what]()
     return result
 
@@ -167,6 +167,24 @@ def signs() -> dict[str, Any]:
         "a tenth": judged(lie(0.1)),
         "half": judged(lie(0.5)),
     }
+
+
+def deep() -> dict[str, str]:
+    """Say what is raised for a token that is sent to another expert, far from the best, by kind of block and depth."""
+    blocks = {
+        "dense": torch.nn.ModuleDict({"mlp": torch.nn.Linear(4, 4)}),
+        "mixture": torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(4, 4)])}),
+    }
+    found = {}
+    for kind, block in blocks.items():
+        for number in (DEEPEST - 1, DEEPEST):
+            bounds = Bounds(64, number, "float32")
+            bounds.look_at(block)
+            try:
+                bounds.routes(torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.tensor([[1]]))
+            except (BeyondError, NoHintError) as error:
+                found[f"{kind} {number}"] = f"{type(error).__name__}: {error}"
+    return found
 
 
 def numbers() -> dict[str, Any]:
