@@ -33,9 +33,11 @@ class BeyondError(Exception):
     """A decision of the build is none that rounding explains."""
 
 
-DEEPEST = 24
-"""Blocks of the deepest mixture of experts that was audited in another class. There inputs of blocks drift apart faster
-than the root of the depth, by which bounds grow: an honest build came as near as 58% to them (docs/portable.md)."""
+DEEPEST = 16
+"""Blocks of a mixture of experts in which what is beyond a counted bound accuses.
+
+Inputs of blocks drift apart there faster than the root of the depth, by which bounds grow: honest builds came to 38% of
+them in the 16th block, and past them in the 39th (docs/portable.md)."""
 Again = Callable[[], AbstractContextManager[Callable[[], Any]]]
 """Gives a function that does a forward pass again, as long as the context lasts."""
 
@@ -109,7 +111,7 @@ class Bounds:
     def _too_far(self, said: str) -> Exception:
         """Return what to raise for a decision that is further off than rounding explains, as it is counted."""
         if self._mixture and self._number >= DEEPEST:
-            return NoHintError(f"{said}; so deep in a mixture of experts honest builds were not tried")
+            return NoHintError(f"{said}; so deep in a mixture of experts rounding may go further")
         return BeyondError(said)
 
     def relative(self, tokens: int) -> float:
