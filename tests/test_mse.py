@@ -13,7 +13,7 @@ from tests.searches import COLUMNS, KINDS, OPTIONS, ROWS, weights
 
 from requant.check import check
 from requant.check.checked import Checked
-from requant.check.findings import Counts, Finding, Measured
+from requant.check.findings import NEAR, Counts, Finding, Measured
 from requant.check.reader import open_reader
 from requant.check.searches import TIES, Sought, weighed
 from requant.formats import floats
@@ -21,7 +21,7 @@ from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import FLOATS, SCALE, SHAPE, ZERO, Packed, Plain, read
 from requant.formats.observers import USUAL, Search, search_of
 from requant.rounding.compressed_tensors import MinMax
-from requant.rounding.mse import CHOSEN, SEARCHED, Chosen, Searched
+from requant.rounding.mse import CHOSEN, MOST_AT_ONCE, SEARCHED, Chosen, Searched
 from requant.rounding.powers import POW, errors, series, table
 from requant.rounding.quotients import PLACES
 
@@ -217,6 +217,35 @@ def test_a_group_that_clearly_errs_more_is_named(kind: str, dtype: str, tmp_path
     assert (scale.tensor, scale.count, scale.index) == (f"{LAYERS[2]}.{SCALE}", 1, (77, 5))
     assert ", recomputed " in scale.detail
     assert {each.tensor.rpartition(".")[0] for each in found.findings} == {LAYERS[2]}
+
+
+@pytest.mark.parametrize("observer", [{}, {"observer": "mse"}, {"observer": "mse", "observer_kwargs": {"norm": 3.0}}])
+def test_a_file_of_ranges_by_which_all_of_it_errs_far_more_is_not_clean(
+    observer: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each scale is one of 80 ranges, a fifth of the whole one, which no search takes."""
+    layers = file_of("int4", "BF16")
+    for seed, name in enumerate(LAYERS):
+        scales = Searched(codec_of("int4"))._candidates(drawn("BF16", seed), "BF16", {})[0][79]
+        told = {**layers[name], SCALE: narrow(scales, "BF16")}
+        layers[name] = made_by(Searched(codec_of("int4")), drawn("BF16", seed), "BF16", told)
+    found = checked(tmp_path, "int4", "BF16", layers, **observer)
+    assert found.outcome == "not modelled" and set(found.layers.values()) == {NEAR}
+
+
+def test_groups_of_one_weight_are_not_searched() -> None:
+    """Of so many ranges nothing is kept in memory."""
+    codec = codec_of("int4", strategy="group", group_size=1)
+    wide = np.ones((1, MOST_AT_ONCE // 20 + 32), np.float32)
+    stored = MinMax(codec).encode(wide, "BF16", {})
+    choice = Chosen(codec).choose(wide, "BF16", stored)
+    assert choice.groups == 0
+    np.testing.assert_array_equal(choice.tensors[SCALE], stored[SCALE])
+
+
+def test_patience_of_any_size_is_that_of_all_ranges() -> None:
+    search = codec_of("int4", observer="mse", observer_kwargs={"patience": 10**30}).search
+    assert search and search.patience <= 256
 
 
 def test_a_group_that_errs_hardly_more_is_noted(tmp_path: Path) -> None:

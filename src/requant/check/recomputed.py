@@ -119,7 +119,8 @@ def recompute(
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
     searched = Counts(groups=choice.groups, ties=choice.ties, worse=choice.worse)
     counts = replace(searched, codes=weights.size, widest=widest)
-    if fits and not any(part.decides for part in held.parts.values()):
+    searched_alone = all(found or way.startswith(SEARCHED) for way, found in findings.items())
+    if fits and not searched_alone and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
         missed, whole = squares(held.codec.decode(stored, span.columns), weights)

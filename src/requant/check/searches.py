@@ -51,6 +51,17 @@ class Sought:
         way, found = self.settled
         return way.startswith(CHOSEN) and not found
 
+    @property
+    def coarse(self) -> bool:
+        """Whether its codes err by more than any that a search takes.
+
+        Where the sum of a group's n errors to the power p is no greater than in the whole range, that of their squares
+        is greater by no more than n^|1 - 2/p| (Hoelder's inequality).
+        """
+        search = self.codec.search if isinstance(self.codec, Packed | Plain) else None
+        counts, most = self.measured.counts, float(self.kind[1]) ** abs(1 - 2 / (search or USUAL).norm)
+        return bool(counts.missed > most * counts.best)
+
     def of_scales(self, found: Iterable[Finding]) -> list[Finding]:
         """Return the findings that are of scales."""
         return [each for each in found if each.tensor.endswith(f".{SCALE}")]
@@ -93,11 +104,14 @@ def weighed(
     for name, each in sought.items():
         kind, most = each.kind, MOST * counted[each.kind]
         known = exact[kind] >= most and groups[kind] >= ENOUGH
-        if not each.stated and 2 * needing[each.codec] < every[each.codec]:
+        if not each.stated and not each.exact and 2 * needing[each.codec] < every[each.codec]:
             made[name] = judged(name, each.without(CHOSEN, SEARCHED))
         elif each.of_scales(each.settled[1]) and fitting[kind] < most:
             made[name] = NEAR, each.measured.findings.get(NEAR, ())
         elif each.settled[0].startswith(SEARCHED):
+            if each.coarse or (known and not each.measured.counts.groups):  # a known form made hardly any of it
+                made[name] = NEAR, each.measured.findings.get(NEAR, ())
+                continue
             way, found = judged(name, each.without(SEARCHED))
             accused = known and each.measured.counts.worse and way.startswith(CHOSEN)
             made[name] = (way, found) if accused else (each.settled[0], (*each.settled[1], *each.named()))

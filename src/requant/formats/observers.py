@@ -63,4 +63,4 @@ def search_of(weights: Mapping[str, Any]) -> Search | None:
     if not (0 < shrink < 1 and 1 <= grid <= 1 << 16 and 1 <= norm <= 8) or norm in ODD:
         return None
     steps = int(shrink * grid)
-    return Search(float(norm), float(grid), steps, patience, stated=True) if 0 < steps <= MOST else None
+    return Search(float(norm), float(grid), steps, min(patience, MOST), stated=True) if 0 < steps <= MOST else None

@@ -35,6 +35,8 @@ NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
 AT_ONCE = 1 << 18
 """Ranges of groups, at most: some 20 MB of what is known of them."""
+MOST_AT_ONCE = 16 * AT_ONCE
+"""The same, where so few rows cannot be cut any further; groups of one or two weights are not searched."""
 CLEARLY = {"BF16": 2.0**-5, "F16": 2.0**-5, "F32": 2.0**-9}
 """By what share a group has to err more before that accuses: what a form that is not known can do to two sums.
 
@@ -71,6 +73,8 @@ class Searched(MinMax):
         rows, columns = weights.shape
         height, width = codec.grid.steps(rows, columns)
         each = -(-columns // width) * len(self.search.shares)
+        if codec.align * each > MOST_AT_ONCE:
+            return Choice(super().encode(weights, dtype, stored))
         step = max(1, AT_ONCE * height // each // codec.align) * codec.align
         parts, made = codec.parts(rows, columns, dtype), []
         for first in range(0, rows, step):
@@ -151,12 +155,18 @@ class Chosen(Searched):
                 return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
             tried = min(tried, int(told.max()) + self.search.patience + 1)  # and more only if other rows needed it
         least, greatest = self._errors(weights, dtype, scales[:tried], zeros[:tried])
+        beyond = np.zeros(known.shape)
+        if SCALE in stored and not known.all():  # by how much the range errs that the form does not try
+            held = floats.widened(stored[SCALE]).reshape(known.shape)
+            points = self.codec.zeros(stored, weights.shape[0]).reshape(known.shape)
+            beyond = np.where(known, 0, self._errors(weights, dtype, held[None], points[None])[0][0])
         can = _can(least, greatest)
         fits = (can & alike[:tried]).any(axis=0)
         ties = fits & (can & ~alike[:tried]).any(axis=0)
         surely = np.arange(tried)[:, None, None] <= told + self.search.patience
         better = np.where(surely, greatest, np.inf).min(axis=0)
-        worse = known & ~fits & (_taken(least, told) > better * (1 + CLEARLY[dtype]))
+        errs = np.where(known, _taken(least, told), beyond)
+        worse = ~fits & (errs > better * (1 + CLEARLY[dtype]))
         taken = np.where(fits, told, least.argmin(axis=0))
         tensors = self._tensors(weights, dtype, *(_taken(each, taken) for each in (scales, zeros)))
         return Choice(tensors, fits.size, int(ties.sum()), int(worse.sum()))
@@ -182,5 +192,7 @@ def observed(codec: Packed | Plain) -> Sequence[Formula]:
     forms: list[Formula] = [*plain]
     if codec.search:
         forms += [Chosen(codec, wide=wide, search=codec.search) for wide in (False, True)]
-    told = WIDEST if codec.search in (None, USUAL, replace(USUAL, stated=True)) else codec.search
+    told = codec.search or WIDEST
+    if told.grid == WIDEST.grid:  # 0.3.1 tried 80 ranges, and was handed no arguments
+        told = replace(told, steps=max(told.steps, WIDEST.steps))
     return [*forms, *(Searched(codec, wide=wide, search=told) for wide in (False, True))]
