@@ -62,6 +62,15 @@ class Sought:
         counts, most = self.measured.counts, float(self.kind[1]) ** abs(1 - 2 / (search or USUAL).norm)
         return bool(counts.missed > most * counts.best)
 
+    @property
+    def within_reach(self) -> bool:
+        """Whether only the ranges that its scales tell make it, whichever they are."""
+        return self.settled[0].startswith(SEARCHED)
+
+    def is_other(self, known: bool) -> bool:
+        """Say whether no search made it: none errs so much, or the form is `known`, and made hardly any of it."""
+        return self.coarse or (known and not self.measured.counts.groups)
+
     def of_scales(self, found: Iterable[Finding]) -> list[Finding]:
         """Return the findings that are of scales."""
         return [each for each in found if each.tensor.endswith(f".{SCALE}")]
@@ -106,12 +115,9 @@ def weighed(
         known = exact[kind] >= most and groups[kind] >= ENOUGH
         if not each.stated and not each.exact and 2 * needing[each.codec] < every[each.codec]:
             made[name] = judged(name, each.without(CHOSEN, SEARCHED))
-        elif each.of_scales(each.settled[1]) and fitting[kind] < most:
+        elif (each.of_scales(each.settled[1]) and fitting[kind] < most) or (each.within_reach and each.is_other(known)):
             made[name] = NEAR, each.measured.findings.get(NEAR, ())
-        elif each.settled[0].startswith(SEARCHED):
-            if each.coarse or (known and not each.measured.counts.groups):  # a known form made hardly any of it
-                made[name] = NEAR, each.measured.findings.get(NEAR, ())
-                continue
+        elif each.within_reach:
             way, found = judged(name, each.without(SEARCHED))
             accused = known and each.measured.counts.worse and way.startswith(CHOSEN)
             made[name] = (way, found) if accused else (each.settled[0], (*each.settled[1], *each.named()))

@@ -47,8 +47,11 @@ class MinMax:
     @property
     def name(self) -> str:
         """What people read."""
-        said = "compressed-tensors to 0.12, min-max" if self.clamped else "compressed-tensors, min-max"
-        return f"{said}{', quotients in float32' if self.wide else ''}{', -0 kept' if self.signed else ''}"
+        return f"{self._way}{', quotients in float32' if self.wide else ''}{', -0 kept' if self.signed else ''}"
+
+    @property
+    def _way(self) -> str:
+        return "compressed-tensors to 0.12, min-max" if self.clamped else "compressed-tensors, min-max"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; the scale of a whole tensor, and its zero point, are taken as stored."""

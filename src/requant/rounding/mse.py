@@ -54,9 +54,8 @@ class Searched(MinMax):
     search: Search = WIDEST
 
     @property
-    def name(self) -> str:
-        """What people read."""
-        return f"{SEARCHED}{', quotients in float32' if self.wide else ''}"
+    def _way(self) -> str:
+        return SEARCHED
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
@@ -131,9 +130,8 @@ class Chosen(Searched):
     search: Search = USUAL
 
     @property
-    def name(self) -> str:
-        """What people read."""
-        return f"{CHOSEN}{', quotients in float32' if self.wide else ''}"
+    def _way(self) -> str:
+        return CHOSEN
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
