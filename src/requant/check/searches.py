@@ -68,7 +68,7 @@ class Sought:
         return self.settled[0].startswith(SEARCHED)
 
     def is_other(self, known: bool) -> bool:
-        """Say whether no search made it: none errs so much, or the form is `known`, and made hardly any of it."""
+        """Say whether no search made it: its codes err too much, or the form is `known` and made hardly any of it."""
         return self.coarse or (known and not self.measured.counts.groups)
 
     def of_scales(self, found: Iterable[Finding]) -> list[Finding]:

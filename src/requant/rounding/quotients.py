@@ -21,7 +21,7 @@ STEP_E4M3, STEP_BITS = np.float32(16384), np.uint32(0x46800000)
 GREATEST_E4M3, GREATEST_E2M3 = np.uint32(0x43E00000), np.float32(7.5)
 """448, as bits of float32; of floats of 6 bits."""
 
-# Each loop writes its division out: as a function, though inlined, it costs integers a quarter of their time.
+# Each loop writes its division out: as a function, though inlined, it costs `integers` a quarter of its time.
 
 
 @njit(**_OPTIONS)

@@ -1,4 +1,4 @@
-"""How many decisions can be others at once, of many of which each one can be: signs of gradients, routes of tokens.
+"""How many decisions can differ at once, where each of many can: signs of gradients, routes of tokens.
 
 Each is within a bound of its own, of `SIGMAS` standard deviations; by the normal distribution it has a probability of
 being another one elsewhere. How many are is then the sum of these, give or take `SIGMAS` standard deviations, for which

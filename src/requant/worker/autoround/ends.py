@@ -14,7 +14,7 @@ END, PLACE = 65520.0, 32.0
 
 
 def nearness(gradient: Any, counts: list[Any], off: Callable[[Any], Any]) -> Any:
-    """Return how near parts of scales' gradients [groups] are to the end: their distance, of what they can be off.
+    """Return how near parts of scales' gradients [groups] are to the end: the distance, by what they can be off.
 
     The gradient [groups, size] is of quantized weights, of which each counts in each part by a number of `counts`;
     `off` is given these and returns how far a part can be off. The sum of all parts, rounded as well, is one more.

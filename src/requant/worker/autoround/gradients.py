@@ -177,7 +177,7 @@ class Layer:
     def sizes(self, key: str, gradient: Any, relative: float) -> tuple[Any, Any]:
         """Return how large gradients of a parameter are, and how large each can be where it has another sign elsewhere.
 
-        Of ranges near to where float16 ends both are how near, and how near is explained.
+        Near the end of float16 these are, of a range, how far from it its gradient is, and how far rounding explains.
         """
         import torch
 

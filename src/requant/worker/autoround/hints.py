@@ -259,7 +259,7 @@ def deciding(autoround: Any, decisions: Decisions, bounds: "Bounds | None" = Non
 def signs(parameters: list[Any]) -> Any:
     """Return which gradients are positive, and then which are zero, eight to a byte, the first in the highest bit.
 
-    Zeros has a parameter without a gradient, and a gradient that is no number is one: neither moves anything.
+    A parameter without a gradient counts as zeros, and so does a gradient that is no number: neither moves anything.
     """
     import torch
 
