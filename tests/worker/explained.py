@@ -8,7 +8,7 @@ import torch
 from tests.worker.prepared import answer
 
 from requant.worker.autoround import counts, ends, hints
-from requant.worker.autoround.bounds import DEEPEST, BeyondError, Bounds, NoHintError, _ranked
+from requant.worker.autoround.bounds import BeyondError, Bounds, _ranked
 from requant.worker.autoround.gradients import SIGMAS
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
@@ -26,14 +26,14 @@ OUTPUTS, INPUTS, OFF = 64, 256, 0.06
 def found(what: str) -> dict[str, Any]:
     """Answer one of the questions below."""
     torch.manual_seed(7)
-    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers, "deep": deep}
+    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers, "far": far}
     result: dict[str, Any] = answers[what]()
     return result
 
 
 def held(scores: Any, tried: Any, own: Any, theirs: Any) -> Bounds:
     """Hold `theirs` against scores and those of a try. Raises BeyondError where that does not explain them."""
-    bounds = Bounds(64, 0, "bfloat16")
+    bounds = Bounds(64, "bfloat16")
 
     def again() -> None:
         bounds.routes(tried, own, theirs)
@@ -148,7 +148,7 @@ def signs() -> dict[str, Any]:
     def judged(turned: Any) -> tuple[int, str]:
         parameter = torch.nn.Parameter(torch.zeros(OUTPUTS, INPUTS))
         parameter.grad = own.clone()
-        bounds = Bounds(64, 0, "bfloat16")
+        bounds = Bounds(64, "bfloat16")
         bounds._owners[id(parameter)] = Tried(off), "value"  # type: ignore[assignment]
         try:
             bounds.signs(0, [parameter], turned.view(-1))
@@ -169,21 +169,16 @@ def signs() -> dict[str, Any]:
     }
 
 
-def deep() -> dict[str, str]:
-    """Say what is raised for a token that is sent to another expert, far from the best, by kind of block and depth."""
-    blocks = {
-        "dense": torch.nn.ModuleDict({"mlp": torch.nn.Linear(4, 4)}),
-        "mixture": torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(4, 4)])}),
-    }
+def far() -> dict[str, str]:
+    """Say what is raised for a token that is sent to another expert, by how far the inputs of the block drift apart."""
     found = {}
-    for kind, block in blocks.items():
-        for number in (DEEPEST - 1, DEEPEST):
-            bounds = Bounds(64, number, "float32")
-            bounds.look_at(block)
-            try:
-                bounds.routes(torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.tensor([[1]]))
-            except (BeyondError, NoHintError) as error:
-                found[f"{kind} {number}"] = f"{type(error).__name__}: {error}"
+    for drift in (0.0, 0.01, 0.1):
+        bounds = Bounds(64, "float32", drift)
+        bounds.look_at(torch.nn.ModuleDict({"mlp": torch.nn.Linear(4, 4)}))
+        try:
+            bounds.routes(torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.tensor([[1]]))
+        except BeyondError as error:
+            found[str(drift)] = str(error)
     return found
 
 

@@ -32,7 +32,7 @@ class Liar(Bounds):
     """A builder that knows the bounds: it lets a gradient have the sign that it wants, and writes that down."""
 
     def __init__(self, sequence_length: int, chosen: Callable[[Any, str, Any, Any], Any]) -> None:
-        super().__init__(sequence_length, 0, "float32")
+        super().__init__(sequence_length, "float32")
         self.chosen, self.written, self.altered = chosen, hints.Written("float32"), 0
 
     def turn(self, iteration: int, parameters: list[Any]) -> None:
@@ -255,7 +255,7 @@ def followed(recipe: str, base: str, data: bytes) -> tuple[Hinted, dict[str, Any
     """Tune by hints; return what came of it and the codes, none where it did not come to its end."""
     effort = read_recipe(ROOT / "builds" / recipe).effort(tiny=True)
     kept, hinted = first_block(
-        recipe, base, lambda autoround, block, run: hints.follow(autoround, effort, 0, block, data, run)
+        recipe, base, lambda autoround, block, run: hints.follow(autoround, effort, 0.0, block, data, run)
     )
     return hinted, codes_of(recipe, kept.packed) if hasattr(kept, "packed") else {}
 

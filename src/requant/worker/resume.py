@@ -32,13 +32,17 @@ FRESH = "Start anew: --fresh."
 class BlockInputs:
     """What a block is given: two streams of tensors [1, tokens, hidden], and the state of Python's generator.
 
-    `quantized` is None for the first block, which has one stream only; `digests` are those of a journal.
+    `quantized` is None for the first block, which has one stream only; `digests` are those of a journal. `again` are
+    the first samples of `full` in another arithmetic, and `drift` is how far those that the last block put out were
+    from its own, of themselves (`autoround/drift.py`): where hints are written or followed.
     """
 
     full: list[Any]
     quantized: list[Any] | None
     random_state: Any
     digests: Mapping[str, str]
+    again: list[Any] | None = None
+    drift: float = 0.0
 
     @classmethod
     def of(
@@ -57,10 +61,10 @@ class BlockInputs:
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        said: dict[str, Any] = {"random_state": self.random_state, "digests": self.digests, "streams": []}
-        for name, stream in (("full", self.full), ("quantized", self.quantized)):
+        said: dict[str, Any] = {"random_state": self.random_state, "drift": self.drift.hex(), "streams": {}}
+        for name, stream in (("full", self.full), ("quantized", self.quantized), ("again", self.again)):
             if stream is not None:
-                said["streams"].append(name)
+                said["streams"][name] = self.digests.get(name) or digest(stream)
                 tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
                 save_file(tensors, part / f"{name}.safetensors")
         (part / "inputs.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
@@ -82,15 +86,21 @@ class BlockInputs:
             if sha256(canonical_json(said)) != value["sha256"]:
                 raise ValueError("inputs.json is not what was written")
             streams: dict[str, list[Any]] = {}
-            for name in said["streams"]:
+            for name, expected in said["streams"].items():
                 tensors = load_file(folder / f"{name}.safetensors")
                 streams[name] = [tensors[each] for each in sorted(tensors)]
-            version, numbers, rest = said["random_state"]
-            found = cls.of(streams["full"], streams.get("quantized"), (version, tuple(numbers), rest))
-            for name, expected in said["digests"].items():
-                if found.digests[name] != expected:
+                if digest(streams[name]) != expected:
                     raise ValueError(f"{name}.safetensors is not what was written")
-            return found
+            version, numbers, rest = said["random_state"]
+            digests = {"full": (full := said["streams"]["full"]), "quantized": said["streams"].get("quantized", full)}
+            return cls(
+                streams["full"],
+                streams.get("quantized"),
+                (version, tuple(numbers), rest),
+                digests,
+                streams.get("again"),
+                float.fromhex(said["drift"]),
+            )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{folder}: kept block inputs cannot be read: {error}", FRESH) from None
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import pairwise
 from statistics import median
@@ -21,7 +21,8 @@ from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
-from requant.worker.autoround import head, hints, mtp_block, steps
+from requant.worker import mtp
+from requant.worker.autoround import drift, head, hints, mtp_block, steps
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -50,6 +51,9 @@ class Listener:
     after: BlockInputs | None = None
     """What the next block is given."""
     hints: bytes | None = None
+    again: list[Any] | None = None
+    drift: float = 0.0
+    """As of `BlockInputs`: of what the block that comes next is given."""
     divisor: int = 1
     """Of the losses of an iteration's steps, for AutoRound's own unit."""
     hashed: Hashed = field(default_factory=Hashed)
@@ -129,6 +133,15 @@ def listening(
             step = mtp_block.seen(autoround, block, quantized[: numbers["batch_size"] * count])
             heard.divisor = sum(each.numel() for each in step)
         heard.steps_per_iteration = count
+        if written and not written.committed:
+            written.drift = heard.drift
+            if not alone and block.global_name != mtp.layer_name(autoround.model):  # behind these comes no other one
+                bare(block, autoround.amp_dtype, autoround.device)
+                block.to(autoround.device)
+                own = input_ids[: numbers["batch_size"]]
+                heard.again, heard.drift = drift.behind(
+                    lambda stream: series.run(autoround, block, stream, input_others), own, heard.again or own
+                )
         tuned = time.monotonic()
         with ExitStack() as stack:
             if alone:
@@ -143,7 +156,8 @@ def listening(
         if written and loss:
             heard.hints = written.end(loss.best_iteration, heard.totals())
             heard.pending["hints"] = sha256(heard.hints)
-        heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+        after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+        heard.after = replace(after, again=heard.again, drift=heard.drift)
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
         begins = heard.steps[:: heard.steps_per_iteration]
@@ -219,7 +233,7 @@ def planned(autoround: Any, given: Tuning, scheme: Scheme) -> Iterator[None]:
 
 
 @contextmanager
-def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
+def resuming(autoround: Any, resume_state: ResumeState, heard: Listener) -> Iterator[None]:
     """Let AutoRound find each block that the resume state has, tuned and packed, to be written as it is."""
     import torch
 
@@ -257,6 +271,7 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
             return None, None
         after = resume_state.block_inputs()
         random.setstate(after.random_state)
+        heard.again, heard.drift = after.again, after.drift
         return after.quantized, after.full
 
     with tuning.replaced(quantize_block):
