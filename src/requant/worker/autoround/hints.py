@@ -33,7 +33,7 @@ PER_MILLION = {SIGNS: 16.0, ROUTES: 1000.0}
 """Decisions that may differ, for each million, before a sketch is too small; docs/portable.md measures how many do."""
 AT_LEAST = {SIGNS: 64, ROUTES: 16}
 PER_DRIFT = 2.0
-"""Of what is decided on inputs that drift apart so many times as much may differ besides: 0.7 to 1.1 do."""
+"""Of what is decided on inputs that drift apart so many times as much may differ besides: 0.6 to 1.1 do."""
 DRIFTS = 4.0
 """How many times greater than here the drift may be that a build has measured."""
 

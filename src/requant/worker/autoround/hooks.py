@@ -22,7 +22,7 @@ from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
 from requant.worker import mtp
-from requant.worker.autoround import drift, head, hints, mtp_block, steps
+from requant.worker.autoround import head, hints, mtp_block, steps
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
 from requant.worker.resume import FRESH, BlockInputs, Hashed, ResumeState, digest, digest_of_nest
@@ -99,6 +99,8 @@ def listening(
 
     Where its hints are to be `written`, they go there.
     """
+    from requant.worker.autoround import drift  # imports torch
+
     series = installed()
     numbers = series.numbers(autoround)
     tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()

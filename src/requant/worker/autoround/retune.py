@@ -40,7 +40,6 @@ from requant.recipe import Effort, Format, Recipe
 from requant.worker import determinism
 from requant.worker.autoround import hints, hooks, rounding, steps
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
-from requant.worker.autoround.drift import apart, once_more
 from requant.worker.autoround.series import installed
 from requant.worker.resume import BlockInputs, digest_of_nest
 
@@ -59,6 +58,8 @@ class _DoneError(Exception):
 
 def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder: Path) -> None:
     """Go through the blocks up to the last one chosen, with published codes; say of each what it is given."""
+    from requant.worker.autoround.drift import apart, once_more  # imports torch
+
     chosen = sorted(task.blocks)
     published = _Published([Path(path) for path in task.checkpoint])
     block_inputs, revealed = folder / INPUTS, folder / REVEALED
