@@ -317,6 +317,18 @@ def test_deep_in_a_mixture_what_is_counted_accuses_nobody(ask: Ask) -> None:
 
 
 @pytest.mark.full
+def test_a_gradient_passes_the_ends_of_codes_as_it_does_in_the_torch_at_hand(ask: Ask) -> None:
+    """Up to torch 2.13 it does, since 2.14 it does not; where nothing passes no hint may move the weight."""
+    found = ask("explained", "ends")
+    for name, passes in {"1.0": 1, "0.5": 0.5, "0.0": 0, "torch": found["torch"]["passes"][0]}.items():
+        assert found[name].pop("passes") == [passes, passes]
+        for each in found[name].values():
+            assert each["same"]
+            assert 0 < each["zero"] < each["at an end"] if passes else each["zero"] == each["at an end"]
+            assert max(each["off"]) < 1e-3  # a place of float16
+
+
+@pytest.mark.full
 def test_a_range_whose_gradient_is_no_number_moves_nowhere(tmp_path: Path, ask: Ask) -> None:
     recipe = of_one_s_own(tmp_path, "llama", "cpu", of_two_steps)
     inputs = tiny_inputs(recipe, "mini", tmp_path / "inputs", silent)
