@@ -22,6 +22,7 @@ from typing import Any
 
 from requant.worker.autoround.counts import sent, turned
 from requant.worker.autoround.gradients import SIGMAS, UNITS, Layer
+from requant.worker.autoround.head import alone
 from requant.worker.autoround.series import Place, installed
 
 
@@ -54,6 +55,7 @@ class Bounds:
         self._off = 0.0
         self._sequence_length, self._drift = sequence_length, drift
         self._operations = self._depth = 0
+        self._alone = False
         self._widths: dict[str, int] = {}
         self._layers: dict[int, Layer] = {}
         self._owners: dict[int, tuple[Layer, str]] = {}
@@ -99,7 +101,7 @@ class Bounds:
         kinds = {re.sub(r"\d+", "*", name): module for name, module in block.named_modules()}
         weights = {name: getattr(module, "weight", None) for name, module in kinds.items()}
         self._widths = {name: sum(each.shape) for name, each in weights.items() if each is not None and each.dim() == 2}
-        self._operations = len(kinds)
+        self._operations, self._alone = len(kinds), alone(block)
 
     def relative(self, tokens: int) -> float:
         """Return how far a result can be off, of itself, where a sum goes over so many tokens.
@@ -277,8 +279,8 @@ class Bounds:
         from requant.worker.autoround.perturbed import unperturbed
 
         forward, quantize = Place(WrapperLinear, "linear_forward"), Place(WrapperLinear, "_qdq_weight")
-        losing = installed().loss(autoround)
-        linear, rounded, measure = forward.function, quantize.function, losing.function
+        losing, backward = installed().loss(autoround), installed().backward(autoround)
+        linear, rounded, measure, go_back = (each.function for each in (forward, quantize, losing, backward))
 
         def alike(function: Callable[..., Any]) -> Callable[..., Any]:
             """Return what gives weights: those that are quantized by the same parameters are the same everywhere."""
@@ -300,18 +302,28 @@ class Bounds:
                 self._try(put_out, expected, lambda out, other: bare(quantizer, out, other, *args, **kwargs))
             loss = measure(quantizer, put_out, expected, *args, **kwargs)
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
-            mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
+            measured(loss, put_out, expected, function.reduction == "sum")
+            return loss
+
+        def scale_and_backward(quantizer: Any, scaler: Any, loss: Any) -> Any:
+            if self._alone:  # no function of AutoRound measures it; torch has kept what its mean or sum (2) is of
+                node = loss.grad_fn
+                measured(loss, node._saved_self, node._saved_target, node._saved_reduction == 2)
+            return go_back(quantizer, scaler, loss)
+
+        def measured(loss: Any, put_out: Any, expected: Any, is_sum: bool) -> None:
+            mean = loss.item() / (put_out.numel() if is_sum else 1)
             self._depth = self._depth or _depth(loss.grad_fn)
             outputs = float(expected.detach().double().square().mean())
             self._pending_outputs += outputs
             self._cancelled = max(self._cancelled, outputs / mean if mean else 1.0)
             self._pending += mean
-            return loss
 
         with ExitStack() as stack:
             stack.enter_context(forward.replaced(linear_forward))
             stack.enter_context(quantize.replaced(alike(rounded)))
             stack.enter_context(losing.replaced(get_loss))
+            stack.enter_context(backward.replaced(scale_and_backward))
             if together := installed().together():
                 weighing, running = together
                 weigh, run = weighing.function, running.function

@@ -105,7 +105,7 @@ def listening(
     numbers = series.numbers(autoround)
     tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()
     backward = series.backward(autoround)
-    tune, measure, write, go_back = tuning.function, loss_of_step.function, writing.function, backward.function
+    tune, measure, write = tuning.function, loss_of_step.function, writing.function
     heard = Listener(keeper)
 
     def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
@@ -147,7 +147,7 @@ def listening(
         tuned = time.monotonic()
         with ExitStack() as stack:
             if alone:
-                stack.enter_context(backward.replaced(scale_and_backward))
+                stack.enter_context(backward.replaced(hearing(backward.function)))
             if written:
                 stack.enter_context(hints.deciding(autoround, written))
             if written and written.committed:
@@ -176,11 +176,14 @@ def listening(
         heard.steps.append(time.monotonic())
         return loss
 
-    def scale_and_backward(self: Any, scaler: Any, loss: Any) -> Any:
-        heard.losses.append(loss.item())  # of a layer alone, which has no function of its own for it
-        heard.counted.append(None)
-        heard.steps.append(time.monotonic())
-        return go_back(self, scaler, loss)
+    def hearing(go_back: Any) -> Any:
+        def scale_and_backward(self: Any, scaler: Any, loss: Any) -> Any:
+            heard.losses.append(loss.item())  # of a layer alone, which has no function of its own for it
+            heard.counted.append(None)
+            heard.steps.append(time.monotonic())
+            return go_back(self, scaler, loss)
+
+        return scale_and_backward
 
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.after and m.global_name == heard.pending["block"]:
