@@ -16,7 +16,7 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,10 +61,14 @@ class BlockInputs:
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        said: dict[str, Any] = {"random_state": self.random_state, "drift": self.drift.hex(), "streams": {}}
+        said: dict[str, Any] = {"random_state": self.random_state, "digests": self.digests, "streams": []}
+        if self.drift:
+            said["drift"] = self.drift.hex()
+        if self.again is not None:
+            said["digests"] = {**self.digests, "again": digest(self.again)}
         for name, stream in (("full", self.full), ("quantized", self.quantized), ("again", self.again)):
             if stream is not None:
-                said["streams"][name] = self.digests.get(name) or digest(stream)
+                said["streams"].append(name)
                 tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
                 save_file(tensors, part / f"{name}.safetensors")
         (part / "inputs.json").write_bytes(canonical_json({"said": said, "sha256": sha256(canonical_json(said))}))
@@ -86,21 +90,18 @@ class BlockInputs:
             if sha256(canonical_json(said)) != value["sha256"]:
                 raise ValueError("inputs.json is not what was written")
             streams: dict[str, list[Any]] = {}
-            for name, expected in said["streams"].items():
+            for name in said["streams"]:
                 tensors = load_file(folder / f"{name}.safetensors")
                 streams[name] = [tensors[each] for each in sorted(tensors)]
-                if digest(streams[name]) != expected:
-                    raise ValueError(f"{name}.safetensors is not what was written")
             version, numbers, rest = said["random_state"]
-            digests = {"full": (full := said["streams"]["full"]), "quantized": said["streams"].get("quantized", full)}
-            return cls(
-                streams["full"],
-                streams.get("quantized"),
-                (version, tuple(numbers), rest),
-                digests,
-                streams.get("again"),
-                float.fromhex(said["drift"]),
-            )
+            found = cls.of(streams["full"], streams.get("quantized"), (version, tuple(numbers), rest))
+            digests = dict(found.digests)
+            if again := streams.get("again"):
+                digests["again"] = digest(again)
+            for name, expected in said["digests"].items():
+                if digests[name] != expected:
+                    raise ValueError(f"{name}.safetensors is not what was written")
+            return replace(found, again=again, drift=float.fromhex(said.get("drift", "0x0p+0")))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{folder}: kept block inputs cannot be read: {error}", FRESH) from None
 
