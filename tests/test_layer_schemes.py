@@ -92,13 +92,18 @@ def test_what_cannot_be_asked_is_named() -> None:
     assert "D17" in refused(asking(experts=scheme()), Table("x", experts="experts"), more=experts)
 
 
-def test_a_head_that_is_tied_or_of_a_build_with_hints_stays_float() -> None:
+def test_a_head_that_is_tied_or_of_hints_in_bfloat16_stays_float() -> None:
     for iterations in (0, 6):
         told = refused(asking(iterations=iterations, lm_head=scheme()), tied=True)
         assert told.endswith("lm_head stays float, it is model.embed_tokens.weight, to which it is tied")
     recipe = asking(lm_head=scheme())
-    told = refused(replace(recipe, tuning=replace(recipe.tuning, hints=True)))
-    assert told.endswith("no part of lm_head with tuning.hints: they are of blocks, not of what is beside")
+    recipe = replace(recipe, tuning=replace(recipe.tuning, hints=True, precision="bfloat16"))
+    assert recipe.tiny.precision == "float32"
+    whole = replace(recipe, tuning=replace(recipe.tuning, precision="float32"))
+    for each in (recipe, replace(whole, tiny=replace(whole.tiny, precision="bfloat16"))):
+        told = refused(each)
+        assert told.endswith("no part of lm_head with tuning.hints in bfloat16: only blocks are opened")
+    confirm_schemes(whole, target(whole))
 
 
 def test_a_layer_is_stored_and_declared_in_its_own_way() -> None:

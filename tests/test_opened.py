@@ -37,7 +37,7 @@ from requant.recipe import Recipe
 
 pytestmark = [pytest.mark.worker, pytest.mark.full]
 
-MAGIC, RECORD = b"requant hints 2\n", struct.Struct("<cQI32s")
+MAGIC, RECORD = b"requant hints 3\n", struct.Struct("<cQI32s")
 ITERATIONS = 12
 
 

@@ -45,3 +45,6 @@ def test_what_a_sketch_gives_is_held_against_its_digest(ask: Ask) -> None:
     assert found["honest"] == "theirs"
     assert found["another digest"] == "its hints do not give the decisions that they are of"
     assert found["too many"].endswith("differences, and there are more")
+    for more in ("a greater sketch", "in plain"):  # who could write them could turn as many signs
+        assert found[more] == "its hints tell more differences than the 65 that rounding explains here"
+    assert found["a greater sketch, of inputs that drift"] == "theirs"

@@ -1,5 +1,6 @@
 """`WHAT`: hold routers' choices, or signs, against a try: another machine's, and those of a builder who lies."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import torch
 from tests.worker.prepared import answer
 
-from requant.worker.autoround import counts, ends, hints
-from requant.worker.autoround.bounds import DEEPEST, BeyondError, Bounds, NoHintError, _ranked
+from requant.worker.autoround import counts, ends, gradients, hints
+from requant.worker.autoround.bounds import BeyondError, Bounds, _ranked
 from requant.worker.autoround.gradients import SIGMAS
+from requant.worker.autoround.series import Place
 
 TOKENS, EXPERTS, CHOSEN = 512, 256, 8
 GROUPS = 8
@@ -26,14 +28,15 @@ OUTPUTS, INPUTS, OFF = 64, 256, 0.06
 def found(what: str) -> dict[str, Any]:
     """Answer one of the questions below."""
     torch.manual_seed(7)
-    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers, "deep": deep}
+    answers: dict[str, Any] = {"routes": routes, "tokens": tokens, "signs": signs, "numbers": numbers, "far": far}
+    answers["ends"] = clamped_codes
     result: dict[str, Any] = answers[what]()
     return result
 
 
 def held(scores: Any, tried: Any, own: Any, theirs: Any) -> Bounds:
     """Hold `theirs` against scores and those of a try. Raises BeyondError where that does not explain them."""
-    bounds = Bounds(64, 0, "bfloat16")
+    bounds = Bounds(64, "bfloat16")
 
     def again() -> None:
         bounds.routes(tried, own, theirs)
@@ -148,7 +151,7 @@ def signs() -> dict[str, Any]:
     def judged(turned: Any) -> tuple[int, str]:
         parameter = torch.nn.Parameter(torch.zeros(OUTPUTS, INPUTS))
         parameter.grad = own.clone()
-        bounds = Bounds(64, 0, "bfloat16")
+        bounds = Bounds(64, "bfloat16")
         bounds._owners[id(parameter)] = Tried(off), "value"  # type: ignore[assignment]
         try:
             bounds.signs(0, [parameter], turned.view(-1))
@@ -169,21 +172,16 @@ def signs() -> dict[str, Any]:
     }
 
 
-def deep() -> dict[str, str]:
-    """Say what is raised for a token that is sent to another expert, far from the best, by kind of block and depth."""
-    blocks = {
-        "dense": torch.nn.ModuleDict({"mlp": torch.nn.Linear(4, 4)}),
-        "mixture": torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(4, 4)])}),
-    }
+def far() -> dict[str, str]:
+    """Say what is raised for a token that is sent to another expert, by how far the inputs of the block drift apart."""
     found = {}
-    for kind, block in blocks.items():
-        for number in (DEEPEST - 1, DEEPEST):
-            bounds = Bounds(64, number, "float32")
-            bounds.look_at(block)
-            try:
-                bounds.routes(torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.tensor([[1]]))
-            except (BeyondError, NoHintError) as error:
-                found[f"{kind} {number}"] = f"{type(error).__name__}: {error}"
+    for drift in (0.0, 0.01, 0.1):
+        bounds = Bounds(64, "float32", drift)
+        bounds.look_at(torch.nn.ModuleDict({"mlp": torch.nn.Linear(4, 4)}))
+        try:
+            bounds.routes(torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.tensor([[1]]))
+        except BeyondError as error:
+            found[str(drift)] = str(error)
     return found
 
 
@@ -206,6 +204,76 @@ def numbers() -> dict[str, Any]:
         "told": told.tolist(),
         "moved": torch.sign(parameter.grad).tolist(),
         "near": [near(100.0), near(1.0)],
+    }
+
+
+def clamping(part: float) -> Callable[..., Any]:
+    """Return a clamp that lets so large a part of a gradient pass at the ends of its range."""
+
+    class Clamp(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, numbers: Any, least: float, most: float) -> Any:
+            ctx.passes = ((numbers > least) & (numbers < most)) + part * ((numbers == least) | (numbers == most))
+            return numbers.clip(least, most)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient * ctx.passes, None, None
+
+    def clamp(numbers: Any, *between: Any, **named: Any) -> Any:
+        return Clamp.apply(numbers, *between) if len(between) == 2 else numbers.clip(*between, **named)
+
+    return clamp
+
+
+def clamped_codes() -> dict[str, Any]:
+    """Say of a layer's codes what is known of their gradients, by what part of one a clamp lets pass at its ends.
+
+    That is how many weights have codes at an end, and how many gradients are zero; whether the same bounds are; and how
+    far gradients are from what is known of them, of the largest.
+    """
+    result: dict[str, Any] = {}
+    for name, clamp in {"torch": torch.clamp, **{str(part): clamping(part) for part in (1.0, 0.5, 0.0)}}.items():
+        gradients.passing.cache_clear()
+        with Place(torch, "clamp").replaced(clamp):
+            result[name] = {"passes": gradients.passing()}
+            result[name] |= {kind: _clamped(symmetric=kind == "symmetric") for kind in ("symmetric", "asymmetric")}
+    return result
+
+
+def _clamped(*, symmetric: bool) -> dict[str, Any]:
+    from auto_round.wrapper import WrapperLinear
+
+    layer = torch.nn.Linear(INPUTS, OUTPUTS, bias=False)
+    scheme = {"bits": 4, "group_size": 32, "sym": symmetric, "data_type": "int", "scale_dtype": torch.float16}
+    for name, value in {**scheme, "act_bits": 16, "global_name": "layer"}.items():
+        setattr(layer, name, value)
+    wrapper = WrapperLinear(layer, enable_minmax_tuning=True, enable_torch_compile=False, device="cpu")
+    wrapper.value.data.uniform_(-0.5, 0.5)
+    wrapper.min_scale.data.uniform_(0.6, 1)
+    wrapper.max_scale.data.uniform_(0.6, 1)
+    inputs, given = torch.randn(TOKENS, INPUTS), torch.randn(TOKENS, OUTPUTS)
+    weight, scale, zero = wrapper._qdq_weight(wrapper.value, wrapper.min_scale, wrapper.max_scale)
+    ((inputs @ weight.T) * given).sum().backward()
+    known = gradients.Layer(wrapper)
+    known.add(inputs, given, 0)
+    products, scale = known._grouped(given.T @ inputs), scale.detach()
+    counts, passes = known._in_steps()
+    of_weights, of_scales = products * scale * passes, (products * sum(counts)).sum(1)
+    codes = known._grouped(weight.detach()) / scale - (-8 if symmetric else -zero.detach())
+    # A range's end makes the scale, of 8 or 15 steps; of a symmetric one the greater end, here the upper one.
+    of_ranges = of_scales * wrapper.weight_max / (-8 if symmetric else 15)
+    if symmetric:
+        of_ranges *= wrapper.weight_max * wrapper.max_scale > -wrapper.weight_min * wrapper.min_scale
+
+    def off(found: Any, expected: Any) -> float:
+        return float((found.view(-1) - expected.detach().view(-1)).abs().max() / found.abs().max())
+
+    return {
+        "at an end": int(((codes.round() == 0) | (codes.round() == 15)).sum()),
+        "zero": int((wrapper.value.grad == 0).sum()),
+        "same": bool(((wrapper.value.grad == 0) == (known.bound("value", 1e-6) == 0)).all()),
+        "off": [off(wrapper.value.grad, of_weights), off(wrapper.max_scale.grad, of_ranges)],
     }
 
 

@@ -1,4 +1,4 @@
-"""`RECIPE BASE LIE…`: tune the first block with decisions that are no gradient's, and then by the hints of these.
+"""`RECIPE BASE BLOCK LIE…`: tune a block with decisions that are no gradient's, and then by the hints of these.
 
 What comes back is what an auditor learns of each lie, and how far it has moved the codes.
 """
@@ -32,7 +32,7 @@ class Liar(Bounds):
     """A builder that knows the bounds: it lets a gradient have the sign that it wants, and writes that down."""
 
     def __init__(self, sequence_length: int, chosen: Callable[[Any, str, Any, Any], Any]) -> None:
-        super().__init__(sequence_length, 0, "float32")
+        super().__init__(sequence_length, "float32")
         self.chosen, self.written, self.altered = chosen, hints.Written("float32"), 0
 
     def turn(self, iteration: int, parameters: list[Any]) -> None:
@@ -83,6 +83,8 @@ def lying(autoround: Any, liar: Liar) -> Iterator[None]:
 
 KEEP = 2
 """No sign: of what a liar leaves as it is."""
+CHOSEN = "down_proj", "lm_head"
+"""Layers that are lied about."""
 
 
 def within(layer: Any, key: str, grad: Any, bound: Any) -> Any:
@@ -103,14 +105,14 @@ def all_of(where: str, key: str = "value") -> Callable[..., Any]:
 
 def one(layer: Any, key: str, grad: Any, bound: Any) -> Any:
     """Turn the sign of the greatest gradient of some layers, which no sketch is too small for."""
-    if "down_proj" not in layer.name or key != "value":
+    if not layer.name.endswith(CHOSEN) or key != "value":
         return None
     return torch.where(grad.abs() == grad.abs().max(), -torch.sign(grad), KEEP).to(grad.dtype)
 
 
 def clamped(layer: Any, key: str, grad: Any, bound: Any) -> Any:
     """Move one weight whose gradient is zero, for its code is at the end of the range."""
-    if "down_proj" not in layer.name or key != "value":
+    if not layer.name.endswith(CHOSEN) or key != "value":
         return None
     want = torch.full_like(grad, KEEP)
     want[(grad == 0).nonzero()[0]] = -1
@@ -119,7 +121,7 @@ def clamped(layer: Any, key: str, grad: Any, bound: Any) -> Any:
 
 def no_number(layer: Any, key: str, grad: Any, bound: Any) -> Any:
     """Move one range whose gradient is no number: two of its parts are beyond float16, with both signs."""
-    if "down_proj" not in layer.name or key == "value":
+    if not layer.name.endswith(CHOSEN) or key == "value":
         return None
     want = torch.full_like(grad, KEEP)
     want[grad.isnan().nonzero()[0]] = -1
@@ -194,17 +196,18 @@ FORGED: dict[str, Callable[[bytes, list[float]], bytes]] = {
 """What is done to the hints of an honest build."""
 
 
-def lies(recipe: str, base: str, *names: str) -> dict[str, Any]:
-    """Tell each lie, and say what came of it."""
+def lies(recipe: str, base: str, number: str, *names: str) -> dict[str, Any]:
+    """Tell each lie about the block of this number, and say what came of it."""
     found: dict[str, Any] = {}
-    told = told_by("honest", recipe, base)
+    given = recipe, base, int(number)
+    told = told_by("honest", *given)
     for name in names:
         if name in FORGED:
-            hinted, _ = followed(recipe, base, FORGED[name](told.hints, told.liar.losses))
+            hinted, _ = followed(*given, FORGED[name](told.hints, told.liar.losses))
             found[name] = {"hinted": asdict(hinted)}
             continue
-        lie = told if name == "honest" else told_by(name, recipe, base)
-        hinted, again = followed(recipe, base, lie.hints)
+        lie = told if name == "honest" else told_by(name, *given)
+        hinted, again = followed(*given, lie.hints)
         steps = Counter[int]()
         for each, codes in told.codes.items():
             values, counts = (lie.codes[each].int() - codes.int()).unique(return_counts=True)
@@ -236,7 +239,7 @@ class Kept:
         self.block, self.packed = block, packed
 
 
-def told_by(name: str, recipe: str, base: str) -> Told:
+def told_by(name: str, recipe: str, base: str, number: int) -> Told:
     """Tune with a lie."""
     liar = Liar(read_recipe(ROOT / "builds" / recipe).effort(tiny=True).sequence_length, LIES[name])
 
@@ -245,18 +248,20 @@ def told_by(name: str, recipe: str, base: str) -> Told:
         with lying(autoround, liar):
             run()
 
-    kept, _ = first_block(recipe, base, tune)
+    kept, _ = one_block(recipe, base, number, tune)
     assert kept.block.loss
     best = kept.block.loss.best_iteration
     return Told(liar, liar.written.end(best, ()), codes_of(recipe, kept.packed), best)
 
 
-def followed(recipe: str, base: str, data: bytes) -> tuple[Hinted, dict[str, Any]]:
+def followed(recipe: str, base: str, number: int, data: bytes) -> tuple[Hinted, dict[str, Any]]:
     """Tune by hints; return what came of it and the codes, none where it did not come to its end."""
     effort = read_recipe(ROOT / "builds" / recipe).effort(tiny=True)
-    kept, hinted = first_block(
-        recipe, base, lambda autoround, block, run: hints.follow(autoround, effort, 0, block, data, run)
-    )
+
+    def follow(autoround: Any, block: Any, run: Callable[[], None]) -> Hinted:
+        return hints.follow(autoround, effort, 0.0, block, data, run)
+
+    kept, hinted = one_block(recipe, base, number, follow)
     return hinted, codes_of(recipe, kept.packed) if hasattr(kept, "packed") else {}
 
 
@@ -265,8 +270,10 @@ def codes_of(recipe: str, packed: dict[str, Any]) -> dict[str, Any]:
     return {name: retune._codes(each, bits) for name, each in packed.items() if name.endswith("qweight")}
 
 
-def first_block(recipe: str, base: str, tune: Callable[[Any, Any, Callable[[], None]], Any]) -> tuple[Kept, Any]:
-    """Let AutoRound come to the first block; `tune` is given it, and what tunes it."""
+def one_block(
+    recipe: str, base: str, number: int, tune: Callable[[Any, Any, Callable[[], None]], Any]
+) -> tuple[Kept, Any]:
+    """Let AutoRound come to a block, with what the first one is given; `tune` is given it, and what tunes it."""
     prepared, kept = prepare(recipe, Path(base)), Kept()
     autoround, came = prepared.autoround, []
     loop = type(autoround)._quantize_blocks
@@ -274,8 +281,13 @@ def first_block(recipe: str, base: str, tune: Callable[[Any, Any, Callable[[], N
     def blocks(self: Any, model: Any, inputs: Any, names: list[str], **rest: Any) -> None:
         rest.pop("q_input", None)
         random.seed(7)
-        block = model.get_submodule(names[0])
-        came.append(tune(self, block, lambda: loop(self, model, inputs, names[:1], q_input=None, **rest)))
+        name = names[number]
+        quantized = [each.clone() for each in inputs["input_ids"]] if number else None
+
+        def run() -> None:
+            loop(self, model, inputs, [name], q_input=quantized, **rest)
+
+        came.append(tune(self, model.get_submodule(name), run))
 
     with TemporaryDirectory() as folder, hooks.listening(autoround, kept, save=False):
         retune.through(autoround, read_recipe(ROOT / "builds" / recipe), blocks, Path(folder))

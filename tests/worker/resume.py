@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ def resume_states(folder: str) -> dict[str, Any]:
     """Answer, by what was done to it, what a resume state says when it is opened again."""
     place = Path(folder)
     random.seed(7)
-    block_inputs = BlockInputs.of(
-        [torch.rand(1, 4, 8) for _ in range(3)], [torch.rand(1, 4, 8) for _ in range(3)], random.getstate()
-    )
+    full, quantized, more = ([torch.rand(1, 4, 8) for _ in range(count)] for count in (3, 3, 2))
+    block_inputs = replace(BlockInputs.of(full, quantized, random.getstate()), again=more, drift=3e-6)
     begun = fill(place / "whole", block_inputs)
     again = ResumeState(place / "whole", HEADER, HARDWARE)
     read = again.block_inputs()
@@ -33,7 +33,8 @@ def resume_states(folder: str) -> dict[str, Any]:
         "equal": [
             all(map(torch.equal, block_inputs.full, read.full)),
             all(map(torch.equal, block_inputs.quantized or [], read.quantized or [])),
-            read.random_state == block_inputs.random_state,
+            all(map(torch.equal, block_inputs.again or [], read.again or [])),
+            (read.random_state, read.drift) == (block_inputs.random_state, block_inputs.drift),
             again.done == begun.done,
         ],
         "kept": sorted(path.name for path in (place / "whole" / "inputs").iterdir()),
@@ -101,6 +102,7 @@ def other_draw(folder: Path) -> None:
 
 HARMS: dict[str, Callable[[Path], object]] = {
     "a bit of a stream": flip("inputs/00002/quantized.safetensors", -1),
+    "a bit of the samples in another arithmetic": flip("inputs/00002/again.safetensors", -1),
     "a bit of its header": flip("inputs/00002/full.safetensors", 3),
     "another stream": rewrite,
     "another random state": other_draw,

@@ -10,7 +10,7 @@ from tests.worker.prepared import answer
 
 from requant.worker import sketch
 from requant.worker.autoround.bounds import NoHintError
-from requant.worker.autoround.hints import MAGIC, RECORD, SIGNS, Followed, form
+from requant.worker.autoround.hints import MAGIC, PLAIN, RECORD, SIGNS, Followed, capacity
 
 LENGTHS = (1, 1000, 15_013, 1 << 20)
 CAPACITIES = (16, 64, 1000)
@@ -126,13 +126,13 @@ def followed() -> dict[str, Any]:
     """Let hints be followed: honest ones, ones whose sketch gives another string than their digest, and too many."""
     said: dict[str, str] = {}
     own = string(5000)
-    room = form(SIGNS, len(own) * 4, len(own))
+    room = capacity(SIGNS, len(own) * 4, 0.0)
 
-    def follow(name: str, theirs: Any, meant: Any) -> None:
+    def follow(name: str, theirs: Any, meant: Any, room: int = room, drift: float = 0.0) -> None:
         record = RECORD.pack(SIGNS, len(own), room, sha256(meant.numpy().tobytes()).digest())
-        file = MAGIC + record + sketch.sketch(theirs, room) + bytes(8)
+        file = MAGIC + record + (sketch.sketch(theirs, room) if room else theirs.numpy().tobytes()) + bytes(8)
         try:
-            came = Followed(file).decide(SIGNS, own, len(own) * 4)
+            came = Followed(file, drift=drift).decide(SIGNS, own, len(own) * 4)
         except NoHintError as error:
             said[name] = str(error)
         else:
@@ -142,6 +142,10 @@ def followed() -> dict[str, Any]:
     follow("honest", few, few)
     follow("another digest", few, many)
     follow("too many", many, many)
+    wide = capacity(SIGNS, len(own) * 4, 3e-4)
+    follow("a greater sketch", few, few, wide)
+    follow("a greater sketch, of inputs that drift", few, few, wide, 1e-4)
+    follow("in plain", few, few, PLAIN)
     return said
 
 

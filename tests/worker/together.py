@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tests.worker.lies import ROOT, Liar, first_block, lying
+from tests.worker.lies import ROOT, Liar, lying, one_block
 from tests.worker.prepared import answer
 
 from requant.recipe import read_recipe
@@ -32,7 +32,7 @@ def bounds_of(way: str, recipe: str, base: str) -> dict[tuple[str, str], Any]:
         with lying(autoround, liar):
             run()
 
-    first_block(recipe, base, tune)
+    one_block(recipe, base, 0, tune)
     return found
 
 

@@ -173,8 +173,9 @@ def confirm_schemes(recipe: Recipe, target: Target) -> None:
             raise refuse(patterns[0], f"no part of {name}, which is copied from the base")
         if table.experts and f".{table.experts}." in name:
             raise refuse(patterns[0], f"nothing of {table.experts}: loaders read no override there (defect D17)")
-        if layer.packed and recipe.tuning.hints and name in plan.blocks:
-            raise refuse(patterns[0], f"no part of {name} with tuning.hints: they are of blocks, not of what is beside")
+        half = "bfloat16" in (recipe.tuning.precision, recipe.tiny.precision)
+        if layer.packed and recipe.tuning.hints and half and name in plan.blocks:
+            raise refuse(patterns[0], f"no part of {name} with tuning.hints in bfloat16: only blocks are opened")
     for group in table.fused:
         for parent in {name.removesuffix(part) for part in group for name in plan.packed if name.endswith(f".{part}")}:
             parts = {part: plan.packed[f"{parent}{part}"].own for part in group if f"{parent}{part}" in plan.packed}

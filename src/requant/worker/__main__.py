@@ -104,7 +104,10 @@ def build(
     """Tune all blocks that the resume state has not; `raw/` gets AutoRound's output. Return seconds spent."""
     resumed = len(resume_state.done)
     written = Written(precision) if recipe.tuning.hints else None
-    with hooks.listening(autoround, resume_state, written=written) as heard, hooks.resuming(autoround, resume_state):
+    with (
+        hooks.listening(autoround, resume_state, written=written) as heard,
+        hooks.resuming(autoround, resume_state, heard),
+    ):
         autoround.quantize_and_save(str(folder / protocol.RAW), format=recipe.scheme.format)
     resume_state.close()
     blocks = len(installed().blocks(autoround))

@@ -16,7 +16,7 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,13 +32,17 @@ FRESH = "Start anew: --fresh."
 class BlockInputs:
     """What a block is given: two streams of tensors [1, tokens, hidden], and the state of Python's generator.
 
-    `quantized` is None for the first block, which has one stream only; `digests` are those of a journal.
+    `quantized` is None for the first block, which has one stream only; `digests` are those of a journal. `again` are
+    the first samples of `full` in another arithmetic, and `drift` is how far those that the last block put out were
+    from its own, of themselves (`autoround/drift.py`): where hints are written or followed.
     """
 
     full: list[Any]
     quantized: list[Any] | None
     random_state: Any
     digests: Mapping[str, str]
+    again: list[Any] | None = None
+    drift: float = 0.0
 
     @classmethod
     def of(
@@ -58,7 +62,11 @@ class BlockInputs:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         said: dict[str, Any] = {"random_state": self.random_state, "digests": self.digests, "streams": []}
-        for name, stream in (("full", self.full), ("quantized", self.quantized)):
+        if self.drift:
+            said["drift"] = self.drift.hex()
+        if self.again is not None:
+            said["digests"] = {**self.digests, "again": digest(self.again)}
+        for name, stream in (("full", self.full), ("quantized", self.quantized), ("again", self.again)):
             if stream is not None:
                 said["streams"].append(name)
                 tensors = {f"{number:06d}": tensor.contiguous() for number, tensor in enumerate(stream)}
@@ -87,10 +95,13 @@ class BlockInputs:
                 streams[name] = [tensors[each] for each in sorted(tensors)]
             version, numbers, rest = said["random_state"]
             found = cls.of(streams["full"], streams.get("quantized"), (version, tuple(numbers), rest))
+            digests = dict(found.digests)
+            if again := streams.get("again"):
+                digests["again"] = digest(again)
             for name, expected in said["digests"].items():
-                if found.digests[name] != expected:
+                if digests[name] != expected:
                     raise ValueError(f"{name}.safetensors is not what was written")
-            return found
+            return replace(found, again=again, drift=float.fromhex(said.get("drift", "0x0p+0")))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{folder}: kept block inputs cannot be read: {error}", FRESH) from None
 

@@ -6,7 +6,7 @@ zero, all are together less than `SIGMAS * u * sqrt(n)` of their result, but wit
 (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, theorem 2.4; `u` is the unit
 roundoff). `n` counts the longest way from the embedding to the gradient: the terms of its sums, which are the tokens of
 a step, both dimensions of each kind of layer and twice the sequence; and twice the operations of the longest path
-through the block; all this once for this block and once for each before it.
+through the block. What the blocks before it have made of their roundings is not counted but measured (`drift.py`).
 
 All gradients come from the difference between what the quantized block puts out and what the other did, which is far
 smaller than both: relative to it their roundings are greater by the ratio of their sizes. With it as a factor each
@@ -22,6 +22,7 @@ from typing import Any
 
 from requant.worker.autoround.counts import sent, turned
 from requant.worker.autoround.gradients import SIGMAS, UNITS, Layer
+from requant.worker.autoround.head import alone
 from requant.worker.autoround.series import Place, installed
 
 
@@ -33,11 +34,6 @@ class BeyondError(Exception):
     """A decision of the build is none that rounding explains."""
 
 
-DEEPEST = 16
-"""Blocks of a mixture of experts in which what is beyond a counted bound accuses.
-
-Inputs of blocks drift apart there faster than the root of the depth, by which bounds grow: honest builds came to 38% of
-them in the 16th block, and past them in the 39th (docs/portable.md)."""
 Again = Callable[[], AbstractContextManager[Callable[[], Any]]]
 """Gives a function that does a forward pass again, as long as the context lasts."""
 
@@ -45,8 +41,8 @@ Again = Callable[[], AbstractContextManager[Callable[[], Any]]]
 class Bounds:
     """The bounds of one block, and what was taken within them."""
 
-    def __init__(self, sequence_length: int, number: int, precision: str) -> None:
-        """Begin with block `number`, counted from 0, on sequences of so many tokens."""
+    def __init__(self, sequence_length: int, precision: str, drift: float = 0.0) -> None:
+        """Begin with a block on sequences of so many tokens, which may be off by `drift`, of themselves."""
         self._precision = precision
         self.decided = self.signs_taken = self.routes_taken = 0
         self.free = self.furthest = 0.0
@@ -57,9 +53,9 @@ class Bounds:
         self._routed: list[tuple[Any, Any, Any]] = []
         self._scores: list[Any] = []
         self._off = 0.0
-        self._sequence_length, self._number = sequence_length, number
+        self._sequence_length, self._drift = sequence_length, drift
         self._operations = self._depth = 0
-        self._mixture = False
+        self._alone = False
         self._widths: dict[str, int] = {}
         self._layers: dict[int, Layer] = {}
         self._owners: dict[int, tuple[Layer, str]] = {}
@@ -105,20 +101,17 @@ class Bounds:
         kinds = {re.sub(r"\d+", "*", name): module for name, module in block.named_modules()}
         weights = {name: getattr(module, "weight", None) for name, module in kinds.items()}
         self._widths = {name: sum(each.shape) for name, each in weights.items() if each is not None and each.dim() == 2}
-        self._operations = len(kinds)
-        self._mixture = any("experts" in kind.split(".") for kind in kinds)
-
-    def _too_far(self, said: str) -> Exception:
-        """Return what to raise for a decision that is further off than rounding explains, as it is counted."""
-        if self._mixture and self._number >= DEEPEST:
-            return NoHintError(f"{said}; so deep in a mixture of experts rounding may go further")
-        return BeyondError(said)
+        self._operations, self._alone = len(kinds), alone(block)
 
     def relative(self, tokens: int) -> float:
-        """Return how far a result can be off, of itself, where a sum goes over so many tokens."""
+        """Return how far a result can be off, of itself, where a sum goes over so many tokens.
+
+        Of `drift` there are four, independent of each other: of two machines, and on each of both streams, what the
+        quantized block is given and what is expected of it.
+        """
         sums = tokens + sum(self._widths.values()) + 2 * self._sequence_length
         square = UNITS["float32"] ** 2 * sums + UNITS[self._precision] ** 2 * 2 * (self._depth or self._operations)
-        return SIGMAS * math.sqrt(square * (self._number + 1))
+        return SIGMAS * math.sqrt(square + 4 * self._drift**2)
 
     def _gradient(self, layer: Layer) -> float:
         return self.relative(layer.tokens) * math.sqrt(1 + self._cancelled)
@@ -156,7 +149,7 @@ class Bounds:
                     what = "is beyond what float16 holds, on every machine"
                 elif found[place]:
                     what = f"is {float(found[place] / bound[place]):.3g} times as far from zero as rounding explains"
-                raise (self._too_far if found[place] else BeyondError)(
+                raise BeyondError(
                     f"iteration {iteration}: {layer.name}: its hints change the sign of {key} {int(where[place])}, "
                     f"whose gradient {what}"
                 )
@@ -219,13 +212,13 @@ class Bounds:
         bound = SIGMAS * (square.gather(-1, own) + square.gather(-1, theirs)).sqrt()
         far = torch.where(gaps > 0, gaps / bound, 0).amax(-1)
         for place in (~(far <= 1)).nonzero().view(-1).tolist():
-            raise self._too_far(
+            raise BeyondError(
                 f"{self._what}its hints send token {place} of a batch to other experts, whose scores are "
                 f"{float(far[place]):.3g} times as far from the best as rounding explains"
             )
         other = int((own.sort(-1).values != theirs.sort(-1).values).any(-1).sum())
         if other > (most := sent(scores, own, square, self._sequence_length)):
-            raise self._too_far(
+            raise BeyondError(
                 f"{self._what}its hints send {other:,} of {len(own):,} tokens of a batch to other experts, and "
                 f"rounding explains {most:,} at most"
             )
@@ -241,7 +234,7 @@ class Bounds:
         loss, least = self._losses[iteration], min(self._losses)
         allowed = sum(2 * math.sqrt(each) * off + off**2 for each in (loss, least))
         if loss - least > allowed:
-            raise self._too_far(
+            raise BeyondError(
                 f"its hints say that iteration {iteration} was the best, whose loss is {loss:.6g} here; the best has "
                 f"{least:.6g}, and rounding explains {allowed:.2g}"
             )
@@ -286,8 +279,8 @@ class Bounds:
         from requant.worker.autoround.perturbed import unperturbed
 
         forward, quantize = Place(WrapperLinear, "linear_forward"), Place(WrapperLinear, "_qdq_weight")
-        losing = installed().loss(autoround)
-        linear, rounded, measure = forward.function, quantize.function, losing.function
+        losing, backward = installed().loss(autoround), installed().backward(autoround)
+        linear, rounded, measure, go_back = (each.function for each in (forward, quantize, losing, backward))
 
         def alike(function: Callable[..., Any]) -> Callable[..., Any]:
             """Return what gives weights: those that are quantized by the same parameters are the same everywhere."""
@@ -309,18 +302,28 @@ class Bounds:
                 self._try(put_out, expected, lambda out, other: bare(quantizer, out, other, *args, **kwargs))
             loss = measure(quantizer, put_out, expected, *args, **kwargs)
             function = args[1] if len(args) > 1 else kwargs["loss_func"]
-            mean = loss.item() / (put_out.numel() if function.reduction == "sum" else 1)
+            measured(loss, put_out, expected, function.reduction == "sum")
+            return loss
+
+        def scale_and_backward(quantizer: Any, scaler: Any, loss: Any) -> Any:
+            if self._alone:  # no function of AutoRound measures it; torch has kept what its mean or sum (2) is of
+                node = loss.grad_fn
+                measured(loss, node._saved_self, node._saved_target, node._saved_reduction == 2)
+            return go_back(quantizer, scaler, loss)
+
+        def measured(loss: Any, put_out: Any, expected: Any, is_sum: bool) -> None:
+            mean = loss.item() / (put_out.numel() if is_sum else 1)
             self._depth = self._depth or _depth(loss.grad_fn)
             outputs = float(expected.detach().double().square().mean())
             self._pending_outputs += outputs
             self._cancelled = max(self._cancelled, outputs / mean if mean else 1.0)
             self._pending += mean
-            return loss
 
         with ExitStack() as stack:
             stack.enter_context(forward.replaced(linear_forward))
             stack.enter_context(quantize.replaced(alike(rounded)))
             stack.enter_context(losing.replaced(get_loss))
+            stack.enter_context(backward.replaced(scale_and_backward))
             if together := installed().together():
                 weighing, running = together
                 weigh, run = weighing.function, running.function

@@ -10,7 +10,7 @@ are beyond what float16 holds (`ends.py`).
 
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from requant.worker.autoround.ends import END, nearness
@@ -24,6 +24,22 @@ PLACE, LEAST = 2.0**-10, 2.0**-24
 
 PARAMETERS = ("value", "min_scale", "max_scale")
 """What a wrapped layer is quantized by, as AutoRound calls them."""
+
+
+@cache
+def passing() -> tuple[float, float]:
+    """Return what part of a gradient `clamp` lets pass at the least and at the greatest number of its range.
+
+    Between numbers, as AutoRound clamps codes of every scheme, that is all of it up to torch 2.13 and nothing since;
+    between tensors it became a half (docs/portable.md).
+    """
+    import torch
+
+    with torch.enable_grad():
+        ends = torch.tensor([0.0, 1.0], requires_grad=True)
+        (found,) = torch.autograd.grad(torch.clamp(ends, 0, 1).sum(), ends)
+    least, greatest = found.tolist()
+    return least, greatest
 
 
 class Layer:
@@ -114,21 +130,26 @@ class Layer:
 
         return reshape_pad_tensor_by_group_size(tensor.float(), self._wrapper.orig_layer.group_size)[0]
 
-    def _in_steps(self) -> tuple[Any, Any, Any, Any]:
-        """Return codes less zero points, weights in steps, which are not clamped, and zero points before rounding."""
+    def _in_steps(self) -> tuple[list[Any], Any]:
+        """Return by what each weight counts in each part of its scale's gradient, and what part passes the clamp.
+
+        That is its code less the zero point, in the product; itself before rounding, in the quotient, as far as its
+        gradient passes; and an asymmetric zero point before rounding, as far as it does not. All are in steps.
+        """
         wrapper, scale = self._wrapper, self.scale.float().view(-1, 1)
         bits = wrapper.orig_layer.bits
         code, before = self._grouped(self.weight) / scale, self._grouped(wrapper.orig_layer.weight.detach()) / scale
-        rounded, least, zero = _rounded(before + wrapper.value.detach()), -(2 ** (bits - 1)), None
+        rounded, first, zero = _rounded(before + wrapper.value.detach()), -(2 ** (bits - 1)), None
         if not wrapper.orig_layer.sym:
             zero = -(wrapper.weight_min.float() * wrapper.min_scale.detach()).view(-1, 1) / scale
-            rounded, least = rounded + _rounded(zero), 0
-        return code, before, (rounded >= least) & (rounded <= least + 2**bits - 1), zero
+            rounded, first = rounded + _rounded(zero), 0
+        last, (least, greatest) = first + 2**bits - 1, passing()
+        passes = ((rounded > first) & (rounded < last)) + least * (rounded == first) + greatest * (rounded == last)
+        return [code, -before * passes] + ([] if zero is None else [zero * (1 - passes)]), passes
 
     def _look_at_ends(self, gradient: Any, squares: Any, errors: Any) -> None:
         """Keep how near to the end of float16 a pass comes, of which this is all that `add` has."""
-        code, before, inside, zero = self._in_steps()
-        counts = [code, -before * inside] + ([] if zero is None else [zero * ~inside])
+        counts, _ = self._in_steps()
         products = self._grouped(squares).sqrt() * self._unit
         square = None
         if errors is not None:
@@ -154,25 +175,23 @@ class Layer:
             return torch.zeros_like(getattr(wrapper, key))
         products = self._grouped(self._squares).sqrt() * self._unit
         off = SIGMAS * self._grouped(self._errors).sqrt() * self._unit if self.tried else products * relative
-        code, before, inside, _ = self._in_steps()
+        counts, passes = self._in_steps()
         if key == "value":
-            return off * self.scale.float().view(-1, 1).abs() * inside
-        # Through the scale each weight counts by its code and by what it is before rounding, both in steps; through an
-        # asymmetric zero point by all codes at most.
-        steps = code.abs() + before.abs()
-        steps = steps if layer.sym else steps + 2**layer.bits
+            return off * self.scale.float().view(-1, 1).abs() * passes
+        # An asymmetric zero point has a gradient of its own, through which each weight counts by all codes at most.
+        steps = sum(each.abs() for each in counts) + (0 if layer.sym else 2**layer.bits)
         low, high = (each.abs().float().view(-1) for each in (wrapper.weight_min, wrapper.weight_max))
         low_end, high_end = (low * wrapper.min_scale.detach().view(-1), high * wrapper.max_scale.detach().view(-1))
-        own, counts = (low, low_end >= high_end) if key == "min_scale" else (high, high_end >= low_end)
+        own, decides = (low, low_end >= high_end) if key == "min_scale" else (high, high_end >= low_end)
         if self.tried:
             # What the gradient of a weight is off by goes both ways, and so through the difference of both.
-            ways = (code - before).abs() if layer.sym else steps
+            ways = sum(counts).abs() if layer.sym else steps
             off = ((off.square() + (SIGMAS * UNITS["bfloat16"] * products).square()) * ways.square()).sum(1).sqrt()
         else:
             off = (off * steps).sum(1)
         places = PLACE * math.sqrt(self._passes) * (products * steps).sum(1) + LEAST * self._passes
         bound = (off + 2 * places) * own / 2 ** (layer.bits - 1)
-        return bound * counts if layer.sym else bound
+        return bound * decides if layer.sym else bound
 
     def sizes(self, key: str, gradient: Any, relative: float) -> tuple[Any, Any]:
         """Return how large gradients of a parameter are, and how large each can be where it has another sign elsewhere.

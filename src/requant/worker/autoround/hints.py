@@ -23,7 +23,7 @@ from requant.worker import sketch
 from requant.worker.autoround.bounds import BeyondError, Bounds, NoHintError
 from requant.worker.autoround.series import Place, installed
 
-MAGIC = b"requant hints 2\n"
+MAGIC = b"requant hints 3\n"
 RECORD = struct.Struct("<cQI32s")
 """Of a record: its kind, the length of the decisions in bytes, the capacity of their sketch, their SHA-256."""
 PLAIN, COMMITTED = 0, 2**32 - 1
@@ -32,11 +32,19 @@ SIGNS, ROUTES, STATE = b"s", b"r", b"p"
 PER_MILLION = {SIGNS: 16.0, ROUTES: 1000.0}
 """Decisions that may differ, for each million, before a sketch is too small; docs/portable.md measures how many do."""
 AT_LEAST = {SIGNS: 64, ROUTES: 16}
+PER_DRIFT = 2.0
+"""Of what is decided on inputs that drift apart so many times as much may differ besides: 0.6 to 1.1 do."""
+DRIFTS = 4.0
+"""How many times greater than here the drift may be that a build has measured."""
 
 
-def form(kind: bytes, count: int, length: int) -> int:
-    """Return in how many bytes `count` decisions may differ, which are so many bytes; `PLAIN` where these are fewer."""
-    room = AT_LEAST[kind] + math.ceil(count * PER_MILLION[kind] / 1e6)
+def capacity(kind: bytes, count: int, drift: float) -> int:
+    """Return in how many bytes `count` decisions may differ on inputs that drift apart so far, of themselves."""
+    return AT_LEAST[kind] + math.ceil(count * (PER_MILLION[kind] / 1e6 + PER_DRIFT * drift))
+
+
+def form(room: int, length: int) -> int:
+    """Return the capacity of a sketch of so many bytes, or `PLAIN` where they are fewer themselves."""
     return room if sketch.size(room) < length else PLAIN
 
 
@@ -56,12 +64,14 @@ class Written:
 
     def __init__(self, precision: str) -> None:
         self.committed = precision != "float32"
+        self.drift = 0.0
+        """How far what the block is given drifts apart elsewhere, of itself."""
         self._parts: list[bytes] = [MAGIC]
 
     def decide(self, kind: bytes, own: Any, count: int) -> Any:
         """Add a record; return `own`."""
         plain = own.cpu().numpy().tobytes()
-        room = COMMITTED if self.committed else form(kind, count, len(plain))
+        room = COMMITTED if self.committed else form(capacity(kind, count, self.drift), len(plain))
         payload = b"" if room == COMMITTED else plain if room == PLAIN else sketch.sketch(own, room)
         self._parts += [RECORD.pack(kind, len(plain), room, sha256(plain).digest()), payload]
         return own
@@ -78,22 +88,15 @@ class Written:
         return data
 
 
-class Followed:
-    """Reads what was decided, and says it; what there are digests of only is looked up among what was `revealed`."""
+class Repeating:
+    """Decides what is decided here, and knows the routes of a forward pass, which can be done again with them."""
 
-    def __init__(self, data: bytes, losses: int = 0, revealed: Mapping[str, Any] | None = None) -> None:
-        """Take the file of a block, in which so many losses stand; raise NoHintError where it is none."""
-        tail = struct.Struct(f"<{losses}dq")
-        if not data.startswith(MAGIC) or len(data) < len(MAGIC) + tail.size:
-            raise NoHintError("its hints are not of a form that this requant reads")
-        self._data, self._at, self._end = data, len(MAGIC), len(data) - tail.size
-        *self.losses, self.best_iteration = tail.unpack_from(data, self._end)
-        self._revealed = revealed or {}
+    def __init__(self) -> None:
         self._routes: list[Any] = []
         self._repeated: Iterator[Any] | None = None
 
     def decide(self, kind: bytes, own: Any, count: int) -> Any:
-        """Return what the build decided; raise NoHintError where that cannot be told."""
+        """Return the decisions to go on with; raise NoHintError where these cannot be told."""
         if self._repeated:
             return next(self._repeated)
         found = self._decided(kind, own, count)
@@ -102,11 +105,55 @@ class Followed:
         return found
 
     def _decided(self, kind: bytes, own: Any, count: int) -> Any:
+        del kind, count
+        return own
+
+    def begin_pass(self) -> None:
+        """Forget the routes so far: those of the forward pass that comes next can be `repeated`."""
+        self._routes.clear()
+
+    @contextmanager
+    def repeated(self, again: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+        """Give what does a forward pass again, with the same routes."""
+
+        def repeat() -> Any:
+            self._repeated = iter(self._routes)
+            return again()
+
+        try:
+            yield repeat
+        finally:
+            self._repeated = None
+
+
+class Followed(Repeating):
+    """Reads what was decided, and says it; what there are digests of only is looked up among what was `revealed`."""
+
+    def __init__(
+        self, data: bytes, losses: int = 0, revealed: Mapping[str, Any] | None = None, *, drift: float = 0.0
+    ) -> None:
+        """Take the file of a block, in which so many losses stand; raise NoHintError where it is none.
+
+        `drift` is how far what the block is given may be off, of itself, as it is measured here.
+        """
+        super().__init__()
+        tail = struct.Struct(f"<{losses}dq")
+        if not data.startswith(MAGIC) or len(data) < len(MAGIC) + tail.size:
+            raise NoHintError("its hints are not of a form that this requant reads")
+        self._data, self._at, self._end = data, len(MAGIC), len(data) - tail.size
+        *self.losses, self.best_iteration = tail.unpack_from(data, self._end)
+        self._revealed = revealed or {}
+        self._drift = drift
+
+    def _decided(self, kind: bytes, own: Any, count: int) -> Any:
         import torch
 
         there, length, room, digest, payload = self._record()
-        if (there, length) != (kind, len(own)) or room not in (COMMITTED, form(kind, count, length)):
+        if (there, length) != (kind, len(own)):
             raise NoHintError("its hints are of other decisions than are made here")
+        most = capacity(kind, count, DRIFTS * self._drift)
+        if room != COMMITTED and (room > most or (room == PLAIN and form(most, length) != PLAIN)):
+            raise NoHintError(f"its hints tell more differences than the {most:,} that rounding explains here")
         if sha256(own.cpu().numpy().tobytes()).digest() == digest:
             return own
         if room == COMMITTED:
@@ -127,23 +174,6 @@ class Followed:
         if sha256(theirs.cpu().numpy().tobytes()).digest() != digest:
             raise NoHintError("its hints do not give the decisions that they are of")
         return theirs
-
-    def begin_pass(self) -> None:
-        """Forget the routes so far: those of the forward pass that comes next can be `repeated`."""
-        self._routes.clear()
-
-    @contextmanager
-    def repeated(self, again: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
-        """Give what does a forward pass again, with the same routes."""
-
-        def repeat() -> Any:
-            self._repeated = iter(self._routes)
-            return again()
-
-        try:
-            yield repeat
-        finally:
-            self._repeated = None
 
     def skip_to_last_routes(self) -> None:
         """Go to the routes behind the last step: those of the forward pass with the quantized weights."""
@@ -172,13 +202,16 @@ class Followed:
         return self._data[self._at - size : self._at]
 
 
-def follow(autoround: Any, effort: Effort, number: int, block: Any, data: bytes, run: Callable[[], None]) -> Hinted:
-    """Tune a block, the one of this `number`, by its hints: `run` lets AutoRound do it. Return what came of them."""
-    bounds = Bounds(effort.sequence_length, number, effort.precision)
+def follow(autoround: Any, effort: Effort, drift: float, block: Any, data: bytes, run: Callable[[], None]) -> Hinted:
+    """Tune a block by its hints: `run` lets AutoRound do it. Return what came of them.
+
+    What the block is given may be off by `drift`, of itself.
+    """
+    bounds = Bounds(effort.sequence_length, effort.precision, drift)
     bounds.look_at(block)
 
     def follow_all() -> None:
-        followed = Followed(data, losses_of(effort))
+        followed = Followed(data, losses_of(effort), drift=drift)
         if not 0 <= followed.best_iteration < effort.iterations:
             raise NoHintError(f"its hints say that iteration {followed.best_iteration} was the best")
         with deciding(autoround, followed, bounds):
@@ -290,17 +323,17 @@ def routing(decisions: Decisions, bounds: "Bounds | None") -> Iterator[None]:
         values, chosen = function(scores, *args, **kwargs)
         own = chosen.to(torch.int32).contiguous().view(-1).view(torch.uint8)
         theirs = decisions.decide(ROUTES, own, chosen.numel())
-        if theirs is not own and bounds:
-            best, chosen = chosen, theirs.view(torch.int32).view(chosen.shape).to(chosen.dtype)
+        best = chosen
+        if theirs is not own:
+            chosen = theirs.view(torch.int32).view(chosen.shape).to(chosen.dtype)
             dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
             if dim not in (-1, scores.dim() - 1) or not ((chosen >= 0) & (chosen < scores.shape[-1])).all():
                 raise NoHintError("its hints are of other experts than there are")
             if not chosen.sort(-1).values.diff(dim=-1).all():
                 raise BeyondError("its hints send a token to one expert twice")
-            bounds.routes(scores, best, chosen)
             values = scores.gather(-1, chosen)
-        elif bounds:
-            bounds.routes(scores, chosen, chosen)
+        if bounds:
+            bounds.routes(scores, best, chosen)
         return torch.return_types.topk((values, chosen))
 
     with Place(torch, "topk").replaced(topk), Place(torch.Tensor, "topk").replaced(topk):

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import pairwise
 from statistics import median
@@ -21,6 +21,7 @@ from requant.errors import BuildError
 from requant.evidence.journal import Block, Loss
 from requant.protocol import Tuning
 from requant.recipe import Scheme
+from requant.worker import mtp
 from requant.worker.autoround import head, hints, mtp_block, steps
 from requant.worker.autoround.series import installed
 from requant.worker.determinism import random_state
@@ -50,6 +51,9 @@ class Listener:
     after: BlockInputs | None = None
     """What the next block is given."""
     hints: bytes | None = None
+    again: list[Any] | None = None
+    drift: float = 0.0
+    """As of `BlockInputs`: of what the block that comes next is given."""
     divisor: int = 1
     """Of the losses of an iteration's steps, for AutoRound's own unit."""
     hashed: Hashed = field(default_factory=Hashed)
@@ -95,11 +99,13 @@ def listening(
 
     Where its hints are to be `written`, they go there.
     """
+    from requant.worker.autoround import drift  # imports torch
+
     series = installed()
     numbers = series.numbers(autoround)
     tuning, loss_of_step, writing = series.tuning(autoround), series.loss(autoround), series.writing()
     backward = series.backward(autoround)
-    tune, measure, write, go_back = tuning.function, loss_of_step.function, writing.function, backward.function
+    tune, measure, write = tuning.function, loss_of_step.function, writing.function
     heard = Listener(keeper)
 
     def quantize_block(self: Any, block: Any, input_ids: Any, input_others: Any, /, **rest: Any) -> Any:
@@ -129,10 +135,19 @@ def listening(
             step = mtp_block.seen(autoround, block, quantized[: numbers["batch_size"] * count])
             heard.divisor = sum(each.numel() for each in step)
         heard.steps_per_iteration = count
+        if written and not written.committed:
+            written.drift = heard.drift
+            if not alone and block.global_name != mtp.layer_name(autoround.model):  # behind these comes no other one
+                bare(block, autoround.amp_dtype, autoround.device)
+                block.to(autoround.device)
+                own = input_ids[: numbers["batch_size"]]
+                heard.again, heard.drift = drift.behind(
+                    lambda stream: series.run(autoround, block, stream, input_others), own, heard.again or own
+                )
         tuned = time.monotonic()
         with ExitStack() as stack:
             if alone:
-                stack.enter_context(backward.replaced(scale_and_backward))
+                stack.enter_context(backward.replaced(hearing(backward.function)))
             if written:
                 stack.enter_context(hints.deciding(autoround, written))
             if written and written.committed:
@@ -143,7 +158,8 @@ def listening(
         if written and loss:
             heard.hints = written.end(loss.best_iteration, heard.totals())
             heard.pending["hints"] = sha256(heard.hints)
-        heard.after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+        after = BlockInputs.of(output, q_output, random.getstate(), heard.hashed)
+        heard.after = replace(after, again=heard.again, drift=heard.drift)
         heard.pending["outputs"] = heard.after.digests
         heard.tuning.append(done - tuned)
         begins = heard.steps[:: heard.steps_per_iteration]
@@ -160,11 +176,14 @@ def listening(
         heard.steps.append(time.monotonic())
         return loss
 
-    def scale_and_backward(self: Any, scaler: Any, loss: Any) -> Any:
-        heard.losses.append(loss.item())  # of a layer alone, which has no function of its own for it
-        heard.counted.append(None)
-        heard.steps.append(time.monotonic())
-        return go_back(self, scaler, loss)
+    def hearing(go_back: Any) -> Any:
+        def scale_and_backward(self: Any, scaler: Any, loss: Any) -> Any:
+            heard.losses.append(loss.item())  # of a layer alone, which has no function of its own for it
+            heard.counted.append(None)
+            heard.steps.append(time.monotonic())
+            return go_back(self, scaler, loss)
+
+        return scale_and_backward
 
     def shard_writer(rounder: Any, m: Any = None, *args: Any, **kwargs: Any) -> Any:
         if m is not None and heard.after and m.global_name == heard.pending["block"]:
@@ -219,7 +238,7 @@ def planned(autoround: Any, given: Tuning, scheme: Scheme) -> Iterator[None]:
 
 
 @contextmanager
-def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
+def resuming(autoround: Any, resume_state: ResumeState, heard: Listener) -> Iterator[None]:
     """Let AutoRound find each block that the resume state has, tuned and packed, to be written as it is."""
     import torch
 
@@ -257,6 +276,7 @@ def resuming(autoround: Any, resume_state: ResumeState) -> Iterator[None]:
             return None, None
         after = resume_state.block_inputs()
         random.setstate(after.random_state)
+        heard.again, heard.drift = after.again, after.drift
         return after.quantized, after.full
 
     with tuning.replaced(quantize_block):

@@ -58,6 +58,8 @@ class _DoneError(Exception):
 
 def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder: Path) -> None:
     """Go through the blocks up to the last one chosen, with published codes; say of each what it is given."""
+    from requant.worker.autoround.drift import apart, once_more  # imports torch
+
     chosen = sorted(task.blocks)
     published = _Published([Path(path) for path in task.checkpoint])
     block_inputs, revealed = folder / INPUTS, folder / REVEALED
@@ -70,28 +72,36 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
         full, others = self._preprocess_block_inputs(inputs)
         seen = digest_of_nest(series.others(others, rest))
         quantized = None
+        drifts, again, drift = (
+            bool(task.hints) and effort.precision == "float32",
+            full[: installed().numbers(autoround)["batch_size"]],
+            0.0,
+        )
         for number, name in enumerate(names[: chosen[-1] + 1]):
             given = BlockInputs.of(full, quantized, random.getstate())
             inputs = {**given.digests, "others": seen}
             say_passed(folder, Passed(inputs, determinism.random_state()))
             if number in chosen:
                 _wait(block_inputs, task.waiting)
-                given.write(block_inputs / label(number))
+                replace(given, drift=drift).write(block_inputs / label(number))
             if number == chosen[-1]:
                 break
             block = model.get_submodule(name)
             hooks.bare(block, self.amp_dtype, self.device)
             block.to(self.device)
 
-            bounds = Bounds(effort.sequence_length, number, effort.precision)
+            bounds = Bounds(effort.sequence_length, effort.precision, drift)
             bounds.look_at(block)
 
+            def forward(stream: Any, block: Any = block) -> Any:
+                return series.run(self, block, stream, others)
+
             def run(
-                stream: Any, block: Any = block, followed: hints.Followed | None = None, bounds: Bounds = bounds
+                stream: Any, followed: hints.Followed | None = None, bounds: Bounds = bounds, forward: Any = forward
             ) -> Any:
                 decisions = followed or revealing
                 with hints.routing(decisions, bounds if followed else None) if decisions else nullcontext():
-                    return series.run(self, block, stream, others)
+                    return forward(stream)
 
             if recipe.rounds:  # no block hears of the codes of another
                 if rounding.runs(block, search=bool(recipe.tuning.search_scales)):
@@ -99,9 +109,14 @@ def replay(autoround: Any, recipe: Recipe, effort: Effort, task: Replay, folder:
                 block.to("meta")
                 continue
             try:
-                followed = hints.Followed(_hints(task.hints, number), hints.losses_of(effort)) if task.hints else None
+                followed = None
+                if task.hints:
+                    followed = hints.Followed(_hints(task.hints, number), hints.losses_of(effort), drift=drift)
                 after = run(full, followed=followed)
                 if followed:
+                    if drifts:
+                        again = once_more(followed, forward, again)
+                        drift = apart(after[: len(again)], again)
                     followed.skip_to_last_routes()
                 published.load(block, name, recipe.scheme.format)
                 full, quantized = after, run(full if quantized is None else quantized, followed=followed)
@@ -161,7 +176,7 @@ def connect(autoround: Any, recipe: Recipe, effort: Effort, task: Connect, folde
             if number in task.blocks:
                 revealed = Path(task.response, label(number))
                 theirs = BlockInputs.read(revealed / INPUTS / label(number))
-                bounds = Bounds(effort.sequence_length, 0, effort.precision)
+                bounds = Bounds(effort.sequence_length, effort.precision)
                 found = hints.explained(lambda: confirm(number, theirs, revealed, bounds), bounds)  # noqa: B023
                 _wait(block_inputs, task.waiting)
                 if found.beyond or found.inconclusive:
@@ -236,7 +251,7 @@ def tune(autoround: Any, recipe: Recipe, effort: Effort, task: Tune, confirm: Ca
                         revealed, total = job / REVEALED, lambda: heard.totals()[-1]
                         hinted = steps.judge(self, effort, block, data, revealed, opened, total, run)
                     else:
-                        hinted = hints.follow(self, effort, keeper.number, block, data, run)
+                        hinted = hints.follow(self, effort, given.drift, block, data, run)
                     write(keeper.part() / HINTED, hinted)
                     heard.forget()
                     keeper.give()

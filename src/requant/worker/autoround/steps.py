@@ -243,7 +243,7 @@ def judge(
     """
     from safetensors.torch import load_file
 
-    bounds = Bounds(effort.sequence_length, 0, effort.precision)
+    bounds = Bounds(effort.sequence_length, effort.precision)
     bounds.look_at(block)
 
     def open_all() -> None:
