@@ -50,7 +50,7 @@ class Packed:
     symmetric: bool = True
     ordered: bool = False
     inputs: tuple[str, ...] = ()
-    search: Search | None = USUAL
+    search: Search = USUAL
     padded: bool = False
 
     @property
@@ -137,7 +137,7 @@ class Plain:
     grid: Grid
     symmetric: bool = True
     inputs: tuple[str, ...] = ()
-    search: Search | None = USUAL
+    search: Search = USUAL
 
     @property
     def name(self) -> str:

@@ -86,8 +86,11 @@ class MinMax:
             return {}
         return {SCALE: narrow(self._symmetric(np.full(1, widest, np.float32), dtype), dtype)}
 
-    def _ranges(self, weights: Array, dtype: str) -> Ranges:
-        """Return what makes scales and zero points, float32 [n, m], of a share of each group's range."""
+    def _ranges(self, weights: Array, dtype: str, expand: float = 1.0) -> Ranges:
+        """Return what makes scales and zero points, float32 [n, m], of a share of each group's range.
+
+        The range is `expand` times that of its weights.
+        """
         shape = self.codec.grid.shape(*weights.shape)
         low, high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         steps, symmetric = self.codec.grid.steps(*weights.shape), self.codec.symmetric
@@ -95,10 +98,13 @@ class MinMax:
             widest(weights.view(np.int32), *steps, high)
         else:
             ends(weights.view(np.int32), *steps, low, high)
-        low, high = low.view(np.float32), high.view(np.float32)
+        span = low.view(np.float32), high.view(np.float32)
+        if expand != 1:
+            wide = np.float32(expand)
+            span = floats.rounded(span[0] * wide, dtype), floats.rounded(span[1] * wide, dtype)
 
         def made(share: Array | np.float32) -> tuple[Array, Array]:
-            least, most = (floats.rounded(each * share, dtype) for each in (low, high))
+            least, most = (floats.rounded(each * share, dtype) for each in span)
             if symmetric:
                 return self._symmetric(most, dtype), np.zeros(most.shape, np.float32)
             return self._asymmetric(least, most, dtype)
@@ -151,7 +157,7 @@ class MinMaxNVFP4:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; the global scale, which other layers have part in, is taken as stored."""
-        whole, most = stored[GLOBAL].astype(np.float32), _widest(weights, self.codec.grid)
+        whole, most = stored[GLOBAL].astype(np.float32), magnitudes(weights, self.codec.grid)
         scales = np.empty(most.shape, np.uint8)
         with np.errstate(all="ignore"):
             exact = floats.rounded(most / np.float32(6), dtype) * whole
@@ -187,7 +193,7 @@ class MinMaxMX:
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
         del stored
-        most, highest = _widest(weights, self.codec.grid), 8 if self.codec.bits == 8 else 2
+        most, highest = magnitudes(weights, self.codec.grid), 8 if self.codec.bits == 8 else 2
         places = 4 if self.codec.bits == 6 else 2
         # Exponents of the dtype: its subnormal numbers have none, and count as zeros.
         lifted = most.view(np.uint32) + np.uint32(1 << 23 - places)
@@ -218,7 +224,8 @@ _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 """The least normal number of a dtype."""
 
 
-def _widest(weights: Array, grid: Grid) -> Array:
+def magnitudes(weights: Array, grid: Grid) -> Array:
+    """Return each group's greatest magnitude, float32 [n, m], of weights float32 [rows, columns]; NaN if it has one."""
     found = np.zeros(grid.shape(*weights.shape), np.int32)
     widest(np.ascontiguousarray(weights, np.float32).view(np.int32), *grid.steps(*weights.shape), found)
     return found.view(np.float32)

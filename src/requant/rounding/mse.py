@@ -12,7 +12,7 @@ and each power within `POW`. In BF16 and float16 torch rounds the exponent, each
 range can have been taken if some numbers of the intervals make it the first of the least.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,19 +20,23 @@ import numpy as np
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import SCALE, ZERO, Packed, Plain
-from requant.formats.observers import USUAL, WIDEST, Search
+from requant.formats.observers import OLDEST, USUAL, Search
 from requant.rounding.compressed_tensors import MinMax, min_max
 from requant.rounding.formula import Choice, Formula
 from requant.rounding.powers import CUT, FLUSHED, POW, REST, errors, series, table
 from requant.rounding.quotients import PLACES
 
 CHOSEN, SEARCHED = "compressed-tensors, MSE", "within reach of compressed-tensors' MSE search"
+LIFTED = ", least scales of 0.12"
+"""What a way ends with if scales of groups of zeros are those of compressed-tensors to 0.12."""
 UNIT = 2.0**-24
 """By what share float32 rounds."""
 FARTHEST = 89.0
 """More than the magnitude of any normal float32's logarithm: what an exponent is off by counts so often in a power."""
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
+PACKED_AT_ONCE = 512
+"""Weights of a group, at most, that one program of 0.14.0.1's kernels takes whole (`tile_values`, mse_quant.py)."""
 AT_ONCE = 1 << 18
 """Ranges of groups, at most: some 20 MB of what is known of them."""
 MOST_AT_ONCE = 16 * AT_ONCE
@@ -44,6 +48,8 @@ In BF16, rounding at other places does 2^-9 in each power and in each sum, and a
 weighs an error 0.9% otherwise against one of a quarter of it: 1.7% in all. In float32, a compiler that divides by a
 reciprocal and fuses what is added moves a difference by 9 * 2^-24 of the weight: of 2^7 steps, against a quarter of
 one, that is 0.07% of the power, and 0.13% in both sums."""
+KINDS = ((False, False), (True, False), (False, True))
+"""Whether quotients are wide, and whether scales are clamped: as `MinMax` has them."""
 Make = Callable[[Array, str, Arrays], Choice]
 
 
@@ -51,11 +57,21 @@ Make = Callable[[Array, str, Arrays], Choice]
 class Searched(MinMax):
     """Min-max of the ranges that the scales tell, whichever they are."""
 
-    search: Search = WIDEST
+    search: Search = OLDEST
 
     @property
     def _way(self) -> str:
-        return SEARCHED
+        return f"{SEARCHED}{self._older}"
+
+    @property
+    def _older(self) -> str:
+        return LIFTED if self.clamped and not self.search.release else ""
+
+    def _shares(self, dtype: str) -> Array:
+        """Return the shares that ranges may have, float32: 0.13's compiled form rounds them to the dtype."""
+        plain = np.array(self.search.shares)
+        rounded = floats.rounded(plain, dtype)
+        return np.concatenate([plain, rounded[rounded != plain]])
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
@@ -71,7 +87,7 @@ class Searched(MinMax):
         weights, codec = np.ascontiguousarray(weights, np.float32), self.codec
         rows, columns = weights.shape
         height, width = codec.grid.steps(rows, columns)
-        each = -(-columns // width) * len(self.search.shares)
+        each = -(-columns // width) * len(self._shares(dtype))
         if codec.align * each > MOST_AT_ONCE:
             return Choice(super().encode(weights, dtype, stored))
         step = max(1, AT_ONCE * height // each // codec.align) * codec.align
@@ -84,12 +100,12 @@ class Searched(MinMax):
             }
             made.append(make(weights[first : first + step], dtype, some))
         tensors = {suffix: np.concatenate([one.tensors[suffix] for one in made]) for suffix in made[0].tensors}
-        groups, ties, worse = (sum(counts) for counts in zip(*((m.groups, m.ties, m.worse) for m in made), strict=True))
-        return Choice(tensors, groups, ties, worse)
+        groups, ties = (sum(counts) for counts in zip(*((m.groups, m.ties) for m in made), strict=True))
+        return Choice(tensors, groups, ties, np.concatenate([one.worse for one in made]))
 
     def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
         """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
-        scales, zeros = self._ranges(weights, dtype)(np.array(self.search.shares).reshape(-1, 1, 1))
+        scales, zeros = self._ranges(weights, dtype, self.search.expand)(self._shares(dtype).reshape(-1, 1, 1))
         if SCALE not in stored:
             return scales, zeros, np.zeros(scales.shape, np.bool_)
         held, points = (
@@ -131,7 +147,13 @@ class Chosen(Searched):
 
     @property
     def _way(self) -> str:
-        return CHOSEN
+        release = f" of llm-compressor {self.search.release}" if self.search.release else ""
+        return f"{CHOSEN}{release}{self._older}"
+
+    def _shares(self, dtype: str) -> Array:
+        """Return the shares that are tried, float32."""
+        del dtype
+        return np.array(self.search.shares)
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
@@ -150,7 +172,7 @@ class Chosen(Searched):
         tried = len(scales)
         if SCALE in stored:
             if known.mean() < NEARLY:  # another tool's
-                return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
+                return Choice(self._tensors(weights, dtype, scales[0], zeros[0]), worse=np.logical_not(known))
             tried = min(tried, int(told.max()) + self.search.patience + 1)  # and more only if other rows needed it
         least, greatest = self._errors(weights, dtype, scales[:tried], zeros[:tried])
         beyond = np.zeros(known.shape)
@@ -161,13 +183,32 @@ class Chosen(Searched):
         can = _can(least, greatest)
         fits = (can & alike[:tried]).any(axis=0)
         ties = fits & (can & ~alike[:tried]).any(axis=0)
-        surely = np.arange(tried)[:, None, None] <= told + self.search.patience
-        better = np.where(surely, greatest, np.inf).min(axis=0)
-        errs = np.where(known, _taken(least, told), beyond)
-        worse = ~fits & (errs > better * (1 + CLEARLY[dtype]))
         taken = np.where(fits, told, least.argmin(axis=0))
+        surely = np.arange(tried)[:, None, None] <= told + self.search.patience
+
+        def clearly(least: Array, greatest: Array) -> Array:
+            better = np.where(surely, greatest, np.inf).min(axis=0)
+            return np.asarray(np.where(known, _taken(least, told), beyond) > better * (1 + CLEARLY[dtype]))
+
+        worse = ~fits & clearly(least, greatest)
+        if worse.any():
+            for others in self._on_gpus(weights, dtype, scales[:tried], zeros[:tried]):
+                worse &= clearly(*self._errors(weights, dtype, *others))
         tensors = self._tensors(weights, dtype, *(_taken(each, taken) for each in (scales, zeros)))
-        return Choice(tensors, fits.size, int(ties.sum()), int(worse.sum()))
+        return Choice(tensors, fits.size, int(ties.sum()), worse)
+
+    def _on_gpus(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield the scales and zero points by which 0.14.0.1's kernels for GPUs err, where that is otherwise.
+
+        They hold the zero point of the whole range, and round no scales of more than `PACKED_AT_ONCE` weights.
+        """
+        height, width = self.codec.grid.steps(*weights.shape)
+        held = np.broadcast_to(zeros[:1], zeros.shape).copy()
+        if height * width > PACKED_AT_ONCE and (dtype != "F32" or not self.codec.symmetric):
+            shares = np.array(self.search.shares[: len(scales)]).reshape(-1, 1, 1)
+            yield self._ranges(weights, "F32", self.search.expand)(shares)[0], held
+        elif not self.codec.symmetric:
+            yield scales, held
 
 
 def _can(least: Array, greatest: Array) -> Array:
@@ -183,14 +224,20 @@ def _taken(values: Array, places: Array) -> Array:
 
 
 def observed(codec: Packed | Plain) -> Sequence[Formula]:
-    """Return the forms that can have made layers of a codec: min-max, then those of a search, the loosest last."""
+    """Return the forms that can have made layers of a codec: min-max, then those of a search, the loosest last.
+
+    Only what is stated can be of a version that rounds quotients otherwise; what releases did of their own is older.
+    """
     plain = min_max(codec)
     if not plain or codec.grid.height is None:
         return plain
+    said = codec.search
+    told = OLDEST if said.strange else said
+    if (told.grid, told.expand) == (OLDEST.grid, OLDEST.expand):  # what 0.3.1 tried, whatever is stated
+        told = replace(told, steps=max(told.steps, OLDEST.steps))
+    told = replace(told, release="")
     forms: list[Formula] = [*plain]
-    if codec.search:
-        forms += [Chosen(codec, wide=wide, search=codec.search) for wide in (False, True)]
-    told = codec.search or WIDEST
-    if told.grid == WIDEST.grid:  # 0.3.1 tried 80 ranges, and was handed no arguments
-        told = replace(told, steps=max(told.steps, WIDEST.steps))
-    return [*forms, *(Searched(codec, wide=wide, search=told) for wide in (False, True))]
+    if not said.strange:
+        forms += [Chosen(codec, search=said, wide=wide, clamped=clamped) for wide, clamped in KINDS]
+    forms += [Chosen(codec, search=each, clamped=True) for each in said.earlier]
+    return [*forms, *(Searched(codec, search=told, wide=wide, clamped=clamped) for wide, clamped in KINDS)]
