@@ -44,9 +44,12 @@ def form(name: str) -> tuple[Codec, Sequence[Formula]]:
 
 
 def write(
-    folder: Path, name: str, *, exact: bool = True, count: int = COUNT, shape: tuple[int, int] = SHAPE
+    folder: Path, name: str, *, exact: bool, count: int = COUNT, shape: tuple[int, int] = SHAPE, times: int = 1
 ) -> tuple[Path, Path]:
-    """Write a base of `count` layers, and a checkpoint of it, unless they are there; return both."""
+    """Write a base of `count` layers, and a checkpoint of it, unless they are there; return both.
+
+    All outputs are there several `times`, so that no large weight is ever in memory.
+    """
     base, made = folder / "base", folder / f"{name} {exact}".replace(" ", "-")
     said = {} if name in KINDS else {"quantization_config": CONFIGS[name]}
     for path, more in ((base, {}), (made, said)):
@@ -57,7 +60,10 @@ def write(
         files = min(SHARDS, count)  # of about the same size, so that all processors can hash
         for number in range(files):
             numbers = range(number, count, files)
-            tensors = of_base(numbers, shape) if path == base else of(name, numbers, shape, exact=exact)
+            if path == base:
+                tensors = of_base(numbers, shape, times)
+            else:
+                tensors = of(name, numbers, shape, times, exact=exact)
             if path == made and name in KINDS:
                 save(path / f"model-{number + 1:05}-of-{files:05}.gguf", KINDS[name], tensors)
             else:
@@ -75,27 +81,30 @@ def weights(number: int, shape: tuple[int, int]) -> Array:
     return widen(narrow(drawn * np.float32(0.02), "BF16"), "BF16")
 
 
-def of_base(numbers: Iterable[int], shape: tuple[int, int]) -> Tensors:
+def of_base(numbers: Iterable[int], shape: tuple[int, int], times: int) -> Tensors:
     """Return layers of the base by their numbers."""
+    whole = [shape[0] * times, shape[1]]
     return {
-        f"{layer(number)}.weight": ("BF16", [*shape], narrow(weights(number, shape), "BF16").tobytes())
+        f"{layer(number)}.weight": ("BF16", whole, narrow(weights(number, shape), "BF16").tobytes() * times)
         for number in numbers
     }
 
 
-def of(name: str, numbers: Iterable[int], shape: tuple[int, int], *, exact: bool) -> Tensors:
+def of(name: str, numbers: Iterable[int], shape: tuple[int, int], times: int, *, exact: bool) -> Tensors:
     """Return the same layers in a format, or what others near them are in it."""
     (codec, (first, *_)), made = form(name), {}
-    parts = codec.parts(*shape, "BF16")
+    full = shape[0] * times, shape[1]
+    parts = codec.parts(*full, "BF16")
     for number in numbers:
         own = weights(number, shape)
-        whole = dict(first.whole(float(np.abs(own).max()), "BF16")) | beside(codec, "BF16", shape)
+        whole = dict(first.whole(float(np.abs(own).max()), "BF16")) | beside(codec, "BF16", full)
         whole |= {suffix: part.holds for suffix, part in parts.items() if part.holds is not None}
         if not exact:
             own += np.float32(0.004) * np.random.default_rng(number + COUNT).standard_normal(shape, np.float32)
         for suffix, each in {**whole, **first.encode(own, "BF16", whole)}.items():
             spec = parts[suffix].spec if parts[suffix].sized else Spec(parts[suffix].spec.dtype, each.shape)
-            data = np.ascontiguousarray(each, NUMPY[spec.dtype]).tobytes()
+            repeated = times if parts[suffix].every else 1
+            data = np.ascontiguousarray(each, NUMPY[spec.dtype]).tobytes() * repeated
             made[f"{layer(number)}.{suffix}"] = (spec.dtype, [*spec.shape], data)
     return made
 
