@@ -60,11 +60,9 @@ def write(
         files = min(SHARDS, count)  # of about the same size, so that all processors can hash
         for number in range(files):
             numbers = range(number, count, files)
-            if path == base:
-                tensors = of_base(numbers, shape, times)
-            else:
-                tensors = of(name, numbers, shape, times, exact=exact)
-            if path == made and name in KINDS:
+            is_base, some = path == base, (numbers, shape, times)
+            tensors = of_base(*some) if is_base else of(name, *some, exact=exact)
+            if not is_base and name in KINDS:
                 save(path / f"model-{number + 1:05}-of-{files:05}.gguf", KINDS[name], tensors)
             else:
                 (path / f"model-{number}.safetensors").write_bytes(shard(tensors))

@@ -21,6 +21,7 @@ from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, 
 from requant.rounding.formula import Choice, Choosing, Formula
 from requant.rounding.formulas import formulas
 from requant.rounding.mse import SEARCHED
+from requant.rounding.squares import sums_of_squares
 
 FEW = 1 / 16
 """Of the elements of a tensor, what may differ, or else one, before it was made in another way rather than damaged."""
@@ -149,10 +150,9 @@ def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> 
 
 def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
     """Return, by stretches of inputs, sums of squares of decoded weights less the base's, and of the base's."""
-    starts = np.arange(0, weights.shape[1], STRETCH)
-    with np.errstate(all="ignore"):
-        missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
-        return missed, np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
+    missed, whole = np.empty((2, len(weights), -(-weights.shape[1] // STRETCH)), np.float64)
+    sums_of_squares(*(np.ascontiguousarray(each, np.float32) for each in (decoded, weights)), STRETCH, missed, whole)
+    return missed, whole
 
 
 def far_from(tensor: str, first: int, missed: Array, whole: Array) -> Iterator[Finding]:
