@@ -29,8 +29,7 @@ def run(command: Sequence[str], status: Sequence[int] = (0,)) -> Callable[[], An
 
 def each_file(folders: Sequence[Path], *command: str) -> Callable[[], Any]:
     """Return a function that runs a command on every shard, the largest first, `THREADS` at a time."""
-    files = sorted((path for each in folders for path in each.glob("*.safetensors")), key=lambda p: -p.stat().st_size)
-    names = "\0".join(str(path) for path in files)
+    names = "\0".join(str(path) for path in sorted(weights(*folders), key=lambda path: -path.stat().st_size))
 
     def start() -> None:
         xargs = ["xargs", "-0", "-n1", f"-P{THREADS}", *command]
@@ -60,7 +59,12 @@ def compare(title: str, nbytes: int, measured: dict[str, Callable[[], Any]], rou
 
 def size(*folders: Path) -> int:
     """Return the bytes of the shards in folders."""
-    return sum(path.stat().st_size for each in folders for path in each.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weights(*folders))
+
+
+def weights(*folders: Path) -> list[Path]:
+    """Return the shards in folders."""
+    return [path for each in folders for path in each.iterdir() if path.suffix in (".safetensors", ".gguf")]
 
 
 def peak_mib() -> int:

@@ -12,6 +12,7 @@ from requant.formats.compressed_tensors import SCALE, Packed, Plain
 from requant.formats.floats import widened
 from requant.formats.grid import Grid
 from requant.rounding.compressed_tensors import magnitudes
+from requant.rounding.squares import sums_of_squares
 
 LEAST = 2.0**-8
 """Of a group's greatest magnitude, what a scale's codes have to reach: a search narrows a range to a fifth at most, and
@@ -22,10 +23,9 @@ STRETCH = 128
 
 def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
     """Return, by stretches of inputs, sums of squares of decoded weights less the base's, and of the base's."""
-    starts = np.arange(0, weights.shape[1], STRETCH)
-    with np.errstate(all="ignore"):
-        missed = np.add.reduceat(np.square(decoded - weights, dtype=np.float64), starts, axis=1)
-        return missed, np.add.reduceat(np.square(weights, dtype=np.float64), starts, axis=1)
+    missed, whole = np.empty((2, len(weights), -(-weights.shape[1] // STRETCH)), np.float64)
+    sums_of_squares(*(np.ascontiguousarray(each, np.float32) for each in (decoded, weights)), STRETCH, missed, whole)
+    return missed, whole
 
 
 def far_from(tensor: str, first: int, missed: Array, whole: Array) -> Iterator[Finding]:

@@ -109,7 +109,7 @@ def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, 
     steps = seen.scales.astype(np.float32)
     far, moved = (scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
     distances(seen.weights, seen.codes, seen.zeros, packing.top, steps, window.span.group, far, moved)
-    zeros = seen.zero(np.full(seen.stored.shape, packing.middle)) if window.span.symmetric else []
+    zeros = seen.zero(packing.middle) if window.span.symmetric else []
     sums = _missed(seen) if NEAR in window.ways else ()
     findings: dict[str, tuple[Finding, ...]] = {}
     for way in window.ways:
@@ -141,7 +141,7 @@ def _zero_points(seen: Packed, way: str, wrong: list[Finding]) -> list[Finding]:
 
     The rounding of tensors that AutoRound did not tune stores them as they are, whatever the format is (defect D10).
     """
-    if way == rounding.ABSMAX and (seen.stored == seen.packing.middle + seen.span.less).all():
+    if wrong and way == rounding.ABSMAX and (seen.stored == seen.packing.middle + seen.span.less).all():
         return [replace(each, kind=OFF_BY_ONE) for each in wrong]
     return wrong
 
@@ -154,9 +154,9 @@ def _reach(seen: Packed, far: Array, bound: Reach) -> list[Finding]:
         possible = range_possible(bits, seen.zeros, seen.low, seen.high, bound, packing.top)
     found = seen.scale("scale out of reach", ~possible)
     limit = np.float32(0.5 + bound.offset - error(packing.bits)).view(np.int32)  # from here on, weight by weight
-    if far.max(initial=0) <= limit and far.min(initial=0) >= 0:
+    if far.max(initial=0) <= limit:
         return found
-    groups, rows = np.nonzero((far > limit) | (far < 0))
+    groups, rows = np.nonzero(far > limit)
     inputs, values, codes = seen.values(groups, rows)
     steps = seen.scales[groups, rows].astype(np.float32)[:, None]
     least, greatest = codes_within(values, steps, bound, *seen.clamped(groups, rows))
@@ -229,7 +229,7 @@ def _faithful(seen: Packed, far: Array) -> list[Finding]:
 def _farther(seen: Packed, far: Array, kind: Kind, steps: float) -> list[Finding]:
     """Return a finding about codes that are farther than so many steps from weight/scale, clamping considered."""
     limit = np.float32(steps)
-    groups, rows = np.nonzero((far > limit.view(np.int32)) | (far < 0))
+    groups, rows = np.nonzero(far > limit.view(np.int32))
     inputs, values, codes = seen.values(groups, rows)
     with np.errstate(all="ignore"):
         exact = values / seen.scales[groups, rows].astype(np.float32)[:, None]
@@ -257,10 +257,7 @@ def _missed(seen: Packed) -> tuple[Array, Array]:
 
 def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:
     shrunk, span = np.zeros(BINS + 1, np.int64), seen.span
-    if span.symmetric:
-        widest = np.where(steps < 0, seen.high, -seen.low) / np.float32(seen.packing.middle)
-    else:
-        widest = (seen.high - seen.low) / np.float32(seen.packing.top)
-    least = shares(steps, widest, shrunk)
+    parts = np.float32(seen.packing.middle if span.symmetric else seen.packing.top)
+    least = shares(steps, seen.low, seen.high, span.symmetric, parts, shrunk)
     farthest = max(0.0, float(far.max(initial=0).view(np.float32)) - 0.5)
     return Counts(seen.codes.size, int(moved.sum()), farthest, float(least), tuple(shrunk.tolist()))

@@ -74,12 +74,13 @@ class Packed:
         index = (int(group), self.first + int(row))
         return [Finding(kind, f"{self.span.name}.scales", int(np.count_nonzero(bad)), index, told)]
 
-    def zero(self, expected: Array) -> list[Finding]:
-        """Return a finding about zero points that are not the `expected` ones, [groups, rows]."""
+    def zero(self, expected: Array | int) -> list[Finding]:
+        """Return a finding about zero points that are not the `expected` ones, [groups, rows] or one for all."""
         bad = self.stored != expected
         if not bad.any():
             return []
         group, row = np.unravel_index(int(bad.argmax()), bad.shape)
-        told = f"{int(self.stored[group, row])}, expected {int(expected[group, row])}"
+        wanted = int(np.broadcast_to(expected, bad.shape)[group, row])
+        told = f"{int(self.stored[group, row])}, expected {wanted}"
         index = (int(group), self.first + int(row))
         return [Finding("wrong zero point", f"{self.span.name}.qzeros", int(np.count_nonzero(bad)), index, told)]

@@ -91,7 +91,7 @@ def recompute(
 
 def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> bool:
     """Say whether a formula surely did not make a window: nothing of a few rows at three places is nearly as it is."""
-    step = -(-PROBED // held.codec.align) * held.codec.align
+    step = _few(held)
     places = (0, len(weights) // 2 // step * step, (len(weights) - 1) // step * step)
     if len(weights) < FEWEST * step:
         return False
@@ -276,14 +276,25 @@ def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> f
 def _by_its_own(
     windows: Sequence[Window], held: Stored, widest: Sequence[float], checkpoint: Reader, base: Reader
 ) -> tuple[str, tuple[Finding, ...]] | None:
-    """Return the formula that gives all rows by what it makes of the layer as a whole, whatever is stored of that."""
+    """Return the formula that gives all rows by what it makes of the layer as a whole, whatever is stored of that.
+
+    A few rows are made first, and most often they are not as they are stored.
+    """
+    few = replace(windows[0], last=min(windows[0].last, windows[0].first + _few(held)))
     for formula in formulas(held.codec):
         for each in widest:
             if given := formula.whole(each, held.dtype):
-                made = merge(recompute(window, checkpoint, base, every=True, given=given) for window in windows)
-                if not made.findings.get(formula.name, (True,)):
+                made = (
+                    recompute(window, checkpoint, base, ways=[formula.name], given=given) for window in (few, *windows)
+                )
+                if all(some.findings[formula.name] == () for some in made):
                     return formula.name, ()
     return None
+
+
+def _few(held: Stored) -> int:
+    """Return how many rows are made to see whether a formula can have made them."""
+    return -(-PROBED // held.codec.align) * held.codec.align
 
 
 def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Finding, ...]]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted
+from requant.formats.floats import looked_up
 
 F32 = np.float32
 BLOCK, NESTED = 64, 256
@@ -133,14 +134,13 @@ class FourBit:
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return what `dequantize_4bit` makes of some rows, in the dtype that the JSON names."""
-        octets = stored["weight"].reshape(-1)
-        codes = np.stack([octets >> 4, octets & 15], axis=-1).reshape(-1, BLOCK)
         with np.errstate(all="ignore"):
             absmax = stored["weight.absmax"].reshape(-1)
             if self.nested:
                 wide = np.repeat(stored["weight.nested_absmax"].reshape(-1), NESTED)[: len(absmax)]
                 absmax = nested_map(stored[MAP])[absmax] * wide + offset(stored[self.state])
-            values = quant_map(self.kind)[codes] * absmax[:, None]
+            values = looked_up(quant_map(self.kind), stored["weight"].reshape(-1), upper_first=True).reshape(-1, BLOCK)
+            values *= absmax[:, None]
             return converted(values, "", dtype_of(stored[self.state])).reshape(-1, columns)
 
 

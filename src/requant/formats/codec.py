@@ -139,16 +139,35 @@ def widen(bits: Array, dtype: str) -> npt.NDArray[np.float32]:
 def narrow(values: Array, dtype: str) -> Array:
     """Return float32 numbers rounded to a dtype, ties to even: BF16 as uint16, F16 as float16, or F32."""
     if dtype == "BF16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+        return (_bfloat16(values) >> np.uint32(16)).astype(np.uint16)
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(values, {"F16": np.float16, "F32": np.float32}[dtype])
 
 
+def _bfloat16(values: Array) -> npt.NDArray[np.uint32]:
+    """Return float32 numbers as bits of which the upper half is BF16, ties to even, in little memory."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    near = bits >> np.uint32(16)
+    near &= np.uint32(1)
+    near += np.uint32(0x7FFF)
+    near += bits
+    if (unknown := np.isnan(bits.view(np.float32))).any():
+        near[unknown] = 0x7FC00000
+    return near
+
+
 def converted(values: Array, found: str, wanted: str) -> Array:
     """Return float32 numbers that were widened from a dtype, rounded to another, as float32."""
-    return values if wanted in (found, "F32") else widen(narrow(values, wanted), wanted)
+    return values if wanted in (found, "F32") else rounded(values, wanted)
+
+
+def rounded(values: Array, dtype: str) -> npt.NDArray[np.float32]:
+    """Return float32 numbers rounded to what a dtype can hold, ties to even, as float32."""
+    if dtype == "BF16":
+        near = _bfloat16(values)
+        near &= np.uint32(0xFFFF0000)
+        return near.view(np.float32)
+    return widen(narrow(values, dtype), dtype)
 
 
 _FUSED = re.compile(r"_(?:blocks|scales)$")

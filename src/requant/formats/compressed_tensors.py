@@ -22,7 +22,7 @@ import numpy.typing as npt
 from requant.checkpoint.safetensors import Spec
 from requant.formats import streams
 from requant.formats.codec import Array, Arrays, Codec, Integers, Part, confirm_keys
-from requant.formats.floats import E2M1, E2M3, E4M3, dtype_of, e8m0, halves, rounded, widened
+from requant.formats.floats import E2M1, E2M3, E4M3, dtype_of, e8m0, looked_up, rounded, widened
 from requant.formats.grid import Grid, grid_of
 from requant.formats.observers import USUAL, Search, search_of
 from requant.formats.targets import Targets, targets
@@ -207,7 +207,7 @@ class NVFP4:
 
     def decode(self, stored: Arrays, columns: int) -> Array:
         """Return weights as compressed-tensors decompresses them: in float32, rounded to BF16."""
-        codes = E2M1[halves(stored[PACKED])]
+        codes = looked_up(E2M1, stored[PACKED])
         with np.errstate(all="ignore"):
             scales = E4M3[stored[SCALE].view(np.uint8)] / stored[GLOBAL]
             return rounded(codes * self.grid.spread(scales, len(codes), columns), "BF16")
@@ -244,7 +244,7 @@ class MX:
         if self.bits == 6:
             codes = E2M3[streams.unpack(raw.view("<u4"), 6, columns)]
         else:
-            codes = E4M3[raw] if self.bits == 8 else E2M1[halves(raw)]
+            codes = E4M3[raw] if self.bits == 8 else looked_up(E2M1, raw)
         with np.errstate(all="ignore"):
             return rounded(codes * self.grid.spread(e8m0(stored[SCALE]), len(codes), columns), "BF16")
 

@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from requant.formats.codec import Array, narrow, widen
+from requant.formats import codec
+from requant.formats.codec import Array, widen
 
 _NAMES = {"u2": "BF16", "f2": "F16", "f4": "F32"}
 
@@ -21,7 +22,7 @@ def widened(values: Array) -> npt.NDArray[np.float32]:
 def rounded(values: Array, dtype: str) -> npt.NDArray[np.float32]:
     """Return float32 numbers rounded to what `dtype` can hold, BF16, F16 or F32, ties to even, as float32."""
     with np.errstate(all="ignore"):
-        return widen(narrow(values, dtype), dtype)
+        return codec.rounded(values, dtype)
 
 
 def _e4m3() -> npt.NDArray[np.float32]:
@@ -54,6 +55,17 @@ def halves(packed: Array) -> npt.NDArray[np.uint8]:
     pairs = np.ascontiguousarray(packed).astype("<u2")  # two codes at once: numpy is slow where it has to skip
     pairs = (pairs | (pairs << np.uint16(4))) & np.uint16(0x0F0F)
     return np.asarray(pairs.view(np.uint8))
+
+
+def looked_up(table: Array, octets: Array, *, upper_first: bool = False) -> npt.NDArray[np.float32]:
+    """Return what the codes of 4 bits in bytes uint8 [rows, n] stand for in a table, float32 [rows, 2 * n].
+
+    Both codes of a byte are looked up at once, the lower bits first, or the upper ones.
+    """
+    own = np.ascontiguousarray(table, np.float32)
+    lower, upper = np.tile(own, 16), np.repeat(own, 16)
+    pairs = np.stack([upper, lower] if upper_first else [lower, upper], axis=1).view(np.uint64)[:, 0]
+    return np.asarray(pairs[octets].view(np.float32))
 
 
 def bytes_of(codes: Array) -> npt.NDArray[np.uint8]:

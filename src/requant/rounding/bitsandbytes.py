@@ -33,7 +33,7 @@ from requant.formats.bitsandbytes import (
 )
 from requant.formats.codec import Array, Arrays, converted
 from requant.rounding.levels import above, whole
-from requant.rounding.quotients import PLACES, greatest, narrow
+from requant.rounding.quotients import PLACES, greatest
 
 F32 = np.float32
 PIVOTS = (
@@ -157,11 +157,8 @@ class Int8Rounding:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return weight and SCB."""
-        with np.errstate(all="ignore"):
-            halves = np.array(weights, F32)
-            narrow(halves, PLACES["F16"])
-            wide, codes = greatest(halves), np.empty(halves.shape, np.int8)
-            whole(halves, F32(127) * (F32(1) / wide) if self.cuda else F32(127) / wide, codes)
+        wide, codes = np.empty(len(weights), F32), np.empty(weights.shape, np.int8)
+        whole(np.ascontiguousarray(weights, F32), PLACES["F16"], self.cuda, wide, codes)
         return {"weight": codes, "SCB": wide}
 
     def whole(self, widest: float, dtype: str) -> Arrays:

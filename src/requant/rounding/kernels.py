@@ -17,8 +17,6 @@ from numba.extending import overload
 SHIFT, NIBBLE, UPPER = np.uint32(16), np.uint32(15), np.uint32(0xFFFF0000)
 TILE = 64
 """Rows or columns that are transposed at once, so that both sides stay in the cache."""
-LINE = 8
-"""Codes of so many words, eight bytes each, are a line of a cache."""
 SIGN, MAGNITUDE = np.int32(31), np.int32(0x7FFFFFFF)
 NONE, HALF = np.float32(0), np.float32(0.5)
 HALF_BITS = np.int32(0x3F000000)
@@ -64,22 +62,23 @@ def extremes(weights, group, low, high):
 def _nibbles(words, eight):
     """Write the eight codes of each word uint32 [n, rows] as the bytes of a uint64 [rows, n].
 
-    Words are spread side by side first, which is vectorized, and then change places.
+    Words change places while they are short, and are spread where they lie side by side, which is vectorized.
     """
-    spread = np.empty((LINE, TILE), np.uint64)
+    turned = np.empty((TILE, TILE), np.uint32)
     for start in range(0, eight.shape[0], TILE):
         rows = min(TILE, eight.shape[0] - start)
-        for first in range(0, words.shape[0], LINE):
-            count = min(LINE, words.shape[0] - first)
+        for first in range(0, words.shape[0], TILE):
+            count = min(TILE, words.shape[0] - first)
             for w in range(count):
                 for r in range(rows):
-                    wide = np.uint64(words[first + w, start + r])
+                    turned[r, w] = words[first + w, start + r]
+            for r in range(rows):
+                some = eight[start + r, first : first + count]
+                for w in range(count):
+                    wide = np.uint64(turned[r, w])
                     wide = (wide | (wide << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
                     wide = (wide | (wide << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
-                    spread[w, r] = (wide | (wide << np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-            for r in range(rows):
-                for w in range(count):
-                    eight[start + r, first + w] = spread[w, r]
+                    some[w] = (wide | (wide << np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
 
 
 @njit(**_OPTIONS)
@@ -130,27 +129,22 @@ def distances(weights, codes, zeros, top, scales, group, far, moved):
     faster than to divide and errs by less than `error` says.
     """
     columns = weights.shape[1]
-    values, bits = _buffers(group)
-    away = np.empty(group, np.float32)
-    ordered = away.view(np.int32)
     for r in range(weights.shape[0]):
         for g in range(far.shape[0]):
             first, last = g * group, min((g + 1) * group, columns)
-            count = _load(weights[r, first:last], bits)
-            some = codes[r, first:last]
+            some, found = weights[r, first:last], codes[r, first:last]
             reciprocal = np.float32(1) / scales[g, r]
             zero = np.int32(zeros[g, r])
             least, most = np.float32(-zero), np.float32(top - zero)
-            for i in range(count):
-                code = np.float32(np.int32(np.int32(some[i]) - zero))
-                distance = code - values[i] * reciprocal
+            farthest = total = np.int32(0)
+            for i in range(some.shape[0]):
+                code = np.float32(np.int32(np.int32(found[i]) - zero))
+                distance = code - np.uint32(_wide(some[i])).view(np.float32) * reciprocal
                 up = distance if code > least else NONE
                 down = -distance if code < most else NONE
-                away[i] = up if up > down else down
-            farthest = total = np.int32(0)
-            for i in range(count):
-                farthest = ordered[i] if ordered[i] > farthest else farthest
-                total += np.int32(1) if ordered[i] > HALF_BITS else np.int32(0)
+                away = np.float32(up if up > down else down).view(np.int32)
+                farthest = away if away > farthest else farthest
+                total += np.int32(1) if away > HALF_BITS else np.int32(0)
             far[g, r], moved[g, r] = farthest, total
 
 
@@ -227,16 +221,18 @@ def _load(some, bits):
 
 
 @njit(**_OPTIONS)
-def shares(scales, widest, counts):
-    """Count groups by |scale| / widest, into `counts` int64 [bins + 1], the last for more than 1.
+def shares(scales, low, high, symmetric, steps, counts):
+    """Count groups by |scale| / (range / steps), into `counts` int64 [bins + 1], the last for more than 1.
 
-    Both are float32 [groups, rows]. float16's rounding counts as nothing. Returns the least share.
+    `scales`, `low` and `high` are float32 [groups, rows]. The range is `high` - `low`, or, where it is `symmetric`, the
+    end that the scale's sign names. float16's rounding counts as nothing. Returns the least share.
     """
     bins = counts.shape[0] - 1
     least = np.float32(1)
     for g in range(scales.shape[0]):
         for r in range(scales.shape[1]):
-            end = widest[g, r]
+            below, above = -low[g, r], high[g, r]
+            end = ((above if scales[g, r] < 0 else below) if symmetric else above + below) / steps
             share = np.abs(scales[g, r]) / end if end > 0 else np.float32(1)
             if not share < np.float32(2):
                 share = np.float32(2)
@@ -263,6 +259,33 @@ def _half(value):
     normal = (wide - REBIAS + ((wide >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
     half = lifted - np.uint32(0x3F000000) if wide < np.uint32(0x38800000) else normal
     return np.uint16(half if half < np.uint32(0x7C00) else np.uint32(0x7C00))
+
+
+@njit(**_OPTIONS)
+def absmax(low, high, least, steps, divisors, scales):
+    """Write max(-low, high, least) / steps into `divisors` float32, and their float16 bits into `scales` uint16."""
+    for g in range(low.shape[0]):
+        for r in range(low.shape[1]):
+            widest = _widest(low[g, r], high[g, r])
+            divisors[g, r] = (least if widest < least else widest) / steps
+            scales[g, r] = _half(divisors[g, r])
+
+
+@njit(**_OPTIONS)
+def full_range(low, high, steps, smallest, scales):
+    """Write the float16 bits of max(-low, high) / steps, at least `smallest`, negative where `high` is that, uint16."""
+    for g in range(low.shape[0]):
+        for r in range(low.shape[1]):
+            bits = _half(_widest(low[g, r], high[g, r]) / steps)
+            sign = np.uint16(0x8000) if high[g, r] >= -low[g, r] and bits > 0 else np.uint16(0)
+            scales[g, r] = sign | max(bits, smallest)
+
+
+@njit(inline="always")
+def _widest(low, high):
+    """Return the greater one of -low and high; NaN where one of them is."""
+    below = -low
+    return below if below > high or below != below else high
 
 
 @njit(**_OPTIONS)

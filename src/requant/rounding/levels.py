@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 
 from requant.rounding.kernels import _OPTIONS, MAGIC, MAGNITUDE, NONE
+from requant.rounding.quotients import _narrow
 
 
 @njit(**_OPTIONS)
@@ -49,13 +50,29 @@ def reached(values, factors, bounds, found):
 
 
 @njit(**_OPTIONS)
-def whole(values, factors, codes):
-    """Write value * factor, rounded to a whole number, ties to even, from -128 to 127, int8; 0 for NaN."""
+def whole(weights, places, reciprocal, widest, codes):
+    """Write weights [rows, columns] times 127 / the greatest magnitude of their row as whole numbers, ties to even.
+
+    They are rounded to `places` first, as `quotients.py` has them. Writes these magnitudes into `widest` float32 [rows]
+    and, from -128 to 127, or 0 for NaN, `codes` int8. 127 is divided by them, or multiplied by their `reciprocal`.
+    """
     least, most = np.float32(-128), np.float32(127)
-    for block in range(values.shape[0]):
-        some, target, factor = values[block], codes[block], factors[block]
+    values = np.empty(weights.shape[1], np.float32)
+    bits = values.view(np.uint32)
+    ordered = values.view(np.int32)
+    for r in range(weights.shape[0]):
+        some, target = weights[r], codes[r]
         for i in range(some.shape[0]):
-            near = some[i] * factor
+            values[i] = some[i]
+        _narrow(values, bits, some.shape[0], places)
+        farthest = np.int32(0)
+        for i in range(some.shape[0]):
+            magnitude = ordered[i] & MAGNITUDE
+            farthest = magnitude if magnitude > farthest else farthest
+        widest[r] = np.int32(farthest).view(np.float32)
+        factor = np.float32(127) * (np.float32(1) / widest[r]) if reciprocal else np.float32(127) / widest[r]
+        for i in range(some.shape[0]):
+            near = values[i] * factor
             near = near if near == near else NONE
             near = near if near > least else least
             near = near if near < most else most

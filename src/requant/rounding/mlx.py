@@ -22,7 +22,7 @@ from requant.formats.mlx import Affine, Float, e4m3
 from requant.formats.streams import pack
 from requant.rounding.kernels import affine as affine_codes
 from requant.rounding.mxfp4 import e2m1
-from requant.rounding.quotients import greatest
+from requant.rounding.quotients import ends, greatest
 
 EPS = 1e-7
 
@@ -46,8 +46,10 @@ class AffineRounding:
 
         with np.errstate(all="ignore"):
             grouped = weights.reshape(len(weights), -1, self.codec.group)
-            low, high = grouped.min(axis=-1), grouped.max(axis=-1)
-            high = np.maximum(high, np.float32(0)) if self.gpu else high
+            low = np.full(grouped.shape[:2], np.inf, np.float32)
+            high = np.full(grouped.shape[:2], 0 if self.gpu else -np.inf, np.float32)
+            bits = np.ascontiguousarray(weights, np.float32).view(np.int32)
+            ends(bits, 1, self.codec.group, low.view(np.int32), high.view(np.int32))
             scale = np.maximum(each(each(high - low) / top), each(np.array(EPS, np.float32)))
             below = np.abs(low) > np.abs(high)
             scale, edge = np.where(below, scale, -scale), np.where(below, low, high)

@@ -50,7 +50,7 @@ def greatest(blocks: Array) -> Array:
 
 @njit(**_OPTIONS)
 def ends(bits, height, width, low, high):
-    """Write each group's least and greatest weight, zero among them, as bits of float32 into int32 [n, m], zeros first.
+    """Write each group's least and greatest weight, and what was there, as bits of float32 into int32 [n, m].
 
     `bits` are those of the weights, int32. NaN counts as beyond infinity.
     """
@@ -59,12 +59,13 @@ def ends(bits, height, width, low, high):
             some = bits[r, g * width : min((g + 1) * width, bits.shape[1])]
             least, most = low[r // height, g], high[r // height, g]
             least ^= (least >> SIGN) & MAGNITUDE
+            most ^= (most >> SIGN) & MAGNITUDE
             for i in range(some.shape[0]):
                 ordered = some[i] ^ ((some[i] >> SIGN) & MAGNITUDE)
                 least = ordered if ordered < least else least
                 most = ordered if ordered > most else most
             low[r // height, g] = least ^ ((least >> SIGN) & MAGNITUDE)
-            high[r // height, g] = most
+            high[r // height, g] = most ^ ((most >> SIGN) & MAGNITUDE)
 
 
 @njit(**_OPTIONS)
@@ -99,8 +100,6 @@ def e4m3(weights, scales, height, width, places, signed, times, codes):
     """
     values = np.empty(min(width, weights.shape[1]), np.float32)
     bits = values.view(np.uint32)
-    steps = np.empty(values.shape[0], np.float32)
-    step_bits = steps.view(np.uint32)
     for r in range(weights.shape[0]):
         for g in range(scales.shape[1]):
             first, last = g * width, min((g + 1) * width, weights.shape[1])
@@ -114,14 +113,13 @@ def e4m3(weights, scales, height, width, places, signed, times, codes):
                     values[i] = some[i] / scale
             _narrow(values, bits, some.shape[0], places)
             for i in range(some.shape[0]):
-                steps[i] = np.abs(values[i]) + STEP_E4M3
-            for i in range(some.shape[0]):
-                wide = bits[i] & UNSIGNED
+                wide = np.uint32(bits[i] & UNSIGNED)
                 sign = (bits[i] >> np.uint32(24)) & np.uint32(0x80)
                 sign = sign if signed or wide else np.uint32(0)
                 near = wide if wide < GREATEST_E4M3 else GREATEST_E4M3
                 normal = (near - REBIAS_E4M3 + ((near >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)
-                code = step_bits[i] - STEP_BITS if wide < SMALL_E4M3 else normal
+                small = np.float32(wide.view(np.float32) + STEP_E4M3).view(np.uint32) - STEP_BITS
+                code = small if wide < SMALL_E4M3 else normal
                 code = code if wide <= INFINITE else np.uint32(0x7F)
                 target[i] = np.uint8(code | sign)
 
@@ -178,14 +176,6 @@ def e2m3(weights, scales, height, width, places, signed, codes):
                 power = np.int32(size >= np.float32(2)) + np.int32(size >= np.float32(4))  # steps of 1/8, 1/4 and 1/2
                 code = np.int32((size * np.float32(8 >> power) + MAGIC) - MAGIC) + np.int32(8 * power)
                 target[i] = np.uint8(np.uint32(code) | sign) if wide <= INFINITE else np.uint8(32)
-
-
-@njit(**_OPTIONS)
-def narrow(values, places):
-    """Round float32 [rows, columns] in place to BF16 or F16, ties to even."""
-    for r in range(values.shape[0]):
-        some = values[r]
-        _narrow(some, some.view(np.uint32), some.shape[0], places)
 
 
 @njit(inline="always")

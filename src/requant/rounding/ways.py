@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from requant.formats import Packing
-from requant.rounding.kernels import errors
+from requant.rounding.kernels import absmax, errors, full_range
 from requant.rounding.reach import F32, SIGN, SMALLEST, Array, half
 
 ABSMAX, FULL, NARROW = "rounded, absmax", "rounded, full range", "rounded, full range in BF16"
@@ -62,21 +62,19 @@ class Rounded:
 
 
 def rounded(way: str, low: Array, high: Array, stored: Array, packing: Packing, symmetric: bool) -> Rounded:
-    """Return what codes are divided by, and the scales and zero points to be stored, arrays of any one shape.
+    """Return what codes are divided by, and the scales and zero points to be stored, arrays [groups, rows].
 
     `low` <= 0 <= `high` are the ends of each group, `stored` the float16 scales that were found.
     """
     if not symmetric:
         return _asymmetric(way, low, high, packing)
-    middle = np.full(low.shape, packing.middle, np.int32)
-    widest = np.maximum(-low, high)
+    middle, bits = np.full(low.shape, packing.middle, np.int32), np.empty(low.shape, np.uint16)
     if way == ABSMAX:
-        exact = np.maximum(widest, F32(1e-10)) / F32(packing.middle - 1)
-        return Rounded(exact, half(exact), middle)
+        exact = np.empty(low.shape, np.float32)
+        absmax(low, high, F32(1e-10), F32(packing.middle - 1), exact, bits)
+        return Rounded(exact, bits, middle)
     if way == FULL:
-        bits = half(widest / F32(packing.middle))
-        negative = (high >= -low) & (bits > 0)
-        bits = np.where(negative, SIGN, np.uint16(0)) | np.maximum(bits, SMALLEST)
+        full_range(low, high, F32(packing.middle), SMALLEST, bits)
         return Rounded(bits.view(np.float16).astype(np.float32), bits, middle)
     narrow, factors = way in (WEIGHTED, FARTHER), _factors(packing.middle, farther=way in (FARTHER, FARTHER_WIDE))
     exact = _searched(_widest(low, high, stored), stored.astype(np.float32), factors, narrow)
