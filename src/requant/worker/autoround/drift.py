@@ -7,6 +7,7 @@ another one that computes in float32 is off by as much, in a way of its own. Exp
 that is sent elsewhere is another decision, no rounding.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from requant.errors import BuildError
 from requant.worker.autoround.hints import Repeating, routing
 from requant.worker.autoround.perturbed import EXACT
 
@@ -37,12 +39,18 @@ def behind(run: Callable[[Any], Any], own: list[Any], other: list[Any]) -> tuple
 
 
 def apart(own: list[Any], other: list[Any]) -> float:
-    """Return how far tokens [1, tokens, hidden] are from others, of themselves: the root of the mean square."""
+    """Return how far tokens [1, tokens, hidden] are from others, of themselves: the root of the mean square.
+
+    Raises BuildError where that is no finite number.
+    """
     squares = []
     for mine, theirs in zip(own, other, strict=True):
         mine, theirs = mine.double(), theirs.double()
         squares.append((theirs - mine).square().sum(-1) / mine.square().sum(-1).clamp(min=1e-60))
-    return float(torch.cat([each.flatten() for each in squares]).mean().sqrt())
+    found = float(torch.cat([each.flatten() for each in squares]).mean().sqrt())
+    if not math.isfinite(found):
+        raise BuildError("a block puts out numbers that are not finite", "Look at the base: requant check says where.")
+    return found
 
 
 class RoundedOnce(TorchDispatchMode):
