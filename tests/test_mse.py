@@ -116,7 +116,7 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
     for norm in (1.0, 2.4, 8.0):
         sums = np.zeros((1, 1, 4096))
         one, none = np.full((1, 1, 4096), np.float32(2.0**30)), np.zeros((1, 1, 4096), np.float32)
-        half = np.float32(-1), np.float32(1)  # all become 0, and are off by themselves
+        half = np.float32(-2), np.float32(1)  # all become 0, and are off by themselves
         errors(
             wide, one, none, 1, 1, PLACES["F32"], half, *table(norm, "F32"), 16, series(norm), sums, none.astype(float)
         )
@@ -308,8 +308,8 @@ def test_a_machine_that_rounds_otherwise_is_not_accused(kind: str, tmp_path: Pat
         scales, zeros, _ = formula._candidates(wide, "BF16", {})
         height, width = codec.grid.steps(ROWS, COLUMNS)
         sums, none = np.zeros(scales.shape), np.zeros(scales.shape)
-        half = 0 if kind == "fp8" else 1 << codec.bits - 1
-        levels = np.float32(-half), np.float32(max(half - 1, 0))
+        half = 448 if kind == "fp8" else 1 << codec.bits - 1
+        levels = np.float32(-half), np.float32(half - (kind != "fp8"))
         exact = table(2.4, "F32")[0], np.zeros(1 << 15)
         errors(wide, scales, zeros, height, width, PLACES["BF16"], levels, *exact, 16, series(2.4), sums, none)
         told = np.take_along_axis(scales, sums.argmin(axis=0)[None], 0)[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from requant.check.findings import NEAR, Finding, Measured
 from requant.formats.codec import Codec
-from requant.formats.compressed_tensors import SCALE, Packed, Plain
+from requant.formats.compressed_tensors import SCALE, Observed
 from requant.formats.observers import USUAL
 from requant.rounding.mse import CHOSEN, SEARCHED
 
@@ -36,14 +36,19 @@ class Sought:
     @property
     def stated(self) -> bool:
         """Whether the configuration says that there was a search."""
-        search = self.codec.search if isinstance(self.codec, Packed | Plain) else USUAL
+        search = self.codec.search if isinstance(self.codec, Observed) else USUAL
         return search is None or search.stated
 
     @property
     def kind(self) -> tuple[Codec, int]:
-        """Its format, and how many weights share a scale: by that a GPU has other kernels, which round otherwise."""
-        height, width = self.codec.grid.steps(1, self.columns) if isinstance(self.codec, Packed | Plain) else (1, 1)
-        return self.codec, height * width
+        """Its format, and how many weights share a scale: by that a GPU has other kernels, which round otherwise.
+
+        0 where all of them do.
+        """
+        if not isinstance(self.codec, Observed):
+            return self.codec, 1
+        height, width = self.codec.grid.steps(1, self.columns)
+        return self.codec, height * width if self.codec.grid.height else 0
 
     @property
     def exact(self) -> bool:
@@ -58,8 +63,9 @@ class Sought:
         Where the sum of a group's n errors to the power p is no greater than in the whole range, that of their squares
         is greater by no more than n^|1 - 2/p| (Hoelder's inequality).
         """
-        search = self.codec.search if isinstance(self.codec, Packed | Plain) else None
-        counts, most = self.measured.counts, float(self.kind[1]) ** abs(1 - 2 / (search or USUAL).norm)
+        search = self.codec.search if isinstance(self.codec, Observed) else None
+        counts = self.measured.counts
+        most = float(self.kind[1] or counts.codes) ** abs(1 - 2 / (search or USUAL).norm)
         return bool(counts.missed > most * counts.best)
 
     @property
