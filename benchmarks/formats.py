@@ -19,7 +19,7 @@ from tests.test_formats import beside
 
 from requant.check import check
 from requant.check.reader import open_reader
-from requant.check.recomputed import NUMPY
+from requant.check.stored import NUMPY
 from requant.checkpoint.safetensors import Spec
 from requant.formats.codec import Array, narrow, widen
 

@@ -18,8 +18,8 @@ from tests.hub import running
 from requant.check import check
 from requant.check.checked import Checked, Outcome
 from requant.check.reader import open_reader
-from requant.check.recomputed import NUMPY
 from requant.check.searches import TIES
+from requant.check.stored import NUMPY
 from requant.checkpoint.safetensors import Spec
 from requant.formats.bitsandbytes import BLOCK, MAP, NAMES, NESTED, FourBit, dynamic_map
 from requant.formats.codec import Array, Codec, narrow, widen

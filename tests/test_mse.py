@@ -1,27 +1,30 @@
 """What an MSE observer took, made again: against what the real one took, and against damage."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+from syrupy.assertion import SnapshotAssertion
 from tests.checkpoints import shard
 from tests.searches import COLUMNS, KINDS, OPTIONS, ROWS, weights
 
 from requant.check import check
 from requant.check.checked import Checked
-from requant.check.findings import NEAR, Counts, Finding, Measured
+from requant.check.findings import CLEARLY, NEAR, Counts, Finding, Measured
 from requant.check.reader import open_reader
 from requant.check.searches import TIES, Sought, weighed
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import FLOATS, SCALE, SHAPE, ZERO, Packed, Plain, read
-from requant.formats.observers import USUAL, Search, search_of
+from requant.formats.observers import MOST, OLDEST, USUAL, Search, search_of
 from requant.rounding.compressed_tensors import MinMax
-from requant.rounding.mse import CHOSEN, MOST_AT_ONCE, SEARCHED, Chosen, Searched
+from requant.rounding.intervals import possible
+from requant.rounding.mse import CHOSEN, LIFTED, MOST_AT_ONCE, SEARCHED, Chosen, Searched
 from requant.rounding.powers import POW, errors, series, table
 from requant.rounding.quotients import PLACES
 
@@ -30,6 +33,7 @@ FORMS = {"int4": "pack-quantized", "int4loose": "pack-quantized", "int8": "int-q
 LAYERS = [f"model.layers.{number}.mlp.up_proj" for number in range(4)]
 
 STATED = replace(USUAL, stated=True)
+WHOLE = replace(STATED, steps=1)
 SLOW = replace(STATED, steps=40, patience=9)
 
 
@@ -68,7 +72,7 @@ def test_what_the_real_observer_took_is_taken_again(kind: str, dtype: str) -> No
     choice = Chosen(codec_of(kind)).choose(drawn(dtype), dtype, stored)
     for suffix, found in stored.items():
         np.testing.assert_array_equal(choice.tensors[suffix], found)
-    assert choice.groups == stored[SCALE].size and choice.worse == 0
+    assert choice.groups == stored[SCALE].size and not choice.worse.any()
     assert choice.ties <= (choice.groups / 50 if kind.startswith("int4") else choice.groups / 2)
     plain = MinMax(codec_of(kind)).encode(drawn(dtype), dtype, {})[SCALE]
     assert dtype == "F16" or np.count_nonzero(plain != stored[SCALE]) > plain.size / 8
@@ -78,13 +82,9 @@ def test_what_the_real_observer_took_is_taken_again(kind: str, dtype: str) -> No
 @pytest.mark.parametrize("option", OPTIONS)
 def test_other_options_are_searched_by_as_they_are_declared(option: str, dtype: str) -> None:
     stored, codec = held("int4", dtype, option), codec_of("int4", observer="mse", observer_kwargs=OPTIONS[option])
-    if option in ("cube", "expand"):
-        assert codec.search is None
-        return
-    assert codec.search
     choice = Chosen(codec, search=codec.search).choose(drawn(dtype), dtype, stored)
     np.testing.assert_array_equal(choice.tensors[SCALE], stored[SCALE])
-    assert (choice.groups, choice.worse) == (stored[SCALE].size, 0)
+    assert choice.groups == stored[SCALE].size and not choice.worse.any()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -132,7 +132,15 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
         ({"observer": "mse", "observer_kwargs": {"averaging_constant": 0.5, "chunk_size": 3}}, STATED),
         ({"observer": "mse", "observer_kwargs": {"norm": 2, "grid": 50}}, Search(2.0, 50.0, 10, stated=True)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.4, "patience": 9}}, SLOW),
-        ({"observer": "mse", "observer_kwargs": {"expand": 1.0}}, STATED),
+        ({"observer": "mse", "observer_kwargs": {"expand": 1.8}}, replace(STATED, expand=1.8)),
+        ({"observer": "mse", "observer_kwargs": {"norm": 0.5, "patience": 1.5}}, replace(STATED, norm=0.5, patience=2)),
+        ({"observer": "mse", "observer_kwargs": {"patience": -3}}, replace(STATED, patience=1)),
+        ({"observer": "mse", "observer_kwargs": {"patience": 10**400}}, replace(STATED, patience=MOST)),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": 1}}, replace(STATED, steps=100)),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": -1}}, WHOLE),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.001}}, WHOLE),
+        ({"observer": "mse", "observer_kwargs": {"grid": 0}}, WHOLE),
+        ({"observer": "mse", "observer_kwargs": {"norm": float("nan")}}, WHOLE),
     ],
 )  # fmt: skip
 def test_what_is_declared_of_a_search(said: Any, search: Search) -> None:
@@ -142,13 +150,19 @@ def test_what_is_declared_of_a_search(said: Any, search: Search) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        *({"norm": 3}, {"norm": 0.5}, {"norm": "2"}, {"norm": float("nan")}, {"norm": 99}, {"patience": 0}),
-        *({"patience": 1.5}, {"grid": 0}, {"grid": 1e9}, {"maxshrink": 1}, {"maxshrink": 0.001}, {"maxshrink": True}),
-        *({"expand": 1.8}, {"unheard": 1}, [], "norm"),
+        *({"norm": "2"}, {"norm": -1}, {"norm": 99}, {"norm": 10**400}, {"norm": None}, {"patience": "5"}),
+        *({"grid": 1e9}, {"grid": 10**400}, {"grid": [1]}, {"grid": -10, "maxshrink": -1}, {"maxshrink": 1.5}),
+        *({"maxshrink": 10**400, "grid": 10**400}, {"expand": 0.5}, {"unheard": 1}),
+        *([], "norm", 0),
     ],
 )
-def test_a_search_that_is_not_modelled(said: Any) -> None:
-    assert search_of({"observer": "mse", "observer_kwargs": said or [1]}) is None
+def test_a_search_that_is_not_modelled_is_said(said: Any, snapshot: SnapshotAssertion, tmp_path: Path) -> None:
+    """Whatever the layers are: such a configuration no version reads, or none as it is known here."""
+    assert search_of({"observer": "mse", "observer_kwargs": said}).strange == snapshot
+    layers = file_of("int4", "BF16", MinMax(codec_of("int4")))
+    found = checked(tmp_path, "int4", "BF16", layers, observer="mse", observer_kwargs=said)
+    assert found.outcome == "not modelled" and not found.findings
+    assert [(each.tensor, each.count) for each in found.unmodelled] == [("quantization_config: observer_kwargs", 4)]
 
 
 def made_by(formula: MinMax, wide: Array, dtype: str, told: Arrays | None = None) -> dict[str, Array]:
@@ -172,17 +186,24 @@ def moved(codec: Packed | Plain, wide: Array, dtype: str, group: tuple[int, int]
     return made_by(Searched(codec), wide, dtype, {**stored, SCALE: told})
 
 
-def checked(folder: Path, kind: str, dtype: str, layers: Mapping[str, Any], **observer: Any) -> Checked:
-    """Check a file of layers, each with weights of its own."""
+def checked(
+    folder: Path,
+    kind: str,
+    dtype: str,
+    layers: Mapping[str, Any],
+    replaced: Mapping[str, Array] = MappingProxyType({}),
+    **observer: Any,
+) -> Checked:
+    """Check a file of layers, each with weights of its own, but for those that are `replaced`."""
     tensors: dict[str, dict[str, Any]] = {"base": {}, "made": {}}
-    codec = codec_of(kind)
+    codec = codec_of(kind, **observer)
     for seed, (name, stored) in enumerate(layers.items()):
-        wide = drawn(dtype, seed)
+        wide = replaced.get(name, drawn(dtype, seed))
         tensors["base"][f"{name}.weight"] = dtype, [ROWS, COLUMNS], narrow(wide, dtype).tobytes()
         for suffix, part in codec.parts(ROWS, COLUMNS, dtype).items():
             tensors["made"][f"{name}.{suffix}"] = part.spec.dtype, [*part.spec.shape], stored[suffix].tobytes()
     for side, said in (("base", {}), ("made", {"quantization_config": declared(kind, **observer)})):
-        (folder / side).mkdir()
+        (folder / side).mkdir(parents=True)
         (folder / side / "model.safetensors").write_bytes(shard(tensors[side]))
         (folder / side / "config.json").write_text(json.dumps({"model_type": "llama"} | said))
     with open_reader(str(folder / "made")) as theirs, open_reader(str(folder / "base")) as ours:
@@ -318,35 +339,193 @@ def test_a_machine_that_rounds_otherwise_is_not_accused(kind: str, tmp_path: Pat
     assert not found.findings and CHOSEN not in found.ways
 
 
-@pytest.mark.parametrize(("columns", "exact", "groups", "accused"), [
-    (256, 3, 2048, True), (256, 2, 2048, False), (256, 9, 64, False), (1024, 9, 2048, False),
-])  # fmt: skip
-def test_a_group_accuses_only_beside_enough_of_its_kind(columns: int, exact: int, groups: int, accused: bool) -> None:
-    """Of channels: those of other lengths a GPU searches by another kernel, and few say nothing."""
-    codec, found = codec_of("int8"), (Finding("not rounded to nearest", f"odd.{SCALE}", 1, (7, 0), "1, recomputed 2"),)
-    sought = {
-        f"{number}": Sought(codec, 256, (CHOSEN, ()), Measured({CHOSEN: ()}, Counts(groups=groups)))
-        for number in range(exact)
-    }
-    measured = Measured({CHOSEN: found, SEARCHED: ()}, Counts(groups=groups, worse=1))
-    sought["odd"] = Sought(codec, columns, (SEARCHED, ()), measured)
-    made = weighed(sought, dict.fromkeys(sought, codec), lambda _, each: next(iter(each.findings.items())))
+@pytest.mark.parametrize(
+    ("columns", "groups", "own", "others", "accused"),
+    [
+        (256, 2048, 1, [0] * 9, True),
+        (256, 2048, 1, [1] * 9, True),  # whoever moves a group in every layer disarms nothing
+        (256, 2048, 32, [], True),
+        (256, 2048, 33, [], False),
+        (256, 2048, 33, [32] * 9, True),
+        (256, 2048, 33, [2048, *[0] * 8], True),
+        (256, 2048, 33, [2048, 2048, 2048, *[0] * 6], False),
+        (256, 128, 1, [0] * 9, True),
+        (256, 128, 1, [0] * 6, False),  # too few of them
+        (256, 128, 1, [7] * 40, False),  # as a form that is not known does
+        (256, 16, 1, [*[1] * 32, *[0] * 99], True),
+        (256, 16, 1, [*[1] * 40, *[0] * 92], False),
+        (1024, 128, 1, [0] * 9, False),  # of other lengths a GPU searches by another kernel
+    ],
+)
+def test_a_group_accuses_where_nearly_all_others_are_the_form_s(
+    columns: int, groups: int, own: int, others: Sequence[int], accused: bool
+) -> None:
+    """Of `groups` channels, so many of each layer are moved."""
+    codec = codec_of("int8")
+
+    def layer(moved: int, columns: int) -> Sought:
+        found = Finding("not rounded to nearest", f"odd.{SCALE}", moved, (7, 0), "1, recomputed 2")
+        by_form = (found, replace(found, kind=CLEARLY)) if moved else ()
+        measured = Measured({CHOSEN: by_form, SEARCHED: ()}, Counts(codes=groups * columns))
+        return Sought(codec, columns, (SEARCHED if moved else CHOSEN, ()), measured)
+
+    sought = {f"{number}": layer(moved, 256) for number, moved in enumerate(others)} | {"odd": layer(own, columns)}
+    made = weighed(sought, dict.fromkeys(sought, codec), lambda _, each: (CHOSEN, each.findings[CHOSEN][:1]))
     way, said = made["odd"]
-    assert (way, said) == ((CHOSEN, found) if accused else (SEARCHED, (replace(found[0], kind="a range errs less"),)))
-    assert made.keys() == {"odd"}
+    assert way == (CHOSEN if accused else NEAR)
+    assert [each.kind for each in said] == ["not rounded to nearest" if accused else CLEARLY]
+    assert made.keys() == {"odd", *(name for name in sought if sought[name].settled[0] == SEARCHED)}
 
 
-def test_a_search_that_is_not_modelled_says_what_it_said(tmp_path: Path) -> None:
-    codec = codec_of("int4")
+def by_release(search: Search, dtype: str, **observer: Any) -> dict[str, dict[str, Array]]:
+    """Return a file as a release makes it by its own search, each layer with weights of its own."""
+    formula = Chosen(codec_of("int4", **observer), search=search, clamped=True)
+    return {name: made_by(formula, drawn(dtype, seed), dtype) for seed, name in enumerate(LAYERS)}
+
+
+def at_two_fifths(layers: dict[str, dict[str, Array]], name: str, **observer: Any) -> None:
+    """Move one group of a layer to .40 of its range."""
+    formula, wide = Searched(codec_of("int4", **observer)), drawn("BF16", LAYERS.index(name))
+    told = layers[name][SCALE].copy()
+    told[77, 1] = narrow(formula._candidates(wide, "BF16", {})[0][60], "BF16")[77, 1]
+    layers[name] = made_by(formula, wide, "BF16", {**layers[name], SCALE: told})
+
+
+def names_of(found: Checked) -> set[str]:
+    return {way.removesuffix(TIES) for way in found.layers.values()}
+
+
+def scales_of(found: Checked) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [(each.tensor, each.count, each.index) for each in found.findings if each.tensor.endswith(SCALE)]
+
+
+@pytest.mark.parametrize("said", [{}, {"norm": 2.0}, {"norm": 3.0}, {"grid": 200.0}, {"expand": 1.5}, {"unheard": 1}])
+def test_what_the_oldest_release_took_is_exact_whatever_is_stated(said: dict[str, Any], tmp_path: Path) -> None:
+    """llm-compressor 0.3.1 tries 80 ranges, and is handed no argument; nobody can hide a group behind that."""
+    args: dict[str, Any] = {"group_size": 128, "observer": "mse", "observer_kwargs": said}
+    layers, formula = by_release(OLDEST, "BF16", group_size=128), Searched(codec_of("int4", group_size=128))
+    told = [formula._candidates(drawn("BF16", at), "BF16", layers[name])[2] for at, name in enumerate(LAYERS)]
+    assert sum(int((each.argmax(axis=0) >= USUAL.steps).sum()) for each in told) > 8  # none of these is tried later
+    found = checked(tmp_path / "healthy", "int4", "BF16", layers, **args)
+    assert not found.findings and found.outcome == ("not modelled" if "unheard" in said else "clean")
+    assert names_of(found) == {f"{CHOSEN} of llm-compressor 0.3"}
+    at_two_fifths(layers, LAYERS[2], group_size=128)
+    found = checked(tmp_path / "moved", "int4", "BF16", layers, **args)
+    assert scales_of(found) == [(f"{LAYERS[2]}.{SCALE}", 1, (77, 1))]
+
+
+@pytest.mark.parametrize(
+    ("said", "search", "release"),
+    [
+        ({"norm": 2.0}, USUAL, "0.6"),
+        ({"norm": 3.0, "maxshrink": 0.3}, replace(USUAL, steps=30), "0.6"),
+        ({"grid": 50.0, "patience": 9}, replace(USUAL, patience=9), "0.6"),
+        ({"norm": 2.0, "expand": 1.5}, replace(USUAL, norm=2.0), "0.13"),
+    ],
+)
+def test_a_release_that_does_not_take_all_arguments(
+    said: dict[str, Any], search: Search, release: str, tmp_path: Path
+) -> None:
+    args: dict[str, Any] = {"observer": "mse", "observer_kwargs": said}
+    layers = by_release(search, "BF16")
+    found = checked(tmp_path / "healthy", "int4", "BF16", layers, **args)
+    assert found.outcome == "clean" and names_of(found) == {f"{CHOSEN} of llm-compressor {release}"}
+    at_two_fifths(layers, LAYERS[2])
+    found = checked(tmp_path / "moved", "int4", "BF16", layers, **args)
+    assert scales_of(found) == [(f"{LAYERS[2]}.{SCALE}", 1, (77, 1))]
+
+
+@pytest.mark.parametrize("clamped", [False, True])
+def test_groups_of_zeros_have_the_least_scale_of_their_version(clamped: bool, tmp_path: Path) -> None:
+    """Up to compressed-tensors 0.12 it is 2^-23, in BF16 too, where it became 2^-7."""
+    layers, wide = file_of("int4", "BF16"), drawn("BF16")
+    wide[5, 32:64] = 0
+    layers[LAYERS[0]] = made_by(Chosen(codec_of("int4"), clamped=clamped), wide, "BF16")
+    found = checked(tmp_path, "int4", "BF16", layers, replaced={LAYERS[0]: wide}, observer="mse")
+    assert found.outcome == "clean" and names_of(found) == {f"{CHOSEN}{LIFTED if clamped else ''}"}
+
+
+def test_a_file_that_was_searched_otherwise_than_is_stated_is_not_clean(tmp_path: Path) -> None:
+    """By the power of 3.5, which no release takes where 2 is stated: nobody is accused, and places are there."""
+    layers = by_release(replace(USUAL, norm=3.5), "BF16")
+    found = checked(tmp_path, "int4", "BF16", layers, observer="mse", observer_kwargs={"norm": 2.0})
+    assert found.outcome == "not modelled" and set(found.layers.values()) == {NEAR}
+    assert {each.kind for each in found.notes} == {CLEARLY} and len(found.notes) == len(LAYERS)
+    assert all(each.count and each.index and ", recomputed " in each.detail for each in found.notes)
+
+
+@pytest.mark.parametrize("step", [0, 19])
+def test_a_tenth_of_a_layer_at_other_ranges_is_more_than_a_note(step: int, tmp_path: Path) -> None:
+    """It is also more than damage: the layer was made in another way, and where is named."""
+    layers, codec, wide = file_of("int4", "BF16"), codec_of("int4"), drawn("BF16", 2)
+    scales = narrow(Searched(codec)._candidates(wide, "BF16", {})[0][step], "BF16")
+    told = layers[LAYERS[2]][SCALE]
+    told = np.where(np.random.default_rng(0).random(told.shape) < 0.15, scales, told)
+    layers[LAYERS[2]] = made_by(Searched(codec), wide, "BF16", {**layers[LAYERS[2]], SCALE: told})
+    found = checked(tmp_path, "int4", "BF16", layers, observer="mse")
+    assert found.outcome == "not modelled" and found.layers[LAYERS[2]] == NEAR
+    (note,) = found.notes
+    assert (note.kind, note.tensor) == (CLEARLY, f"{LAYERS[2]}.{SCALE}")
+    assert note.index and told[note.index] == scales[note.index]
+
+
+def test_whoever_moves_a_group_in_every_layer_disarms_nothing(tmp_path: Path) -> None:
     layers = {
-        name: made_by(Searched(codec), drawn("BF16", seed), "BF16", made_by(Chosen(codec), drawn("BF16", seed), "BF16"))
-        for seed, name in enumerate(LAYERS)
+        name: moved(codec_of("int4"), drawn("BF16", seed), "BF16", (77, 5), 0.05) for seed, name in enumerate(LAYERS)
     }
-    found = checked(tmp_path, "int4", "BF16", layers, observer="mse", observer_kwargs={"norm": 3.0})
-    assert found.outcome == "clean" and set(found.layers.values()) == {SEARCHED}
+    found = checked(tmp_path, "int4", "BF16", layers, observer="mse")
+    assert scales_of(found) == [(f"{name}.{SCALE}", 1, (77, 5)) for name in LAYERS]
 
 
-@pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (4, "clean")])
+@pytest.mark.parametrize("norm", [1.0, 2.0, 3.0])
+def test_powers_that_torch_multiplies_leave_ties_free(norm: float, tmp_path: Path) -> None:
+    """Of ranges that err alike as far as additions go, a layer may have the narrowest in every group."""
+    args: dict[str, Any] = {"observer": "mse", "observer_kwargs": {"norm": norm}}
+    codec, wide = codec_of("int4", **args), drawn("F32")
+    formula = Chosen(codec, search=codec.search)
+    scales, zeros, _ = formula._candidates(wide, "F32", {})
+    can = possible(*formula._errors(wide, "F32", scales, zeros))
+    last = np.where(can, np.arange(len(scales))[:, None, None], 0).max(axis=0)
+    assert (can.sum(axis=0) > 1).any()
+    layers = {name: made_by(formula, drawn("F32", seed), "F32") for seed, name in enumerate(LAYERS)}
+    told = np.take_along_axis(scales, last[None], 0)[0]
+    layers[LAYERS[0]] = made_by(Searched(codec), wide, "F32", {SCALE: told})
+    found = checked(tmp_path, "int4", "F32", layers, **args)
+    assert found.outcome == "clean" and found.counts[LAYERS[0]].ties > 0 and names_of(found) == {CHOSEN}
+
+
+@pytest.mark.parametrize("bits", [0x0000, 0x0001])
+def test_scales_that_reach_nothing_are_named(bits: int, tmp_path: Path) -> None:
+    """Half of a layer decodes to zeros, which are as near as zeros are: no tool writes 0, or a scale of 2^-133."""
+    layers = file_of("int4", "BF16")
+    told = layers[LAYERS[1]][SCALE].copy()
+    told[100:228] = bits
+    layers[LAYERS[1]][SCALE] = told
+    found = checked(tmp_path, "int4", "BF16", layers, observer="mse")
+    (finding,) = found.findings
+    assert (finding.kind, finding.tensor, finding.count) == ("scale out of reach", f"{LAYERS[1]}.{SCALE}", 128 * 8)
+    assert finding.index == (100, 0) and finding.detail.endswith(
+        f"for weights up to {abs(drawn('BF16', 1)[100, :32]).max():g}"
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_base_that_has_no_number_somewhere_is_said_to(bad: float, tmp_path: Path) -> None:
+    """What a tool makes of it is not defined, so that no code of that layer accuses; other layers do."""
+    layers, wide = file_of("int4", "BF16"), drawn("BF16", 1)
+    wide[9, 40] = bad
+    found = checked(tmp_path / "healthy", "int4", "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
+    assert not found.findings and found.outcome == "not modelled"
+    (told,) = found.unmodelled
+    assert (
+        told.tensor == LAYERS[1] and f"{bad} in the base's {LAYERS[1]}.weight, for output 9 and input 40" in told.detail
+    )
+    layers[LAYERS[2]] = moved(codec_of("int4"), drawn("BF16", 2), "BF16", (77, 5), 0.05)
+    found = checked(tmp_path / "moved", "int4", "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
+    assert scales_of(found) == [(f"{LAYERS[2]}.{SCALE}", 1, (77, 5))]
+
+
+@pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (4, "not modelled")])
 def test_a_search_explains_most_layers_of_a_file_or_none(searched: int, outcome: str, tmp_path: Path) -> None:
     """Where most layers need none, a scale that is off by some hundredths is damage, though a search tries it."""
     codec = codec_of("int4")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.check.checked import Checked, judge
-from requant.check.contradictions import beside, contradictions, floats, presence, unmodelled, zero_points
+from requant.check.contradictions import beside, contradictions, floats, observers, presence, unmodelled, zero_points
 from requant.check.declared import Scheme, read_scheme, unknown
 from requant.check.examine import examine
 from requant.check.findings import COPIED, EXTENDED, FAITHFUL, NEAR, OFF_BY_ONE, TUNED, Finding, Measured
@@ -24,10 +24,11 @@ from requant.check.key_values import key_values
 from requant.check.layouts import settled as laid_out
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
-from requant.check.recomputed import Stored, settle
+from requant.check.recomputed import settle
 from requant.check.scaled import adding, beside_unknown, scale
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, Window, trace
+from requant.check.stored import Stored
 from requant.check.tied import needed
 from requant.check.words import shuffled, symmetric
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
@@ -202,7 +203,7 @@ def _as_declared(
     if checkpoint.declaration or scheme is None or scheme.foreign:
         return spans, unmodelled(spans)
     if scheme.declaration:
-        return spans, [*floats(scheme.declaration, spans), *beside(scheme), *unmodelled(spans)]
+        return spans, [*floats(scheme.declaration, spans), *beside(scheme), *unmodelled(spans), *observers(spans)]
     packed = [span.name for span in spans if span.packing]
     found = [*contradictions(scheme, spans, _linears(base)), *unknown(scheme, packed)]
     made = []

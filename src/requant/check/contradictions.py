@@ -13,6 +13,7 @@ from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
 from requant.formats import declarations
 from requant.formats.codec import Declaration
+from requant.formats.compressed_tensors import Observed
 
 _INDEX = re.compile(r"\.\d+(?=\.)")
 
@@ -20,6 +21,15 @@ _INDEX = re.compile(r"\.\d+(?=\.)")
 def unmodelled(spans: Iterable[Span]) -> list[Finding]:
     """Return a finding for each layer or tensor whose values are not held against the base."""
     return [Finding("not modelled", span.name, detail=span.unmodelled) for span in spans if span.unmodelled]
+
+
+def observers(spans: Iterable[Span]) -> Iterator[Finding]:
+    """Yield what is declared of searches over ranges that no version does, or that is not modelled, and of how many."""
+    codecs = (span.codec for span in spans)
+    said = Counter(codec.search.strange for codec in codecs if isinstance(codec, Observed))
+    for strange, count in said.items():
+        if strange:
+            yield Finding("not modelled", "quantization_config: observer_kwargs", count, detail=strange)
 
 
 def presence(scheme: Scheme | None, side: Side, packed: int) -> Iterator[Finding]:

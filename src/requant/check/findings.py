@@ -27,6 +27,7 @@ Kind = Literal[
     "stated by the checkpoint alone",
     "stated by the base alone",
     "a range errs less",
+    "a range clearly errs less",
 ]
 NOTES: tuple[Kind, ...] = (
     "zero points off by one",
@@ -34,6 +35,7 @@ NOTES: tuple[Kind, ...] = (
     "stated by the checkpoint alone",
     "stated by the base alone",
     "a range errs less",
+    "a range clearly errs less",
 )
 """Kinds that are named and accuse nobody."""
 COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
@@ -44,6 +46,9 @@ SCALED = "the base's numbers, scaled by channel"
 RETURNED = "the base's numbers, 1 added and taken off again"
 """Ways in which a tensor can have been made; `rounding` has the others."""
 ROUNDED: Kind = "not rounded to nearest"
+LESS: Kind = "a range errs less"
+CLEARLY: Kind = "a range clearly errs less"
+"""By more than what another machine rounds otherwise."""
 OFF_BY_ONE: Kind = "zero points off by one"
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""

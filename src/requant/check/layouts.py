@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from requant.check.distance import squares
 from requant.check.reader import Reader
-from requant.check.recomputed import Stored, squares, tensors
 from requant.check.spans import Span
+from requant.check.stored import Stored, tensors
 from requant.check.weights import as_floats, read_weights
 from requant.formats.bitsandbytes import TILED, TILES, Int8
 from requant.formats.codec import named
@@ -63,6 +64,7 @@ def _share(span: Span, checkpoint: Reader, base: Reader) -> float:
     weights = as_floats(read_weights(base, span, 0, last))
     with np.errstate(all="ignore"):
         decoded = held.codec.decode(tensors(span, held, checkpoint, 0, last), span.columns)
-    missed, whole = squares(decoded, weights)
-    known = np.isfinite(missed) & np.isfinite(whole)
-    return float(np.where(known, missed, 1).sum() / max(np.where(known, whole, 1).sum(), np.finfo(np.float32).tiny))
+    both = squares(decoded, weights)
+    known = np.isfinite(both[0]) & np.isfinite(both[1])
+    missed, whole = (float(np.where(known, each, 1).sum()) for each in both)
+    return missed / whole if whole else missed

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from requant.check.distance import far_from, squares
 from requant.check.findings import (
     CONVERTED,
     COPIED,
@@ -25,8 +26,9 @@ from requant.check.findings import (
     merge,
 )
 from requant.check.reader import Reader
-from requant.check.recomputed import FEW, Stored, far_from, squares, tensors
+from requant.check.recomputed import FEW
 from requant.check.spans import Factors, Span, Window
+from requant.check.stored import Stored, tensors
 from requant.check.weights import as_floats, read_weights
 from requant.check.words import read_packed
 from requant.checkpoint.safetensors import ITEM_BITS, Spec

@@ -1,4 +1,4 @@
-"""Of layers whose ranges were searched, what belongs to a layer as a whole: it follows from the greatest range taken."""
+"""What belongs to a layer as a whole: it follows from a greatest magnitude, or the greatest range that was taken."""
 
 from collections.abc import Mapping, Sequence
 

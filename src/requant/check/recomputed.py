@@ -6,19 +6,20 @@ where zeros would be nearer.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
-from requant.check.findings import FAITHFUL, NEAR, ROUNDED, Counts, Finding, Measured, merge
+from requant.check.distance import far_from, infinite, lost, squares
+from requant.check.findings import CLEARLY, FAITHFUL, NEAR, ROUNDED, Counts, Finding, Kind, Measured, accuses, merge
 from requant.check.ranges import Ends, gives, greatest, siblings
 from requant.check.reader import Reader
 from requant.check.searches import TIES, Settled, Sought, needs_search, weighed
 from requant.check.single import searched
 from requant.check.spans import Span, Window
+from requant.check.stored import Stored, begins, read_part, tensors
 from requant.check.weights import as_floats, read_weights
-from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, widen
 from requant.formats.compressed_tensors import SCALE
 from requant.rounding.formula import Choice, Choosing, Formula
@@ -33,56 +34,6 @@ MOST = 3 / 4
 """Of the layers of a file, what has to be as a formula says before it accuses the others."""
 PROBED, FEWEST = 4, 12
 """Rows of a window on which a formula is tried first, at three places, and how often a window has them at least."""
-STRETCH = 128
-"""Inputs whose decoded weights are measured together."""
-NUMPY: Mapping[str, str] = {
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "U8"), "u1"),
-    "BF16": "<u2",
-    "F16": "<f2",
-    "F32": "<f4",
-    "I8": "i1",
-    "I16": "<i2",
-    "I32": "<i4",
-    "I64": "<i8",
-    "U16": "<u2",
-    "U32": "<u4",
-    "U64": "<u8",
-}
-"""What numpy calls the dtypes of files; bits, where it has none."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The codec of a layer, the tensors it has by suffix, and the dtype of its base."""
-
-    codec: Codec
-    parts: Mapping[str, Part]
-    dtype: str
-
-    @classmethod
-    def of(cls, span: Span, checkpoint: Reader, base: Reader) -> "Stored":
-        """Return what a traced layer has; TypeError for one without a codec."""
-        if (codec := span.codec) is None:
-            raise TypeError(f"{span.name} has no codec")
-        dtype = span.dtype or base.tensors[span.base].spec.dtype
-        parts = codec.parts(span.last - span.first, span.columns, dtype)
-        for suffix, part in parts.items():
-            if not part.sized:
-                parts = {
-                    **parts,
-                    suffix: replace(part, spec=checkpoint.tensors[named(span.name, suffix)].spec, every=0),
-                }
-        return cls(codec, parts, dtype)
-
-    @property
-    def codes(self) -> str:
-        """The suffix of the largest tensor."""
-        return max(self.parts, key=lambda suffix: self.parts[suffix].spec.nbytes)
-
-    def nbytes(self, rows: int, share: float) -> int:
-        """Return how many bytes a share of the layer's rows is, on both sides."""
-        both = [part.spec.nbytes for part in self.parts.values()]
-        return round(share * (sum(both) + Spec(self.dtype, (rows,)).nbytes))
 
 
 def recompute(
@@ -104,24 +55,29 @@ def recompute(
     stored = {**tensors(span, held, checkpoint, first, last), **given}
     weights = _weights(window, held, base)
     findings: dict[str, tuple[Finding, ...]] = {}
-    fits, reference, choice = False, None, Choice({})
+    fits, reference, choices = False, None, [Choice({})]
     every = every or bool(ways)
     for formula in (each for each in formulas(held.codec) if not ways or each.name in ways):
         if fits and not every:
             break
-        if findings and not every and _differs(formula, held, weights, stored):
+        first_choice = isinstance(formula, Choosing) and len(choices) == 1  # what is said of others depends on it
+        if findings and not (every or first_choice) and _differs(formula, held, weights, stored):
             continue
         if isinstance(formula, Choosing):
-            choice = formula.choose(weights, held.dtype, stored)
-            made = choice.tensors
+            choices.append(formula.choose(weights, held.dtype, stored))
+            made = choices[-1].tensors
         else:
             made = formula.encode(weights, held.dtype, stored)
         findings[formula.name] = tuple(_differences(span, held, made, stored, first))
+        if isinstance(formula, Choosing) and findings[formula.name]:
+            findings[formula.name] += tuple(_worse(span, held, choices[-1], stored, first))
         reference = reference or {**stored, **made}
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
-    searched = Counts(groups=choice.groups, ties=choice.ties, worse=choice.worse, low=choice.least, high=choice.most)
+    choice = choices[-1] if fits else min(choices[1:] or choices, key=lambda each: np.count_nonzero(each.worse))
+    worse = int(np.count_nonzero(choice.worse))
+    searched = Counts(groups=choice.groups, ties=choice.ties, worse=worse, low=choice.least, high=choice.most)
     counts = replace(searched, codes=weights.size, widest=widest)
     searched_alone = all(found or way.startswith(SEARCHED) for way, found in findings.items())
     if fits and not searched_alone and not any(part.decides for part in held.parts.values()):
@@ -129,7 +85,9 @@ def recompute(
     with np.errstate(all="ignore"):
         missed, whole = squares(held.codec.decode(stored, span.columns), weights)
         best = squares(held.codec.decode(reference, span.columns), weights)[0] if reference else missed
-    findings[NEAR] = tuple(far_from(named(span.name, held.codes), first, missed, whole))
+    far = far_from(named(span.name, held.codes), first, missed, whole)
+    odd = () if fits else (*infinite(span, weights, first),)
+    findings = {**({} if odd else findings), NEAR: (*far, *lost(span, held, stored, weights, first), *odd)}
     finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
     return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))
 
@@ -157,22 +115,6 @@ def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> 
     return True
 
 
-def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
-    """Return, by stretches of inputs, sums of squares of decoded weights less the base's, and of the base's."""
-    starts = np.arange(0, weights.shape[1], STRETCH)
-    with np.errstate(all="ignore"):
-        missed = np.add.reduceat((decoded - weights) ** 2, starts, axis=1, dtype=np.float64)
-        return missed, np.add.reduceat(weights**2, starts, axis=1, dtype=np.float64)
-
-
-def far_from(tensor: str, first: int, missed: Array, whole: Array) -> Iterator[Finding]:
-    """Yield a finding where stretches of inputs, [rows, stretches], are farther from the base's than zeros are."""
-    if (far := ~(missed <= whole)).any():
-        row, stretch = (int(each) for each in np.unravel_index(int(far.argmax()), far.shape))
-        detail = f"decoded, farther from them than zeros are, in stretches of {STRETCH} inputs"
-        yield Finding("not the base's weights", tensor, int(far.sum()), (first + row, stretch * STRETCH), detail)
-
-
 def _differences(span: Span, held: Stored, made: Arrays, stored: Arrays, first: int) -> Iterator[Finding]:
     """Yield, for each tensor, how many elements are not as a formula makes them, and the first."""
     for suffix, wanted in made.items():
@@ -182,13 +124,25 @@ def _differences(span: Span, held: Stored, made: Arrays, stored: Arrays, first: 
         if np.array_equal(both[0].view(whole), both[1].view(whole)):
             continue
         theirs, ours = (each.view(f"u{found.dtype.itemsize}") for each in both)  # NaN equals itself, and -0 is not 0
-        apart = theirs != ours
-        if count := int(np.count_nonzero(apart)):
-            part, at = held.parts[suffix], int(apart.argmax())
-            place = at + _start(part, span.last - span.first, first)
-            index = tuple(int(each) for each in np.unravel_index(place, part.spec.shape)) if part.spec.shape else ()
-            detail = f"{_text(both[0], at)}, recomputed {_text(both[1], at)}"
-            yield Finding(ROUNDED, named(span.name, suffix), count, index, detail)
+        yield from _apart(span, held, suffix, theirs != ours, both, first)
+
+
+def _worse(span: Span, held: Stored, choice: Choice, stored: Arrays, first: int) -> Iterator[Finding]:
+    """Yield how many scales are of ranges that a tool clearly does not choose, and the first, as a note."""
+    both = (np.ascontiguousarray(each[SCALE], stored[SCALE].dtype).reshape(-1) for each in (stored, choice.tensors))
+    yield from _apart(span, held, SCALE, choice.worse.reshape(-1), (*both,), first, CLEARLY)
+
+
+def _apart(
+    span: Span, held: Stored, suffix: str, apart: Array, both: Sequence[Array], first: int, kind: Kind = ROUNDED
+) -> Iterator[Finding]:
+    """Yield a finding about the elements that are `apart` of what is found and what is made."""
+    if count := int(np.count_nonzero(apart)):
+        part, at = held.parts[suffix], int(apart.argmax())
+        place = at + begins(part, span.last - span.first, first)
+        index = tuple(int(each) for each in np.unravel_index(place, part.spec.shape)) if part.spec.shape else ()
+        detail = f"{_text(both[0], at)}, recomputed {_text(both[1], at)}"
+        yield Finding(kind, named(span.name, suffix), count, index, detail)
 
 
 def _text(values: Array, at: int) -> str:
@@ -245,14 +199,15 @@ def settle(
     sought = {
         name: Sought(helds[name].codec, spans[name].columns, each, seen[name])
         for name, each in settled.items()
-        if needs_search(each[0])
+        if needs_search(each[0]) and not (each[1] and one_scale(helds[name].codec) and not seen[name].counts.groups)
     }
     codecs = {name: held.codec for name, held in helds.items()}
     settled |= weighed(sought, codecs, lambda name, each: _way(spans[name], helds[name], each))
     for name, more in odd.items():
         way, found = settled[name]
         settled[name] = way, (*found, *more)
-    off = {name: faults for name, faults in off.items() if name not in sought or not one_scale(helds[name].codec)}
+    searches = {name for name, held in helds.items() if needs_search(settled[name][0]) and one_scale(held.codec)}
+    off = {name: faults for name, faults in off.items() if name not in searches}
     asked = Counter(settled[name][0] for name in off)
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
     for name, faults in off.items():
@@ -392,13 +347,14 @@ def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Findi
     for name, found in measured.findings.items():
         if name == NEAR:
             continue
+        found = (*filter(accuses, found),)
         parts = [(each.count, _part(held, span, each)) for each in found]
         shares = [(count, part.spec.size) for count, part in parts if part.sized]  # a text is right or wrong
         single = len(found) == 1 == found[0].count
         if single or all(count == 1 < size // 2 or count <= FEW * size for count, size in shares):
             best = min(filter(None, (best, (sum(count / size for count, size in shares), name))))
     if best:
-        return best[1], measured.findings[best[1]]
+        return best[1], (*filter(accuses, measured.findings[best[1]]),)
     return NEAR, measured.findings.get(NEAR, ())
 
 
@@ -423,7 +379,7 @@ def _wholes(
     made = [formula.whole(each, held.dtype) for each in widest]
     for suffix in made[0] if made else ():
         part = held.parts[suffix]
-        found = _read(checkpoint, named(span.name, suffix), part, 1, 0, 1)
+        found = read_part(checkpoint, named(span.name, suffix), part, 1, 0, 1)
         known = any(np.asarray(each[suffix], found.dtype).tobytes() == found.tobytes() for each in made)
         if not known and not gives(formula, ends, held.dtype, suffix, found):
             wanted = np.asarray(made[0][suffix], found.dtype)
@@ -436,12 +392,12 @@ def fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     rows = span.last - span.first
     for suffix, part in held.parts.items():
         if part.accepts:
-            text = _read(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
+            text = read_part(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
             if not part.accepts(text):
                 yield Finding("declared otherwise", named(span.name, suffix), detail="it cannot be this weight's")
         if (wanted := part.holds) is None:
             continue
-        found = _read(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
+        found = read_part(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
         if found.tobytes() != np.ascontiguousarray(wanted, found.dtype).tobytes():
             apart = found.reshape(-1) != np.ascontiguousarray(wanted, found.dtype).reshape(-1)
             index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))
@@ -453,40 +409,7 @@ def _inputs(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
     """Yield the scales of inputs, which follow from no weight, that no input can have."""
     for suffix, part in held.parts.items():
         if suffix.startswith("input") and suffix.endswith("scale"):
-            found = _read(checkpoint, named(span.name, suffix), replace(part, every=0), 1, 0, 1)
+            found = read_part(checkpoint, named(span.name, suffix), replace(part, every=0), 1, 0, 1)
             values = widen(found, part.spec.dtype).reshape(-1)
             if bad := int(np.count_nonzero(~(np.isfinite(values) & (values > 0)))):
                 yield Finding("scale out of reach", named(span.name, suffix), bad, (), f"{values[0]:g}, for inputs")
-
-
-def tensors(span: Span, held: Stored, checkpoint: Reader, first: int, last: int) -> dict[str, Array]:
-    """Read what a layer's tensors have of some outputs."""
-    rows = span.last - span.first
-    return {
-        suffix: _read(checkpoint, named(span.name, suffix), part, rows, first, last)
-        for suffix, part in held.parts.items()
-    }
-
-
-def _start(part: Part, rows: int, first: int) -> int:
-    """Return the element of a tensor at which an output's share begins."""
-    if not part.every:
-        return 0
-    return first // part.every * part.share(rows)
-
-
-def _read(checkpoint: Reader, name: str, part: Part, rows: int, first: int, last: int) -> Array:
-    """Read the share of a tensor that belongs to some outputs of `rows`, as it lies: its first axis cut, or flat."""
-    place = checkpoint.tensors[name]
-    start = _start(part, rows, first)
-    stop = min(place.spec.size, _start(part, rows, last + part.every - 1)) if part.every else place.spec.size
-    stop = place.spec.size if last >= rows else stop
-    bits = ITEM_BITS[place.spec.dtype]
-    data = np.empty((stop - start) * bits // 8, np.uint8)
-    checkpoint.read(place, start * bits // 8, data.data)
-    values = data.view(NUMPY[place.spec.dtype])
-    shape = part.spec.shape
-    if not part.every:
-        return values.reshape(place.spec.shape)
-    lined = shape and (part.lines > 1 or shape[0] == -(-rows // part.every))
-    return values.reshape(-1, *(shape[1:] if lined else (part.share(rows),)))

@@ -1,24 +1,30 @@
 """Layers of which a search over ranges made the scales: what is said of one depends on the others of the file.
 
-A search is recomputed as far as machines agree, in the forms that are known. So a group accuses only in a file of which
-that form makes nearly all else.
+A search is recomputed as far as machines agree, in the forms that are known. A group accuses where the form is, which
+groups tell and not layers: whoever moves ranges moves few of them, and a form that is not known, such as a GPU's,
+chooses otherwise in many groups of every layer.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from requant.check.findings import NEAR, Finding, Measured
+from requant.check.findings import CLEARLY, LESS, NEAR, Finding, Measured, accuses
 from requant.formats.codec import Codec
 from requant.formats.compressed_tensors import SCALE, Observed
-from requant.formats.observers import USUAL
+from requant.formats.observers import USUAL, Search
 from requant.rounding.mse import CHOSEN, SEARCHED
 
 MOST = 3 / 4
-"""Of the layers of a format, what the search has to make again, to the last choice, before it accuses the others."""
+"""Of the layers of a format, what has to agree with a form before it accuses the others; or else nearly all groups."""
 ENOUGH = 1024
-"""Groups that these have to have: a form of the search that is not known, such as a GPU's, chooses otherwise in some of
-them."""
+"""Groups that agreeing layers have to have."""
+FEW = 1 / 64
+"""Of the groups of a layer that agrees with a form, those that may be otherwise.
+
+Every form that was simulated of those that are in a release and not modelled chooses otherwise in 5% of the groups of a
+layer at least, if it errs more than rounding explains in any of them: of 1,024, no more than 16 would be so once in
+10^9 layers."""
 TIES = ", but for ties that rounding decides"
 """What the way of a layer ends with where the search could have taken other ranges too."""
 Settled = tuple[str, tuple[Finding, ...]]
@@ -34,10 +40,9 @@ class Sought:
     measured: Measured
 
     @property
-    def stated(self) -> bool:
-        """Whether the configuration says that there was a search."""
-        search = self.codec.search if isinstance(self.codec, Observed) else USUAL
-        return search is None or search.stated
+    def search(self) -> Search:
+        """What the configuration says of the search."""
+        return self.codec.search if isinstance(self.codec, Observed) else USUAL
 
     @property
     def kind(self) -> tuple[Codec, int]:
@@ -51,41 +56,49 @@ class Sought:
         return self.codec, height * width if self.codec.grid.height else 0
 
     @property
+    def groups(self) -> int:
+        """How many groups were read."""
+        return -(-self.measured.counts.codes // (self.kind[1] or self.measured.counts.codes or 1))
+
+    @property
     def exact(self) -> bool:
         """Whether every choice was made again."""
         way, found = self.settled
         return way.startswith(CHOSEN) and not found
 
     @property
-    def coarse(self) -> bool:
-        """Whether its codes err by more than any that a search takes.
-
-        Where the sum of a group's n errors to the power p is no greater than in the whole range, that of their squares
-        is greater by no more than n^|1 - 2/p| (Hoelder's inequality).
-        """
-        search = self.codec.search if isinstance(self.codec, Observed) else None
-        counts = self.measured.counts
-        most = float(self.kind[1] or counts.codes) ** abs(1 - 2 / (search or USUAL).norm)
-        return bool(counts.missed > most * counts.best)
-
-    @property
     def within_reach(self) -> bool:
         """Whether only the ranges that its scales tell make it, whichever they are."""
         return self.settled[0].startswith(SEARCHED)
 
-    def is_other(self, known: bool) -> bool:
-        """Say whether no search made it: its codes err too much, or the form is `known` and made hardly any of it."""
-        return self.coarse or (known and not self.measured.counts.groups)
+    @property
+    def form(self) -> tuple[Finding, ...] | None:
+        """What is found by that form of the search which takes most of the ranges; None if none was tried."""
+        some = [found for way, found in self.measured.findings.items() if way.startswith(CHOSEN)]
+        return min(some, key=lambda found: self._scales(filter(accuses, found)), default=None)
 
-    def of_scales(self, found: Iterable[Finding]) -> list[Finding]:
-        """Return the findings that are of scales."""
-        return [each for each in found if each.tensor.endswith(f".{SCALE}")]
+    @property
+    def moved(self) -> int:
+        """How many groups have another range than that form takes."""
+        return self.groups if self.form is None else self._scales(filter(accuses, self.form))
+
+    @property
+    def strange(self) -> int:
+        """How many scales no range gives."""
+        return self._scales(self.settled[1])
+
+    @property
+    def worse(self) -> list[Finding]:
+        """How many groups err more than by the range that the form takes, by more than rounding explains, as a note."""
+        return [each for each in self.form or () if each.kind == CLEARLY]
 
     def named(self) -> list[Finding]:
-        """Return how many groups do not have the range that the search takes, as a note."""
-        chosen = [found for way, found in self.measured.findings.items() if way.startswith(CHOSEN)]
-        some = [each for found in chosen for each in self.of_scales(found)]
-        return [replace(min(some, key=lambda each: each.count), kind="a range errs less")] if some else []
+        """Return these, or else how many groups have another range at all, as a note."""
+        apart = (each for each in self.form or () if accuses(each) and each.tensor.endswith(f".{SCALE}"))
+        return self.worse or [replace(each, kind=LESS) for each in apart]
+
+    def _scales(self, found: Iterable[Finding]) -> int:
+        return sum(each.count for each in found if each.tensor.endswith(f".{SCALE}"))
 
     def without(self, *ways: str) -> Measured:
         """Return what was measured, but for some ways."""
@@ -103,28 +116,42 @@ def weighed(
 ) -> dict[str, Settled]:
     """Return what is said otherwise of layers that only a search makes, by the other layers of the file.
 
-    Where none is stated, and most of a format's layers need none, what needs one is damaged. Where it makes most of
-    those that do again, a group accuses that clearly does not have the range by which it errs least; where it may have
-    made most of them, a scale that no range gives. All else is named, or was made in another way. `codecs` are those of
-    all layers; `judged` says how a layer was made by what was measured.
+    Where none is stated, and most of a format's layers need none, what needs one is damaged. Where a form is known, a
+    group accuses that clearly does not have the range by which it errs least; where ranges are, a scale that none of
+    them gives. Else such a layer was made in another way. What errs hardly more is named. `codecs` are those of all
+    layers; `judged` says how a layer was made by what was measured.
     """
     made: dict[str, Settled] = {}
     every, needing = Counter(codecs.values()), Counter(each.codec for each in sought.values())
-    counted = Counter(each.kind for each in sought.values())
-    exact = Counter(each.kind for each in sought.values() if each.exact)
-    fitting = Counter(each.kind for each in sought.values() if not each.settled[1])
-    groups: Counter[tuple[Codec, int]] = Counter()
-    for each in sought.values():
-        groups[each.kind] += each.measured.counts.groups if each.exact else 0
+    known, told = _known(sought, lambda each: each.moved), _known(sought, lambda each: each.strange)
     for name, each in sought.items():
-        kind, most = each.kind, MOST * counted[each.kind]
-        known = exact[kind] >= most and groups[kind] >= ENOUGH
-        if not each.stated and not each.exact and 2 * needing[each.codec] < every[each.codec]:
+        near = NEAR, (*each.measured.findings.get(NEAR, ()), *each.named())
+        if not each.search.stated and not each.exact and 2 * needing[each.codec] < every[each.codec]:
             made[name] = judged(name, each.without(CHOSEN, SEARCHED))
-        elif (each.of_scales(each.settled[1]) and fitting[kind] < most) or (each.within_reach and each.is_other(known)):
-            made[name] = NEAR, each.measured.findings.get(NEAR, ())
-        elif each.within_reach:
+        elif each.strange and name not in told:
+            made[name] = near
+        elif each.within_reach and each.worse:
             way, found = judged(name, each.without(SEARCHED))
-            accused = known and each.measured.counts.worse and way.startswith(CHOSEN)
-            made[name] = (way, found) if accused else (each.settled[0], (*each.settled[1], *each.named()))
+            made[name] = (way, found) if name in known and way.startswith(CHOSEN) else near
+        elif each.within_reach:
+            made[name] = each.settled[0], (*each.settled[1], *each.named())
     return made
+
+
+def _known(sought: Mapping[str, Sought], missed: Callable[[Sought], int]) -> set[str]:
+    """Return the layers of which a form is known: by their own groups, or by those of others that are like them.
+
+    `missed` says how many groups of a layer the form does not give.
+    """
+    known: set[str] = set()
+    kinds = {each.kind for each in sought.values()}
+    for kind in kinds:
+        some = {name: each for name, each in sought.items() if each.kind == kind}
+        counts = {name: missed(each) for name, each in some.items()}
+        agree = {name: each.groups for name, each in some.items() if counts[name] <= FEW * each.groups}
+        most = len(agree) >= MOST * len(some)
+        most |= sum(counts.values()) <= FEW * sum(each.groups for each in some.values())
+        if most and sum(agree.values()) >= ENOUGH:
+            known |= some.keys()
+        known |= {name for name, groups in agree.items() if groups >= ENOUGH}
+    return known

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from requant.check.findings import NEAR, ROUNDED, Finding, Measured
+from requant.check.findings import CLEARLY, ROUNDED, Finding, Measured
 from requant.check.searches import Settled
 from requant.formats import floats
 from requant.formats.codec import Array
@@ -24,33 +24,30 @@ def searched(
     choice: OneChoice,
     fitting: Callable[[Array], str | None],
 ) -> tuple[Settled, Measured] | None:
-    """Return how a search made a layer whose codes may follow from its scale, and what was measured; None if it did not.
+    """Return how a search made a layer whose codes may follow from its scale, and what was measured; None if not.
 
-    `tensor` is that of the scale. `fitting` returns the form by which all codes follow from another scale, if one does.
+    `tensor` is that of the scale. `fitting` returns the form by which all codes follow from another scale, if one does:
+    then that is what the scale was, and what is found is no matter of other layers.
     """
     way, found = settled
     told = choice.told(scale)
-    likeliest = choice.scales[choice.can.argmax()]
-    detail = f"{_number(scale):.9g}, recomputed {_number(likeliest):.9g}"
-    wrong = Finding(ROUNDED, tensor, 1, tuple(0 for _ in scale.shape), detail)
+    wrong = Finding(ROUNDED, tensor, 1, (0,) * scale.ndim, _both(scale, choice.scales[choice.can.argmax()]))
     if told.any() and way.startswith(PLAIN):
         fits = bool((told & choice.can).any())
-        worse = not fits and bool(choice.worse[told].all())
-        counts = replace(
-            measured.counts, groups=1, ties=int(fits and bool((choice.can & ~told).any())), worse=int(worse)
-        )
+        clearly = not fits and bool(choice.worse[told].all())
+        ties = int(fits and bool((choice.can & ~told).any()))
+        counts = replace(measured.counts, groups=1, ties=ties, worse=int(clearly))
         chosen, loose = way.replace(PLAIN, CHOSEN), way.replace(PLAIN, SEARCHED)
-        ways = {chosen: found if fits else (*found, wrong), loose: found}
+        otherwise = (*found, wrong, *([replace(wrong, kind=CLEARLY)] if clearly else []))
+        ways = {chosen: found if fits else otherwise, loose: found}
         return (chosen if fits else loose, found), Measured({**measured.findings, **ways}, counts)
     for each in np.unique(choice.scales[choice.can]):
         if form := fitting(np.full(scale.shape, each, scale.dtype)):
-            detail = f"{_number(scale):.9g}, recomputed {_number(each):.9g}"
-            wrong, chosen = replace(wrong, detail=detail), form.replace(PLAIN, CHOSEN)
-            return (chosen, (wrong,)), Measured(
-                {chosen: (wrong,), NEAR: measured.findings.get(NEAR, ())}, measured.counts
-            )
+            found = (replace(wrong, detail=_both(scale, each)),)
+            return (form.replace(PLAIN, CHOSEN), found), measured
     return None
 
 
-def _number(value: Array) -> float:
-    return float(floats.widened(np.asarray(value).reshape(1))[0])
+def _both(found: Array, wanted: Array) -> str:
+    stored, made = (float(floats.widened(np.asarray(each).reshape(1))[0]) for each in (found, wanted))
+    return f"{stored:.9g}, recomputed {made:.9g}"

@@ -9,8 +9,8 @@ import numpy as np
 
 from requant.check import WEIGHTS, windows_of
 from requant.check.reader import Reader
-from requant.check.recomputed import Stored, tensors
 from requant.check.spans import Span, Window
+from requant.check.stored import Stored, tensors
 from requant.check.words import read_words, together
 from requant.checkpoint.safetensors import ITEM_BITS
 from requant.errors import CheckpointError

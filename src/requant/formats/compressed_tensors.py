@@ -50,7 +50,7 @@ class Packed:
     symmetric: bool = True
     ordered: bool = False
     inputs: tuple[str, ...] = ()
-    search: Search | None = USUAL
+    search: Search = USUAL
     padded: bool = False
 
     @property
@@ -137,7 +137,7 @@ class Plain:
     grid: Grid
     symmetric: bool = True
     inputs: tuple[str, ...] = ()
-    search: Search | None = USUAL
+    search: Search = USUAL
 
     @property
     def name(self) -> str:
@@ -192,7 +192,7 @@ class NVFP4:
     """`nvfp4-pack-quantized`."""
 
     inputs: tuple[str, ...] = ()
-    search: Search | None = USUAL
+    search: Search = USUAL
     name = "nvfp4-pack-quantized, groups of 16"
     align = 1
     grid = Grid(1, 16)
@@ -220,7 +220,7 @@ class MX:
 
     bits: int
     inputs: tuple[str, ...] = ()
-    search: Search | None = USUAL
+    search: Search = USUAL
     align = 1
     grid = Grid(1, 32)
 

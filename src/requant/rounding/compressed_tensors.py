@@ -86,8 +86,11 @@ class MinMax:
             return {}
         return {SCALE: narrow(self._symmetric(np.full(1, widest, np.float32), dtype), dtype)}
 
-    def _ranges(self, weights: Array, dtype: str) -> Ranges:
-        """Return what makes scales and zero points, float32 [n, m], of a share of each group's range."""
+    def _ranges(self, weights: Array, dtype: str, expand: float = 1.0) -> Ranges:
+        """Return what makes scales and zero points, float32 [n, m], of a share of each group's range.
+
+        The range is `expand` times that of its weights.
+        """
         shape = self.codec.grid.shape(*weights.shape)
         low, high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         steps, symmetric = self.codec.grid.steps(*weights.shape), self.codec.symmetric
@@ -95,10 +98,13 @@ class MinMax:
             widest(weights.view(np.int32), *steps, high)
         else:
             ends(weights.view(np.int32), *steps, low, high)
-        low, high = low.view(np.float32), high.view(np.float32)
+        span = low.view(np.float32), high.view(np.float32)
+        if expand != 1:
+            wide = np.float32(expand)
+            span = floats.rounded(span[0] * wide, dtype), floats.rounded(span[1] * wide, dtype)
 
         def made(share: Array | np.float32) -> tuple[Array, Array]:
-            least, most = (floats.rounded(each * share, dtype) for each in (low, high))
+            least, most = (floats.rounded(each * share, dtype) for each in span)
             if symmetric:
                 return self._symmetric(most, dtype), np.zeros(most.shape, np.float32)
             return self._asymmetric(least, most, dtype)

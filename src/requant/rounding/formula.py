@@ -1,7 +1,9 @@
 """What is asked of a formula that can be recomputed: from the weights of some rows to what is stored, bit for bit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from requant.formats.codec import Array, Arrays
 
@@ -29,14 +31,14 @@ class Choice:
     """The tensors of some rows, of which a tool chose something for each group by what it measured.
 
     Of so many `groups` the choice was made again. In `ties` of them another one is as good, as far as machines round
-    alike; in `worse` the stored one is clearly not the tool's. The greatest range that was taken, on which a scale of the
-    layer as a whole depends, is `least` at least and `most` at most.
+    alike; `worse`, bool [n, m] or nothing, says where the stored one is clearly not the tool's. The greatest range that
+    was taken, on which a scale of the layer as a whole depends, is `least` at least and `most` at most.
     """
 
     tensors: Arrays
     groups: int = 0
     ties: int = 0
-    worse: int = 0
+    worse: Array = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
     least: float = 0.0
     most: float = 0.0
 

@@ -64,11 +64,12 @@ def bounds(
     return np.where(known, least, 0), np.where(known, greatest, np.inf)
 
 
-def possible(least: Array, greatest: Array, tried: int) -> Array:
+def possible(least: Array, greatest: Array, tried: int | None = None) -> Array:
     """Say of each range whether it can be the first of the least, bool [ranges, n, m].
 
-    At least so many were `tried`; one behind these, if it and those before it were.
+    At least so many were `tried`, or all; one behind these, if it and those before it were.
     """
+    tried = len(least) if tried is None else tried
     beyond = np.full((1, *least.shape[1:]), np.inf)
     before = np.minimum.accumulate(np.concatenate([beyond, greatest[:-1]]))
     surely = np.where(np.arange(len(least)).reshape(-1, 1, 1) < tried, greatest, np.inf)

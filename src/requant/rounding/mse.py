@@ -17,12 +17,14 @@ import numpy as np
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import SCALE, ZERO, Packed, Plain
-from requant.formats.observers import USUAL, WIDEST, Search
+from requant.formats.observers import OLDEST, USUAL, Search
 from requant.rounding.compressed_tensors import MinMax, min_max
 from requant.rounding.formula import Choice, Formula
 from requant.rounding.intervals import E4M3, added, bounds, possible, taken, whole_numbers
 
 CHOSEN, SEARCHED = "compressed-tensors, MSE", "within reach of compressed-tensors' MSE search"
+LIFTED = ", least scales of 0.12"
+"""What a way ends with if scales of groups of zeros are those of compressed-tensors to 0.12."""
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
 AT_ONCE = 1 << 18
@@ -36,6 +38,8 @@ In BF16, rounding at other places does 2^-9 in each power and in each sum, and a
 weighs an error 0.9% otherwise against one of a quarter of it: 1.7% in all. In float32, a compiler that divides by a
 reciprocal and fuses what is added moves a difference by 9 * 2^-24 of the weight: of 2^7 steps, against a quarter of
 one, that is 0.07% of the power, and 0.13% in both sums."""
+KINDS = ((False, False), (True, False), (False, True))
+"""Whether quotients are wide, and whether scales are clamped: as `MinMax` has them."""
 Make = Callable[[Array, str, Arrays], Choice]
 
 
@@ -43,11 +47,15 @@ Make = Callable[[Array, str, Arrays], Choice]
 class Searched(MinMax):
     """Min-max of the ranges that the scales tell, whichever they are."""
 
-    search: Search = WIDEST
+    search: Search = OLDEST
 
     @property
     def _way(self) -> str:
-        return SEARCHED
+        return f"{SEARCHED}{self._older}"
+
+    @property
+    def _older(self) -> str:
+        return LIFTED if self.clamped and not self.search.release else ""
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
@@ -76,12 +84,12 @@ class Searched(MinMax):
             }
             made.append(make(weights[first : first + step], dtype, some))
         tensors = {suffix: np.concatenate([one.tensors[suffix] for one in made]) for suffix in made[0].tensors}
-        groups, ties, worse = (sum(counts) for counts in zip(*((m.groups, m.ties, m.worse) for m in made), strict=True))
-        return Choice(tensors, groups, ties, worse)
+        groups, ties = (sum(counts) for counts in zip(*((m.groups, m.ties) for m in made), strict=True))
+        return Choice(tensors, groups, ties, np.concatenate([one.worse for one in made]))
 
     def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
         """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
-        scales, zeros = self._ranges(weights, dtype)(np.array(self.search.shares).reshape(-1, 1, 1))
+        scales, zeros = self._ranges(weights, dtype, self.search.expand)(np.array(self.search.shares).reshape(-1, 1, 1))
         if SCALE not in stored:
             return scales, zeros, np.zeros(scales.shape, np.bool_)
         held, points = (
@@ -106,7 +114,8 @@ class Chosen(Searched):
 
     @property
     def _way(self) -> str:
-        return CHOSEN
+        release = f" of llm-compressor {self.search.release}" if self.search.release else ""
+        return f"{CHOSEN}{release}{self._older}"
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
@@ -125,7 +134,7 @@ class Chosen(Searched):
         tried = len(scales)
         if SCALE in stored:
             if known.mean() < NEARLY:  # another tool's
-                return Choice(self._tensors(weights, dtype, scales[0], zeros[0]))
+                return Choice(self._tensors(weights, dtype, scales[0], zeros[0]), worse=np.logical_not(known))
             tried = min(tried, int(told.max()) + self.search.patience + 1)  # and more only if other rows needed it
         least, greatest = self._errors(weights, dtype, scales[:tried], zeros[:tried])
         beyond = np.zeros(known.shape)
@@ -133,7 +142,7 @@ class Chosen(Searched):
             held = floats.widened(stored[SCALE]).reshape(known.shape)
             points = self.codec.zeros(stored, weights.shape[0]).reshape(known.shape)
             beyond = np.where(known, 0, self._errors(weights, dtype, held[None], points[None])[0][0])
-        can = possible(least, greatest, tried)
+        can = possible(least, greatest)
         fits = (can & alike[:tried]).any(axis=0)
         ties = fits & (can & ~alike[:tried]).any(axis=0)
         surely = np.arange(tried)[:, None, None] <= told + self.search.patience
@@ -142,18 +151,24 @@ class Chosen(Searched):
         worse = ~fits & (errs > better * (1 + CLEARLY[dtype]))
         places = np.where(fits, told, least.argmin(axis=0))
         tensors = self._tensors(weights, dtype, *(taken(each, places) for each in (scales, zeros)))
-        return Choice(tensors, fits.size, int(ties.sum()), int(worse.sum()))
+        return Choice(tensors, fits.size, int(ties.sum()), worse)
 
 
 def observed(codec: Packed | Plain) -> Sequence[Formula]:
-    """Return the forms that can have made layers of a codec: min-max, then those of a search, the loosest last."""
+    """Return the forms that can have made layers of a codec: min-max, then those of a search, the loosest last.
+
+    Only what is stated can be of a version that rounds quotients otherwise; what releases did of their own is older.
+    """
     plain = min_max(codec)
     if not plain or codec.grid.height is None:
         return plain
+    said = codec.search
+    told = OLDEST if said.strange else said
+    if (told.grid, told.expand) == (OLDEST.grid, OLDEST.expand):  # what 0.3.1 tried, whatever is stated
+        told = replace(told, steps=max(told.steps, OLDEST.steps))
+    told = replace(told, release="")
     forms: list[Formula] = [*plain]
-    if codec.search:
-        forms += [Chosen(codec, wide=wide, search=codec.search) for wide in (False, True)]
-    told = codec.search or WIDEST
-    if told.grid == WIDEST.grid:  # 0.3.1 tried 80 ranges, and was handed no arguments
-        told = replace(told, steps=max(told.steps, WIDEST.steps))
-    return [*forms, *(Searched(codec, wide=wide, search=told) for wide in (False, True))]
+    if not said.strange:
+        forms += [Chosen(codec, search=said, wide=wide, clamped=clamped) for wide, clamped in KINDS]
+    forms += [Chosen(codec, search=each, clamped=True) for each in said.earlier]
+    return [*forms, *(Searched(codec, search=told, wide=wide, clamped=clamped) for wide, clamped in KINDS)]

@@ -15,7 +15,7 @@ import numpy as np
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays
 from requant.formats.compressed_tensors import GLOBAL, MX, NVFP4, SCALE
-from requant.formats.observers import WIDEST, Search
+from requant.formats.observers import OLDEST, Search
 from requant.rounding.compressed_tensors import EPSILON, MinMaxMX, MinMaxNVFP4, magnitudes, mx, nvfp4
 from requant.rounding.formula import Choice, Formula
 from requant.rounding.intervals import E2M1, E2M3, E4M3, added, bounds, possible, taken
@@ -30,7 +30,7 @@ class SearchedFloats:
     """Min-max of ranges that have the stored scales, whichever they are."""
 
     plain: MinMaxNVFP4 | MinMaxMX
-    search: Search = WIDEST
+    search: Search = OLDEST
 
     @property
     def name(self) -> str:
@@ -49,8 +49,8 @@ class SearchedFloats:
 
     def _ranges(self, weights: Array, dtype: str) -> Array:
         """Return the greatest magnitude of each range, float32 [ranges, n, m]."""
-        shares = np.array(self.search.shares).reshape(-1, 1, 1)
-        return floats.rounded(magnitudes(weights, self.plain.codec.grid) * shares, dtype)
+        shares, most = np.array(self.search.shares).reshape(-1, 1, 1), magnitudes(weights, self.plain.codec.grid)
+        return floats.rounded(floats.rounded(most * np.float32(self.search.expand), dtype) * shares, dtype)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ChosenFloats(SearchedFloats):
             {suffix: np.concatenate([each.tensors[suffix] for each in made]) for suffix in made[0].tensors},
             sum(each.groups for each in made),
             sum(each.ties for each in made),
-            sum(each.worse for each in made),
+            np.concatenate([each.worse for each in made]),
             max(each.least for each in made),
             max(each.most for each in made),
         )
@@ -109,7 +109,7 @@ class ChosenFloats(SearchedFloats):
             alike = scales == stored[SCALE].view(np.uint8)
             known, told = alike.any(axis=0), alike.argmax(axis=0)
             if known.mean() < NEARLY:  # another tool's
-                return Choice(self.plain.tensors(weights, dtype, scales[0], stored))
+                return Choice(self.plain.tensors(weights, dtype, scales[0], stored), worse=~known)
             tried = min(tried, int(told.max(initial=0)) + self.search.patience + 1)
         least, greatest = self._errors(weights, dtype, self._steps(ranges, dtype))
         can = possible(least, greatest, tried)
@@ -133,7 +133,7 @@ class ChosenFloats(SearchedFloats):
             tensors,
             fits.size,
             int(ties.sum()),
-            int(worse.sum()),
+            worse,
             float(low.max(initial=0)),
             float(high.max(initial=0)),
         )
@@ -169,9 +169,10 @@ def observed(codec: NVFP4 | MX) -> Sequence[Formula]:
     which the global scale depends.
     """
     plain: Sequence[MinMaxNVFP4 | MinMaxMX] = nvfp4(codec) if isinstance(codec, NVFP4) else mx(codec)
-    if codec.search is None:
-        return [*plain, *(SearchedFloats(each) for each in plain)]
-    chosen = [ChosenFloats(each, codec.search) for each in plain]
-    if not codec.search.stated:
-        return [*plain, *chosen]
-    return [*chosen, *plain, *(SearchedFloats(each) for each in plain)]
+    said = codec.search
+    usual = said.strange or (said.grid, said.expand) == (OLDEST.grid, OLDEST.expand)
+    loose = [SearchedFloats(each, OLDEST if usual else said) for each in plain]
+    if said.strange:
+        return [*plain, *loose]
+    chosen = [ChosenFloats(each, said) for each in plain]
+    return [*chosen, *plain, *loose] if said.stated else [*plain, *chosen]

@@ -15,7 +15,7 @@ import numpy as np
 from requant.formats import floats
 from requant.formats.codec import Array
 from requant.formats.compressed_tensors import SCALE, Packed, Plain
-from requant.formats.observers import USUAL, WIDEST, Search
+from requant.formats.observers import USUAL, Search
 from requant.rounding.compressed_tensors import MinMax
 from requant.rounding.intervals import E4M3, added, bounds, possible, whole_numbers
 from requant.rounding.mse import CLEARLY
@@ -48,7 +48,8 @@ class OneScale:
 
     def scales(self, widest: float, dtype: str) -> Array:
         """Return the scale of each range, as it is stored, of a layer whose greatest magnitude is so wide."""
-        ranges = floats.rounded(np.float32(widest) * np.array(self.search.shares), dtype)
+        whole = floats.rounded(np.full(1, widest, np.float32) * np.float32(self.search.expand), dtype)
+        ranges = floats.rounded(whole * np.array(self.search.shares), dtype)
         return np.concatenate([MinMax(self.codec).whole(float(each), dtype)[SCALE] for each in ranges])
 
     def choose(self, weights: Iterable[Array], dtype: str, widest: float) -> OneChoice:
@@ -77,4 +78,6 @@ def one_scale(codec: object) -> OneScale | None:
     """Return the search of a codec whose layers have one scale, if one is modelled."""
     if not isinstance(codec, Packed | Plain) or codec.grid.height is not None or not codec.symmetric:
         return None
-    return OneScale(codec, codec.search or WIDEST)
+    if codec.search.strange:
+        return None
+    return OneScale(codec, codec.search)

@@ -29,6 +29,8 @@ POW = 4 * ULP
 Sleef's documentation, which torch has on CPUs."""
 MULTIPLIED = (1.0, 2.0)
 """Powers for which torch does not call `pow`, but multiplies."""
+CUBE = 3.0
+"""The power for which torch multiplies twice, in BF16 with a rounding between (PowKernel.cpp); either is allowed."""
 
 
 @lru_cache(maxsize=4)
@@ -49,6 +51,10 @@ def table(norm: float, dtype: str) -> tuple[Array, Array]:
         low, high = (
             floats.rounded((powers * (1 + side * off)).astype(np.float32), dtype).astype(np.float64) for side in (-1, 1)
         )
+        if norm == CUBE:
+            square = floats.rounded(bits.view(np.float32) ** 2, dtype)
+            twice = floats.rounded(square * bits.view(np.float32), dtype).astype(np.float64)
+            low, high = np.fmin(low, twice), np.fmax(high, twice)
         return np.where(low != high, -low, low), np.where(low != high, high - low, 0.0)
 
 
