@@ -9,7 +9,7 @@ in float32 and an order that depends on the machine. So of each sum an interval 
 have been taken if some numbers of the intervals make it the first of the least.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,8 @@ LIFTED = ", least scales of 0.12"
 """What a way ends with if scales of groups of zeros are those of compressed-tensors to 0.12."""
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
+PACKED_AT_ONCE = 512
+"""Weights of a group, at most, that one program of 0.14.0.1's kernels takes whole (`tile_values`, mse_quant.py)."""
 AT_ONCE = 1 << 18
 """Ranges of groups, at most: some 20 MB of what is known of them."""
 MOST_AT_ONCE = 16 * AT_ONCE
@@ -146,12 +148,31 @@ class Chosen(Searched):
         fits = (can & alike[:tried]).any(axis=0)
         ties = fits & (can & ~alike[:tried]).any(axis=0)
         surely = np.arange(tried)[:, None, None] <= told + self.search.patience
-        better = np.where(surely, greatest, np.inf).min(axis=0)
-        errs = np.where(known, taken(least, told), beyond)
-        worse = ~fits & (errs > better * (1 + CLEARLY[dtype]))
+
+        def clearly(least: Array, greatest: Array) -> Array:
+            better = np.where(surely, greatest, np.inf).min(axis=0)
+            return np.asarray(np.where(known, taken(least, told), beyond) > better * (1 + CLEARLY[dtype]))
+
+        worse = ~fits & clearly(least, greatest)
+        if worse.any():
+            for others in self._on_gpus(weights, dtype, scales[:tried], zeros[:tried]):
+                worse &= clearly(*self._errors(weights, dtype, *others))
         places = np.where(fits, told, least.argmin(axis=0))
         tensors = self._tensors(weights, dtype, *(taken(each, places) for each in (scales, zeros)))
         return Choice(tensors, fits.size, int(ties.sum()), worse)
+
+    def _on_gpus(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield the scales and zero points by which 0.14.0.1's kernels for GPUs err, where that is otherwise.
+
+        They hold the zero point of the whole range, and round no scales of more than `PACKED_AT_ONCE` weights.
+        """
+        height, width = self.codec.grid.steps(*weights.shape)
+        held = np.broadcast_to(zeros[:1], zeros.shape).copy()
+        if height * width > PACKED_AT_ONCE and (dtype != "F32" or not self.codec.symmetric):
+            shares = np.array(self.search.shares[: len(scales)]).reshape(-1, 1, 1)
+            yield self._ranges(weights, "F32", self.search.expand)(shares)[0], held
+        elif not self.codec.symmetric:
+            yield scales, held
 
 
 def observed(codec: Packed | Plain) -> Sequence[Formula]:
