@@ -14,6 +14,7 @@ from tests.searches import FILES, LINEARS, linears, weights
 from requant.check import check
 from requant.check.checked import Checked
 from requant.check.findings import CLEARLY, NEAR
+from requant.check.makers import made_again
 from requant.check.reader import open_reader
 from requant.check.searches import TIES
 from requant.formats import floats
@@ -79,6 +80,9 @@ def test_a_file_of_the_real_tool_is_exact(name: str, tmp_path: Path) -> None:
     kind = name.partition(".")[2]
     assert groups == (sum(rows * columns for rows, columns in LINEARS.values()) // sizes[kind] if kind in sizes else 0)
     assert ties <= groups / 500
+    with open_reader(str(tmp_path / "made")) as theirs, open_reader(str(tmp_path / "base")) as ours:
+        ((made,), _) = made_again(theirs, ours)
+    assert made.gave[CHOSEN] == made.layers and set(made.ways) == set(result.layers.values())
 
 
 @pytest.mark.parametrize(("name", "tensor", "at", "by"), [

@@ -14,6 +14,8 @@ from requant.rounding.mse_single import OneChoice
 
 PLAIN = "compressed-tensors, min-max"
 """What the names of forms begin with that round as after a search."""
+OLDER = "compressed-tensors to 0.12, min-max"
+"""What another form begins with, of which the codes are the same, once there is a scale."""
 
 
 def searched(
@@ -29,7 +31,7 @@ def searched(
     `tensor` is that of the scale. `fitting` returns the form by which all codes follow from another scale, if one does:
     then that is what the scale was, and what is found is no matter of other layers.
     """
-    way, found = settled
+    way, found = settled[0].replace(OLDER, PLAIN), settled[1]
     told = choice.told(scale)
     wrong = Finding(ROUNDED, tensor, 1, (0,) * scale.ndim, _both(scale, choice.scales[choice.can.argmax()]))
     if told.any() and way.startswith(PLAIN):
@@ -44,7 +46,7 @@ def searched(
     for each in np.unique(choice.scales[choice.can]):
         if form := fitting(np.full(scale.shape, each, scale.dtype)):
             found = (replace(wrong, detail=_both(scale, each)),)
-            return (form.replace(PLAIN, CHOSEN), found), measured
+            return (form.replace(OLDER, PLAIN).replace(PLAIN, CHOSEN), found), measured
     return None
 
 

@@ -126,9 +126,8 @@ class ChosenFloats(SearchedFloats):
             held = self._held(stored, dtype).reshape(1, *known.shape)
             errs = np.where(known, errs, self._errors(weights, dtype, held)[0][0])
         worse = ~fits & (errs > better * (1 + CLEARLY[dtype]))
-        some = np.where(fits, good, alike)
-        low, high = np.where(some, ranges, np.inf).min(axis=0), np.where(some, ranges, 0).max(axis=0)
-        low = np.where(np.isfinite(low), low, 0)
+        low = np.where(fits, np.where(good, ranges, np.inf).min(axis=0), 0)  # nothing is known of a group that is odd
+        high = np.where(fits, np.where(good, ranges, 0).max(axis=0), ranges[0])
         return Choice(
             tensors,
             fits.size,
