@@ -35,6 +35,7 @@ LAYERS = [f"model.layers.{number}.mlp.up_proj" for number in range(4)]
 STATED = replace(USUAL, stated=True)
 WHOLE = replace(STATED, steps=1)
 SLOW = replace(STATED, steps=40, patience=9)
+WIDE = replace(STATED, grid=200.0, steps=111, patience=MOST, expand=1.8)
 
 
 def declared(kind: str, **observer: Any) -> dict[str, Any]:
@@ -133,8 +134,8 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
         ({"observer": "mse", "observer_kwargs": {"norm": 2, "grid": 50}}, Search(2.0, 50.0, 10, stated=True)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.4, "patience": 9}}, SLOW),
         ({"observer": "mse", "observer_kwargs": {"expand": 1.8}}, replace(STATED, expand=1.8)),
-        ({"observer": "fouroversix"}, Search(2.4, 200.0, 111, MOST, stated=True, expand=1.8)),
-        ({"observer": "nvfp4_expanded_mse", "observer_kwargs": {"grid": 100, "expand": 1}}, replace(STATED, steps=55, patience=MOST)),
+        ({"observer": "nvfp4_expanded_mse"}, WIDE),
+        ({"observer": "fouroversix", "observer_kwargs": {"maxshrink": 0.01}}, replace(WIDE, steps=2)),
         ({"observer": ["mse"]}, USUAL),
         ({"observer": "mse", "observer_kwargs": {"norm": 0.5, "patience": 1.5}}, replace(STATED, norm=0.5, patience=2)),
         ({"observer": "mse", "observer_kwargs": {"patience": -3}}, replace(STATED, patience=1)),
