@@ -137,7 +137,7 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
         ({"observer": "nvfp4_expanded_mse"}, WIDE),
         ({"observer": "fouroversix", "observer_kwargs": {"maxshrink": 0.01}}, replace(WIDE, steps=2)),
         ({"observer": ["mse"]}, USUAL),
-        ({"observer": "mse", "observer_kwargs": {"norm": 0.5, "patience": 1.5}}, replace(STATED, norm=0.5, patience=2)),
+        ({"observer": "mse", "observer_kwargs": {"norm": 1, "patience": 1.5}}, replace(STATED, norm=1.0, patience=2)),
         ({"observer": "mse", "observer_kwargs": {"patience": -3}}, replace(STATED, patience=1)),
         ({"observer": "mse", "observer_kwargs": {"patience": 10**400}}, replace(STATED, patience=MOST)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 1}}, replace(STATED, steps=100)),
@@ -154,9 +154,17 @@ def test_what_is_declared_of_a_search(said: Any, search: Search) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        *({"norm": "2"}, {"norm": -1}, {"norm": 99}, {"norm": 10**400}, {"norm": None}, {"patience": "5"}),
+        *(
+            {"norm": "2"},
+            {"norm": -1},
+            {"norm": 0.5},
+            {"norm": 99},
+            {"norm": 10**400},
+            {"norm": None},
+            {"patience": "5"},
+        ),
         *({"grid": 1e9}, {"grid": 10**400}, {"grid": [1]}, {"grid": -10, "maxshrink": -1}, {"maxshrink": 1.5}),
-        *({"maxshrink": 10**400, "grid": 10**400}, {"expand": 0.5}, {"unheard": 1}),
+        *({"maxshrink": 10**400, "grid": 10**400}, {"expand": 0.5}, {"expand": 256}, {"unheard": 1}),
         *([], "norm", 0),
     ],
 )
@@ -513,20 +521,24 @@ def test_scales_that_reach_nothing_are_named(bits: int, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8block"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_base_that_has_no_number_somewhere_is_said_to(bad: float, tmp_path: Path) -> None:
-    """What a tool makes of it is not defined, so that no code of that layer accuses; other layers do."""
-    layers, wide = file_of("int4", "BF16"), drawn("BF16", 1)
+def test_a_base_that_has_no_number_somewhere_is_said_to(bad: float, kind: str, tmp_path: Path) -> None:
+    """What a tool makes of it is not defined, so that nothing accuses that has part in its scale; all else does."""
+    layers, wide = file_of(kind, "BF16"), drawn("BF16", 1)
     wide[9, 40] = bad
-    found = checked(tmp_path / "healthy", "int4", "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
+    height, width = codec_of(kind).grid.steps(ROWS, COLUMNS)
+    told = layers[LAYERS[1]][SCALE].copy()
+    told[9 // height, 40 // width] = 0x7FC0  # as of torch, whose codes depend on the machine
+    layers[LAYERS[1]][SCALE] = told
+    found = checked(tmp_path / "healthy", kind, "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
     assert not found.findings and found.outcome == "not modelled"
-    (told,) = found.unmodelled
-    assert (
-        told.tensor == LAYERS[1] and f"{bad} in the base's {LAYERS[1]}.weight, for output 9 and input 40" in told.detail
-    )
-    layers[LAYERS[2]] = moved(codec_of("int4"), drawn("BF16", 2), "BF16", (77, 5), 0.05)
-    found = checked(tmp_path / "moved", "int4", "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
-    assert scales_of(found) == [(f"{LAYERS[2]}.{SCALE}", 1, (77, 5))]
+    (said,) = found.unmodelled
+    assert said.tensor == LAYERS[1]
+    assert said.detail.startswith(f"{bad} in the base's {LAYERS[1]}.weight, for output 9 and input 40: ")
+    told[-1, 0] = 0x7FC0
+    found = checked(tmp_path / "damaged", kind, "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
+    assert [(each.kind, each.index) for each in found.findings] == [("not the base's weights", (ROWS - height, 0))]
 
 
 @pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (4, "not modelled")])

@@ -106,7 +106,12 @@ def of_all(folder: Path, version: str, change: Any = lambda tensors: None) -> Ch
         groups[f"group_{number}"] = {"targets": [layer], "weights": weights}
     change(theirs)
     said = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": [], "config_groups": groups}
-    for side, some, stated in (("base", base, {}), ("made", theirs, {"quantization_config": said})):
+    return both(folder, base, theirs, said)
+
+
+def both(folder: Path, ours: Tensors, theirs: Tensors, said: dict[str, Any]) -> Checked:
+    """Check a file against its base, both written into a folder."""
+    for side, some, stated in (("base", ours, {}), ("made", theirs, {"quantization_config": said})):
         (folder / side).mkdir()
         (folder / side / "model.safetensors").write_bytes(shard(some))
         (folder / side / "config.json").write_text(json.dumps({"model_type": "llama"} | stated))
@@ -132,6 +137,25 @@ def test_one_bit_is_named_where_both_layouts_have_the_same_shapes_too(version: s
 
     found = of_all(tmp_path, version, flip)
     assert [(each.tensor, each.count) for each in found.findings] == [(name, 1)]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e30, 1e-25])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_layout_is_told_by_weights_of_any_size(padded: bool, size: float, tmp_path: Path) -> None:
+    """40 codes of 3 bits are as many words in both; squares of 1e20 are none in float32."""
+    form, name = Packed(3, Grid(1, None), padded=padded), "model.layers.0.mlp.up_proj"
+    drawn = np.random.default_rng(0).standard_normal((64, 40)) * size
+    wide = floats.rounded(drawn.astype(np.float32), "BF16")
+    stored = {**formulas(form)[0].encode(wide, "BF16", {}), "weight_shape": np.array(wide.shape)}
+    parts = form.parts(64, 40, "BF16")
+    theirs = {
+        f"{name}.{key}": (parts[key].spec.dtype, [*parts[key].spec.shape], stored[key].tobytes()) for key in parts
+    }
+    ours = {f"{name}.weight": ("BF16", [*wide.shape], codec.narrow(wide, "BF16").tobytes())}
+    weights = {"num_bits": 3, "type": "int", "symmetric": True, "strategy": "channel"}
+    said: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": []}
+    said |= {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    assert both(tmp_path, ours, theirs, said).outcome == Outcome.CLEAN
 
 
 @pytest.mark.parametrize("suffix", ["weight_zero_point", "weight_scale", "weight_shape", "weight_packed"])

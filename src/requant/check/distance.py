@@ -10,6 +10,7 @@ from requant.check.stored import Stored, begins
 from requant.formats.codec import Array, Arrays, named
 from requant.formats.compressed_tensors import SCALE, Packed, Plain
 from requant.formats.floats import widened
+from requant.formats.grid import Grid
 from requant.rounding.compressed_tensors import magnitudes
 
 LEAST = 2.0**-8
@@ -53,6 +54,18 @@ def lost(span: Span, held: Stored, stored: Arrays, weights: Array, first: int) -
         index = tuple(int(each) for each in np.unravel_index(place, part.spec.shape))
         told = f"{scales.reshape(-1)[at]:g}, for weights up to {most.reshape(-1)[at]:g}"
         yield Finding("scale out of reach", named(span.name, SCALE), count, index, told)
+
+
+def beside_finite(held: Stored, weights: Array) -> Array:
+    """Say of stretches of inputs, bool [rows, stretches], whether all that their scales are made of is finite."""
+    bad = ~np.isfinite(weights)
+    if bad.any():
+        grid, (rows, columns) = getattr(held.codec, "grid", None), weights.shape
+        if isinstance(grid, Grid) and grid.height is not None:
+            bad = np.broadcast_to(grid.spread(~np.isfinite(magnitudes(weights, grid)), rows, columns), bad.shape)
+        else:
+            bad = np.ones_like(bad)
+    return ~np.logical_or.reduceat(bad, np.arange(0, weights.shape[1], STRETCH), axis=1)
 
 
 def infinite(span: Span, weights: Array, first: int) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from requant.check.distance import far_from, infinite, lost, squares
+from requant.check.distance import beside_finite, far_from, infinite, lost, squares
 from requant.check.findings import CLEARLY, FAITHFUL, NEAR, ROUNDED, Counts, Finding, Kind, Measured, accuses, merge
 from requant.check.ranges import Ends, gives, greatest, siblings
 from requant.check.reader import Reader
@@ -85,8 +85,9 @@ def recompute(
     with np.errstate(all="ignore"):
         missed, whole = squares(held.codec.decode(stored, span.columns), weights)
         best = squares(held.codec.decode(reference, span.columns), weights)[0] if reference else missed
-    far = far_from(named(span.name, held.codes), first, missed, whole)
-    odd = () if fits else (*infinite(span, weights, first),)
+    known = beside_finite(held, weights)
+    far = far_from(named(span.name, held.codes), first, np.where(known, missed, 0), whole)
+    odd = (*infinite(span, weights, first),) if searched_alone else ()
     findings = {**({} if odd else findings), NEAR: (*far, *lost(span, held, stored, weights, first), *odd)}
     finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
     return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))

@@ -24,8 +24,9 @@ HARMLESS = ("averaging_constant", "chunk_size", "triton_error_buffer")
 """Of their arguments, those that change nothing of what is found in weights on a CPU."""
 MOST = 256
 """Ranges that are tried, at most: a stranger says how many."""
-GREATEST = 8.0
-"""The greatest power: `rounding/powers.py` knows them up to there."""
+POWERS, WIDEST = (1.0, 8.0), 2.0
+"""Powers, and how much wider than its weights a range may be. By powers below 1, and in ranges that are far too wide, a
+search takes what decodes to hardly anything: that a tool does so, if it is told to, makes no such file clean."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,11 @@ def _read(said: Any, numbers: Mapping[str, float]) -> Search:
         raise ValueError(f"more than {MOST} ranges")
     if not 0 < shares <= 1:
         raise ValueError(f"maxshrink {shrink:.9g} and grid {grid:.9g}, which try no ranges between nothing and all")
-    if not 1 <= expand <= MOST:
-        raise ValueError(f"expand {expand:.9g}; from 1 to {MOST} are modelled")
+    if not 1 <= expand <= WIDEST:
+        raise ValueError(f"expand {expand:.9g}; from 1 to {WIDEST:g} are modelled")
     if steps <= 0 or norm == 0 or math.isnan(norm):  # then nothing errs less than the whole range
         return Search(steps=1, stated=True, expand=expand)
-    if not 0 < norm <= GREATEST:
-        raise ValueError(f"norm {norm:.9g}; powers up to {GREATEST:g} are modelled")
+    if not POWERS[0] <= norm <= POWERS[1]:
+        raise ValueError(f"norm {norm:.9g}; powers from {POWERS[0]:g} to {POWERS[1]:g} are modelled")
     waited = MOST if not patience < MOST else max(1, math.ceil(patience))
     return Search(norm, float(grid), steps, waited, stated=True, expand=expand)
