@@ -266,6 +266,20 @@ def test_a_file_of_ranges_by_which_all_of_it_errs_far_more_is_not_clean(
     assert found.outcome == "not modelled" and set(found.layers.values()) == {NEAR}
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_ranges_of_rounded_shares_are_within_reach(dtype: str) -> None:
+    """llm-compressor 0.13's compiled form rounds shares to the dtype, which moves some scales by a last place."""
+    codec, wide = codec_of("int4"), drawn(dtype)
+    shares = floats.rounded(np.array(USUAL.shares), dtype).reshape(-1, 1, 1)
+    scales = MinMax(codec)._ranges(wide, dtype)(shares)[0]
+    plain = Chosen(codec)._candidates(wide, dtype, {})[0]
+    odd = (scales[:, None] != plain).all(axis=1)
+    told = np.where(odd.any(axis=0), scales[odd.argmax(axis=0), *np.indices(odd.shape[1:])], scales[0])
+    assert odd.any()
+    stored = {SCALE: narrow(told, dtype)}
+    np.testing.assert_array_equal(Searched(codec).encode(wide, dtype, stored)[SCALE], stored[SCALE])
+
+
 def test_groups_of_one_weight_are_not_searched() -> None:
     """Of so many ranges nothing is kept in memory."""
     codec = codec_of("int4", strategy="group", group_size=1)

@@ -22,8 +22,8 @@ ENOUGH = 1024
 FEW = 1 / 64
 """Of the groups of a layer that agrees with a form, those that may be otherwise.
 
-Every form that was simulated of those that are in a release and not modelled chooses otherwise in 5% of the groups of a
-layer at least, if it errs more than rounding explains in any of them: of 1,024, no more than 16 would be so once in
+Forms that are in a release and not modelled, as simulated by their sources, choose otherwise in 5% of the groups of a
+layer at least, if they err more than rounding explains in any of them: of 1,024, no more than 16 would be so once in
 10^9 layers."""
 TIES = ", but for ties that rounding decides"
 """What the way of a layer ends with where the search could have taken other ranges too."""
@@ -117,18 +117,20 @@ def weighed(
     """Return what is said otherwise of layers that only a search makes, by the other layers of the file.
 
     Where none is stated, and most of a format's layers need none, what needs one is damaged. Where a form is known, a
-    group accuses that clearly does not have the range by which it errs least; where ranges are, a scale that none of
-    them gives. Else such a layer was made in another way. What errs hardly more is named. `codecs` are those of all
-    layers; `judged` says how a layer was made by what was measured.
+    group accuses that clearly does not have the range by which it errs least, and a scale that no range gives; the
+    latter also where ranges alone give most layers. Else such a layer was made in another way. What errs hardly more is
+    named. `codecs` are those of all layers; `judged` says how a layer was made by what was measured.
     """
     made: dict[str, Settled] = {}
     every, needing = Counter(codecs.values()), Counter(each.codec for each in sought.values())
-    known, told = _known(sought, lambda each: each.moved), _known(sought, lambda each: each.strange)
+    counted = Counter(each.kind for each in sought.values())
+    told = Counter(each.kind for each in sought.values() if not each.settled[1])
+    known = _known(sought)
     for name, each in sought.items():
         near = NEAR, (*each.measured.findings.get(NEAR, ()), *each.named())
         if not each.search.stated and not each.exact and 2 * needing[each.codec] < every[each.codec]:
             made[name] = judged(name, each.without(CHOSEN, SEARCHED))
-        elif each.strange and name not in told:
+        elif each.strange and name not in known and told[each.kind] < MOST * counted[each.kind]:
             made[name] = near
         elif each.within_reach and each.worse:
             way, found = judged(name, each.without(SEARCHED))
@@ -138,16 +140,13 @@ def weighed(
     return made
 
 
-def _known(sought: Mapping[str, Sought], missed: Callable[[Sought], int]) -> set[str]:
-    """Return the layers of which a form is known: by their own groups, or by those of others that are like them.
-
-    `missed` says how many groups of a layer the form does not give.
-    """
+def _known(sought: Mapping[str, Sought]) -> set[str]:
+    """Return the layers of which a form is known: by their own groups, or by those of others that are like them."""
     known: set[str] = set()
     kinds = {each.kind for each in sought.values()}
     for kind in kinds:
         some = {name: each for name, each in sought.items() if each.kind == kind}
-        counts = {name: missed(each) for name, each in some.items()}
+        counts = {name: each.moved for name, each in some.items()}
         agree = {name: each.groups for name, each in some.items() if counts[name] <= FEW * each.groups}
         most = len(agree) >= MOST * len(some)
         most |= sum(counts.values()) <= FEW * sum(each.groups for each in some.values())

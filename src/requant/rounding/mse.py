@@ -59,6 +59,12 @@ class Searched(MinMax):
     def _older(self) -> str:
         return LIFTED if self.clamped and not self.search.release else ""
 
+    def _shares(self, dtype: str) -> Array:
+        """Return the shares that ranges may have, float32: 0.13's compiled form rounds them to the dtype."""
+        plain = np.array(self.search.shares)
+        rounded = floats.rounded(plain, dtype)
+        return np.concatenate([plain, rounded[rounded != plain]])
+
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
         return self._by_rows(self._told, weights, dtype, stored).tensors
@@ -73,7 +79,7 @@ class Searched(MinMax):
         weights, codec = np.ascontiguousarray(weights, np.float32), self.codec
         rows, columns = weights.shape
         height, width = codec.grid.steps(rows, columns)
-        each = -(-columns // width) * len(self.search.shares)
+        each = -(-columns // width) * len(self._shares(dtype))
         if codec.align * each > MOST_AT_ONCE:
             return Choice(super().encode(weights, dtype, stored))
         step = max(1, AT_ONCE * height // each // codec.align) * codec.align
@@ -91,7 +97,7 @@ class Searched(MinMax):
 
     def _candidates(self, weights: Array, dtype: str, stored: Arrays) -> tuple[Array, Array, Array]:
         """Return scales and zero points of each range, [ranges, n, m], and which of them are the stored ones."""
-        scales, zeros = self._ranges(weights, dtype, self.search.expand)(np.array(self.search.shares).reshape(-1, 1, 1))
+        scales, zeros = self._ranges(weights, dtype, self.search.expand)(self._shares(dtype).reshape(-1, 1, 1))
         if SCALE not in stored:
             return scales, zeros, np.zeros(scales.shape, np.bool_)
         held, points = (
@@ -118,6 +124,11 @@ class Chosen(Searched):
     def _way(self) -> str:
         release = f" of llm-compressor {self.search.release}" if self.search.release else ""
         return f"{CHOSEN}{release}{self._older}"
+
+    def _shares(self, dtype: str) -> Array:
+        """Return the shares that are tried, float32."""
+        del dtype
+        return np.array(self.search.shares)
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
