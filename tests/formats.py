@@ -19,6 +19,8 @@ from requant.formats.modelopt import ModelOptFP8, ModelOptNVFP4
 from requant.formats.mxfp4 import GptOssMXFP4
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import formulas
+from requant.rounding.mse import CHOSEN, SEARCHED
+from requant.rounding.mse_single import one_scale
 
 DOCS = ROOT / "docs" / "formats.md"
 START, END = "<!-- `nox -s formats` writes what follows -->\n", "<!-- until here -->\n"
@@ -86,8 +88,8 @@ TRIED: Mapping[type[Codec], str] = {
     Int8: "bitsandbytes 0.50.2 on a CPU; CUDA's from its source",
     ModelOptFP8: "nvidia-modelopt 0.47.0 on a CPU; the GPU's form is derived",
     ModelOptNVFP4: "nvidia-modelopt 0.47.0 on a CPU, `NVFP4QTensor.quantize`",
-    MX: "compressed-tensors 0.20.1",
-    NVFP4: "compressed-tensors 0.20.1",
+    MX: "compressed-tensors 0.20.1, 0.19.0; llm-compressor 0.14.0.1",
+    NVFP4: "compressed-tensors 0.20.1, 0.19.0; llm-compressor 0.14.0.1",
     Packed: "compressed-tensors 0.20.1, 0.17.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton forms on no GPU",
     PerTensor: "AutoFP8 505a7ed",
     Plain: "compressed-tensors 0.20.1, 0.12.2, 0.9.4; llm-compressor 0.14.0.1; the Triton forms on no GPU",
@@ -113,7 +115,8 @@ def table() -> str:
 
 
 def _families(codec: Codec) -> str:
-    return "; ".join(each.name for each in formulas(codec))
+    searched = [CHOSEN, SEARCHED] if one_scale(codec) else []  # whose sums are over all windows of a layer
+    return "; ".join([*(each.name for each in formulas(codec)), *searched])
 
 
 def written(text: str) -> str:

@@ -31,3 +31,16 @@ def weights(seed: int = 0) -> Any:
     drawn = np.random.default_rng(seed)
     spread = np.ldexp(1, drawn.integers(-7, -4, (ROWS, 1))) * drawn.standard_t(5, (ROWS, COLUMNS))
     return (spread.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+HIDDEN, INNER = 64, 96
+LINEARS = {f"model.layers.0.self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"}
+LINEARS |= {f"model.layers.0.mlp.{name}_proj": (INNER, HIDDEN) for name in ("gate", "up")}
+LINEARS["model.layers.0.mlp.down_proj"] = HIDDEN, INNER
+FILES = ("BF16.nvfp4", "F32.mxfp4", "BF16.fp8", "F32.int8")
+"""Checkpoints that the real tool made, those with one scale of attention: compressed_tensors/make_mse_files.py."""
+
+
+def linears() -> dict[str, Any]:
+    """Return the weights of a Qwen3 of one block, float32, that BF16 has too."""
+    return {name: weights(seed)[: shape[0], : shape[1]].copy() for seed, (name, shape) in enumerate(LINEARS.items())}

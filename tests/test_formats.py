@@ -28,6 +28,7 @@ from requant.formats.ggml import Ggml
 from requant.formats.mxfp4 import GptOssMXFP4
 from requant.rounding.formula import Formula
 from requant.rounding.formulas import FORMULAS
+from requant.rounding.mse_floats import ChosenFloats
 
 CASES = [
     (name, number, dtype)
@@ -59,7 +60,10 @@ def tensors(codec: Codec, formula: Formula, dtype: str) -> dict[str, tuple[str, 
     made: dict[str, tuple[str, list[int], bytes]] = {}
     for layer in LAYERS:
         values, parts = weights(layer, dtype), codec.parts(ROWS, COLUMNS, dtype)
-        whole = dict(formula.whole(float(np.abs(values).max()), dtype))
+        most = float(np.abs(values).max())
+        if isinstance(formula, ChosenFloats):  # the greatest range that was taken
+            most = formula.greatest(values, dtype)
+        whole = dict(formula.whole(most, dtype))
         whole |= {suffix: part.holds for suffix, part in parts.items() if part.holds is not None}
         whole |= beside(codec, dtype)
         for suffix, each in {**whole, **formula.encode(values, dtype, whole)}.items():

@@ -22,8 +22,8 @@ from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import FLOATS, SCALE, SHAPE, ZERO, Packed, Plain, read
 from requant.formats.observers import MOST, OLDEST, USUAL, Search, search_of
-from requant.rounding import mse
 from requant.rounding.compressed_tensors import MinMax
+from requant.rounding.intervals import possible
 from requant.rounding.mse import CHOSEN, LIFTED, MOST_AT_ONCE, SEARCHED, Chosen, Searched
 from requant.rounding.powers import POW, errors, series, table
 from requant.rounding.quotients import PLACES
@@ -35,6 +35,7 @@ LAYERS = [f"model.layers.{number}.mlp.up_proj" for number in range(4)]
 STATED = replace(USUAL, stated=True)
 WHOLE = replace(STATED, steps=1)
 SLOW = replace(STATED, steps=40, patience=9)
+WIDE = replace(STATED, grid=200.0, steps=111, patience=MOST, expand=1.8)
 
 
 def declared(kind: str, **observer: Any) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
     for norm in (1.0, 2.4, 8.0):
         sums = np.zeros((1, 1, 4096))
         one, none = np.full((1, 1, 4096), np.float32(2.0**30)), np.zeros((1, 1, 4096), np.float32)
-        half = np.float32(-1), np.float32(1)  # all become 0, and are off by themselves
+        half = np.float32(-2), np.float32(1)  # all become 0, and are off by themselves
         errors(
             wide, one, none, 1, 1, PLACES["F32"], half, *table(norm, "F32"), 16, series(norm), sums, none.astype(float)
         )
@@ -133,6 +134,9 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
         ({"observer": "mse", "observer_kwargs": {"norm": 2, "grid": 50}}, Search(2.0, 50.0, 10, stated=True)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.4, "patience": 9}}, SLOW),
         ({"observer": "mse", "observer_kwargs": {"expand": 1.8}}, replace(STATED, expand=1.8)),
+        ({"observer": "nvfp4_expanded_mse"}, WIDE),
+        ({"observer": "fouroversix", "observer_kwargs": {"maxshrink": 0.01}}, replace(WIDE, steps=2)),
+        ({"observer": ["mse"]}, USUAL),
         ({"observer": "mse", "observer_kwargs": {"norm": 1, "patience": 1.5}}, replace(STATED, norm=1.0, patience=2)),
         ({"observer": "mse", "observer_kwargs": {"patience": -3}}, replace(STATED, patience=1)),
         ({"observer": "mse", "observer_kwargs": {"patience": 10**400}}, replace(STATED, patience=MOST)),
@@ -351,8 +355,8 @@ def test_a_machine_that_rounds_otherwise_is_not_accused(kind: str, tmp_path: Pat
         scales, zeros, _ = formula._candidates(wide, "BF16", {})
         height, width = codec.grid.steps(ROWS, COLUMNS)
         sums, none = np.zeros(scales.shape), np.zeros(scales.shape)
-        half = 0 if kind == "fp8" else 1 << codec.bits - 1
-        levels = np.float32(-half), np.float32(max(half - 1, 0))
+        half = 448 if kind == "fp8" else 1 << codec.bits - 1
+        levels = np.float32(-half), np.float32(half - (kind != "fp8"))
         exact = table(2.4, "F32")[0], np.zeros(1 << 15)
         errors(wide, scales, zeros, height, width, PLACES["BF16"], levels, *exact, 16, series(2.4), sums, none)
         told = np.take_along_axis(scales, sums.argmin(axis=0)[None], 0)[0]
@@ -506,7 +510,7 @@ def test_powers_that_torch_multiplies_leave_ties_free(norm: float, tmp_path: Pat
     codec, wide = codec_of("int4", **args), drawn("F32")
     formula = Chosen(codec, search=codec.search)
     scales, zeros, _ = formula._candidates(wide, "F32", {})
-    can = mse._can(*formula._errors(wide, "F32", scales, zeros))
+    can = possible(*formula._errors(wide, "F32", scales, zeros))
     last = np.where(can, np.arange(len(scales))[:, None, None], 0).max(axis=0)
     assert (can.sum(axis=0) > 1).any()
     layers = {name: made_by(formula, drawn("F32", seed), "F32") for seed, name in enumerate(LAYERS)}

@@ -13,7 +13,7 @@ from requant.check.spans import Span
 from requant.checkpoint.loadable import DROPPED
 from requant.formats import declarations
 from requant.formats.codec import Declaration
-from requant.formats.compressed_tensors import Packed, Plain
+from requant.formats.compressed_tensors import Observed
 
 _INDEX = re.compile(r"\.\d+(?=\.)")
 
@@ -26,7 +26,7 @@ def unmodelled(spans: Iterable[Span]) -> list[Finding]:
 def observers(spans: Iterable[Span]) -> Iterator[Finding]:
     """Yield what is declared of searches over ranges that no version does, or that is not modelled, and of how many."""
     codecs = (span.codec for span in spans)
-    said = Counter(codec.search.strange for codec in codecs if isinstance(codec, Packed | Plain))
+    said = Counter(codec.search.strange for codec in codecs if isinstance(codec, Observed))
     for strange, count in said.items():
         if strange:
             yield Finding("not modelled", "quantization_config: observer_kwargs", count, detail=strange)

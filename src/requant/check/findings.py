@@ -84,7 +84,7 @@ class Counts:
     of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
     base's, where something that is stored follows from it; `best` is what rounding to nearest would leave of `missed`.
     Of `groups` the choice of a range was made again; of `ties` rounding decides it, and `worse` clearly do not have the
-    one that errs least.
+    one that errs least. The greatest range that was taken is `low` at least and `high` at most.
     """
 
     codes: int = 0
@@ -99,6 +99,8 @@ class Counts:
     groups: int = 0
     ties: int = 0
     worse: int = 0
+    low: float = 0.0
+    high: float = 0.0
 
     @classmethod
     def total(cls, some: Iterable["Counts"]) -> "Counts":
@@ -117,6 +119,8 @@ class Counts:
             sum(one.groups for one in each),
             sum(one.ties for one in each),
             sum(one.worse for one in each),
+            max((one.low for one in each), default=cls.low),
+            max((one.high for one in each), default=cls.high),
         )
 
 

@@ -19,10 +19,12 @@ from requant.check.findings import Measured, accuses, merge
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
 from requant.check.recomputed import givers, recompute, settle
+from requant.check.searches import TIES, needs_search
 from requant.check.spans import Span, Window
 from requant.check.stored import Stored
 from requant.rounding import ways as rounding
 from requant.rounding.formulas import formulas
+from requant.rounding.mse_single import one_scale
 from requant.rounding.reach import loosest
 
 LAYERS = 8
@@ -137,5 +139,7 @@ def _made(name: str, count: int, results: Iterable[tuple[Window, Measured]], che
             tried |= dict.fromkeys(exact)
         else:
             tried |= dict.fromkeys(formula.name for formula in formulas(codec))
+            if one_scale(codec) and needs_search(way := settled[layer][0].removesuffix(TIES)) and not settled[layer][1]:
+                gave[layer], tried = {*gave[layer], way}, {**tried, way: None}
     counts = Counter(way for some in gave.values() for way in some)
     return Made(name, count, len(by_layer), {way: counts[way] for way in tried}, dict(Counter(ways.values())))

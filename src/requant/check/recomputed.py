@@ -13,8 +13,10 @@ import numpy as np
 
 from requant.check.distance import beside_finite, far_from, infinite, lost, squares
 from requant.check.findings import CLEARLY, FAITHFUL, NEAR, ROUNDED, Counts, Finding, Kind, Measured, accuses, merge
+from requant.check.ranges import Ends, gives, greatest, siblings
 from requant.check.reader import Reader
-from requant.check.searches import TIES, Sought, needs_search, weighed
+from requant.check.searches import TIES, Settled, Sought, needs_search, weighed
+from requant.check.single import searched
 from requant.check.spans import Span, Window
 from requant.check.stored import Stored, begins, read_part, tensors
 from requant.check.weights import as_floats, read_weights
@@ -23,6 +25,8 @@ from requant.formats.compressed_tensors import SCALE
 from requant.rounding.formula import Choice, Choosing, Formula
 from requant.rounding.formulas import formulas
 from requant.rounding.mse import SEARCHED
+from requant.rounding.mse_floats import ChosenFloats
+from requant.rounding.mse_single import OneScale, one_scale
 
 FEW = 1 / 16
 """Of the elements of a tensor, what may differ, or else one, before it was made in another way rather than damaged."""
@@ -49,8 +53,7 @@ def recompute(
     span, first, last = window.span, window.first, window.last
     held = Stored.of(span, checkpoint, base)
     stored = {**tensors(span, held, checkpoint, first, last), **given}
-    weights = as_floats(read_weights(base, span, first, last - first))
-    weights = converted(weights, base.tensors[span.base].spec.dtype, held.dtype)
+    weights = _weights(window, held, base)
     findings: dict[str, tuple[Finding, ...]] = {}
     fits, reference, choices = False, None, [Choice({})]
     every = every or bool(ways)
@@ -73,7 +76,8 @@ def recompute(
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
     choice = choices[-1] if fits else min(choices[1:] or choices, key=lambda each: np.count_nonzero(each.worse))
-    searched = Counts(groups=choice.groups, ties=choice.ties, worse=int(np.count_nonzero(choice.worse)))
+    worse = int(np.count_nonzero(choice.worse))
+    searched = Counts(groups=choice.groups, ties=choice.ties, worse=worse, low=choice.least, high=choice.most)
     counts = replace(searched, codes=weights.size, widest=widest)
     searched_alone = all(found or way.startswith(SEARCHED) for way, found in findings.items())
     if fits and not searched_alone and not any(part.decides for part in held.parts.values()):
@@ -87,6 +91,12 @@ def recompute(
     findings = {**({} if odd else findings), NEAR: (*far, *lost(span, held, stored, weights, first), *odd)}
     finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
     return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))
+
+
+def _weights(window: Window, held: Stored, base: Reader) -> Array:
+    """Return the base's weights of some rows, float32 [rows, columns], of the numbers that the tool had."""
+    weights = as_floats(read_weights(base, window.span, window.first, window.last - window.first))
+    return converted(weights, base.tensors[window.span.base].spec.dtype, held.dtype)
 
 
 def _differs(formula: Formula, held: Stored, weights: Array, stored: Arrays) -> bool:
@@ -148,8 +158,8 @@ def settle(
 
     What belongs to a layer as a whole can be held against it only where all of its windows were read.
     """
-    widest = {name: max(each.counts.widest for _, each in some) for name, some in results.items()}
-    sides = _siblings(widest)
+    totals = {name: Counts.total(each.counts for _, each in some) for name, some in results.items()}
+    sides, joined = siblings({name: each.widest for name, each in totals.items()}), greatest(totals)
     settled: dict[str, tuple[str, tuple[Finding, ...]]] = {}
     off: dict[str, tuple[Finding, ...]] = {}
     odd: dict[str, tuple[Finding, ...]] = {}
@@ -167,8 +177,11 @@ def settle(
         way, found = _way(span, held, measured)
         if way != NEAR and measured.counts.missed > measured.counts.whole:
             found = (*found, *measured.findings.get(NEAR, ()))  # a text said otherwise of what fits to the last bit
-        if way == NEAR and whole:
-            way, found = _by_its_own([each for each, _ in some], held, sides[name], checkpoint, base) or (way, found)
+        windows = [each for each, _ in some]
+        told = () if measured.counts.groups else joined[name]  # scales that tell ranges follow from what is stored
+        if way == NEAR and whole and (its := _by_its_own(windows, held, sides[name], told, checkpoint, base)):
+            (way, widest), found = its, ()
+            joined[name] = [(widest, widest)]
         settled[name] = way, found
         seen[name] = measured
         formula = next((each for each in formulas(held.codec) if each.name == way), None)
@@ -178,19 +191,24 @@ def settle(
             settled[name] = FAITHFUL, found
         odd[name] = (*fixed(span, held, checkpoint), *_inputs(span, held, checkpoint))
         if whole and formula and settled[name][0] == way:
-            off[name] = tuple(_wholes(span, held, formula, sides[name], checkpoint))
+            off[name] = tuple(_wholes(span, held, formula, sides[name], joined[name], checkpoint))
+        if whole and (search := one_scale(held.codec)) and (search.search.stated or off.get(name)):
+            again = _searched(settled[name], measured, search, windows, held, totals[name].widest, checkpoint, base)
+            settled[name], seen[name] = again or (settled[name], measured)
     spans = {name: some[0][0].span for name, some in results.items()}
     helds = {name: Stored.of(span, checkpoint, base) for name, span in spans.items()}
     sought = {
         name: Sought(helds[name].codec, spans[name].columns, each, seen[name])
         for name, each in settled.items()
-        if needs_search(each[0])
+        if needs_search(each[0]) and not (each[1] and one_scale(helds[name].codec) and not seen[name].counts.groups)
     }
     codecs = {name: held.codec for name, held in helds.items()}
     settled |= weighed(sought, codecs, lambda name, each: _way(spans[name], helds[name], each))
     for name, more in odd.items():
         way, found = settled[name]
         settled[name] = way, (*found, *more)
+    searches = {name for name, held in helds.items() if needs_search(settled[name][0]) and one_scale(held.codec)}
+    off = {name: faults for name, faults in off.items() if name not in searches}
     asked = Counter(settled[name][0] for name in off)
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
     for name, faults in off.items():
@@ -214,7 +232,8 @@ def givers(
 
     One that says something of the layer as a whole is among them only where all of the layer was read.
     """
-    sides = _siblings({name: max(each.counts.widest for _, each in some) for name, some in results.items()})
+    totals = {name: Counts.total(each.counts for _, each in some) for name, some in results.items()}
+    sides, joined = siblings({name: each.widest for name, each in totals.items()}), greatest(totals)
     given: dict[str, set[str]] = {}
     for name, some in results.items():
         span = some[0][0].span
@@ -227,7 +246,7 @@ def givers(
             if not found.get(formula.name, (True,))
             and not _unmade(span, held, formula, checkpoint)
             and (whole or not formula.whole(1.0, held.dtype))
-            and not any(_wholes(span, held, formula, sides[name], checkpoint))
+            and not any(_wholes(span, held, formula, sides[name], joined[name], checkpoint))
         }
     return given
 
@@ -274,27 +293,64 @@ def _unmade(span: Span, held: Stored, formula: Formula, checkpoint: Reader) -> f
 
 
 def _by_its_own(
-    windows: Sequence[Window], held: Stored, widest: Sequence[float], checkpoint: Reader, base: Reader
-) -> tuple[str, tuple[Finding, ...]] | None:
-    """Return the formula that gives all rows by what it makes of the layer as a whole, whatever is stored of that.
+    windows: Sequence[Window],
+    held: Stored,
+    widest: Sequence[float],
+    ranges: Sequence[Ends],
+    checkpoint: Reader,
+    base: Reader,
+) -> tuple[str, float] | None:
+    """Return the formula, and the magnitude, that give all rows by what they make of the layer as a whole.
 
     A few rows are made first, and most often they are not as they are stored.
     """
     few = replace(windows[0], last=min(windows[0].last, windows[0].first + _few(held)))
     for formula in formulas(held.codec):
-        for each in widest:
+        own = widest
+        if isinstance(formula, ChosenFloats) and formula.whole(1.0, held.dtype):
+            taken = (formula.greatest(_weights(each, held, base), held.dtype) for each in windows if ranges)
+            most = max(taken, default=0.0)
+            own = [each for each in (most, *(end for _, end in ranges if end > most)) if each]
+        for each in own:
             if given := formula.whole(each, held.dtype):
                 made = (
                     recompute(window, checkpoint, base, ways=[formula.name], given=given) for window in (few, *windows)
                 )
                 if all(some.findings[formula.name] == () for some in made):
-                    return formula.name, ()
+                    return formula.name, each
     return None
 
 
 def _few(held: Stored) -> int:
     """Return how many rows are made to see whether a formula can have made them."""
     return -(-PROBED // held.codec.align) * held.codec.align
+
+
+def _searched(
+    settled: Settled,
+    measured: Measured,
+    search: OneScale,
+    windows: Sequence[Window],
+    held: Stored,
+    widest: float,
+    checkpoint: Reader,
+    base: Reader,
+) -> tuple[Settled, Measured] | None:
+    """Return how a search made a layer with one scale, and what was measured; None if it did not."""
+    span = windows[0].span
+    scale = tensors(span, held, checkpoint, 0, 1)[SCALE]
+    choice = search.choose((_weights(each, held, base) for each in windows), held.dtype, widest)
+    if not choice.told(scale).any() and not search.search.stated:
+        return None
+
+    def fitting(other: Array) -> str | None:
+        for formula in formulas(held.codec):
+            made = (recompute(each, checkpoint, base, ways=[formula.name], given={SCALE: other}) for each in windows)
+            if all(not each.findings[formula.name] for each in made):
+                return formula.name
+        return None
+
+    return searched(settled, measured, named(span.name, SCALE), scale, choice, fitting)
 
 
 def _way(span: Span, held: Stored, measured: Measured) -> tuple[str, tuple[Finding, ...]]:
@@ -319,14 +375,25 @@ def _part(held: Stored, span: Span, finding: Finding) -> Part:
 
 
 def _wholes(
-    span: Span, held: Stored, formula: Formula, widest: Sequence[float], checkpoint: Reader
+    span: Span,
+    held: Stored,
+    formula: Formula,
+    widest: Sequence[float],
+    ranges: Sequence[Ends],
+    checkpoint: Reader,
 ) -> Iterator[Finding]:
-    """Yield the tensors of a layer as a whole that no magnitude gives: its own, or that of one it may be fused with."""
+    """Yield the tensors of a layer as a whole that no magnitude gives: its own, or that of one it may be fused with.
+
+    Where ranges were searched, it is the greatest of those that were taken, the likeliest last.
+    """
+    ends = ranges if needs_search(formula.name) else ()
+    widest = [ends[-1][1]] if ends else widest
     made = [formula.whole(each, held.dtype) for each in widest]
     for suffix in made[0] if made else ():
         part = held.parts[suffix]
         found = read_part(checkpoint, named(span.name, suffix), part, 1, 0, 1)
-        if not any(np.asarray(each[suffix], found.dtype).tobytes() == found.tobytes() for each in made):
+        known = any(np.asarray(each[suffix], found.dtype).tobytes() == found.tobytes() for each in made)
+        if not known and not gives(formula, ends, held.dtype, suffix, found):
             wanted = np.asarray(made[0][suffix], found.dtype)
             detail = f"{_text(found, 0)}, recomputed {_text(wanted, 0)}"
             yield Finding(ROUNDED, named(span.name, suffix), 1, (), detail)
@@ -358,18 +425,3 @@ def _inputs(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
             values = widen(found, part.spec.dtype).reshape(-1)
             if bad := int(np.count_nonzero(~(np.isfinite(values) & (values > 0)))):
                 yield Finding("scale out of reach", named(span.name, suffix), bad, (), f"{values[0]:g}, for inputs")
-
-
-FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-FUSED += (("in_proj_qkv", "in_proj_z"), ("in_proj_a", "in_proj_b"), ("q_a_proj", "kv_a_proj_with_mqa"))
-"""Layers of a module that loaders fuse, and that may share what belongs to a layer as a whole."""
-
-
-def _siblings(widest: Mapping[str, float]) -> dict[str, list[float]]:
-    """Return each layer's greatest magnitude, and greater ones of layers that it may be fused with."""
-    sides = {}
-    for name, value in widest.items():
-        module, dot, own = name.rpartition(".")
-        others = {widest.get(f"{module}{dot}{each}", 0.0) for some in FUSED if own in some for each in some}
-        sides[name] = [value, *sorted(each for each in others if each > value)]
-    return sides

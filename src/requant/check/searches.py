@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from requant.check.findings import CLEARLY, LESS, NEAR, Finding, Measured, accuses
 from requant.formats.codec import Codec
-from requant.formats.compressed_tensors import SCALE, Packed, Plain
+from requant.formats.compressed_tensors import SCALE, Observed
 from requant.formats.observers import USUAL, Search
 from requant.rounding.mse import CHOSEN, SEARCHED
 
@@ -42,18 +42,23 @@ class Sought:
     @property
     def search(self) -> Search:
         """What the configuration says of the search."""
-        return self.codec.search if isinstance(self.codec, Packed | Plain) else USUAL
+        return self.codec.search if isinstance(self.codec, Observed) else USUAL
 
     @property
     def kind(self) -> tuple[Codec, int]:
-        """Its format, and how many weights share a scale: by that a GPU has other kernels, which round otherwise."""
-        height, width = self.codec.grid.steps(1, self.columns) if isinstance(self.codec, Packed | Plain) else (1, 1)
-        return self.codec, height * width
+        """Its format, and how many weights share a scale: by that a GPU has other kernels, which round otherwise.
+
+        0 where all of them do.
+        """
+        if not isinstance(self.codec, Observed):
+            return self.codec, 1
+        height, width = self.codec.grid.steps(1, self.columns)
+        return self.codec, height * width if self.codec.grid.height else 0
 
     @property
     def groups(self) -> int:
         """How many groups were read."""
-        return -(-self.measured.counts.codes // self.kind[1])
+        return -(-self.measured.counts.codes // (self.kind[1] or self.measured.counts.codes or 1))
 
     @property
     def exact(self) -> bool:

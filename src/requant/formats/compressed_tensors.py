@@ -192,6 +192,7 @@ class NVFP4:
     """`nvfp4-pack-quantized`."""
 
     inputs: tuple[str, ...] = ()
+    search: Search = USUAL
     name = "nvfp4-pack-quantized, groups of 16"
     align = 1
     grid = Grid(1, 16)
@@ -219,6 +220,7 @@ class MX:
 
     bits: int
     inputs: tuple[str, ...] = ()
+    search: Search = USUAL
     align = 1
     grid = Grid(1, 32)
 
@@ -247,6 +249,10 @@ class MX:
             codes = E4M3[raw] if self.bits == 8 else looked_up(E2M1, raw)
         with np.errstate(all="ignore"):
             return rounded(codes * self.grid.spread(e8m0(stored[SCALE]), len(codes), columns), "BF16")
+
+
+Observed = Packed | Plain | NVFP4 | MX
+"""Whose scales an observer may have searched for."""
 
 
 def _integers(codes: Array, zeros: Array, scales: Array, grid: Grid, bits: int) -> Integers:
@@ -357,9 +363,9 @@ def _codec(scheme: Mapping[str, Any]) -> Codec | None:
     if kind == "float" and symmetric:
         said = str(weights.get("scale_dtype") or "").removeprefix("torch.")
         if form == "nvfp4-pack-quantized" and bits == 4 and grid == NVFP4.grid and said in ("", "float8_e4m3fn"):
-            return NVFP4(inputs)
+            return NVFP4(inputs, search_of(weights))
         if bits in MX_FORMS and form == MX_FORMS[bits] and grid == MX.grid and said in ("", "uint8"):
-            return MX(bits, inputs)
+            return MX(bits, inputs, search_of(weights))
     raise ValueError(
         f"the format {form!r:.40} with {'' if symmetric else 'a'}symmetric weights of type {kind}, {bits} bits, {grid}"
     )

@@ -13,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
-MSE = ("mse", "memoryless_mse")
-"""The names of the observers that search so."""
+USUALLY: Mapping[str, float] = {"maxshrink": 0.2, "grid": 100.0, "norm": 2.4, "patience": 5, "expand": 1.0}
+EXPANDED: Mapping[str, float] = {**USUALLY, "maxshrink": 1 - 0.8 / 1.8, "grid": 200.0, "patience": 1000, "expand": 1.8}
+MSE = {
+    **dict.fromkeys(("mse", "memoryless_mse"), USUALLY),
+    **dict.fromkeys(("nvfp4_expanded_mse", "fouroversix"), EXPANDED),
+}
+"""The arguments of the observers that search so, where none are handed to them; the expanded ones are of 0.14."""
 HARMLESS = ("averaging_constant", "chunk_size", "triton_error_buffer")
 """Of their arguments, those that change nothing of what is found in weights on a CPU."""
 MOST = 256
@@ -71,21 +76,21 @@ def search_of(weights: Mapping[str, Any]) -> Search:
 
     What declares no such observer can have been made by the usual one.
     """
-    if weights.get("observer") not in MSE:
+    observer = weights.get("observer")
+    if not isinstance(observer, str) or observer not in MSE:
         return USUAL
     said = weights.get("observer_kwargs")
     try:
-        return _read({} if said is None else said)
+        return _read({} if said is None else said, MSE[observer])
     except ValueError as error:
         return Search(stated=True, strange=str(error))
 
 
-def _read(said: Any) -> Search:
+def _read(said: Any, numbers: Mapping[str, float]) -> Search:
     """Read arguments as Python does; ValueError for those that no release takes, or that are not modelled."""
     if not isinstance(said, dict):
         raise ValueError(f"{said!r:.40}, which is no object: no release takes it")
     said = {key: value for key, value in said.items() if key not in HARMLESS}
-    numbers = {"maxshrink": 0.2, "grid": USUAL.grid, "norm": USUAL.norm, "patience": USUAL.patience, "expand": 1.0}
     if unheard := sorted(map(str, said.keys() - numbers.keys())):
         raise ValueError(f"`{unheard[0]:.40}`, which no release that was read knows")
     for key, value in said.items():

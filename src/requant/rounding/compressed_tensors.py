@@ -157,13 +157,23 @@ class MinMaxNVFP4:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; the global scale, which other layers have part in, is taken as stored."""
-        whole, most = stored[GLOBAL].astype(np.float32), magnitudes(weights, self.codec.grid)
-        scales = np.empty(most.shape, np.uint8)
+        return self.tensors(weights, dtype, self.scales(magnitudes(weights, self.codec.grid), dtype, stored), stored)
+
+    def scales(self, most: Array, dtype: str, stored: Arrays) -> Array:
+        """Return the scales, as they are stored, of groups whose greatest magnitudes are float32 [..., n, m]."""
         with np.errstate(all="ignore"):
-            exact = floats.rounded(most / np.float32(6), dtype) * whole
+            exact = floats.rounded(most / np.float32(6), dtype) * stored[GLOBAL].astype(np.float32)
+            exact = exact.reshape(-1, most.shape[-1])
+            scales = np.empty(exact.shape, np.uint8)
             e4m3(exact, np.ones((1, 1), np.float32), len(exact) or 1, exact.shape[1] or 1, 0, False, False, scales)
-            scales[scales == 0] = _EIGHTH
-            divisors = floats.E4M3[scales] / whole
+        scales[scales == 0] = _EIGHTH
+        return scales.reshape(most.shape)
+
+    def tensors(self, weights: Array, dtype: str, scales: Array, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows that have these scales, uint8 [n, m]."""
+        del dtype
+        with np.errstate(all="ignore"):
+            divisors = floats.E4M3[scales] / stored[GLOBAL].astype(np.float32)
         return {PACKED: _fp4(weights, divisors, self.codec.grid, "F32"), SCALE: scales}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
@@ -192,9 +202,12 @@ class MinMaxMX:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows."""
+        return self.tensors(weights, dtype, self.scales(magnitudes(weights, self.codec.grid), dtype, stored), stored)
+
+    def scales(self, most: Array, dtype: str, stored: Arrays) -> Array:
+        """Return the exponents, as they are stored, of groups whose greatest magnitudes are float32 [..., n, m]."""
         del stored
-        most, highest = magnitudes(weights, self.codec.grid), 8 if self.codec.bits == 8 else 2
-        places = 4 if self.codec.bits == 6 else 2
+        highest, places = 8 if self.codec.bits == 8 else 2, 4 if self.codec.bits == 6 else 2
         # Exponents of the dtype: its subnormal numbers have none, and count as zeros.
         lifted = most.view(np.uint32) + np.uint32(1 << 23 - places)
         exponents = (lifted >> np.uint32(23)).astype(np.int32) - highest
@@ -202,15 +215,15 @@ class MinMaxMX:
             exponents[most < _TINY["F16"]] = 0
             exponents[(most < _TINY["F16"]) & (most >= _TINY["F16"] * (1 - 2.0**-places))] = 127 - 14 - highest
         exponents = np.clip(exponents, 0, 255)
-        with np.errstate(all="ignore"):
-            scales = floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
-        lost = scales == 0
-        scales, exponents = np.where(lost, np.float32(1), scales), np.where(lost, 127, exponents)
+        return np.where(_powers(exponents, dtype) == 0, 127, exponents).astype(np.uint8)
+
+    def tensors(self, weights: Array, dtype: str, scales: Array, stored: Arrays) -> Arrays:
+        """Return the tensors of some rows that have these exponents, uint8 [n, m]."""
+        del stored
+        powers, grid = _powers(scales.astype(np.int32), dtype), self.codec.grid
         if self.codec.bits == 6:
-            codes = _fp6(weights, scales, self.codec.grid, dtype, self.signed)
-        else:
-            codes = (_fp8 if self.codec.bits == 8 else _fp4)(weights, scales, self.codec.grid, dtype)
-        return {self.codec.codes: codes, SCALE: exponents.astype(np.uint8)}
+            return {PACKED: _fp6(weights, powers, grid, dtype, self.signed), SCALE: scales}
+        return {self.codec.codes: (_fp8 if self.codec.bits == 8 else _fp4)(weights, powers, grid, dtype), SCALE: scales}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: no tensor is of a layer as a whole."""
@@ -222,6 +235,11 @@ _EIGHTH = np.uint8(0x20)
 """0.125 as F8_E4M3."""
 _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 """The least normal number of a dtype."""
+
+
+def _powers(exponents: Array, dtype: str) -> Array:
+    with np.errstate(all="ignore"):
+        return floats.rounded(np.ldexp(np.float32(1), exponents - 127), dtype)
 
 
 def magnitudes(weights: Array, grid: Grid) -> Array:
@@ -250,11 +268,11 @@ def _fp8(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
     return codes
 
 
-def nvfp4(codec: NVFP4) -> Sequence[Formula]:
+def nvfp4(codec: NVFP4) -> Sequence[MinMaxNVFP4]:
     """Return the form that can have made layers of a codec."""
     return (MinMaxNVFP4(codec),)
 
 
-def mx(codec: MX) -> Sequence[Formula]:
+def mx(codec: MX) -> Sequence[MinMaxMX]:
     """Return the forms that can have made layers of a codec."""
     return (MinMaxMX(codec, signed=True), MinMaxMX(codec)) if codec.bits == 6 else (MinMaxMX(codec),)

@@ -31,13 +31,16 @@ class Choice:
     """The tensors of some rows, of which a tool chose something for each group by what it measured.
 
     Of so many `groups` the choice was made again. In `ties` of them another one is as good, as far as machines round
-    alike; `worse`, bool [n, m] or nothing, says where the stored one is clearly not the tool's.
+    alike; `worse`, bool [n, m] or nothing, says where the stored one is clearly not the tool's. The greatest range that
+    was taken, on which a scale of the layer as a whole depends, is `least` at least and `most` at most.
     """
 
     tensors: Arrays
     groups: int = 0
     ties: int = 0
     worse: Array = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
+    least: float = 0.0
+    most: float = 0.0
 
 
 @runtime_checkable

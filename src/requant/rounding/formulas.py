@@ -11,7 +11,7 @@ from requant.formats.ggml import Ggml
 from requant.formats.mlx import Affine, Float
 from requant.formats.modelopt import ModelOptFP8, ModelOptNVFP4
 from requant.formats.mxfp4 import GptOssMXFP4
-from requant.rounding import bitsandbytes, compressed_tensors, fp8, ggml, mlx, modelopt, mse, mxfp4
+from requant.rounding import bitsandbytes, fp8, ggml, mlx, modelopt, mse, mse_floats, mxfp4
 from requant.rounding.formula import Formula
 
 FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
@@ -24,8 +24,8 @@ FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
     Int8: bitsandbytes.int8,
     ModelOptFP8: modelopt.fp8,
     ModelOptNVFP4: modelopt.nvfp4,
-    MX: compressed_tensors.mx,
-    NVFP4: compressed_tensors.nvfp4,
+    MX: mse_floats.observed,
+    NVFP4: mse_floats.observed,
     Packed: mse.observed,
     PerTensor: fp8.per_tensor,
     Plain: mse.observed,

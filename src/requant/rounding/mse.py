@@ -5,11 +5,8 @@
 less than by all before it. It stops after `patience` ranges by which no group of the layer got better.
 
 Every step up to |q - x| is one that IEEE 754 defines, so it is the same on all machines. `pow` is not, and the sum is
-in float32 and an order that depends on the machine. So of each sum an interval is known: n numbers, added in any order,
-come out within n * 2^-24 / (1 - n * 2^-24) of their sum (Higham, Accuracy and Stability of Numerical Algorithms, 4.2),
-and each power within `POW`. In BF16 and float16 torch rounds the exponent, each power and the sum to the dtype
-(ATen/native/cpu/PowKernel.cpp, cuda/PowKernel.cu); rounding keeps the order, and leaves one number of most intervals. A
-range can have been taken if some numbers of the intervals make it the first of the least.
+in float32 and an order that depends on the machine. So of each sum an interval is known (`intervals.py`). A range can
+have been taken if some numbers of the intervals make it the first of the least.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,16 +20,11 @@ from requant.formats.compressed_tensors import SCALE, ZERO, Packed, Plain
 from requant.formats.observers import OLDEST, USUAL, Search
 from requant.rounding.compressed_tensors import MinMax, min_max
 from requant.rounding.formula import Choice, Formula
-from requant.rounding.powers import CUT, FLUSHED, POW, REST, errors, series, table
-from requant.rounding.quotients import PLACES
+from requant.rounding.intervals import E4M3, added, bounds, possible, taken, whole_numbers
 
 CHOSEN, SEARCHED = "compressed-tensors, MSE", "within reach of compressed-tensors' MSE search"
 LIFTED = ", least scales of 0.12"
 """What a way ends with if scales of groups of zeros are those of compressed-tensors to 0.12."""
-UNIT = 2.0**-24
-"""By what share float32 rounds."""
-FARTHEST = 89.0
-"""More than the magnitude of any normal float32's logarithm: what an exponent is off by counts so often in a power."""
 NEARLY = 15 / 16
 """Of the groups of some rows, what has to have a range of the search before the search is made again."""
 PACKED_AT_ONCE = 512
@@ -80,7 +72,7 @@ class Searched(MinMax):
     def _told(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
         scales, zeros, alike = self._candidates(weights, dtype, stored)
         told = alike.argmax(axis=0)
-        return Choice(self._tensors(weights, dtype, *(_taken(each, told) for each in (scales, zeros))))
+        return Choice(self._tensors(weights, dtype, *(taken(each, told) for each in (scales, zeros))))
 
     def _by_rows(self, make: Make, weights: Array, dtype: str, stored: Arrays) -> Choice:
         """Return what is made of some rows, of so many at once that little memory is needed for all ranges of them."""
@@ -117,26 +109,9 @@ class Searched(MinMax):
         """Return by how much each group errs in each range, at least and at most, float64 [ranges, n, m]."""
         codec, norm = self.codec, self.search.norm
         steps = codec.grid.steps(*weights.shape)
-        used = float(floats.rounded(np.array([norm], np.float32), dtype)[0]) if dtype != "F32" else norm
-        half = 1 << codec.bits - 1
-        floating = isinstance(codec, Plain) and codec.float
-        levels = (np.float32(0), np.float32(0)) if floating else (np.float32(-half), np.float32(half - 1))
-        sums, more = np.zeros(scales.shape), np.zeros(scales.shape)
-        how = levels, *table(used, dtype), CUT[dtype], series(used)
-        errors(weights, scales, zeros, *steps, PLACES[dtype], *how, sums, more)
-        count = min(steps[0], len(weights)) * min(steps[1], weights.shape[1])
-        off, each = count * UNIT / (1 - count * UNIT), REST
-        if dtype == "F32":
-            each += POW + np.expm1(abs(float(np.float32(norm)) - norm) * FARTHEST)
-        with np.errstate(all="ignore"):
-            least = sums * (1 - off) * (1 - each) - count * FLUSHED
-            greatest = (sums + more) * (1 + off) * (1 + each) + count * FLUSHED
-            least, greatest = (
-                floats.rounded(each.astype(np.float32), dtype).astype(np.float64)
-                for each in (np.maximum(least, 0), greatest)
-            )
-        known = np.isfinite(sums)
-        return np.where(known, least, 0), np.where(known, greatest, np.inf)
+        levels = E4M3 if isinstance(codec, Plain) and codec.float else whole_numbers(codec.bits)
+        sums, more = added(weights, dtype, scales, zeros, steps, norm, levels)
+        return bounds(sums, more, dtype, norm, min(steps[0], len(weights)) * min(steps[1], weights.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -180,21 +155,21 @@ class Chosen(Searched):
             held = floats.widened(stored[SCALE]).reshape(known.shape)
             points = self.codec.zeros(stored, weights.shape[0]).reshape(known.shape)
             beyond = np.where(known, 0, self._errors(weights, dtype, held[None], points[None])[0][0])
-        can = _can(least, greatest)
+        can = possible(least, greatest)
         fits = (can & alike[:tried]).any(axis=0)
         ties = fits & (can & ~alike[:tried]).any(axis=0)
-        taken = np.where(fits, told, least.argmin(axis=0))
         surely = np.arange(tried)[:, None, None] <= told + self.search.patience
 
         def clearly(least: Array, greatest: Array) -> Array:
             better = np.where(surely, greatest, np.inf).min(axis=0)
-            return np.asarray(np.where(known, _taken(least, told), beyond) > better * (1 + CLEARLY[dtype]))
+            return np.asarray(np.where(known, taken(least, told), beyond) > better * (1 + CLEARLY[dtype]))
 
         worse = ~fits & clearly(least, greatest)
         if worse.any():
             for others in self._on_gpus(weights, dtype, scales[:tried], zeros[:tried]):
                 worse &= clearly(*self._errors(weights, dtype, *others))
-        tensors = self._tensors(weights, dtype, *(_taken(each, taken) for each in (scales, zeros)))
+        places = np.where(fits, told, least.argmin(axis=0))
+        tensors = self._tensors(weights, dtype, *(taken(each, places) for each in (scales, zeros)))
         return Choice(tensors, fits.size, int(ties.sum()), worse)
 
     def _on_gpus(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Iterator[tuple[Array, Array]]:
@@ -209,18 +184,6 @@ class Chosen(Searched):
             yield self._ranges(weights, "F32", self.search.expand)(shares)[0], held
         elif not self.codec.symmetric:
             yield scales, held
-
-
-def _can(least: Array, greatest: Array) -> Array:
-    """Say of each range whether it can be the first of the least, bool [ranges, n, m]."""
-    beyond = np.full((1, *least.shape[1:]), np.inf)
-    before = np.minimum.accumulate(np.concatenate([beyond, greatest[:-1]]))
-    behind = np.minimum.accumulate(np.concatenate([beyond, greatest[:0:-1]]))[::-1]
-    return np.asarray((least < before) & (least <= behind))
-
-
-def _taken(values: Array, places: Array) -> Array:
-    return np.asarray(np.take_along_axis(values, places[None], 0)[0])
 
 
 def observed(codec: Packed | Plain) -> Sequence[Formula]:

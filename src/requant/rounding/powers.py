@@ -71,21 +71,27 @@ def series(norm: float) -> Array:
 def errors(weights, scales, zeros, height, width, places, levels, powers, beside, cut, terms, sums, loose):
     """Add up by how much groups err: float64 [ranges, n, m], zeros at first, where scales and zeros are float32 so.
 
-    `levels` are the least and the greatest code, or (0, 0) for F8_E4M3. `loose` is how much more it may be where `pow`
+    `levels` are the least and the greatest code; of floats, the one is the other with a minus sign: 448 for F8_E4M3, 6
+    and 7.5 for those of 4 and 6 bits. `loose` is how much more it may be where `pow`
     decides how a power is rounded.
     """
     values, off = np.empty(min(width, weights.shape[1]), np.float32), np.empty(min(width, weights.shape[1]), np.float32)
     bits, apart = values.view(np.uint32), off.view(np.uint32)
-    floating = levels[0] == levels[1]
-    least, most = (np.float32(-448), np.float32(448)) if floating else levels
+    least, most = levels
+    floating = least == -most
     shift, exact = np.uint32(cut), places == 0
     first_places = UNSIGNED >> shift << shift
     for r in range(weights.shape[0]):
         for g in range(scales.shape[2]):
             some = weights[r, g * width : min((g + 1) * width, weights.shape[1])]
             count = some.shape[0]
+            total, more = 0.0, 0.0
             for k in range(scales.shape[0]):
                 scale, zero = scales[k, r // height, g], zeros[k, r // height, g]
+                if k and scale == scales[k - 1, r // height, g] and zero == zeros[k - 1, r // height, g]:
+                    sums[k, r // height, g] += total  # as much as in the range before
+                    loose[k, r // height, g] += more
+                    continue
                 for i in range(count):
                     values[i] = some[i] / scale
                 _narrow(values, bits, count, places)
@@ -97,8 +103,10 @@ def errors(weights, scales, zeros, height, width, places, levels, powers, beside
                     near = values[i]
                     near = near if near > least else least
                     values[i] = near if near < most else most
-                if floating:
+                if floating and most > 8:
                     _e4m3(values, bits, count)
+                elif floating:
+                    _small(values, count, np.float32(2) if most == 6 else np.float32(8))
                 else:
                     for i in range(count):
                         values[i] = (values[i] + MAGIC) - MAGIC
@@ -141,3 +149,13 @@ def _e4m3(values, bits, count):
         near = (wide + np.uint32(0x7FFFF) + ((wide >> np.uint32(20)) & np.uint32(1))) & np.uint32(0xFFF00000)
         near = small if wide < SMALL_E4M3 else near
         bits[i] = (near if wide <= INFINITE else wide) | sign
+
+
+@njit(inline="always")
+def _small(values, count, steps):
+    """Round float32 to floats of 4 or 6 bits, which have so many `steps` to 1, ties to even, in place."""
+    for i in range(count):
+        size = np.abs(values[i])
+        each = steps if size < np.float32(2) else steps / np.float32(2)
+        each = each if size < np.float32(4) else steps / np.float32(4)
+        values[i] = ((values[i] * each + MAGIC) - MAGIC) / each
