@@ -85,7 +85,17 @@ def operations() -> dict[str, bool]:
         with drift.RoundedOnce():
             once = case(x, y)
         told[name] = once.dtype == torch.float32 and torch.equal(once, case(x.double(), y.double()).float())
+    with drift.RoundedOnce():
+        told["one that float64 has not"] = torch.equal(halved(x), x / 2)
     return told
+
+
+@torch.library.custom_op("requant_tests::halved", mutates_args=())  # type: ignore[untyped-decorator]
+def halved(given: torch.Tensor) -> torch.Tensor:
+    """Return half of a tensor in float32; raise RuntimeError for another one."""
+    if given.dtype != torch.float32:
+        raise RuntimeError("float32 alone")
+    return given / 2
 
 
 if __name__ == "__main__":

@@ -54,14 +54,21 @@ def apart(own: list[Any], other: list[Any]) -> float:
 
 
 class RoundedOnce(TorchDispatchMode):
-    """While it is entered, what an operation makes of float32 is computed in float64, and rounded to float32."""
+    """While it is entered, what an operation makes of float32 is computed in float64, and rounded to float32.
+
+    One that torch has in float32 alone, such as the product of all experts at once, is left as it is: what it is given
+    is off already.
+    """
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.partition("::")[2].rstrip("_")
         if function.is_view or function._schema.is_mutable or name in EXACT or name == "_to_copy":
             return function(*args, **(kwargs or {}))
-        args, kwargs = tree_map(_wide, (args, kwargs or {}))
-        return tree_map(_narrow, function(*args, **kwargs))
+        wide, named = tree_map(_wide, (args, kwargs or {}))
+        try:
+            return tree_map(_narrow, function(*wide, **named))
+        except RuntimeError:
+            return function(*args, **(kwargs or {}))
 
 
 def _wide(value: Any) -> Any:
