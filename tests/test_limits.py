@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from securesystemslib.dsse import Envelope
 from tests.cases.tiny_models import healthy
+from tests.checkpoints import shard, write
 from tests.conftest import ROOT, Refuses
 
 from requant.card.markdown import MAX_CARD, MAX_LINES
@@ -198,6 +200,27 @@ def test_the_worst_that_is_signed(make: Callable[[int], bytes], place: Path) -> 
     (place / "S").write_bytes(statement)
     assert taken("show", "bundle", "B", "--key", "K.pub", cwd=place) < MOST
     assert taken("sign", "S", "--key", "K.key", cwd=place) < MOST
+
+
+def test_however_many_threads_compare_however_wide_a_layer_is(tmp_path: Path) -> None:
+    """Blocks of 128 outputs that no formula made, which are read together."""
+    rows, columns = 1024, 49152
+    chance, name = np.random.default_rng(7), "model.layers.0.mlp.up_proj.weight"
+    one = [-(-rows // 128), columns // 128]
+    base = chance.integers(0x3C00, 0x3D00, (rows, columns), np.uint16)
+    codes = chance.integers(0, 0x7E, (rows, columns), np.uint8)
+    made = {
+        name: ("F8_E4M3", [rows, columns], codes.tobytes()),
+        f"{name}_scale_inv": ("F32", one, np.full(one, 2.0**-12, np.float32).tobytes()),
+    }
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    for folder, tensors, more in (
+        ("base", {name: ("BF16", [rows, columns], base.tobytes())}, {}),
+        ("made", made, {"quantization_config": said}),
+    ):
+        config = json.dumps({"model_type": "qwen3", **more}).encode()
+        write(tmp_path / folder, {"config.json": config, "model.safetensors": shard(tensors)})
+    assert taken("check", "made", "--base", "base", "--fresh", "--threads", "64", cwd=tmp_path) < MOST
 
 
 def test_what_is_real_has_worker() -> None:

@@ -50,6 +50,9 @@ CODED = 1 << 21
 which threads wait for each other, is as long for fewer."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
+AT_ONCE = 12
+"""Windows of `CODED` weights that are examined at a time, at most. Each takes 20 to 50 MB, and all of `check` is to
+need less than 1 GiB, however wide layers are and however many processors there are."""
 SCHEMA = 6
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
@@ -251,7 +254,7 @@ def _examined(
     """Examine windows in order, a bounded number ahead."""
     queue = iter(numbers)
     running: dict[Future[Measured], int] = {}
-    workers = max(threads, min(4 * threads, 16)) if checkpoint.remote or base.remote else threads
+    workers = at_once(windows, 4 * threads if checkpoint.remote or base.remote else threads)
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
@@ -263,6 +266,12 @@ def _examined(
                     yield running.pop(future), future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def at_once(windows: Iterable[Window], threads: int) -> int:
+    """Return how many windows are examined at a time, so that memory has a bound."""
+    widest = max(((each.last - each.first) * each.span.columns for each in windows if each.span.codec), default=1)
+    return min(threads, AT_ONCE, max(1, AT_ONCE * CODED // widest))
 
 
 def windows_of(

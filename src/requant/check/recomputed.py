@@ -24,7 +24,7 @@ from requant.formats.codec import Array, Arrays, Codec, Part, converted, named, 
 from requant.formats.compressed_tensors import SCALE
 from requant.rounding.formula import Choice, Choosing, Formula
 from requant.rounding.formulas import formulas
-from requant.rounding.mse import SEARCHED
+from requant.rounding.mse import CHOSEN, SEARCHED
 from requant.rounding.mse_floats import ChosenFloats
 from requant.rounding.mse_single import OneScale, one_scale
 
@@ -57,10 +57,12 @@ def recompute(
     findings: dict[str, tuple[Finding, ...]] = {}
     fits, reference, choices = False, None, [Choice({})]
     every = every or bool(ways)
-    for formula in (each for each in formulas(held.codec) if not ways or each.name in ways):
+    forms = [each for each in formulas(held.codec) if not ways or each.name in ways]
+    loose = any(each.name.startswith(SEARCHED) for each in forms)
+    for formula in forms:
         if fits and not every:
             break
-        first_choice = isinstance(formula, Choosing) and len(choices) == 1  # what is said of others depends on it
+        first_choice = loose and isinstance(formula, Choosing) and len(choices) == 1  # what is said of it depends on it
         if findings and not (every or first_choice) and _differs(formula, held, weights, stored):
             continue
         if isinstance(formula, Choosing):
@@ -165,6 +167,7 @@ def settle(
     odd: dict[str, tuple[Finding, ...]] = {}
     seen: dict[str, Measured] = {}
     unmade: dict[tuple[Codec, str], frozenset[str]] = {}
+    searching = {some[0][0].span.codec for some in results.values() if any(_is_chosen(each) for _, each in some)}
     for name, some in results.items():
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
@@ -178,7 +181,7 @@ def settle(
         if way != NEAR and measured.counts.missed > measured.counts.whole:
             found = (*found, *measured.findings.get(NEAR, ()))  # a text said otherwise of what fits to the last bit
         windows = [each for each, _ in some]
-        told = () if measured.counts.groups else joined[name]  # scales that tell ranges follow from what is stored
+        told = joined[name] if held.codec in searching and not measured.counts.groups else ()
         if way == NEAR and whole and (its := _by_its_own(windows, held, sides[name], told, checkpoint, base)):
             (way, widest), found = its, ()
             joined[name] = [(widest, widest)]
@@ -223,6 +226,11 @@ def settle(
         name: (way + TIES if name in ties and not way.startswith(SEARCHED) else way, found)
         for name, (way, found) in settled.items()
     }
+
+
+def _is_chosen(measured: Measured) -> bool:
+    """Say whether the choice of a search, as it is known, gives all of some rows."""
+    return any(way.startswith(CHOSEN) and not found for way, found in measured.findings.items())
 
 
 def givers(
