@@ -15,6 +15,10 @@ from pathlib import Path
 
 import peers
 
+sys.path.append(str(Path(__file__).parent.parent))
+
+from tests.test_limits import PROGRAM
+
 import formats
 
 Size = tuple[int, tuple[int, int], int]
@@ -23,15 +27,6 @@ COUNT, EMBEDDING = 12, (1, (128, 4096), 1187)
 LARGE = ("int4, groups", "FP8, channels", "FP8, one scale", "FP8 of AutoFP8", "NVFP4", "nf4", "MLX 4 bits", "GGUF Q8_0")
 MOST = 1 << 10
 """MiB that nothing may take."""
-PROGRAM = """if True:
-    import sys
-    from requant.__main__ import main
-    try:
-        main()
-    finally:
-        told = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-        sys.stderr.write("\\nKiB " + told.split()[1])
-"""
 
 
 def peak(base: Path, made: Path) -> int:
