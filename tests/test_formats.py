@@ -17,12 +17,14 @@ from tests.hub import running
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
+from requant.check.findings import NEAR
 from requant.check.reader import open_reader
 from requant.check.searches import TIES
 from requant.check.stored import NUMPY
 from requant.checkpoint.safetensors import Spec
 from requant.formats.bitsandbytes import BLOCK, MAP, NAMES, NESTED, FourBit, dynamic_map
 from requant.formats.codec import Array, Codec, narrow, widen
+from requant.formats.compressed_tensors import PACKED
 from requant.formats.declarations import READERS
 from requant.formats.ggml import Ggml
 from requant.formats.mxfp4 import GptOssMXFP4
@@ -129,6 +131,30 @@ def test_what_a_formula_makes_is_exact(name: str, number: int, dtype: str, tmp_p
     found = checked(tmp_path, CONFIGS[name], tensors(codec, known[number], dtype), dtype)
     assert found.outcome == Outcome.CLEAN
     assert {way.removesuffix(TIES) for way in found.ways} <= {each.name for each in known}
+
+
+@pytest.mark.parametrize("name", ["int4, groups", "int8, channels", "FP8, channels"])
+def test_what_no_formula_makes_is_said_where_it_is_farthest(name: str, tmp_path: Path) -> None:
+    """Bytes of other weights, near the base's: none accuses, and where a code was turned they are farthest."""
+    (codec, (formula, *_)), chance = made_by(CONFIGS[name]), np.random.default_rng(3)
+    base, made = {}, tensors(codec, formula, "BF16")
+    for layer in LAYERS:
+        moved = weights(layer, "BF16")
+        moved[2:] += chance.normal(0, 0.001, (ROWS - 2, COLUMNS)).astype(np.float32)
+        base[f"{layer}.weight"] = ("BF16", [ROWS, COLUMNS], narrow(moved, "BF16").tobytes())
+    tensor = f"{WHERE}.{PACKED if name == 'int4, groups' else 'weight'}"
+    dtype, shape, data = made[tensor]
+    codes = np.frombuffer(data, np.uint8).reshape(ROWS, -1).copy()
+    half = codes.shape[1] // 2
+    codes[100, half + (codes[100, half:] & 0x7F).argmax()] ^= 0x80
+    turned = {**made, tensor: (dtype, shape, codes.tobytes())}
+    (tmp_path / "turned").mkdir()
+    one = checked(tmp_path, CONFIGS[name], made, "BF16", base)
+    two = checked(tmp_path / "turned", CONFIGS[name], turned, "BF16", base)
+    assert (one.outcome, two.outcome) == (Outcome.NOT_MODELLED,) * 2 and {*two.layers.values()} == {NEAR}
+    (times, *healthy), (more, *place) = one.counts[WHERE].worst, two.counts[WHERE].worst
+    assert healthy != [100, 128] == place and 1 < times < more
+    assert f"farthest: {WHERE}, output 100, inputs from 128 on: {more:.2f} times" in two.text(9)
 
 
 def damaged(codec: Codec, formula: Formula) -> Iterator[tuple[str, Tensors, set[str]]]:

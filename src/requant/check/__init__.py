@@ -53,7 +53,7 @@ BYTES = 3 << 20
 AT_ONCE = 12
 """Windows of `CODED` weights that are examined at a time, at most. Each takes 20 to 50 MB, and all of `check` is to
 need less than 1 GiB, however wide layers are and however many processors there are."""
-SCHEMA = 6
+SCHEMA = 7
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
 

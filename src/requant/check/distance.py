@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from requant.check.findings import Finding
+from requant.check.findings import Counts, Finding
 from requant.check.spans import Span
 from requant.check.stored import Stored, begins
 from requant.formats.codec import Array, Arrays, named
@@ -26,6 +26,20 @@ def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
     missed, whole = np.empty((2, len(weights), -(-weights.shape[1] // STRETCH)), np.float64)
     sums_of_squares(*(np.ascontiguousarray(each, np.float32) for each in (decoded, weights)), STRETCH, missed, whole)
     return missed, whole
+
+
+def distance(first: int, missed: Array, whole: Array, best: Array) -> Counts:
+    """Return what such sums say of rows from `first` on, [rows, stretches]: `best` is what the nearest codes leave."""
+    finite, least = (np.where(np.isfinite(each), each, whole) for each in (missed, best))
+    floor = np.maximum(least, whole * 2.0**-48)  # nothing is nearer than float32 tells numbers apart
+    ratios = np.divide(finite, floor, out=np.zeros_like(finite), where=np.isfinite(finite) & (floor > 0))
+    row, stretch = (int(each) for each in np.unravel_index(int(ratios.argmax()), ratios.shape))
+    return Counts(
+        missed=float(finite.sum()),
+        whole=float(whole.sum()),
+        best=float(least.sum()),
+        worst=(float(np.sqrt(ratios[row, stretch])), first + row, stretch * STRETCH),
+    )
 
 
 def far_from(tensor: str, first: int, missed: Array, whole: Array) -> Iterator[Finding]:

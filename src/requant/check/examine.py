@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from requant.check.distance import distance, squares
 from requant.check.findings import (
     BINS,
     CONVERTED,
@@ -120,8 +121,10 @@ def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, 
             findings[way] = found
     counts = _counts(seen, steps, far, moved)
     if sums:
-        missed, whole = (float(each.sum(dtype=np.float64)) for each in sums)
-        counts = replace(counts, missed=missed, whole=whole, best=seen.integers.least(as_floats(seen.weights)))
+        wide = as_floats(seen.weights)
+        missed, whole = squares(seen.integers.decode(), wide)
+        best, _ = squares(seen.integers.nearest(wide), wide)
+        counts = Counts.total((counts, distance(window.first, missed, whole, best)))
     return Measured(findings, counts)
 
 

@@ -83,6 +83,7 @@ class Counts:
     `least` is the smallest such share. `missed` and `whole` are sums of squares, of decoded weights less the base's and
     of the base's, where the way of rounding is not modelled. `widest` is the greatest magnitude of the
     base's, where something that is stored follows from it; `best` is what rounding to nearest would leave of `missed`.
+    `worst` is by how many times more, by the root, some inputs of one output are off, that output, and the first input.
     Of `groups` the choice of a range was made again; of `ties` rounding decides it, and `worse` clearly do not have the
     one that errs least. The greatest range that was taken is `low` at least and `high` at most.
     """
@@ -101,6 +102,7 @@ class Counts:
     worse: int = 0
     low: float = 0.0
     high: float = 0.0
+    worst: tuple[float, int, int] = (0.0, 0, 0)
 
     @classmethod
     def total(cls, some: Iterable["Counts"]) -> "Counts":
@@ -121,6 +123,7 @@ class Counts:
             sum(one.worse for one in each),
             max((one.low for one in each), default=cls.low),
             max((one.high for one in each), default=cls.high),
+            max((one.worst for one in each), default=cls.worst),
         )
 
 
@@ -138,7 +141,8 @@ class Measured:
     @classmethod
     def from_json(cls, value: Any) -> "Measured":
         """Return what was written; raise TypeError, KeyError or ValueError for anything else."""
-        counts = Counts(**{**value["counts"], "shrunk": tuple(value["counts"]["shrunk"])})
+        stored = value["counts"]
+        counts = Counts(**{**stored, "shrunk": tuple(stored["shrunk"]), "worst": tuple(stored["worst"])})
         findings = {
             way: tuple(Finding(**{**each, "index": tuple(each["index"])}) for each in some)
             for way, some in value["findings"].items()

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from requant.check.distance import far_from, squares
+from requant.check.distance import distance, far_from, squares
 from requant.check.findings import (
     CONVERTED,
     COPIED,
@@ -80,15 +80,13 @@ def _codes(window: Window, factors: Factors, stored: Integers, weights: Array) -
         row, column = (int(each) for each in np.unravel_index(int(off.argmax()), off.shape))
         told = f"found {stored.codes[row, column]}, {away[row, column]:.2f} steps from the base's weight"
         found = (Finding(ROUNDED, codes, count, (first + row, column), told),)
-    decoded = stored.decode()
-    missed, whole = squares(decoded, weights)
-    counts = Counts(
+    missed, whole = squares(stored.decode(), weights)
+    farthest = max(0.0, float(np.nan_to_num(away, nan=np.inf).max(initial=0)) - 0.5)
+    counts = replace(
+        distance(first, missed, whole, squares(stored.nearest(weights), weights)[0]),
         codes=weights.size,
         moved=count,
-        farthest=max(0.0, float(np.nan_to_num(away, nan=np.inf).max(initial=0)) - 0.5),
-        missed=float(np.where(np.isfinite(missed), missed, whole).sum()),
-        whole=float(whole.sum()),
-        best=float(stored.least(weights)),
+        farthest=farthest,
     )
     return Measured({_way(factors): found, NEAR: tuple(far_from(codes, first, missed, whole))}, counts)
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from requant.check.distance import beside_finite, far_from, infinite, lost, squares
+from requant.check.distance import beside_finite, distance, far_from, infinite, lost, squares
 from requant.check.findings import CLEARLY, FAITHFUL, NEAR, ROUNDED, Counts, Finding, Kind, Measured, accuses, merge
 from requant.check.ranges import Ends, gives, greatest, siblings
 from requant.check.reader import Reader
@@ -91,8 +91,7 @@ def recompute(
     far = far_from(named(span.name, held.codes), first, np.where(known, missed, 0), whole)
     odd = (*infinite(span, weights, first),) if searched_alone else ()
     findings = {**({} if odd else findings), NEAR: (*far, *lost(span, held, stored, weights, first), *odd)}
-    finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
-    return Measured(findings, replace(counts, missed=float(finite), whole=float(whole.sum()), best=float(least)))
+    return Measured(findings, Counts.total((counts, distance(first, missed, whole, best))))
 
 
 def _weights(window: Window, held: Stored, base: Reader) -> Array:

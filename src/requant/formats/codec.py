@@ -94,13 +94,12 @@ class Integers:
         with np.errstate(all="ignore"):
             return np.asarray((self.codes - self.spread(self.zeros)) * self.spread(self.scales), np.float32)
 
-    def least(self, weights: Array) -> float:
-        """Return the sum of squares by which the nearest codes miss some weights, with these scales."""
+    def nearest(self, weights: Array) -> Array:
+        """Return what the codes that are nearest to some weights stand for, with these scales, float32."""
         zeros, scales = self.spread(self.zeros), self.spread(self.scales)
         with np.errstate(all="ignore"):
             codes = np.clip(np.rint(weights / scales + zeros), 0, self.top)
-            missed = ((codes - zeros) * scales - weights) ** 2
-        return float(np.where(np.isfinite(missed), missed, 0).sum(dtype=np.float64))
+            return np.asarray((codes - zeros) * scales, np.float32)
 
     def spread(self, values: Array) -> Array:
         """Return what groups have, of each weight: float32 [rows, columns]."""
