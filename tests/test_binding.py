@@ -445,6 +445,12 @@ def test_without_a_method_nothing_says_how_to_read_the_codes(pair: tuple[Path, P
     assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
 
 
+@pytest.mark.parametrize("method", [[], {}, ["gptq"], 5, True])
+def test_a_method_that_is_no_text_is_none_that_is_known(method: Any, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, into(QUANTIZATION, "quant_method", value=method)))
+    assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
+
+
 def hiding(*path: str, junk: dict[str, Any]) -> Edit:
     """Edit what counts, beside keys that would make one value of an object."""
 
