@@ -75,6 +75,7 @@ def recompute(
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
+    widest = np.inf if np.isnan(widest) else widest  # which is not known, and compares
     choice = choices[-1] if fits else min(choices[1:] or choices, key=lambda each: np.count_nonzero(each.worse))
     worse = int(np.count_nonzero(choice.worse))
     searched = Counts(groups=choice.groups, ties=choice.ties, worse=worse, low=choice.least, high=choice.most)
@@ -156,7 +157,8 @@ def settle(
 ) -> dict[str, tuple[str, tuple[Finding, ...]]]:
     """Return the way in which each layer was made, by its name, and what is found, from the windows of all layers.
 
-    What belongs to a layer as a whole can be held against it only where all of its windows were read.
+    What belongs to a layer as a whole can be held against it only where all of its windows were read, and where the
+    base has finite numbers in it and in those that it may be fused with.
     """
     totals = {name: Counts.total(each.counts for _, each in some) for name, some in results.items()}
     sides, joined = siblings({name: each.widest for name, each in totals.items()}), greatest(totals)
@@ -169,6 +171,7 @@ def settle(
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
+        whole &= np.isfinite(sides[name][0])
         tried = {frozenset(each.findings) for _, each in some}
         if len(tried) > 1:  # a window may fit a formula that others do not
             ways = frozenset().union(*tried)
@@ -213,7 +216,7 @@ def settle(
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
     for name, faults in off.items():
         way, found = settled[name]
-        if faults and fitting[way] >= MOST * asked[way]:
+        if faults and fitting[way] >= MOST * asked[way] and np.isfinite(sides[name]).all():
             settled[name] = way, (*found, *faults)
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
@@ -239,6 +242,7 @@ def givers(
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
+        whole &= np.isfinite(sides[name][0])
         found = merge(each for _, each in some).findings
         given[name] = {
             formula.name
@@ -273,7 +277,7 @@ def _agreed(
         alike = (name for name, way in ways.items() if needs_search(way) == needs_search(last))
         others = [name for name in alike if ways[name] != last]
         again = ((recompute(window, checkpoint, base, ways=[last]) for window, _ in results[name]) for name in others)
-        if all(each.findings[last] == () for some in again for each in some):
+        if all(each.findings.get(last) == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
 
@@ -316,7 +320,7 @@ def _by_its_own(
                 made = (
                     recompute(window, checkpoint, base, ways=[formula.name], given=given) for window in (few, *windows)
                 )
-                if all(some.findings[formula.name] == () for some in made):
+                if all(some.findings.get(formula.name) == () for some in made):
                     return formula.name, each
     return None
 
@@ -346,7 +350,7 @@ def _searched(
     def fitting(other: Array) -> str | None:
         for formula in formulas(held.codec):
             made = (recompute(each, checkpoint, base, ways=[formula.name], given={SCALE: other}) for each in windows)
-            if all(not each.findings[formula.name] for each in made):
+            if all(each.findings.get(formula.name) == () for each in made):
                 return formula.name
         return None
 
