@@ -134,6 +134,17 @@ def test_a_base_that_has_no_number_somewhere_is_said_to(name: str, bad: float, t
     assert said == dict.fromkeys(fused, FAITHFUL)
 
 
+@pytest.mark.parametrize("name", ["BF16.nvfp4", "F32.mxfp4"])
+def test_scales_that_leave_nothing_of_a_layer_are_named(name: str, tmp_path: Path) -> None:
+    """Zeros are no farther from the base than zeros are."""
+    config, tensors = real(name)
+    tensors[f"{UP}.{SCALE}"] = np.zeros_like(tensors[f"{UP}.{SCALE}"])
+    result = checked(tmp_path, name.partition(".")[0], config, tensors)
+    assert result.outcome == "violations"
+    kinds = {(each.kind, each.tensor, each.index) for each in result.findings}
+    assert ("scale out of reach", f"{UP}.{SCALE}", (0, 0)) in kinds
+
+
 def test_fused_layers_have_the_global_scale_of_all_of_them(tmp_path: Path) -> None:
     """Of q, k and v the greatest range decides, after the search: with that of one alone the others differ."""
     config, tensors = real("BF16.nvfp4")

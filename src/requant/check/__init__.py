@@ -50,7 +50,7 @@ CODED = 1 << 21
 which threads wait for each other, is as long for fewer."""
 BYTES = 3 << 20
 """Bytes of a copied tensor in one window: whole elements, those of six bits too."""
-SCHEMA = 6
+SCHEMA = 7
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """What `config.json` calls the dtypes of tensors."""
 
@@ -136,7 +136,11 @@ def check(
             made_again.setdefault(window.span.name, []).append((window, results[number]))
     unread = tuple(span.name for span in spans if span.name not in by_piece and not span.unmodelled)
     settled = settle(made_again, checkpoint, base)
-    settled |= {span.name: nearly(by_piece[span.name]) for span in spans if span.by_nearest and span.name in by_piece}
+    settled |= {
+        span.name: nearly(by_piece[span.name], span.columns)
+        for span in spans
+        if span.by_nearest and span.name in by_piece
+    }
     judged, layers, statistics, counts = judge(by_piece, settled)
     if recipe:  # nothing is left to a tool
         judged = [replace(each, kind="wrong zero point") if each.kind == OFF_BY_ONE else each for each in judged]

@@ -125,7 +125,9 @@ def _made(name: str, count: int, results: Iterable[tuple[Window, Measured]], che
     coded = {layer: some for layer, some in by_layer.items() if some[0][0].span.recomputed}
     settled = settle(coded, checkpoint, base)
     by_nearest = {layer: some for layer, some in by_layer.items() if some[0][0].span.by_nearest}
-    settled |= {layer: nearly(each for _, each in some) for layer, some in by_nearest.items()}
+    settled |= {
+        layer: nearly((each for _, each in some), some[0][0].span.columns) for layer, some in by_nearest.items()
+    }
     _, ways, _, _ = judge({layer: [each for _, each in some] for layer, some in by_layer.items()}, settled)
     gave = {layer: named for layer, named in givers(coded, checkpoint, base).items() if not settled[layer][1]}
     tried: dict[str, None] = {}

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from requant.check.distance import far_from, squares
+from requant.check.distance import far_from, squares, told_apart
 from requant.check.findings import (
     CONVERTED,
     COPIED,
@@ -61,7 +61,7 @@ def examine_nearest(window: Window, factors: Factors, checkpoint: Reader, base: 
     decoded = held.codec.decode(tensors(span, held, checkpoint, first, last), span.columns)
     missed, whole = squares(decoded, weights)
     counts = Counts(codes=weights.size, missed=float(np.where(np.isfinite(missed), missed, whole).sum()))
-    found = far_from(named(span.name, held.codes), first, missed, whole)
+    found = far_from(named(span.name, held.codes), first, decoded, weights, missed, whole)
     return Measured({NEAR: tuple(found)}, replace(counts, whole=float(whole.sum())))
 
 
@@ -90,7 +90,8 @@ def _codes(window: Window, factors: Factors, stored: Integers, weights: Array) -
         whole=float(whole.sum()),
         best=float(stored.least(weights)),
     )
-    return Measured({_way(factors): found, NEAR: tuple(far_from(codes, first, missed, whole))}, counts)
+    far = far_from(codes, first, decoded, weights, missed, whole)
+    return Measured({_way(factors): found, NEAR: tuple(far)}, counts)
 
 
 def _way(factors: Factors) -> str:
@@ -137,11 +138,11 @@ def _unlike(span: Span, bad: Array, at: Array, spec: Spec, told: str) -> Iterato
         yield Finding("not the base's weights", span.name, count, index, told)
 
 
-def settled(some: Iterable[Measured]) -> tuple[str, tuple[Finding, ...]]:
-    """Return how a layer with factors was made, from all its windows, and what is found in it."""
+def settled(some: Iterable[Measured], columns: int) -> tuple[str, tuple[Finding, ...]]:
+    """Return how a layer with factors was made, of so many inputs, from all its windows, and what is found in it."""
     measured = merge(some)
     way = next((way for way in measured.findings if way != NEAR), NEAR)
     found = measured.findings[way]
     if way == NEAR or sum(each.count for each in found) <= FEW * measured.counts.codes:
         return way, tuple(found)
-    return NEAR, tuple(measured.findings[NEAR])
+    return NEAR, told_apart(measured.findings[NEAR], measured.counts.codes // columns)

@@ -11,8 +11,21 @@ from types import MappingProxyType
 
 import numpy as np
 
-from requant.check.distance import beside_finite, far_from, infinite, lost, squares
-from requant.check.findings import CLEARLY, FAITHFUL, NEAR, ROUNDED, Counts, Finding, Kind, Measured, accuses, merge
+from requant.check.distance import beside_finite, far_from, infinite, lost, squares, told_apart
+from requant.check.findings import (
+    CLEARLY,
+    FAITHFUL,
+    FAR,
+    NEAR,
+    ROUNDED,
+    STRANGE,
+    Counts,
+    Finding,
+    Kind,
+    Measured,
+    accuses,
+    merge,
+)
 from requant.check.ranges import Ends, gives, greatest, siblings
 from requant.check.reader import Reader
 from requant.check.searches import TIES, Settled, Sought, needs_search, weighed
@@ -84,10 +97,12 @@ def recompute(
     if fits and not searched_alone and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
-        missed, whole = squares(held.codec.decode(stored, span.columns), weights)
+        decoded = held.codec.decode(stored, span.columns)
+        missed, whole = squares(decoded, weights)
         best = squares(held.codec.decode(reference, span.columns), weights)[0] if reference else missed
     known = beside_finite(held, weights)
-    far = far_from(named(span.name, held.codes), first, np.where(known, missed, 0), whole)
+    missed_there = np.where(known, missed, 0)
+    far = far_from(named(span.name, held.codes), first, decoded, weights, missed_there, whole)
     odd = (*infinite(span, weights, first),) if searched_alone else ()
     findings = {**({} if odd else findings), NEAR: (*far, *lost(span, held, stored, weights, first), *odd)}
     finite, least = (np.where(np.isfinite(each), each, whole).sum() for each in (missed, best))
@@ -177,9 +192,13 @@ def settle(
             ways = frozenset().union(*tried)
             some = [(window, recompute(window, checkpoint, base, ways=ways)) for window, _ in some]
         measured = merge(each for _, each in some)
+        measured = _judged(measured, sum(window.last - window.first for window, _ in some))
         way, found = _way(span, held, measured)
         if way != NEAR and measured.counts.missed > measured.counts.whole:
-            found = (*found, *measured.findings.get(NEAR, ()))  # a text said otherwise of what fits to the last bit
+            far = (
+                replace(each, kind=STRANGE) if each.kind == FAR else each for each in measured.findings.get(NEAR, ())
+            )
+            found = (*found, *far)  # a text said otherwise of what fits to the last bit
         windows = [each for each, _ in some]
         told = () if measured.counts.groups else joined[name]  # scales that tell ranges follow from what is stored
         if way == NEAR and whole and (its := _by_its_own(windows, held, sides[name], told, checkpoint, base)):
@@ -280,6 +299,13 @@ def _agreed(
         if all(each.findings.get(last) == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
+
+
+def _judged(measured: Measured, rows: int) -> Measured:
+    """Return what was measured of so many rows, told whether they are far from the base as no tool leaves them."""
+    if not (near := measured.findings.get(NEAR)):
+        return measured
+    return replace(measured, findings={**measured.findings, NEAR: told_apart(near, rows)})
 
 
 def _names(codec: Codec) -> list[str]:
