@@ -19,7 +19,7 @@ from tests.tiny import write_tiny
 
 from requant.check import check
 from requant.check.checked import Checked, Outcome
-from requant.check.findings import CONVERTED, EXTENDED, FAITHFUL, NEAR, TUNED, Kind
+from requant.check.findings import CONVERTED, EXTENDED, FAITHFUL, FAR, NEAR, STRANGE, TUNED, Kind
 from requant.check.reader import Files, Reader, open_reader
 from requant.check.side_files import Side, bind, canonical, compare
 from requant.checkpoint.checkpoint import write_checkpoint
@@ -445,6 +445,12 @@ def test_without_a_method_nothing_says_how_to_read_the_codes(pair: tuple[Path, P
     assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
 
 
+@pytest.mark.parametrize("method", [[], {}, ["gptq"], 5, True])
+def test_a_method_that_is_no_text_is_none_that_is_known(method: Any, pair: tuple[Path, Path]) -> None:
+    result = judged(pair, edited(pair, into(QUANTIZATION, "quant_method", value=method)))
+    assert (result.outcome, result.exit_status) == (Outcome.NOT_MODELLED, 3)
+
+
 def hiding(*path: str, junk: dict[str, Any]) -> Edit:
     """Edit what counts, beside keys that would make one value of an object."""
 
@@ -840,7 +846,7 @@ def test_codes_of_a_tool_whose_rounding_is_not_known_are_nearer_to_the_base_than
     assert single(tmp_path, made, base, AUTOROUND).exit_status == 1
     strange = np.random.default_rng(1).integers(0, 2**32, words.shape, np.uint32)
     other = {**tensors, "x.0.p.qweight": ("I32", [COLUMNS // 8, ROWS], strange.tobytes())}
-    assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, other, base, gptq_tool))
+    assert ("not the base's weights", "x.0.p.qweight") in found(single(tmp_path, other, base, gptq_tool))
 
 
 def shuffled(symmetric: bool) -> tuple[Tensors, Tensors]:
@@ -871,12 +877,14 @@ def test_groups_of_inputs_that_are_not_side_by_side_are_measured(symmetric: bool
     assert any(line.startswith("weights near the base: relative error 0.1") for line in result.text(9))
     weights = np.frombuffer(base["x.0.p.weight"][2], "<u2").reshape(ROWS, COLUMNS)
     swapped = {"x.0.p.weight": ("BF16", [ROWS, COLUMNS], weights[::-1].tobytes())}
-    assert ("not the base's weights", "x.0.p.scales") in found(single(tmp_path, tensors, swapped, told))
+    assert ("not the base's weights", "x.0.p.qweight") in found(single(tmp_path, tensors, swapped, told))
     dtype, shape, data = tensors["x.0.p.scales"]
-    scales = np.frombuffer(data, "<f2").copy()
-    scales[9] *= np.float16(4)
-    spoilt = single(tmp_path, {**tensors, "x.0.p.scales": (dtype, shape, scales.tobytes())}, base, told)
-    assert [(each.kind, each.count, each.index) for each in spoilt.findings] == [("not the base's weights", 1, (0, 9))]
+    for times, kind in ((4, FAR), (16, STRANGE)):
+        scales = np.frombuffer(data, "<f2").copy()
+        scales[9] *= np.float16(times)
+        spoilt = single(tmp_path, {**tensors, "x.0.p.scales": (dtype, shape, scales.tobytes())}, base, told)
+        (one,) = (each for each in (*spoilt.findings, *spoilt.notes) if each.tensor.startswith("x.0.p"))
+        assert (one.kind, one.index) == (kind, (9, 0)) and spoilt.exit_status == (1 if times == 16 else 3)
 
 
 def test_groups_that_are_no_groups_of_a_size_are_not_modelled(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from tests.searches import COLUMNS, KINDS, OPTIONS, ROWS, weights
 
 from requant.check import check
 from requant.check.checked import Checked
-from requant.check.findings import CLEARLY, NEAR, Counts, Finding, Measured
+from requant.check.findings import CLEARLY, FAR, NEAR, STRAY, Counts, Finding, Measured
 from requant.check.reader import open_reader
 from requant.check.searches import TIES, Sought, weighed
 from requant.formats import floats
 from requant.formats.codec import Array, Arrays, narrow
-from requant.formats.compressed_tensors import FLOATS, SCALE, SHAPE, ZERO, Packed, Plain, read
+from requant.formats.compressed_tensors import FLOATS, PACKED, SCALE, SHAPE, ZERO, Packed, Plain, read
 from requant.formats.observers import MOST, OLDEST, USUAL, Search, search_of
 from requant.rounding.compressed_tensors import MinMax
 from requant.rounding.intervals import possible
@@ -553,6 +553,30 @@ def test_a_base_that_has_no_number_somewhere_is_said_to(bad: float, kind: str, t
     told[-1, 0] = 0x7FC0
     found = checked(tmp_path / "damaged", kind, "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
     assert [(each.kind, each.index) for each in found.findings] == [("not the base's weights", (ROWS - height, 0))]
+
+
+def calibrated(seed: int) -> Array:
+    """Weights as a calibration of few bits moves them: they go with the base's, and zeros are nearer to these."""
+    wide = drawn("BF16", seed)
+    noise = np.random.default_rng(99 + seed).normal(0, 1.1, wide.shape).astype(np.float32)
+    return floats.rounded(wide + noise * np.sqrt((wide**2).mean(axis=1, keepdims=True)), "BF16")
+
+
+@pytest.mark.parametrize(("swapped", "outcome"), [(0, "not modelled"), (2, "not modelled"), (16, "violations")])
+def test_what_a_calibration_moved_is_the_base_s_and_other_outputs_are_not(
+    swapped: int, outcome: str, tmp_path: Path
+) -> None:
+    """GPTQ of 2 bits leaves stretches so, and of 4 bits where few tokens calibrated."""
+    layers = {name: made_by(MinMax(codec_of("int4")), calibrated(seed), "BF16") for seed, name in enumerate(LAYERS)}
+    order = np.arange(ROWS)
+    order[:swapped] = order[:swapped][::-1]
+    for suffix in (PACKED, SCALE):
+        layers[LAYERS[1]][suffix] = layers[LAYERS[1]][suffix][order]
+    found = checked(tmp_path, "int4", "BF16", layers)
+    assert found.outcome == outcome
+    assert {each.tensor for each in found.findings} == ({f"{LAYERS[1]}.{PACKED}"} if swapped == 16 else set())
+    assert f"{LAYERS[0]}.{PACKED}" in {each.tensor for each in found.notes if each.kind == FAR}
+    assert [each.index for each in found.notes if each.kind == STRAY] == ([(0, 0)] if swapped == 2 else [])
 
 
 @pytest.mark.parametrize(("searched", "outcome"), [(1, "violations"), (4, "not modelled")])

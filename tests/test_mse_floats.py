@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.searches import FILES, LINEARS, linears, weights
 
 from requant.check import check
 from requant.check.checked import Checked
-from requant.check.findings import CLEARLY, NEAR
+from requant.check.findings import CLEARLY, FAITHFUL, NEAR
 from requant.check.makers import made_again
 from requant.check.reader import open_reader
 from requant.check.searches import TIES
@@ -25,7 +26,7 @@ from requant.formats.observers import USUAL, Search
 from requant.rounding.compressed_tensors import MinMax, MinMaxMX, MinMaxNVFP4
 from requant.rounding.formulas import formulas
 from requant.rounding.intervals import E2M1, E2M3, E4M3, added, bounds, possible
-from requant.rounding.mse import CHOSEN
+from requant.rounding.mse import CHOSEN, MOST_AT_ONCE
 from requant.rounding.mse_floats import ChosenFloats, SearchedFloats
 from requant.rounding.mse_single import PARTED, OneScale, one_scale
 
@@ -33,6 +34,7 @@ FIXTURE = Path(__file__).parent / "fixtures/compressed_tensors/mse_files.npz"
 DOWN, UP, Q = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"
 STATED = Search(stated=True)
 Tensors = dict[str, Array]
+NONE: Mapping[str, Array] = MappingProxyType({})
 
 
 def real(name: str) -> tuple[dict[str, Any], Tensors]:
@@ -42,11 +44,13 @@ def real(name: str) -> tuple[dict[str, Any], Tensors]:
     return json.loads(tensors.pop("config").tobytes()), tensors
 
 
-def checked(folder: Path, dtype: str, config: Mapping[str, Any], tensors: Tensors) -> Checked:
-    """Check a file of a Qwen3's layers."""
+def checked(
+    folder: Path, dtype: str, config: Mapping[str, Any], tensors: Tensors, base: Mapping[str, Array] = NONE
+) -> Checked:
+    """Check a file of a Qwen3's layers, whose weights are those of `base` where it has them."""
     declaration = read(config)
     sides: dict[str, dict[str, Any]] = {"base": {}, "made": {}}
-    for layer, wide in linears().items():
+    for layer, wide in {**linears(), **base}.items():
         mine = {key: value for key, value in tensors.items() if key.startswith(f"{layer}.")}
         if not mine:
             continue
@@ -111,6 +115,34 @@ def test_one_number_that_is_off_is_named_and_no_other(
     flat[place] = flat[place] ^ 1 if tensor.endswith((PACKED, "weight")) else int(flat[place]) + by
     result = checked(tmp_path, name.partition(".")[0], config, tensors)
     assert (result.outcome, found_in(result)) == ("violations", [(tensor, 1, at)])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", FILES)
+def test_a_base_that_has_no_number_somewhere_is_said_to(name: str, bad: float, tmp_path: Path) -> None:
+    """No formula is left then, so that none is asked what it makes of the layer as a whole.
+
+    What is fused with it has its global scale from numbers that are not known.
+    """
+    wide = linears()[Q]
+    wide[3, 5] = bad
+    result = checked(tmp_path, name.partition(".")[0], *real(name), {Q: wide})
+    assert result.outcome == "not modelled" and not result.findings
+    said = {each.tensor: each.detail for each in result.unmodelled}
+    assert said.pop(Q).startswith(f"{bad} in the base's {Q}.weight")
+    fused = {Q.replace("q_proj", each) for each in ("k_proj", "v_proj")} if "nvfp4" in name else set()
+    assert said == dict.fromkeys(fused, FAITHFUL)
+
+
+@pytest.mark.parametrize("name", ["BF16.nvfp4", "F32.mxfp4"])
+def test_scales_that_leave_nothing_of_a_layer_are_named(name: str, tmp_path: Path) -> None:
+    """Zeros are no farther from the base than zeros are."""
+    config, tensors = real(name)
+    tensors[f"{UP}.{SCALE}"] = np.zeros_like(tensors[f"{UP}.{SCALE}"])
+    result = checked(tmp_path, name.partition(".")[0], config, tensors)
+    assert result.outcome == "violations"
+    kinds = {(each.kind, each.tensor, each.index) for each in result.findings}
+    assert ("scale out of reach", f"{UP}.{SCALE}", (0, 0)) in kinds
 
 
 def test_fused_layers_have_the_global_scale_of_all_of_them(tmp_path: Path) -> None:
@@ -286,3 +318,19 @@ def test_asymmetric_layers_with_one_scale_are_not_searched() -> None:
     assert one_scale(Plain("int-quantized", 8, False, Grid(None, None), symmetric=False)) is None
     assert one_scale(Plain("int-quantized", 8, False, Grid(1, None))) is None
     assert one_scale(NVFP4()) is None
+
+
+@pytest.mark.parametrize("codec", [NVFP4(), MX(4)])
+def test_a_row_of_so_many_ranges_that_they_do_not_fit_in_memory_is_not_searched(codec: NVFP4 | MX) -> None:
+    """One of a few MB, of which a configuration states 256 ranges, took gigabytes."""
+    (plain,) = (MinMaxNVFP4(codec),) if isinstance(codec, NVFP4) else (MinMaxMX(codec),)
+    search, width = replace(STATED, grid=256.0, steps=256, patience=256), codec.grid.steps(1, 32)[1]
+    wide = np.full((1, (MOST_AT_ONCE // 256 + 1) * width), np.float32(3))
+    wide[0, 0] = 100
+    stored = {GLOBAL: plain.whole(100.0, "BF16")[GLOBAL]} if isinstance(codec, NVFP4) else {}
+    stored |= plain.encode(wide, "BF16", stored)
+    choice = ChosenFloats(plain, search).choose(wide, "BF16", stored)
+    assert choice.groups == 0 and ChosenFloats(plain, search).greatest(wide, "BF16") == 0
+    np.testing.assert_array_equal(choice.tensors[SCALE], stored[SCALE])
+    some = wide[:, width:]
+    assert ChosenFloats(plain, search).choose(some, "BF16", {**stored, SCALE: stored[SCALE][:, 1:]}).groups > 0

@@ -123,7 +123,7 @@ class Scheme:
     @property
     def dtype(self) -> str:
         """The dtype that AutoRound's exports to GPTQ and AWQ state, as kernels want it; tensors are untouched."""
-        exported = self.layout == "awq" or self.value.get("quant_method") in TOOLS
+        exported = self.layout == "awq" or self.value.get("quant_method") in [*TOOLS]
         return "float16" if exported and not self.strange_tool else ""
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from requant.check.distance import distance, squares
+from requant.check.distance import distance, far_from, squares
 from requant.check.findings import (
     BINS,
     CONVERTED,
@@ -111,24 +111,24 @@ def _packed(window: Window, packing: Packing, checkpoint: Reader, base: Reader, 
     far, moved = (scratch.take(name, np.int32, *steps.shape) for name in ("far", "moved"))
     distances(seen.weights, seen.codes, seen.zeros, packing.top, steps, window.span.group, far, moved)
     zeros = seen.zero(packing.middle) if window.span.symmetric else []
-    sums = _missed(seen) if NEAR in window.ways else ()
     findings: dict[str, tuple[Finding, ...]] = {}
-    for way in window.ways:
+    for way in (each for each in window.ways if each != NEAR):
         if way in LAST and not all(any(map(accuses, each)) for each in findings.values()):
             continue
-        found = (*_zero_points(seen, way, zeros), *_findings(seen, way, far, bound, sums))
+        found = (*_zero_points(seen, way, zeros), *_findings(seen, way, far, bound))
         if way != EXTENDED or not any(map(accuses, found)):  # it would blame codes for a scale that is wrong
             findings[way] = found
     counts = _counts(seen, steps, far, moved)
-    if sums:
-        wide = as_floats(seen.weights)
-        missed, whole = squares(seen.integers.decode(), wide)
+    if NEAR in window.ways:
+        decoded, wide = seen.integers.decode(), as_floats(seen.weights)
+        missed, whole = squares(decoded, wide)
         best, _ = squares(seen.integers.nearest(wide), wide)
+        findings[NEAR] = (*far_from(f"{seen.span.name}.qweight", window.first, decoded, wide, missed, whole),)
         counts = Counts.total((counts, distance(window.first, missed, whole, best)))
     return Measured(findings, counts)
 
 
-def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Array, ...]) -> list[Finding]:
+def _findings(seen: Packed, way: str, far: Array, bound: Reach) -> list[Finding]:
     """Return what codes and scales say against a way in which a layer could have been made."""
     if way == TUNED:
         return _reach(seen, far, bound)
@@ -136,7 +136,7 @@ def _findings(seen: Packed, way: str, far: Array, bound: Reach, sums: tuple[Arra
         return _extended(seen, far, bound)
     if way == FAITHFUL:
         return _faithful(seen, far)
-    return _near(seen, *sums) if way == NEAR else _rounded(seen, way)
+    return _rounded(seen, way)
 
 
 def _zero_points(seen: Packed, way: str, wrong: list[Finding]) -> list[Finding]:
@@ -239,23 +239,6 @@ def _farther(seen: Packed, far: Array, kind: Kind, steps: float) -> list[Finding
         exact = np.clip(exact, *seen.clamped(groups, rows))
     bad = ~(np.abs(exact - codes) <= limit)
     return seen.reported(kind, rows, inputs, bad, (codes, exact, exact))
-
-
-def _near(seen: Packed, missed: Array, whole: Array) -> list[Finding]:
-    """Say whether each group's decoded weights are nearer to the base's than zeros are.
-
-    Tools that move the error of one code into those that follow, as GPTQ does, leave no bound for a single code.
-    """
-    return seen.scale("not the base's weights", ~(missed <= whole), ": decoded, farther from them than zeros are")
-
-
-def _missed(seen: Packed) -> tuple[Array, Array]:
-    """Return the sums of squares of decoded weights less the base's, and of the base's, float32 [groups, rows]."""
-    span = seen.span
-    wide = as_floats(seen.weights)
-    starts = np.arange(0, span.columns, span.group)
-    missed = np.add.reduceat((seen.integers.decode() - wide) ** 2, starts, axis=1).T
-    return missed, np.add.reduceat(wide**2, starts, axis=1).T
 
 
 def _counts(seen: Packed, steps: Array, far: Array, moved: Array) -> Counts:

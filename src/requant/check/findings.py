@@ -28,6 +28,8 @@ Kind = Literal[
     "stated by the base alone",
     "a range errs less",
     "a range clearly errs less",
+    "farther from the base than zeros",
+    "unrelated to the base",
 ]
 NOTES: tuple[Kind, ...] = (
     "zero points off by one",
@@ -36,6 +38,8 @@ NOTES: tuple[Kind, ...] = (
     "stated by the base alone",
     "a range errs less",
     "a range clearly errs less",
+    "farther from the base than zeros",
+    "unrelated to the base",
 )
 """Kinds that are named and accuse nobody."""
 COPIED, CONVERTED, TUNED = "the base's bytes", "the base's numbers in another dtype", "within reach"
@@ -49,6 +53,11 @@ ROUNDED: Kind = "not rounded to nearest"
 LESS: Kind = "a range errs less"
 CLEARLY: Kind = "a range clearly errs less"
 """By more than what another machine rounds otherwise."""
+FAR: Kind = "farther from the base than zeros"
+"""In some stretches of a layer, which a calibration may leave so."""
+STRAY: Kind = "unrelated to the base"
+"""In some outputs of a layer: in as many as no calibration leaves so, they are none of the base's."""
+STRANGE: Kind = "not the base's weights"
 OFF_BY_ONE: Kind = "zero points off by one"
 BINS = 64
 """Bins of a scale's share of the widest it could be, from 0 to 1; one more for what is above."""

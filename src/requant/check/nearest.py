@@ -61,7 +61,7 @@ def examine_nearest(window: Window, factors: Factors, checkpoint: Reader, base: 
     decoded = held.codec.decode(tensors(span, held, checkpoint, first, last), span.columns)
     missed, whole = squares(decoded, weights)
     counts = Counts(codes=weights.size, missed=float(np.where(np.isfinite(missed), missed, whole).sum()))
-    found = far_from(named(span.name, held.codes), first, missed, whole)
+    found = far_from(named(span.name, held.codes), first, decoded, weights, missed, whole)
     return Measured({NEAR: tuple(found)}, replace(counts, whole=float(whole.sum())))
 
 
@@ -80,7 +80,8 @@ def _codes(window: Window, factors: Factors, stored: Integers, weights: Array) -
         row, column = (int(each) for each in np.unravel_index(int(off.argmax()), off.shape))
         told = f"found {stored.codes[row, column]}, {away[row, column]:.2f} steps from the base's weight"
         found = (Finding(ROUNDED, codes, count, (first + row, column), told),)
-    missed, whole = squares(stored.decode(), weights)
+    decoded = stored.decode()
+    missed, whole = squares(decoded, weights)
     farthest = max(0.0, float(np.nan_to_num(away, nan=np.inf).max(initial=0)) - 0.5)
     counts = replace(
         distance(first, missed, whole, squares(stored.nearest(weights), weights)[0]),
@@ -88,7 +89,8 @@ def _codes(window: Window, factors: Factors, stored: Integers, weights: Array) -
         moved=count,
         farthest=farthest,
     )
-    return Measured({_way(factors): found, NEAR: tuple(far_from(codes, first, missed, whole))}, counts)
+    far = far_from(codes, first, decoded, weights, missed, whole)
+    return Measured({_way(factors): found, NEAR: tuple(far)}, counts)
 
 
 def _way(factors: Factors) -> str:

@@ -18,13 +18,14 @@ Ends = tuple[float, float]
 def greatest(counts: Mapping[str, Counts]) -> dict[str, list[Ends]]:
     """Return of each layer the greatest range of its own groups, and that of all layers it may be fused with.
 
-    Where it is not known what was taken, it may be any range.
+    Where it is not known what was taken, it may be any range. A layer that has no finite one is left out.
     """
     own = {name: (each.low, each.high or each.widest) for name, each in counts.items()}
     found = {}
     for name, ends in own.items():
         module, dot, last = name.rpartition(".")
         sides = {f"{module}{dot}{each}" for some in FUSED if last in some for each in some} & own.keys()
+        sides = {each for each in sides if np.isfinite(counts[each].widest)}
         all_of_them = max(own[each][0] for each in {name, *sides}), max(own[each][1] for each in {name, *sides})
         found[name] = [ends, all_of_them]
     return found

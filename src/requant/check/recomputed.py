@@ -12,7 +12,20 @@ from types import MappingProxyType
 import numpy as np
 
 from requant.check.distance import beside_finite, distance, far_from, infinite, lost, squares
-from requant.check.findings import CLEARLY, FAITHFUL, NEAR, ROUNDED, Counts, Finding, Kind, Measured, accuses, merge
+from requant.check.findings import (
+    CLEARLY,
+    FAITHFUL,
+    FAR,
+    NEAR,
+    ROUNDED,
+    STRANGE,
+    Counts,
+    Finding,
+    Kind,
+    Measured,
+    accuses,
+    merge,
+)
 from requant.check.ranges import Ends, gives, greatest, siblings
 from requant.check.reader import Reader
 from requant.check.searches import TIES, Settled, Sought, needs_search, weighed
@@ -77,6 +90,7 @@ def recompute(
         fits |= not findings[formula.name]
     needed = any(not part.every and part.sized for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
+    widest = np.inf if np.isnan(widest) else widest  # which is not known, and compares
     choice = choices[-1] if fits else min(choices[1:] or choices, key=lambda each: np.count_nonzero(each.worse))
     worse = int(np.count_nonzero(choice.worse))
     searched = Counts(groups=choice.groups, ties=choice.ties, worse=worse, low=choice.least, high=choice.most)
@@ -85,10 +99,12 @@ def recompute(
     if fits and not searched_alone and not any(part.decides for part in held.parts.values()):
         return Measured({**findings, NEAR: ()}, counts)
     with np.errstate(all="ignore"):
-        missed, whole = squares(held.codec.decode(stored, span.columns), weights)
+        decoded = held.codec.decode(stored, span.columns)
+        missed, whole = squares(decoded, weights)
         best = squares(held.codec.decode(reference, span.columns), weights)[0] if reference else missed
     known = beside_finite(held, weights)
-    far = far_from(named(span.name, held.codes), first, np.where(known, missed, 0), whole)
+    missed_there = np.where(known, missed, 0)
+    far = far_from(named(span.name, held.codes), first, decoded, weights, missed_there, whole)
     odd = (*infinite(span, weights, first),) if searched_alone else ()
     findings = {**({} if odd else findings), NEAR: (*far, *lost(span, held, stored, weights, first), *odd)}
     return Measured(findings, Counts.total((counts, distance(first, missed, whole, best))))
@@ -157,7 +173,8 @@ def settle(
 ) -> dict[str, tuple[str, tuple[Finding, ...]]]:
     """Return the way in which each layer was made, by its name, and what is found, from the windows of all layers.
 
-    What belongs to a layer as a whole can be held against it only where all of its windows were read.
+    What belongs to a layer as a whole can be held against it only where all of its windows were read, and where the
+    base has finite numbers in it and in those that it may be fused with.
     """
     totals = {name: Counts.total(each.counts for _, each in some) for name, some in results.items()}
     sides, joined = siblings({name: each.widest for name, each in totals.items()}), greatest(totals)
@@ -171,6 +188,7 @@ def settle(
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
+        whole &= np.isfinite(sides[name][0])
         tried = {frozenset(each.findings) for _, each in some}
         if len(tried) > 1:  # a window may fit a formula that others do not
             ways = frozenset().union(*tried)
@@ -178,7 +196,8 @@ def settle(
         measured = merge(each for _, each in some)
         way, found = _way(span, held, measured)
         if way != NEAR and measured.counts.missed > measured.counts.whole:
-            found = (*found, *measured.findings.get(NEAR, ()))  # a text said otherwise of what fits to the last bit
+            near = measured.findings.get(NEAR, ())  # a text said otherwise of what fits to the last bit
+            found = (*found, *(replace(each, kind=STRANGE) if each.kind == FAR else each for each in near))
         windows = [each for each, _ in some]
         told = joined[name] if held.codec in searching and not measured.counts.groups else ()
         if way == NEAR and whole and (its := _by_its_own(windows, held, sides[name], told, checkpoint, base)):
@@ -215,7 +234,7 @@ def settle(
     fitting = Counter(settled[name][0] for name, found in off.items() if not found)
     for name, faults in off.items():
         way, found = settled[name]
-        if faults and fitting[way] >= MOST * asked[way]:
+        if faults and fitting[way] >= MOST * asked[way] and np.isfinite(sides[name]).all():
             settled[name] = way, (*found, *faults)
         elif faults:
             settled[name] = (way if found else FAITHFUL), found
@@ -246,6 +265,7 @@ def givers(
         span = some[0][0].span
         held = Stored.of(span, checkpoint, base)
         whole = sum(window.last - window.first for window, _ in some) == span.last - span.first
+        whole &= np.isfinite(sides[name][0])
         found = merge(each for _, each in some).findings
         given[name] = {
             formula.name
@@ -280,7 +300,7 @@ def _agreed(
         alike = (name for name, way in ways.items() if needs_search(way) == needs_search(last))
         others = [name for name in alike if ways[name] != last]
         again = ((recompute(window, checkpoint, base, ways=[last]) for window, _ in results[name]) for name in others)
-        if all(each.findings[last] == () for some in again for each in some):
+        if all(each.findings.get(last) == () for some in again for each in some):
             agreed |= dict.fromkeys(others, (last, ()))
     return agreed
 
@@ -323,7 +343,7 @@ def _by_its_own(
                 made = (
                     recompute(window, checkpoint, base, ways=[formula.name], given=given) for window in (few, *windows)
                 )
-                if all(some.findings[formula.name] == () for some in made):
+                if all(some.findings.get(formula.name) == () for some in made):
                     return formula.name, each
     return None
 
@@ -353,7 +373,7 @@ def _searched(
     def fitting(other: Array) -> str | None:
         for formula in formulas(held.codec):
             made = (recompute(each, checkpoint, base, ways=[formula.name], given={SCALE: other}) for each in windows)
-            if all(not each.findings[formula.name] for each in made):
+            if all(each.findings.get(formula.name) == () for each in made):
                 return formula.name
         return None
 

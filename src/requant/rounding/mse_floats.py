@@ -19,10 +19,7 @@ from requant.formats.observers import OLDEST, Search
 from requant.rounding.compressed_tensors import EPSILON, MinMaxMX, MinMaxNVFP4, magnitudes, mx, nvfp4
 from requant.rounding.formula import Choice, Formula
 from requant.rounding.intervals import E2M1, E2M3, E4M3, added, bounds, possible, taken
-from requant.rounding.mse import CHOSEN, CLEARLY, NEARLY, SEARCHED
-
-AT_ONCE = 1 << 18
-"""Ranges of groups, at most, of which all is known at a time: some 20 MB."""
+from requant.rounding.mse import AT_ONCE, CHOSEN, CLEARLY, MOST_AT_ONCE, NEARLY, SEARCHED, Make
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,44 @@ class SearchedFloats:
 
     def encode(self, weights: Array, dtype: str, stored: Arrays) -> Arrays:
         """Return the tensors of some rows; of a group whose scale tells no range, those of the whole one."""
+        return self._by_rows(self._told, weights, dtype, stored).tensors
+
+    def _told(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
         scales = self.plain.scales(self._ranges(weights, dtype), dtype, stored)
         places = (scales == stored[SCALE].view(np.uint8)).argmax(axis=0)
-        return self.plain.tensors(weights, dtype, taken(scales, places), stored)
+        return Choice(self.plain.tensors(weights, dtype, taken(scales, places), stored))
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return the global scale, if there is one, of a layer the greatest of whose ranges is so wide."""
         return self.plain.whole(widest, dtype)
+
+    def _by_rows(self, make: Make, weights: Array, dtype: str, stored: Arrays) -> Choice:
+        """Return what is made of some rows, of so many at once that little memory is needed for all ranges of them."""
+        weights = np.ascontiguousarray(weights, np.float32)
+        if self._each(weights) > MOST_AT_ONCE:
+            return Choice(self.plain.encode(weights, dtype, stored))
+        made = []
+        for first, last in self._rows(weights):
+            some = {**stored, SCALE: stored[SCALE][first:last]} if SCALE in stored else stored
+            made.append(make(weights[first:last], dtype, some))
+        return Choice(
+            {suffix: np.concatenate([each.tensors[suffix] for each in made]) for suffix in made[0].tensors},
+            sum(each.groups for each in made),
+            sum(each.ties for each in made),
+            np.concatenate([each.worse for each in made]),
+            max(each.least for each in made),
+            max(each.most for each in made),
+        )
+
+    def _each(self, weights: Array) -> int:
+        """Return how many ranges one row has."""
+        return self.plain.codec.grid.shape(*weights.shape)[1] * self.search.steps
+
+    def _rows(self, weights: Array) -> Iterator[tuple[int, int]]:
+        """Yield the first and the last of so many rows that little memory is needed for all ranges of them."""
+        rows, step = len(weights), max(1, AT_ONCE // max(self._each(weights), 1))
+        for first in range(0, max(rows, 1), step):
+            yield first, min(first + step, rows)
 
     def _ranges(self, weights: Array, dtype: str) -> Array:
         """Return the greatest magnitude of each range, float32 [ranges, n, m]."""
@@ -71,35 +99,18 @@ class ChosenFloats(SearchedFloats):
 
         Where no scales are stored, the range is the first of those that may err least.
         """
-        weights = np.ascontiguousarray(weights, np.float32)
-        made = []
-        for first, last in self._rows(weights):
-            some = {**stored, SCALE: stored[SCALE][first:last]} if SCALE in stored else stored
-            made.append(self._chosen(weights[first:last], dtype, some))
-        return Choice(
-            {suffix: np.concatenate([each.tensors[suffix] for each in made]) for suffix in made[0].tensors},
-            sum(each.groups for each in made),
-            sum(each.ties for each in made),
-            np.concatenate([each.worse for each in made]),
-            max(each.least for each in made),
-            max(each.most for each in made),
-        )
+        return self._by_rows(self._chosen, weights, dtype, stored)
 
     def greatest(self, weights: Array, dtype: str) -> float:
         """Return the greatest of the ranges that err least, whatever is stored."""
         weights, found = np.ascontiguousarray(weights, np.float32), 0.0
+        if self._each(weights) > MOST_AT_ONCE:
+            return found
         for first, last in self._rows(weights):
             ranges = self._ranges(weights[first:last], dtype)
             least, _ = self._errors(weights[first:last], dtype, self._steps(ranges, dtype))
             found = max(found, float(taken(ranges, least.argmin(axis=0)).max(initial=0)))
         return found
-
-    def _rows(self, weights: Array) -> Iterator[tuple[int, int]]:
-        """Yield the first and the last of so many rows that little memory is needed for all ranges of them."""
-        rows, groups = len(weights), self.plain.codec.grid.shape(*weights.shape)[1]
-        step = max(1, AT_ONCE // (max(groups, 1) * self.search.steps))
-        for first in range(0, max(rows, 1), step):
-            yield first, min(first + step, rows)
 
     def _chosen(self, weights: Array, dtype: str, stored: Arrays) -> Choice:
         ranges = self._ranges(weights, dtype)
