@@ -550,6 +550,7 @@ def test_a_base_that_has_no_number_somewhere_is_said_to(bad: float, kind: str, t
     (said,) = found.unmodelled
     assert said.tensor == LAYERS[1]
     assert said.detail.startswith(f"{bad} in the base's {LAYERS[1]}.weight, for output 9 and input 40: ")
+    json.dumps(found.as_json(), allow_nan=False)
     told[-1, 0] = 0x7FC0
     found = checked(tmp_path / "damaged", kind, "BF16", layers, replaced={LAYERS[1]: wide}, observer="mse")
     assert [(each.kind, each.index) for each in found.findings] == [("not the base's weights", (ROWS - height, 0))]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from math import sqrt
+from math import isinf, sqrt
 from typing import Any, Self
 
 from requant.check.findings import (
@@ -218,11 +218,12 @@ def judge(
         findings += found
         layers[name] = UNKNOWN if any(map(accuses, found)) else way
         if whole.counts.codes:
-            counts[name] = whole.counts
+            known = replace(whole.counts, widest=0.0) if isinf(whole.counts.widest) else whole.counts  # as JSON can
+            counts[name] = known
             block, projection, _ = position(name)
             kind = {TUNED: "tuned", NEAR: "near", SMOOTHED: "near"}.get(way, "rounded")
             for key in (kind, projection):
-                counted.setdefault(block, {}).setdefault(key, []).append(whole.counts)
+                counted.setdefault(block, {}).setdefault(key, []).append(known)
     return (
         findings,
         layers,

@@ -39,11 +39,19 @@ def squares(decoded: Array, weights: Array) -> tuple[Array, Array]:
     return missed, whole
 
 
-def distance(first: int, missed: Array, whole: Array, best: Array) -> Counts:
-    """Return what such sums say of rows from `first` on, [rows, stretches]: `best` is what the nearest codes leave."""
-    finite, least = (np.where(np.isfinite(each), each, whole) for each in (missed, best))
+def distance(first: int, missed: Array, whole: Array, best: Array | None = None) -> Counts:
+    """Return what such sums say of rows from `first` on, [rows, stretches]: `best` is what the nearest codes leave.
+
+    Nothing is said of stretches in which the base has no finite numbers; codes that are none count as zeros.
+    """
+    known = np.isfinite(whole)
+    whole = np.where(known, whole, 0)
+    finite = np.where(known & np.isfinite(missed), missed, whole)
+    if best is None:
+        return Counts(missed=float(finite.sum()), whole=float(whole.sum()))
+    least = np.where(known & np.isfinite(best), best, whole)
     floor = np.maximum(least, whole * 2.0**-48)  # nothing is nearer than float32 tells numbers apart
-    ratios = np.divide(finite, floor, out=np.zeros_like(finite), where=np.isfinite(finite) & (floor > 0))
+    ratios = np.divide(finite, floor, out=np.zeros_like(finite), where=floor > 0)
     row, stretch = (int(each) for each in np.unravel_index(int(ratios.argmax()), ratios.shape))
     return Counts(
         missed=float(finite.sum()),

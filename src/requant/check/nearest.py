@@ -20,7 +20,6 @@ from requant.check.findings import (
     ROUNDED,
     SCALED,
     SMOOTHED,
-    Counts,
     Finding,
     Measured,
     merge,
@@ -60,9 +59,8 @@ def examine_nearest(window: Window, factors: Factors, checkpoint: Reader, base: 
     held = Stored.of(span, checkpoint, base)
     decoded = held.codec.decode(tensors(span, held, checkpoint, first, last), span.columns)
     missed, whole = squares(decoded, weights)
-    counts = Counts(codes=weights.size, missed=float(np.where(np.isfinite(missed), missed, whole).sum()))
     found = far_from(named(span.name, held.codes), first, decoded, weights, missed, whole)
-    return Measured({NEAR: tuple(found)}, replace(counts, whole=float(whole.sum())))
+    return Measured({NEAR: tuple(found)}, replace(distance(first, missed, whole), codes=weights.size))
 
 
 def _codes(window: Window, factors: Factors, stored: Integers, weights: Array) -> Measured:
