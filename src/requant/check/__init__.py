@@ -24,8 +24,8 @@ from requant.check.key_values import key_values
 from requant.check.layouts import settled as laid_out
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
-from requant.check.recomputed import settle
 from requant.check.scaled import adding, beside_unknown, scale
+from requant.check.settled import settle
 from requant.check.side_files import Side, bind
 from requant.check.spans import Span, Window, trace
 from requant.check.stored import Stored

@@ -18,8 +18,9 @@ from requant.check.examine import examine
 from requant.check.findings import Measured, accuses, merge
 from requant.check.nearest import settled as nearly
 from requant.check.reader import Reader
-from requant.check.recomputed import givers, recompute, settle
+from requant.check.recomputed import recompute
 from requant.check.searches import TIES, needs_search
+from requant.check.settled import givers, settle
 from requant.check.spans import Span, Window
 from requant.check.stored import Stored
 from requant.rounding import ways as rounding

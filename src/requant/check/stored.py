@@ -1,10 +1,11 @@
 """What a layer has in a checkpoint: its tensors by suffix, read by outputs, as its codec says that they lie."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from requant.check.findings import Finding
 from requant.check.reader import Reader
 from requant.check.spans import Span
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
@@ -91,3 +92,27 @@ def read_part(checkpoint: Reader, name: str, part: Part, rows: int, first: int, 
         return values.reshape(place.spec.shape)
     lined = shape and (part.lines > 1 or shape[0] == -(-rows // part.every))
     return values.reshape(-1, *(shape[1:] if lined else (part.share(rows),)))
+
+
+def shown(values: Array, at: int) -> str:
+    """Return an element as people read it: floats in digits, all else as it is stored."""
+    value = values.reshape(-1)[at]
+    return f"{float(value):.9g}" if values.dtype.kind == "f" else f"{int(value):#x}"
+
+
+def fixed(span: Span, held: Stored, checkpoint: Reader) -> Iterator[Finding]:
+    """Yield the tensors that do not say what the shape of the weight gives."""
+    rows = span.last - span.first
+    for suffix, part in held.parts.items():
+        if part.accepts:
+            text = read_part(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
+            if not part.accepts(text):
+                yield Finding("declared otherwise", named(span.name, suffix), detail="it cannot be this weight's")
+        if (wanted := part.holds) is None:
+            continue
+        found = read_part(checkpoint, named(span.name, suffix), replace(part, every=0), rows, 0, rows)
+        if found.tobytes() != np.ascontiguousarray(wanted, found.dtype).tobytes():
+            apart = found.reshape(-1) != np.ascontiguousarray(wanted, found.dtype).reshape(-1)
+            index = tuple(int(each) for each in np.unravel_index(int(apart.argmax()), found.shape))
+            detail = f"{shown(found, int(apart.argmax()))}, expected {shown(wanted, int(apart.argmax()))}"
+            yield Finding("declared otherwise", named(span.name, suffix), int(np.count_nonzero(apart)), index, detail)

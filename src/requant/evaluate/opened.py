@@ -18,10 +18,9 @@ import numpy as np
 from requant.check import side_of, traced_spans
 from requant.check.declared import Scheme, read_scheme
 from requant.check.reader import Reader
-from requant.check.recomputed import fixed
 from requant.check.side_files import CONFIG
 from requant.check.spans import Span, Window
-from requant.check.stored import Stored
+from requant.check.stored import Stored, fixed
 from requant.checkpoint.checkpoint import INDEX, Held, Tensor, header_of, index
 from requant.checkpoint.safetensors import ITEM_BITS, Spec
 from requant.errors import CheckpointError, NotModelledError
