@@ -34,8 +34,8 @@ LAYERS = [f"model.layers.{number}.mlp.up_proj" for number in range(4)]
 
 STATED = replace(USUAL, stated=True)
 WHOLE = replace(STATED, steps=1)
-SLOW = replace(STATED, steps=40, patience=9)
-WIDE = replace(STATED, grid=200.0, steps=111, patience=MOST, expand=1.8)
+SLOW = replace(STATED, steps=40, patience=9, hundredths=40)
+WIDE = replace(STATED, grid=200.0, steps=111, patience=MOST, expand=1.8, hundredths=55)
 
 
 def declared(kind: str, **observer: Any) -> dict[str, Any]:
@@ -135,15 +135,16 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.4, "patience": 9}}, SLOW),
         ({"observer": "mse", "observer_kwargs": {"expand": 1.8}}, replace(STATED, expand=1.8)),
         ({"observer": "nvfp4_expanded_mse"}, WIDE),
-        ({"observer": "fouroversix", "observer_kwargs": {"maxshrink": 0.01}}, replace(WIDE, steps=2)),
+        ({"observer": "fouroversix", "observer_kwargs": {"maxshrink": 0.01}}, replace(WIDE, steps=2, hundredths=1)),
         ({"observer": ["mse"]}, USUAL),
         ({"observer": "mse", "observer_kwargs": {"norm": 1, "patience": 1.5}}, replace(STATED, norm=1.0, patience=2)),
         ({"observer": "mse", "observer_kwargs": {"patience": -3}}, replace(STATED, patience=1)),
         ({"observer": "mse", "observer_kwargs": {"patience": 10**400}}, replace(STATED, patience=MOST)),
-        ({"observer": "mse", "observer_kwargs": {"maxshrink": 1}}, replace(STATED, steps=100)),
-        ({"observer": "mse", "observer_kwargs": {"maxshrink": -1}}, WHOLE),
-        ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.001}}, WHOLE),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": 1}}, replace(STATED, steps=100, hundredths=100)),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": -1}}, replace(WHOLE, hundredths=1)),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.001}}, replace(WHOLE, hundredths=1)),
         ({"observer": "mse", "observer_kwargs": {"grid": 0}}, WHOLE),
+        ({"observer": "mse", "observer_kwargs": {"grid": 0, "maxshrink": 10**400}}, replace(WHOLE, hundredths=100)),
         ({"observer": "mse", "observer_kwargs": {"norm": float("nan")}}, WHOLE),
     ],
 )  # fmt: skip
@@ -446,6 +447,8 @@ def test_what_the_oldest_release_took_is_exact_whatever_is_stated(said: dict[str
         ({"norm": 2.0}, USUAL, "0.6"),
         ({"norm": 3.0, "maxshrink": 0.3}, replace(USUAL, steps=30), "0.6"),
         ({"grid": 50.0, "patience": 9}, replace(USUAL, patience=9), "0.6"),
+        ({"grid": 10, "maxshrink": 0.05}, replace(USUAL, steps=5), "0.6"),  # of a grid of 10 that is none
+        ({"norm": 0}, USUAL, "0.6"),
         ({"norm": 2.0, "expand": 1.5}, replace(USUAL, norm=2.0), "0.13"),
     ],
 )

@@ -35,7 +35,7 @@ class Search:
 
     The whole one is `expand` times what the weights span. It is `stated` if a configuration says that there was a
     search; `strange` says why what it states is not modelled. `release` is that of llm-compressor, where the search is
-    not that of all of them.
+    not that of all of them. `hundredths` are the ranges that 0.6 tries, whose grid is always 100.
     """
 
     norm: float = 2.4
@@ -46,6 +46,7 @@ class Search:
     expand: float = 1.0
     strange: str = ""
     release: str = ""
+    hundredths: int = 20
 
     @property
     def shares(self) -> tuple[np.float32, ...]:
@@ -59,11 +60,10 @@ class Search:
         if self.strange:
             return (oldest,)
         whole = replace(self, expand=1.0, release="0.13")
-        fixed = replace(whole, norm=USUAL.norm, grid=USUAL.grid, release="0.6")
+        fixed = replace(whole, norm=USUAL.norm, grid=USUAL.grid, steps=self.hundredths, release="0.6")
         found = [whole] if self.expand != 1 else []
-        if (self.norm, self.grid) != (USUAL.norm, USUAL.grid):
-            steps = max(1, int(self.steps * USUAL.grid / self.grid + 0.5))
-            found += [replace(fixed, steps=min(steps, MOST))]
+        if (self.norm, self.grid, self.steps) != (fixed.norm, fixed.grid, fixed.steps):
+            found += [fixed]
         return (*found, oldest)
 
 
@@ -109,9 +109,10 @@ def _read(said: Any, numbers: Mapping[str, float]) -> Search:
         raise ValueError(f"maxshrink {shrink:.9g} and grid {grid:.9g}, which try no ranges between nothing and all")
     if not 1 <= expand <= WIDEST:
         raise ValueError(f"expand {expand:.9g}; from 1 to {WIDEST:g} are modelled")
+    waited = MOST if not patience < MOST else max(1, math.ceil(patience))
+    hundredths = max(1, int(min(shrink, 1) * USUAL.grid))
     if steps <= 0 or norm == 0 or math.isnan(norm):  # then nothing errs less than the whole range
-        return Search(steps=1, stated=True, expand=expand)
+        return Search(steps=1, patience=waited, stated=True, expand=expand, hundredths=hundredths)
     if not POWERS[0] <= norm <= POWERS[1]:
         raise ValueError(f"norm {norm:.9g}; powers from {POWERS[0]:g} to {POWERS[1]:g} are modelled")
-    waited = MOST if not patience < MOST else max(1, math.ceil(patience))
-    return Search(norm, float(grid), steps, waited, stated=True, expand=expand)
+    return Search(norm, float(grid), steps, waited, stated=True, expand=expand, hundredths=hundredths)
