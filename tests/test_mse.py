@@ -142,6 +142,7 @@ def test_a_power_of_float32_is_what_its_table_and_the_series_make_of_it() -> Non
         ({"observer": "mse", "observer_kwargs": {"patience": 10**400}}, replace(STATED, patience=MOST)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 1}}, replace(STATED, steps=100, hundredths=100)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": -1}}, replace(WHOLE, hundredths=1)),
+        ({"observer": "mse", "observer_kwargs": {"maxshrink": -1e308, "grid": 1}}, replace(WHOLE, hundredths=1)),
         ({"observer": "mse", "observer_kwargs": {"maxshrink": 0.001}}, replace(WHOLE, hundredths=1)),
         ({"observer": "mse", "observer_kwargs": {"grid": 0}}, WHOLE),
         ({"observer": "mse", "observer_kwargs": {"grid": 0, "maxshrink": 10**400}}, replace(WHOLE, hundredths=100)),

@@ -110,7 +110,7 @@ def _read(said: Any, numbers: Mapping[str, float]) -> Search:
     if not 1 <= expand <= WIDEST:
         raise ValueError(f"expand {expand:.9g}; from 1 to {WIDEST:g} are modelled")
     waited = MOST if not patience < MOST else max(1, math.ceil(patience))
-    hundredths = max(1, int(min(shrink, 1) * USUAL.grid))
+    hundredths = max(1, int(min(max(shrink, 0), 1) * USUAL.grid))
     if steps <= 0 or norm == 0 or math.isnan(norm):  # then nothing errs less than the whole range
         return Search(steps=1, patience=waited, stated=True, expand=expand, hundredths=hundredths)
     if not POWERS[0] <= norm <= POWERS[1]:
