@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.checkpoints import shard
-from tests.searches import FILES, LINEARS, linears, weights
+from tests.searches import FILES, INNER, LINEARS, linears, weights
 
 from requant.check import check
 from requant.check.checked import Checked
@@ -229,6 +229,26 @@ def test_scales_that_follow_from_no_search_are_not_within_reach_of_one_that_nobo
         group["weights"].pop("observer")
     result = checked(tmp_path, "F32", config, tensors)
     assert result.outcome == "not modelled" and set(result.layers.values()) == {NEAR}
+
+
+def test_ranges_of_rows_that_min_max_gives_too_count_for_the_global_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first window all of a group is 0 or 1, so that the whole range errs by nothing, and min-max fits."""
+    config, tensors = real("BF16.nvfp4")
+    for group in config["config_groups"].values():
+        group["weights"].pop("observer")
+    wide = linears()
+    wide[DOWN][:32] = np.arange(INNER) % 2
+    formula = ChosenFloats(MinMaxNVFP4(NVFP4()), STATED)
+    whole = formula.whole(formula.greatest(wide[DOWN], "BF16"), "BF16")
+    assert formula.greatest(wide[DOWN][32:], "BF16") < 1 == formula.greatest(wide[DOWN][:32], "BF16")
+    for suffix, value in {**whole, **formula.encode(wide[DOWN], "BF16", whole)}.items():
+        tensors[f"{DOWN}.{suffix}"] = value
+    monkeypatch.setattr("tests.test_mse_floats.linears", lambda: wide)
+    monkeypatch.setattr("requant.check.CODED", 32 * INNER)
+    result = checked(tmp_path, "BF16", config, tensors)
+    assert result.outcome == "clean" and result.layers[DOWN].startswith(CHOSEN)
 
 
 @pytest.mark.parametrize("codec", [NVFP4(), MX(4)])

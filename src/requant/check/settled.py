@@ -73,6 +73,7 @@ def settle(
     What belongs to a layer as a whole can be held against it only where all of its windows were read, and where the
     base has finite numbers in it and in those that it may be fused with.
     """
+    results = {name: _alike(some, checkpoint, base) for name, some in results.items()}
     totals = {name: Counts.total(each.counts for _, each in some) for name, some in results.items()}
     sides, joined = siblings({name: each.widest for name, each in totals.items()}), greatest(totals)
     searching = {some[0][0].span.codec for some in results.values() if any(_is_chosen(each) for _, each in some)}
@@ -95,6 +96,20 @@ def settle(
     }
 
 
+def _alike(
+    some: Sequence[tuple[Window, Measured]], checkpoint: Reader, base: Reader
+) -> Sequence[tuple[Window, Measured]]:
+    """Return the windows of a layer with the same formulas tried on each: one may fit a formula that others do not.
+
+    The ranges of a layer are known only then, for a formula that does not search says nothing of them.
+    """
+    tried = {frozenset(each.findings) for _, each in some}
+    if len(tried) == 1:
+        return some
+    ways = frozenset().union(*tried)
+    return [(window, recompute(window, checkpoint, base, ways=ways)) for window, _ in some]
+
+
 def _by_itself(
     some: Sequence[tuple[Window, Measured]],
     sides: Sequence[float],
@@ -112,10 +127,6 @@ def _by_itself(
     windows, span = [each for each, _ in some], some[0][0].span
     held = Stored.of(span, checkpoint, base)
     whole = sum(each.last - each.first for each in windows) == span.last - span.first and np.isfinite(sides[0])
-    tried = {frozenset(each.findings) for _, each in some}
-    if len(tried) > 1:  # a window may fit a formula that others do not
-        ways = frozenset().union(*tried)
-        some = [(window, recompute(window, checkpoint, base, ways=ways)) for window in windows]
     measured = merge(each for _, each in some)
     way, found = _way(span, held, measured)
     if way != NEAR and measured.counts.missed > measured.counts.whole:
