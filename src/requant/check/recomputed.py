@@ -58,24 +58,24 @@ def recompute(
     fits, reference, choices = False, None, [Choice({})]
     every = every or bool(ways)
     forms = [each for each in formulas(held.codec) if not ways or each.name in ways]
-    loose = any(each.name.startswith(SEARCHED) for each in forms)
     for formula in forms:
         if fits and not every:
             break
-        first_choice = loose and isinstance(formula, Choosing) and len(choices) == 1  # what is said of it depends on it
+        choosing = formula if isinstance(formula, Choosing) else None
+        first_choice = choosing and len(choices) == 1 and any(each.name.startswith(SEARCHED) for each in forms)
         if findings and not (every or first_choice) and _differs(formula, held, weights, stored):
-            continue
-        if isinstance(formula, Choosing):
-            choices.append(formula.choose(weights, held.dtype, stored))
+            continue  # but for a first choice, on which it depends what is said of ranges
+        if choosing:
+            choices.append(choosing.choose(weights, held.dtype, stored))
             made = choices[-1].tensors
         else:
             made = formula.encode(weights, held.dtype, stored)
         findings[formula.name] = tuple(_differences(span, held, made, stored, first))
-        if isinstance(formula, Choosing) and findings[formula.name]:
+        if choosing and findings[formula.name]:
             findings[formula.name] += tuple(_worse(span, held, choices[-1], stored, first))
         reference = reference or {**stored, **made}
         fits |= not findings[formula.name]
-    needed = any(not part.every and part.sized for part in held.parts.values())
+    needed = any(not part.every and part.sized and part.holds is None for part in held.parts.values())
     widest = max(float(weights.max(initial=0)), -float(weights.min(initial=0))) if needed else 0.0
     widest = np.inf if np.isnan(widest) else widest  # which is not known, and compares
     choice = choices[-1] if fits else min(choices[1:] or choices, key=lambda each: np.count_nonzero(each.worse))

@@ -108,7 +108,10 @@ class Integers:
 
 
 class Codec(Protocol):
-    """How a layer is stored."""
+    """How a layer is stored: layers whose codecs are equal are stored alike."""
+
+    def __hash__(self) -> int:
+        """Return one number for all that are equal."""
 
     @property
     def name(self) -> str:
@@ -131,7 +134,8 @@ class Codec(Protocol):
 def widen(bits: Array, dtype: str) -> npt.NDArray[np.float32]:
     """Return the numbers of a dtype, BF16 as uint16, F16 as uint16 or float16, or F32, as float32: exactly."""
     if dtype == "BF16":
-        return (bits.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide: Array = np.left_shift(bits.view(np.uint16), np.uint32(16), dtype=np.uint32)  # in one pass
+        return wide.view(np.float32)
     return np.asarray(bits.view({"F16": np.float16, "F32": np.float32}[dtype]), np.float32)
 
 

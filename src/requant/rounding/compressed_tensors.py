@@ -22,7 +22,7 @@ from requant.formats.codec import Array, Arrays, narrow
 from requant.formats.compressed_tensors import GLOBAL, MX, NVFP4, PACKED, SCALE, ZERO, Packed, Plain
 from requant.formats.grid import Grid
 from requant.rounding.formula import Formula
-from requant.rounding.quotients import PLACES, e2m1, e2m3, e4m3, ends, integers, widest
+from requant.rounding.quotients import PLACES, e2m1, e2m3, e4m3, ends, integers, joined, widest
 
 EPSILON = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
 """What a scale of 0 becomes, by dtype (`torch.finfo(dtype).eps`); of FP8's scales with FP4 it is 0.125."""
@@ -71,7 +71,10 @@ class MinMax:
         half = 1 << codec.bits - 1
         ends_ = (np.float32(-half), np.float32(half - 1), np.int32(half if isinstance(codec, Packed) else 0))
         integers(weights, scales, zeros, *steps, places, *ends_, codes)
-        return {PACKED: codec.pack(codes)} if isinstance(codec, Packed) else {"weight": codes.view(np.int8)}
+        if not isinstance(codec, Packed):
+            return {"weight": codes.view(np.int8)}
+        whole = codec.bits == 4 and weights.shape[1] % 8 == 0
+        return {PACKED: joined(codes).view(np.int32) if whole else codec.pack(codes)}
 
     def _tensors(self, weights: Array, dtype: str, scales: Array, zeros: Array) -> Arrays:
         """Return codes, scales and zero points as they are stored."""
@@ -252,7 +255,7 @@ def magnitudes(weights: Array, grid: Grid) -> Array:
 def _fp4(weights: Array, scales: Array, grid: Grid, dtype: str) -> Array:
     codes = np.empty(weights.shape, np.uint8)
     e2m1(np.ascontiguousarray(weights, np.float32), scales, *grid.steps(*weights.shape), PLACES[dtype], False, codes)
-    return floats.bytes_of(codes)
+    return joined(codes)
 
 
 def _fp6(weights: Array, scales: Array, grid: Grid, dtype: str, signed: bool) -> Array:

@@ -1,6 +1,7 @@
 """The formulas by which layers of a codec can have been made."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from requant.formats.bitsandbytes import FourBit, Int8
@@ -33,6 +34,7 @@ FORMULAS: Mapping[type[Codec], Callable[[Any], Sequence[Formula]]] = {
 """By the class of the codec: what returns the formulas of one, the likeliest first."""
 
 
+@lru_cache(64)
 def formulas(codec: Codec) -> Sequence[Formula]:
     """Return the formulas that are known to have made such layers; none where none can be recomputed."""
     known = FORMULAS.get(type(codec))
