@@ -26,14 +26,19 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self.buffers: dict[str, Array] = {}
+        self.taken: dict[tuple[Any, ...], Array] = {}
 
     def take(self, name: str, dtype: Any, *shape: int) -> Array:
         """Return an array of undefined content."""
+        if (taken := self.taken.get((name, dtype, shape))) is not None:
+            return taken
         size = prod(shape) * np.dtype(dtype).itemsize
         if name not in self.buffers or self.buffers[name].size < size:
             self.buffers[name] = np.empty(size, np.uint8)
-        taken: Array = self.buffers[name][:size].view(dtype).reshape(shape)
-        return taken
+            self.taken = {key: each for key, each in self.taken.items() if key[0] != name}
+        made: Array = self.buffers[name][:size].view(dtype).reshape(shape)
+        self.taken[name, dtype, shape] = made
+        return made
 
 
 scratch = Scratch()
