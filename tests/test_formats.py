@@ -16,7 +16,7 @@ from tests.formats import COLUMNS, CONFIGS, DOCS, LAYERS, ROWS, TRIED, WHERE, ma
 from tests.hub import running
 
 from requant.check import check
-from requant.check.checked import Checked, Outcome
+from requant.check.checked import UNKNOWN, Checked, Outcome
 from requant.check.findings import NEAR
 from requant.check.reader import open_reader
 from requant.check.searches import TIES
@@ -155,6 +155,19 @@ def test_what_no_formula_makes_is_said_where_it_is_farthest(name: str, tmp_path:
     (times, *healthy), (more, *place) = one.counts[WHERE].worst, two.counts[WHERE].worst
     assert healthy != [100, 128] == place and 1 < times < more
     assert f"farthest: {WHERE}, output 100, inputs from 128 on: {more:.2f} times" in two.text(9)
+
+
+@pytest.mark.parametrize("name", ["int4, groups", "FP8, channels"])
+def test_a_file_of_which_no_layer_is_the_base_s_is_told_like_any_other(name: str, tmp_path: Path) -> None:
+    (codec, (formula, *_)), chance = made_by(CONFIGS[name]), np.random.default_rng(3)
+    made = tensors(codec, formula, "BF16")
+    for layer in LAYERS:
+        tensor = f"{layer}.{PACKED if name == 'int4, groups' else 'weight'}"
+        dtype, shape, data = made[tensor]
+        made[tensor] = (dtype, shape, chance.permutation(np.frombuffer(data, np.uint8)).tobytes())
+    found = checked(tmp_path, CONFIGS[name], made, "BF16")
+    assert found.outcome == Outcome.VIOLATIONS and {*found.layers.values()} == {UNKNOWN}
+    assert sum(line.startswith("farthest: model.layers.") for line in found.text(9)) == 1
 
 
 def damaged(codec: Codec, formula: Formula) -> Iterator[tuple[str, Tensors, set[str]]]:

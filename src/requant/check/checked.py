@@ -149,9 +149,9 @@ class Checked:
             error = sqrt(near.missed / near.whole)
             share = f", {sqrt(near.missed / near.best):.2f} times what rounding to nearest leaves" if near.best else ""
             lines.append(f"weights near the base: relative error {error:.3f}, the root of the mean square{share}")
-            those = (name for name, way in self.layers.items() if way in (NEAR, SMOOTHED) and name in self.counts)
-            times, output, first, layer = max((*self.counts[each].worst, each) for each in those)
+            times, output, first = near.worst
             if times:
+                layer = next(name for name, each in self.counts.items() if each.worst == near.worst)
                 lines.append(f"farthest: {layer}, output {output:,}, inputs from {first:,} on: {times:.2f} times")
         chosen = Counts.total(each for name, each in self.counts.items() if self.layers[name].startswith(CHOSEN))
         if chosen.groups:
