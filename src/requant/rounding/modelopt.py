@@ -12,7 +12,7 @@ from requant.formats import floats
 from requant.formats.codec import Array, Arrays
 from requant.formats.modelopt import SCALE, WHOLE, ModelOptFP8, ModelOptNVFP4
 from requant.rounding.formula import Formula
-from requant.rounding.quotients import PLACES, e2m1, e4m3, widest
+from requant.rounding.quotients import PLACES, e2m1, e4m3, joined, widest
 
 _LEAST = np.float32(2.0**-9)
 """The least scale of a group: the least number of F8_E4M3."""
@@ -73,7 +73,7 @@ class MaxNVFP4:
             exact = np.where(exact == 0, np.float32(1), np.maximum(exact, _LEAST))
             e4m3(exact, np.ones((1, 1), np.float32), len(exact) or 1, exact.shape[1] or 1, 0, True, False, scales)
             e2m1(wide, floats.E4M3[scales] * whole, *steps, 0, False, codes)
-        return {"weight": floats.bytes_of(codes), SCALE: scales}
+        return {"weight": joined(codes), SCALE: scales}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return the scale that the layer alone would have."""

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from requant.formats.codec import Array, Arrays, converted
-from requant.formats.floats import bytes_of
 from requant.formats.mxfp4 import GROUP, GptOssMXFP4
 from requant.rounding.formula import Formula
 from requant.rounding.levels import reached
-from requant.rounding.quotients import greatest
+from requant.rounding.quotients import greatest, joined
 
 F32 = np.float32
 GREATEST = F32(6)
@@ -60,7 +59,7 @@ class Mxfp4Rounding:
             scale = bits.view(F32)
             codes = e2m1(grouped, np.where(scale == 0, F32(0), F32(1) / scale), even=self.even)
         return {
-            "_blocks": bytes_of(codes).reshape(-1),
+            "_blocks": joined(codes).reshape(-1),
             "_scales": (bits >> np.uint32(23)).astype(np.uint8),
         }
 
@@ -85,7 +84,7 @@ class Mxfp4ModelOpt:
             factors, codes = np.ldexp(F32(1), -powers), np.empty(grouped.shape, np.uint8)
             reached(grouped, factors, DOWN.view(np.int32), codes)
             codes |= np.where(grouped * factors[:, None] == 0, np.uint8(8), np.uint8(0))
-        return {"_blocks": bytes_of(codes).reshape(-1), "_scales": (powers + 127).astype(np.uint8)}
+        return {"_blocks": joined(codes).reshape(-1), "_scales": (powers + 127).astype(np.uint8)}
 
     def whole(self, widest: float, dtype: str) -> Arrays:
         """Return nothing: both tensors follow from rows."""
